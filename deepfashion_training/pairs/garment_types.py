@@ -49,3 +49,18 @@ def parse_cloth_types(names: str | Iterable[str]) -> tuple[int, ...]:
     if not chosen:
         raise ValueError(f"no garment type named: choose from {', '.join(numbers)}")
     return tuple(sorted(chosen))
+
+
+def parse_cloth_type(value: object) -> int:
+    """Number of the garment type that a dataset cell holds: 1, 2, 3, the same as floats, or a type name.
+
+    Raises ``ValueError`` that names anything else, booleans and missing values included.
+    """
+    if isinstance(value, str):
+        for number, name in TYPE_NAMES.items():
+            if value.strip().lower() == name:
+                return number
+    elif isinstance(value, (int, float)) and not isinstance(value, bool) and value in TYPE_NAMES:
+        return int(value)
+    known = ", ".join(f"{number} ({name})" for number, name in TYPE_NAMES.items())
+    raise ValueError(f"unknown garment type {value!r}: use {known}")

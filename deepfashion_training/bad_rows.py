@@ -1,0 +1,66 @@
+"""The ledger of unreadable rows, shared by the processes that read a dataset."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+import weakref
+from pathlib import Path
+from typing import Any
+
+#: Longest reason that is kept: an entry has to fit into one small write.
+_LONGEST_REASON = 400
+
+
+class TooManyBadRowsError(ValueError):
+    """More rows are unreadable than ``max_bad_rows`` allows. The message is one line."""
+
+
+class BadRowLedger:
+    """Rows that could not be used and why, written by any process, read by all.
+
+    A JSON-lines file in a temporary directory. Each entry is a single write to a file opened for appending, so
+    entries of several ``DataLoader`` workers do not mix. Pickled copies write to the same file; only the process
+    that made the ledger removes it, when the ledger is collected or the process ends. A copy that outlives it
+    starts an empty ledger of its own.
+    """
+
+    def __init__(self) -> None:
+        folder = tempfile.mkdtemp(prefix="bad_rows_")
+        self._file = Path(folder, "bad_rows.jsonl")
+        weakref.finalize(self, _remove, folder, os.getpid())
+
+    def record(self, row: int, reason: str, substitute: int | None) -> None:
+        """Note that ``row`` was unusable for ``reason`` and that ``substitute``, if any, is read in its place."""
+        entry = {"row": row, "reason": reason[:_LONGEST_REASON], "substitute": substitute}
+        handle = os.open(self._file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        try:
+            os.write(handle, (json.dumps(entry) + "\n").encode())
+        finally:
+            os.close(handle)
+
+    def entries(self) -> list[dict[str, Any]]:
+        """One entry per row in ascending order, whichever process met it and however often."""
+        if not self._file.exists():
+            return []
+        by_row: dict[int, dict[str, Any]] = {}
+        for line in self._file.read_text(encoding="utf-8").splitlines():
+            entry = json.loads(line)
+            by_row.setdefault(entry["row"], entry)
+        return [by_row[row] for row in sorted(by_row)]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"file": str(self._file)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._file = Path(state["file"])
+        if not self._file.parent.is_dir():
+            self.__init__()  # type: ignore[misc]
+
+
+def _remove(folder: str, owner: int) -> None:
+    # A forked worker holds a copy of the ledger, and must not take the file away from the others.
+    if os.getpid() == owner:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,353 @@
+"""DeepFashionDataset: documented garment/person rows to the sample dict that upstream scripts read."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import operator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import datasets
+from PIL import Image
+from torch.utils.data import Dataset
+
+from deepfashion_training.bad_rows import BadRowLedger, TooManyBadRowsError
+from deepfashion_training.documented_rows import DocumentedRows
+from deepfashion_training.pairs import sampling
+from deepfashion_training.pairs.garment_types import TYPE_NAMES
+from deepfashion_training.pairs.layout import RESIZE_MODES, ResizeMode, pair_tensors
+from deepfashion_training.pairs.pictures import PictureError
+from deepfashion_training.pairs.schema import check_documented
+from deepfashion_training.sources import open_splits
+
+__all__ = ["DatasetOptions", "DeepFashionDataset", "TooManyBadRowsError"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class DatasetOptions:
+    """What a ``DeepFashionDataset`` needs to know beyond the five arguments that upstream scripts pass.
+
+    Raises ``ValueError`` for a value out of range.
+    """
+
+    train_split: str = "train"
+    validation_split: str = "validation"
+    validation_fraction: float = 0.05
+    """Share of the groups (people, else rows) held out of the train split where the data has no validation split."""
+    split_seed: int = 0
+    """Decides the derived split, the subsets below and unpaired partners."""
+    max_train_samples: int | None = None
+    """Use this many rows, of all garment types in proportion and at least one of each."""
+    max_validation_samples: int | None = None
+    cloth_types: tuple[int, ...] = (1, 2, 3)
+    """Garment types to keep: 1 upper, 2 lower, 3 full body."""
+    balance_cloth_types: bool = False
+    """Whether ``sampling_weights`` gives every garment type the same mass."""
+    resize_mode: ResizeMode = "pad"
+    """``pad`` keeps the aspect with the picture's background colour, ``stretch`` fills the frame."""
+    max_bad_rows: float = 0.01
+    """Share of unreadable rows above which reading stops."""
+    revision: str | None = None
+    """Revision of a Hub dataset."""
+    cache_dir: str | None = None
+    """Where ``datasets`` keeps its files."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.validation_fraction < 1:
+            raise ValueError(f"validation_fraction {self.validation_fraction}: use a share between 0 and 1")
+        for name in ("max_train_samples", "max_validation_samples"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} {value}: use 1 or more, or leave it out for all rows")
+        if not self.cloth_types or not set(self.cloth_types) <= set(TYPE_NAMES):
+            raise ValueError(f"cloth_types {self.cloth_types}: use one or more of {tuple(TYPE_NAMES)}")
+        if self.resize_mode not in RESIZE_MODES:
+            raise ValueError(f"resize_mode {self.resize_mode!r}: use {' or '.join(RESIZE_MODES)}")
+        if not 0 <= self.max_bad_rows <= 1:
+            raise ValueError(f"max_bad_rows {self.max_bad_rows}: use a share from 0 to 1, such as 0.01 for 1%")
+
+
+class _BadRowError(Exception):
+    """One row that cannot be used: its number in the split and why."""
+
+    def __init__(self, row: int, reason: str) -> None:
+        super().__init__(row, reason)
+        self.row, self.reason = row, reason
+
+
+class DeepFashionDataset(Dataset[dict[str, Any]]):
+    """Garment/person rows in the documented schema as samples for FLUX-Fill training, map-style.
+
+    Takes the place of an upstream script's ``VitonHDTestDataset``; ``options`` is bound beforehand with
+    ``functools.partial``.
+
+    Args:
+        dataroot_path: A Hub id, a local folder of parquet files, or a folder written by ``save_to_disk``.
+        phase: ``"train"`` reads the train split; ``"test"`` the validation split, or, where the data has none, the
+            part of the train split that phase ``"train"`` then leaves out (by ``pid`` where there is one).
+        order: ``"unpaired"`` gives every person the garment (and its caption) of another row of the same type.
+        size: (height, width) of one half of the sample, in pixels.
+        data_list: Accepted and ignored. Upstream scripts name a file of VITON-HD pairs here; in this data the
+            split decides which rows there are.
+        options: Everything else.
+
+    ``captions``, ``cloth_types``, ``sampling_weights``, ``summary`` and ``skipped_rows`` are for trainers, which
+    look for them by name, so that any other dataset works as well.
+
+    An unreadable row is never replaced by an invented picture, and never silently. Verifying every row when the
+    dataset is built would decode tens of thousands of pictures before the first step; so rows are checked as they
+    are read. ``dataset[i]`` of a bad row is the sample of the next good row of the same garment type, which depends
+    on ``i`` alone, not on workers or reading order. The bad row is written to a ledger that all worker processes
+    share, and ``TooManyBadRowsError`` stops the run when more than ``max_bad_rows`` of all rows are in it.
+
+    Raises ``ValueError``, one line, when the source, the columns, a ``cloth_type`` or the choice of rows will not do,
+    before any picture is read.
+    """
+
+    def __init__(
+        self,
+        dataroot_path: str,
+        phase: Literal["train", "test"] = "train",
+        order: Literal["paired", "unpaired"] = "paired",
+        size: tuple[int, int] = (768, 576),
+        data_list: str | None = None,
+        *,
+        options: DatasetOptions = DatasetOptions(),
+    ) -> None:
+        _check_arguments(phase, order, size)
+        self.source, self.phase, self.order, self.options = str(dataroot_path), phase, order, options
+        self.height, self.width = size
+        split, self.split, held_out_side = self._choose_split()
+        self._data = DocumentedRows(split, self.source)
+        self._rows = self._choose_rows(held_out_side)
+        self._types = [self._data.types[row] for row in self._rows]
+        self._garment_rows = self._choose_garments()
+        self._ledger = BadRowLedger()
+        self._fingerprint: str | None = None
+
+    # ---- which rows -------------------------------------------------------------------------------------------
+
+    def _choose_split(self) -> tuple[datasets.Dataset, str, bool | None]:
+        """The split to read, its name, and which side of a derived split to keep (True = held out)."""
+        options = self.options
+        splits = open_splits(
+            self.source,
+            check_columns=lambda found: check_documented(found, self.source),
+            revision=options.revision,
+            cache_dir=options.cache_dir,
+        )
+        name = options.train_split if self.phase == "train" else options.validation_split
+        derived = options.validation_split not in splits
+        stored = options.train_split if derived else name
+        if stored not in splits:
+            raise ValueError(
+                f"{self.source} has no split {stored!r}: found {', '.join(splits) or 'none'}; "
+                f"name the one to train on as train_split"
+            )
+        if len(splits[stored]) == 0:
+            raise ValueError(f"split {stored!r} of {self.source} is empty: no rows to read")
+        return splits[stored], stored, (self.phase == "test") if derived else None
+
+    def _choose_rows(self, held_out_side: bool | None) -> list[int]:
+        """Row numbers in the split, ascending: one side of a derived split, the wanted types, the wanted count."""
+        options, types = self.options, self._data.types
+        side = range(len(types)) if held_out_side is None else self._derived_side(held_out_side)
+        rows = [row for row in side if types[row] in options.cloth_types]
+        if not rows:
+            raise ValueError(
+                f"no row of the chosen garment types ({_named(options.cloth_types)}) for phase {self.phase!r} in split "
+                f"{self.split!r} of {self.source}, which has {_named({types[row] for row in side})}"
+            )
+        count = options.max_train_samples if self.phase == "train" else options.max_validation_samples
+        if count is None:
+            return rows
+        chosen = sampling.stratified_subset([types[row] for row in rows], count, options.split_seed)
+        return [rows[position] for position in chosen]
+
+    def _derived_side(self, held_out_side: bool) -> list[int]:
+        """Rows of one side of the train/validation split that the data itself does not have."""
+        options, data = self.options, self._data
+        groups = [data.group(row) for row in range(len(data))]
+        try:
+            held_out = sampling.held_out(groups, options.validation_fraction, options.split_seed)
+        except ValueError as error:
+            raise ValueError(f"{self.source} has no split {options.validation_split!r}: {error}") from error
+        logger.info(
+            "%s has no split %r: %d of the %d rows of %r are held out by %s (fraction %g, seed %d)",
+            self.source,
+            options.validation_split,
+            sum(held_out),
+            len(held_out),
+            self.split,
+            "pid" if data.has_pids else "row number",
+            options.validation_fraction,
+            options.split_seed,
+        )
+        return [row for row, out in enumerate(held_out) if out == held_out_side]
+
+    def _choose_garments(self) -> list[int]:
+        """For each sample the row whose garment it shows."""
+        if self.order == "paired":
+            return self._rows
+        groups = [self._data.group(row) for row in self._rows]
+        partners = sampling.unpaired_partners(self._types, groups, self.options.split_seed)
+        return [self._rows[partner] for partner in partners]
+
+    # ---- samples ----------------------------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """The sample at ``index``: the keys of the sample dict, as ``pair_tensors`` describes, and texts.
+
+        Raises ``IndexError`` like a list and ``TooManyBadRowsError``, see the class.
+        """
+        start = operator.index(index)
+        if not -len(self) <= start < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        bad: list[_BadRowError] = []
+        for position in self._same_type_from(start % len(self)):
+            try:
+                sample = self._sample(position)
+            except _BadRowError as error:
+                bad.append(error)
+                self._stop_if_too_many(bad)
+                continue
+            for skipped in bad:
+                self._report(skipped, substitute=self._rows[position])
+            return sample
+        raise self._too_many(bad)
+
+    def _sample(self, position: int) -> dict[str, Any]:
+        row, garment_row = self._rows[position], self._garment_rows[position]
+        photo, mask, cloth = self._pictures(row, garment_row)
+        try:
+            tensors = pair_tensors(photo, cloth, mask, (self.height, self.width), self.options.resize_mode)
+        except PictureError as error:
+            raise _BadRowError(row, str(error)) from error
+        return {
+            **tensors,
+            "c_name": self._data.name(garment_row, "garment_view"),
+            "im_name": self._data.name(row, "view"),
+            "caption_cloth": self._data.caption(garment_row),
+            "cloth_type": self._types[position],
+        }
+
+    def _pictures(self, row: int, garment_row: int) -> list[Image.Image]:
+        """Photo and mask of ``row``, and the garment of ``garment_row``."""
+        reading = row
+        try:
+            if row == garment_row:
+                return self._data.pictures(row, ("image", "mask", "cloth"))
+            worn = self._data.pictures(row, ("image", "mask"))
+            reading = garment_row
+            return [*worn, *self._data.pictures(garment_row, ("cloth",))]
+        except PictureError as error:
+            raise _BadRowError(reading, str(error)) from error
+
+    def _same_type_from(self, start: int) -> Iterator[int]:
+        """``start`` and then every other position of its garment type, in order and around the end."""
+        for step in range(len(self)):
+            position = (start + step) % len(self)
+            if self._types[position] == self._types[start]:
+                yield position
+
+    # ---- bad rows ---------------------------------------------------------------------------------------------
+
+    @property
+    def skipped_rows(self) -> list[dict[str, Any]]:
+        """Unreadable rows met so far by any worker: ``row`` (number in the split), ``reason``, ``substitute``.
+
+        ``substitute`` is the row read in its place. Of this process and its workers only: with several ranks each
+        has its own list.
+        """
+        return self._ledger.entries()
+
+    def _report(self, error: _BadRowError, substitute: int | None) -> None:
+        if error.row not in {entry["row"] for entry in self._ledger.entries()}:
+            logger.warning("row %d of %s skipped: %s", error.row, self.source, error.reason)
+            self._ledger.record(error.row, error.reason, substitute)
+
+    def _stop_if_too_many(self, bad: Sequence[_BadRowError]) -> None:
+        rows = {entry["row"] for entry in self._ledger.entries()} | {error.row for error in bad}
+        if len(rows) > self.options.max_bad_rows * len(self):
+            raise self._too_many(bad)
+
+    def _too_many(self, bad: Sequence[_BadRowError]) -> TooManyBadRowsError:
+        for error in bad:
+            self._report(error, substitute=None)
+        entries = self._ledger.entries()
+        first = "; ".join(f"row {entry['row']}: {entry['reason']}" for entry in entries[:5])
+        more = "; ..." if len(entries) > 5 else ""
+        return TooManyBadRowsError(
+            f"{len(entries)} of {len(self)} rows ({len(entries) / len(self):.1%}) of {self.source}, split "
+            f"{self.split!r}, are unreadable, more than max_bad_rows {self.options.max_bad_rows:g} allows: "
+            f"{first}{more}. Mend or remove them, or raise --max_bad_rows."
+        )
+
+    # ---- what trainers ask for --------------------------------------------------------------------------------
+
+    def captions(self) -> list[str]:
+        """Caption of every sample in order; no picture is read."""
+        return [self._data.caption(row) for row in self._garment_rows]
+
+    def cloth_types(self) -> list[int]:
+        """Garment type (1 upper, 2 lower, 3 full body) of every sample in order; no picture is read."""
+        return list(self._types)
+
+    def sampling_weights(self) -> list[float] | None:
+        """A weight per sample that gives each garment type the same mass, or ``None`` for plain shuffling."""
+        return sampling.balancing_weights(self._types) if self.options.balance_cloth_types else None
+
+    def summary(self) -> dict[str, Any]:
+        """What a run report says about this data, ready for JSON.
+
+        ``fingerprint`` is a SHA-256 over what the samples are made of: the stored bytes of all pictures, captions
+        and types, in order. It is the same for the same rows in whatever form they are stored, which no hash of
+        files is, and differs when a single byte does. It reads everything once, at about the speed of the disk,
+        and is kept for the next call.
+        """
+        if self._fingerprint is None:
+            self._fingerprint = self._hash_rows()
+        sizes = Counter(self._types)
+        return {
+            "source": self.source,
+            "revision": self.options.revision,
+            "split": self.split,
+            "phase": self.phase,
+            "order": self.order,
+            "rows": len(self),
+            "by_type": {name: sizes[number] for number, name in TYPE_NAMES.items()},
+            "fingerprint": self._fingerprint,
+            "bad_rows": self.skipped_rows,
+            "options": {**asdict(self.options), "cloth_types": list(self.options.cloth_types)},
+        }
+
+    def _hash_rows(self) -> str:
+        digest = hashlib.sha256()
+        texts = zip(self._rows, self.captions(), self._types, strict=True)
+        for row, caption, cloth_type in texts:
+            for part in (*self._data.stored_bytes(row), caption.encode(), str(cloth_type).encode()):
+                # The length first, so that no byte can move from one part to the next unseen.
+                digest.update(len(part).to_bytes(8, "big"))
+                digest.update(part)
+        return digest.hexdigest()
+
+
+def _check_arguments(phase: str, order: str, size: tuple[int, int]) -> None:
+    if phase not in ("train", "test"):
+        raise ValueError(f"phase {phase!r}: use 'train' or 'test'")
+    if order not in ("paired", "unpaired"):
+        raise ValueError(f"order {order!r}: use 'paired' or 'unpaired'")
+    if len(size) != 2 or min(size) < 1:
+        raise ValueError(f"size {size}: use (height, width) in pixels")
+
+
+def _named(cloth_types: Iterable[int]) -> str:
+    return ", ".join(TYPE_NAMES[number] for number in sorted(cloth_types)) or "none"

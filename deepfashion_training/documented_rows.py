@@ -1,0 +1,132 @@
+"""The rows of one split in the documented schema: texts and types in memory, pictures read one row at a time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import datasets
+from PIL import Image
+
+from deepfashion_training.pairs.garment_types import parse_cloth_type
+from deepfashion_training.pairs.pictures import PictureError, open_picture
+from deepfashion_training.pairs.schema import PROVENANCE_COLUMNS
+
+PICTURE_COLUMNS = ("image", "cloth", "mask")
+
+#: Arrow types besides ``Image`` that can hold a picture: its bytes, or the path of its file.
+_PICTURE_VALUES = ("binary", "large_binary", "string", "large_string")
+
+
+class DocumentedRows:
+    """Rows of ``split``, numbered from 0 as they are stored.
+
+    ``datasets`` is kept from decoding pictures, so that one broken file concerns one row and not the whole batch.
+    Raises ``ValueError``, naming ``source`` and the row, for a picture column that holds something else, a
+    ``cloth_type`` that is none and a caption that is no text. The columns have been checked before.
+    """
+
+    def __init__(self, split: datasets.Dataset, source: str) -> None:
+        self._source = source
+        self._pictures = _undecoded(split, source)
+        texts = [name for name in ("caption", *PROVENANCE_COLUMNS) if name in split.column_names]
+        # Selecting first keeps Arrow from touching a single picture.
+        self._texts = split.select_columns(texts).with_format(None)[:]
+        self.types = self._read_types(split)
+        self._check_captions()
+
+    def __len__(self) -> int:
+        return len(self.types)
+
+    @property
+    def has_pids(self) -> bool:
+        """Whether the rows say who is in the picture."""
+        return "pid" in self._texts
+
+    def group(self, row: int) -> str:
+        """Who is in the picture; a group of its own for a row that does not say."""
+        pid = self._texts["pid"][row] if self.has_pids else None
+        return f"row {row}" if pid is None else f"pid {pid}"
+
+    def caption(self, row: int) -> str:
+        """Caption of the garment; an empty string where the row has none."""
+        return self._texts["caption"][row] or ""
+
+    def name(self, row: int, view: str) -> str:
+        """A readable name such as ``id_00000001/01_1_front/row-12``, with whatever provenance there is.
+
+        ``view`` is the provenance column to name: ``view`` of the photo or ``garment_view``.
+        """
+        cells = {column: self._texts[column][row] for column in ("pid", "variant", view) if column in self._texts}
+        seen = "_".join(str(cells[column]) for column in ("variant", view) if cells.get(column) is not None)
+        pid = "" if cells.get("pid") is None else str(cells["pid"])
+        return "/".join(part for part in (pid, seen, f"row-{row}") if part)
+
+    def picture(self, row: int, column: str) -> Image.Image:
+        """The decoded picture in ``column`` (see ``PICTURE_COLUMNS``); ``PictureError`` names the column."""
+        return self.pictures(row, (column,))[0]
+
+    def pictures(self, row: int, columns: tuple[str, ...]) -> list[Image.Image]:
+        """The decoded pictures in ``columns`` of one row; ``PictureError`` names the first broken one."""
+        cells = self._pictures[row]
+        return [_decoded(cells[column], column) for column in columns]
+
+    def stored_bytes(self, row: int) -> list[bytes]:
+        """What is stored for each of ``PICTURE_COLUMNS``, undecoded; nothing (``b""``) where it cannot be read."""
+        cells = self._pictures[row]
+        stored = []
+        for column in PICTURE_COLUMNS:
+            try:
+                stored.append(_stored(cells[column]))
+            except (OSError, PictureError):
+                stored.append(b"")
+        return stored
+
+    def _read_types(self, split: datasets.Dataset) -> list[int]:
+        values = split.select_columns(["cloth_type"]).with_format(None)[:]["cloth_type"]
+        feature = split.features["cloth_type"]
+        if isinstance(feature, datasets.ClassLabel):
+            values = [None if value is None else feature.int2str(value) for value in values]
+        numbers = []
+        for row, value in enumerate(values):
+            try:
+                numbers.append(parse_cloth_type(value))
+            except ValueError as error:
+                raise ValueError(f"cloth_type in row {row} of {self._source}: {error}") from None
+        return numbers
+
+    def _check_captions(self) -> None:
+        for row, value in enumerate(self._texts["caption"]):
+            if not (value is None or isinstance(value, str)):
+                raise ValueError(f"caption in row {row} of {self._source} is {value!r}: a text is needed")
+
+
+def _undecoded(split: datasets.Dataset, source: str) -> datasets.Dataset:
+    """The picture columns of ``split`` as ``{"bytes", "path"}``."""
+    pictures = split.select_columns(list(PICTURE_COLUMNS)).with_format(None)
+    for column in PICTURE_COLUMNS:
+        feature = pictures.features[column]
+        stored_as_value = isinstance(feature, datasets.Value) and feature.dtype in _PICTURE_VALUES
+        stored_as_struct = isinstance(feature, dict) and "bytes" in feature
+        if not (isinstance(feature, datasets.Image) or stored_as_value or stored_as_struct):
+            raise ValueError(f"column {column!r} of {source} holds {feature}: pictures are needed")
+        pictures = pictures.cast_column(column, datasets.Image(decode=False))
+    return pictures
+
+
+def _decoded(cell: dict[str, Any] | None, column: str) -> Image.Image:
+    try:
+        return open_picture(_stored(cell))
+    except PictureError as error:
+        raise PictureError(f"{column}: {error}") from error
+    except OSError as error:
+        raise PictureError(f"{column}: {error.strerror or error}: {error.filename}") from error
+
+
+def _stored(cell: dict[str, Any] | None) -> bytes:
+    """The bytes of a picture cell; those of its file where it holds a path only."""
+    if cell is not None and cell["bytes"]:
+        return cell["bytes"]
+    if cell is not None and cell["bytes"] is None and cell["path"]:
+        return Path(cell["path"]).read_bytes()
+    raise PictureError("missing: the row holds no bytes")

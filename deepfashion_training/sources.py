@@ -1,0 +1,90 @@
+"""Opening a dataset SRC: a Hub id, a local folder of parquet files, or a folder written by ``save_to_disk``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import datasets
+import pyarrow.parquet
+from datasets.exceptions import DatasetsError
+
+_HUB_ID = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
+
+
+def open_splits(
+    source: str,
+    *,
+    check_columns: Callable[[Sequence[str]], None],
+    revision: str | None = None,
+    cache_dir: str | None = None,
+) -> dict[str, datasets.Dataset]:
+    """The splits of ``source`` by name, opened but not read.
+
+    A local folder comes before a Hub id of the same name. A single saved ``Dataset`` is the split ``train``.
+    ``check_columns`` gets the column names as early as they are known, which for parquet files and most Hub
+    datasets is before anything is downloaded or converted, and raises when they will not do. ``revision`` (of a
+    Hub dataset) and ``cache_dir`` go to ``datasets.load_dataset``.
+
+    Raises ``ValueError``, one line, for a source that does not exist, is empty or cannot be loaded.
+    """
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        splits = _open_folder(folder, check_columns, cache_dir)
+    elif folder.exists():
+        raise ValueError(f"{source} is a file: pass the folder that holds the parquet files")
+    elif _HUB_ID.fullmatch(source):
+        splits = _open_hub(source, check_columns, revision, cache_dir)
+    else:
+        raise ValueError(f"no such folder: {source} (and a Hub id looks like 'owner/name')")
+    for split in splits.values():
+        check_columns(split.column_names)
+    return splits
+
+
+def _open_folder(
+    folder: Path, check_columns: Callable[[Sequence[str]], None], cache_dir: str | None
+) -> dict[str, datasets.Dataset]:
+    saved_dict, saved = (folder / "dataset_dict.json").is_file(), (folder / "state.json").is_file()
+    parquet = sorted(folder.glob("data/*.parquet")) or sorted(folder.glob("*.parquet"))
+    if not (saved_dict or saved or parquet):
+        what = "is an empty folder" if not any(folder.iterdir()) else "holds no dataset"
+        raise ValueError(
+            f"{folder} {what}: expected parquet files in it or in its folder 'data', or what save_to_disk wrote"
+        )
+    try:
+        if saved_dict or saved:
+            return _by_name(datasets.load_from_disk(str(folder)))
+        columns = pyarrow.parquet.read_schema(parquet[0]).names
+    except (OSError, ValueError, DatasetsError) as error:
+        raise ValueError(f"cannot read the dataset in {folder}: {_first_line(error)}") from error
+    check_columns(columns)
+    try:
+        return _by_name(datasets.load_dataset(str(folder), cache_dir=cache_dir))
+    except (OSError, ValueError, DatasetsError) as error:
+        raise ValueError(f"cannot read the parquet files in {folder}: {_first_line(error)}") from error
+
+
+def _open_hub(
+    name: str, check_columns: Callable[[Sequence[str]], None], revision: str | None, cache_dir: str | None
+) -> dict[str, datasets.Dataset]:
+    unavailable = f"{name!r} is neither a local folder (looked in {Path.cwd()}) nor loadable from the Hub"
+    try:
+        builder = datasets.load_dataset_builder(name, revision=revision, cache_dir=cache_dir)
+    except (OSError, ValueError, DatasetsError) as error:
+        raise ValueError(f"{unavailable}: {_first_line(error)}") from error
+    if builder.info.features:
+        check_columns(list(builder.info.features))
+    try:
+        return _by_name(datasets.load_dataset(name, revision=revision, cache_dir=cache_dir))
+    except (OSError, ValueError, DatasetsError) as error:
+        raise ValueError(f"{unavailable}: {_first_line(error)}") from error
+
+
+def _by_name(loaded: datasets.Dataset | datasets.DatasetDict) -> dict[str, datasets.Dataset]:
+    return {"train": loaded} if isinstance(loaded, datasets.Dataset) else dict(loaded)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
