@@ -1,0 +1,108 @@
+"""The presets as data: every value gives its reason, and every flag exists."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+PRESETS = {path.stem: path for path in sorted((ROOT / "deepfashion_training" / "presets").glob("*.yaml"))}
+PARSERS = [ROOT / "train_flux_inpaint.py", ROOT / "deepfashion_training" / "train_deepfashion_lora.py"]
+
+
+def load(name: str) -> dict:
+    return yaml.safe_load(PRESETS[name].read_text())
+
+
+def test_the_presets_are_these() -> None:
+    assert set(PRESETS) == {"quick_test", "full", "h100", "low_vram", "embedded"}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_shape(name: str) -> None:
+    preset = load(name)
+    assert list(preset) == ["about", "needs", "flags"]
+    assert isinstance(preset["about"], str) and "\n" not in preset["about"]
+    assert list(preset["needs"]) == ["gpu_memory_gib", "disk_gib"]
+    assert all(type(value) in (int, float) and value >= 0 for value in preset["needs"].values())
+    assert "output_dir" not in preset["flags"]
+    for flag, value in preset["flags"].items():
+        assert re.fullmatch(r"[a-z0-9_]+", flag)
+        assert value is None or type(value) in (int, float, bool, str), (flag, value)
+        # 1e-4 is a string to YAML, no and off are booleans: both would reach the parser as something else.
+        assert not (isinstance(value, str) and re.fullmatch(r"[\d.e+-]+", value)), (flag, value)
+    assert preset["flags"]["mixed_precision"] in ("no", "bf16", "fp16")
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_value_says_why(name: str) -> None:
+    lines = [line for line in PRESETS[name].read_text().splitlines() if line.startswith("  ")]
+    preset = load(name)
+    assert len(lines) == len(preset["needs"]) + len(preset["flags"])  # nothing hides in a nested or folded value
+    for line in lines:
+        assert re.fullmatch(r"  [a-z0-9_]+: \S+  # \S.{3,}", line), line
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_sizes_fit_the_model(name: str) -> None:
+    flags = load(name)["flags"]
+    assert flags["height"] % 16 == 0 and flags["width"] % 16 == 0  # VAE 8 x packing 2
+    assert flags["height"] * 3 == flags["width"] * 4
+    assert flags.get("lora_alpha") == flags.get("lora_rank")
+    assert flags["validation_steps"] == flags["checkpointing_steps"]
+    assert flags["max_train_steps"] % flags["checkpointing_steps"] == 0
+
+
+def test_what_a_preset_asks_for_is_what_its_card_shows() -> None:
+    shown = {"h100": 81559, "full": 46068, "quick_test": 32607, "low_vram": 24564}  # MiB: H100, L40S, 5090, 4090
+    for name, mib in shown.items():
+        assert load(name)["needs"]["gpu_memory_gib"] <= mib / 1024
+
+
+@pytest.mark.parametrize("name", ["quick_test", "full", "h100", "low_vram"])
+def test_real_presets_draw_as_many_pairs_as_they_say(name: str) -> None:
+    preset = load(name)
+    flags = preset["flags"]
+    draws = flags["train_batch_size"] * flags["gradient_accumulation_steps"] * flags["max_train_steps"]
+    said = {"quick_test": 240, "full": 32_000, "h100": 40_000, "low_vram": 32_000}
+    assert draws == said[name]
+    if name != "quick_test":
+        assert f"{draws:,} pairs" in preset["about"]
+
+
+@pytest.mark.parametrize("name", ["quick_test", "full", "h100", "low_vram"])
+def test_embedded_over_any_preset_needs_no_gpu(name: str) -> None:
+    flags = {**load(name)["flags"], **load("embedded")["flags"]}
+    assert flags["quantize_base"] is None  # null: the flag is dropped
+    assert flags["mixed_precision"] == "no"
+    assert not flags["use_8bit_adam"] and not flags["gradient_checkpointing"]
+    assert (flags["height"], flags["width"], flags["max_sequence_length"]) == (128, 96, 32)
+    assert flags["lr_warmup_steps"] < flags["max_train_steps"] <= 60
+
+
+@pytest.fixture(scope="module")
+def known_flags() -> dict[str, bool]:
+    """Every flag that the two parsers list in --help, and whether it takes a value."""
+    for path in PARSERS:
+        if not path.exists():
+            pytest.skip(f"{path.name} is not there yet")
+    flags: dict[str, bool] = {}
+    for path in PARSERS:
+        text = subprocess.run(
+            [sys.executable, str(path), "--help"], capture_output=True, text=True, check=True, timeout=60
+        ).stdout
+        for flag, value in re.findall(r"^ +(?:-\w, )?--(\w+)(?:, --no-\w+)?( [A-Z{\[]\S*)?", text, re.MULTILINE):
+            flags.setdefault(flag, bool(value))
+    return flags
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_flag_is_known_to_wrapper_or_trainer(name: str, known_flags: dict[str, bool]) -> None:
+    flags = load(name)["flags"]
+    assert set(flags) <= set(known_flags)
+    for flag, value in flags.items():
+        if isinstance(value, bool):
+            assert not known_flags[flag], f"--{flag} takes a value, the preset gives {value}"
