@@ -1,0 +1,277 @@
+"""Garments and outfits: what can be worn, drawn at random, and under which of the 17 categories it is sold."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from deepfashion_training.embedded.patterns import CLOTH_COLOURS, DENIMS, PALETTE, SUIT_COLOURS, Pattern, random_pattern
+from deepfashion_training.pairs.garment_types import FULL, LOWER, UPPER
+
+#: How far a sleeve of each name reaches along the arm, in arm lengths from shoulder to wrist.
+SLEEVES: dict[str, float] = {
+    "strap": 0.0, "sleeveless": 0.0, "short": 0.31, "elbow": 0.46, "three-quarter": 0.74, "long": 0.985
+}  # fmt: skip
+
+#: Body height of each hem.
+LEG_HEMS: dict[str, float] = {
+    "three-point": 0.600, "knee-length": 0.695, "cropped": 0.850, "ankle-length": 0.915, "long": 0.938
+}  # fmt: skip
+SKIRT_HEMS: dict[str, float] = {"mini": 0.600, "knee-length": 0.700, "midi": 0.800, "maxi": 0.915}
+
+TOP_KINDS = ("tee", "tank", "shirt", "blouse", "polo", "sweater", "sweatshirt", "hoodie", "cardigan", "jacket", "vest")
+LEGGED_KINDS = ("trousers", "jeans", "leggings", "shorts")
+FULL_KINDS = ("dress", "jumpsuit", "romper")
+OPEN_KINDS = ("cardigan", "jacket", "vest")
+
+_PATTERNS: dict[str, tuple[tuple[str, ...], tuple[float, ...]]] = {
+    "top": (
+        ("plain", "horizontal", "vertical", "diagonal", "dots", "check", "plaid", "leaves", "stars", "flowers",
+         "block"),
+        (0.30, 0.13, 0.07, 0.06, 0.09, 0.06, 0.06, 0.05, 0.05, 0.06, 0.07),
+    ),
+    "legs": (
+        ("plain", "vertical", "horizontal", "diagonal", "dots", "check", "plaid", "leaves", "flowers", "block"),
+        (0.42, 0.11, 0.06, 0.05, 0.07, 0.06, 0.07, 0.05, 0.06, 0.05),
+    ),
+    "graphic": (("print", "stars", "leaves"), (0.8, 0.1, 0.1)),
+    "knit": (("plain", "horizontal", "block", "stars"), (0.5, 0.28, 0.16, 0.06)),
+    "suit": (("plain", "vertical", "check"), (0.68, 0.18, 0.14)),
+    "denim": (("denim",), (1.0,)),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Garment:
+    """One piece of clothing, without a wearer."""
+
+    kind: str  # one of TOP_KINDS, LEGGED_KINDS, FULL_KINDS or "skirt"
+    category: str  # one of the 17 names
+    pattern: Pattern
+    sleeve: str = ""  # a key of SLEEVES, for tops and full garments
+    neckline: str = ""  # crew, v, scoop, square, boat, collar
+    cut: str = ""  # slim, straight, wide; or a-line, pencil, pleated, flared
+    hem: str = ""  # a key of LEG_HEMS or SKIRT_HEMS
+    ease: float = 0.010  # distance from the body, body units
+    length: float = 0.50  # body height of a top's hem
+    belted: bool = False
+
+    @property
+    def cloth_type(self) -> int:
+        """1 upper body, 2 lower body, 3 full body."""
+        if self.kind in TOP_KINDS:
+            return UPPER
+        return FULL if self.kind in FULL_KINDS else LOWER
+
+    @property
+    def skirted(self) -> bool:
+        """Whether it hangs around both legs as one."""
+        return self.kind in ("skirt", "dress")
+
+
+@dataclass(frozen=True)
+class Outfit:
+    """Everything that a person wears but shoes: a top with a bottom, or one full garment."""
+
+    upper: Garment | None = None
+    lower: Garment | None = None
+    full: Garment | None = None
+    inner: str = "white"  # colour of the tee under an open top
+    tucked: bool = False
+    scarf: str | None = None  # palette colour
+
+    def __post_init__(self) -> None:
+        """Refuse an outfit that leaves the body bare."""
+        if (self.full is None) == (self.upper is None or self.lower is None):
+            raise ValueError("an outfit is a top with a bottom, or one full garment and nothing else")
+
+    def garments(self) -> tuple[Garment, ...]:
+        """The garments worn, top first."""
+        return tuple(garment for garment in (self.upper, self.lower, self.full) if garment is not None)
+
+    def of_type(self, cloth_type: int) -> Garment | None:
+        """The garment of that type, or None where the outfit has none."""
+        return {UPPER: self.upper, LOWER: self.lower, FULL: self.full}[cloth_type]
+
+
+#: Kinds sold under each category, by gender.
+CATEGORY_KINDS: dict[str, dict[str, tuple[str, ...]]] = {
+    "WOMEN": {
+        "Blouses_Shirts": ("blouse", "shirt"), "Cardigans": ("cardigan",), "Graphic_Tees": ("tee",),
+        "Jackets_Coats": ("jacket",), "Jackets_Vests": ("vest",), "Sweaters": ("sweater",),
+        "Sweatshirts_Hoodies": ("hoodie", "sweatshirt"), "Tees_Tanks": ("tee", "tank"),
+        "Denim": ("jeans", "jeans", "skirt", "jacket"), "Leggings": ("leggings",), "Pants": ("trousers",),
+        "Shorts": ("shorts",), "Skirts": ("skirt",), "Suiting": ("trousers", "jacket", "skirt"),
+        "Dresses": ("dress",), "Rompers_Jumpsuits": ("jumpsuit", "romper"),
+    },
+    "MEN": {
+        "Shirts_Polos": ("shirt", "polo"), "Jackets_Vests": ("jacket", "vest"), "Sweaters": ("sweater",),
+        "Sweatshirts_Hoodies": ("hoodie", "sweatshirt"), "Tees_Tanks": ("tee", "tank"), "Graphic_Tees": ("tee",),
+        "Denim": ("jeans", "jeans", "jacket"), "Pants": ("trousers",), "Shorts": ("shorts",),
+        "Suiting": ("trousers", "jacket"), "Rompers_Jumpsuits": ("jumpsuit",),
+    },
+}  # fmt: skip
+
+_TYPE_CATEGORIES: dict[str, dict[int, tuple[tuple[str, ...], tuple[float, ...]]]] = {
+    "WOMEN": {
+        UPPER: (
+            ("Tees_Tanks", "Blouses_Shirts", "Sweaters", "Graphic_Tees", "Sweatshirts_Hoodies", "Cardigans",
+             "Jackets_Coats", "Jackets_Vests", "Denim", "Suiting"),
+            (0.28, 0.20, 0.12, 0.10, 0.09, 0.07, 0.06, 0.03, 0.03, 0.02),
+        ),
+        LOWER: (("Pants", "Skirts", "Shorts", "Leggings", "Denim", "Suiting"), (0.26, 0.30, 0.20, 0.08, 0.12, 0.04)),
+        FULL: (("Dresses", "Rompers_Jumpsuits"), (0.72, 0.28)),
+    },
+    "MEN": {
+        UPPER: (
+            ("Tees_Tanks", "Shirts_Polos", "Sweatshirts_Hoodies", "Sweaters", "Graphic_Tees", "Jackets_Vests", "Denim",
+             "Suiting"),
+            (0.28, 0.22, 0.14, 0.12, 0.10, 0.07, 0.03, 0.04),
+        ),
+        LOWER: (("Pants", "Shorts", "Denim", "Suiting"), (0.44, 0.28, 0.2, 0.08)),
+        FULL: (("Rompers_Jumpsuits",), (1.0,)),
+    },
+}  # fmt: skip
+
+
+def random_category(rng: np.random.Generator, gender: str, cloth_type: int) -> str:
+    """A category that people of that gender wear on that part of the body."""
+    names, weights = _TYPE_CATEGORIES[gender][cloth_type]
+    return str(rng.choice(names, p=np.array(weights) / sum(weights)))
+
+
+def random_garment(
+    rng: np.random.Generator, gender: str, category: str, cloth_type: int | None = None, unlike: str | None = None
+) -> Garment:
+    """A garment of a category; ``unlike`` is a palette colour that its ground must differ from.
+
+    ``cloth_type`` decides for Denim and Suiting, which name no part of the body. Raises ``ValueError`` for a
+    category that the gender does not wear, or that has nothing of that type.
+    """
+    kinds = [
+        kind
+        for kind in CATEGORY_KINDS.get(gender, {}).get(category, ())
+        if cloth_type is None or Garment(kind, category, _PLAIN).cloth_type == cloth_type
+    ]
+    if not kinds:
+        raise ValueError(f"no {category!r} garment of type {cloth_type} for {gender!r}")
+    kind = str(rng.choice(kinds))
+    cloth = {"Denim": "denim", "Suiting": "suit", "Graphic_Tees": "graphic", "Sweaters": "knit"}.get(category)
+    if kind in ("sweater", "sweatshirt", "hoodie", "cardigan"):
+        cloth = cloth or "knit"
+    if cloth is None:
+        cloth = "top" if Garment(kind, category, _PLAIN).cloth_type != LOWER else "legs"
+    colours = {"denim": DENIMS, "suit": SUIT_COLOURS}.get(cloth, CLOTH_COLOURS)
+    pattern = random_pattern(rng, *_PATTERNS[cloth], colours=colours, unlike=unlike)
+    if kind in TOP_KINDS:
+        return _random_top(rng, gender, kind, category, pattern)
+    if kind in LEGGED_KINDS:
+        return _random_legs(rng, kind, category, pattern)
+    if kind == "skirt":
+        pencil = category in ("Suiting",)
+        return Garment(
+            kind,
+            category,
+            pattern,
+            cut="pencil" if pencil else str(rng.choice(["a-line", "pencil", "pleated", "flared"])),
+            hem="knee-length" if pencil else str(rng.choice(list(SKIRT_HEMS), p=[0.32, 0.34, 0.24, 0.10])),
+            ease=0.004,
+            belted=bool(rng.random() < 0.15),
+        )
+    return _random_full(rng, gender, kind, category, pattern)
+
+
+_PLAIN = Pattern("plain", "white", "black", "grey", 0.05, 0.4)
+
+
+def _random_top(rng: np.random.Generator, gender: str, kind: str, category: str, pattern: Pattern) -> Garment:
+    sleeves = {
+        "tee": ("short", "short", "long", "elbow", "three-quarter"), "tank": ("sleeveless", "strap"),
+        "shirt": ("long", "long", "short"), "blouse": ("long", "three-quarter", "short", "sleeveless"),
+        "polo": ("short",), "vest": ("sleeveless",),
+    }.get(kind, ("long",))  # fmt: skip
+    necklines = {
+        "tee": ("crew", "crew", "v", "scoop", "boat"), "tank": ("scoop", "square", "crew"), "shirt": ("collar",),
+        "blouse": ("v", "collar", "boat", "crew"), "polo": ("collar",), "sweater": ("crew", "v", "boat"),
+        "hoodie": ("crew",), "sweatshirt": ("crew",),
+    }.get(kind, ("v",))  # fmt: skip
+    sleeve = str(rng.choice(sleeves))
+    if gender == "MEN" and sleeve == "strap":
+        sleeve = "sleeveless"
+    neckline = str(rng.choice(necklines))
+    loose = kind in ("sweater", "sweatshirt", "hoodie", "jacket")
+    return Garment(
+        kind,
+        category,
+        pattern,
+        sleeve=sleeve,
+        neckline="scoop" if sleeve == "strap" else neckline,
+        cut=str(rng.choice(["straight", "slim"])) if gender == "WOMEN" and not loose else "straight",
+        ease=float(rng.uniform(0.011, 0.018) if loose else rng.uniform(0.004, 0.010)),
+        length=float(rng.uniform(0.485, 0.545)),
+    )
+
+
+def _random_legs(rng: np.random.Generator, kind: str, category: str, pattern: Pattern) -> Garment:
+    cut = "slim" if kind == "leggings" else str(rng.choice(["slim", "straight", "wide"], p=[0.3, 0.4, 0.3]))
+    if kind == "shorts":
+        hem = str(rng.choice(["three-point", "three-point", "knee-length"]))
+    elif cut == "wide":
+        hem = str(rng.choice(["long", "ankle-length", "cropped"]))
+    else:
+        hem = str(rng.choice(["ankle-length", "ankle-length", "long", "cropped"]))
+    return Garment(kind, category, pattern, cut=cut, hem=hem, ease=0.004, belted=bool(rng.random() < 0.2))
+
+
+def _random_full(rng: np.random.Generator, gender: str, kind: str, category: str, pattern: Pattern) -> Garment:
+    sleeve = str(rng.choice(["short", "long", "elbow"]))
+    neckline = str(rng.choice(["crew", "collar", "v"]))
+    cut, hem = str(rng.choice(["slim", "straight", "wide"])), "ankle-length"
+    if gender == "WOMEN":
+        sleeve = str(rng.choice(list(SLEEVES), p=[0.18, 0.24, 0.22, 0.10, 0.10, 0.16]))
+        neckline = str(rng.choice(["crew", "v", "scoop", "square", "boat"]))
+        hem = str(rng.choice(["long", "ankle-length", "cropped"]))
+    if kind == "romper":
+        hem, cut = "three-point", "straight"
+    elif kind == "dress":
+        cut = str(rng.choice(["a-line", "flared", "pencil", "pleated"], p=[0.4, 0.25, 0.2, 0.15]))
+        hem = str(rng.choice(list(SKIRT_HEMS), p=[0.30, 0.34, 0.22, 0.14]))
+    return Garment(
+        kind,
+        category,
+        pattern,
+        sleeve=sleeve,
+        neckline="scoop" if sleeve == "strap" else neckline,
+        cut=cut,
+        hem=hem,
+        ease=float(rng.uniform(0.003, 0.006)) if gender == "WOMEN" else 0.010,
+        belted=bool(rng.random() < 0.3),
+    )
+
+
+def random_outfit(
+    rng: np.random.Generator, gender: str, cloth_type: int | None = None, category: str | None = None
+) -> tuple[Outfit, int]:
+    """A full outfit around one garment, and that garment's ``cloth_type``.
+
+    ``cloth_type`` and ``category`` choose the garment that the outfit is drawn around; without them it is random.
+    """
+    if cloth_type is None and category is None:
+        cloth_type = int(rng.choice([UPPER, LOWER, FULL]))
+    if category is None:
+        assert cloth_type is not None
+        category = random_category(rng, gender, cloth_type)
+    named = random_garment(rng, gender, category, cloth_type)
+    scarf = str(rng.choice(CLOTH_COLOURS)) if rng.random() < 0.05 else None
+    if named.cloth_type == FULL:
+        return Outfit(full=named, scarf=scarf), FULL
+    other_type = LOWER if named.cloth_type == UPPER else UPPER
+    other = random_garment(rng, gender, random_category(rng, gender, other_type), other_type, unlike=named.pattern.base)
+    upper, lower = (named, other) if named.cloth_type == UPPER else (other, named)
+    inner = [name for name in ("white", "black", "grey", "beige") if PALETTE[name] != upper.pattern.colour]
+    tucked = bool(
+        upper.kind in ("tee", "tank", "shirt", "blouse") and rng.random() < (0.5 if lower.kind == "skirt" else 0.25)
+    )
+    outfit = Outfit(upper, lower, inner=str(rng.choice(inner)), tucked=tucked, scarf=scarf)
+    return outfit, named.cloth_type

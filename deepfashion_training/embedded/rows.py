@@ -1,0 +1,186 @@
+"""Which rows a drawn wardrobe has, and each row's pictures. Every row depends on its own seed alone."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from deepfashion_training.embedded.body import PERSON_VIEWS, VIEW_NUMBERS, Person, random_person, random_pose
+from deepfashion_training.embedded.captions import caption, caption_flat
+from deepfashion_training.embedded.drawing import Drawing, Mask, draw_flat, draw_person
+from deepfashion_training.embedded.garments import Garment, Outfit, random_category, random_outfit
+from deepfashion_training.pairs.garment_types import FULL, LOWER, UPPER
+
+_VIEW_SHARES = (0.36, 0.18, 0.12, 0.22, 0.12)  # of PERSON_VIEWS, as often as the Hub's views roughly come
+_JPEG_QUALITY = 92
+#: Garment types of the raw dataset's pids, in turn: lower body is rarer than upper, yet a fifth at least.
+_RAW_TYPES = (UPPER, LOWER, FULL, UPPER, LOWER, UPPER, FULL, UPPER, LOWER, UPPER)
+
+
+@dataclass(frozen=True)
+class RowSpec:
+    """What a row shows; from this alone it can be drawn, in any process and in any order."""
+
+    seed: int
+    index: int
+    pid_index: int
+    variant: int
+    view: str
+    cloth_type: int  # of the named garment
+    around: int  # type of the garment that the outfit is drawn around
+    category: str | None = None  # of that garment; None draws one
+    whole_mask: bool = False  # the raw mask covers all clothes, not only the named garment
+
+    @property
+    def pid(self) -> str:
+        """``id_`` and 8 digits."""
+        return f"id_{self.pid_index + 1:08d}"
+
+    @property
+    def pose_name(self) -> str:
+        """``<variant>_<number>_<view>``."""
+        return f"{self.variant:02d}_{VIEW_NUMBERS[self.view]}_{self.view}"
+
+    def generator(self, *purpose: int) -> np.random.Generator:
+        """Random numbers that belong to this row's person and to one purpose."""
+        return np.random.default_rng(np.random.SeedSequence([self.seed, self.pid_index, *purpose]))
+
+    def person(self) -> Person:
+        """The person, the same in all rows of a pid."""
+        return random_person(self.generator(0), self.pid)
+
+    def outfit(self) -> Outfit:
+        """The outfit, the same in all rows of a variant."""
+        person = self.person()
+        return random_outfit(self.generator(1, self.variant), person.gender, self.around, self.category)[0]
+
+    def garment(self) -> Garment:
+        """The garment that the row is named after."""
+        garment = self.outfit().of_type(self.cloth_type)
+        assert garment is not None
+        return garment
+
+    def draw(self, size: tuple[int, int]) -> Drawing:
+        """The person's picture: rows of one pid, variant and view show the same one."""
+        place = self.generator(2, self.variant, VIEW_NUMBERS[self.view])
+        return draw_person(
+            self.person(), self.outfit(), random_pose(place, self.view), size, int(place.integers(1 << 30))
+        )
+
+    def caption(self) -> str:
+        """The caption, the same for all views of a variant."""
+        if self.view == "flat":
+            return caption_flat(self.garment())
+        return caption(self.person(), self.outfit(), self.generator(3, self.variant))
+
+
+def documented_specs(rows: int, seed: int) -> Iterator[RowSpec]:
+    """Rows of the documented schema: three to a pid, one of each garment type in turn."""
+    for index in range(rows):
+        pid_index, place = divmod(index, 3)
+        rng = np.random.default_rng(np.random.SeedSequence([seed, pid_index, 9]))
+        views = [str(view) for view in rng.choice(PERSON_VIEWS, 3, replace=False, p=_VIEW_SHARES)]
+        # Top and bottom of one outfit in half of the pids, of two outfits in the others.
+        lower_variant = 1 if rng.random() < 0.5 else 2
+        variant = (1, lower_variant, lower_variant + 1)[place]
+        around = (UPPER, UPPER if lower_variant == 1 else LOWER, FULL)[place]
+        yield RowSpec(seed, index, pid_index, variant, views[place], (UPPER, LOWER, FULL)[place], around)
+
+
+def split_of_pids(rows: int, seed: int) -> list[str]:
+    """The split of each documented pid, by its index: 80/10/10, each split non-empty from three pids on."""
+    count = -(-rows // 3)
+    held_out = max(1, round(count * 0.1)) if count >= 3 else 0
+    order = np.random.default_rng(np.random.SeedSequence([seed, 8])).permutation(count)
+    # A last pid with fewer rows stays in training, so that the held-out splits are balanced.
+    order = order[order != count - 1]
+    splits = ["train"] * count
+    for place, pid_index in enumerate(order[: 2 * held_out]):
+        splits[int(pid_index)] = "test" if place < held_out else "validation"
+    return splits
+
+
+def raw_specs(rows: int, seed: int) -> Iterator[RowSpec]:
+    """Exactly ``rows`` rows of the raw schema: each pid sells one category, in one or two variants."""
+    index = pid_index = 0
+    while True:
+        rng = np.random.default_rng(np.random.SeedSequence([seed, pid_index, 9]))
+        cloth_type = _RAW_TYPES[pid_index % len(_RAW_TYPES)]
+        gender = random_person(np.random.default_rng(np.random.SeedSequence([seed, pid_index, 0])), "").gender
+        category = random_category(rng, gender, cloth_type)
+        whole_mask = bool(rng.random() < 0.5)
+        for variant in range(1, 2 + int(rng.random() < 0.4)):
+            count = 1 if rng.random() < 0.08 else int(rng.integers(2, 5))
+            views = [str(view) for view in rng.choice(PERSON_VIEWS, count, replace=False, p=_VIEW_SHARES)]
+            views.sort(key=lambda view: VIEW_NUMBERS[view])
+            if rng.random() < 0.5:
+                views.append("flat")
+            for view in views:
+                if index == rows:
+                    return
+                yield RowSpec(seed, index, pid_index, variant, view, cloth_type, cloth_type, category, whole_mask)
+                index += 1
+        pid_index += 1
+
+
+def _encoded(picture: Image.Image | Mask | np.ndarray, name: str) -> dict[str, Any]:
+    """A picture as ``datasets.Image`` stores it: JPEG for RGB, PNG for masks (0/255) and label maps."""
+    sink = io.BytesIO()
+    if isinstance(picture, Image.Image):
+        picture.save(sink, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
+        return {"bytes": sink.getvalue(), "path": f"{name}.jpg"}
+    levels = picture.astype(np.uint8) * np.uint8(255) if picture.dtype == bool else picture
+    Image.fromarray(levels).save(sink, "PNG", compress_level=4)
+    return {"bytes": sink.getvalue(), "path": f"{name}.png"}
+
+
+def documented_row(spec: RowSpec, size: tuple[int, int]) -> dict[str, Any]:
+    """One row of the documented schema with its provenance and ``parse``, pictures encoded."""
+    drawing = spec.draw(size)
+    garment = spec.garment()
+    flat, _ = draw_flat(garment, drawing.person.gender, size, drawing.outfit.inner)
+    name = f"{spec.pid}_{spec.pose_name}"
+    return {
+        "image": _encoded(drawing.photo, name),
+        "cloth": _encoded(flat, f"{spec.pid}_{spec.variant:02d}_6_flat"),
+        "mask": _encoded(drawing.agnostic[spec.cloth_type], f"{name}_mask"),
+        "caption": spec.caption(),
+        "cloth_type": spec.cloth_type,
+        "pid": spec.pid,
+        "variant": f"{spec.variant:02d}",
+        "view": spec.view,
+        "gender": drawing.person.gender,
+        "category": garment.category,
+        "garment_source": "flat",
+        "garment_view": "flat",
+        "source_row": spec.index,
+        "parse": _encoded(drawing.parse, f"{name}_parse"),
+    }
+
+
+def raw_row(spec: RowSpec, size: tuple[int, int]) -> dict[str, Any]:
+    """One row of the raw schema, pictures encoded."""
+    person, garment = spec.person(), spec.garment()
+    if spec.view == "flat":
+        photo, mask = draw_flat(garment, person.gender, size, spec.outfit().inner)
+    else:
+        drawing = spec.draw(size)
+        photo = drawing.photo
+        mask = drawing.clothes_mask() if spec.whole_mask else drawing.garment_mask(spec.cloth_type)
+    name = f"{spec.pid}_{spec.pose_name}"
+    tint = Image.blend(photo, Image.new("RGB", photo.size, (230, 30, 60)), 0.5)
+    return {
+        "images": _encoded(photo, name),
+        "gender": person.gender,
+        "pose": spec.pose_name,
+        "cloth_type": garment.category,
+        "pid": spec.pid,
+        "caption": spec.caption(),
+        "mask": _encoded(mask, f"{name}_mask"),
+        "mask_overlay": _encoded(Image.composite(tint, photo, Image.fromarray(mask.astype(np.uint8) * 255)), name),
+    }

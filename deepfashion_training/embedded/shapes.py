@@ -1,0 +1,95 @@
+"""Plane geometry for drawing: curves, tubes, discs and hulls as arrays of points.
+
+Every function takes and returns float64 arrays [N, 2] of (x, y) in one unit of the caller's choice, y downward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+Points = npt.NDArray[np.float64]
+Spot = Sequence[float] | npt.NDArray[np.float64]
+
+
+def vec(x: float, y: float) -> Points:
+    """The step (x, y) as an array [2], to add to points."""
+    return np.array([x, y], dtype=np.float64)
+
+
+def points(*pairs: Sequence[float]) -> Points:
+    """The given (x, y) pairs as an array [N, 2]."""
+    return np.asarray(pairs, dtype=np.float64)
+
+
+def spline(through: Points, steps: int = 6) -> Points:
+    """Catmull-Rom curve through the points [N, 2], ``steps`` samples per span: [(N - 1) * steps + 1, 2]."""
+    if len(through) < 3:
+        return through
+    padded = np.concatenate([2 * through[:1] - through[1:2], through, 2 * through[-1:] - through[-2:-1]])
+    t = np.linspace(0.0, 1.0, steps, endpoint=False)[None, :, None]
+    before, start, end, after = (padded[i : len(through) - 1 + i, None, :] for i in range(4))
+    curve = 0.5 * (
+        2 * start
+        + (end - before) * t
+        + (2 * before - 5 * start + 4 * end - after) * t**2
+        + (3 * start - before - 3 * end + after) * t**3
+    )
+    return np.concatenate([curve.reshape(-1, 2), through[-1:]])
+
+
+def along(path: Points, share: float) -> Points:
+    """The first ``share`` (0 to 1, by length) of a polyline [N, 2], its end cut exactly there."""
+    lengths = np.hypot(*np.diff(path, axis=0).T)
+    marks = np.concatenate([[0.0], np.cumsum(lengths)])
+    goal = share * marks[-1]
+    kept = int(np.searchsorted(marks, goal, side="left"))
+    end = [np.interp(goal, marks, path[:, axis]) for axis in (0, 1)]
+    return np.concatenate([path[: max(kept, 1)], [end]])
+
+
+def tube(path: Points, half_widths: Sequence[float] | npt.NDArray[np.float64]) -> Points:
+    """Outline of a band around a polyline [N, 2] with the half width given at each of its N points."""
+    steps = np.gradient(path, axis=0)
+    normals = np.stack([-steps[:, 1], steps[:, 0]], axis=1)
+    normals /= np.maximum(np.hypot(normals[:, 0], normals[:, 1]), 1e-9)[:, None]
+    offset = normals * np.asarray(half_widths)[:, None]
+    return np.concatenate([path + offset, (path - offset)[::-1]])
+
+
+def disc(centre: Spot, rx: float, ry: float | None = None, count: int = 20) -> Points:
+    """An ellipse with half axes ``rx`` and ``ry`` (a circle where ``ry`` is None) as ``count`` points."""
+    angle = np.linspace(0.0, 2 * np.pi, count, endpoint=False)
+    return np.stack([centre[0] + rx * np.cos(angle), centre[1] + (rx if ry is None else ry) * np.sin(angle)], axis=1)
+
+
+def hull(cloud: Points) -> Points:
+    """Convex hull of the points [N, 2], by Andrew's monotone chain."""
+    ordered = sorted(set(map(tuple, cloud.tolist())))
+
+    def chain(sequence: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
+        kept: list[tuple[float, float]] = []
+        for x, y in sequence:
+            while len(kept) > 1:
+                (ax, ay), (bx, by) = kept[-2:]
+                if (bx - ax) * (y - ay) - (by - ay) * (x - ax) > 0:
+                    break
+                kept.pop()
+            kept.append((x, y))
+        return kept[:-1]
+
+    return np.asarray(chain(ordered) + chain(reversed(ordered)), dtype=np.float64)
+
+
+def hull_of_discs(centres: Iterable[Spot], radii: Iterable[float], count: int = 14) -> Points:
+    """Convex hull of circles, given by their centres and radii."""
+    return hull(np.concatenate([disc(centre, r, count=count) for centre, r in zip(centres, radii, strict=True)]))
+
+
+def star(centre: tuple[float, float], radius: float, tips: int = 5, inner: float = 0.45, turn: float = 0.0) -> Points:
+    """A star with ``tips`` tips; ``inner`` is the inner radius over the outer one, ``turn`` is in radians."""
+    angle = np.arange(2 * tips) * np.pi / tips - np.pi / 2 + turn
+    reach = np.where(np.arange(2 * tips) % 2 == 0, radius, radius * inner)
+    return np.stack([centre[0] + reach * np.cos(angle), centre[1] + reach * np.sin(angle)], axis=1)

@@ -1,0 +1,438 @@
+"""Cuts garments for a body: each becomes pieces of cloth that lie where the body's joints and outline are."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from deepfashion_training.embedded.body import CROTCH_Y, HIP_Y, WAIST_Y, Body, Colour, Vector
+from deepfashion_training.embedded.garments import LEG_HEMS, OPEN_KINDS, SKIRT_HEMS, SLEEVES, Garment
+from deepfashion_training.embedded.painter import Cloth, Detail, Frame, Piece
+from deepfashion_training.embedded.patterns import PALETTE, shaded, texture
+from deepfashion_training.embedded.shapes import Points, along, disc, points, spline, tube, vec
+
+UPPER_LABEL, SKIRT_LABEL, PANTS_LABEL, DRESS_LABEL, BELT_LABEL = 4, 5, 6, 7, 8
+
+_NECK_HALF = {"crew": 0.036, "v": 0.040, "scoop": 0.046, "square": 0.050, "boat": 0.062, "collar": 0.036}
+_NECK_DROP = {"crew": 0.022, "v": 0.078, "scoop": 0.056, "square": 0.052, "boat": 0.012, "collar": 0.040}
+_ARMPIT_Y = 0.250
+_HEM_DIP = 0.008
+
+
+def garment_label(garment: Garment) -> int:
+    """The ATR label of a garment: 4 upper-clothes, 5 skirt, 6 pants, 7 dress (jumpsuits and rompers too)."""
+    if garment.cloth_type == 1:
+        return UPPER_LABEL
+    if garment.cloth_type == 3:
+        return DRESS_LABEL
+    return SKIRT_LABEL if garment.kind == "skirt" else PANTS_LABEL
+
+
+class Tailor:
+    """Pieces of one garment on one body. ``scale`` is the texture's resolution in pixels to a body height."""
+
+    def __init__(self, garment: Garment, body: Body, scale: float, inner: str = "white") -> None:
+        self.garment, self.body, self.inner = garment, body, inner
+        self.label = garment_label(garment)
+        self.name = f"cloth{garment.cloth_type}"
+        self.cloth: Cloth | None = None
+        if not garment.pattern.plain:
+            top, bottom = {1: (0.12, 0.66), 2: (0.36, 0.99), 3: (0.12, 0.99)}[garment.cloth_type]
+            if garment.pattern.kind == "block":
+                bottom = self.bottom + 0.01
+            # The light-to-dark seam and every motif sit at body heights, so that all views show them alike.
+            self.cloth = Cloth(texture(garment.pattern, top, bottom, scale), top, scale)
+        # Where the middle of the front shows, and how much of its width is left to see.
+        self.front = Frame(
+            at=(0.05 * body.sin * (1 if body.faces_viewer else -1), 0.0),
+            cloth=(0.0, 0.0),
+            squeeze=max(0.55, abs(body.cos)),
+        )
+
+    @property
+    def bottom(self) -> float:
+        """Body height of the lowest hem."""
+        garment = self.garment
+        if garment.cloth_type == 1:
+            return garment.length
+        return (SKIRT_HEMS if garment.skirted else LEG_HEMS)[garment.hem]
+
+    @property
+    def colour(self) -> Colour:
+        """RGB of the ground."""
+        return self.garment.pattern.colour
+
+    @property
+    def trim(self) -> Colour:
+        """RGB of ribs, collars and bands: the ground, darker, or lighter where it is dark already."""
+        return shaded(self.colour, 0.86) if sum(self.colour) > 240 else shaded(self.colour, 1.16)
+
+    def piece(self, name: str, shapes: list[Points], frames: list[Frame] | None = None, **more: object) -> Piece:
+        """A piece of this garment's cloth."""
+        return Piece(
+            f"{self.name} {name}",
+            self.label,
+            shapes,
+            self.colour,
+            self.cloth,
+            frames or [self.front] * len(shapes),
+            **more,  # type: ignore[arg-type]
+        )
+
+    # Torso ---------------------------------------------------------------------------------------------------
+
+    def _sides(self, heights: Vector, waisted: bool = True) -> tuple[Vector, Vector]:
+        """Left and right X of the garment's torso at body heights [N]."""
+        garment, body = self.garment, self.body
+        left, right = body.outline(heights, garment.ease)
+        straight = 0.15 if garment.cut in ("slim", "pencil", "a-line", "flared", "pleated") or not waisted else 0.75
+        wide_left, wide_right = body.outline(np.array([0.285]), garment.ease)
+        away = straight * np.clip((heights - 0.285) / 0.06, 0, 1)
+        left = np.where(heights > 0.285, left + away * np.minimum(0, wide_left[0] - left), left)
+        right = np.where(heights > 0.285, right + away * np.maximum(0, wide_right[0] - right), right)
+        return left, right
+
+    def _neck(self) -> tuple[Points, float, float]:
+        """The neckline from the picture's left to right, and the X of its ends."""
+        garment, body = self.garment, self.body
+        neckline = garment.neckline or "crew"
+        half = _NECK_HALF[neckline] + (0.006 if not body.woman else 0.0)
+        height = 0.1655 + (half - 0.036) * 0.42
+        _, _, _, forward = (float(value) for value in body.section(height))
+        centre = forward * body.sin
+        span = float(body.span(half, 0.032))
+        left, right = centre - span, centre + span
+        drop = _NECK_DROP[neckline] if body.faces_viewer else 0.010
+        middle = body.surface(0.0, height + drop)[0] if body.faces_viewer else centre
+        low = height + drop
+        if not body.faces_viewer or neckline in ("crew", "scoop", "boat"):
+            bend = points((left, height), ((left * 0.72 + middle * 0.28), low - drop * 0.22), (middle, low),
+                          ((right * 0.72 + middle * 0.28), low - drop * 0.22), (right, height))  # fmt: skip
+            return spline(bend, 4), left, right
+        if neckline == "square":
+            shift = middle * 0.5
+            return points((left, height), (left * 0.92 + shift * 0.3, low), (right * 0.92 + shift * 0.3, low),
+                          (right, height)), left, right  # fmt: skip
+        return points((left, height), (middle, low), (right, height)), left, right
+
+    def bodice(self, bottom: float) -> Points:
+        """Outline of the torso part from the neckline down to body height ``bottom``."""
+        garment, body = self.garment, self.body
+        neck, neck_left, neck_right = self._neck()
+        height = float(neck[0, 1])
+        width = float(body.section(0.205)[0])
+        shoulder = float(body.span(width, 0.036))
+        heights = np.linspace(_ARMPIT_Y, bottom, 14)
+        left, right = self._sides(heights)
+        if garment.sleeve == "strap":
+            tips = (neck_left - 0.015, neck_right + 0.015, height - 0.001)
+        elif garment.sleeve == "sleeveless":
+            tips = (-0.86 * shoulder, 0.86 * shoulder, 0.1830)
+        else:
+            tips = (-shoulder - 0.004, shoulder + 0.004, 0.1905)
+        bare = garment.sleeve in ("strap", "sleeveless")
+        armhole_left = points((tips[0], tips[2]), (tips[0] * (0.96 if bare else 1.01), 0.216), (left[0], heights[0]))
+        armhole_right = points((tips[1], tips[2]), (tips[1] * (0.96 if bare else 1.01), 0.216), (right[0], heights[0]))
+        hem = points((left[-1], bottom), ((left[-1] + right[-1]) / 2, bottom + _HEM_DIP), (right[-1], bottom))
+        return np.concatenate([
+            neck[::-1],
+            spline(armhole_left, 4),
+            np.stack([left, heights], axis=1)[1:],
+            spline(hem, 4),
+            np.stack([right, heights], axis=1)[::-1][1:],
+            spline(armhole_right, 4)[::-1],
+        ])  # fmt: skip
+
+    def _torso_folds(self, bottom: float) -> list[Points]:
+        low = min(bottom, 0.50)
+        left, right = self._sides(np.array([0.34, low]))
+        wide = right[1] - left[1]
+        return [
+            spline(points((left[0] + 0.012, 0.335), (left[0] + 0.030, 0.352), (left[0] + 0.052, 0.358))),
+            spline(points((right[0] - 0.010, 0.375), (right[0] - 0.034, 0.386), (right[0] - 0.060, 0.384))),
+            spline(points((right[0] - 0.016, 0.262), (right[0] - 0.036, 0.270), (right[0] - 0.050, 0.284))),
+            spline(points((left[0] + 0.016, 0.262), (left[0] + 0.034, 0.268), (left[0] + 0.046, 0.280))),
+            points((left[1] + wide * 0.28, low - 0.05), (left[1] + wide * 0.25, low - 0.006)),
+            points((left[1] + wide * 0.72, low - 0.06), (left[1] + wide * 0.76, low - 0.006)),
+        ]
+
+    def _front_details(self, bottom: float) -> list[Detail]:
+        """Buttons, collars, ribs and pockets: what shows only from the front, then what shows all round."""
+        garment, body = self.garment, self.body
+        details: list[Detail] = []
+        neck, _, _ = self._neck()
+        if garment.neckline != "collar" and garment.kind in ("tee", "sweater", "sweatshirt", "hoodie", "dress"):
+            details.append(Detail(neck, self.trim, 0.007))
+        if garment.kind in ("sweater", "sweatshirt", "hoodie"):
+            left, right = self._sides(np.array([bottom - 0.012]))
+            details.append(Detail(points((left[0], bottom - 0.011), (right[0], bottom - 0.011)), self.trim, 0.018))
+        if body.cos < 0.30:
+            return details
+        ink = shaded(self.colour, 0.72) if sum(self.colour) > 240 else shaded(self.colour, 1.35)
+        if (garment.kind in ("shirt", "polo", "blouse") and garment.neckline == "collar") or (
+            garment.kind == "jumpsuit" and garment.neckline == "collar"
+        ):
+            last = 0.29 if garment.kind == "polo" else bottom - 0.005
+            line = np.stack([body.surface(0.0, y, garment.ease) for y in np.linspace(0.205, last, 8)])
+            details.append(Detail(line, ink, 0.0035))
+            count = 3 if garment.kind == "polo" else 6
+            for y in np.linspace(0.222, last - 0.02, count):
+                details.append(Detail(disc(body.surface(0.0, y, garment.ease), 0.0045, count=8), ink))
+        if garment.kind == "hoodie":
+            pocket = [body.surface(x, y, garment.ease) for x, y in
+                      ((-0.055, 0.44), (-0.036, 0.395), (0.036, 0.395), (0.055, 0.44))]  # fmt: skip
+            details.append(Detail(np.stack(pocket), ink, 0.004))
+            for side in (-1, 1):
+                cord = [body.surface(side * 0.014, y, garment.ease) for y in (0.196, 0.23, 0.258)]
+                details.append(Detail(np.stack(cord), shaded(self.colour, 1.6), 0.005))
+        return details
+
+    def collar(self) -> list[Piece]:
+        """What stands up around the neck: collar wings, lapels or a hood."""
+        garment, body = self.garment, self.body
+        neck, left, right = self._neck()
+        height = float(neck[0, 1])
+        if garment.kind == "hoodie":
+            if body.faces_viewer:
+                ring = points((left - 0.014, height + 0.010), (left - 0.004, height - 0.014), (left + 0.010, height),
+                              (0.5 * (left + right), height + 0.026), (right - 0.010, height),
+                              (right + 0.004, height - 0.014), (right + 0.014, height + 0.010),
+                              (0.5 * (left + right), height + 0.050))  # fmt: skip
+            else:
+                ring = points((left - 0.018, height + 0.002), (0.5 * (left + right), height - 0.006),
+                              (right + 0.018, height + 0.002), (right, height + 0.050),
+                              (0.5 * (left + right), height + 0.085), (left, height + 0.050))  # fmt: skip
+            closed = spline(np.concatenate([ring, ring[:1]]), 4)
+            return [self.piece("hood", [closed])]
+        if garment.neckline != "collar" or not body.faces_viewer:
+            return []
+        middle = neck[1]
+        shapes = []
+        for end in (left, right):
+            out = np.sign(end - middle[0]) or 1.0
+            shapes.append(points((end, height - 0.004), (middle[0], middle[1]),
+                                 (middle[0] + out * 0.026 * max(0.4, body.cos), middle[1] + 0.012),
+                                 (end + out * 0.012, height + 0.014)))  # fmt: skip
+        return [Piece(f"{self.name} collar {i}", self.label, [shape], self.trim) for i, shape in enumerate(shapes)]
+
+    def torso(self, bottom: float) -> list[Piece]:
+        """The part around the torso, with what is worn under an open front."""
+        garment, body = self.garment, self.body
+        whole = self.bodice(bottom)
+        folds = self._torso_folds(bottom)
+        if garment.kind not in OPEN_KINDS:
+            return [
+                self.piece("torso", [whole], folds=folds, details=self._front_details(bottom), relief=0.016),
+                *self.collar(),
+            ]
+        if not body.faces_viewer:
+            return [self.piece("torso", [whole], folds=folds, relief=0.016)]
+        # Two panels over a tee. The opening widens downwards; seen from the side it moves with the front.
+        inner = Piece(f"{self.name} inner", self.label, [whole], PALETTE[self.inner], relief=0.006)
+        gap = {"cardigan": 0.030, "jacket": 0.026, "vest": 0.034}[garment.kind]
+        heights = np.linspace(0.166, bottom + 0.004, 10)
+        panels = []
+        for side in (-1, 1):
+            edge = [
+                body.surface(side * np.interp(y, [0.166, 0.30, bottom], [0.038, gap * 0.7, gap]), y, garment.ease)
+                for y in heights
+            ]
+            # A panel is the bodice cut along its front edge.
+            shape = _clip_side(whole, np.stack(edge), side)
+            if len(shape) > 2:
+                if garment.kind != "cardigan":
+                    top = np.stack(edge)[:5]
+                    wing = np.concatenate([top, top[[3, 1]] + (side * 0.030 * max(0.3, body.cos), 0.0)])
+                    lapel = [Detail(wing, self.trim)]
+                else:
+                    lapel = [Detail(np.stack(edge), self.trim, 0.009)]
+                panels.append(self.piece(f"panel {side}", [shape], folds=folds[:4], details=lapel, relief=0.012))
+        return [inner, *panels]
+
+    # Limbs ---------------------------------------------------------------------------------------------------
+
+    def _frame(self, start: Vector, end: Vector, cloth: tuple[float, float], squeeze: float = 1.0) -> Frame:
+        """Cloth that runs along a limb from picture point ``start`` to ``end``."""
+        way = end - start
+        return Frame((float(start[0]), float(start[1])), cloth, float(np.arctan2(-way[0], way[1])), squeeze)
+
+    def sleeve(self, side: int) -> list[Piece]:
+        """The sleeve of one arm; nothing where the garment has none."""
+        garment, body = self.garment, self.body
+        reach = SLEEVES[garment.sleeve]
+        if reach <= 0:
+            return []
+        shoulder, elbow, wrist, _ = (body.project(joint) for joint in body.arm(side))
+        bare = body.arm_widths()
+        loose = garment.ease + 0.001
+        upper_share, lower_share = min(1.0, reach / 0.537), max(0.0, (reach - 0.537) / 0.463)
+        upper_path = along(np.stack([shoulder, (shoulder + elbow) / 2, elbow]), upper_share)
+        widths = np.interp(np.linspace(0, upper_share, len(upper_path)), [0, 0.5, 1], bare[:3]) + loose
+        if lower_share == 0:
+            widths[-1] += 0.005
+        cuff_path, cuff_widths = upper_path, widths
+        shapes = [disc(shoulder, bare[0] + loose), tube(upper_path, widths)]
+        out = side if body.faces_viewer else -side
+        frame = self._frame(shoulder, elbow, (0.26 * out, 0.195))
+        frames = [frame, frame]
+        if lower_share > 0:
+            lower_path = along(np.stack([elbow, (elbow + wrist) / 2, wrist]), lower_share)
+            lower = np.interp(np.linspace(0, lower_share, len(lower_path)), [0, 0.5, 1], bare[2:]) + loose
+            shapes += [disc(elbow, bare[2] + loose), tube(lower_path, lower)]
+            frames += [self._frame(elbow, wrist, (0.26 * out, 0.355))] * 2
+            cuff_path, cuff_widths = lower_path, lower
+        details = []
+        end, before = cuff_path[-1], cuff_path[-2]
+        way = (end - before) / max(1e-6, float(np.hypot(*(end - before))))
+        across = np.array([way[1], -way[0]]) * cuff_widths[-1]
+        if garment.kind in ("sweater", "sweatshirt", "hoodie", "cardigan", "shirt", "jumpsuit", "tee", "polo"):
+            band = 0.014 if reach > 0.9 else 0.006
+            middle = end - way * band / 2
+            details.append(Detail(np.stack([middle - across, middle + across]), self.trim, band))
+        crook = elbow + (shoulder + wrist - 2 * elbow) * 0.06
+        folds = [np.stack([crook - (0.012, 0.004), crook + vec(0.010, 0.006)])] if lower_share > 0.1 else []
+        group = f"{self.name} sleeve {side}"
+        return [self.piece(f"sleeve {side}", shapes, frames, details=details, folds=folds, group=group)]
+
+    def _pelvis(self, top: float, side: int) -> Points:
+        """The half of the seat on one side of the seam that shows, from ``top`` to the crotch."""
+        body = self.body
+        heights = np.linspace(top, CROTCH_Y, 8)
+        left, right = body.outline(heights, self.garment.ease)
+        seam = np.array([body.surface(0.0, float(y), self.garment.ease)[0] for y in heights])
+        rightward = (side == 1) == body.faces_viewer
+        outer = right if rightward else left
+        return np.concatenate([np.stack([outer, heights], axis=1), np.stack([seam, heights], axis=1)[::-1]])
+
+    def leg(self, side: int, top: float, waistband: bool) -> Piece:
+        """One trouser leg with its half of the seat."""
+        garment, body = self.garment, self.body
+        hip, knee, ankle = (body.project(joint) for joint in body.leg(side))
+        bare = body.leg_widths()
+        hem = self.bottom
+        stations = np.array([0.0, 0.25, 0.5, 0.75, 1.0])
+        extra = {"slim": (0.003, 0.003, 0.004, 0.003, 0.007), "straight": (0.004, 0.006, 0.013, 0.016, 0.030),
+                 "wide": (0.005, 0.012, 0.028, 0.042, 0.064)}[garment.cut]  # fmt: skip
+        widths = bare + np.array(extra)
+        if garment.kind == "shorts" or garment.kind == "romper":
+            widths = bare + {"slim": 0.005, "straight": 0.011, "wide": 0.020}[garment.cut]
+        elif garment.kind == "leggings":
+            widths = bare + 0.0025
+        centre = spline(np.stack([hip, knee, ankle]), 8)
+        share = np.clip((hem - HIP_Y) / (0.945 - HIP_Y), 0.05, 1.0)
+        path = along(centre, float(share))
+        marks = np.linspace(0, float(share), len(path))
+        shape = tube(path, np.interp(marks, stations, widths))
+        cloth_x = (0.049 if body.woman else 0.048) * (side if body.faces_viewer else -side)
+        frame = self._frame(hip, ankle, (cloth_x, HIP_Y), squeeze=max(0.6, abs(body.cos)))
+        seat = Frame((float(hip[0]), float(hip[1])), (cloth_x, HIP_Y), 0.0, frame.squeeze)
+        crease = [
+            np.stack([knee + vec(-0.020, -0.012), knee + vec(0.006, -0.004)]),
+            np.stack([knee + vec(0.018, 0.012), knee + vec(-0.004, 0.020)]),
+            np.stack([hip + vec(0.0, 0.045), hip + vec(0.016 * np.sign(hip[0] or 1.0), 0.032)]),
+        ]
+        if garment.cut == "wide" and hem > 0.7:
+            crease.append(np.stack([(knee + hip) / 2, knee, path[-1] - (0, 0.01)]))
+        details = []
+        band = (path[-1], path[-2])
+        if garment.kind in ("jeans", "shorts") or garment.pattern.kind == "denim":
+            way = (band[0] - band[1]) / max(1e-6, float(np.hypot(*(band[0] - band[1]))))
+            across = np.array([way[1], -way[0]]) * (np.interp(share, stations, widths) - 0.001)
+            middle = band[0] - way * 0.009
+            details.append(Detail(np.stack([middle - across, middle + across]), self.trim, 0.003))
+        if body.faces_viewer and waistband and garment.kind != "leggings":
+            out = 1 if (side == 1) == body.faces_viewer else -1
+            left, right = body.outline(np.array([0.425, 0.465]), garment.ease)
+            edge = right if out == 1 else left
+            pocket = points((edge[0] - out * 0.030 * max(0.3, body.cos), 0.412), (edge[1] - out * 0.004, 0.468))
+            details.append(Detail(pocket, shaded(self.colour, 0.74), 0.003))
+        return self.piece(
+            f"leg {side}", [self._pelvis(top, side), shape], [seat, frame], folds=crease, details=details, relief=0.011
+        )
+
+    def waistband(self, label: int | None = None, colour: Colour | None = None) -> Piece:
+        """A band around the waist: part of the garment, or a belt of its own label and colour."""
+        heights = np.array([WAIST_Y - 0.004, WAIST_Y + 0.014])
+        left, right = self.body.outline(heights, self.garment.ease + 0.002)
+        band = points((left[0], heights[0]), (right[0], heights[0]), (right[1], heights[1]), (left[1], heights[1]))
+        buckle = []
+        if colour is not None and self.body.cos > 0.3:
+            middle = self.body.surface(0.0, WAIST_Y + 0.005, 0.006)
+            buckle = [Detail(disc(middle, 0.009, 0.008, 10), (214, 188, 120))]
+        name = f"{self.name} waistband" if colour is None else "belt"
+        return Piece(name, label or self.label, [band], colour or self.trim, details=buckle, relief=0.004)
+
+    # Skirts --------------------------------------------------------------------------------------------------
+
+    def skirt(self, top: float) -> Piece:
+        """A skirt from body height ``top``, wide enough to hide both legs."""
+        garment, body = self.garment, self.body
+        hem = self.bottom
+        fall = hem - WAIST_Y
+        flare = {"pencil": 0.02, "a-line": 0.20, "pleated": 0.17, "flared": 0.30}[garment.cut]
+        hips, _, sway, forward = (float(value) for value in body.section(0.475))
+        grow = flare * fall if fall < 0.35 else flare * (0.35 + 0.35 * (fall - 0.35))
+        half = float(body.span(hips + grow, 0.078 + 0.8 * grow)) + garment.ease
+        # Legs that stand apart push the hem out.
+        at_hem = np.array(
+            [
+                np.interp(hem, joints[:, 1], joints[:, 0])
+                for joints in (body.flat_path(body.leg(side)) for side in (1, -1))
+            ]
+        )
+        thigh = float(np.interp(hem, [0.49, 0.72, 0.95], [0.05, 0.036, 0.022])) * body.girth + 0.006
+        centre = sway * body.cos + forward * body.sin * 0.4 + 0.5 * float(at_hem.mean() - sway * body.cos) * 0.5
+        left_hem = min(centre - half, float(at_hem.min()) - thigh)
+        right_hem = max(centre + half, float(at_hem.max()) + thigh)
+        heights = np.array([top, 0.43, 0.475, 0.52])
+        left, right = body.outline(heights, garment.ease + np.array([0.0, 0.002, 0.003, 0.004]))
+        opening = np.array([0.0, 0.10, 0.22, 0.36]) * min(1.0, flare / 0.2)
+        left, right = left + opening * (left_hem - left), right + opening * (right_hem - right)
+        dip = 0.006 + 0.05 * max(0.0, right_hem - left_hem - 0.2)
+        left_edge = spline(np.concatenate([np.stack([left, heights], axis=1), points((left_hem, hem))]), 4)
+        right_edge = spline(np.concatenate([np.stack([right, heights], axis=1), points((right_hem, hem))]), 4)
+        bottom = spline(points((left_hem, hem), ((left_hem + right_hem) / 2, hem + dip), (right_hem, hem)), 6)
+        shape = np.concatenate([left_edge, bottom, right_edge[::-1]])
+        shares = {"pleated": np.linspace(0.08, 0.92, 9), "pencil": np.array([0.5])}.get(
+            garment.cut, np.array([0.18, 0.36, 0.60, 0.80])
+        )
+        folds = []
+        for place in shares:
+            start = points((left[1] + place * (right[1] - left[1]), 0.44 + (0.05 if garment.cut != "pleated" else 0)))
+            end = points((left_hem + place * (right_hem - left_hem), hem - 0.004 + dip * (1 - (2 * place - 1) ** 2)))
+            folds.append(np.concatenate([start, end]))
+        details = []
+        if garment.pattern.kind == "denim":
+            details = [Detail(np.stack([body.surface(0.0, y, 0.004) for y in (0.41, 0.5)]), self.trim, 0.004)]
+        return self.piece("skirt", [shape], folds=folds, details=details, relief=0.018)
+
+    # Whole garments ------------------------------------------------------------------------------------------
+
+    def below(self) -> list[Piece]:
+        """Everything from the waist down."""
+        garment, body = self.garment, self.body
+        top = WAIST_Y
+        pieces: list[Piece] = []
+        if garment.skirted:
+            pieces.append(self.skirt(top))
+        else:
+            far, near = body.near_sides()
+            pieces += [self.leg(side, top, waistband=garment.cloth_type == 2) for side in (far, near)]
+        if garment.cloth_type == 2:
+            pieces.append(self.waistband())
+        return pieces
+
+    def above(self) -> list[Piece]:
+        """Everything around the torso, without the sleeves."""
+        garment = self.garment
+        pieces = self.torso(garment.length if garment.cloth_type == 1 else WAIST_Y + 0.010)
+        if garment.cloth_type == 3 and garment.belted:
+            pieces.append(self.waistband(BELT_LABEL, (94, 62, 44)))
+        return pieces
+
+
+def _clip_side(shape: Points, edge: Points, side: int) -> Points:
+    """The part of a polygon on one side (1 right, -1 left) of a front edge that runs from top to bottom."""
+    borders = np.interp(shape[:, 1], edge[:, 1], edge[:, 0])
+    clipped = shape.copy()
+    clipped[:, 0] = np.maximum(shape[:, 0], borders) if side == 1 else np.minimum(shape[:, 0], borders)
+    return clipped
