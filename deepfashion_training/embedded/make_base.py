@@ -1,0 +1,164 @@
+"""Make the small FLUX-Fill that ships with the project: the real classes at toy size, with random weights.
+
+    python -m deepfashion_training.embedded.make_base --output_dir D [--seed 0]
+
+It is a normal diffusers pipeline folder of under 1 MB. It knows nothing about people or clothes: it proves that
+training, checkpoints, validation and loading work, with no network, no GPU and no account.
+"""
+
+from __future__ import annotations
+
+import argparse
+import string
+import sys
+from pathlib import Path
+from typing import Any
+
+#: Folder of the small FLUX-Fill inside this package.
+TINY_FLUX_FILL = Path(__file__).parent / "tiny_flux_fill"
+
+#: 384 input channels as in FLUX.1-Fill: 64 noisy, 64 of the masked picture, 256 of the mask.
+TRANSFORMER_CONFIG: dict[str, Any] = {
+    "patch_size": 1,
+    "in_channels": 384,
+    "out_channels": 64,
+    "num_layers": 1,
+    "num_single_layers": 2,
+    "attention_head_dim": 16,
+    "num_attention_heads": 3,
+    "joint_attention_dim": 32,
+    "pooled_projection_dim": 32,
+    "guidance_embeds": True,
+    "axes_dims_rope": (4, 6, 6),
+}
+
+#: Words that the toy tokenizers know whole; everything else is spelt letter by letter.
+WORDS = (
+    "the pair of images highlights a clothing and its styling on model high resolution detailed product shot image "
+    "same cloth is worn by in lifestyle setting wears with top shirt trousers shorts skirt dress jumpsuit sleeve "
+    "sleeves pattern plain striped dots checks man woman red blue green yellow black white grey pink"
+).split()
+
+#: 16 latent channels, 8x down, no quantization convolutions: the form of FLUX.1's VAE.
+VAE_CONFIG: dict[str, Any] = {
+    "block_out_channels": (8, 8, 16, 16),
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "layers_per_block": 1,
+    "latent_channels": 16,
+    "norm_num_groups": 4,
+    "sample_size": 128,
+    "use_quant_conv": False,
+    "use_post_quant_conv": False,
+    "mid_block_add_attention": False,
+    "shift_factor": 0.0,
+    "scaling_factor": 1.0,
+}
+
+#: The scheduler settings of FLUX.1-Fill-dev.
+SCHEDULER_CONFIG: dict[str, Any] = {
+    "num_train_timesteps": 1000,
+    "shift": 3.0,
+    "use_dynamic_shifting": True,
+    "base_shift": 0.5,
+    "max_shift": 1.15,
+    "base_image_seq_len": 256,
+    "max_image_seq_len": 4096,
+}
+
+
+def _clip(width: int) -> tuple[Any, Any]:
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+    letters = string.ascii_lowercase + string.digits + string.punctuation
+    merges: dict[tuple[str, str], None] = {}
+    for word in WORDS:
+        parts = [*word[:-1], f"{word[-1]}</w>"]
+        for end in range(1, len(parts)):
+            merges[("".join(parts[:end]), parts[end])] = None
+    joined = dict.fromkeys("".join(pair) for pair in merges)
+    pieces = [*letters, *(f"{letter}</w>" for letter in letters), *joined, "<|startoftext|>", "<|endoftext|>"]
+    vocabulary = {piece: number for number, piece in enumerate(dict.fromkeys(pieces))}
+    tokenizer = CLIPTokenizer(vocab=vocabulary, merges=list(merges), model_max_length=77)
+    config = CLIPTextConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=width,
+        intermediate_size=2 * width,
+        projection_dim=width,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=77,
+        bos_token_id=vocabulary["<|startoftext|>"],
+        eos_token_id=vocabulary["<|endoftext|>"],
+        pad_token_id=vocabulary["<|endoftext|>"],
+    )
+    return CLIPTextModel(config), tokenizer
+
+
+def _t5(width: int) -> tuple[Any, Any]:
+    from transformers import T5Config, T5EncoderModel, T5TokenizerFast
+
+    letters = string.ascii_letters + string.digits + string.punctuation
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
+    pieces += [(letter, -9.0) for letter in letters] + [(f"▁{word}", -5.0) for word in WORDS]
+    tokenizer = T5TokenizerFast(vocab=pieces, extra_ids=0, model_max_length=512)
+    config = T5Config(
+        vocab_size=len(pieces),
+        d_model=width,
+        d_kv=width // 2,
+        d_ff=2 * width,
+        num_layers=1,
+        num_heads=2,
+        feed_forward_proj="gated-gelu",
+    )
+    return T5EncoderModel(config), tokenizer
+
+
+def random_fill_pipeline(seed: int = 0) -> Any:
+    """A ``FluxFillPipeline`` of about 0.2M parameters with random weights that follow from ``seed``."""
+    import torch
+    from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxFillPipeline, FluxTransformer2DModel
+
+    torch.manual_seed(seed)
+    text_encoder, tokenizer = _clip(TRANSFORMER_CONFIG["pooled_projection_dim"])
+    text_encoder_2, tokenizer_2 = _t5(TRANSFORMER_CONFIG["joint_attention_dim"])
+    vae = AutoencoderKL(**VAE_CONFIG)
+    _standardize_latents(vae)
+    return FluxFillPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(**SCHEDULER_CONFIG),
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        text_encoder_2=text_encoder_2,
+        tokenizer_2=tokenizer_2,
+        transformer=FluxTransformer2DModel(**TRANSFORMER_CONFIG),
+    )
+
+
+def _standardize_latents(vae: Any) -> None:
+    """Choose the VAE's shift and scale so that latents of smooth pictures have mean 0 and standard deviation 1."""
+    import torch
+
+    coarse = torch.rand(8, 3, 8, 12) * 2 - 1
+    pictures = torch.nn.functional.interpolate(coarse, size=(128, 192), mode="bicubic").clamp(-1, 1)
+    with torch.no_grad():
+        latents = vae.encode(pictures).latent_dist.sample()
+    vae.register_to_config(shift_factor=latents.mean().item(), scaling_factor=1 / latents.std().item())
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Write the pipeline folder; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument("--output_dir", type=Path, default=TINY_FLUX_FILL, help="folder to write the pipeline to")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random weights")
+    args = parser.parse_args(argv)
+    import torch
+
+    pipeline = random_fill_pipeline(args.seed).to(dtype=torch.float16)
+    pipeline.save_pretrained(args.output_dir, safe_serialization=True)
+    sys.stdout.write(f"small FLUX-Fill written to {args.output_dir}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1000 @@
+"""Train FLUX.1-Fill to dress a person by inpainting the right half of a garment|person picture.
+
+The pair is one picture of H x 2W pixels: the garment on the left, the person on the right. The area of the person
+that the garment will cover is masked, and the model learns to repaint it so that the person wears the garment.
+By default a LoRA is trained over a frozen base; ``--train_base_model`` trains the attention weights instead.
+
+This file stands alone. A wrapper that brings other data replaces ``VitonHDTestDataset`` in this module and calls
+``main(parse_args([...]))``. A replacement is built by keyword (``dataroot_path, phase, order, size, data_list``),
+yields the sample dict that ``VitonHDTestDataset`` documents, and may offer four methods, each used when present:
+``captions()`` and ``cloth_types()`` (a list with one entry per row, read without opening pictures),
+``sampling_weights()`` (a list, or None for uniform sampling) and ``summary()`` (facts for ``run.json``).
+
+Run ``python train_flux_inpaint.py --help`` for the flags, or ``accelerate launch train_flux_inpaint.py ...``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import difflib
+import gc
+import importlib.metadata
+import importlib.util
+import itertools
+import json
+import logging
+import math
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal, NoReturn
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.logging import get_logger
+from accelerate.utils import ProjectConfiguration, set_seed
+from diffusers import AutoencoderKL, BitsAndBytesConfig, FluxFillPipeline, FluxTransformer2DModel
+from diffusers import FlowMatchEulerDiscreteScheduler as FlowScheduler
+from diffusers import training_utils as flow
+from diffusers.optimization import get_scheduler
+from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
+from PIL import Image, ImageDraw, ImageFont
+from safetensors.torch import load_file, save_file
+from torch.utils.data import DataLoader, Dataset, Sampler
+from tqdm.auto import tqdm
+
+logger = get_logger(__name__)
+
+#: The constant prompt that catvton-flux-alpha was trained with.
+DEFAULT_PROMPT = (
+    "The pair of images highlights a clothing and its styling on a model, high resolution, 4K, 8K; "
+    "[IMAGE1] Detailed product shot of a clothing"
+    "[IMAGE2] The same cloth is worn by a model in a lifestyle setting."
+)
+LORA_FILE = "pytorch_lora_weights.safetensors"
+
+#: Linear layers inside a double or single block, by the ending of their name.
+ATTENTION = (
+    "attn.to_q attn.to_k attn.to_v attn.to_out.0 attn.add_q_proj attn.add_k_proj attn.add_v_proj attn.to_add_out"
+)
+FEED_FORWARD = "ff.net.0.proj ff.net.2 ff_context.net.0.proj ff_context.net.2 proj_mlp proj_out"
+LORA_TARGETS = {"attention": ATTENTION.split(), "all": f"{ATTENTION} {FEED_FORWARD}".split()}
+
+
+class _FlagParser(argparse.ArgumentParser):
+    """Parser that answers an unknown flag with the nearest known one; exit code 2."""
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        parsed, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            near = difflib.get_close_matches(unknown[0].split("=")[0], self._option_string_actions, n=1)
+            self.error(f"unknown argument {unknown[0]}" + (f": did you mean {near[0]}?" if near else ""))
+        return parsed
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
+
+
+def _number(kind: type[int] | type[float], low: float, high: float = math.inf, step: int = 0) -> Callable[[str], Any]:
+    """Converter for argparse: a finite number in [low, high], and a multiple of ``step`` where one is given."""
+
+    def number(text: str) -> Any:
+        value = kind(text)
+        if not low <= value <= high or math.isinf(value) or (step and value % step):
+            limits = f"at least {low}" if high == math.inf else f"from {low} to {high}"
+            raise argparse.ArgumentTypeError(f"{text} is not {limits}" + (f" and a multiple of {step}" if step else ""))
+        return value
+
+    return number
+
+
+COUNT, FROM_ZERO, SIDE = _number(int, 1), _number(int, 0), _number(int, 16, step=16)
+AMOUNT, SHARE, SWITCH = _number(float, 0), _number(float, 0, 1), argparse.BooleanOptionalAction
+SCHEDULES = ["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"]
+SCHEMES = ["sigma_sqrt", "logit_normal", "mode", "cosmap", "none"]
+
+
+# fmt: off
+def _add_model_and_data_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("models").add_argument
+    add("--pretrained_model_name_or_path", default="black-forest-labs/FLUX.1-Fill-dev",
+        help="FLUX.1-Fill pipeline that gives VAE, text encoders, tokenizers and scheduler: folder or Hub id")
+    add("--pretrained_inpaint_model_name_or_path", default="xiaozaa/catvton-flux-alpha",
+        help="transformer to train: folder or Hub id, with its files at the root or under transformer/")
+    add("--revision", help="branch, tag or commit of the pipeline on the Hub")
+    add("--inpaint_revision", help="branch, tag or commit of the transformer on the Hub")
+    add("--variant", help="variant of the model files, such as bf16")
+    add("--cache_dir", help="where downloaded models are kept (default: the Hub's own cache)")
+    add("--quantize_base", choices=["nf4", "int8"], help="keep the frozen base in 4 or 8 bit (bitsandbytes, CUDA)")
+    add("--mixed_precision", choices=["no", "bf16", "fp16"], default="no", help="precision of the frozen base")
+    add("--allow_tf32", action=SWITCH, default=False, help="TF32 for fp32 matrix products on CUDA")
+    add = parser.add_argument_group("data and text").add_argument
+    add("--dataroot", required=True, help="VITON-HD folder with train/, test/ and the pair lists")
+    add("--train_data_list", default="train_pairs.txt", help="pair list of the training rows, inside the data root")
+    add("--validation_data_list", default="test_pairs.txt", help="pair list of the validation rows")
+    add("--height", type=SIDE, default=768, help="height of one picture in pixels, a multiple of 16")
+    add("--width", type=SIDE, default=576, help="width of one picture, a multiple of 16; a pair is twice as wide")
+    add("--dataloader_num_workers", type=FROM_ZERO, default=4, help="processes that load pictures; 0: between steps")
+    add("--dataloader_prefetch_factor", type=COUNT, default=2, help="batches that each worker prepares ahead")
+    add("--instance_prompt", default=DEFAULT_PROMPT, help="prompt of every pair")
+    add("--use_captions", action=SWITCH, default=False, help="append the row's caption to the prompt")
+    add("--caption_dropout", type=SHARE, default=0.0, help="share of rows with the bare prompt under --use_captions")
+    add("--max_sequence_length", type=_number(int, 1, 512), default=512, help="T5 tokens per prompt, at most 512")
+
+
+def _add_training_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("what is trained").add_argument
+    add("--lora_rank", type=COUNT, default=16, help="rank of the LoRA matrices")
+    add("--lora_alpha", type=AMOUNT, help="LoRA alpha; the update is scaled by alpha / rank (default: the rank)")
+    add("--lora_target_modules", default="all",
+        help="'all': attention and feed-forward of every block; 'attention'; or module names, comma-separated")
+    add("--use_dora", action=SWITCH, default=False, help="weight-decomposed LoRA (DoRA)")
+    add("--use_rslora", action=SWITCH, default=False, help="scale by alpha / sqrt(rank)")
+    add("--train_base_model", action=SWITCH, default=False, help="train the attention weights themselves, no LoRA")
+    add = parser.add_argument_group("optimizer and schedule").add_argument
+    add("--train_batch_size", type=COUNT, default=1, help="pairs per device and forward pass")
+    add("--gradient_accumulation_steps", type=COUNT, default=1, help="forward passes per optimizer step")
+    add("--max_train_steps", type=COUNT, help="optimizer steps (default: from --num_train_epochs)")
+    add("--num_train_epochs", type=COUNT, default=1, help="passes over the rows where --max_train_steps is not given")
+    add("--learning_rate", type=AMOUNT, default=1e-4, help="learning rate after warm-up; Prodigy wants 1")
+    add("--lr_scheduler", default="constant", choices=SCHEDULES, help="learning-rate schedule")
+    add("--lr_warmup_steps", type=FROM_ZERO, default=0, help="optimizer steps of warm-up")
+    add("--lr_num_cycles", type=COUNT, default=1, help="restarts of cosine_with_restarts")
+    add("--lr_power", type=AMOUNT, default=1.0, help="power of the polynomial schedule")
+    add("--optimizer", choices=["adamw", "prodigy"], type=str.lower, default="adamw", help="optimizer")
+    add("--use_8bit_adam", action=SWITCH, default=False, help="8-bit AdamW (bitsandbytes, CUDA)")
+    add("--adam_beta1", type=SHARE, default=0.9, help="beta1 of AdamW and Prodigy")
+    add("--adam_beta2", type=SHARE, default=0.999, help="beta2 of AdamW and Prodigy")
+    add("--adam_weight_decay", type=AMOUNT, default=1e-4, help="weight decay of AdamW and Prodigy")
+    add("--adam_epsilon", type=AMOUNT, default=1e-8, help="epsilon of AdamW and Prodigy")
+    add("--max_grad_norm", type=AMOUNT, default=1.0, help="gradients are clipped to this norm; 0: not clipped")
+    add("--gradient_checkpointing", action=SWITCH, default=False,
+        help="recompute activations in the backward pass: less memory, about a third more time")
+    add("--seed", type=FROM_ZERO, default=42, help="seed of LoRA weights, row order, noise, timesteps and validation")
+
+
+def _add_loss_and_output_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("loss").add_argument
+    add("--guidance_scale", type=AMOUNT, default=1.0, help="embedded guidance, in training and validation pictures")
+    add("--weighting_scheme", default="none", choices=SCHEMES, help="how timesteps are drawn and weighted")
+    add("--logit_mean", type=float, default=0.0, help="mean of logit_normal")
+    add("--logit_std", type=AMOUNT, default=1.0, help="standard deviation of logit_normal")
+    add("--mode_scale", type=float, default=1.29, help="scale of mode")
+    add("--garment_loss_weight", type=AMOUNT, default=1.0, help="weight of the loss on the garment half")
+    add("--mask_loss_weight", type=AMOUNT, default=1.0, help="weight of the loss on the masked area")
+    add("--background_loss_weight", type=AMOUNT, default=1.0, help="weight of the loss on the rest of the person half")
+    add = parser.add_argument_group("output").add_argument
+    add("--output_dir", default="outputs/train", help="where LoRA, checkpoints, validation pictures and logs go")
+    add("--overwrite_output_dir", action=SWITCH, default=False, help="delete an earlier run's files in --output_dir")
+    add("--resume_from_checkpoint", help="checkpoint folder to continue from, or 'latest'")
+    add("--checkpointing_steps", type=FROM_ZERO, default=500, help="optimizer steps between checkpoints; 0: none")
+    add("--checkpoints_total_limit", type=COUNT, help="how many of the newest checkpoints are kept (default: all)")
+    add("--validation_steps", type=FROM_ZERO, default=500, help="steps between validation pictures; 0: none at all")
+    add("--num_validation_images", type=COUNT, default=6, help="rows in the validation picture")
+    add("--num_inference_steps", type=COUNT, default=28, help="denoising steps of validation pictures")
+    add("--report_to", default="tensorboard", choices=["tensorboard", "wandb", "none"], help="where curves are logged")
+    add("--logging_dir", default="logs", help="folder of the TensorBoard logs, inside the output directory")
+    add("--logging_steps", type=COUNT, default=1, help="optimizer steps between two readings of the loss")
+# fmt: on
+
+
+def parse_args(input_args: Sequence[str] | None = None) -> argparse.Namespace:
+    """Arguments of a run, from ``input_args`` or the command line. Wrong use exits with code 2."""
+    parser = _FlagParser(description="Train FLUX.1-Fill on garment|person pairs.", allow_abbrev=False)
+    _add_model_and_data_flags(parser)
+    _add_training_flags(parser)
+    _add_loss_and_output_flags(parser)
+    args = parser.parse_args(input_args)
+    if args.caption_dropout and not args.use_captions:
+        parser.error("--caption_dropout does nothing without --use_captions")
+    if args.train_base_model and args.quantize_base:
+        parser.error("--train_base_model cannot train a base that --quantize_base has quantized")
+    if args.use_8bit_adam and args.optimizer != "adamw":
+        parser.error(f"--use_8bit_adam goes with --optimizer adamw, not {args.optimizer}")
+    return args
+
+
+class VitonHDTestDataset(Dataset):
+    """Garment/person pairs of a VITON-HD folder.
+
+    ``dataroot_path`` holds ``train/`` and ``test/``, each with ``image``, ``cloth``, ``cloth-mask`` and
+    ``agnostic-mask`` (``<person>_mask.png``), and pair lists of ``person.jpg cloth.jpg`` lines. ``order`` "paired"
+    dresses each person in the own garment, "unpaired" in the one that the list names. ``size`` is (height, width).
+
+    A sample, with H, W = ``size`` and all tensors float32: ``image`` [3,H,2W] in [-1,1], garment left, person right;
+    ``im_mask`` the same with the person's masked area 0; ``inpaint_mask`` [1,H,2W] in {0,1}, 1 = repaint;
+    ``cloth_pure`` [3,H,W] in [-1,1]; ``cloth_mask`` [1,H,W] in {0,1}, 1 = garment; ``c_name``, ``im_name`` and
+    ``caption_cloth`` str; ``cloth_type`` 1, an upper-body garment.
+
+    Raises ``ValueError`` for a missing or malformed pair list, a name that leaves the data root, or a missing file.
+    """
+
+    def __init__(
+        self, dataroot_path: str, phase: Literal["train", "test"], order: Literal["paired", "unpaired"] = "paired",
+        size: tuple[int, int] = (768, 576), data_list: str | None = None,
+    ) -> None:  # fmt: skip
+        self.root, self.phase, (self.height, self.width) = Path(dataroot_path), phase, size
+        pair_list = self._inside(data_list or f"{phase}_pairs.txt")
+        if not pair_list.is_file():
+            raise ValueError(f"no pair list {pair_list}: a VITON-HD folder has one of 'person.jpg cloth.jpg' lines")
+        self.pairs: list[tuple[str, str]] = []
+        for number, line in enumerate(pair_list.read_text(encoding="utf-8").splitlines(), start=1):
+            names = line.split()
+            if len(names) not in (0, 2):
+                raise ValueError(f"{pair_list} line {number}: expected 'person.jpg cloth.jpg', found {line!r}")
+            if names:
+                self.pairs.append((names[0], names[0] if order == "paired" else names[1]))
+        if not self.pairs:
+            raise ValueError(f"{pair_list} names no pairs")
+        for path in (path for pair in self.pairs for path in self._files(*pair)):
+            if not path.is_file():
+                raise ValueError(f"{pair_list} names a pair whose file {path} is missing")
+
+    def _inside(self, *parts: str) -> Path:
+        """Path of a file under the data root; a name or a link that leads out of it is refused."""
+        path = self.root.joinpath(*parts)
+        if not path.resolve().is_relative_to(self.root.resolve()):
+            raise ValueError(f"{'/'.join(parts)!r} leaves the data root {self.root}")
+        return path
+
+    def _files(self, person: str, cloth: str) -> tuple[Path, ...]:
+        mask = f"{PurePosixPath(person).with_suffix('')}_mask.png"
+        named = (("image", person), ("cloth", cloth), ("cloth-mask", cloth), ("agnostic-mask", mask))
+        return tuple(self._inside(self.phase, folder, name) for folder, name in named)
+
+    def _read(self, path: Path, mode: str, resample: Image.Resampling) -> torch.Tensor:
+        with Image.open(path) as picture:
+            pixels = np.array(picture.convert(mode).resize((self.width, self.height), resample))
+        return torch.from_numpy(pixels if pixels.ndim == 3 else pixels[..., None]).permute(2, 0, 1)
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        person_name, cloth_name = self.pairs[index]
+        files = self._files(person_name, cloth_name)
+        person, cloth = (self._read(file, "RGB", Image.Resampling.LANCZOS) / 127.5 - 1 for file in files[:2])
+        cloth_mask, mask = ((self._read(file, "L", Image.Resampling.NEAREST) > 127).float() for file in files[2:])
+        pair = {
+            "image": torch.cat([cloth, person], dim=2),
+            "im_mask": torch.cat([cloth, person * (1 - mask)], dim=2),
+            "inpaint_mask": torch.cat([torch.zeros_like(mask), mask], dim=2),
+        }
+        names = {"c_name": cloth_name, "im_name": person_name, "caption_cloth": "", "cloth_type": 1}
+        return {**pair, "cloth_pure": cloth, "cloth_mask": cloth_mask, **names}
+
+    def summary(self) -> dict[str, Any]:
+        """Facts for ``run.json``."""
+        return {"source": str(self.root), "split": self.phase, "rows": len(self), "by_type": {"upper": len(self)}}
+
+
+def seed_for(seed: int, *place: int) -> int:
+    """A 64-bit seed that depends on ``seed`` and on every number in ``place``, such as rank and step.
+
+    Random draws are a function of their place in the run, so that they need no saved state, are distinct on every
+    rank, and come out the same after a resume.
+    """
+    return int(np.random.SeedSequence([seed, *place]).generate_state(1, np.uint64)[0])
+
+
+class PairStream(Sampler[list[int]]):
+    """Endless seeded order of rows, cut into global batches and dealt to the ranks.
+
+    Epoch after epoch of permuted rows is joined into one stream; forward pass ``n`` takes the next ``batch_size *
+    world_size`` of it, each rank its own part. So nothing is repeated or lost at an epoch's edge, and the place in the
+    stream is a function of the step alone. With ``weights`` (one per row) an epoch draws with replacement instead.
+    """
+
+    def __init__(
+        self, rows: int, batch_size: int, batches: range, seed: int, rank: int = 0, world_size: int = 1,
+        weights: Sequence[float] | None = None,
+    ) -> None:  # fmt: skip
+        self.rows, self.batch_size, self.batches, self.seed = rows, batch_size, batches, seed
+        self.rank, self.world_size = rank, world_size
+        self.shares = None if weights is None else np.asarray(weights, dtype=np.float64) / np.sum(weights)
+        self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
+
+    def row_at(self, place: int) -> int:
+        """Row at ``place`` of the stream."""
+        epoch, offset = divmod(place, self.rows)
+        if epoch != self._epoch:
+            draw, self._epoch = np.random.default_rng([self.seed, epoch]), epoch
+            drawn = self.shares is not None
+            self._order = draw.choice(self.rows, self.rows, p=self.shares) if drawn else draw.permutation(self.rows)
+        return int(self._order[offset])
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for batch in self.batches:
+            first = (batch * self.world_size + self.rank) * self.batch_size
+            yield [self.row_at(first + k) for k in range(self.batch_size)]
+
+
+def build_datasets(args: argparse.Namespace) -> tuple[Any, Any]:
+    """Training and validation datasets, through whatever ``VitonHDTestDataset`` now is in this module."""
+    common: dict[str, Any] = {"dataroot_path": args.dataroot, "order": "paired", "size": (args.height, args.width)}
+    train = VitonHDTestDataset(phase="train", data_list=args.train_data_list, **common)
+    validation = VitonHDTestDataset(phase="test", data_list=args.validation_data_list, **common)
+    return train, validation
+
+
+def make_loader(dataset: Any, args: argparse.Namespace, accelerator: Accelerator, first_step: int) -> DataLoader:
+    """Loader of this rank's batches from optimizer step ``first_step`` to the end of the run."""
+    passes, workers = args.gradient_accumulation_steps, args.dataloader_num_workers
+    weights = dataset.sampling_weights() if hasattr(dataset, "sampling_weights") else None
+    batches = range(first_step * passes, args.max_train_steps * passes)
+    ranks = (accelerator.process_index, accelerator.num_processes)
+    return DataLoader(
+        dataset, batch_sampler=PairStream(len(dataset), args.train_batch_size, batches, args.seed, *ranks, weights),
+        num_workers=workers, prefetch_factor=args.dataloader_prefetch_factor if workers else None,
+        pin_memory=accelerator.device.type == "cuda",
+    )  # fmt: skip
+
+
+def weight_dtype(args: argparse.Namespace) -> torch.dtype:
+    """Precision of everything frozen: transformer, VAE, text encoders and their outputs."""
+    return {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[args.mixed_precision]
+
+
+def load_transformer(args: argparse.Namespace, dtype: torch.dtype) -> FluxTransformer2DModel:
+    """The transformer to train, from files at the root of its repository or under ``transformer/``.
+
+    Raises ``ValueError`` when neither holds one, or when it is no FLUX-Fill transformer (384 input channels).
+    """
+    where = args.pretrained_inpaint_model_name_or_path
+    hub: dict[str, Any] = {"revision": args.inpaint_revision, "cache_dir": args.cache_dir}
+    try:
+        config = FluxTransformer2DModel.load_config(where, subfolder="transformer", **hub)
+        hub["subfolder"] = "transformer"
+    except OSError as missing:
+        try:
+            config = FluxTransformer2DModel.load_config(where, **hub)
+        except OSError:
+            raise ValueError(f"no transformer at the root of {where!r} or under transformer/: {missing}") from missing
+    if config.get("_class_name") != "FluxTransformer2DModel" or config.get("in_channels") != 384:
+        raise ValueError(
+            f"--pretrained_inpaint_model_name_or_path {where!r} holds a {config.get('_class_name')} with "
+            f"{config.get('in_channels')} input channels, not a FLUX.1-Fill transformer, which has 384"
+        )
+    quantization = quantization_config(args.quantize_base, dtype)
+    return FluxTransformer2DModel.from_pretrained(
+        where, torch_dtype=dtype, variant=args.variant, use_safetensors=True, quantization_config=quantization, **hub
+    )
+
+
+def quantization_config(kind: str | None, compute_dtype: torch.dtype) -> BitsAndBytesConfig | None:
+    """diffusers' bitsandbytes settings for ``--quantize_base``, or None."""
+    if kind == "nf4":
+        return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute_dtype)
+    return BitsAndBytesConfig(load_in_8bit=True) if kind == "int8" else None
+
+
+def pipeline_options(args: argparse.Namespace, dtype: torch.dtype) -> dict[str, Any]:
+    """How parts of the base pipeline are loaded."""
+    hub = {"revision": args.revision, "variant": args.variant, "cache_dir": args.cache_dir}
+    return {**hub, "torch_dtype": dtype, "use_safetensors": True}
+
+
+def load_text_encoders(args: argparse.Namespace, dtype: torch.dtype) -> FluxFillPipeline:
+    """CLIP and T5 with their tokenizers, as a pipeline that holds nothing else."""
+    base = args.pretrained_model_name_or_path
+    return FluxFillPipeline.from_pretrained(base, transformer=None, vae=None, **pipeline_options(args, dtype))
+
+
+def encode_prompt(
+    text_encoders: FluxFillPipeline, prompts: list[str], max_sequence_length: int, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """T5 embeddings [P, max_sequence_length, D] and pooled CLIP embeddings [P, E] of ``prompts``."""
+    with torch.no_grad():
+        embeds, pooled, _ = text_encoders.encode_prompt(
+            prompt=prompts, prompt_2=prompts, device=device, max_sequence_length=max_sequence_length
+        )
+    return embeds, pooled
+
+
+@dataclass
+class PromptTable:
+    """Embeddings of every distinct prompt of a run: ``embeds`` [P,L,D], ``pooled`` [P,E], and the row of each."""
+
+    rows: dict[str, int]
+    embeds: torch.Tensor
+    pooled: torch.Tensor
+
+    def look_up(self, prompts: Sequence[str], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """Embeddings of ``prompts`` on ``device``: [B,L,D] and [B,E]."""
+        index = torch.tensor([self.rows[prompt] for prompt in prompts], device=self.embeds.device)
+        return self.embeds[index].to(device), self.pooled[index].to(device)
+
+
+def prompt_of(args: argparse.Namespace, caption: str) -> str:
+    """Prompt of a row with ``caption``."""
+    return f"{args.instance_prompt} {caption.strip()}".strip() if args.use_captions else args.instance_prompt
+
+
+def distinct_prompts(args: argparse.Namespace, datasets: Sequence[Any]) -> list[str]:
+    """Every prompt that the run can need, the bare one first; raises ``ValueError`` when captions are missing."""
+    prompts = {prompt_of(args, ""): None}
+    if args.use_captions:
+        captions = [caption for data in datasets for caption in (data.captions() if hasattr(data, "captions") else [])]
+        if not any(caption.strip() for caption in captions):
+            raise ValueError("--use_captions: this data has no captions; leave the flag out")
+        prompts.update({prompt_of(args, caption): None for caption in captions})
+    return list(prompts)
+
+
+def encode_prompts_once(args: argparse.Namespace, prompts: list[str], accelerator: Accelerator) -> PromptTable:
+    """Encode every distinct prompt, then let T5 and CLIP leave memory.
+
+    The table stays on the device while it is small and in main memory otherwise. Raises ``ValueError`` when it
+    would take more than half of the main memory that is free.
+    """
+    device, dtype = accelerator.device, weight_dtype(args)
+    text_encoders = load_text_encoders(args, dtype).to(device)
+    size = len(prompts) * args.max_sequence_length * text_encoders.text_encoder_2.config.d_model * dtype.itemsize
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if size > free / 2:
+        raise ValueError(
+            f"the embeddings of {len(prompts)} distinct prompts need {size / 2**30:.1f} GiB of memory and "
+            f"{free / 2**30:.1f} GiB are free: lower --max_sequence_length, take fewer rows, or drop --use_captions"
+        )
+    keep = device if size < 2**28 else torch.device("cpu")
+    quiet = not accelerator.is_main_process or len(prompts) < 16
+    parts = []
+    for prompt in tqdm(prompts, desc="Encoding prompts", disable=quiet):
+        embeds, pooled = encode_prompt(text_encoders, [prompt], args.max_sequence_length, device)
+        parts.append((embeds.to(keep, dtype), pooled.to(keep, dtype)))
+    del text_encoders
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    rows = {prompt: row for row, prompt in enumerate(prompts)}
+    return PromptTable(rows, torch.cat([embeds for embeds, _ in parts]), torch.cat([pooled for _, pooled in parts]))
+
+
+def lora_pattern(target_modules: str, transformer: torch.nn.Module) -> str:
+    """Regular expression over module names for ``--lora_target_modules``; only layers inside blocks match.
+
+    Raises ``ValueError`` for a name that no linear layer of any block ends with.
+    """
+    wanted = LORA_TARGETS.get(target_modules) or [name.strip() for name in target_modules.split(",")]
+    inside = re.compile(r"(?:single_)?transformer_blocks\.\d+\.(.+)")
+    layers = [name for name, module in transformer.named_modules() if "Linear" in type(module).__name__]
+    endings = {match[1] for name in layers if (match := inside.fullmatch(name))}
+    for name in wanted if target_modules not in LORA_TARGETS else []:
+        if not name or not any(f".{ending}".endswith(f".{name}") for ending in endings):
+            known = ", ".join(["all", "attention", *sorted(endings)])
+            raise ValueError(f"--lora_target_modules: no layer named {name!r}; choose from {known}")
+    return rf"(?:single_)?transformer_blocks\.\d+\.(?:.+\.)?(?:{'|'.join(map(re.escape, wanted))})"
+
+
+def make_trainable(transformer: FluxTransformer2DModel, args: argparse.Namespace) -> list[torch.nn.Parameter]:
+    """Freeze the base, add the LoRA or unfreeze attention, and return what the optimizer gets, in fp32."""
+    transformer.requires_grad_(False)
+    if args.train_base_model:
+        for name, parameter in transformer.named_parameters():
+            parameter.requires_grad_(".attn." in name)
+    else:
+        alpha = args.lora_rank if args.lora_alpha is None else args.lora_alpha
+        targets = lora_pattern(args.lora_target_modules, transformer)
+        variants = {"use_dora": args.use_dora, "use_rslora": args.use_rslora}
+        transformer.add_adapter(LoraConfig(r=args.lora_rank, lora_alpha=alpha, target_modules=targets, **variants))
+    flow.cast_training_params(transformer, dtype=torch.float32)
+    if args.gradient_checkpointing:
+        transformer.enable_gradient_checkpointing()
+    return [parameter for parameter in transformer.parameters() if parameter.requires_grad]
+
+
+def lora_metadata(transformer: FluxTransformer2DModel, args: argparse.Namespace) -> dict[str, str]:
+    """Metadata of the LoRA file: what diffusers needs to rebuild the adapter, and what a person needs to use it."""
+    config = transformer.peft_config["default"]
+    adapter = {f"transformer.{key}": value for key, value in config.to_dict().items()}
+    facts = {
+        "rank": config.r,
+        "alpha": config.lora_alpha,
+        "target_modules": args.lora_target_modules,
+        "base_model": args.pretrained_model_name_or_path,
+        "transformer": args.pretrained_inpaint_model_name_or_path,
+        "prompt": args.instance_prompt,
+        **{name: getattr(args, name) for name in ("guidance_scale", "height", "width", "max_sequence_length")},
+    }
+    adapter_json = json.dumps(adapter, default=sorted, sort_keys=True)  # sets become lists, as in diffusers
+    return {"format": "pt", "lora_adapter_metadata": adapter_json, **{key: str(fact) for key, fact in facts.items()}}
+
+
+def save_lora(transformer: FluxTransformer2DModel, args: argparse.Namespace, folder: Path) -> Path:
+    """Write ``pytorch_lora_weights.safetensors``, which ``FluxFillPipeline.load_lora_weights(folder)`` reads."""
+    weights = get_peft_model_state_dict(transformer)
+    weights = {f"transformer.{name}": tensor.to("cpu").contiguous() for name, tensor in weights.items()}
+    staged = folder / f".{LORA_FILE}"
+    save_file(weights, staged, metadata=lora_metadata(transformer, args))
+    return staged.replace(folder / LORA_FILE)
+
+
+def make_optimizer(parameters: list[torch.nn.Parameter], args: argparse.Namespace) -> torch.optim.Optimizer:
+    """AdamW (fused where the device has it), 8-bit AdamW or Prodigy. ``check_packages`` has seen to their packages."""
+    settings: dict[str, Any] = {"lr": args.learning_rate, "betas": (args.adam_beta1, args.adam_beta2)}
+    settings |= {"weight_decay": args.adam_weight_decay, "eps": args.adam_epsilon}
+    if args.optimizer == "prodigy":
+        from prodigyopt import Prodigy
+
+        return Prodigy(parameters, decouple=True, use_bias_correction=True, safeguard_warmup=True, **settings)
+    if args.use_8bit_adam:
+        from bitsandbytes.optim import AdamW8bit
+
+        return AdamW8bit(parameters, **settings)
+    return torch.optim.AdamW(parameters, fused=parameters[0].device.type in ("cuda", "cpu"), **settings)
+
+
+def check_packages(args: argparse.Namespace) -> None:
+    """Raise ``ValueError`` when a flag needs a package or a device that is not there."""
+    needs = {
+        "--use_8bit_adam": args.use_8bit_adam and "bitsandbytes",
+        "--quantize_base": args.quantize_base and "bitsandbytes",
+        "--optimizer prodigy": args.optimizer == "prodigy" and "prodigyopt",
+        f"--report_to {args.report_to}": args.report_to != "none" and args.report_to,
+    }
+    for flag, package in needs.items():
+        if package and importlib.util.find_spec(package) is None:
+            raise ValueError(f"{flag} needs the package {package}: pip install {package}")
+        if package == "bitsandbytes" and not torch.cuda.is_available():
+            raise ValueError(f"{flag} needs a CUDA GPU, and none is visible")
+    if args.mixed_precision == "fp16" and not torch.cuda.is_available():
+        raise ValueError("--mixed_precision fp16 needs a CUDA GPU, and none is visible: use bf16 or no")
+
+
+def encode_images_to_latents(
+    vae: AutoencoderKL, pixel_values: torch.Tensor, dtype: torch.dtype, generator: torch.Generator | None = None
+) -> torch.Tensor:
+    """Latents [B,16,h,w] of pictures [B,3,8h,8w] in [-1,1]: a draw from the VAE's posterior, shifted and scaled."""
+    with torch.no_grad():
+        latents = vae.encode(pixel_values.to(vae.device, vae.dtype)).latent_dist.sample(generator)
+    return ((latents - vae.config.shift_factor) * vae.config.scaling_factor).to(dtype)
+
+
+def pack_latents(latents: torch.Tensor) -> torch.Tensor:
+    """[B,C,h,w] to [B, h/2 * w/2, 4C]: each token holds a 2x2 patch."""
+    return FluxFillPipeline._pack_latents(latents, *latents.shape)
+
+
+def prepare_fill_with_mask(
+    vae: AutoencoderKL, masked_image: torch.Tensor, mask: torch.Tensor, dtype: torch.dtype,
+    generator: torch.Generator | None = None,
+) -> torch.Tensor:  # fmt: skip
+    """Fill conditioning [B, h/2 * w/2, 64 + 256], equal to what ``FluxFillPipeline`` builds.
+
+    ``masked_image`` [B,3,8h,8w] in [-1,1] with the masked area 0, ``mask`` [B,1,8h,8w] in {0,1}. The first 64
+    channels are the packed latents of the masked picture; the other 256 are the mask, each 8x8 block of pixels
+    un-shuffled into 64 channels and packed like latents.
+    """
+    image_latents = encode_images_to_latents(vae, masked_image, dtype, generator)
+    scale = mask.shape[-1] // image_latents.shape[-1]
+    mask_blocks = torch.nn.functional.pixel_unshuffle(mask, scale).to(image_latents.device, dtype)
+    return torch.cat([pack_latents(image_latents), pack_latents(mask_blocks)], dim=2)
+
+
+def region_maps(inpaint_mask: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Which latent cell belongs to which region: [B,3,h,w] of 0 and 1, garment, mask, background, summing to 1.
+
+    A cell of the person half is masked when any of its pixels is.
+    """
+    masked = torch.nn.functional.adaptive_max_pool2d(inpaint_mask, (height, width))
+    garment = torch.zeros_like(masked)
+    garment[..., : width // 2] = 1
+    masked = masked * (1 - garment)
+    return torch.cat([garment, masked, 1 - garment - masked], dim=1)
+
+
+@dataclass
+class FillBatch:
+    """One forward pass worth of pairs, encoded: what the model sees and what it has to predict."""
+
+    latents: torch.Tensor  # [B,16,h,w] of the whole pair
+    conditioning: torch.Tensor  # [B,N,320] of prepare_fill_with_mask
+    regions: torch.Tensor  # [B,3,h,w] of region_maps
+    prompt_embeds: torch.Tensor  # [B,L,D]
+    pooled_embeds: torch.Tensor  # [B,E]
+    noise: torch.Tensor  # [B,16,h,w], standard normal
+    timesteps: torch.Tensor  # [B] in (0, 1000]
+    sigmas: torch.Tensor  # [B], the share of noise at that timestep
+
+
+def sample_timesteps(
+    scheduler: FlowScheduler, count: int, args: argparse.Namespace, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """``count`` timesteps and their sigmas, drawn from the scheduler's training steps by ``--weighting_scheme``."""
+    how = {"logit_mean": args.logit_mean, "logit_std": args.logit_std, "mode_scale": args.mode_scale}
+    u = flow.compute_density_for_timestep_sampling(args.weighting_scheme, count, generator=generator, **how)
+    steps = scheduler.config.num_train_timesteps
+    index = (u * steps).long().clamp(0, steps - 1)
+    return scheduler.timesteps[index], scheduler.sigmas[index]
+
+
+def predict_velocity(
+    transformer: torch.nn.Module, batch: FillBatch, guidance_scale: float, takes_guidance: bool
+) -> torch.Tensor:
+    """The model's prediction of ``noise - latents``, [B,16,h,w]."""
+    sigmas = batch.sigmas.to(batch.latents.dtype).view(-1, 1, 1, 1)
+    noisy = (1 - sigmas) * batch.latents + sigmas * batch.noise
+    (size, _, h, w), device, dtype = noisy.shape, noisy.device, noisy.dtype
+    packed = transformer(
+        hidden_states=torch.cat([pack_latents(noisy), batch.conditioning], dim=2),
+        timestep=batch.timesteps / 1000,
+        guidance=torch.full([size], guidance_scale, device=device) if takes_guidance else None,
+        pooled_projections=batch.pooled_embeds,
+        encoder_hidden_states=batch.prompt_embeds,
+        txt_ids=torch.zeros(batch.prompt_embeds.shape[1], 3, device=device, dtype=dtype),
+        img_ids=FluxFillPipeline._prepare_latent_image_ids(size, h // 2, w // 2, device, dtype),
+        return_dict=False,
+    )[0]
+    return FluxFillPipeline._unpack_latents(packed, h, w, vae_scale_factor=1)
+
+
+def flow_matching_loss(
+    prediction: torch.Tensor, batch: FillBatch, args: argparse.Namespace
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Loss to minimise, and a [3,2] tensor of squared error and count in each region, unweighted.
+
+    The loss is the mean over the whole pair of the squared error against ``noise - latents``, times the weighting
+    of ``--weighting_scheme``, times the weight of the region. With region weights 1 it is plain flow matching.
+    """
+    error = (prediction.float() - (batch.noise.float() - batch.latents.float())) ** 2
+    weights = (args.garment_loss_weight, args.mask_loss_weight, args.background_loss_weight)
+    region_weight = (batch.regions * batch.regions.new_tensor(weights).view(1, 3, 1, 1)).sum(dim=1, keepdim=True)
+    scheme = flow.compute_loss_weighting_for_sd3(args.weighting_scheme, sigmas=batch.sigmas).view(-1, 1, 1, 1)
+    loss = (scheme.float() * region_weight * error).mean()
+    with torch.no_grad():
+        sums = (error.sum(dim=1, keepdim=True) * batch.regions).sum(dim=(0, 2, 3))
+        counts = batch.regions.sum(dim=(0, 2, 3)) * error.shape[1]
+    return loss, torch.stack([sums, counts], dim=1)
+
+
+def validation_rows(dataset: Any, count: int) -> list[int]:
+    """Which rows are drawn at every validation: the first ones, garment types in turn where the dataset tells them."""
+    types = dataset.cloth_types() if hasattr(dataset, "cloth_types") else [1] * len(dataset)
+    by_type = [[row for row, kind in enumerate(types) if kind == wanted] for wanted in sorted(set(types))]
+    in_turn = [row for turn in itertools.zip_longest(*by_type) for row in turn if row is not None]
+    return in_turn[:count]
+
+
+def to_picture(tensor: torch.Tensor) -> Image.Image:
+    """Picture of a [3,H,W] tensor in [-1,1]."""
+    pixels = ((tensor.float().clamp(-1, 1) + 1) * 127.5).round().to("cpu", torch.uint8)
+    return Image.fromarray(pixels.permute(1, 2, 0).numpy())
+
+
+def labelled_grid(rows: Sequence[Sequence[Image.Image]], columns: Sequence[str], labels: Sequence[str]) -> Image.Image:
+    """One picture of ``rows`` of equally large pictures, each column under its name, each row under its label."""
+    enlarge = max(1, round(256 / rows[0][0].height))
+    width, height = rows[0][0].width * enlarge, rows[0][0].height * enlarge
+    size, gap = max(13, height // 28), max(6, height // 64)
+    font, line = ImageFont.load_default(size), round(size * 1.7)
+    sheet = Image.new("RGB", ((width + gap) * len(columns) + gap, line + (line + height + gap) * len(rows)), "white")
+    draw = ImageDraw.Draw(sheet)
+    for column, name in enumerate(columns):
+        draw.text((gap + column * (width + gap), line // 2), name, "black", font, anchor="lm")
+    for number, (row, label) in enumerate(zip(rows, labels, strict=True)):
+        top = line + number * (line + height + gap)
+        while label and draw.textlength(label, font) > sheet.width - 2 * gap:
+            label = label.removesuffix("…")[:-1] + "…"
+        draw.text((gap, top + line // 2), label, "dimgray", font, anchor="lm")
+        for column, picture in enumerate(row):
+            place = (gap + column * (width + gap), top + line)
+            sheet.paste(picture.resize((width, height), Image.Resampling.NEAREST), place)
+    return sheet
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide what a run computes."""
+    names = ("torch", "diffusers", "transformers", "accelerate", "peft", "safetensors", "numpy", "Pillow")
+    return {"python": sys.version.split()[0], **{name: importlib.metadata.version(name) for name in names}}
+
+
+def git_revision() -> str | None:
+    """Commit of this file's repository, with '-dirty' when it has uncommitted changes; None outside of one."""
+    command = ["git", "-C", str(Path(__file__).resolve().parent), "describe", "--always", "--abbrev=40", "--dirty"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def prepare_output_dir(args: argparse.Namespace) -> None:
+    """Make the output directory. Raises ``ValueError`` when it holds a run that nobody said to continue or delete."""
+    folder, logs = Path(args.output_dir), Path(args.output_dir, args.logging_dir)
+    earlier = [path for pattern in ("checkpoint-*", LORA_FILE, "transformer") for path in folder.glob(pattern)]
+    if not args.resume_from_checkpoint:
+        if earlier and not args.overwrite_output_dir:
+            raise ValueError(
+                f"{folder} holds an earlier run ({earlier[0].name}): choose another --output_dir, continue it with "
+                "--resume_from_checkpoint latest, or delete it with --overwrite_output_dir"
+            )
+        for path in [*earlier, folder / "validation", logs, folder / "run.json", folder / "README.md"]:
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    logs.mkdir(parents=True, exist_ok=True)
+
+
+def find_checkpoint(args: argparse.Namespace) -> Path | None:
+    """Checkpoint that ``--resume_from_checkpoint`` names. None: 'latest' of an empty directory, a fresh start."""
+    if args.resume_from_checkpoint != "latest":
+        path = Path(args.resume_from_checkpoint)
+        if not (path / "training_state.pt").is_file():
+            raise ValueError(f"--resume_from_checkpoint {path}: no complete checkpoint there")
+        return path
+    found = checkpoints_in(Path(args.output_dir))
+    if not found:
+        logger.info(f"--resume_from_checkpoint latest: no checkpoint in {args.output_dir}, starting from the base")
+    return found[-1] if found else None
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """Checkpoint folders, earliest step first."""
+    return sorted(folder.glob("checkpoint-*[0-9]"), key=lambda path: int(path.name.split("-")[1]))
+
+
+def start(args: argparse.Namespace) -> Accelerator:
+    """Accelerator of this process, with seeds set and the output directory there."""
+    logs = str(Path(args.output_dir, args.logging_dir))
+    accelerator = Accelerator(
+        gradient_accumulation_steps=args.gradient_accumulation_steps, mixed_precision=args.mixed_precision,
+        log_with=None if args.report_to == "none" else args.report_to,
+        project_config=ProjectConfiguration(project_dir=args.output_dir, logging_dir=logs),
+    )  # fmt: skip
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = args.allow_tf32
+    set_seed(args.seed)  # the same on every rank, so that every rank begins with the same LoRA
+    if accelerator.is_main_process:
+        prepare_output_dir(args)
+    accelerator.wait_for_everyone()
+    return accelerator
+
+
+class Run:
+    """A training run: the models, what is trained, and how a step is taken. ``main`` builds one and drives it."""
+
+    def __init__(self, args: argparse.Namespace, accelerator: Accelerator, prompts: PromptTable) -> None:
+        self.args, self.accelerator, self.prompts, self.step = args, accelerator, prompts, 0
+        self.folder, base, dtype = Path(args.output_dir), args.pretrained_model_name_or_path, weight_dtype(args)
+        options = pipeline_options(args, dtype)
+        hub = {"revision": args.revision, "cache_dir": args.cache_dir}
+        self.scheduler = FlowScheduler.from_pretrained(base, subfolder="scheduler", **hub)
+        self.vae = AutoencoderKL.from_pretrained(base, subfolder="vae", **options).to(accelerator.device)
+        self.vae.requires_grad_(False)
+        transformer = load_transformer(args, dtype)
+        if args.quantize_base is None:  # a quantized base is on its device already and refuses to be moved
+            transformer.to(accelerator.device)
+        self.parameters = make_trainable(transformer, args)
+        self.takes_guidance = transformer.config.guidance_embeds
+        optimizer = make_optimizer(self.parameters, args)
+        steps = {"num_warmup_steps": args.lr_warmup_steps, "num_training_steps": args.max_train_steps}
+        shape = {"num_cycles": args.lr_num_cycles, "power": args.lr_power}
+        self.lr_scheduler = get_scheduler(args.lr_scheduler, optimizer, **steps, **shape)
+        self.transformer, self.optimizer = accelerator.prepare(transformer, optimizer)
+        self.model: FluxTransformer2DModel = accelerator.unwrap_model(self.transformer)
+
+    def encode(self, samples: dict[str, Any], forward_pass: int) -> FillBatch:
+        """Encode collated samples; every random draw follows from seed, rank and the number of the forward pass."""
+        args, device, dtype = self.args, self.accelerator.device, weight_dtype(self.args)
+        draw = seed_for(args.seed, self.accelerator.process_index, forward_pass)
+        on_device, on_cpu = torch.Generator(device).manual_seed(draw), torch.Generator().manual_seed(draw)
+        names = ("image", "im_mask", "inpaint_mask")
+        image, masked_image, mask = (samples[name].to(device, non_blocking=True) for name in names)
+        latents = encode_images_to_latents(self.vae, image, dtype, on_device)
+        conditioning = prepare_fill_with_mask(self.vae, masked_image, mask, dtype, on_device)
+        noise = torch.randn(latents.shape, generator=on_device, device=device, dtype=dtype)
+        timesteps, sigmas = sample_timesteps(self.scheduler, len(latents), args, on_cpu)
+        keep = (torch.rand(len(latents), generator=on_cpu) >= args.caption_dropout).tolist()
+        captions = [caption if kept else "" for caption, kept in zip(samples["caption_cloth"], keep, strict=True)]
+        text = self.prompts.look_up([prompt_of(args, caption) for caption in captions], device)
+        regions = region_maps(mask, *latents.shape[-2:])
+        return FillBatch(latents, conditioning, regions, *text, noise, timesteps.to(device), sigmas.to(device))
+
+    def optimizer_step(self, batches: Iterable[FillBatch]) -> torch.Tensor:
+        """Forward and backward over the batches of one step, then the update.
+
+        Returns a [4,2] tensor of this rank: error and count of each region, then loss and number of passes.
+        """
+        totals = torch.zeros(4, 2, device=self.accelerator.device)
+        for batch in batches:
+            with self.accelerator.accumulate(self.transformer):
+                prediction = predict_velocity(self.transformer, batch, self.args.guidance_scale, self.takes_guidance)
+                loss, regions = flow_matching_loss(prediction, batch, self.args)
+                self.accelerator.backward(loss)
+                if self.accelerator.sync_gradients and self.args.max_grad_norm:
+                    self.accelerator.clip_grad_norm_(self.parameters, self.args.max_grad_norm)
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+            totals[:3] += regions
+            totals[3] += torch.stack([loss.detach(), torch.ones_like(loss)])
+        if not self.accelerator.optimizer_step_was_skipped:
+            self.lr_scheduler.step()
+        self.step += 1
+        return totals
+
+    def log(self, totals: torch.Tensor, progress: tqdm) -> None:
+        """Log losses over all ranks, from summed ``optimizer_step`` results; a region without pixels is left out."""
+        sums = self.accelerator.reduce(totals, "sum").tolist()
+        names = ("loss_garment", "loss_mask", "loss_background", "loss")
+        curves = {name: total / count for name, (total, count) in zip(names, sums, strict=True) if count}
+        curves["lr"] = self.lr_scheduler.get_last_lr()[0]
+        progress.set_postfix_str(f"loss {curves['loss']:.4f}, lr {curves['lr']:.2g}")
+        self.accelerator.log(curves, step=self.step)
+        if self.accelerator.is_main_process:
+            with (self.folder / self.args.logging_dir / "losses.jsonl").open("a", encoding="utf-8") as lines:
+                lines.write(json.dumps({"step": self.step, **curves}) + "\n")
+
+    def validate(self, samples: Sequence[dict[str, Any]]) -> None:
+        """Draw the validation pictures of this step, on fixed samples and seeds, with the models in memory."""
+        args, device, rows = self.args, self.accelerator.device, []
+        no_text = dict.fromkeys(("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"))
+        scheduler = copy.deepcopy(self.scheduler)  # sampling changes its timesteps, which training draws from
+        pipeline = FluxFillPipeline(scheduler=scheduler, vae=self.vae, transformer=self.model, **no_text)
+        pipeline.set_progress_bar_config(disable=True)
+        for number, sample in enumerate(tqdm(samples, desc=f"Validation at step {self.step}", leave=False)):
+            embeds, pooled = self.prompts.look_up([prompt_of(args, sample["caption_cloth"])], device)
+            packed = pipeline(
+                image=(sample["im_mask"][None] + 1) / 2, mask_image=sample["inpaint_mask"][None],
+                prompt_embeds=embeds, pooled_prompt_embeds=pooled, height=args.height, width=2 * args.width,
+                guidance_scale=args.guidance_scale, num_inference_steps=args.num_inference_steps,
+                generator=torch.Generator(device=device).manual_seed(seed_for(args.seed, number)), output_type="latent",
+            ).images  # fmt: skip
+            # The prediction can be fp32 over a bf16 VAE, so the latents are decoded here and not by the pipeline.
+            latents = pipeline._unpack_latents(packed, args.height, 2 * args.width, pipeline.vae_scale_factor)
+            latents = latents / self.vae.config.scaling_factor + self.vae.config.shift_factor
+            with torch.no_grad():
+                pair = self.vae.decode(latents.to(self.vae.dtype)).sample[0]
+            person = [tensor[..., args.width :] for tensor in (sample["im_mask"], pair, sample["image"])]
+            rows.append([to_picture(tensor) for tensor in (sample["cloth_pure"], *person)])
+        labels = [f"{sample['im_name']}  {sample['caption_cloth']}" for sample in samples]
+        sheet = labelled_grid(rows, ["garment", "masked person", f"result, step {self.step}", "truth"], labels)
+        path = self.folder / "validation" / f"step-{self.step}.png"
+        path.parent.mkdir(exist_ok=True)
+        sheet.save(path)
+        for tracker in self.accelerator.trackers:
+            form = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+            tracker.log_images({"validation": np.asarray(sheet)[None]}, step=self.step, **form)
+
+    def save_checkpoint(self) -> None:
+        """Write ``checkpoint-<step>`` under a hidden name, rename it when complete, then delete the oldest ones."""
+        final = self.folder / f"checkpoint-{self.step}"
+        staged = self.folder / f".saving-{final.name}"
+        shutil.rmtree(staged, ignore_errors=True)
+        staged.mkdir()
+        self.save_weights(staged)
+        state = {name: part.state_dict() for name, part in self.stateful().items()}
+        torch.save({"step": self.step, **state}, staged / "training_state.pt")
+        shutil.rmtree(final, ignore_errors=True)
+        staged.rename(final)
+        for path in checkpoints_in(self.folder)[: -(self.args.checkpoints_total_limit or sys.maxsize)]:
+            shutil.rmtree(path)
+
+    def stateful(self) -> dict[str, Any]:
+        """What a checkpoint keeps beside the weights."""
+        parts = {"optimizer": self.optimizer, "lr_scheduler": self.lr_scheduler, "scaler": self.accelerator.scaler}
+        return {name: part for name, part in parts.items() if part is not None}
+
+    def save_weights(self, folder: Path) -> Path:
+        """Write what was trained to ``folder``: the LoRA file, or the whole transformer."""
+        if not self.args.train_base_model:
+            return save_lora(self.model, self.args, folder)
+        self.model.save_pretrained(folder / "transformer")
+        return folder / "transformer"
+
+    def resume(self, checkpoint: Path) -> None:
+        """Continue from ``checkpoint``: weights, optimizer, schedule and step."""
+        state = torch.load(checkpoint / "training_state.pt", map_location="cpu", weights_only=True)
+        if self.args.train_base_model:
+            saved = FluxTransformer2DModel.from_pretrained(checkpoint / "transformer", torch_dtype=torch.float32)
+            self.model.load_state_dict(saved.state_dict())
+        else:
+            weights = load_file(checkpoint / LORA_FILE)
+            weights = {name.removeprefix("transformer."): tensor for name, tensor in weights.items()}
+            unexpected = set_peft_model_state_dict(self.model, weights).unexpected_keys
+            if unexpected:
+                raise ValueError(f"{checkpoint} holds another LoRA than these flags make: {unexpected[0]} has no place")
+        for name, part in self.stateful().items():
+            part.load_state_dict(state[name])
+        self.step = state["step"]
+
+
+class RunRecord:
+    """What ``run.json`` says of a run: arguments, versions, data, device, rate and outcome."""
+
+    def __init__(self, run: Run, datasets: dict[str, Any]) -> None:
+        self.run, self.datasets, self.seconds = run, datasets, list[float]()
+        self.facts: dict[str, Any] = {
+            "status": "running",
+            "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "arguments": vars(run.args),
+            "versions": package_versions(),
+            "git_revision": git_revision(),
+            "device": torch.cuda.get_device_name() if run.accelerator.device.type == "cuda" else "cpu",
+            "world_size": run.accelerator.num_processes,
+            "resumed_from_step": run.step or None,
+            "trainable_parameters": sum(parameter.numel() for parameter in run.parameters),
+        }
+
+    def write(self) -> None:
+        """Write ``run.json`` as things stand now; only the main process does."""
+        args, world_size = self.run.args, self.run.accelerator.num_processes
+        if steady := self.seconds[1:] or self.seconds:  # the first step also starts workers and warms up kernels
+            rows = args.train_batch_size * args.gradient_accumulation_steps * world_size
+            rate = {"seconds_per_step": sum(steady) / len(steady), "pairs_per_second": rows * len(steady) / sum(steady)}
+            self.facts.update(rate, step=self.run.step)
+        if torch.cuda.is_available():
+            self.facts["peak_gpu_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
+        summaries = {name: data.summary() for name, data in self.datasets.items() if hasattr(data, "summary")}
+        if self.run.accelerator.is_main_process:
+            staged = self.run.folder / ".run.json"
+            staged.write_text(json.dumps({**self.facts, "dataset": summaries}, indent=2, default=str), encoding="utf-8")
+            staged.replace(self.run.folder / "run.json")
+
+
+def train(run: Run, loader: DataLoader, pictures: Sequence[dict[str, Any]], record: RunRecord) -> None:
+    """Take the remaining steps, with progress, curves, validation pictures and checkpoints on the way."""
+    args, accelerator, main_process = run.args, run.accelerator, run.accelerator.is_main_process
+    scalars = {name: value for name, value in vars(args).items() if isinstance(value, (bool, int, float, str))}
+    accelerator.init_trackers("train", config=scalars)
+    passes, batches = args.gradient_accumulation_steps, iter(loader)
+    totals = torch.zeros(4, 2, device=accelerator.device)
+    progress = tqdm(total=args.max_train_steps, desc="Training", initial=run.step, disable=not main_process)
+    if main_process and run.step == 0 and pictures:
+        run.validate(pictures)
+    while run.step < args.max_train_steps:
+        began, first_pass = time.perf_counter(), run.step * passes
+        totals += run.optimizer_step(run.encode(next(batches), first_pass + k) for k in range(passes))
+        progress.update()
+        last = run.step == args.max_train_steps
+        if run.step % args.logging_steps == 0 or last:
+            run.log(totals, progress)
+            totals.zero_()
+        record.seconds.append(time.perf_counter() - began)
+        if main_process and args.checkpointing_steps and (run.step % args.checkpointing_steps == 0 or last):
+            run.save_checkpoint()
+            record.write()
+        if main_process and pictures and (run.step % args.validation_steps == 0 or last):
+            run.validate(pictures)
+        accelerator.wait_for_everyone()
+    progress.close()
+
+
+def main(args: argparse.Namespace) -> None:
+    """Train as ``args`` of ``parse_args`` say and leave LoRA, pictures, checkpoints, logs and ``run.json`` behind.
+
+    Raises ``ValueError`` for what the user can mend, before any model is loaded where it can be known by then.
+    """
+    check_packages(args)
+    accelerator = start(args)
+    train_data, validation_data = build_datasets(args)
+    rows_per_step = args.train_batch_size * args.gradient_accumulation_steps * accelerator.num_processes
+    args.max_train_steps = args.max_train_steps or math.ceil(args.num_train_epochs * len(train_data) / rows_per_step)
+    shown = validation_rows(validation_data, args.num_validation_images) if args.validation_steps else []
+    pictures = [validation_data[row] for row in shown]
+    prompts = encode_prompts_once(args, distinct_prompts(args, [train_data, validation_data]), accelerator)
+    run = Run(args, accelerator, prompts)
+    checkpoint = find_checkpoint(args) if args.resume_from_checkpoint else None
+    if checkpoint:
+        run.resume(checkpoint)
+    record = RunRecord(run, {"train": train_data, "validation": validation_data})
+    try:
+        train(run, make_loader(train_data, args, accelerator, run.step), pictures, record)
+        if accelerator.is_main_process:
+            record.facts["weights"] = run.save_weights(run.folder).name
+        record.facts["status"] = "done"
+    except BaseException:
+        record.facts["status"] = "failed"
+        raise
+    finally:
+        record.write()
+        accelerator.end_training()
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    main(parse_args())
