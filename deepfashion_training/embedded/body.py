@@ -286,9 +286,16 @@ class Body:
 
     def arm(self, side: int) -> tuple[Vector, Vector, Vector, Vector]:
         """Shoulder, elbow, wrist and knuckles [3] of the arm at ``side`` (1 the person's left, -1 the right)."""
+        return self._arms[side]
+
+    @cached_property
+    def _arms(self) -> dict[int, tuple[Vector, Vector, Vector, Vector]]:
+        return {side: self._bend_arm(side) for side in (1, -1)}
+
+    def _bend_arm(self, side: int) -> tuple[Vector, Vector, Vector, Vector]:
         angles = self.pose.arms[0 if side == 1 else 1]
-        reach = (0.078 if self.woman else 0.096) * (1 + (self.girth - 1) * 0.35)
-        shoulder = np.array([side * reach, 0.202, -0.002])
+        reach = (0.0745 if self.woman else 0.0900) * (1 + (self.girth - 1) * 0.35)
+        shoulder = np.array([side * reach, 0.214, -0.002])
         elbow = shoulder + 0.160 * _direction(side, angles.out, angles.forward)
         forearm = _direction(side, angles.forearm_out, angles.forearm_forward)
         wrist = elbow + 0.138 * forearm
@@ -296,6 +303,13 @@ class Body:
 
     def leg(self, side: int) -> tuple[Vector, Vector, Vector]:
         """Hip, knee and ankle [3] of the leg at ``side`` (1 the person's left, -1 the right)."""
+        return self._legs[side]
+
+    @cached_property
+    def _legs(self) -> dict[int, tuple[Vector, Vector, Vector]]:
+        return {side: self._bend_leg(side) for side in (1, -1)}
+
+    def _bend_leg(self, side: int) -> tuple[Vector, Vector, Vector]:
         angles = self.pose.legs[0 if side == 1 else 1]
         apart = (0.049 if self.woman else 0.048) * self.girth
         hip = np.array([side * apart + self.pose.sway, HIP_Y, -0.004])

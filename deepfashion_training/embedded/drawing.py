@@ -83,9 +83,10 @@ def draw_person(
     ground = background(rng, size, factor, soles=top + scale)
     _floor_shadow(ground, body, scale * factor, (origin[0] * factor, origin[1] * factor))
     canvas = Canvas(size, scale, origin, factor, ground)
-    for piece in _dressed(person, outfit, body, scale * factor):
+    bare = _Bare(person, body)
+    for piece in _dressed(bare, outfit, body, scale * factor):
         canvas.paint(piece)
-    undressed = _undressed(person, body, size, scale, origin, factor)
+    undressed = _undressed(bare, size, scale, origin, factor)
     keep = undressed == _KEEP
     return Drawing(
         photo=canvas.finish(),
@@ -107,17 +108,16 @@ def draw_flat(
     the tee that shows in an open top.
     """
     body = Body(gender, 1.0, FLAT_POSE)
-    tailor = Tailor(garment, body, 1.0)
-    pieces = _flat_pieces(tailor)
+    factor = supersampling(size[0])
+    pieces = _flat_pieces(Tailor(garment, body, 1.2 * size[0] * factor, inner))
     corners = np.concatenate([shape for piece in pieces for shape in piece.shapes])
     low, high = corners.min(axis=0), corners.max(axis=0)
     # As large as fits, but shorts stay smaller than a dress.
     scale = min(0.86 * size[0] / (high[1] - low[1]), 0.88 * size[1] / (high[0] - low[0]), 1.45 * size[0])
     middle = (low + high) / 2
     origin = (size[1] / 2 - middle[0] * scale, size[0] / 2 - middle[1] * scale)
-    factor = supersampling(size[0])
     canvas = Canvas(size, scale, origin, factor)
-    for piece in _flat_pieces(Tailor(garment, body, scale * factor, inner)):
+    for piece in pieces:
         canvas.paint(piece)
     return canvas.finish(), canvas.id_map() > 0
 
@@ -141,38 +141,54 @@ def _flat_pieces(tailor: Tailor) -> list[Piece]:
     return [*pieces, lining, *sleeves, *above]
 
 
-def _dressed(person: Person, outfit: Outfit, body: Body, resolution: float) -> list[Piece]:
+class _Bare:
+    """The pieces of an undressed person in painter's order, shared by the photo and the masks."""
+
+    def __init__(self, person: Person, body: Body) -> None:
+        far, near = body.near_sides()
+        self.order = (far, near)
+        self.behind = [side for side in self.order if body.arm_behind(side)]
+        self.before = [side for side in self.order if side not in self.behind]
+        head = people.Head(person, body)
+        self.hair_behind = head.behind()
+        self.head = head.pieces()
+        self.chest, self.neck = people.torso(person, body)
+        self.arms = {side: people.arm(person, body, side) for side in self.order}
+        self.forearms = {side: people.forearm(person, body, side) for side in self.order}
+        self.hands = {side: people.hand(person, body, side) for side in self.order}
+        self.legs = [people.leg(person, body, side) for side in self.order]
+        self.shoes = [people.shoe(person, body, side) for side in self.order]
+        self.bag = people.bag(person, body)
+
+
+def _dressed(bare: _Bare, outfit: Outfit, body: Body, resolution: float) -> list[Piece]:
     """Everything to paint, back to front."""
     tailors = [Tailor(garment, body, resolution, outfit.inner) for garment in outfit.garments()]
     top = next(tailor for tailor in tailors if tailor.garment.cloth_type != LOWER)
     bottom = next(tailor for tailor in tailors if tailor.garment.cloth_type != UPPER)
-    head = people.Head(person, body)
-    far, near = body.near_sides()
 
-    def arm(side: int) -> list[Piece]:
-        return [people.arm(person, body, side), people.hand(person, body, side), *top.sleeve(side)]
-
-    behind = [side for side in (far, near) if body.arm_behind(side)]
-    before = [side for side in (far, near) if side not in behind]
-    pieces = [*head.behind()]
-    for side in behind:
-        pieces += arm(side)
-    pieces += people.torso(person, body)
-    pieces += [people.leg(person, body, side) for side in (far, near)]
-    below, above = bottom.below(), top.above()
+    pieces = [*bare.hair_behind]
+    for side in bare.behind:
+        pieces += [bare.arms[side], bare.hands[side], *top.sleeve(side)]
+    # The torso's cloth lies over the shoulders, the arms over the torso's cloth: arms are painted in two goes.
+    pieces += [*(bare.arms[side] for side in bare.before), bare.chest, bare.neck, *bare.legs]
+    below = bottom.below()
+    above = [*(piece for side in bare.before for piece in top.sleeve(side)), *top.above()]
     pieces += [*above, *below] if outfit.tucked else [*below, *above]
-    if bottom.garment.cloth_type == LOWER and bottom.garment.belted and (outfit.tucked or top.garment.length < WAIST_Y):
+    if bottom.garment.cloth_type == LOWER and bottom.garment.belted and outfit.tucked:
         pieces.append(bottom.waistband(8, (94, 62, 44)))
-    pieces += [people.shoe(person, body, side) for side in (far, near)]
-    for side in before:
-        pieces += arm(side)
+    pieces += bare.shoes
+    for side in bare.before:
+        # Seen from the side, the near shoulder lies over the torso; otherwise the torso's cloth covers its top.
+        over = abs(body.sin) < 0.6
+        pieces += [bare.forearms[side] if over else bare.arms[side], bare.hands[side], *top.sleeve(side, over)]
     if outfit.scarf is not None:
         pieces += _scarf(outfit.scarf, body)
-    return [*pieces, *head.pieces(), *people.bag(person, body)]
+    return [*pieces, *bare.head, *bare.bag]
 
 
 def _scarf(colour: str, body: Body) -> list[Piece]:
-    centre = body.project(np.array([0.0, 0.164, 0.006]))
+    centre = body.project(np.array([0.0, 0.168, 0.006]))
     ring = disc(centre, 0.050, 0.019, 24)
     rgb = PALETTE[colour]
     pieces = [Piece("scarf ring", SCARF, [ring], rgb, relief=0.006)]
@@ -213,39 +229,31 @@ def _parse(canvas: Canvas, body: Body, middle: float) -> LabelMap:
     return labels
 
 
-def _undressed(
-    person: Person, body: Body, size: tuple[int, int], scale: float, origin: tuple[float, float], factor: int
-) -> LabelMap:
+def _undressed(bare: _Bare, size: tuple[int, int], scale: float, origin: tuple[float, float], factor: int) -> LabelMap:
     """What must stay (1) and where an arm shows (2) on the body without clothes, uint8 [H, W].
 
     Clothes can only hide more, so nothing that must stay can show outside.
     """
     canvas = MaskCanvas(size, scale, origin, factor)
-    head = people.Head(person, body)
-    far, near = body.near_sides()
 
     def fill(pieces: list[Piece], value: int) -> None:
         for piece in pieces:
             for shape in piece.shapes:
                 canvas.fill(shape, value)
 
-    def arm(side: int) -> None:
-        fill([people.arm(person, body, side)], _ARM)
-        fill([people.hand(person, body, side)], _KEEP)
+    def arms(sides: list[int]) -> None:
+        for side in sides:
+            fill([bare.arms[side]], _ARM)
+            fill([bare.hands[side]], _KEEP)
 
-    behind = [side for side in (far, near) if body.arm_behind(side)]
-    fill(head.behind(), _KEEP)
-    for side in behind:
-        arm(side)
-    chest, neck = people.torso(person, body)
-    fill([chest], 0)
-    fill([neck], _KEEP)
-    fill([people.leg(person, body, side) for side in (far, near)], 0)
-    fill([people.shoe(person, body, side) for side in (far, near)], _KEEP)
-    for side in (far, near):
-        if side not in behind:
-            arm(side)
-    fill([*head.pieces(), *people.bag(person, body)], _KEEP)
+    fill(bare.hair_behind, _KEEP)
+    arms(bare.behind)
+    fill([bare.chest], 0)
+    fill([bare.neck], _KEEP)
+    fill(bare.legs, 0)
+    fill(bare.shoes, _KEEP)
+    arms(bare.before)
+    fill([*bare.head, *bare.bag], _KEEP)
     return canvas.sample()
 
 

@@ -167,28 +167,40 @@ class Canvas:
             on_light.line(line, fill=216, width=max(1, round(0.006 * self.scale)))
         self.shade.paste(light, (int(left), int(top)), mask)
 
-    def _edges(self) -> Image.Image:
-        """White where neighbouring pieces of different groups meet, at the picture's size."""
-        groups = np.array(self._groups, np.uint8)[np.asarray(self.ids)]
-        edge = np.zeros_like(groups)
+    def _edges(self, box: tuple[int, int, int, int]) -> Image.Image:
+        """White where pieces of different groups meet inside a box of the large map, at the picture's size."""
+        groups = np.asarray(self.ids.crop(box).point([*self._groups, *[0] * (256 - len(self._groups))]))
+        edge = np.zeros(groups.shape, bool)
         down, across = groups[1:] != groups[:-1], groups[:, 1:] != groups[:, :-1]
         edge[1:] |= down
         edge[:-1] |= down
         edge[:, 1:] |= across
         edge[:, :-1] |= across
-        return Image.fromarray(edge * np.uint8(255)).reduce(self.factor)
+        return Image.fromarray(edge.view(np.uint8) * np.uint8(255)).reduce(self.factor)
 
     def finish(self) -> Image.Image:
         """The photo, shaded and outlined: RGB at the picture's size."""
-        soft = self.shade.filter(ImageFilter.GaussianBlur(0.0055 * self.scale))
-        edges = self._edges()
-        figure = self.ids.reduce(self.factor).point(lambda value: 255 if value else 0)
-        near = edges.filter(ImageFilter.BoxBlur(0.010 * self.scale)).point(lambda value: 255 - min(60, value * 3 // 5))
+        photo = self.colours.reduce(self.factor)
+        found = self.ids.getbbox()
+        if found is None:
+            return photo
+        margin, factor = round(0.02 * self.scale) + 2, self.factor
+        box = (
+            max(0, found[0] // factor - margin), max(0, found[1] // factor - margin),
+            min(self.width, found[2] // factor + margin), min(self.height, found[3] // factor + margin),
+        )  # fmt: skip
+        large = (box[0] * factor, box[1] * factor, box[2] * factor, box[3] * factor)
+        soft = self.shade.crop(box).filter(ImageFilter.GaussianBlur(0.0055 * self.scale))
+        edges = self._edges(large)
+        figure = self.ids.crop(large).point([0, *[255] * 255]).reduce(factor)
+        near = edges.filter(ImageFilter.BoxBlur(0.010 * self.scale))
+        near = near.point([255 - min(60, value * 3 // 5) for value in range(256)])
         near = ImageChops.lighter(near, ImageChops.invert(figure))
         strength = 0.46 if self.scale > 200 else 0.38
-        lines = edges.point(lambda value: round(255 - value * strength))
+        lines = edges.point([round(255 - value * strength) for value in range(256)])
         light = ImageChops.multiply(ImageChops.multiply(soft, near), lines)
-        return ImageChops.multiply(self.colours.reduce(self.factor), Image.merge("RGB", (light, light, light)))
+        photo.paste(ImageChops.multiply(photo.crop(box), Image.merge("RGB", (light, light, light))), box[:2])
+        return photo
 
     def id_map(self) -> LabelMap:
         """Number of the piece that shows at each pixel, uint8 [H, W]; 0 is background."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from deepfashion_training.embedded.body import Colour
-from deepfashion_training.embedded.shapes import Points, disc, points, star, vec
+from deepfashion_training.embedded.shapes import Points, disc, points, star
 
 #: Cloth colours by the name that captions use.
 PALETTE: dict[str, Colour] = {
@@ -36,7 +37,7 @@ PATTERN_WORDS: dict[str, str] = {
 MOTIFS = ("star", "heart", "sun", "flower", "mountain", "ring")
 
 #: Width of every texture in body units: its middle is the middle of the body.
-TEXTURE_HALF = 0.46
+TEXTURE_HALF = 0.34
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,8 @@ def shaded(colour: Colour, factor: float) -> Colour:
 
 def distance(first: str, second: str) -> float:
     """How different two palette colours look, 0 to about 300: RGB distance with green weighted as eyes do."""
-    a, b = np.array(PALETTE[first], float), np.array(PALETTE[second], float)
-    return float(np.sqrt((((a - b) ** 2) * (0.7, 1.3, 0.6)).sum()))
+    (r, g, b), (x, y, z) = PALETTE[first], PALETTE[second]
+    return math.sqrt(0.7 * (r - x) ** 2 + 1.3 * (g - y) ** 2 + 0.6 * (b - z) ** 2)
 
 
 def random_pattern(
@@ -118,38 +119,58 @@ class _Sheet:
         self.draw = ImageDraw.Draw(self.image)
 
     def polygon(self, shape: Points, colour: Colour) -> None:
-        placed = (shape + vec(TEXTURE_HALF, -self.top)) * self.scale
+        placed = (shape + np.array([TEXTURE_HALF, -self.top])) * self.scale
         self.draw.polygon(placed.ravel().tolist(), fill=colour)
 
     def band(self, x0: float, y0: float, x1: float, y1: float, colour: Colour) -> None:
-        self.polygon(points((x0, y0), (x1, y0), (x1, y1), (x0, y1)), colour)
+        left, right = (round((x + TEXTURE_HALF) * self.scale) for x in (x0, x1))
+        upper, lower = (round((y - self.top) * self.scale) for y in (y0, y1))
+        self.draw.rectangle((left, upper, max(left, right - 1), max(upper, lower - 1)), fill=colour)
 
-    def grid(self, pitch: float, stagger: bool) -> list[tuple[float, float]]:
+    def stamp(self, shapes: list[tuple[Points, Colour]], radius: float) -> tuple[Image.Image, Image.Image]:
+        """Polygons around (0, 0) as a small picture and its mask, to be set many times."""
+        side = 2 * max(2, round(radius * self.scale * 1.1)) + 1
+        picture, mask = Image.new("RGB", (side, side)), Image.new("1", (side, side))
+        for shape, colour in shapes:
+            corners = (shape * self.scale + side / 2).ravel().tolist()
+            ImageDraw.Draw(picture).polygon(corners, fill=colour)
+            ImageDraw.Draw(mask).polygon(corners, fill=1)
+        return picture, mask
+
+    def set(self, stamp: tuple[Image.Image, Image.Image], x: float, y: float) -> None:
+        half = stamp[0].width // 2
+        corner = (round((x + TEXTURE_HALF) * self.scale) - half, round((y - self.top) * self.scale) - half)
+        self.image.paste(stamp[0], corner, stamp[1])
+
+    def grid(self, pitch: float) -> list[tuple[float, float]]:
         """Centres of a grid around the middle of the body, every other row half a step aside."""
         centres = []
-        for row in range(int(np.floor(self.top / pitch)) - 1, int(np.ceil(self.bottom / pitch)) + 2):
-            aside = 0.5 if stagger and row % 2 else 0.0
-            for column in range(int(-TEXTURE_HALF / pitch) - 2, int(TEXTURE_HALF / pitch) + 2):
+        for row in range(int(self.top / pitch) - 1, int(self.bottom / pitch) + 2):
+            aside = 0.5 if row % 2 else 0.0
+            for column in range(int(-TEXTURE_HALF / pitch) - 1, int(TEXTURE_HALF / pitch) + 2):
                 centres.append(((column + aside) * pitch, row * pitch))
         return centres
 
 
-def texture(pattern: Pattern, top: float, bottom: float, scale: float, chest: float = 0.285) -> Image.Image:
+def texture(
+    pattern: Pattern, top: float, bottom: float, scale: float, seam: float, chest: float = 0.285
+) -> Image.Image:
     """The cloth between body heights ``top`` and ``bottom`` as an RGB image, ``scale`` pixels to a body height.
 
-    Its width is ``2 * TEXTURE_HALF`` body heights. ``chest`` is the body height of a graphic print's centre.
+    Its width is ``2 * TEXTURE_HALF`` body heights. ``seam`` is the body height where colour blocks meet, ``chest``
+    that of a graphic print's centre.
     """
     sheet = _Sheet(top, bottom, scale, pattern.colour)
     second, third = PALETTE[pattern.second], PALETTE[pattern.third]
     pitch, half = pattern.pitch, TEXTURE_HALF
     thick = pitch * pattern.share
-    marks = np.arange(np.floor(top / pitch) - 1, np.ceil(bottom / pitch) + 2) * pitch
-    across = np.arange(-np.ceil(half / pitch) - 1, np.ceil(half / pitch) + 2) * pitch
+    rows = (np.arange(np.floor(top / pitch) - 1, np.ceil(bottom / pitch) + 2) * pitch).tolist()
+    columns = (np.arange(-np.ceil(half / pitch) - 1, np.ceil(half / pitch) + 2) * pitch).tolist()
     if pattern.kind == "horizontal":
-        for y in marks:
+        for y in rows:
             sheet.band(-half, y, half, y + thick, second)
     elif pattern.kind == "vertical":
-        for x in across:
+        for x in columns:
             sheet.band(x - thick / 2, top, x + thick / 2, bottom, second)
     elif pattern.kind == "diagonal":
         rise = bottom - top
@@ -158,20 +179,21 @@ def texture(pattern: Pattern, top: float, bottom: float, scale: float, chest: fl
             wide = step * pattern.share
             sheet.polygon(points((x, bottom), (x + wide, bottom), (x + wide + rise, top), (x + rise, top)), second)
     elif pattern.kind == "dots":
-        for centre in sheet.grid(pitch, stagger=True):
-            sheet.polygon(disc(centre, pitch * (0.18 + 0.22 * pattern.share), count=14), second)
+        radius = pitch * (0.18 + 0.22 * pattern.share)
+        dot = sheet.stamp([(disc((0.0, 0.0), radius), second)], radius)
+        for x, y in sheet.grid(pitch):
+            sheet.set(dot, x, y)
     elif pattern.kind in ("check", "plaid"):
-        _weave(sheet, pattern, marks, across, second, third)
+        return _weave(sheet, pattern, rows, columns)
     elif pattern.kind in ("leaves", "stars", "flowers"):
         _scatter(sheet, pattern, second, third)
     elif pattern.kind == "print":
         _motif(sheet, pattern.motif, (0.0, chest), 0.052, second, third)
     elif pattern.kind == "block":
-        middle = top + (bottom - top) * (0.40 + 0.3 * (pattern.share - 0.3))
-        sheet.band(-half, middle, half, bottom, second)
-        sheet.band(-half, middle - 0.012, half, middle + 0.012, third)
+        sheet.band(-half, seam, half, bottom, second)
+        sheet.band(-half, seam - 0.012, half, seam + 0.012, third)
     elif pattern.kind == "denim":
-        for x in np.arange(-half, half, 0.011):
+        for x in np.arange(-half, half, 0.011).tolist():
             sheet.band(x, top, x + 0.004, bottom, shaded(pattern.colour, 0.93))
     return sheet.image
 
@@ -180,46 +202,48 @@ def _mix(a: Colour, b: Colour, weight: float) -> Colour:
     return tuple(round(x * (1 - weight) + y * weight) for x, y in zip(a, b, strict=True))  # type: ignore[return-value]
 
 
-def _weave(sheet: _Sheet, pattern: Pattern, marks: Points, across: Points, second: Colour, third: Colour) -> None:
-    """Crossing bands; half-way colours where only one thread shows."""
-    half, pitch = TEXTURE_HALF, pattern.pitch
-    thick = pitch * (0.5 if pattern.kind == "check" else 0.36)
+def _weave(sheet: _Sheet, pattern: Pattern, rows: list[float], columns: list[float]) -> Image.Image:
+    """Crossing bands: half-way colours where only one thread shows."""
+    second, third = PALETTE[pattern.second], PALETTE[pattern.third]
+    thick = pattern.pitch * (0.5 if pattern.kind == "check" else 0.36)
+    fine = max(0.006, pattern.pitch * 0.07) if pattern.kind == "plaid" else 0.0
+    # Each thread is 0 ground, 1 band or 2 fine line; the weave is a table of both threads' kinds.
+    threads = []
+    for marks, start, length in ((rows, sheet.top, sheet.image.height), (columns, -TEXTURE_HALF, sheet.image.width)):
+        place = (np.arange(length) + 0.5) / sheet.scale + start
+        phase = np.mod(place - marks[0] + thick / 2, pattern.pitch)
+        on_line = np.abs(phase - thick / 2 - pattern.pitch / 2) < fine / 2
+        threads.append(np.where(phase < thick, 1, np.where(on_line, 2, 0)).astype(np.uint8))
     faint = _mix(pattern.colour, second, 0.5)
-    for y in marks:
-        sheet.band(-half, y, half, y + thick, faint)
-    for x in across:
-        sheet.band(x - thick / 2, sheet.top, x + thick / 2, sheet.bottom, faint)
-    for y in marks:
-        for x in across:
-            sheet.band(x - thick / 2, y, x + thick / 2, y + thick, second)
-    if pattern.kind == "plaid":
-        fine = max(0.006, pitch * 0.07)
-        for y in marks:
-            sheet.band(-half, y + pitch * 0.68, half, y + pitch * 0.68 + fine, third)
-        for x in across:
-            sheet.band(x + pitch / 2 - fine / 2, sheet.top, x + pitch / 2 + fine / 2, sheet.bottom, third)
+    table = [pattern.colour, faint, third, faint, second, third, third, third, third]
+    woven = Image.fromarray(threads[0][:, None] * np.uint8(3) + threads[1][None, :])
+    woven.putpalette(np.array(table, np.uint8).tobytes())
+    return woven.convert("RGB")
 
 
 def _scatter(sheet: _Sheet, pattern: Pattern, second: Colour, third: Colour) -> None:
     """Motifs on a loose grid, each turned its own way."""
     rng = np.random.default_rng(pattern.seed)
-    size = pattern.pitch * 0.36
-    for x, y in sheet.grid(pattern.pitch, stagger=True):
-        turn = float(rng.uniform(0, 2 * np.pi))
-        ink = second if rng.random() < 0.7 else third
+    size = pattern.pitch * 0.40
+    stamps = []
+    for turn in rng.uniform(0, 2 * np.pi, 8).tolist():
+        ink, heart = (second, third) if rng.random() < 0.7 else (third, second)
         if pattern.kind == "stars":
-            sheet.polygon(star((x, y), size, turn=turn), ink)
+            shapes = [(star((0.0, 0.0), size, turn=turn), ink)]
         elif pattern.kind == "flowers":
-            for petal in range(5):
-                angle = turn + petal * 2 * np.pi / 5
-                spot = (x + 0.55 * size * np.cos(angle), y + 0.55 * size * np.sin(angle))
-                sheet.polygon(disc(spot, size * 0.42, count=10), ink)
-            sheet.polygon(disc((x, y), size * 0.30, count=10), third if ink == second else second)
+            petals = disc((0.0, 0.0), 0.55 * size, count=5)
+            shapes = [(disc(petal, size * 0.42), ink) for petal in petals]
+            shapes.append((disc((0.0, 0.0), size * 0.30), heart))
         else:
-            axis = np.array([np.cos(turn), np.sin(turn)])
-            side = np.array([-axis[1], axis[0]]) * 0.42
-            leaf = np.stack([axis, 0.3 * axis + side, -axis, 0.3 * axis - side])
-            sheet.polygon(leaf * size + (x, y), ink)
+            way = np.linspace(-1, 1, 9)
+            leaf = np.stack([way, 0.42 * (1 - way**2)], axis=1)
+            leaf = np.concatenate([leaf, leaf[::-1] * (1, -1)])
+            cos, sin = np.cos(turn), np.sin(turn)
+            shapes = [(leaf @ np.array([[cos, sin], [-sin, cos]]) * size, ink)]
+        stamps.append(sheet.stamp(shapes, size))
+    grid = sheet.grid(pattern.pitch)
+    for (x, y), kind in zip(grid, rng.integers(0, len(stamps), len(grid)).tolist(), strict=True):
+        sheet.set(stamps[kind], x, y)
 
 
 def _motif(

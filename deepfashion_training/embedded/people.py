@@ -37,15 +37,45 @@ def torso(person: Person, body: Body) -> list[Piece]:
 def arm(person: Person, body: Body, side: int) -> Piece:
     """A bare arm down to the wrist."""
     shoulder, elbow, wrist, _ = (body.project(joint) for joint in body.arm(side))
+    shapes = [disc(shoulder, body.arm_widths()[0]), *_arm_below(body, shoulder, elbow, wrist)]
+    # Shoulder and trunk are one skin: no line runs between them.
+    return Piece(f"arm {side}", ARM[side], shapes, person.skin, relief=0.007, group="trunk")
+
+
+def forearm(person: Person, body: Body, side: int) -> Piece:
+    """The arm again, for what lies over the clothes of the torso."""
+    shoulder, elbow, wrist, _ = (body.project(joint) for joint in body.arm(side))
+    shapes = _arm_below(body, shoulder, elbow, wrist, side)
+    return Piece(f"arm {side}", ARM[side], shapes, person.skin, relief=0.007, group="trunk")
+
+
+def upper_arm(body: Body, side: int, end: float, half_widths: Points) -> Points:
+    """The upper arm down to the share ``end`` of its length, as it comes out from under the torso's cloth.
+
+    ``half_widths`` [4] are spread over that share. The inner edge begins at the shoulder's outside, so that it falls
+    like the crease of an armhole.
+    """
+    shoulder, elbow, _, _ = (body.project(joint) for joint in body.arm(side))
+    shares = np.linspace(0.0, end, 9)
+    path = shoulder + shares[:, None] * (elbow - shoulder)
+    outer = np.interp(shares, np.linspace(0, end, 4), half_widths)
+    inner = outer * np.interp(shares, [0.0, 0.18, 0.42, 1.0], [-0.85, -0.35, 0.8, 1.0])
+    leftward = (side == 1) != body.faces_viewer
+    return tube(path, outer, inner) if leftward else tube(path, inner, outer)
+
+
+def _arm_below(body: Body, shoulder: Points, elbow: Points, wrist: Points, side: int = 0) -> list[Points]:
     widths = body.arm_widths()
-    shapes = [
-        disc(shoulder, widths[0]),
-        tube(np.stack([shoulder, (shoulder + elbow) / 2, elbow]), widths[:3]),
+    if side:
+        upper = upper_arm(body, side, 1.0, np.interp(np.linspace(0, 1, 4), [0, 0.5, 1], widths[:3]))
+    else:
+        upper = tube(np.stack([shoulder, (shoulder + elbow) / 2, elbow]), widths[:3])
+    return [
+        upper,
         disc(elbow, widths[2]),
         tube(np.stack([elbow, (elbow + wrist) / 2, wrist]), widths[2:]),
         disc(wrist, widths[4]),
     ]
-    return Piece(f"arm {side}", ARM[side], shapes, person.skin, relief=0.007, group=f"arm {side}")
 
 
 def hand(person: Person, body: Body, side: int) -> Piece:
@@ -59,7 +89,7 @@ def hand(person: Person, body: Body, side: int) -> Piece:
     palm = hull_of_discs([wrist + way * 0.006, wrist + way * 0.028], [0.0125 * size, 0.0155 * size])
     fingers = hull_of_discs([wrist + way * 0.030, wrist + way * 0.056 * size], [0.0140 * size, 0.0080 * size])
     thumb = hull_of_discs([wrist + way * 0.014, wrist + way * 0.036 + inward * 0.016], [0.008, 0.0055])
-    return Piece(f"hand {side}", ARM[side], [palm, fingers, thumb], person.skin, relief=0.005, group=f"arm {side}")
+    return Piece(f"hand {side}", ARM[side], [palm, fingers, thumb], person.skin, relief=0.005, group="trunk")
 
 
 def leg(person: Person, body: Body, side: int) -> Piece:
@@ -73,48 +103,46 @@ def leg(person: Person, body: Body, side: int) -> Piece:
         0.003,
     )
     details = [knee_line] if body.faces_viewer else []
-    return Piece(f"leg {side}", LEG[side], [tube(path, widths)], person.skin, relief=0.009, details=details)
+    instep = hull_of_discs([ankle, ankle + vec(0.0, 0.030)], [widths[-1], 0.015])
+    return Piece(f"leg {side}", LEG[side], [tube(path, widths), instep], person.skin, relief=0.009, details=details)
 
 
 def shoe(person: Person, body: Body, side: int) -> Piece:
     """A shoe, its toe pointing where the foot does."""
     _, _, ankle3 = body.leg(side)
     ankle = body.project(ankle3)
-    toe = body.project(ankle3 + np.array([side * 0.016, 0.0, 0.074]))
-    drop = 0.014 * body.cos  # feet that point at the viewer end lower on the picture
-    wide = 0.0 if body.woman else 0.003
-    heel_at, toe_at = (ankle[0], ankle[1] + 0.030), (toe[0], ankle[1] + 0.034 + max(drop, -0.002))
+    toe = body.project(ankle3 + np.array([side * 0.014, 0.0, 0.066]))
+    drop = 0.012 * body.cos  # feet that point at the viewer end lower on the picture
+    wide = 0.0 if body.woman else 0.002
+    heel_at = ankle + vec(0.0, 0.032)
+    ball_at = vec(0.45 * ankle[0] + 0.55 * toe[0], ankle[1] + 0.034 + max(0.5 * drop, 0.0))
+    toe_at = vec(toe[0], ankle[1] + 0.038 + max(drop, -0.002))
     colour = SHOE_COLOURS[person.shoe_colour]
     dark = shaded(colour, 0.7) if sum(colour) > 200 else shaded(colour, 1.4)
-    body_shape = hull_of_discs([heel_at, toe_at], [0.021 + wide, 0.0195 + wide])
-    shapes = [body_shape]
-    details: list[Detail] = []
-    lower = float(body_shape[:, 1].max())
+    foot = hull_of_discs([heel_at, ball_at, toe_at], [0.0185 + wide, 0.0195 + wide, 0.0145 + wide])
+    shapes, details = [foot], []
+    low = float(foot[:, 1].max())
+    ends = float(foot[:, 0].min()), float(foot[:, 0].max())
     if person.shoes == "boots":
-        shapes.insert(0, hull_of_discs([(ankle[0], ankle[1] - 0.035), heel_at], [0.0235 + wide, 0.022 + wide]))
-        details.append(
-            Detail(points((ankle[0] - 0.023, ankle[1] - 0.045), (ankle[0] + 0.023, ankle[1] - 0.045)), dark, 0.004)
-        )
+        shapes.insert(0, hull_of_discs([ankle - vec(0.0, 0.034), heel_at], [0.0205 + wide, 0.0185 + wide]))
+        cuff = points((ankle[0] - 0.020, ankle[1] - 0.044), (ankle[0] + 0.020, ankle[1] - 0.044))
+        details.append(Detail(cuff, dark, 0.004))
     elif person.shoes == "sneakers":
-        shapes.insert(0, hull_of_discs([(ankle[0], ankle[1] + 0.004), heel_at], [0.020 + wide, 0.021 + wide]))
-        sole = points((body_shape[:, 0].min() + 0.006, lower - 0.004), (body_shape[:, 0].max() - 0.006, lower - 0.004))
-        details.append(Detail(sole, (246, 246, 244) if sum(colour) < 680 else (170, 172, 176), 0.008))
+        shapes.insert(0, hull_of_discs([ankle + vec(0.0, 0.010), heel_at], [0.0185 + wide, 0.0185 + wide]))
+        sole = points((ends[0] + 0.008, low - 0.004), (ends[1] - 0.008, low - 0.004))
+        details.append(Detail(sole, (246, 246, 244) if sum(colour) < 680 else (170, 172, 176), 0.007))
         if body.faces_viewer:
-            mid = (np.array(heel_at) + toe_at) / 2
-            for lift in (-0.014, -0.005):
-                details.append(
-                    Detail(points((mid[0] - 0.008, mid[1] + lift), (mid[0] + 0.008, mid[1] + lift)), dark, 0.003)
-                )
+            for share in (0.35, 0.65):
+                lace = heel_at + share * (toe_at - heel_at) - vec(0.0, 0.010)
+                details.append(Detail(np.stack([lace - vec(0.007, 0.0), lace + vec(0.007, 0.0)]), dark, 0.003))
     else:
-        opening = disc((ankle[0] * 0.75 + toe[0] * 0.25, ankle[1] + 0.022), 0.013, 0.012, 12)
+        # The opening that the foot goes into, continued by the skin of the instep.
         if body.faces_viewer:
+            opening = hull_of_discs([ankle + vec(0.0, 0.014), 0.7 * heel_at + 0.3 * toe_at], [0.0125, 0.0100])
             details.append(Detail(opening, person.skin))
         if person.shoes == "sandals":
-            details.append(
-                Detail(
-                    points((ankle[0] - 0.016, ankle[1] + 0.010), (ankle[0] + 0.016, ankle[1] + 0.010)), colour, 0.006
-                )
-            )
+            strap = 0.8 * heel_at + 0.2 * toe_at - vec(0.0, 0.008)
+            details.append(Detail(np.stack([strap - vec(0.015, 0.0), strap + vec(0.015, 0.0)]), colour, 0.006))
     return Piece(f"shoe {side}", SHOE[side], shapes, colour, relief=0.006, details=details)
 
 
@@ -153,8 +181,8 @@ class Head:
         self.person, self.body = person, body
         angle = np.radians(body.pose.yaw + body.pose.head_turn)
         self.cos, self.sin = float(np.cos(angle)), float(np.sin(angle))
-        self.centre = body.project(np.array([0.0, 0.0, 0.006])) + vec(0.0, 0.066)
-        self.wide, self.high = (0.0455, 0.060) if body.woman else (0.047, 0.061)
+        self.centre = body.project(np.array([0.0, 0.0, 0.006])) + vec(0.0, 0.064)
+        self.wide, self.high = (0.0480, 0.063) if body.woman else (0.0490, 0.064)
 
     @property
     def from_behind(self) -> bool:
@@ -174,7 +202,7 @@ class Head:
         if style in ("long", "wavy"):
             end = 0.175 if style == "long" else 0.160
             swell = 1.12 if style == "long" else 1.34
-            half = np.array([1.08, 1.16, 1.14 * swell, 1.10 * swell, 0.80 * swell]) * w
+            half = np.array([1.08, 1.16, 1.14 * swell, 1.10 * swell, 0.80 * swell]) * w * (1 - 0.30 * abs(self.sin))
             drop = np.array([-0.35 * h, 0.1 * h, 0.070, 0.125, end])
             right = np.stack([back * np.array([0.3, 0.6, 1.0, 1.2, 1.3]) + half, drop], axis=1)
             left = np.stack([back * np.array([0.3, 0.6, 1.0, 1.2, 1.3]) - half, drop], axis=1)
@@ -266,7 +294,11 @@ class Head:
         if abs(turn) > 0.6:  # a nose in profile
             tip = np.sign(turn) * (abs(x) + w * narrow * 0.93)
             shapes.append(self._at((tip * 0.9, -0.010), (tip + np.sign(turn) * 0.010, 0.016), (tip * 0.88, 0.022)))
-        return Piece("face", FACE, shapes, self.person.skin, relief=0.008, details=self._features(x, narrow))
+        details = self._features(x, narrow)
+        if self.person.beard:
+            jaw_line = outline[outline[:, 1] > self.centre[1] + 0.026]
+            details.insert(0, Detail(hull(jaw_line), shaded(self.person.hair_colour, 1.08)))
+        return Piece("face", FACE, shapes, self.person.skin, relief=0.008, details=details)
 
     def _features(self, x: float, narrow: float) -> list[Detail]:
         skin, w, turn = self.person.skin, self.wide, self.sin
@@ -283,8 +315,9 @@ class Head:
             cheek = disc(self.centre + vec(eye + side * 0.004, 0.022), 0.010 * max(0.5, self.cos), 0.007, 12)
             details.append(Detail(cheek, blush))  # type: ignore[arg-type]
             squeeze = max(0.6, self.cos)
-            details.append(Detail(disc(self.centre + vec(eye, 0.0), 0.0078 * squeeze, 0.0050, 12), (250, 250, 248)))
-            details.append(Detail(disc(self.centre + vec(eye + 0.001 * turn, 0.0), 0.0042, 0.0050, 10), (48, 36, 34)))
+            details.append(Detail(disc(self.centre + vec(eye, 0.0), 0.0076 * squeeze, 0.0044, 12), (250, 250, 248)))
+            iris = disc(self.centre + vec(eye + 0.001 * turn, 0.0), 0.0042 * max(0.7, squeeze), 0.0046, 10)
+            details.append(Detail(iris, (48, 36, 34)))
             lid = self._at((eye - 0.0085 * squeeze, -0.002), (eye, -0.0062), (eye + 0.0085 * squeeze, -0.002))
             details.append(Detail(spline(lid), (54, 40, 38), 0.0028))
             arch = self._at((eye - 0.010 * squeeze, -0.0145), (eye, -0.0180), (eye + 0.010 * squeeze, -0.0145))
@@ -295,11 +328,8 @@ class Head:
             details.append(Detail(ridge, shaded(skin, 0.82), 0.0026))
         mouth = x + 0.017 * turn
         half = 0.0125 * max(0.5, self.cos)
-        if self.person.beard:
-            beard = self._at((mouth - 0.026 * narrow, 0.026), (mouth, 0.030), (mouth + 0.026 * narrow, 0.026),
-                             (mouth + 0.020, 0.054), (mouth, 0.063), (mouth - 0.020, 0.054))  # fmt: skip
-            details.append(Detail(beard, shaded(self.person.hair_colour, 1.08)))
-        lips = self._at((mouth - half, 0.0355), (mouth - half * 0.3, 0.0330), (mouth, 0.0342), (mouth + half * 0.3, 0.0330),
+        lips = self._at((mouth - half, 0.0355), (mouth - half * 0.3, 0.0330), (mouth, 0.0342),
+                        (mouth + half * 0.3, 0.0330),
                         (mouth + half, 0.0355), (mouth, 0.0425))  # fmt: skip
         details.append(Detail(lips, self.person.lips))
         return details

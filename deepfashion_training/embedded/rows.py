@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -52,12 +53,11 @@ class RowSpec:
 
     def person(self) -> Person:
         """The person, the same in all rows of a pid."""
-        return random_person(self.generator(0), self.pid)
+        return _person(self.seed, self.pid_index, self.pid)
 
     def outfit(self) -> Outfit:
         """The outfit, the same in all rows of a variant."""
-        person = self.person()
-        return random_outfit(self.generator(1, self.variant), person.gender, self.around, self.category)[0]
+        return _outfit(self.seed, self.pid_index, self.pid, self.variant, self.around, self.category)
 
     def garment(self) -> Garment:
         """The garment that the row is named after."""
@@ -77,6 +77,18 @@ class RowSpec:
         if self.view == "flat":
             return caption_flat(self.garment())
         return caption(self.person(), self.outfit(), self.generator(3, self.variant))
+
+
+# A row asks for its person and outfit several times over.
+@functools.lru_cache(maxsize=16)
+def _person(seed: int, pid_index: int, pid: str) -> Person:
+    return random_person(np.random.default_rng(np.random.SeedSequence([seed, pid_index, 0])), pid)
+
+
+@functools.lru_cache(maxsize=16)
+def _outfit(seed: int, pid_index: int, pid: str, variant: int, around: int, category: str | None) -> Outfit:
+    rng = np.random.default_rng(np.random.SeedSequence([seed, pid_index, 1, variant]))
+    return random_outfit(rng, _person(seed, pid_index, pid).gender, around, category)[0]
 
 
 def documented_specs(rows: int, seed: int) -> Iterator[RowSpec]:

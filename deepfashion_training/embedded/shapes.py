@@ -5,6 +5,7 @@ Every function takes and returns float64 arrays [N, 2] of (x, y) in one unit of 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -50,19 +51,29 @@ def along(path: Points, share: float) -> Points:
     return np.concatenate([path[: max(kept, 1)], [end]])
 
 
-def tube(path: Points, half_widths: Sequence[float] | npt.NDArray[np.float64]) -> Points:
-    """Outline of a band around a polyline [N, 2] with the half width given at each of its N points."""
+def tube(path: Points, half_widths: Spot, other_half: Spot | None = None) -> Points:
+    """Outline of a band around a polyline [N, 2] with the half width given at each of its N points.
+
+    Where ``other_half`` is given, ``half_widths`` holds on the side that is left on the picture when the path runs
+    downward, and ``other_half`` on the other; a negative half width lies beyond the path.
+    """
     steps = np.gradient(path, axis=0)
     normals = np.stack([-steps[:, 1], steps[:, 0]], axis=1)
     normals /= np.maximum(np.hypot(normals[:, 0], normals[:, 1]), 1e-9)[:, None]
-    offset = normals * np.asarray(half_widths)[:, None]
-    return np.concatenate([path + offset, (path - offset)[::-1]])
+    left = np.asarray(half_widths)[:, None]
+    right = left if other_half is None else np.asarray(other_half)[:, None]
+    return np.concatenate([path + normals * left, (path - normals * right)[::-1]])
 
 
 def disc(centre: Spot, rx: float, ry: float | None = None, count: int = 20) -> Points:
     """An ellipse with half axes ``rx`` and ``ry`` (a circle where ``ry`` is None) as ``count`` points."""
+    return _circle(count) * (rx, rx if ry is None else ry) + (centre[0], centre[1])
+
+
+@functools.lru_cache(maxsize=32)
+def _circle(count: int) -> Points:
     angle = np.linspace(0.0, 2 * np.pi, count, endpoint=False)
-    return np.stack([centre[0] + rx * np.cos(angle), centre[1] + (rx if ry is None else ry) * np.sin(angle)], axis=1)
+    return np.stack([np.cos(angle), np.sin(angle)], axis=1)
 
 
 def hull(cloud: Points) -> Points:

@@ -8,6 +8,7 @@ from deepfashion_training.embedded.body import CROTCH_Y, HIP_Y, WAIST_Y, Body, C
 from deepfashion_training.embedded.garments import LEG_HEMS, OPEN_KINDS, SKIRT_HEMS, SLEEVES, Garment
 from deepfashion_training.embedded.painter import Cloth, Detail, Frame, Piece
 from deepfashion_training.embedded.patterns import PALETTE, shaded, texture
+from deepfashion_training.embedded.people import upper_arm
 from deepfashion_training.embedded.shapes import Points, along, disc, points, spline, tube, vec
 
 UPPER_LABEL, SKIRT_LABEL, PANTS_LABEL, DRESS_LABEL, BELT_LABEL = 4, 5, 6, 7, 8
@@ -36,11 +37,11 @@ class Tailor:
         self.name = f"cloth{garment.cloth_type}"
         self.cloth: Cloth | None = None
         if not garment.pattern.plain:
+            # Seams and motifs sit at body heights, so that all views show them alike.
             top, bottom = {1: (0.12, 0.66), 2: (0.36, 0.99), 3: (0.12, 0.99)}[garment.cloth_type]
-            if garment.pattern.kind == "block":
-                bottom = self.bottom + 0.01
-            # The light-to-dark seam and every motif sit at body heights, so that all views show them alike.
-            self.cloth = Cloth(texture(garment.pattern, top, bottom, scale), top, scale)
+            begin = WAIST_Y if garment.cloth_type == 2 else 0.17
+            seam = begin + (self.bottom - begin) * (0.40 + 0.3 * (garment.pattern.share - 0.3))
+            self.cloth = Cloth(texture(garment.pattern, top, bottom, scale, seam), top, scale)
         # Where the middle of the front shows, and how much of its width is left to see.
         self.front = Frame(
             at=(0.05 * body.sin * (1 if body.faces_viewer else -1), 0.0),
@@ -240,7 +241,7 @@ class Tailor:
             shape = _clip_side(whole, np.stack(edge), side)
             if len(shape) > 2:
                 if garment.kind != "cardigan":
-                    top = np.stack(edge)[:5]
+                    top = np.stack(edge)[1:6]
                     wing = np.concatenate([top, top[[3, 1]] + (side * 0.030 * max(0.3, body.cos), 0.0)])
                     lapel = [Detail(wing, self.trim)]
                 else:
@@ -255,8 +256,8 @@ class Tailor:
         way = end - start
         return Frame((float(start[0]), float(start[1])), cloth, float(np.arctan2(-way[0], way[1])), squeeze)
 
-    def sleeve(self, side: int) -> list[Piece]:
-        """The sleeve of one arm; nothing where the garment has none."""
+    def sleeve(self, side: int, over: bool = False) -> list[Piece]:
+        """The sleeve of one arm, with its cap or, ``over`` the torso's cloth, without; nothing where there is none."""
         garment, body = self.garment, self.body
         reach = SLEEVES[garment.sleeve]
         if reach <= 0:
@@ -265,31 +266,33 @@ class Tailor:
         bare = body.arm_widths()
         loose = garment.ease + 0.001
         upper_share, lower_share = min(1.0, reach / 0.537), max(0.0, (reach - 0.537) / 0.463)
-        upper_path = along(np.stack([shoulder, (shoulder + elbow) / 2, elbow]), upper_share)
-        widths = np.interp(np.linspace(0, upper_share, len(upper_path)), [0, 0.5, 1], bare[:3]) + loose
+        shares = np.linspace(0, upper_share, 4)
+        path = shoulder + shares[:, None] * (elbow - shoulder)
+        # The cap is cut to the shoulder; the cloth stands off further down.
+        widths = np.interp(shares, [0, 0.5, 1], bare[:3]) + loose * np.clip(0.25 + 2.5 * shares, 0, 1)
         if lower_share == 0:
-            widths[-1] += 0.005
-        cuff_path, cuff_widths = upper_path, widths
-        shapes = [disc(shoulder, bare[0] + loose), tube(upper_path, widths)]
+            widths[-1] += 0.004
+        if over:
+            shapes = [upper_arm(body, side, upper_share, widths)]
+        else:
+            shapes = [disc(shoulder, widths[0]), tube(path, widths)]
         out = side if body.faces_viewer else -side
-        frame = self._frame(shoulder, elbow, (0.26 * out, 0.195))
-        frames = [frame, frame]
+        frames = [self._frame(shoulder, elbow, (0.26 * out, 0.207))] * len(shapes)
         if lower_share > 0:
-            lower_path = along(np.stack([elbow, (elbow + wrist) / 2, wrist]), lower_share)
-            lower = np.interp(np.linspace(0, lower_share, len(lower_path)), [0, 0.5, 1], bare[2:]) + loose
-            shapes += [disc(elbow, bare[2] + loose), tube(lower_path, lower)]
-            frames += [self._frame(elbow, wrist, (0.26 * out, 0.355))] * 2
-            cuff_path, cuff_widths = lower_path, lower
+            shares = np.linspace(0, lower_share, 4)
+            path = elbow + shares[:, None] * (wrist - elbow)
+            widths = np.interp(shares, [0, 0.5, 1], bare[2:]) + loose
+            shapes += [disc(elbow, widths[0]), tube(path, widths)]
+            frames += [self._frame(elbow, wrist, (0.26 * out, 0.367))] * 2
         details = []
-        end, before = cuff_path[-1], cuff_path[-2]
-        way = (end - before) / max(1e-6, float(np.hypot(*(end - before))))
-        across = np.array([way[1], -way[0]]) * cuff_widths[-1]
+        way = (path[-1] - path[-2]) / max(1e-6, float(np.hypot(*(path[-1] - path[-2]))))
+        across = np.array([way[1], -way[0]]) * widths[-1]
         if garment.kind in ("sweater", "sweatshirt", "hoodie", "cardigan", "shirt", "jumpsuit", "tee", "polo"):
             band = 0.014 if reach > 0.9 else 0.006
-            middle = end - way * band / 2
+            middle = path[-1] - way * band / 2
             details.append(Detail(np.stack([middle - across, middle + across]), self.trim, band))
         crook = elbow + (shoulder + wrist - 2 * elbow) * 0.06
-        folds = [np.stack([crook - (0.012, 0.004), crook + vec(0.010, 0.006)])] if lower_share > 0.1 else []
+        folds = [np.stack([crook - vec(0.012, 0.004), crook + vec(0.010, 0.006)])] if lower_share > 0.1 else []
         group = f"{self.name} sleeve {side}"
         return [self.piece(f"sleeve {side}", shapes, frames, details=details, folds=folds, group=group)]
 
@@ -320,8 +323,12 @@ class Tailor:
         centre = spline(np.stack([hip, knee, ankle]), 8)
         share = np.clip((hem - HIP_Y) / (0.945 - HIP_Y), 0.05, 1.0)
         path = along(centre, float(share))
-        marks = np.linspace(0, float(share), len(path))
-        shape = tube(path, np.interp(marks, stations, widths))
+        halves = np.interp(np.linspace(0, float(share), len(path)), stations, widths)
+        # The leg grows out of the seat without a step.
+        seat_left, seat_right = body.outline(np.array([0.435, 0.465]), garment.ease)
+        start = np.stack([hip + vec(0.0, y - HIP_Y) for y in (0.435, 0.465)])
+        room = np.minimum(start[:, 0] - seat_left, seat_right - start[:, 0])
+        shape = tube(np.concatenate([start, path]), np.concatenate([np.minimum(room, halves[0]), halves]))
         cloth_x = (0.049 if body.woman else 0.048) * (side if body.faces_viewer else -side)
         frame = self._frame(hip, ankle, (cloth_x, HIP_Y), squeeze=max(0.6, abs(body.cos)))
         seat = Frame((float(hip[0]), float(hip[1])), (cloth_x, HIP_Y), 0.0, frame.squeeze)
@@ -383,13 +390,16 @@ class Tailor:
         centre = sway * body.cos + forward * body.sin * 0.4 + 0.5 * float(at_hem.mean() - sway * body.cos) * 0.5
         left_hem = min(centre - half, float(at_hem.min()) - thigh)
         right_hem = max(centre + half, float(at_hem.max()) + thigh)
-        heights = np.array([top, 0.43, 0.475, 0.52])
-        left, right = body.outline(heights, garment.ease + np.array([0.0, 0.002, 0.003, 0.004]))
-        opening = np.array([0.0, 0.10, 0.22, 0.36]) * min(1.0, flare / 0.2)
-        left, right = left + opening * (left_hem - left), right + opening * (right_hem - right)
+        heights = np.linspace(top, hem, 14)
+        left, right = body.outline(np.minimum(heights, 0.49), garment.ease + 0.003)
+        # Cloth hangs straight from the waist to the hem wherever the hips do not push it out.
+        share = (heights - top) / fall
+        below = np.clip((heights - 0.49) / max(0.02, hem - 0.49), 0, 1)
+        left = np.minimum(left[0] + share * (left_hem - left[0]), left + below * np.maximum(0, left_hem - left))
+        right = np.maximum(right[0] + share * (right_hem - right[0]), right + below * np.minimum(0, right_hem - right))
+        left_edge, right_edge = np.stack([left, heights], axis=1), np.stack([right, heights], axis=1)
+        left_hem, right_hem = float(left[-1]), float(right[-1])
         dip = 0.006 + 0.05 * max(0.0, right_hem - left_hem - 0.2)
-        left_edge = spline(np.concatenate([np.stack([left, heights], axis=1), points((left_hem, hem))]), 4)
-        right_edge = spline(np.concatenate([np.stack([right, heights], axis=1), points((right_hem, hem))]), 4)
         bottom = spline(points((left_hem, hem), ((left_hem + right_hem) / 2, hem + dip), (right_hem, hem)), 6)
         shape = np.concatenate([left_edge, bottom, right_edge[::-1]])
         shares = {"pleated": np.linspace(0.08, 0.92, 9), "pencil": np.array([0.5])}.get(
@@ -397,7 +407,7 @@ class Tailor:
         )
         folds = []
         for place in shares:
-            start = points((left[1] + place * (right[1] - left[1]), 0.44 + (0.05 if garment.cut != "pleated" else 0)))
+            start = points((left[2] + place * (right[2] - left[2]), 0.44 + (0.05 if garment.cut != "pleated" else 0)))
             end = points((left_hem + place * (right_hem - left_hem), hem - 0.004 + dip * (1 - (2 * place - 1) ** 2)))
             folds.append(np.concatenate([start, end]))
         details = []
