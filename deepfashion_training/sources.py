@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -53,6 +54,8 @@ def _open_folder(
         raise ValueError(
             f"{folder} {what}: expected parquet files in it or in its folder 'data', or what save_to_disk wrote"
         )
+    if saved_dict or saved:
+        _check_saved_splits(folder)
     try:
         if saved_dict or saved:
             return _by_name(datasets.load_from_disk(str(folder)))
@@ -63,7 +66,17 @@ def _open_folder(
     try:
         return _by_name(datasets.load_dataset(str(folder), cache_dir=cache_dir))
     except (OSError, ValueError, DatasetsError) as error:
+        for file in parquet:  # `datasets` will not load a folder with an empty split, and does not say so clearly
+            if pyarrow.parquet.read_metadata(file).num_rows == 0:
+                raise ValueError(f"{file} is empty: no rows to read; remove it") from error
         raise ValueError(f"cannot read the parquet files in {folder}: {_first_line(error)}") from error
+
+
+def _check_saved_splits(folder: Path) -> None:
+    """Raise for saved splits with no rows: ``datasets`` writes them, and dies of an ``IndexError`` reading them."""
+    for state in sorted([*folder.glob("state.json"), *folder.glob("*/state.json")]):
+        if not json.loads(state.read_text(encoding="utf-8")).get("_data_files"):
+            raise ValueError(f"{state.parent} is empty: no rows to read; save the dataset without that split")
 
 
 def _open_hub(

@@ -83,11 +83,12 @@ def garment_mask(placed: np.ndarray, background: tuple[int, int, int]) -> np.nda
     A pixel is garment when any channel is more than ``BACKGROUND_TOLERANCE`` away from ``background``. Parts of
     the garment in the background's own colour are holes.
     """
-    colour = np.array(background, np.int16)[:, None, None]
-    lowest = np.clip(colour - BACKGROUND_TOLERANCE, 0, 255).astype(np.uint8)
-    highest = np.clip(colour + BACKGROUND_TOLERANCE, 0, 255).astype(np.uint8)
-    # uint8 wraps around below `lowest`, so that one comparison tests both ends.
-    return np.any((placed - lowest) > (highest - lowest), axis=0)
+    garment = np.zeros(placed.shape[1:], bool)
+    for channel, colour in zip(placed, background, strict=True):
+        lowest, highest = max(colour - BACKGROUND_TOLERANCE, 0), min(colour + BACKGROUND_TOLERANCE, 255)
+        # uint8 wraps around below `lowest`, so that one comparison tests both ends.
+        garment |= (channel - np.uint8(lowest)) > np.uint8(highest - lowest)
+    return garment
 
 
 def align_mask(photo: Image.Image, mask: Image.Image) -> tuple[Image.Image, np.ndarray]:

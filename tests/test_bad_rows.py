@@ -1,0 +1,78 @@
+"""The ledger: several processes write, all read the same, and only the owner cleans up."""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import os
+import pickle
+from pathlib import Path
+
+from deepfashion_training.bad_rows import BadRowLedger
+
+
+def folder(ledger: BadRowLedger) -> Path:
+    return Path(ledger.__getstate__()["file"]).parent
+
+
+def record_many(ledger: BadRowLedger, worker: int) -> None:
+    for row in range(200):
+        ledger.record(row, f"worker {worker} " + "x" * 300, None)
+
+
+def test_entries_are_one_per_row_in_order():
+    ledger = BadRowLedger()
+    assert ledger.entries() == []
+    ledger.record(7, "no bytes", 8)
+    ledger.record(2, "émpty\nmask", None)
+    ledger.record(7, "met again", 9)
+    assert ledger.entries() == [
+        {"row": 2, "reason": "émpty\nmask", "substitute": None},
+        {"row": 7, "reason": "no bytes", "substitute": 8},
+    ]
+
+
+def test_processes_write_at_the_same_time_without_mixing():
+    ledger = BadRowLedger()
+    context = multiprocessing.get_context("fork")
+    workers = [context.Process(target=record_many, args=(ledger, number)) for number in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert [worker.exitcode for worker in workers] == [0] * 4
+    assert len(Path(ledger.__getstate__()["file"]).read_text().splitlines()) == 800
+    assert [entry["row"] for entry in ledger.entries()] == list(range(200))
+    assert all(len(entry["reason"]) == 309 for entry in ledger.entries())
+
+
+def test_a_pickled_copy_shares_the_file_and_does_not_remove_it():
+    ledger = BadRowLedger()
+    copy = pickle.loads(pickle.dumps(ledger))
+    copy.record(1, "bad", None)
+    del copy
+    gc.collect()
+    assert [entry["row"] for entry in ledger.entries()] == [1]
+
+
+def test_a_copy_that_outlives_its_owner_starts_anew():
+    ledger = BadRowLedger()
+    stored, gone = pickle.dumps(ledger), folder(ledger)
+    del ledger
+    gc.collect()
+    assert not gone.exists()
+    copy = pickle.loads(stored)
+    copy.record(1, "bad", None)
+    assert [entry["row"] for entry in copy.entries()] == [1]
+
+
+def test_a_forked_process_does_not_remove_the_file():
+    ledger = BadRowLedger()
+    ledger.record(1, "bad", None)
+    child = os.fork()
+    if child == 0:
+        del ledger
+        gc.collect()
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    assert [entry["row"] for entry in ledger.entries()] == [1]
