@@ -7,6 +7,7 @@ On the picture, X = x cos(yaw) + z sin(yaw), so that yaw 0 faces the viewer and 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -61,6 +62,9 @@ _MAN_TORSO = np.array([
     (0.285, 0.098, 0.062, 0.008), (0.330, 0.090, 0.056, 0.006), (0.385, 0.083, 0.052, 0.004),
     (0.430, 0.085, 0.056, 0.000), (0.475, 0.090, 0.062, -0.010), (0.530, 0.089, 0.058, -0.008),
 ])  # fmt: skip
+
+#: First torso height, and how many heights a body unit is divided into.
+_TOP_Y, _ROWS = 0.150, 2000
 
 HIP_Y, KNEE_Y, ANKLE_Y = 0.490, 0.720, 0.945
 WAIST_Y, CROTCH_Y = 0.392, 0.525
@@ -262,13 +266,20 @@ class Body:
 
     def section(self, y: float | Vector) -> tuple[Vector, Vector, Vector, Vector]:
         """Half width, half depth, sideways and forward centre of the torso at height ``y``."""
+        row = ((np.asarray(y) - _TOP_Y) * _ROWS + 0.5).astype(int).clip(0, self._sections.shape[1] - 1)
+        width, depth, sway, forward = self._sections[:, row]
+        return width, depth, sway, forward
+
+    @cached_property
+    def _sections(self) -> Vector:
+        """The four columns of ``section`` for every torso height in steps of 1 / ``_ROWS``."""
         table = _WOMAN_TORSO if self.woman else _MAN_TORSO
-        y = np.asarray(y, dtype=np.float64)
+        y = np.arange(_TOP_Y, table[-1, 0] + 0.5 / _ROWS, 1 / _ROWS)
+        width, depth, forward = (np.interp(y, table[:, 0], table[:, column]) for column in (1, 2, 3))
         # The neck and the shoulders are bone; girth shows below them.
         grown = 1 + (self.girth - 1) * np.clip((y - 0.16) / 0.10, 0.15, 1.0)
-        width, depth, forward = (np.interp(y, table[:, 0], table[:, column]) for column in (1, 2, 3))
         sway = self.pose.sway * np.clip((y - 0.20) / 0.27, 0, 1)
-        return width * grown, depth * grown, sway, forward
+        return np.stack([width * grown, depth * grown, sway, forward])
 
     def outline(self, y: Vector, ease: float | Vector = 0.0) -> tuple[Vector, Vector]:
         """Left and right X of the torso at heights ``y`` [N], ``ease`` farther out on each side."""
@@ -279,10 +290,11 @@ class Body:
 
     def surface(self, x: float, y: float, ease: float = 0.0) -> Vector:
         """Picture coordinates of the point ``x`` beside the middle of the torso's front, at height ``y``."""
-        width, depth, sway, forward = (float(value) for value in self.section(y))
-        bulge = (depth + ease) * np.sqrt(max(0.0, 1 - (x / (width + ease)) ** 2))
+        row = min(max(int((y - _TOP_Y) * _ROWS + 0.5), 0), self._sections.shape[1] - 1)
+        width, depth, sway, forward = self._sections[:, row].tolist()
+        bulge = (depth + ease) * math.sqrt(max(0.0, 1 - (x / (width + ease)) ** 2))
         front = bulge if self.faces_viewer else -bulge
-        return self.project(np.array([x + sway, y, forward + front]))
+        return np.array([(x + sway) * self.cos + (forward + front) * self.sin, y])
 
     def arm(self, side: int) -> tuple[Vector, Vector, Vector, Vector]:
         """Shoulder, elbow, wrist and knuckles [3] of the arm at ``side`` (1 the person's left, -1 the right)."""

@@ -20,9 +20,9 @@ from PIL import Image, ImageDraw, ImageFilter
 from deepfashion_training.embedded import people
 from deepfashion_training.embedded.body import FLAT_POSE, WAIST_Y, Body, Person, Pose
 from deepfashion_training.embedded.garments import Garment, Outfit
-from deepfashion_training.embedded.painter import Canvas, Detail, LabelMap, MaskCanvas, Piece
+from deepfashion_training.embedded.painter import Canvas, Detail, LabelMap, Piece, Window, silhouettes
 from deepfashion_training.embedded.patterns import PALETTE, shaded
-from deepfashion_training.embedded.shapes import disc, hull, hull_of_discs, points
+from deepfashion_training.embedded.shapes import Points, disc, hull, hull_of_discs, points
 from deepfashion_training.embedded.studio import background
 from deepfashion_training.embedded.tailoring import Tailor
 from deepfashion_training.pairs.garment_types import FULL, LOWER, UPPER
@@ -78,20 +78,21 @@ def draw_person(
     factor = supersampling(size[0])
     scale = min(size[0] * pose.size, size[1] / 0.62)
     top = 0.045 * size[0] if pose.from_top else max(0.0, 0.965 * size[0] - scale * 0.995)
-    origin = (size[1] / 2 + pose.shift * min(size[0], size[1]), top)
-    rng = np.random.default_rng([background_seed, 77])
-    ground = background(rng, size, factor, soles=top + scale)
-    _floor_shadow(ground, body, scale * factor, (origin[0] * factor, origin[1] * factor))
-    canvas = Canvas(size, scale, origin, factor, ground)
+    origin = (size[1] / 2 + pose.shift * min(size), top)
+    photo = background(np.random.default_rng([background_seed, 77]), size, soles=top + scale)
+    _floor_shadow(photo, body, scale, origin)
     bare = _Bare(person, body)
-    for piece in _dressed(bare, outfit, body, scale * factor):
+    pieces = _dressed(bare, outfit, body, scale * factor)
+    window = Window.around(pieces, size, scale, origin, factor)
+    canvas = Canvas(window, photo)
+    for piece in pieces:
         canvas.paint(piece)
-    undressed = _undressed(bare, size, scale, origin, factor)
-    keep = undressed == _KEEP
+    photo.paste(canvas.finish(), window.box)
+    undressed = window.spread(silhouettes(bare.shapes(), window), size)
     return Drawing(
-        photo=canvas.finish(),
-        parse=_parse(canvas, body, origin[0]),
-        keep=keep,
+        photo=photo,
+        parse=window.spread(_parse(canvas, body), size),
+        keep=undressed == _KEEP,
         agnostic=_agnostic(body, undressed, size, scale, origin),
         person=person,
         outfit=outfit,
@@ -107,19 +108,20 @@ def draw_flat(
     Cloth and cut are those that ``draw_person`` puts on an average body of that gender. ``inner`` is the colour of
     the tee that shows in an open top.
     """
-    body = Body(gender, 1.0, FLAT_POSE)
     factor = supersampling(size[0])
-    pieces = _flat_pieces(Tailor(garment, body, 1.2 * size[0] * factor, inner))
+    pieces = _flat_pieces(Tailor(garment, Body(gender, 1.0, FLAT_POSE), 1.2 * size[0] * factor, inner))
     corners = np.concatenate([shape for piece in pieces for shape in piece.shapes])
-    low, high = corners.min(axis=0), corners.max(axis=0)
+    (left, top), (right, bottom) = corners.min(axis=0).tolist(), corners.max(axis=0).tolist()
     # As large as fits, but shorts stay smaller than a dress.
-    scale = min(0.86 * size[0] / (high[1] - low[1]), 0.88 * size[1] / (high[0] - low[0]), 1.45 * size[0])
-    middle = (low + high) / 2
-    origin = (size[1] / 2 - middle[0] * scale, size[0] / 2 - middle[1] * scale)
-    canvas = Canvas(size, scale, origin, factor)
+    scale = min(0.86 * size[0] / (bottom - top), 0.88 * size[1] / (right - left), 1.45 * size[0])
+    origin = (size[1] / 2 - (left + right) / 2 * scale, size[0] / 2 - (top + bottom) / 2 * scale)
+    window = Window.around(pieces, size, scale, origin, factor)
+    picture = Image.new("RGB", (size[1], size[0]), (255, 255, 255))
+    canvas = Canvas(window, picture)
     for piece in pieces:
         canvas.paint(piece)
-    return canvas.finish(), canvas.id_map() > 0
+    picture.paste(canvas.finish(), window.box)
+    return picture, window.spread(canvas.figure(), size) > 0
 
 
 def _flat_pieces(tailor: Tailor) -> list[Piece]:
@@ -159,6 +161,24 @@ class _Bare:
         self.legs = [people.leg(person, body, side) for side in self.order]
         self.shoes = [people.shoe(person, body, side) for side in self.order]
         self.bag = people.bag(person, body)
+
+    def shapes(self) -> list[tuple[Points, int]]:
+        """All shapes back to front, each with ``_KEEP`` where it must stay, ``_ARM`` for an arm, else 0.
+
+        Clothes can only hide more of this, so nothing that must stay can show outside.
+        """
+        arms = {side: [(self.arms[side], _ARM), (self.hands[side], _KEEP)] for side in self.order}
+        layers = [
+            *((piece, _KEEP) for piece in self.hair_behind),
+            *(layer for side in self.behind for layer in arms[side]),
+            (self.chest, 0),
+            (self.neck, _KEEP),
+            *((piece, 0) for piece in self.legs),
+            *((piece, _KEEP) for piece in self.shoes),
+            *(layer for side in self.before for layer in arms[side]),
+            *((piece, _KEEP) for piece in (*self.head, *self.bag)),
+        ]
+        return [(shape, value) for piece, value in layers for shape in piece.shapes]
 
 
 def _dressed(bare: _Bare, outfit: Outfit, body: Body, resolution: float) -> list[Piece]:
@@ -201,60 +221,29 @@ def _scarf(colour: str, body: Body) -> list[Piece]:
     return pieces
 
 
-def _floor_shadow(ground: Image.Image, body: Body, scale: float, origin: tuple[float, float]) -> None:
+def _floor_shadow(photo: Image.Image, body: Body, scale: float, origin: tuple[float, float]) -> None:
     """A soft shadow under the feet."""
     ankles = [body.project(body.leg(side)[2]) for side in (1, -1)]
     x = (ankles[0][0] + ankles[1][0]) / 2 * scale + origin[0]
     y = 0.990 * scale + origin[1]
-    if y > ground.height + 0.02 * scale:
+    if y > photo.height + 0.02 * scale:
         return
     half = (abs(ankles[0][0] - ankles[1][0]) / 2 + 0.09) * scale
     box = (int(x - half * 1.5), int(y - 0.05 * scale), int(x + half * 1.7), int(y + 0.05 * scale))
-    small = 8  # a blur this wide needs no full resolution
-    wide, high = max(2, (box[2] - box[0]) // small), max(2, (box[3] - box[1]) // small)
+    wide, high = max(2, (box[2] - box[0]) // 3), max(2, (box[3] - box[1]) // 3)
     shadow = Image.new("L", (wide, high), 0)
     ImageDraw.Draw(shadow).ellipse((wide * 0.2, high * 0.3, wide * 0.8, high * 0.7), fill=92)
     shadow = shadow.filter(ImageFilter.GaussianBlur(high * 0.12)).resize((box[2] - box[0], box[3] - box[1]))
-    ground.paste((40, 38, 44), box[:2], shadow)
+    photo.paste((40, 38, 44), box[:2], shadow)
 
 
-def _parse(canvas: Canvas, body: Body, middle: float) -> LabelMap:
-    """The label map; bare chest counts as the arm of its side."""
-    labels = canvas.label_map()
-    chest = canvas.named(("chest",))
-    if chest.any():
-        left_of_middle = np.arange(labels.shape[1])[None, :] < middle
-        on_left = ~left_of_middle if body.faces_viewer else left_of_middle
-        labels = np.where(chest, np.where(on_left, people.ARM[1], people.ARM[-1]), labels).astype(np.uint8)
+def _parse(canvas: Canvas, body: Body) -> Image.Image:
+    """The window's label map; bare chest counts as the arm of its side."""
+    middle = int(np.clip(round(canvas.window.origin[0]), 0, canvas.width))
+    on_left, on_right = (people.ARM[-1], people.ARM[1]) if body.faces_viewer else (people.ARM[1], people.ARM[-1])
+    labels = canvas.label_image(chest=on_right)
+    labels.paste(canvas.label_image(chest=on_left).crop((0, 0, middle, canvas.height)), (0, 0))
     return labels
-
-
-def _undressed(bare: _Bare, size: tuple[int, int], scale: float, origin: tuple[float, float], factor: int) -> LabelMap:
-    """What must stay (1) and where an arm shows (2) on the body without clothes, uint8 [H, W].
-
-    Clothes can only hide more, so nothing that must stay can show outside.
-    """
-    canvas = MaskCanvas(size, scale, origin, factor)
-
-    def fill(pieces: list[Piece], value: int) -> None:
-        for piece in pieces:
-            for shape in piece.shapes:
-                canvas.fill(shape, value)
-
-    def arms(sides: list[int]) -> None:
-        for side in sides:
-            fill([bare.arms[side]], _ARM)
-            fill([bare.hands[side]], _KEEP)
-
-    fill(bare.hair_behind, _KEEP)
-    arms(bare.behind)
-    fill([bare.chest], 0)
-    fill([bare.neck], _KEEP)
-    fill(bare.legs, 0)
-    fill(bare.shoes, _KEEP)
-    arms(bare.before)
-    fill([*bare.head, *bare.bag], _KEEP)
-    return canvas.sample()
 
 
 def _agnostic(
@@ -279,12 +268,9 @@ def _agnostic(
         for centre, reach in ((thigh, 0.100), (knee, 0.112), ((knee + ankle) / 2, 0.112), (ankle, 0.105)):
             cloud.append(disc(centre, reach, 0.020, 12))
     lower_shape = hull(np.concatenate(cloud))
-    upper, lower = MaskCanvas(size, scale, origin, 1), MaskCanvas(size, scale, origin, 1)
-    for shape in upper_shapes:
-        upper.fill(shape, 1)
-    lower.fill(lower_shape, 1)
+    whole = Window(0, 0, size[1], size[0], scale, origin, 1)
     keep, arms = undressed == _KEEP, undressed == _ARM
-    upper_mask = (upper.sample() == 1) & ~keep
+    upper = (np.asarray(silhouettes([(shape, 1) for shape in upper_shapes], whole)) == 1) & ~keep
+    lower = (np.asarray(silhouettes([(lower_shape, 1)], whole)) == 1) & ~keep
     # A hand that hangs before the hips is kept, and so is the forearm that leads to it.
-    lower_mask = (lower.sample() == 1) & ~keep & ~arms
-    return {UPPER: upper_mask, LOWER: lower_mask, FULL: (upper_mask | ((lower.sample() == 1) & ~keep))}
+    return {UPPER: upper, LOWER: lower & ~arms, FULL: upper | lower}

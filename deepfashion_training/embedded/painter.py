@@ -66,26 +66,66 @@ class Piece:
     group: str = ""  # no line is drawn between neighbours of one group
 
 
-class Canvas:
-    """A picture of ``size`` = (height, width) pixels on which pieces in body units are painted.
+@dataclass(frozen=True)
+class Window:
+    """The part of a picture that a figure fills, and where body units lie in it.
 
-    ``scale`` is pixels per body height, ``origin`` the pixel (x, y) of body point (0, 0), ``ground`` the background
-    at ``factor`` times the size.
+    ``left``, ``top``, ``width``, ``height`` are pixels of the picture, ``scale`` pixels to a body height,
+    ``origin`` the pixel (x, y) of body point (0, 0) in the window, ``factor`` the samples per pixel and axis.
     """
 
-    def __init__(
-        self,
-        size: tuple[int, int],
-        scale: float,
-        origin: tuple[float, float],
-        factor: int,
-        ground: Image.Image | None = None,
-    ) -> None:
-        self.height, self.width = size
-        self.factor, self.scale, self.origin = factor, float(scale), np.array(origin)
-        big = (self.width * factor, self.height * factor)
-        self.colours = ground or Image.new("RGB", big, (255, 255, 255))
-        self.ids = Image.new("L", big, 0)
+    left: int
+    top: int
+    width: int
+    height: int
+    scale: float
+    origin: tuple[float, float]
+    factor: int
+
+    @classmethod
+    def around(
+        cls, pieces: list[Piece], size: tuple[int, int], scale: float, origin: tuple[float, float], factor: int
+    ) -> Window:
+        """The window that holds all of ``pieces`` and their soft edges, within ``size`` (height, width)."""
+        corners = np.concatenate([shape for piece in pieces for shape in piece.shapes]) * scale + origin
+        margin = 0.025 * scale + 2
+        left, top = (max(0, int(value - margin)) for value in corners.min(axis=0))
+        right, bottom = (int(value + margin) for value in corners.max(axis=0))
+        right, bottom = max(left + 1, min(right, size[1])), max(top + 1, min(bottom, size[0]))
+        moved = (origin[0] - left, origin[1] - top)
+        return cls(left, top, right - left, bottom - top, scale, moved, factor)
+
+    @property
+    def box(self) -> tuple[int, int, int, int]:
+        """Left, top, right, bottom in the picture."""
+        return self.left, self.top, self.left + self.width, self.top + self.height
+
+    @property
+    def large(self) -> tuple[int, int]:
+        """Width and height in samples."""
+        return self.width * self.factor, self.height * self.factor
+
+    def sample(self, image: Image.Image) -> Image.Image:
+        """The middle sample of each pixel of an image in samples."""
+        # Scaling down by nearest neighbour takes exactly that one.
+        return image.resize((self.width, self.height), Image.Resampling.NEAREST)
+
+    def spread(self, image: Image.Image, size: tuple[int, int]) -> LabelMap:
+        """An image of the window as uint8 [H, W] of the whole picture, 0 outside."""
+        whole = np.zeros(size, np.uint8)
+        whole[self.top : self.top + self.height, self.left : self.left + self.width] = np.asarray(image)
+        return whole
+
+
+class Canvas:
+    """A window on which pieces in body units are painted, over the part of ``ground`` (RGB) that it covers."""
+
+    def __init__(self, window: Window, ground: Image.Image) -> None:
+        self.window = window
+        self.height, self.width, self.factor, self.scale = window.height, window.width, window.factor, window.scale
+        self.origin = np.array(window.origin)
+        self.colours = ground.crop(window.box).resize(window.large, Image.Resampling.NEAREST)
+        self.ids = Image.new("L", window.large, 0)
         self.shade = Image.new("L", (self.width, self.height), 255)
         self._draw = ImageDraw.Draw(self.colours)
         self._draw_ids = ImageDraw.Draw(self.ids)
@@ -94,27 +134,23 @@ class Canvas:
         self._groups: list[int] = [0]
         self._group_ids: dict[str, int] = {}
 
-    def place(self, shape: Points, factor: float) -> list[float]:
-        """Flat list of pixel coordinates of a shape in body units."""
-        placed: list[float] = ((shape * self.scale + self.origin) * factor).ravel().tolist()
-        return placed
-
     def paint(self, piece: Piece) -> None:
         """Paint a piece over everything painted so far."""
         number = len(self.names)
         self.names.append(piece.name)
         self.labels.append(piece.label)
         self._groups.append(self._group_ids.setdefault(piece.group or piece.name, len(self._group_ids) + 1))
-        for index, shape in enumerate(piece.shapes):
-            corners = self.place(shape, self.factor)
+        placed = [shape * self.scale + self.origin for shape in piece.shapes]
+        for index, shape in enumerate(placed):
+            corners = (shape * self.factor).ravel().tolist()
             self._draw_ids.polygon(corners, fill=number)
             if piece.cloth is None:
                 self._draw.polygon(corners, fill=piece.colour)
             else:
                 self._lay(piece.cloth, piece.frames[index], corners)
-        self._shade(piece)
+        self._shade(piece, placed)
         for detail in piece.details:
-            corners = self.place(detail.shape, self.factor)
+            corners = ((detail.shape * self.scale + self.origin) * self.factor).ravel().tolist()
             if detail.width:
                 wide = max(1, round(detail.width * self.scale * self.factor))
                 self._draw.line(corners, fill=detail.colour, width=wide, joint="curve")
@@ -146,30 +182,29 @@ class Canvas:
         filled = cloth.image.transform(mask.size, Image.Transform.AFFINE, matrix, Image.Resampling.NEAREST)
         self.colours.paste(filled, (left, top), mask)
 
-    def _shade(self, piece: Piece) -> None:
+    def _shade(self, piece: Piece, placed: list[Points]) -> None:
         """Light from the upper left: a soft shadow on the far side and along the folds."""
-        placed = [np.array(self.place(shape, 1)).reshape(-1, 2) for shape in piece.shapes]
         corners = np.concatenate(placed)
-        left, top = np.maximum(np.floor(corners.min(axis=0)).astype(int), 0)
-        right, bottom = np.ceil(corners.max(axis=0)).astype(int) + 1
+        left, top = (max(0, int(value)) for value in corners.min(axis=0).tolist())
+        right, bottom = (int(value) + 2 for value in corners.max(axis=0).tolist())
         right, bottom = min(right, self.width), min(bottom, self.height)
         if right <= left or bottom <= top:
             return
-        box = (int(right - left), int(bottom - top))
+        box, corner = (right - left, bottom - top), np.array([left, top])
         mask, light = Image.new("1", box, 0), Image.new("L", box, 214)
         on_mask, on_light = ImageDraw.Draw(mask), ImageDraw.Draw(light)
-        aside = np.array([left + piece.relief * self.scale, top + 0.25 * piece.relief * self.scale])
+        aside = corner + np.array([1.0, 0.25]) * (piece.relief * self.scale)
         for shape in placed:
-            on_mask.polygon((shape - (left, top)).ravel().tolist(), fill=1)
+            on_mask.polygon((shape - corner).ravel().tolist(), fill=1)
             on_light.polygon((shape - aside).ravel().tolist(), fill=255)
         for fold in piece.folds:
-            line = (np.array(self.place(fold, 1)).reshape(-1, 2) - (left, top)).ravel().tolist()
+            line = (fold * self.scale + self.origin - corner).ravel().tolist()
             on_light.line(line, fill=216, width=max(1, round(0.006 * self.scale)))
-        self.shade.paste(light, (int(left), int(top)), mask)
+        self.shade.paste(light, (left, top), mask)
 
-    def _edges(self, box: tuple[int, int, int, int]) -> Image.Image:
-        """White where pieces of different groups meet inside a box of the large map, at the picture's size."""
-        groups = np.asarray(self.ids.crop(box).point([*self._groups, *[0] * (256 - len(self._groups))]))
+    def _edges(self) -> Image.Image:
+        """White where pieces of different groups meet, at the picture's size."""
+        groups = np.asarray(self.ids.point(_table(self._groups)))
         edge = np.zeros(groups.shape, bool)
         down, across = groups[1:] != groups[:-1], groups[:, 1:] != groups[:, :-1]
         edge[1:] |= down
@@ -179,57 +214,36 @@ class Canvas:
         return Image.fromarray(edge.view(np.uint8) * np.uint8(255)).reduce(self.factor)
 
     def finish(self) -> Image.Image:
-        """The photo, shaded and outlined: RGB at the picture's size."""
-        photo = self.colours.reduce(self.factor)
-        found = self.ids.getbbox()
-        if found is None:
-            return photo
-        margin, factor = round(0.02 * self.scale) + 2, self.factor
-        box = (
-            max(0, found[0] // factor - margin), max(0, found[1] // factor - margin),
-            min(self.width, found[2] // factor + margin), min(self.height, found[3] // factor + margin),
-        )  # fmt: skip
-        large = (box[0] * factor, box[1] * factor, box[2] * factor, box[3] * factor)
-        soft = self.shade.crop(box).filter(ImageFilter.GaussianBlur(0.0055 * self.scale))
-        edges = self._edges(large)
-        figure = self.ids.crop(large).point([0, *[255] * 255]).reduce(factor)
+        """The window of the photo, shaded and outlined: RGB at the picture's size."""
+        soft = self.shade.filter(ImageFilter.GaussianBlur(0.0055 * self.scale))
+        edges = self._edges()
+        figure = self.ids.point([0, *[255] * 255]).reduce(self.factor)
         near = edges.filter(ImageFilter.BoxBlur(0.010 * self.scale))
         near = near.point([255 - min(60, value * 3 // 5) for value in range(256)])
         near = ImageChops.lighter(near, ImageChops.invert(figure))
         strength = 0.46 if self.scale > 200 else 0.38
         lines = edges.point([round(255 - value * strength) for value in range(256)])
         light = ImageChops.multiply(ImageChops.multiply(soft, near), lines)
-        photo.paste(ImageChops.multiply(photo.crop(box), Image.merge("RGB", (light, light, light))), box[:2])
-        return photo
+        return ImageChops.multiply(self.colours.reduce(self.factor), Image.merge("RGB", (light, light, light)))
 
-    def id_map(self) -> LabelMap:
-        """Number of the piece that shows at each pixel, uint8 [H, W]; 0 is background."""
-        half = self.factor // 2
-        return np.ascontiguousarray(np.asarray(self.ids)[half :: self.factor, half :: self.factor])
+    def label_image(self, **instead: int) -> Image.Image:
+        """Label of the piece that shows at each pixel of the window; ``instead`` gives labels by piece name."""
+        labels = [instead.get(name, label) for name, label in zip(self.names, self.labels, strict=True)]
+        return self.window.sample(self.ids).point(_table(labels))
 
-    def label_map(self) -> LabelMap:
-        """Label of the piece that shows at each pixel, uint8 [H, W]; 0 is background."""
-        return np.array(self.labels, np.uint8)[self.id_map()]
-
-    def named(self, prefixes: tuple[str, ...]) -> npt.NDArray[np.bool_]:
-        """Where a piece shows whose name starts with one of ``prefixes``, bool [H, W]."""
-        chosen = np.array([name.startswith(prefixes) for name in self.names])
-        return np.asarray(chosen[self.id_map()])
+    def figure(self) -> Image.Image:
+        """255 wherever a piece shows in the window."""
+        return self.window.sample(self.ids).point([0, *[255] * 255])
 
 
-class MaskCanvas:
-    """The same painter's order without colours: only which piece shows where."""
+def _table(values: list[int]) -> list[int]:
+    return [*values, *[0] * (256 - len(values))]
 
-    def __init__(self, size: tuple[int, int], scale: float, origin: tuple[float, float], factor: int) -> None:
-        self.factor, self.scale, self.origin = factor, float(scale), np.array(origin)
-        self.image = Image.new("L", (size[1] * factor, size[0] * factor), 0)
-        self._draw = ImageDraw.Draw(self.image)
 
-    def fill(self, shape: Points, value: int) -> None:
-        """Set the pixels of a shape in body units."""
-        self._draw.polygon(((shape * self.scale + self.origin) * self.factor).ravel().tolist(), fill=value)
-
-    def sample(self) -> LabelMap:
-        """Values at the middle of each pixel, uint8 [H, W]."""
-        half = self.factor // 2
-        return np.ascontiguousarray(np.asarray(self.image)[half :: self.factor, half :: self.factor])
+def silhouettes(shapes: list[tuple[Points, int]], window: Window) -> Image.Image:
+    """Shapes in body units filled with their values in painter's order, one sample per pixel of the window."""
+    image = Image.new("L", window.large, 0)
+    draw = ImageDraw.Draw(image)
+    for shape, value in shapes:
+        draw.polygon(((shape * window.scale + window.origin) * window.factor).ravel().tolist(), fill=value)
+    return window.sample(image)

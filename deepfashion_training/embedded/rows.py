@@ -144,10 +144,12 @@ def _encoded(picture: Image.Image | Mask | np.ndarray, name: str) -> dict[str, A
     """A picture as ``datasets.Image`` stores it: JPEG for RGB, PNG for masks (0/255) and label maps."""
     sink = io.BytesIO()
     if isinstance(picture, Image.Image):
-        picture.save(sink, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
+        # Small pictures keep their full colour resolution: stripes are a few pixels wide there.
+        subsampling = 0 if picture.height < 256 else 2
+        picture.save(sink, "JPEG", quality=_JPEG_QUALITY, subsampling=subsampling)
         return {"bytes": sink.getvalue(), "path": f"{name}.jpg"}
     levels = picture.astype(np.uint8) * np.uint8(255) if picture.dtype == bool else picture
-    Image.fromarray(levels).save(sink, "PNG", compress_level=4)
+    Image.fromarray(levels).save(sink, "PNG", compress_level=1)
     return {"bytes": sink.getvalue(), "path": f"{name}.png"}
 
 

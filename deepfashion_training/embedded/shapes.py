@@ -76,27 +76,18 @@ def _circle(count: int) -> Points:
     return np.stack([np.cos(angle), np.sin(angle)], axis=1)
 
 
-def hull(cloud: Points) -> Points:
-    """Convex hull of the points [N, 2], by Andrew's monotone chain."""
-    ordered = sorted(set(map(tuple, cloud.tolist())))
-
-    def chain(sequence: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
-        kept: list[tuple[float, float]] = []
-        for x, y in sequence:
-            while len(kept) > 1:
-                (ax, ay), (bx, by) = kept[-2:]
-                if (bx - ax) * (y - ay) - (by - ay) * (x - ax) > 0:
-                    break
-                kept.pop()
-            kept.append((x, y))
-        return kept[:-1]
-
-    return np.asarray(chain(ordered) + chain(reversed(ordered)), dtype=np.float64)
+def hull(cloud: Points, count: int = 72) -> Points:
+    """Convex hull of the points [N, 2], as far as ``count`` directions tell its corners apart."""
+    outermost = (cloud @ _circle(count).T).argmax(axis=0)
+    return cloud[outermost[np.flatnonzero(np.diff(outermost, prepend=outermost[-1:]))]]
 
 
-def hull_of_discs(centres: Iterable[Spot], radii: Iterable[float], count: int = 14) -> Points:
-    """Convex hull of circles, given by their centres and radii."""
-    return hull(np.concatenate([disc(centre, r, count=count) for centre, r in zip(centres, radii, strict=True)]))
+def hull_of_discs(centres: Iterable[Spot], radii: Iterable[float], count: int = 28) -> Points:
+    """Convex hull of circles, given by their centres and radii, as ``count`` points."""
+    middles, reach, ways = np.array(list(centres)), np.array(list(radii)), _circle(count)
+    outermost = (middles @ ways.T + reach[:, None]).argmax(axis=0)
+    hulled: Points = middles[outermost] + reach[outermost, None] * ways
+    return hulled
 
 
 def star(centre: tuple[float, float], radius: float, tips: int = 5, inner: float = 0.45, turn: float = 0.0) -> Points:

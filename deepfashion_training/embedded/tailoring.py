@@ -317,7 +317,10 @@ class Tailor:
                  "wide": (0.005, 0.012, 0.028, 0.042, 0.064)}[garment.cut]  # fmt: skip
         widths = bare + np.array(extra)
         if garment.kind == "shorts" or garment.kind == "romper":
-            widths = bare + {"slim": 0.005, "straight": 0.011, "wide": 0.020}[garment.cut]
+            # Shorts end within the first two fifths of the leg, where they must have spread already.
+            stations = np.array([0.0, 0.06, 0.14, 0.25, 0.5])
+            spread = {"slim": 0.005, "straight": 0.010, "wide": 0.017}[garment.cut]
+            widths = np.interp(stations, [0, 0.25, 0.5], bare[:3]) + spread * np.array([0.3, 0.6, 1.0, 1.1, 1.3])
         elif garment.kind == "leggings":
             widths = bare + 0.0025
         centre = spline(np.stack([hip, knee, ankle]), 8)

@@ -197,10 +197,11 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     try:
         target = write_wardrobe(args.output_dir, args.schema, args.rows, args.seed, args.size, args.num_proc)
-    except (OSError, ValueError) as error:
+    except Exception as error:
         if args.debug:
             raise
-        sys.stderr.write(f"error: {error}\n")
+        message = " ".join(str(error).split()) or type(error).__name__
+        sys.stderr.write(f"error: {message}\n")
         return 1
     height, width = args.size
     sys.stdout.write(f"wrote {args.rows} rows of {height}x{width} pixels in the {args.schema} schema to {target}\n")

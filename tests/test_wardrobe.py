@@ -1,0 +1,415 @@
+"""The drawn wardrobe: schemas, splits, determinism, masks and colours."""
+
+import hashlib
+import io
+import re
+import subprocess
+import sys
+from collections import Counter, defaultdict
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFilter
+
+from deepfashion_training.embedded import wardrobe
+from deepfashion_training.embedded.body import FLAT_POSE, PERSON_VIEWS, Body, random_person, random_pose
+from deepfashion_training.embedded.captions import caption
+from deepfashion_training.embedded.drawing import draw_flat, draw_person
+from deepfashion_training.embedded.garments import Garment, Outfit, random_outfit
+from deepfashion_training.embedded.patterns import PALETTE, PATTERN_WORDS, Pattern
+from deepfashion_training.embedded.rows import documented_specs, raw_specs, split_of_pids
+from deepfashion_training.embedded.wardrobe import main, parse_args, write_wardrobe
+from deepfashion_training.pairs.garment_types import CATEGORY_TYPES
+from deepfashion_training.pairs.schema import DOCUMENTED_COLUMNS, PROVENANCE_COLUMNS, RAW_COLUMNS
+
+SMALL = (128, 96)
+HAIR_FACE_SHOES_BAG = (2, 9, 10, 11, 16)
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(scope="module")
+def documented(tmp_path_factory):
+    return write_wardrobe(tmp_path_factory.mktemp("documented") / "d", rows=60, seed=3, size=SMALL)
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory):
+    return write_wardrobe(tmp_path_factory.mktemp("hub") / "h", schema="hub", rows=50, seed=3, size=SMALL)
+
+
+def load(folder, cache):
+    import datasets
+
+    return datasets.load_dataset(str(folder), cache_dir=str(cache))
+
+
+def digests(folder):
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted((folder / "data").iterdir())}
+
+
+def plain(kind, colour="teal", **more):
+    defaults = {"tee": {"sleeve": "short", "neckline": "crew"}, "dress": {"sleeve": "short", "neckline": "crew"}}
+    cloth = Pattern("plain", colour, "white", "black", 0.05, 0.4)
+    return Garment(kind, "Pants", **{"pattern": cloth, "cut": "straight", **defaults.get(kind, {}), **more})
+
+
+TEE = plain("tee", "coral")
+TROUSERS = plain("trousers", hem="ankle-length")
+SHORTS = plain("shorts", "olive", hem="three-point")
+SKIRT = plain("skirt", "navy", cut="a-line", hem="knee-length")
+
+
+def people_in_poses(count):
+    """Persons, each in one of the views in turn, with all random choices different."""
+    for index in range(count):
+        rng = np.random.default_rng(index)
+        person = random_person(rng, f"id_{index:08d}")
+        yield rng, person, random_pose(rng, PERSON_VIEWS[index % len(PERSON_VIEWS)])
+
+
+# Schema and splits -------------------------------------------------------------------------------------------------
+
+
+def test_documented_schema_loads_with_pictures_decoded(documented, tmp_path):
+    data = load(documented, tmp_path)
+    assert list(data) == ["train", "validation", "test"]
+    expected = [*DOCUMENTED_COLUMNS, *PROVENANCE_COLUMNS, "parse"]
+    for split in data.values():
+        assert split.column_names == expected
+    pictures = {name for name, feature in data["test"].features.items() if type(feature).__name__ == "Image"}
+    assert pictures == {"image", "cloth", "mask", "parse"}
+    row = data["train"][0]
+    assert row["image"].size == row["cloth"].size == row["mask"].size == row["parse"].size == (96, 128)
+    assert (row["image"].mode, row["cloth"].mode, row["mask"].mode, row["parse"].mode) == ("RGB", "RGB", "L", "L")
+    assert row["image"].format == "JPEG"
+    assert set(np.unique(row["mask"])) == {0, 255}
+    assert (row["garment_source"], row["garment_view"]) == ("flat", "flat")
+    for row in data["test"]:
+        assert re.fullmatch(r"id_\d{8}", row["pid"]) and re.fullmatch(r"\d\d", row["variant"])
+        assert row["view"] in PERSON_VIEWS and row["gender"] in ("MEN", "WOMEN")
+        assert CATEGORY_TYPES[row["category"]] in (row["cloth_type"], None)
+        assert set(np.unique(row["parse"])) <= set(range(18))
+
+
+def test_splits_hold_a_tenth_of_the_pids_each_and_share_none(documented, tmp_path):
+    data = load(documented, tmp_path)
+    # 60 rows are 20 people; a tenth of those is two people, six rows.
+    assert {split: len(rows) for split, rows in data.items()} == {"train": 48, "validation": 6, "test": 6}
+    pids = {split: set(rows["pid"]) for split, rows in data.items()}
+    assert {split: len(found) for split, found in pids.items()} == {"train": 16, "validation": 2, "test": 2}
+    assert not pids["train"] & pids["validation"] and not pids["train"] & pids["test"]
+    assert not pids["validation"] & pids["test"]
+    assert sorted(number for rows in data.values() for number in rows["source_row"]) == list(range(60))
+
+
+@pytest.mark.parametrize(("rows", "held_out"), [(30, 1), (240, 8), (8000, 267)])
+def test_split_sizes_follow_from_the_number_of_pids(rows, held_out):
+    counts = Counter(split_of_pids(rows, seed=5))
+    assert counts["test"] == counts["validation"] == held_out
+    assert sum(counts.values()) == -(-rows // 3)
+    assert split_of_pids(rows, seed=5) == split_of_pids(rows, seed=5) != split_of_pids(rows, seed=6)
+
+
+def test_garment_types_come_in_turn():
+    assert Counter(spec.cloth_type for spec in documented_specs(61, 0)) == {1: 21, 2: 20, 3: 20}
+
+
+def test_views_of_a_variant_show_one_outfit():
+    outfits = defaultdict(set)
+    for spec in documented_specs(90, 1):
+        assert spec.outfit().of_type(spec.cloth_type) is not None
+        outfits[spec.pid, spec.variant].add(repr(spec.outfit()))
+    assert len(outfits) < 90
+    assert all(len(worn) == 1 for worn in outfits.values())
+    assert len({worn for found in outfits.values() for worn in found}) == len(outfits)
+
+
+# Determinism -------------------------------------------------------------------------------------------------------
+
+
+def test_same_arguments_give_the_same_bytes_on_any_number_of_processes(tmp_path):
+    first = digests(write_wardrobe(tmp_path / "a", rows=30, seed=7, size=SMALL))
+    again = digests(write_wardrobe(tmp_path / "b", rows=30, seed=7, size=SMALL, num_proc=2))
+    assert list(first) == [f"{split}-00000-of-00001.parquet" for split in ("test", "train", "validation")]
+    assert again == first
+    other = digests(write_wardrobe(tmp_path / "c", rows=30, seed=8, size=SMALL))
+    assert all(other[name] != digest for name, digest in first.items())
+
+
+def test_shards_and_row_groups_split_long_tables(tmp_path, monkeypatch):
+    import pyarrow.parquet as pq
+
+    monkeypatch.setattr(wardrobe, "SHARD_ROWS", 10)
+    monkeypatch.setattr(wardrobe, "GROUP_ROWS", 4)
+    folder = write_wardrobe(tmp_path / "d", schema="hub", rows=25, size=(64, 64)) / "data"
+    files = [pq.ParquetFile(path) for path in sorted(folder.iterdir())]
+    assert [path.name for path in sorted(folder.iterdir())] == [f"train-{i:05d}-of-00003.parquet" for i in range(3)]
+    assert [file.metadata.num_rows for file in files] == [10, 10, 5]
+    assert [file.metadata.row_group(i).num_rows for file in files for i in range(file.num_row_groups)] == [
+        4, 4, 2, 4, 4, 2, 4, 1
+    ]  # fmt: skip
+
+
+# Masks -------------------------------------------------------------------------------------------------------------
+
+
+def test_agnostic_masks_keep_face_hair_hands_shoes_and_bag():
+    touched = Counter()
+    for rng, person, pose in people_in_poses(30):
+        person = replace(person, bag="shoulder") if person.bag is None and rng.random() < 0.3 else person
+        drawing = draw_person(person, random_outfit(rng, person.gender)[0], pose, (192, 144))
+        shown = np.isin(drawing.parse, HAIR_FACE_SHOES_BAG)
+        assert shown.sum() > 300
+        body = Body(person.gender, person.girth, pose)
+        scale = 192 * pose.size
+        for mask in drawing.agnostic.values():
+            assert not (mask & shown).any()
+            assert not (mask & drawing.keep).any()
+        for side in (1, -1):
+            if body.arm_behind(side):
+                continue
+            wrist, knuckles = body.arm(side)[2:]
+            x, y = body.project(wrist + 0.7 * (knuckles - wrist)) * scale
+            x += 72 + pose.shift * 144
+            y += 0.045 * 192 if pose.from_top else max(0.0, 0.965 * 192 - scale * 0.995)
+            if 0 <= round(y) < 192 and 0 <= round(x) < 144:
+                touched[bool(drawing.agnostic[3][round(y), round(x)])] += 1
+    assert touched[False] > 40 and touched[True] == 0
+
+
+def test_agnostic_masks_cover_the_garment_and_a_lot_around_it():
+    covered = defaultdict(list)
+    for _, person, pose in people_in_poses(10):
+        for outfit in (
+            Outfit(TEE, TROUSERS),
+            Outfit(plain("sweater", sleeve="long", neckline="crew", ease=0.015), SHORTS),
+            Outfit(TEE, plain("leggings", hem="long", cut="slim")),
+            Outfit(full=plain("jumpsuit", sleeve="long", neckline="crew", cut="slim", hem="ankle-length")),
+        ):
+            drawing = draw_person(person, outfit, pose, (192, 144))
+            for garment in outfit.garments():
+                worn = drawing.garment_mask(garment.cloth_type) & ~drawing.keep
+                mask = drawing.agnostic[garment.cloth_type]
+                covered[garment.kind].append((mask & worn).sum() / worn.sum())
+                assert mask.sum() > 1.05 * worn.sum(), garment.kind
+                assert mask.mean() < 0.5
+    assert set(covered) == {"tee", "trousers", "sweater", "shorts", "leggings", "jumpsuit"}
+    for kind, shares in covered.items():
+        assert np.mean(shares) >= 0.99 and min(shares) >= 0.97, (kind, min(shares))
+
+
+def test_agnostic_masks_do_not_tell_what_is_worn():
+    previous = None
+    for _, person, pose in people_in_poses(5):
+        drawings = [draw_person(person, Outfit(TEE, lower), pose, (192, 144)) for lower in (TROUSERS, SHORTS, SKIRT)]
+        drawings.append(draw_person(person, Outfit(full=plain("dress", cut="flared", hem="maxi")), pose, (192, 144)))
+        for cloth_type in (1, 2, 3):
+            for other in drawings[1:]:
+                assert np.array_equal(drawings[0].agnostic[cloth_type], other.agnostic[cloth_type])
+        assert not np.array_equal(drawings[0].parse, drawings[1].parse)
+        assert previous is None or not np.array_equal(previous, drawings[0].agnostic[2])
+        previous = drawings[0].agnostic[2]
+
+
+def test_parse_map_labels_the_clothes_that_are_worn():
+    rng, person, _ = next(people_in_poses(1))
+    pose = random_pose(rng, "front")
+    bare = {11, 2, 14, 15}
+    found = [set(np.unique(draw_person(person, outfit, pose).parse)) for outfit in (
+        Outfit(TEE, TROUSERS), Outfit(TEE, SKIRT), Outfit(full=plain("dress", cut="a-line", hem="mini")))]  # fmt: skip
+    assert all(bare <= labels for labels in found)
+    assert [sorted(labels & {4, 5, 6, 7}) for labels in found] == [[4, 6], [4, 5], [7]]
+    assert {12, 13} <= found[2]
+
+
+def test_an_outfit_leaves_nobody_half_dressed():
+    with pytest.raises(ValueError, match="a top with a bottom"):
+        Outfit(upper=TEE)
+    with pytest.raises(ValueError, match="a top with a bottom"):
+        Outfit(upper=TEE, lower=SKIRT, full=plain("dress", cut="a-line", hem="mini"))
+
+
+# Cloth -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [kind for kind in PATTERN_WORDS if kind != "print"])
+def test_flat_picture_has_the_colours_of_the_garment_as_worn(kind):
+    cloth = Pattern(kind, "teal", "yellow", "magenta", 0.055, 0.4)
+    dress = plain("dress", cut="a-line", hem="knee-length", pattern=cloth)
+    _, person, _ = next(people_in_poses(1))
+    person = replace(person, bag=None)
+    drawing = draw_person(person, Outfit(full=dress), FLAT_POSE)
+    flat, where = draw_flat(dress, person.gender)
+    worn = np.asarray(drawing.photo, float)[drawing.garment_mask(3)].mean(axis=0)
+    laid = np.asarray(flat, float)[where].mean(axis=0)
+    assert np.abs(worn - laid).max() < 16
+    around = np.asarray(Image.fromarray(where).convert("L").filter(ImageFilter.MaxFilter(3))) == 0
+    assert around.mean() > 0.4 and np.asarray(flat)[around].min() == 255  # but for soft edges, all else is white
+    # Shading darkens the palette's colour, but stays near it.
+    if kind == "plain":
+        assert np.abs(laid - PALETTE["teal"]).max() < 26
+
+
+@pytest.mark.parametrize("size", [SMALL, (384, 288)])
+@pytest.mark.parametrize(("kind", "across"), [("horizontal", True), ("vertical", False)])
+def test_stripes_run_the_same_way_worn_and_laid_out_also_when_small(kind, across, size):
+    skirt = replace(SKIRT, hem="midi", cut="pencil", pattern=Pattern(kind, "white", "black", "red", 0.05, 0.5))
+    _, person, _ = next(people_in_poses(1))
+    person = replace(person, bag=None, gender="WOMEN")
+    drawing = draw_person(person, Outfit(TEE, skirt), FLAT_POSE, size)
+    flat, where = draw_flat(skirt, "WOMEN", size)
+    for picture, area in ((drawing.photo, drawing.garment_mask(2)), (flat, where)):
+        grey = np.asarray(picture.convert("L"), float)
+        rows, columns = np.flatnonzero(area.mean(axis=1) > 0.12), np.flatnonzero(area.mean(axis=0) > 0.2)
+        inside = grey[rows[2] : rows[-2], columns[2] : columns[-2]]
+        along_rows, along_columns = inside.mean(axis=1).std(), inside.mean(axis=0).std()
+        strong, weak = (along_rows, along_columns) if across else (along_columns, along_rows)
+        assert strong > 35 and strong > 2 * weak
+
+
+def test_a_wide_picture_shows_the_same_person_in_its_middle():
+    _, person, pose = next(people_in_poses(1))
+    pose = replace(pose, shift=0.0)
+    tall = draw_person(person, Outfit(TEE, TROUSERS), pose, (512, 384))
+    wide = draw_person(person, Outfit(TEE, TROUSERS), pose, (512, 768))
+    assert wide.photo.size == (768, 512) and wide.parse.shape == (512, 768)
+    assert np.array_equal(wide.parse[:, 192:576], tall.parse)
+    assert not wide.parse[:, :192].any()
+
+
+def test_too_small_a_picture_is_refused():
+    _, person, pose = next(people_in_poses(1))
+    with pytest.raises(ValueError, match="48x96 is too small"):
+        draw_person(person, Outfit(TEE, TROUSERS), pose, (48, 96))
+
+
+# Raw schema --------------------------------------------------------------------------------------------------------
+
+
+def test_hub_schema_is_one_split_of_the_raw_columns(hub, tmp_path):
+    data = load(hub, tmp_path)
+    assert list(data) == ["train"] and len(data["train"]) == 50
+    assert tuple(data["train"].column_names) == RAW_COLUMNS
+    for row in data["train"]:
+        assert row["images"].mode == row["mask_overlay"].mode == "RGB" and row["mask"].mode == "L"
+        assert set(np.unique(row["mask"])) == {0, 255}
+        assert row["cloth_type"] in CATEGORY_TYPES and re.fullmatch(r"id_\d{8}", row["pid"])
+        assert re.fullmatch(r"0[12]_(1_front|2_side|3_back|4_full|6_flat|7_additional)", row["pose"])
+        # The overlay is tinted where the mask is white and nowhere else, up to JPEG noise at the edge.
+        changed = np.abs(np.asarray(row["images"], int) - np.asarray(row["mask_overlay"], int)).max(axis=2) > 40
+        assert (changed & (np.asarray(row["mask"]) == 0)).mean() < 0.01
+    keys = [(row["pid"], row["pose"]) for row in data["train"].remove_columns(["images", "mask", "mask_overlay"])]
+    assert len(set(keys)) == 50
+
+
+def test_hub_masks_trace_the_named_garment_or_all_clothes_by_pid(hub):
+    import pyarrow.parquet as pq
+
+    (path,) = (hub / "data").iterdir()
+    masks = pq.read_table(path, columns=["mask"]).column("mask").to_pylist()
+    kinds = Counter()
+    for spec, stored in zip(raw_specs(50, 3), masks, strict=True):
+        mask = np.asarray(Image.open(io.BytesIO(stored["bytes"]))) > 0
+        if spec.view == "flat":
+            continue
+        drawing = spec.draw(SMALL)
+        named = np.isin(drawing.parse, {1: (4,), 2: (5, 6), 3: (7,)}[spec.cloth_type])
+        union = np.isin(drawing.parse, (4, 5, 6, 7, 8, 17))
+        assert np.array_equal(mask, union if spec.whole_mask else named)
+        kinds[spec.whole_mask] += 1
+    assert min(kinds.values()) > 5
+
+
+def test_hub_rows_have_the_shares_that_prepare_must_cope_with():
+    specs = list(raw_specs(3000, 0))
+    assert len(specs) == 3000
+    views = defaultdict(list)
+    for spec in specs:
+        views[spec.pid, spec.variant].append(spec.view)
+    flat = np.mean(["flat" in shown for shown in views.values()])
+    single = np.mean([len(shown) == 1 for shown in views.values()])
+    assert 0.45 < flat < 0.55 and 0.01 < single < 0.10
+    assert 0.20 < np.mean([spec.cloth_type == 2 for spec in specs]) < 0.40
+    whole = {spec.pid: spec.whole_mask for spec in specs}
+    assert 0.45 < np.mean(list(whole.values())) < 0.55
+    assert {spec.category for spec in specs} == set(CATEGORY_TYPES)
+
+
+def test_captions_of_denim_and_suiting_name_the_garment():
+    words = {1: ("jacket",), 2: ("jeans", "trousers", "skirt")}
+    seen = Counter()
+    for spec in raw_specs(3000, 0):
+        if spec.category in ("Denim", "Suiting"):
+            text = spec.caption()
+            assert any(word in text for word in words[spec.cloth_type]), text
+            assert ("denim" if spec.category == "Denim" else "suit") in text
+            seen[spec.category, spec.cloth_type] += 1
+    assert set(seen) == {("Denim", 1), ("Denim", 2), ("Suiting", 1), ("Suiting", 2)}
+
+
+def test_captions_tell_what_is_drawn():
+    rng = np.random.default_rng(0)
+    person = random_person(rng, "id_00000001", gender="WOMEN")
+    striped = replace(TEE, pattern=Pattern("horizontal", "navy", "white", "red", 0.05, 0.4))
+    text = caption(person, Outfit(striped, SHORTS), rng)
+    assert "woman" in text and "short-sleeve T-shirt with navy and white horizontal stripe patterns" in text
+    assert "olive three-point shorts" in text
+
+
+# Command -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_that_holds_something_is_refused_and_left_alone(tmp_path, capsys):
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "mine.txt").write_text("mine")
+    assert main(["--output_dir", str(tmp_path / "d"), "--rows", "3"]) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "not an empty folder" in error and "--output_dir" in error
+    assert [path.name for path in tmp_path.iterdir()] == ["d"]
+    assert [path.name for path in (tmp_path / "d").iterdir()] == ["mine.txt"]
+
+
+def test_a_run_that_fails_leaves_nothing_behind(tmp_path, monkeypatch, capsys):
+    def draw(spec, size):
+        raise RuntimeError(f"no ink\nat row {spec.index}")
+
+    monkeypatch.setattr(wardrobe, "documented_row", draw)
+    assert main(["--output_dir", str(tmp_path / "d"), "--rows", "3"]) == 1
+    assert "error: no ink at row 0\n" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_empty_folder_is_filled_and_the_command_says_so(tmp_path, capsys):
+    (tmp_path / "d").mkdir()
+    assert main(["--output_dir", str(tmp_path / "d"), "--rows", "9", "--size", "64x64"]) == 0
+    assert capsys.readouterr().out == (f"wrote 9 rows of 64x64 pixels in the documented schema to {tmp_path / 'd'}\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["d"]
+    assert len(list((tmp_path / "d" / "data").iterdir())) == 3
+
+
+@pytest.mark.parametrize("wrong", [
+    ["--size", "384"], ["--size", "384x10"], ["--rows", "0"], ["--seed", "-1"], ["--schema", "raw"], ["--row", "3"],
+    ["--num_proc", "0"],
+])  # fmt: skip
+def test_wrong_use_exits_with_2(wrong, tmp_path):
+    with pytest.raises(SystemExit) as stopped:
+        parse_args(["--output_dir", str(tmp_path / "d"), *wrong])
+    assert stopped.value.code == 2
+
+
+def test_defaults_are_those_that_the_readme_names():
+    args = parse_args(["--output_dir", "d"])
+    assert (args.schema, args.rows, args.seed, args.size, args.num_proc) == ("documented", 240, 0, (384, 288), 1)
+
+
+def test_importing_the_wardrobe_loads_no_heavy_library():
+    code = (
+        "import sys, deepfashion_training.embedded.wardrobe; print({'torch', 'datasets', 'pyarrow'} & set(sys.modules))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "set()"
