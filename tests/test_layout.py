@@ -195,6 +195,10 @@ def test_a_mask_with_an_orientation_of_its_own_is_turned_by_that():
     upright, aligned = align_mask(photo, mask)
     assert ((np.asarray(upright)[..., 0] == 255) == (aligned == 1)).all()
 
+    photo = with_orientation(Image.new("RGB", (20, 10)), 6)
+    with pytest.raises(PictureError, match="mask of 20x10 on a photo of 10x20"):  # it said which way is up: no guessing
+        align_mask(photo, with_orientation(Image.new("L", (20, 10), 255), 3))
+
 
 def with_orientation(picture: Image.Image, orientation: int) -> Image.Image:
     exif = Image.Exif()

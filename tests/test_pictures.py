@@ -111,7 +111,7 @@ def test_a_truncated_picture_is_an_error(format_, share):
         open_picture(data[: int(len(data) * share)])
 
 
-@pytest.mark.parametrize("data", [b"", b"no picture", encoded(noise(), "EPS")], ids=["empty", "text", "eps"])
+@pytest.mark.parametrize("data", [b"", b"no picture", encoded(noise(), "PPM")], ids=["empty", "text", "format"])
 def test_what_is_no_picture_is_an_error(data):
     with pytest.raises(PictureError, match="not readable as a picture"):
         open_picture(data)
