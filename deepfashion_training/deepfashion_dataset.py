@@ -280,15 +280,19 @@ class DeepFashionDataset(Dataset[dict[str, Any]]):
             raise self._too_many(bad)
 
     def _too_many(self, bad: Sequence[_BadRowError]) -> TooManyBadRowsError:
+        """The error that stops the run, with ``bad`` recorded as rows that nothing is read in place of."""
         for error in bad:
             self._report(error, substitute=None)
         entries = self._ledger.entries()
         first = "; ".join(f"row {entry['row']}: {entry['reason']}" for entry in entries[:5])
         more = "; ..." if len(entries) > 5 else ""
+        allowed = f"max_bad_rows {self.options.max_bad_rows:g} allows {self.options.max_bad_rows * len(self):g}"
+        if len(entries) <= self.options.max_bad_rows * len(self):
+            allowed = "no row of that garment type is left to read"
         return TooManyBadRowsError(
             f"{len(entries)} of {len(self)} rows ({len(entries) / len(self):.1%}) of {self.source}, split "
-            f"{self.split!r}, are unreadable, more than max_bad_rows {self.options.max_bad_rows:g} allows: "
-            f"{first}{more}. Mend or remove them, or raise --max_bad_rows."
+            f"{self.split!r}, are unreadable and {allowed}: {first}{more}. "
+            f"Mend or remove them, or raise --max_bad_rows."
         )
 
     # ---- what trainers ask for --------------------------------------------------------------------------------
