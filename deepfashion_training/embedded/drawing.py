@@ -183,7 +183,7 @@ class _Bare:
 
 def _dressed(bare: _Bare, outfit: Outfit, body: Body, resolution: float) -> list[Piece]:
     """Everything to paint, back to front."""
-    tailors = [Tailor(garment, body, resolution, outfit.inner) for garment in outfit.garments()]
+    tailors = [Tailor(garment, body, resolution, outfit.inner, outfit.tucked) for garment in outfit.garments()]
     top = next(tailor for tailor in tailors if tailor.garment.cloth_type != LOWER)
     bottom = next(tailor for tailor in tailors if tailor.garment.cloth_type != UPPER)
 

@@ -220,10 +220,11 @@ class Canvas:
         figure = self.ids.point([0, *[255] * 255]).reduce(self.factor)
         near = edges.filter(ImageFilter.BoxBlur(0.010 * self.scale))
         near = near.point([255 - min(60, value * 3 // 5) for value in range(256)])
-        near = ImageChops.lighter(near, ImageChops.invert(figure))
         strength = 0.46 if self.scale > 200 else 0.38
         lines = edges.point([round(255 - value * strength) for value in range(256)])
-        light = ImageChops.multiply(ImageChops.multiply(soft, near), lines)
+        # Shadows end where the figure does: the wall behind it and the white of a product shot stay clean.
+        shadows = ImageChops.lighter(ImageChops.multiply(soft, near), ImageChops.invert(figure))
+        light = ImageChops.multiply(shadows, lines)
         return ImageChops.multiply(self.colours.reduce(self.factor), Image.merge("RGB", (light, light, light)))
 
     def label_image(self, **instead: int) -> Image.Image:

@@ -30,7 +30,7 @@ def torso(person: Person, body: Body) -> list[Piece]:
             bones.append(Detail(spline(bone), shaded(person.skin, 0.88), 0.003))
     return [
         Piece("chest", 0, [trunk], person.skin, relief=0.012, group="trunk", details=bones),
-        Piece("neck", FACE, [neck], shaded(person.skin, 0.93), relief=0.006, group="trunk"),
+        Piece("neck", FACE, [neck], shaded(person.skin, 0.955), relief=0.006, group="trunk"),
     ]
 
 
@@ -49,17 +49,20 @@ def forearm(person: Person, body: Body, side: int) -> Piece:
     return Piece(f"arm {side}", ARM[side], shapes, person.skin, relief=0.007, group="trunk")
 
 
-def upper_arm(body: Body, side: int, end: float, half_widths: Points) -> Points:
+def upper_arm(
+    body: Body, side: int, end: float, half_widths: Points, inside: tuple[float, ...] = (-0.78, -0.35, 0.8, 1.0)
+) -> Points:
     """The upper arm down to the share ``end`` of its length, as it comes out from under the torso's cloth.
 
     ``half_widths`` [4] are spread over that share. The inner edge begins at the shoulder's outside, so that it falls
-    like the crease of an armhole.
+    like the crease of an armhole; ``inside`` is that edge in half widths at four places. Skin keeps farther out than
+    cloth, so that it never shows along a sleeve.
     """
     shoulder, elbow, _, _ = (body.project(joint) for joint in body.arm(side))
     shares = np.linspace(0.0, end, 9)
     path = shoulder + shares[:, None] * (elbow - shoulder)
     outer = np.interp(shares, np.linspace(0, end, 4), half_widths)
-    inner = outer * np.interp(shares, [0.0, 0.18, 0.42, 1.0], [-0.85, -0.35, 0.8, 1.0])
+    inner = outer * np.interp(shares, [0.0, 0.18, 0.42, 1.0], inside)
     leftward = (side == 1) != body.faces_viewer
     return tube(path, outer, inner) if leftward else tube(path, inner, outer)
 
@@ -67,7 +70,9 @@ def upper_arm(body: Body, side: int, end: float, half_widths: Points) -> Points:
 def _arm_below(body: Body, shoulder: Points, elbow: Points, wrist: Points, side: int = 0) -> list[Points]:
     widths = body.arm_widths()
     if side:
-        upper = upper_arm(body, side, 1.0, np.interp(np.linspace(0, 1, 4), [0, 0.5, 1], widths[:3]))
+        upper = upper_arm(
+            body, side, 1.0, np.interp(np.linspace(0, 1, 4), [0, 0.5, 1], widths[:3]), inside=(-1.0, -0.75, 0.45, 1.0)
+        )
     else:
         upper = tube(np.stack([shoulder, (shoulder + elbow) / 2, elbow]), widths[:3])
     return [

@@ -29,10 +29,14 @@ def garment_label(garment: Garment) -> int:
 
 
 class Tailor:
-    """Pieces of one garment on one body. ``scale`` is the texture's resolution in pixels to a body height."""
+    """Pieces of one garment on one body.
 
-    def __init__(self, garment: Garment, body: Body, scale: float, inner: str = "white") -> None:
-        self.garment, self.body, self.inner = garment, body, inner
+    ``scale`` is the texture's resolution in pixels to a body height, ``inner`` the colour of the tee under an open
+    top; a ``tucked`` top ends at the waist.
+    """
+
+    def __init__(self, garment: Garment, body: Body, scale: float, inner: str = "white", tucked: bool = False) -> None:
+        self.garment, self.body, self.inner, self.tucked = garment, body, inner, tucked
         self.label = garment_label(garment)
         self.name = f"cloth{garment.cloth_type}"
         self.cloth: Cloth | None = None
@@ -88,6 +92,8 @@ class Tailor:
         straight = 0.15 if garment.cut in ("slim", "pencil", "a-line", "flared", "pleated") or not waisted else 0.75
         wide_left, wide_right = body.outline(np.array([0.285]), garment.ease)
         away = straight * np.clip((heights - 0.285) / 0.06, 0, 1)
+        if self.tucked:  # gathered at the waist
+            away = away * np.clip((WAIST_Y + 0.012 - heights) / 0.05, 0, 1)
         left = np.where(heights > 0.285, left + away * np.minimum(0, wide_left[0] - left), left)
         right = np.where(heights > 0.285, right + away * np.maximum(0, wide_right[0] - right), right)
         return left, right
@@ -303,7 +309,16 @@ class Tailor:
         left, right = body.outline(heights, self.garment.ease)
         seam = np.array([body.surface(0.0, float(y), self.garment.ease)[0] for y in heights])
         rightward = (side == 1) == body.faces_viewer
-        outer = right if rightward else left
+        # Below the hips the seat rounds off into the leg; seen from the side it would end in a corner.
+        (hip_x, hip_y), (knee_x, knee_y), _ = body.flat_path(body.leg(side))
+        reach = float(body.leg_widths()[0]) + 0.004
+        thigh = np.interp(heights, [hip_y, knee_y], [hip_x, knee_x]) + (reach if rightward else -reach)
+        rounded = np.clip((heights - 0.465) / 0.06, 0, 1)
+        outer = (
+            right + rounded * np.minimum(0, thigh - right)
+            if rightward
+            else (left + rounded * np.maximum(0, thigh - left))
+        )
         return np.concatenate([np.stack([outer, heights], axis=1), np.stack([seam, heights], axis=1)[::-1]])
 
     def leg(self, side: int, top: float, waistband: bool) -> Piece:
@@ -437,7 +452,8 @@ class Tailor:
     def above(self) -> list[Piece]:
         """Everything around the torso, without the sleeves."""
         garment = self.garment
-        pieces = self.torso(garment.length if garment.cloth_type == 1 else WAIST_Y + 0.010)
+        hangs = garment.cloth_type == 1 and not self.tucked
+        pieces = self.torso(garment.length if hangs else WAIST_Y + 0.012)
         if garment.cloth_type == 3 and garment.belted:
             pieces.append(self.waistband(BELT_LABEL, (94, 62, 44)))
         return pieces
