@@ -56,9 +56,8 @@ logger = get_logger(__name__)
 
 #: The constant prompt that catvton-flux-alpha was trained with.
 DEFAULT_PROMPT = (
-    "The pair of images highlights a clothing and its styling on a model, high resolution, 4K, 8K; "
-    "[IMAGE1] Detailed product shot of a clothing"
-    "[IMAGE2] The same cloth is worn by a model in a lifestyle setting."
+    "The pair of images highlights a clothing and its styling on a model, high resolution, 4K, 8K; [IMAGE1] Detailed "
+    "product shot of a clothing[IMAGE2] The same cloth is worn by a model in a lifestyle setting."
 )
 LORA_FILE = "pytorch_lora_weights.safetensors"
 
@@ -248,8 +247,8 @@ class VitonHDTestDataset(Dataset):
 
     def _files(self, person: str, cloth: str) -> tuple[Path, ...]:
         mask = f"{PurePosixPath(person).with_suffix('')}_mask.png"
-        named = (("image", person), ("cloth", cloth), ("cloth-mask", cloth), ("agnostic-mask", mask))
-        return tuple(self._inside(self.phase, folder, name) for folder, name in named)
+        named = {"image": person, "cloth": cloth, "cloth-mask": cloth, "agnostic-mask": mask}
+        return tuple(self._inside(self.phase, folder, name) for folder, name in named.items())
 
     def _read(self, path: Path, mode: str, resample: Image.Resampling) -> torch.Tensor:
         with Image.open(path) as picture:
@@ -322,8 +321,7 @@ def build_datasets(args: argparse.Namespace) -> tuple[Any, Any]:
     """Training and validation datasets, through whatever ``VitonHDTestDataset`` now is in this module."""
     common: dict[str, Any] = {"dataroot_path": args.dataroot, "order": "paired", "size": (args.height, args.width)}
     train = VitonHDTestDataset(phase="train", data_list=args.train_data_list, **common)
-    validation = VitonHDTestDataset(phase="test", data_list=args.validation_data_list, **common)
-    return train, validation
+    return train, VitonHDTestDataset(phase="test", data_list=args.validation_data_list, **common)
 
 
 def make_loader(dataset: Any, args: argparse.Namespace, accelerator: Accelerator, first_step: int) -> DataLoader:
@@ -437,6 +435,7 @@ def encode_prompts_once(args: argparse.Namespace, prompts: list[str], accelerato
     would take more than half of the main memory that is free.
     """
     device, dtype = accelerator.device, weight_dtype(args)
+    logger.info(f"Encoding {len(prompts)} prompt{'s' * (len(prompts) > 1)} with T5 and CLIP")
     text_encoders = load_text_encoders(args, dtype).to(device)
     size = len(prompts) * args.max_sequence_length * text_encoders.text_encoder_2.config.d_model * dtype.itemsize
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -693,7 +692,7 @@ def labelled_grid(rows: Sequence[Sequence[Image.Image]], columns: Sequence[str],
 
 def package_versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide what a run computes."""
-    names = ("torch", "diffusers", "transformers", "accelerate", "peft", "safetensors", "numpy", "Pillow")
+    names = "torch diffusers transformers accelerate peft safetensors numpy Pillow".split()
     return {"python": sys.version.split()[0], **{name: importlib.metadata.version(name) for name in names}}
 
 
@@ -722,16 +721,18 @@ def prepare_output_dir(args: argparse.Namespace) -> None:
 
 
 def find_checkpoint(args: argparse.Namespace) -> Path | None:
-    """Checkpoint that ``--resume_from_checkpoint`` names. None: 'latest' of an empty directory, a fresh start."""
+    """Checkpoint to continue from. None, a fresh start: none was asked for, or 'latest' of an empty directory."""
+    if args.resume_from_checkpoint is None:
+        return None
     if args.resume_from_checkpoint != "latest":
         path = Path(args.resume_from_checkpoint)
         if not (path / "training_state.pt").is_file():
             raise ValueError(f"--resume_from_checkpoint {path}: no complete checkpoint there")
         return path
-    found = checkpoints_in(Path(args.output_dir))
-    if not found:
-        logger.info(f"--resume_from_checkpoint latest: no checkpoint in {args.output_dir}, starting from the base")
-    return found[-1] if found else None
+    if found := checkpoints_in(Path(args.output_dir)):
+        return found[-1]
+    logger.info(f"--resume_from_checkpoint latest: no checkpoint in {args.output_dir}, starting from the base")
+    return None
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
@@ -772,9 +773,8 @@ class Run:
         self.parameters = make_trainable(transformer, args)
         self.takes_guidance = transformer.config.guidance_embeds
         optimizer = make_optimizer(self.parameters, args)
-        steps = {"num_warmup_steps": args.lr_warmup_steps, "num_training_steps": args.max_train_steps}
-        shape = {"num_cycles": args.lr_num_cycles, "power": args.lr_power}
-        self.lr_scheduler = get_scheduler(args.lr_scheduler, optimizer, **steps, **shape)
+        steps = (args.lr_warmup_steps, args.max_train_steps, args.lr_num_cycles, args.lr_power)
+        self.lr_scheduler = get_scheduler(args.lr_scheduler, optimizer, None, *steps)
         self.transformer, self.optimizer = accelerator.prepare(transformer, optimizer)
         self.model: FluxTransformer2DModel = accelerator.unwrap_model(self.transformer)
 
@@ -893,8 +893,8 @@ class Run:
             saved = FluxTransformer2DModel.from_pretrained(checkpoint / "transformer", torch_dtype=torch.float32)
             self.model.load_state_dict(saved.state_dict())
         else:
-            weights = load_file(checkpoint / LORA_FILE)
-            weights = {name.removeprefix("transformer."): tensor for name, tensor in weights.items()}
+            saved = load_file(checkpoint / LORA_FILE).items()
+            weights = {name.removeprefix("transformer."): tensor for name, tensor in saved}
             unexpected = set_peft_model_state_dict(self.model, weights).unexpected_keys
             if unexpected:
                 raise ValueError(f"{checkpoint} holds another LoRA than these flags make: {unexpected[0]} has no place")
@@ -932,7 +932,7 @@ class RunRecord:
         summaries = {name: data.summary() for name, data in self.datasets.items() if hasattr(data, "summary")}
         if self.run.accelerator.is_main_process:
             staged = self.run.folder / ".run.json"
-            staged.write_text(json.dumps({**self.facts, "dataset": summaries}, indent=2, default=str), encoding="utf-8")
+            staged.write_text(json.dumps({**self.facts, "dataset": summaries}, indent=2, default=str), "utf-8")
             staged.replace(self.run.folder / "run.json")
 
 
@@ -971,14 +971,15 @@ def main(args: argparse.Namespace) -> None:
     """
     check_packages(args)
     accelerator = start(args)
+    checkpoint = find_checkpoint(args)
     train_data, validation_data = build_datasets(args)
     rows_per_step = args.train_batch_size * args.gradient_accumulation_steps * accelerator.num_processes
     args.max_train_steps = args.max_train_steps or math.ceil(args.num_train_epochs * len(train_data) / rows_per_step)
     shown = validation_rows(validation_data, args.num_validation_images) if args.validation_steps else []
     pictures = [validation_data[row] for row in shown]
     prompts = encode_prompts_once(args, distinct_prompts(args, [train_data, validation_data]), accelerator)
+    logger.info(f"Loading the transformer {args.pretrained_inpaint_model_name_or_path}")
     run = Run(args, accelerator, prompts)
-    checkpoint = find_checkpoint(args) if args.resume_from_checkpoint else None
     if checkpoint:
         run.resume(checkpoint)
     record = RunRecord(run, {"train": train_data, "validation": validation_data})

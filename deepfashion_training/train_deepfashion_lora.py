@@ -1,0 +1,324 @@
+"""Train a try-on LoRA on garment/person pairs: load the upstream script, swap its dataset, call its main.
+
+    accelerate launch deepfashion_training/train_deepfashion_lora.py --preset quick_test --embedded
+
+Flags that are not listed here go to the training script. A value is taken from the command line, else from the
+preset, else from the script's own default. Exit codes: 0 done, 1 failed, 2 wrong use.
+"""
+
+# Nothing heavy is imported up here, so that --help answers at once.
+from __future__ import annotations
+
+import argparse
+import difflib
+import functools
+import logging
+import os
+import sys
+import traceback
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NoReturn
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+PRESETS = Path(__file__).resolve().parent / "presets"
+HUB_DATASET = "SaffalPoosh/deepFashion-with-masks"
+
+if __name__ == "__main__":  # run by path: the package is found from here, and its folders do not become top-level names
+    sys.path[0] = str(REPOSITORY)
+
+
+class WrongUseError(Exception):
+    """A command line that cannot be understood: exit code 2."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise WrongUseError(message)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Parser of the wrapper's own flags."""
+    parser = _Parser(
+        prog="train_deepfashion_lora.py",
+        description="Train a try-on LoRA for upper-body, lower-body and full-body garments.",
+        epilog="Every other flag goes to the training script: python train_flux_inpaint.py --help lists them.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument_group("run").add_argument
+    add("--preset", default="full", metavar="NAME|FILE", help="quick_test, full, h100, low_vram, or a YAML file")
+    add("--upstream", metavar="PATH", help="training script to drive (default: the project's train_flux_inpaint.py)")
+    add("--embedded", action="store_true", help="small model and drawn wardrobe: no network, no GPU, no account")
+    add("--check", action="store_true", help="check arguments, models, disk and data, and train nothing")
+    add("--debug", action="store_true", help="show the traceback of an error")
+    add = parser.add_argument_group("data").add_argument
+    add("--dataset_name", metavar="SRC", help=f"Hub id, parquet folder or save_to_disk folder (default: {HUB_DATASET})")
+    add("--dataset_revision", help="branch, tag or commit of a Hub dataset")
+    add("--train_split", default="train", help="split to train on")
+    add("--validation_split", default="validation", help="split for validation; made from the train split if missing")
+    add("--validation_fraction", type=float, default=0.05, help="share of people held out when it has to be made")
+    add("--max_train_samples", type=int, help="train on this many rows, of all garment types")
+    add("--max_validation_samples", type=int, help="validate on this many rows, of all garment types")
+    add("--cloth_types", default="upper,lower,full", metavar="LIST", help="garment types to use: upper,lower,full")
+    switch = argparse.BooleanOptionalAction
+    add("--balance_cloth_types", action=switch, default=False, help="draw every garment type equally often")
+    add(
+        "--resize_mode", choices=["pad", "stretch"], default="pad", help="pad keeps the aspect, stretch fills the frame"
+    )
+    add("--max_bad_rows", type=float, default=0.01, help="share of unreadable rows above which the run stops")
+    return parser
+
+
+def load_preset(name: str) -> dict[str, Any]:
+    """Flags of a preset, by its name in ``presets/`` or by the path of a YAML file."""
+    import yaml
+
+    path = PRESETS / f"{name}.yaml"
+    if not path.is_file():
+        path = Path(name)
+    if not path.is_file():
+        known = sorted(preset.stem for preset in PRESETS.glob("*.yaml") if preset.stem != "embedded")
+        raise WrongUseError(f"--preset {name}: no such preset or file; the presets are {', '.join(known)}")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise WrongUseError(f"--preset {path} is no valid YAML: {' '.join(str(error).split())}") from error
+    flags = content.get("flags", {}) if isinstance(content, dict) else None
+    if not isinstance(flags, dict) or any(isinstance(value, (dict, list)) for value in flags.values()):
+        raise WrongUseError(f"--preset {path}: it needs a mapping 'flags' of flag names to single values")
+    return {str(flag): value for flag, value in flags.items()}
+
+
+def _tokens(flags: dict[str, Any]) -> list[str]:
+    """``flags`` as they would be typed; a flag whose value is None is left out."""
+    switches = {True: "--{}", False: "--no-{}"}
+    return [
+        switches[value].format(flag) if isinstance(value, bool) else f"--{flag}={value}"
+        for flag, value in flags.items()
+        if value is not None
+    ]
+
+
+def _options(parser: argparse.ArgumentParser) -> list[str]:
+    """Flags that ``parser`` knows, with their dashes."""
+    return [option for option in parser._option_string_actions if option.startswith("--")]
+
+
+def resolve(argv: list[str]) -> tuple[argparse.Namespace, ModuleType]:
+    """Arguments of the run, the wrapper's own among them, and the script that is to train with them.
+
+    Raises ``WrongUseError`` for a flag that nobody knows, naming the nearest one that somebody does.
+    """
+    from deepfashion_training import upstream
+
+    parser = build_parser()
+    first, _ = parser.parse_known_args(argv)
+    flags = load_preset(first.preset)
+    if first.embedded:
+        flags |= load_preset("embedded")
+    script = upstream.load_script(first.upstream or upstream.DEFAULT_SCRIPT)
+    upstream.check_contract(script)
+    script_parser = upstream.script_parser(script)
+    own_flags = {flag: value for flag, value in flags.items() if f"--{flag}" in _options(parser)}
+    own, for_script = parser.parse_known_args([*_tokens(own_flags), *argv])
+    own.dataset_name = own.dataset_name or (None if own.embedded else HUB_DATASET)
+    own.output_dir = _output_dir(own, for_script)
+    own.dataset_name = own.dataset_name or str(own.output_dir / "wardrobe")
+
+    preset = {flag: value for flag, value in flags.items() if flag not in own_flags}
+    given = {"output_dir": str(own.output_dir), "dataroot": own.dataset_name}
+    if own.embedded:
+        from deepfashion_training.embedded.make_base import TINY_FLUX_FILL
+
+        models = ("pretrained_model_name_or_path", "pretrained_inpaint_model_name_or_path")
+        given |= dict.fromkeys(models, str(TINY_FLUX_FILL))
+    typed = [*_tokens(preset), *_tokens(given), *for_script]
+    if script_parser is not None:
+        known = [*_options(parser), *_options(script_parser)]
+        _refuse_unknown(script_parser, [*_tokens(preset), *for_script], known)
+    args = script.parse_args(typed)
+    for name, value in vars(own).items():
+        setattr(args, name, str(value) if isinstance(value, Path) else value)
+    return args, script
+
+
+def _refuse_unknown(parser: argparse.ArgumentParser, typed: list[str], known: list[str]) -> None:
+    for flag in (token.split("=")[0] for token in typed if token.startswith("--")):
+        if flag == "--dataroot":
+            raise WrongUseError("--dataroot is the training script's name for it: use --dataset_name")
+    required = [action for action in parser._actions if action.required]
+    for action in required:  # only unknown flags matter here; the script itself asks for what it requires
+        action.required = False
+    _, unknown = parser.parse_known_args(typed)
+    for action in required:
+        action.required = True
+    if unknown:
+        near = difflib.get_close_matches(unknown[0].split("=")[0], known, n=1)
+        raise WrongUseError(f"unknown argument {unknown[0]}" + (f": did you mean {near[0]}?" if near else ""))
+
+
+def _output_dir(own: argparse.Namespace, for_script: list[str]) -> Path:
+    """``--output_dir``, or ``outputs/<preset>`` in the repository, numbered so that no earlier run is overwritten.
+
+    With ``--resume_from_checkpoint`` the newest directory of the preset is taken, otherwise the first that is free.
+    """
+    seen = argparse.ArgumentParser(allow_abbrev=False, add_help=False, exit_on_error=False)
+    seen.add_argument("--output_dir", type=Path)
+    seen.add_argument("--resume_from_checkpoint")
+    try:
+        given, _ = seen.parse_known_args(for_script)
+    except argparse.ArgumentError as error:
+        raise WrongUseError(str(error)) from error
+    if given.output_dir is not None:
+        return given.output_dir
+    base = REPOSITORY / "outputs" / Path(own.preset).stem
+    number, taken = 1, []
+    while (folder := base if number == 1 else base.with_name(f"{base.name}-{number}")).exists():
+        taken.append(folder)
+        number += 1
+    return _same_on_every_rank(taken[-1] if given.resume_from_checkpoint and taken else folder)
+
+
+def _same_on_every_rank(folder: Path) -> Path:
+    """Rank 0's choice of ``folder``, on every rank."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return folder
+    from accelerate import PartialState
+    from accelerate.utils import broadcast_object_list
+
+    PartialState()
+    return Path(broadcast_object_list([str(folder)])[0])
+
+
+def check(args: argparse.Namespace) -> None:
+    """Raise ``ValueError`` for anything that would stop the run later and can be known before models are loaded."""
+    import torch
+
+    from deepfashion_training.models import access
+
+    access.check_writable(Path(args.output_dir))
+    pipeline = getattr(args, "pretrained_model_name_or_path", None)
+    transformer = getattr(args, "pretrained_inpaint_model_name_or_path", None)
+    if pipeline and transformer:
+        revisions = getattr(args, "revision", None), getattr(args, "inpaint_revision", None)
+        access.check_models(pipeline, transformer, *revisions)
+    if not torch.cuda.is_available() and not Path(pipeline or "").is_dir():
+        raise ValueError("no CUDA GPU is visible, and a 12B model needs one: add --embedded to try it on this machine")
+
+
+def draw_wardrobe(folder: Path) -> None:
+    """The drawn wardrobe of ``--embedded`` in ``folder``, unless it is there already; rank 0 draws it."""
+    from accelerate import PartialState
+
+    from deepfashion_training.embedded.wardrobe import write_wardrobe
+
+    with PartialState().main_process_first():
+        if not folder.exists():
+            write_wardrobe(folder, rows=240, seed=0, size=(256, 192), num_proc=os.cpu_count() or 1)
+
+
+def run(args: argparse.Namespace, script: ModuleType) -> None:
+    """Train with ``script`` on our dataset, then write the model card and say where everything is."""
+    from accelerate import PartialState
+
+    from deepfashion_training import upstream
+    from deepfashion_training.deepfashion_dataset import DatasetOptions, DeepFashionDataset
+    from deepfashion_training.pairs.garment_types import parse_cloth_types
+    from deepfashion_training.reports.model_card import write_model_card
+
+    options = DatasetOptions(
+        train_split=args.train_split,
+        validation_split=args.validation_split,
+        validation_fraction=args.validation_fraction,
+        max_train_samples=args.max_train_samples,
+        max_validation_samples=args.max_validation_samples,
+        cloth_types=parse_cloth_types(args.cloth_types),
+        balance_cloth_types=args.balance_cloth_types,
+        resize_mode=args.resize_mode,
+        max_bad_rows=args.max_bad_rows,
+        revision=args.dataset_revision,
+    )
+    if args.embedded and args.dataset_name == str(Path(args.output_dir) / "wardrobe"):
+        draw_wardrobe(Path(args.dataset_name))
+    dataset = functools.partial(DeepFashionDataset, options=options)
+    with upstream.patched(script, VitonHDTestDataset=dataset):
+        script.main(args)
+    if PartialState().is_main_process:
+        card = write_model_card(Path(args.output_dir))
+        sys.stdout.write(closing_lines(args, card))
+
+
+def closing_lines(args: argparse.Namespace, card: Path) -> str:
+    """Where LoRA, pictures and report of a run are, and what to run next."""
+    here = Path.cwd()
+
+    def shown(path: Path) -> str:
+        return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
+
+    folder = card.parent.resolve()
+    launcher = shown(Path(__file__).resolve().with_suffix(".sh"))
+    pictures = sorted((folder / "validation").glob("step-*.png"), key=lambda path: path.stat().st_mtime)
+    names = ("pytorch_lora_weights.safetensors", "transformer")
+    weights = next(folder / name for name in names if (folder / name).exists())
+    following = "--quick-test   (on a GPU, with the real model)" if args.embedded else "--h100   (the full run)"
+    lines = [
+        f"LoRA      {shown(weights)}",
+        f"pictures  {shown(pictures[-1]) if pictures else 'none: --validation_steps 0'}",
+        f"report    {shown(folder / 'README.md')}, settings in {shown(folder / 'run.json')}",
+        f"curves    tensorboard --logdir {shown(folder / 'logs')}",
+        f"next      bash {launcher} {following}",
+    ]
+    return "\n".join(["", *lines, ""])
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command with ``argv``; returns the exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        if {"-h", "--help"} & set(argv):
+            build_parser().print_help()
+            return 0
+        logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+        for name in ("deepfashion_training", "train_flux_inpaint"):
+            logging.getLogger(name).setLevel(logging.INFO)
+        quiet_libraries()
+        args, script = resolve(argv)
+        check(args)
+        if not args.check:
+            run(args, script)
+        return 0
+    except WrongUseError as error:
+        sys.stderr.write(f"train_deepfashion_lora: {error} (see --help)\n")
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        if "--debug" in argv:
+            traceback.print_exc()
+        sys.stderr.write(f"train_deepfashion_lora: {describe(error)}\n")
+        return 1
+
+
+def quiet_libraries() -> None:
+    """Keep the libraries' own progress bars from breaking into the bar of the training."""
+    import datasets
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    datasets.disable_progress_bars()
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
+
+
+def describe(error: Exception) -> str:
+    """One line that says what went wrong; the type's name is given where the message is not meant for users."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    # A data loader puts the worker's traceback before the message, so the message is the last line.
+    message = (lines[-1] if "Traceback" in str(error) else " ".join(lines)) if lines else "no message"
+    if isinstance(error, (ValueError, OSError)):
+        return message
+    return f"{type(error).__name__}: {message} (--debug shows the traceback)"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
