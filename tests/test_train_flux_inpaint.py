@@ -1,0 +1,366 @@
+"""The trainer's flags, the models it loads, what it makes trainable, and its prompts."""
+
+from __future__ import annotations
+
+import ast
+import gc
+import json
+import os
+import weakref
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, FluxFillPipeline, FluxTransformer2DModel
+
+import train_flux_inpaint as tfi
+
+DATA = ["--dataroot", "data"]
+
+
+# ---------------------------------------------------------------------------------------------------------- flags
+
+
+def test_defaults_are_the_published_models_and_catvtons_prompt():
+    args = tfi.parse_args(DATA)
+    assert args.pretrained_model_name_or_path == "black-forest-labs/FLUX.1-Fill-dev"
+    assert args.pretrained_inpaint_model_name_or_path == "xiaozaa/catvton-flux-alpha"
+    assert args.instance_prompt == (
+        "The pair of images highlights a clothing and its styling on a model, high resolution, 4K, 8K; [IMAGE1] "
+        "Detailed product shot of a clothing[IMAGE2] The same cloth is worn by a model in a lifestyle setting."
+    )
+    assert (args.height, args.width, args.max_sequence_length) == (768, 576, 512)
+    assert (args.lora_rank, args.lora_alpha, args.lora_target_modules) == (16, None, "all")
+    assert (args.garment_loss_weight, args.mask_loss_weight, args.background_loss_weight) == (1, 1, 1)
+    assert (args.learning_rate, args.optimizer, args.mixed_precision) == (1e-4, "adamw", "no")
+    assert not (args.train_base_model or args.use_captions or args.use_dora or args.gradient_checkpointing)
+
+
+@pytest.mark.parametrize(
+    ("unknown", "near"),
+    [("--lora_rnk", "--lora_rank"), ("--learning-rate", "--learning_rate"), ("--heigth=64", "--height")],
+)
+def test_an_unknown_flag_is_answered_with_the_nearest(unknown, near, capsys):
+    with pytest.raises(SystemExit) as stop:
+        tfi.parse_args([*DATA, unknown, "4"])
+    assert stop.value.code == 2
+    assert f"unknown argument {unknown}: did you mean {near}?" in capsys.readouterr().err
+
+
+def test_flags_are_not_abbreviated(capsys):
+    with pytest.raises(SystemExit) as stop:
+        tfi.parse_args([*DATA, "--lora_ran", "4"])
+    assert stop.value.code == 2
+    assert "--lora_ran: did you mean --lora_rank?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        ("--height 100", "--height"),
+        ("--width 0", "--width"),
+        ("--learning_rate -1e-4", "--learning_rate"),
+        ("--learning_rate nan", "--learning_rate"),
+        ("--max_grad_norm inf", "--max_grad_norm"),
+        ("--lora_rank 0", "--lora_rank"),
+        ("--lora_rank 2.5", "--lora_rank"),
+        ("--lora_rank", "--lora_rank"),
+        ("--max_sequence_length 513", "--max_sequence_length"),
+        ("--seed -1", "--seed"),
+        ("--adam_beta1 2", "--adam_beta1"),
+        ("--logging_steps 0", "--logging_steps"),
+        ("--lr_scheduler triangle", "--lr_scheduler"),
+        ("--weighting_scheme flat", "--weighting_scheme"),
+        ("--report_to paper", "--report_to"),
+        ("--caption_dropout 0.1", "--caption_dropout"),
+        ("--use_captions --caption_dropout 1.5", "--caption_dropout"),
+        ("--optimizer prodigy --use_8bit_adam", "--use_8bit_adam"),
+        ("--train_base_model --quantize_base nf4", "--train_base_model"),
+    ],
+)
+def test_a_bad_value_is_wrong_use_and_names_its_flag(flags, named, capsys):
+    with pytest.raises(SystemExit) as stop:
+        tfi.parse_args([*DATA, *flags.split()])
+    assert stop.value.code == 2
+    assert named in capsys.readouterr().err
+
+
+def test_the_data_root_is_required(capsys):
+    with pytest.raises(SystemExit) as stop:
+        tfi.parse_args([])
+    assert stop.value.code == 2
+    assert "--dataroot" in capsys.readouterr().err
+
+
+def test_a_switch_can_be_turned_off_again():
+    """A preset may switch something on that the user's later flag switches off."""
+    on = tfi.parse_args([*DATA, "--use_dora", "--use_captions", "--gradient_checkpointing"])
+    off = tfi.parse_args([*DATA, "--use_dora", "--no-use_dora", "--use_captions", "--no-use_captions"])
+    assert on.use_dora and on.use_captions and on.gradient_checkpointing
+    assert not off.use_dora and not off.use_captions
+
+
+def test_every_flag_does_something():
+    tree = ast.parse(Path(tfi.__file__).read_text(encoding="utf-8"))
+    tree.body = [node for node in tree.body if getattr(node, "name", "") != "parse_args"]  # checking is not using
+    used = {
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute)
+        and (getattr(node.value, "id", None) == "args" or getattr(node.value, "attr", None) == "args")
+        and isinstance(node.ctx, ast.Load)
+    }
+    assert set(vars(tfi.parse_args(DATA))) - used == set()
+
+
+@pytest.mark.parametrize(
+    ("flags", "package"),
+    [
+        (["--optimizer", "prodigy"], "prodigyopt"),
+        (["--use_8bit_adam"], "bitsandbytes"),
+        (["--quantize_base", "nf4"], "bitsandbytes"),
+        (["--report_to", "wandb"], "wandb"),
+        ([], "tensorboard"),
+    ],
+)
+def test_a_missing_package_is_named_before_anything_starts(flags, package, monkeypatch):
+    find_spec = tfi.importlib.util.find_spec
+    monkeypatch.setattr(tfi.importlib.util, "find_spec", lambda name: None if name == package else find_spec(name))
+    monkeypatch.setattr(tfi, "start", lambda args: pytest.fail("started"))
+    with pytest.raises(ValueError, match=f"{flags[0] if flags else '--report_to'}.* pip install {package}"):
+        tfi.main(tfi.parse_args([*DATA, *flags]))
+
+
+def test_half_precision_needs_a_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="--mixed_precision fp16 needs a CUDA GPU"):
+        tfi.check_packages(tfi.parse_args([*DATA, "--mixed_precision", "fp16"]))
+    tfi.check_packages(tfi.parse_args([*DATA, "--mixed_precision", "bf16"]))
+
+
+# --------------------------------------------------------------------------------------------------------- models
+
+
+def load(where: Path) -> FluxTransformer2DModel:
+    args = tfi.parse_args([*DATA, "--pretrained_inpaint_model_name_or_path", str(where)])
+    return tfi.load_transformer(args, torch.float32)
+
+
+def test_a_transformer_loads_from_a_subfolder_and_from_the_root(tiny_flux_fill):
+    below, at_root = load(tiny_flux_fill), load(tiny_flux_fill / "transformer")
+    assert below.config.in_channels == at_root.config.in_channels == 384
+    assert all(torch.equal(a, b) for a, b in zip(below.parameters(), at_root.parameters(), strict=True))
+
+
+def test_a_folder_without_a_transformer_is_named(tmp_path):
+    with pytest.raises(ValueError, match=rf"no transformer at the root of '{tmp_path}' or under transformer/"):
+        load(tmp_path)
+
+
+def test_another_kind_of_model_is_refused(tiny_flux_fill):
+    with pytest.raises(ValueError, match=r"holds an? AutoencoderKL .* not a FLUX\.1-Fill transformer"):
+        load(tiny_flux_fill / "vae")
+
+
+def test_a_flux_without_fill_channels_is_refused(tiny_flux_fill, tmp_path):
+    config = json.loads((tiny_flux_fill / "transformer" / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "in_channels": 64}))
+    with pytest.raises(ValueError, match=r"64 input channels, not a FLUX\.1-Fill transformer, which has 384"):
+        load(tmp_path)
+
+
+# --------------------------------------------------------------------------------------------------- LoRA targets
+
+DOUBLE_ATTENTION = "to_q to_k to_v to_out.0 add_q_proj add_k_proj add_v_proj to_add_out".split()
+DOUBLE_FEED_FORWARD = "ff.net.0.proj ff.net.2 ff_context.net.0.proj ff_context.net.2".split()
+ATTENTION = {f"transformer_blocks.{i}.attn.{name}" for i in range(2) for name in DOUBLE_ATTENTION} | {
+    f"single_transformer_blocks.{i}.attn.{name}" for i in range(2) for name in ("to_q", "to_k", "to_v")
+}
+FEED_FORWARD = {f"transformer_blocks.{i}.{name}" for i in range(2) for name in DOUBLE_FEED_FORWARD} | {
+    f"single_transformer_blocks.{i}.{name}" for i in range(2) for name in ("proj_mlp", "proj_out")
+}
+
+
+@pytest.mark.parametrize(
+    ("targets", "expected"),
+    [
+        ("all", ATTENTION | FEED_FORWARD),
+        ("attention", ATTENTION),
+        ("to_q, proj_out", {name for name in ATTENTION | FEED_FORWARD if name.endswith((".to_q", "s.0.proj_out"))}
+         | {"single_transformer_blocks.1.proj_out"}),
+        ("ff.net.2", {"transformer_blocks.0.ff.net.2", "transformer_blocks.1.ff.net.2"}),
+    ],
+)  # fmt: skip
+def test_an_adapter_sits_on_exactly_the_wanted_layers(targets, expected, tiny_flux_fill):
+    transformer = load(tiny_flux_fill)
+    tfi.make_trainable(transformer, tfi.parse_args([*DATA, "--lora_rank", "2", "--lora_target_modules", targets]))
+    adapted = {name for name, module in transformer.named_modules() if hasattr(module, "lora_A")}
+    assert adapted == expected  # so neither the top-level proj_out nor an embedder nor a norm
+
+
+@pytest.mark.parametrize("targets", ["to_qq", "to_q,", "x_embedder", "q"])
+def test_an_unknown_target_is_answered_with_the_known_ones(targets, tiny_flux_fill):
+    with pytest.raises(
+        ValueError, match=r"--lora_target_modules: no layer named .* choose from all, attention, .*to_q"
+    ):
+        tfi.lora_pattern(targets, load(tiny_flux_fill))
+
+
+@pytest.mark.parametrize(
+    ("flags", "count"),
+    [
+        # Per rank: 8 layers 128 -> 128 and 4 between 128 and 512 in each of 2 double blocks; 3 of 128 -> 128, one
+        # 128 -> 512 and one 640 -> 128 in each of 2 single blocks. A layer has in + out numbers per rank.
+        (["--lora_rank", "4"], 4 * (2 * (8 * 256 + 4 * 640) + 2 * (3 * 256 + 640 + 768))),
+        (["--lora_rank", "3", "--lora_target_modules", "attention"], 3 * (2 * 8 * 256 + 2 * 3 * 256)),
+        # DoRA adds a magnitude for each output: 8 of 128, 2 of 512 and 2 of 128; 3 of 128, 512 and 128.
+        (["--lora_rank", "4", "--use_dora"], 4 * 13568 + 2 * (10 * 128 + 2 * 512) + 2 * (4 * 128 + 512)),
+        # 8 and 3 layers of 128 x 128 with bias, and 4 and 2 norms over a head's 16 numbers.
+        (["--train_base_model"], 2 * (8 * (128 * 128 + 128) + 4 * 16) + 2 * (3 * (128 * 128 + 128) + 2 * 16)),
+    ],
+)
+def test_what_trains_is_fp32_over_a_frozen_bf16_base(flags, count, tiny_flux_fill):
+    transformer = load(tiny_flux_fill).to(torch.bfloat16)
+    trained = tfi.make_trainable(transformer, tfi.parse_args([*DATA, *flags]))
+    assert sum(parameter.numel() for parameter in trained) == count
+    assert {parameter.dtype for parameter in trained} == {torch.float32}
+    is_trained = {id(parameter) for parameter in trained}
+    for name, parameter in transformer.named_parameters():
+        wanted = ".attn." in name if "--train_base_model" in flags else "lora_" in name
+        assert (id(parameter) in is_trained) == parameter.requires_grad == wanted, name
+        assert wanted or parameter.dtype == torch.bfloat16, name
+
+
+def trained_lora(tiny_flux_fill: Path, *flags: str) -> tuple[FluxTransformer2DModel, object]:
+    """A transformer whose LoRA matrices are far from zero, as after training."""
+    args = tfi.parse_args([*DATA, "--pretrained_inpaint_model_name_or_path", str(tiny_flux_fill), *flags])
+    transformer = load(tiny_flux_fill)
+    torch.manual_seed(0)
+    for parameter in tfi.make_trainable(transformer, args):
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    return transformer, args
+
+
+def forward(transformer: FluxTransformer2DModel) -> torch.Tensor:
+    """Output on fixed random input: 2 pairs of 12 image tokens and 5 text tokens."""
+    draw = torch.Generator().manual_seed(1)
+    shapes = {"hidden_states": (2, 12, 384), "encoder_hidden_states": (2, 5, 32), "pooled_projections": (2, 32)}
+    inputs = {name: torch.randn(shape, generator=draw) for name, shape in shapes.items()}
+    ids = {
+        "txt_ids": torch.zeros(5, 3),
+        "img_ids": torch.stack(torch.meshgrid(*map(torch.arange, (1, 3, 4)), indexing="ij"), -1),
+    }
+    ids["img_ids"] = ids["img_ids"].reshape(12, 3).float()
+    with torch.no_grad():
+        return transformer(**inputs, **ids, timestep=torch.tensor([0.3, 0.9]), guidance=torch.ones(2)).sample
+
+
+@pytest.mark.parametrize("variant", [[], ["--use_dora"], ["--use_rslora"], ["--lora_target_modules", "to_q,proj_mlp"]])
+def test_a_saved_lora_means_the_same_to_diffusers(variant, tiny_flux_fill, tmp_path):
+    transformer, args = trained_lora(tiny_flux_fill, "--lora_rank", "4", "--lora_alpha", "6", *variant)
+    tfi.save_lora(transformer, args, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["pytorch_lora_weights.safetensors"]
+
+    no_text = dict.fromkeys(("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"))
+    pipeline = FluxFillPipeline.from_pretrained(tiny_flux_fill, torch_dtype=torch.float32, **no_text)
+    bare = forward(pipeline.transformer)
+    pipeline.load_lora_weights(tmp_path)
+    trained, loaded = forward(transformer), forward(pipeline.transformer)
+    assert (trained - bare).abs().max() > 0.1
+    torch.testing.assert_close(loaded, trained, rtol=0, atol=1e-5)
+
+
+def test_alpha_scales_the_update(tiny_flux_fill):
+    """The update is alpha / rank of the product of the matrices; with rsLoRA alpha / sqrt(rank)."""
+    layer = "transformer_blocks.0.attn.to_q"
+    for flags, scale in ((["--lora_alpha", "6"], 6 / 4), ([], 1), (["--lora_alpha", "6", "--use_rslora"], 6 / 2)):
+        transformer, _ = trained_lora(tiny_flux_fill, "--lora_rank", "4", *flags)
+        linear, x = transformer.get_submodule(layer), torch.randn(3, 128, generator=torch.Generator().manual_seed(2))
+        down, up = linear.lora_A["default"].weight, linear.lora_B["default"].weight
+        torch.testing.assert_close(linear(x) - linear.base_layer(x), scale * (x @ down.T @ up.T), rtol=1e-4, atol=1e-4)
+
+
+# -------------------------------------------------------------------------------------------------------- prompts
+
+
+class Captioned:
+    """A dataset of captions alone."""
+
+    def __init__(self, *captions: str) -> None:
+        self.texts = list(captions)
+
+    def captions(self) -> list[str]:
+        return self.texts
+
+
+def test_one_constant_prompt_is_encoded_once(tiny_args, accelerator, monkeypatch):
+    args, encoded = tiny_args(), []
+    real = tfi.encode_prompt
+    monkeypatch.setattr(tfi, "encode_prompt", lambda *a: encoded.append(a[1]) or real(*a))
+    prompts = tfi.distinct_prompts(args, [Captioned("a", "b"), Captioned("c")])
+    table = tfi.encode_prompts_once(args, prompts, accelerator)
+    assert prompts == [tfi.DEFAULT_PROMPT] and encoded == [[tfi.DEFAULT_PROMPT]]
+    assert table.embeds.shape == (1, 96, 32) and table.pooled.shape == (1, 32)
+
+
+def test_each_distinct_caption_is_encoded_once_after_the_bare_prompt(tiny_args, accelerator):
+    args = tiny_args("--use_captions", "--instance_prompt", "a pair.")
+    prompts = tfi.distinct_prompts(args, [Captioned("red top", " red top ", ""), Captioned("red top", "blue skirt")])
+    assert prompts == ["a pair.", "a pair. red top", "a pair. blue skirt"]
+    table = tfi.encode_prompts_once(args, prompts, accelerator)
+    assert table.embeds.shape == (3, 96, 32)
+    embeds, pooled = table.look_up(["a pair. blue skirt", "a pair.", "a pair. blue skirt"], accelerator.device)
+    assert torch.equal(embeds, table.embeds[[2, 0, 2]]) and torch.equal(pooled, table.pooled[[2, 0, 2]])
+    assert not torch.equal(table.embeds[1], table.embeds[2])
+
+
+def test_a_prompts_embedding_is_the_pipelines_own(tiny_args, accelerator, tiny_flux_fill):
+    table = tfi.encode_prompts_once(tiny_args(), ["red top"], accelerator)
+    pipeline = FluxFillPipeline.from_pretrained(tiny_flux_fill, torch_dtype=torch.float32)
+    embeds, pooled, _ = pipeline.encode_prompt("red top", None, max_sequence_length=96)
+    assert torch.equal(table.embeds, embeds) and torch.equal(table.pooled, pooled)
+
+
+@pytest.mark.parametrize("data", [[object()], [Captioned("", "  "), Captioned()]])
+def test_captions_are_not_used_where_there_are_none(data, tiny_args):
+    with pytest.raises(ValueError, match="--use_captions: this data has no captions"):
+        tfi.distinct_prompts(tiny_args("--use_captions"), data)
+
+
+def test_the_text_encoders_leave_memory(tiny_args, accelerator, monkeypatch):
+    seen, real = [], tfi.load_text_encoders
+
+    def watched(*args):
+        pipeline = real(*args)
+        assert pipeline.transformer is None and pipeline.vae is None
+        seen.extend(weakref.ref(module) for module in (pipeline.text_encoder, pipeline.text_encoder_2))
+        return pipeline
+
+    monkeypatch.setattr(tfi, "load_text_encoders", watched)
+    gc.collect()
+    table = tfi.encode_prompts_once(tiny_args(), ["red top"], accelerator)
+    assert len(seen) == 2 and [reference() for reference in seen] == [None, None]
+    assert table.embeds.numel()
+
+
+@pytest.mark.parametrize(("free", "fits"), [(2 * 3 * 96 * 32 * 4, True), (2 * 3 * 96 * 32 * 4 - 1, False)])
+def test_embeddings_that_memory_cannot_hold_are_refused(free, fits, tiny_args, accelerator, monkeypatch):
+    """3 prompts of 96 tokens of 32 fp32 numbers may take half of what is free."""
+    known, sysconf = {"SC_AVPHYS_PAGES": free, "SC_PAGE_SIZE": 1}, os.sysconf
+    monkeypatch.setattr(os, "sysconf", lambda name: known[name] if name in known else sysconf(name))
+    if fits:
+        assert len(tfi.encode_prompts_once(tiny_args(), ["a", "b", "c"], accelerator).rows) == 3
+    else:
+        with pytest.raises(ValueError, match=r"3 distinct prompts need .* lower --max_sequence_length"):
+            tfi.encode_prompts_once(tiny_args(), ["a", "b", "c"], accelerator)
+
+
+def test_the_vae_keeps_its_own_shift_and_scale(tiny_flux_fill):
+    vae = AutoencoderKL.from_pretrained(tiny_flux_fill, subfolder="vae")
+    vae.register_to_config(shift_factor=0.5, scaling_factor=3.0)
+    picture = torch.rand(1, 3, 32, 32) * 2 - 1
+    latents = tfi.encode_images_to_latents(vae, picture, torch.float32, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        plain = vae.encode(picture).latent_dist.sample(torch.Generator().manual_seed(0))
+    assert latents.shape == (1, 16, 4, 4)
+    torch.testing.assert_close(latents, (plain - 0.5) * 3)
