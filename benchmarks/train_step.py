@@ -1,0 +1,432 @@
+"""Measure a training step of ``train_flux_inpaint.py`` beside the floor, in one process on one device.
+
+    python benchmarks/train_step.py --size tiny|cpu|full [--json F]
+
+Two variants take turns, step by step, on the same LoRA'd FLUX-Fill transformer with random weights: ``bare``, the
+forward pass, mean squared error, backward pass and AdamW that no loop can do without, and ``trainer``, the trainer's
+own ``Run.optimizer_step``. ``README.md`` in this folder holds the arithmetic and says how to read the figures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import json
+import platform
+import re
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, FluxFillPipeline, FluxTransformer2DModel
+from diffusers import FlowMatchEulerDiscreteScheduler as FlowScheduler
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # `python benchmarks/train_step.py` has only this folder on its path
+import train_flux_inpaint as trainer  # noqa: E402
+
+#: The pipeline that ships with the project, on any machine.
+EMBEDDED = ROOT / "deepfashion_training" / "embedded" / "tiny_flux_fill"
+
+#: Settings of FLUX.1-Fill-dev's VAE, without those that equal the class's defaults.
+FLUX_VAE: dict[str, Any] = {
+    "block_out_channels": (128, 256, 512, 512), "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4, "layers_per_block": 2, "latent_channels": 16, "sample_size": 1024,
+    "use_quant_conv": False, "use_post_quant_conv": False, "scaling_factor": 0.3611, "shift_factor": 0.1159,
+}  # fmt: skip
+
+#: 64 noisy channels, 64 of the masked picture, 256 of the mask; text widths of T5-XXL and CLIP-L: as FLUX.1-Fill.
+FILL: dict[str, Any] = {
+    "in_channels": 384, "out_channels": 64, "joint_attention_dim": 4096, "pooled_projection_dim": 768,
+    "guidance_embeds": True,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Size:
+    """A model and the pairs it is measured on, with defaults of the flags."""
+
+    transformer: dict[str, Any] | None  # what FluxTransformer2DModel is built from; None: as the embedded one
+    height: int  # of one picture in pixels; a pair is twice as wide
+    width: int
+    text_tokens: int
+    steps: int  # timed steps of each variant
+
+
+SIZES = {
+    "tiny": Size(None, 64, 48, 32, 20),
+    # 60M parameters. Text is a seventh of the tokens, as it is of FLUX.1-Fill's at 768x576.
+    "cpu": Size(
+        {**FILL, "num_layers": 3, "num_single_layers": 7, "num_attention_heads": 8, "attention_head_dim": 64,
+         "axes_dims_rope": (8, 28, 28)}, 256, 192, 64, 30,
+    ),
+    "full": Size(
+        {**FILL, "num_layers": 19, "num_single_layers": 38, "num_attention_heads": 24, "attention_head_dim": 128,
+         "axes_dims_rope": (16, 56, 56)}, 768, 576, 512, 10,
+    ),
+}  # fmt: skip
+WARM_UP = 2
+
+
+def parse_args(input_args: Sequence[str] | None = None) -> argparse.Namespace:
+    """Arguments of the benchmark, with what the size and the device decide filled in. Wrong use exits with code 2."""
+    parser = argparse.ArgumentParser(description="Measure a training step beside the floor.", allow_abbrev=False)
+    add = parser.add_argument
+    add("--size", choices=SIZES, required=True, help="model and pictures; full is FLUX.1-Fill's and needs a CUDA GPU")
+    add("--steps", type=trainer.COUNT, help="timed steps of each variant (default: by size)")
+    add("--batch_size", type=trainer.COUNT, default=1, help="pairs per step")
+    add("--height", type=trainer.SIDE, help="height of one picture in pixels, a multiple of 16 (default: by size)")
+    add("--width", type=trainer.SIDE, help="width of one picture, a multiple of 16; a pair is twice as wide")
+    add("--mixed_precision", choices=["no", "bf16"], help="as the trainer's (default: bf16 on CUDA, no elsewhere)")
+    add("--gradient_checkpointing", action="store_true", help="as the trainer's; recomputation is not useful work")
+    add("--json", type=Path, metavar="F", help="also write the figures to F")
+    args = parser.parse_args(input_args)
+    if args.json and not args.json.parent.is_dir():
+        parser.error(f"--json {args.json}: there is no folder {args.json.parent}")
+    size = SIZES[args.size]
+    args.steps, args.text_tokens = args.steps or size.steps, size.text_tokens
+    args.height, args.width = args.height or size.height, args.width or size.width
+    args.mixed_precision = args.mixed_precision or ("bf16" if torch.cuda.is_available() else "no")
+    return args
+
+
+def transformer_config(size: str) -> dict[str, Any]:
+    """What ``FluxTransformer2DModel`` of that size is built from."""
+    config = SIZES[size].transformer or FluxTransformer2DModel.load_config(EMBEDDED, subfolder="transformer")
+    return {name: value for name, value in config.items() if not name.startswith("_")}
+
+
+def build_transformer(size: str, device: torch.device | str, dtype: torch.dtype) -> FluxTransformer2DModel:
+    """A transformer of that size with PyTorch's own random weights, made on ``device`` in ``dtype``."""
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            return FluxTransformer2DModel(**transformer_config(size))
+    finally:
+        torch.set_default_dtype(usual)
+
+
+@dataclass(frozen=True)
+class Flops:
+    """Useful floating-point operations; a multiplication and an addition count two."""
+
+    forward: int
+    backward: int
+
+    @property
+    def step(self) -> int:
+        """Both passes. The optimizer, norms and activations are left out."""
+        return self.forward + self.backward
+
+
+def useful_flops(config: dict[str, Any], image_tokens: int, text_tokens: int, rank: int, pairs: int = 1) -> Flops:
+    """Useful work of a step with a LoRA of ``rank`` on all attention and feed-forward layers of a frozen base.
+
+    Forward pass, gradients to activations, gradients to the LoRA. Gradients to frozen weights and whatever is
+    computed twice (checkpointing, flash attention's backward pass) are not counted. The formulas are derived in
+    ``README.md``; the test holds them against PyTorch's own counter.
+    """
+    double, single = config["num_layers"], config["num_single_layers"]
+    d, tokens = config["num_attention_heads"] * config["attention_head_dim"], image_tokens + text_tokens
+    layers = (double + single) * 24 * d * d * tokens
+    attention = (double + single) * 4 * d * tokens**2
+    lora = (18 * double + 17 * single) * 2 * rank * d * tokens
+    output = 2 * d * config["out_channels"] * image_tokens
+    # Nothing trainable lies before these, so they have a forward pass only.
+    modulation = (12 * double + 3 * single + 2) * 2 * d * d
+    embedders = 2 * d * (image_tokens * config["in_channels"] + text_tokens * config["joint_attention_dim"])
+    embedders += 2 * d * (config["pooled_projection_dim"] + d) + 2 * d * (256 + d) * (1 + config["guidance_embeds"])
+    # The first block's queries, keys and values are made from inputs that need no gradient.
+    no_gradient = 6 * d * tokens * (d + rank)
+    forward = layers + attention + lora + output + modulation + embedders
+    backward = layers + 2 * attention + 2 * lora + output - no_gradient
+    return Flops(pairs * forward, pairs * backward)
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def seconds(work: Callable[[], Any], device: torch.device) -> float:
+    """Wall-clock seconds of ``work``, from an idle device to an idle device."""
+    synchronize(device)
+    began = time.perf_counter()
+    work()
+    synchronize(device)
+    return time.perf_counter() - began
+
+
+def matmul_ceiling(device: torch.device, dtype: torch.dtype) -> float:
+    """TFLOP/s of the best of several square matrix products: what this device multiplies at all."""
+    sides, repeats = ((2048, 4096, 8192, 16384), 10) if device.type == "cuda" else ((512, 1024, 2048), 1)
+    best = 0.0
+    for side in sides:
+        left, right = torch.randn(2, side, side, device=device, dtype=dtype)
+        multiply = functools.partial(_multiply, left, right, torch.empty_like(left), repeats)
+        took = [seconds(multiply, device)]  # the first one also chooses and loads the kernel
+        while len(took) < 8 and sum(took) < 2:
+            took.append(seconds(multiply, device))
+        best = max(best, repeats * 2 * side**3 / min(took) / 1e12)
+        del left, right, multiply
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    return best
+
+
+def _multiply(left: torch.Tensor, right: torch.Tensor, product: torch.Tensor, repeats: int) -> None:
+    for _ in range(repeats):
+        torch.matmul(left, right, out=product)
+
+
+def trainer_args(args: argparse.Namespace, pipeline: Path, transformer: Path, output: Path) -> argparse.Namespace:
+    """The trainer's arguments, as a user would type them; what is not named keeps the trainer's default."""
+    flags = {
+        "dataroot": output, "pretrained_model_name_or_path": pipeline, "output_dir": output,
+        "pretrained_inpaint_model_name_or_path": transformer, "train_batch_size": args.batch_size,
+        "height": args.height, "width": args.width, "max_sequence_length": args.text_tokens,
+        "mixed_precision": args.mixed_precision, "max_train_steps": args.steps + WARM_UP, "report_to": "none",
+    }  # fmt: skip
+    line = [part for name, value in flags.items() for part in (f"--{name}", str(value))]
+    return trainer.parse_args([*line, *["--gradient_checkpointing"] * args.gradient_checkpointing])
+
+
+@contextlib.contextmanager
+def trainer_run(args: argparse.Namespace) -> Iterator[trainer.Run]:
+    """The trainer's ``Run`` over models with random weights, made here and gone afterwards; nothing is downloaded.
+
+    The trainer loads the models from folders, as a user's would. Only the full transformer, 24 GB, is handed to it
+    in memory.
+    """
+    with tempfile.TemporaryDirectory(prefix="train_step-") as folder, contextlib.ExitStack() as patches:
+        made = Path(folder)
+        pipeline = made if args.size == "full" else EMBEDDED
+        options = trainer_args(args, pipeline, transformer=made, output=made / "run")
+        accelerator, dtype = trainer.start(options), trainer.weight_dtype(options)
+        transformer = build_transformer(args.size, accelerator.device, dtype)
+        if args.size == "full":
+            FlowScheduler.from_pretrained(EMBEDDED, subfolder="scheduler").save_pretrained(made / "scheduler")
+            AutoencoderKL(**FLUX_VAE).to(dtype).save_pretrained(made / "vae")
+            patches.enter_context(mock.patch.object(trainer, "load_transformer", lambda *_: transformer))
+        else:
+            transformer.save_pretrained(made / "transformer")
+            del transformer
+        on_device: dict[str, Any] = {"device": accelerator.device, "dtype": dtype}
+        config = transformer_config(args.size)
+        embeds = torch.randn(1, args.text_tokens, config["joint_attention_dim"], **on_device)
+        pooled = torch.randn(1, config["pooled_projection_dim"], **on_device)
+        yield trainer.Run(options, accelerator, trainer.PromptTable({options.instance_prompt: 0}, embeds, pooled))
+
+
+def random_samples(args: argparse.Namespace) -> dict[str, Any]:
+    """A collated batch of samples as the trainer's datasets give them: noise, and a mask as a garment's."""
+    mask = torch.zeros(1, args.height, 2 * args.width)
+    mask[:, args.height // 4 : 3 * args.height // 4, 5 * args.width // 4 : 7 * args.width // 4] = 1
+    image = torch.rand(3, args.height, 2 * args.width) * 2 - 1
+    cloth = {"cloth_pure": image[..., : args.width], "cloth_mask": torch.ones(1, args.height, args.width)}
+    names = {"c_name": "", "im_name": "", "caption_cloth": "", "cloth_type": 2}
+    sample = {"image": image, "im_mask": image * (1 - mask), "inpaint_mask": mask, **cloth, **names}
+    return torch.utils.data.default_collate([sample] * args.batch_size)
+
+
+class BareLoop:
+    """The least that a loop must do with the trainer's model and optimizer; accelerate takes no part in it."""
+
+    def __init__(self, run: trainer.Run) -> None:
+        self.model, self.guidance = run.model, run.args.guidance_scale
+        self.optimizer = getattr(run.optimizer, "optimizer", run.optimizer)  # torch's own, inside accelerate's
+        bf16 = run.args.mixed_precision == "bf16"
+        self.autocast = {"device_type": run.accelerator.device.type, "dtype": torch.bfloat16, "enabled": bf16}
+
+    def inputs(self, batch: trainer.FillBatch) -> tuple[dict[str, Any], torch.Tensor]:
+        """Arguments of the transformer and the packed velocity it has to predict, all made before the clock starts."""
+        size, _, h, w = batch.latents.shape
+        device, dtype = batch.latents.device, batch.latents.dtype
+        sigmas = batch.sigmas.to(dtype).view(-1, 1, 1, 1)
+        noisy = (1 - sigmas) * batch.latents + sigmas * batch.noise
+        arguments = {
+            "hidden_states": torch.cat([trainer.pack_latents(noisy), batch.conditioning], dim=2),
+            "timestep": batch.timesteps / 1000,
+            "guidance": torch.full([size], self.guidance, device=device),
+            "pooled_projections": batch.pooled_embeds,
+            "encoder_hidden_states": batch.prompt_embeds,
+            "txt_ids": torch.zeros(batch.prompt_embeds.shape[1], 3, device=device, dtype=dtype),
+            "img_ids": FluxFillPipeline._prepare_latent_image_ids(size, h // 2, w // 2, device, dtype),
+        }
+        return arguments, trainer.pack_latents(batch.noise.float() - batch.latents.float())
+
+    def step(self, arguments: dict[str, Any], target: torch.Tensor) -> torch.Tensor:
+        """Forward, loss, backward, update; no clipping. Returns the loss, on the device."""
+        with torch.autocast(**self.autocast):
+            # The class's own forward: accelerate has put a wrapper in the place of the instance's.
+            prediction = FluxTransformer2DModel.forward(self.model, **arguments, return_dict=False)[0]
+        loss = torch.nn.functional.mse_loss(prediction.float(), target)
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return loss.detach()
+
+
+@dataclass
+class Measured:
+    """What ``measure`` found: seconds of every timed step, highest memory in GiB, seconds of an encoding."""
+
+    seconds: dict[str, list[float]]
+    peak_gib: dict[str, float]
+    encode_s: float
+
+
+def measure(run: trainer.Run, args: argparse.Namespace) -> Measured:
+    """Time both variants in turn, the order changing from pair to pair, so that disturbances meet both alike.
+
+    Raises ``ValueError`` when a loss is not finite, as nothing that was timed would be training then.
+    """
+    device, samples = run.accelerator.device, random_samples(args)
+    batches: list[trainer.FillBatch] = []
+    encodings = [seconds(lambda: batches.append(run.encode(samples, len(batches))), device) for _ in range(6)]
+    bare = BareLoop(run)
+    inputs = [bare.inputs(batch) for batch in batches]
+    losses: dict[str, torch.Tensor] = {}
+
+    def bare_step(number: int) -> None:
+        losses["bare"] = bare.step(*inputs[number % len(inputs)])
+
+    def trainer_step(number: int) -> None:
+        losses["trainer"] = run.optimizer_step([batches[number % len(batches)]])
+
+    variants = {"bare": bare_step, "trainer": trainer_step}
+    times: dict[str, list[float]] = {name: [] for name in variants}
+    peaks = dict.fromkeys(variants, 0.0)
+    for number in range(-WARM_UP, args.steps):
+        for name in sorted(variants, reverse=number % 2 == 1):
+            if device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats()
+            took = seconds(functools.partial(variants[name], number), device)
+            if number >= 0:
+                times[name].append(took)
+                peaks[name] = max(peaks[name], peak_memory_gib(device))
+    for name, loss in losses.items():
+        if not loss.isfinite().all():
+            raise ValueError(f"the loss of the {name} variant is not finite after {args.steps} steps")
+    return Measured(times, peaks, statistics.median(encodings[1:]))
+
+
+def peak_memory_gib(device: torch.device) -> float:
+    """Highest memory so far in GiB: allocations on CUDA since the last reset, elsewhere the process's peak RSS."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**30
+    unit = 1 if sys.platform == "darwin" else 1024  # getrusage(2): bytes on macOS, KiB on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+def median_ratio(trainer_s: Sequence[float], bare_s: Sequence[float]) -> tuple[float, tuple[float, float]]:
+    """Median of pairwise ratios, and its 95% bootstrap interval (2,000 resamples of the pairs)."""
+    ratios = np.asarray(trainer_s) / np.asarray(bare_s)
+    resampled = np.random.default_rng(0).choice(ratios, (2000, len(ratios)))
+    low, high = np.percentile(np.median(resampled, axis=1), [2.5, 97.5])
+    return float(np.median(ratios)), (float(low), float(high))
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU's name, or the processor's with the number of threads that PyTorch uses."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name()
+    cpuinfo = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text()) if cpuinfo.is_file() else None
+    return f"{found[1] if found else platform.processor() or platform.machine()}, {torch.get_num_threads()} thread(s)"
+
+
+def benchmark(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    """The figures as ``--json`` writes them, and the table with its notes."""
+    with trainer_run(args) as run:
+        device, dtype, rank = run.accelerator.device, trainer.weight_dtype(run.args), run.args.lora_rank
+        config, image_tokens = transformer_config(args.size), args.height * 2 * args.width // 16**2
+        flops = useful_flops(config, image_tokens, args.text_tokens, rank, args.batch_size)
+        trainable = sum(parameter.numel() for parameter in run.parameters)
+        parameters = sum(parameter.numel() for parameter in run.model.parameters()) - trainable
+        ceiling = matmul_ceiling(device, dtype)
+        measured = measure(run, args)
+        ceiling = max(ceiling, matmul_ceiling(device, dtype))  # the machine may have been busy the first time
+    rows = []
+    for name, times in measured.seconds.items():
+        s_per_step = statistics.median(times)
+        tflops = flops.step / s_per_step / 1e12
+        rates = {"s_per_step": s_per_step, "pairs_per_s": args.batch_size / s_per_step, "tflops": tflops}
+        share = {"share_of_ceiling": tflops / ceiling, "peak_gib": measured.peak_gib[name]}
+        rows.append({"variant": name, **rates, **share})
+    ratio, interval = median_ratio(measured.seconds["trainer"], measured.seconds["bare"])
+    settings = {name: value for name, value in vars(args).items() if name != "json"}
+    settings |= {"image_tokens": image_tokens, "lora_rank": rank, "parameters": parameters, "trainable": trainable}
+    settings |= {"forward_tflop": flops.forward / 1e12, "backward_tflop": flops.backward / 1e12}
+    settings |= {"peak_gib_of": "the variant's allocations" if device.type == "cuda" else "the process (peak RSS)"}
+    figures = {
+        "device": device_name(device), "ceiling_tflops": ceiling, "rows": rows, "ratio": ratio,
+        "encode_s": measured.encode_s, "settings": settings, "versions": trainer.package_versions(),
+    }  # fmt: skip
+    bare_s, trainer_s = measured.seconds["bare"], measured.seconds["trainer"]
+    note = (
+        f"trainer / bare: {ratio:.3f}, the median of {args.steps} pairs of steps (95% interval {interval[0]:.3f} to "
+        f"{interval[1]:.3f}); of sums {sum(trainer_s) / sum(bare_s):.3f}, of the fastest steps "
+        f"{min(trainer_s) / min(bare_s):.3f}"
+    )
+    return figures, f"{table(figures)}\n{note}"
+
+
+def table(figures: dict[str, Any]) -> str:
+    """The figures for people."""
+    settings, rows = figures["settings"], figures["rows"]
+    precision = {"no": "fp32"}.get(settings["mixed_precision"], settings["mixed_precision"])
+    lines = [
+        f"{figures['device']}: best matmul {figures['ceiling_tflops']:.3g} TFLOP/s in {precision}",
+        f"{settings['size']}: {settings['parameters'] / 1e6:,.1f}M parameters, {settings['trainable'] / 1e6:.2f}M in "
+        f"the LoRA; {settings['batch_size']} pair(s) of {settings['height']}x{2 * settings['width']} pixels, "
+        f"{settings['image_tokens']} + {settings['text_tokens']} tokens; useful work of a step "
+        f"{settings['forward_tflop']:.4g} + {settings['backward_tflop']:.4g} TFLOP",
+        "",
+        f"{'variant':<10}{'s/step':>10}{'pairs/s':>10}{'TFLOP/s':>10}{'of ceiling':>12}{'peak GiB':>10}{'ratio':>8}",
+    ]
+    for row in rows:
+        ratio = 1.0 if row["variant"] == "bare" else figures["ratio"]
+        lines.append(
+            f"{row['variant']:<10}{row['s_per_step']:>10.4f}{row['pairs_per_s']:>10.3f}{row['tflops']:>10.3g}"
+            f"{row['share_of_ceiling']:>12.1%}{row['peak_gib']:>10.2f}{ratio:>8.3f}"
+        )
+    lines += [
+        "",
+        f"encoding a batch (VAE, mask, noise), apart from the step: {figures['encode_s']:.4f} s",
+        f"peak memory: of {settings['peak_gib_of']}",
+    ]
+    return "\n".join(lines)
+
+
+def main(input_args: Sequence[str] | None = None) -> int:
+    """Run the benchmark and return the exit code."""
+    args = parse_args(input_args)
+    if args.size == "full" and not torch.cuda.is_available():
+        print("error: --size full needs a CUDA GPU, and none is visible: use --size cpu", file=sys.stderr)
+        return 1
+    try:
+        figures, report = benchmark(args)
+        print(report)
+        if args.json:
+            args.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    except (OSError, RuntimeError, ValueError) as error:
+        print(f"error: {str(error).splitlines()[0]}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
