@@ -1,0 +1,452 @@
+"""Whole runs through ``main``: what they leave behind, how they resume, fail and share work between processes."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from conftest import HEIGHT, ROOT, WIDTH, forget_accelerator
+from diffusers import FluxFillPipeline, FluxTransformer2DModel
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+import train_flux_inpaint as tfi
+
+NO_TEXT = dict.fromkeys(("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"))
+#: Flags of the straight run and of those that are compared with it.
+STRAIGHT = (
+    "--max_train_steps 4 --lr_scheduler cosine --learning_rate 1e-2 --lora_alpha 6 --checkpointing_steps 1 "
+    "--checkpoints_total_limit 2 --validation_steps 2 --guidance_scale 2.5 --caption_dropout 0"
+).split()
+
+
+@dataclass
+class Finished:
+    """A run that ``main`` has driven, its folder, and the model's parameters as they were before the first step."""
+
+    run: tfi.Run
+    folder: Path
+    before: dict[str, torch.Tensor]
+
+    def read(self, name: str) -> dict:
+        return json.loads((self.folder / name).read_text(encoding="utf-8"))
+
+    def losses(self) -> list[dict]:
+        return [json.loads(line) for line in (self.folder / "logs" / "losses.jsonl").read_text().splitlines()]
+
+    def names(self) -> set[str]:
+        return {path.name for path in self.folder.iterdir()}
+
+
+def drive(args: argparse.Namespace) -> Finished:
+    """Run ``main`` and keep hold of what it trained."""
+    seen: list[Finished] = []
+    plain_train = tfi.train
+
+    def watched(run: tfi.Run, *rest: object) -> None:
+        before = {name: parameter.detach().clone() for name, parameter in run.model.named_parameters()}
+        seen.append(Finished(run, run.folder, before))
+        plain_train(run, *rest)
+
+    forget_accelerator()
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(tfi, "train", watched)
+            tfi.main(args)
+    finally:
+        forget_accelerator()
+    return seen[0]
+
+
+@pytest.fixture(scope="module")
+def straight(tiny_args: Callable[..., argparse.Namespace]) -> Finished:
+    """Four steps in one go."""
+    return drive(tiny_args(*STRAIGHT))
+
+
+class FailsAtThePicture(tfi.VitonHDTestDataset):
+    """Raises when row number ``left`` is read in training."""
+
+    left = 0
+
+    def __getitem__(self, index: int) -> dict:
+        if self.phase == "train":
+            type(self).left -= 1
+            if self.left < 0:
+                raise OSError("the disk is gone")
+        return super().__getitem__(index)
+
+
+@pytest.fixture(scope="module")
+def broken(tiny_args: Callable[..., argparse.Namespace]) -> Path:
+    """Folder of a run like ``straight`` whose disk fails while the third batch is read."""
+    args = tiny_args(*STRAIGHT)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tfi, "VitonHDTestDataset", FailsAtThePicture)
+        patch.setattr(FailsAtThePicture, "left", 4)
+        with pytest.raises(OSError, match="the disk is gone"):
+            drive(args)
+    return Path(args.output_dir)
+
+
+def forward(transformer: FluxTransformer2DModel) -> torch.Tensor:
+    """Output on one fixed random input."""
+    draw = torch.Generator().manual_seed(1)
+    shapes = {"hidden_states": (1, 4, 384), "encoder_hidden_states": (1, 5, 32), "pooled_projections": (1, 32)}
+    inputs = {name: torch.randn(shape, generator=draw) for name, shape in shapes.items()}
+    ids = {"txt_ids": torch.zeros(5, 3), "img_ids": torch.tensor([[0.0, y, x] for y in (0, 1) for x in (0, 1)])}
+    with torch.no_grad():
+        return transformer(**inputs, **ids, timestep=torch.tensor([0.7]), guidance=torch.ones(1)).sample
+
+
+# ------------------------------------------------------------------------------------------------- what is left
+
+
+def test_a_run_leaves_exactly_its_files(straight):
+    assert straight.names() == {
+        "pytorch_lora_weights.safetensors",
+        "checkpoint-3",  # of the checkpoints 1 to 4 the newest two are kept
+        "checkpoint-4",
+        "validation",
+        "logs",
+        "run.json",
+    }
+    saved = {"pytorch_lora_weights.safetensors", "training_state.pt"}
+    for step in (3, 4):
+        assert {path.name for path in (straight.folder / f"checkpoint-{step}").iterdir()} == saved
+    assert {path.name for path in (straight.folder / "validation").iterdir()} == {
+        "step-0.png",
+        "step-2.png",
+        "step-4.png",
+    }
+
+
+def test_run_json_says_what_ran(straight):
+    facts = straight.read("run.json")
+    assert (facts["status"], facts["step"], facts["world_size"], facts["device"]) == ("done", 4, 1, "cpu")
+    assert facts["weights"] == "pytorch_lora_weights.safetensors"
+    assert facts["trainable_parameters"] == 4 * 13568  # worked out in test_train_flux_inpaint.py
+    assert facts["resumed_from_step"] is None
+    assert facts["arguments"] == {**vars(straight.run.args)} and facts["arguments"]["lora_alpha"] == 6
+    assert facts["dataset"]["train"]["rows"] == 8 and facts["dataset"]["validation"]["rows"] == 3
+    assert facts["versions"]["torch"] == torch.__version__
+    assert facts["seconds_per_step"] > 0
+    assert facts["pairs_per_second"] == pytest.approx(2 / facts["seconds_per_step"])
+
+
+def test_losses_are_written_and_add_up(straight):
+    lines = straight.losses()
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    # A pair has 16 x 24 latent cells: 16 x 12 garment. The mask box, 24-72 x 40-100 pixels, touches 8 rows and 6
+    # columns of the other 16 x 12.
+    for line in lines:
+        parts = 192 * line["loss_garment"] + 48 * line["loss_mask"] + 144 * line["loss_background"]
+        assert line["loss"] == pytest.approx(parts / 384, rel=1e-5)
+    # lr after step n of 4: cosine of half a turn
+    expected = [1e-2 * (1 + np.cos(np.pi * n / 4)) / 2 for n in range(1, 5)]
+    assert [line["lr"] for line in lines] == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # its reader never closes its file
+def test_tensorboard_holds_the_same_curves_and_the_pictures(straight):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(straight.folder / "logs" / "train"), size_guidance={"images": 0})
+    events.Reload()
+    for name in ("loss", "loss_garment", "loss_mask", "loss_background", "lr"):
+        logged = {event.step: event.value for event in events.Scalars(name)}
+        assert logged == pytest.approx({line["step"]: line[name] for line in straight.losses()}, rel=1e-6)
+    images = events.Images("validation")
+    assert [image.step for image in images] == [0, 2, 4]
+    sheet = Image.open(straight.folder / "validation" / "step-0.png")
+    assert (images[0].width, images[0].height) == sheet.size
+    del events
+    gc.collect()
+
+
+def test_validation_pictures_show_garment_masked_person_result_and_truth(straight):
+    """128 x 96 pictures are drawn twice as large; gaps of 6, lines of text of 22 pixels, 4 columns, 2 rows."""
+    sheets = [np.asarray(Image.open(straight.folder / "validation" / f"step-{step}.png")) for step in (0, 2, 4)]
+    width, height, gap, line = 2 * WIDTH, 2 * HEIGHT, 6, 22
+    assert all(sheet.shape == (line + 2 * (line + height + gap), 4 * (width + gap) + gap, 3) for sheet in sheets)
+
+    def cell(sheet: np.ndarray, row: int, column: int) -> np.ndarray:
+        top, left = line + row * (line + height + gap) + line, gap + column * (width + gap)
+        return sheet[top : top + height, left : left + width]
+
+    for sheet in sheets:
+        for row in range(2):
+            garment, masked, result, truth = (cell(sheet, row, column) for column in range(4))
+            assert (garment == (10 * row, 100, 250)).all()
+            assert (truth == (200, 10 * row, 50)).all()
+            assert (masked[80:200, 48:144] == 128).all()  # the mask box, twice as large
+            assert (masked[:80] == (200, 10 * row, 50)).all()
+            assert result.std() > 0
+    results = [cell(sheet, 0, 2).astype(int) for sheet in sheets]
+    assert np.abs(results[2] - results[0]).mean() > 1  # four steps at a high rate show
+
+
+def test_text_says_what_the_columns_are(straight, monkeypatch, tmp_path):
+    seen = []
+    monkeypatch.setattr(tfi, "labelled_grid", lambda *a: seen.append(a) or Image.new("RGB", (8, 8)))
+    monkeypatch.setattr(straight.run, "accelerator", SimpleNamespace(device=torch.device("cpu"), trackers=[]))
+    monkeypatch.setattr(straight.run, "folder", tmp_path)
+    sample = tfi.VitonHDTestDataset(straight.run.args.dataroot, "test", size=(HEIGHT, WIDTH))[1]
+    straight.run.validate([sample])
+    _, columns, labels = seen[0]
+    assert columns == ["garment", "masked person", "result, step 4", "truth"]
+    assert labels[0].strip() == "001_00.jpg"
+
+
+# --------------------------------------------------------------------------------------------------------- LoRA
+
+
+def test_the_lora_file_tells_how_to_use_it(straight):
+    with safe_open(straight.folder / "pytorch_lora_weights.safetensors", "pt") as file:
+        told, names = file.metadata(), set(file.keys())
+        dtypes = {file.get_tensor(name).dtype for name in names}
+    args = straight.run.args
+    assert (told["rank"], told["alpha"], told["target_modules"]) == ("4", "6.0", "all")
+    assert told["base_model"] == args.pretrained_model_name_or_path
+    assert told["transformer"] == args.pretrained_inpaint_model_name_or_path
+    assert (told["guidance_scale"], told["prompt"]) == ("2.5", tfi.DEFAULT_PROMPT)
+    assert (told["height"], told["width"], told["max_sequence_length"]) == ("128", "96", "96")
+    adapter = json.loads(told["lora_adapter_metadata"])
+    assert (adapter["transformer.r"], adapter["transformer.lora_alpha"]) == (4, 6.0)
+    layers = 2 * (8 + 4) + 2 * (3 + 2)
+    assert len(names) == 2 * layers and all(name.startswith("transformer.") for name in names)
+    assert dtypes == {torch.float32}
+
+
+def test_a_plain_pipeline_loads_the_lora_and_draws_otherwise(straight, tiny_flux_fill):
+    pipeline = FluxFillPipeline.from_pretrained(tiny_flux_fill, torch_dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    base, sample = forward(pipeline.transformer), np.zeros((64, 64, 3), np.uint8) + 90
+
+    def picture() -> np.ndarray:
+        return pipeline(
+            prompt="red top", image=Image.fromarray(sample), mask_image=Image.new("L", (64, 64), 255), height=64,
+            width=64, num_inference_steps=2, max_sequence_length=32, generator=torch.Generator().manual_seed(0),
+            output_type="np",
+        ).images[0]  # fmt: skip
+
+    before = picture()
+    pipeline.load_lora_weights(straight.folder)
+    trained, loaded = forward(straight.run.model), forward(pipeline.transformer)
+    torch.testing.assert_close(loaded, trained, rtol=0, atol=1e-5)
+    assert (trained - base).abs().max() > 0.05
+    assert np.abs(picture() - before).max() > 0.01
+    pipeline.unload_lora_weights()
+    assert np.array_equal(picture(), before)
+
+
+def test_the_frozen_base_is_bit_identical_and_every_matrix_moved(straight):
+    for name, parameter in straight.run.model.named_parameters():
+        assert torch.equal(parameter, straight.before[name]) == ("lora_" not in name), name
+
+
+# ------------------------------------------------------------------------------------------- resume and failure
+
+
+def test_a_failed_run_says_so_and_keeps_its_checkpoints(broken):
+    facts = json.loads((broken / "run.json").read_text())
+    assert (facts["status"], facts["step"]) == ("failed", 2)
+    assert {path.name for path in broken.iterdir()} == {
+        "checkpoint-1",
+        "checkpoint-2",
+        "validation",
+        "logs",
+        "run.json",
+    }
+    assert "weights" not in facts
+
+
+def test_resuming_equals_never_having_stopped(straight, broken, tiny_args, tmp_path):
+    shutil.copytree(broken, tmp_path / "out")
+    resumed = drive(tiny_args(*STRAIGHT, "--output_dir", tmp_path / "out", "--resume_from_checkpoint", "latest"))
+    assert resumed.losses() == straight.losses()  # bit for bit: written with every digit
+    ours, theirs = (load_file(run.folder / "pytorch_lora_weights.safetensors") for run in (resumed, straight))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    pictures = [(run.folder / "validation" / "step-4.png").read_bytes() for run in (resumed, straight)]
+    assert pictures[0] == pictures[1]
+    facts = resumed.read("run.json")
+    assert (facts["status"], facts["resumed_from_step"], facts["step"]) == ("done", 2, 4)
+    assert {name for name in resumed.names() if name.startswith("checkpoint")} == {"checkpoint-3", "checkpoint-4"}
+
+
+def test_latest_in_an_empty_folder_starts_afresh_and_a_missing_checkpoint_is_named(tiny_args, tmp_path, accelerator):
+    args = tiny_args("--resume_from_checkpoint", "latest", "--output_dir", tmp_path)
+    assert tfi.find_checkpoint(args) is None
+    for name in (2, 10, 9):
+        (tmp_path / f"checkpoint-{name}").mkdir()
+    (tmp_path / "checkpoint-99-tmp").mkdir()
+    assert tfi.find_checkpoint(args) == tmp_path / "checkpoint-10"
+    args.resume_from_checkpoint = str(tmp_path / "checkpoint-9")  # there, but not complete
+    with pytest.raises(ValueError, match=r"--resume_from_checkpoint .*checkpoint-9: no complete checkpoint there"):
+        tfi.find_checkpoint(args)
+    args.resume_from_checkpoint = None
+    assert tfi.find_checkpoint(args) is None
+
+
+def test_an_earlier_run_is_neither_overwritten_nor_mixed(tiny_args, tmp_path):
+    for name in ("checkpoint-4", "validation", "logs"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "old.txt").write_text("old")
+    for name in ("pytorch_lora_weights.safetensors", "run.json", "notes.txt"):
+        (tmp_path / name).write_text("old")
+    present = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ValueError, match=rf"{tmp_path} holds an earlier run .* --overwrite_output_dir"):
+        tfi.main(tiny_args("--output_dir", tmp_path))
+    forget_accelerator()
+    assert sorted(tmp_path.rglob("*")) == present
+    tfi.prepare_output_dir(tiny_args("--output_dir", tmp_path, "--resume_from_checkpoint", "latest"))
+    assert sorted(tmp_path.rglob("*")) == present
+    tfi.prepare_output_dir(tiny_args("--output_dir", tmp_path, "--overwrite_output_dir"))
+    assert {path.name for path in tmp_path.rglob("*")} == {"logs", "notes.txt"}  # the user's own file stays
+
+
+def test_another_runs_lora_does_not_resume(broken, tiny_args, tmp_path):
+    args = tiny_args(
+        "--max_train_steps", 4, "--lora_target_modules", "attention", "--validation_steps", 0,
+        "--resume_from_checkpoint", broken / "checkpoint-2",
+    )  # fmt: skip
+    with pytest.raises(ValueError, match=r"checkpoint-2 holds another LoRA than these flags make"):
+        drive(args)
+
+
+# ---------------------------------------------------------------------------------------------- other ways to run
+
+
+def test_bf16_trains_and_draws(tiny_args):
+    args = tiny_args(
+        "--mixed_precision", "bf16", "--max_train_steps", 2, "--gradient_checkpointing", "--num_validation_images", 1
+    )
+    done = drive(args)
+    assert done.read("run.json")["status"] == "done"
+    assert {path.name for path in (done.folder / "validation").iterdir()} == {"step-0.png", "step-2.png"}
+    assert {path.name for path in done.folder.glob("checkpoint-*")} == {"checkpoint-2"}
+    assert all(np.isfinite(line["loss"]) for line in done.losses())
+    dtypes = {"lora_" in name: parameter.dtype for name, parameter in done.run.model.named_parameters()}
+    assert dtypes == {True: torch.float32, False: torch.bfloat16}
+    saved = load_file(done.folder / "pytorch_lora_weights.safetensors")
+    assert {tensor.dtype for tensor in saved.values()} == {torch.float32}
+    assert any(tensor.any() for name, tensor in saved.items() if "lora_B" in name)
+
+
+def test_the_base_models_attention_trains_and_nothing_else(tiny_args, tiny_flux_fill):
+    flags = "--train_base_model --max_train_steps 2 --learning_rate 1e-3 --validation_steps 0 --report_to none"
+    done = drive(tiny_args(*flags.split(), "--checkpointing_steps", 1, "--logging_steps", 2, "--num_train_epochs", 9))
+    assert done.names() == {"transformer", "checkpoint-1", "checkpoint-2", "logs", "run.json"}  # no pictures
+    assert {path.name for path in (done.folder / "logs").iterdir()} == {"losses.jsonl"}  # and no tracker
+    assert [line["step"] for line in done.losses()] == [2]  # one reading over two steps
+    assert done.read("run.json")["weights"] == "transformer"
+
+    saved = FluxTransformer2DModel.from_pretrained(done.folder / "transformer")
+    base = FluxTransformer2DModel.from_pretrained(tiny_flux_fill, subfolder="transformer").state_dict()
+    changed = {name for name, tensor in saved.state_dict().items() if not torch.equal(tensor, base[name])}
+    # In the last double block the text stream's output goes into the single blocks, so all of attention learns.
+    assert changed == {name for name in base if ".attn." in name}
+    torch.testing.assert_close(forward(saved), forward(done.run.model), rtol=0, atol=1e-6)
+
+    again = drive(tiny_args(*flags.split(), "--resume_from_checkpoint", done.folder / "checkpoint-1"))
+    resumed = FluxTransformer2DModel.from_pretrained(again.folder / "transformer").state_dict()
+    assert all(torch.equal(tensor, resumed[name]) for name, tensor in saved.state_dict().items())
+
+
+def test_epochs_become_steps_and_no_checkpoint_is_kept_at_zero(tiny_args):
+    """2 passes over 8 rows in steps of 2 x 3 pairs: 16 / 6, rounded up."""
+    flags = "--num_train_epochs 2 --gradient_accumulation_steps 3 --checkpointing_steps 0 --validation_steps 0"
+    done = drive(tiny_args(*flags.split(), "--report_to", "none", "--dataloader_num_workers", 1))
+    assert [line["step"] for line in done.losses()] == [1, 2, 3]
+    assert done.names() == {"pytorch_lora_weights.safetensors", "logs", "run.json"}
+    assert done.read("run.json")["arguments"]["max_train_steps"] == 3
+
+
+# -------------------------------------------------------------------------------------------------- two processes
+
+WATCHED = """
+import hashlib, json, os, sys
+from pathlib import Path
+import train_flux_inpaint as tfi
+
+out, rank = Path(sys.argv[1]), os.environ["RANK"]
+encode, lines = tfi.Run.encode, []
+
+def watched(run, samples, forward_pass):
+    batch = encode(run, samples, forward_pass)
+    digest = hashlib.sha256(batch.noise.numpy().tobytes()).hexdigest()
+    world = run.accelerator.num_processes
+    lines.append({"world": world, "rows": samples["im_name"], "noise": digest, "times": batch.timesteps.tolist()})
+    return batch
+
+tfi.Run.encode = watched
+tfi.main(tfi.parse_args(sys.argv[2:]))
+ours = sorted(name for name in sys.modules if name.split(".")[0] == "deepfashion_training")
+(out / f"rank-{rank}.json").write_text(json.dumps({"lines": lines, "modules": ours}))
+"""
+
+
+@dataclass
+class TwoRanks:
+    """What each of two processes saw, and the folder that they trained into."""
+
+    folder: Path
+    ranks: list[dict]
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tiny_flags: Callable[..., list[str]], tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoRanks]:
+    here = tmp_path_factory.mktemp("ranks")
+    (here / "watched.py").write_text(WATCHED, encoding="utf-8")
+    flags = "--max_train_steps 3 --checkpointing_steps 2 --validation_steps 0 --report_to none"
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"),
+        *(str(here / "watched.py"), str(here)),
+        *tiny_flags(*flags.split(), "--output_dir", here / "out"),
+    ]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-5000:]
+    yield TwoRanks(here / "out", [json.loads((here / f"rank-{rank}.json").read_text()) for rank in (0, 1)])
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_rows_and_draw_their_own_noise(two_ranks):
+    first, second = (rank["lines"] for rank in two_ranks.ranks)
+    assert [line["world"] for line in first + second] == [2] * 6
+    for ours, theirs in zip(first, second, strict=True):
+        assert ours["times"] != theirs["times"]
+    assert len({line["noise"] for line in first + second}) == 6
+    rows = [row for ours, theirs in zip(first, second, strict=True) for row in ours["rows"] + theirs["rows"]]
+    assert sorted(rows[:8]) == [f"{row:03d}_00.jpg" for row in range(8)]  # an epoch is two steps of 2 x 2
+    assert len(set(rows[8:])) == 4
+
+
+@pytest.mark.slow
+def test_two_processes_write_one_run(two_ranks):
+    names = {path.name for path in two_ranks.folder.iterdir()}
+    assert names == {"pytorch_lora_weights.safetensors", "checkpoint-2", "checkpoint-3", "logs", "run.json"}
+    facts = json.loads((two_ranks.folder / "run.json").read_text())
+    assert (facts["world_size"], facts["status"], facts["step"]) == (2, "done", 3)
+    lines = (two_ranks.folder / "logs" / "losses.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3]
+
+
+@pytest.mark.slow
+def test_the_trainer_runs_without_the_package_around_it(two_ranks):
+    """In a fresh interpreter with the repository on its path, no module of the package is loaded."""
+    assert [rank["modules"] for rank in two_ranks.ranks] == [[], []]
