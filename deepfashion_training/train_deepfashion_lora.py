@@ -37,6 +37,15 @@ class _Parser(argparse.ArgumentParser):
         raise WrongUseError(message)
 
 
+def _cloth_types(text: str) -> str:
+    from deepfashion_training.pairs.garment_types import TYPE_NAMES, parse_cloth_types
+
+    try:
+        return ",".join(TYPE_NAMES[number] for number in parse_cloth_types(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Parser of the wrapper's own flags."""
     parser = _Parser(
@@ -59,7 +68,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--validation_fraction", type=float, default=0.05, help="share of people held out when it has to be made")
     add("--max_train_samples", type=int, help="train on this many rows, of all garment types")
     add("--max_validation_samples", type=int, help="validate on this many rows, of all garment types")
-    add("--cloth_types", default="upper,lower,full", metavar="LIST", help="garment types to use: upper,lower,full")
+    add("--cloth_types", type=_cloth_types, default="upper,lower,full", metavar="LIST", help="garment types to use")
     switch = argparse.BooleanOptionalAction
     add("--balance_cloth_types", action=switch, default=False, help="draw every garment type equally often")
     add(
@@ -183,17 +192,25 @@ def _same_on_every_rank(folder: Path) -> Path:
     """Rank 0's choice of ``folder``, on every rank."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return folder
-    from accelerate import PartialState
     from accelerate.utils import broadcast_object_list
 
-    PartialState()
+    process_state()
     return Path(broadcast_object_list([str(folder)])[0])
+
+
+def process_state() -> Any:
+    """accelerate's state of this process, made as its ``Accelerator`` will want it: the first one made is kept."""
+    from accelerate import PartialState
+    from accelerate.utils import parse_flag_from_env
+
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
 
 
 def check(args: argparse.Namespace) -> None:
     """Raise ``ValueError`` for anything that would stop the run later and can be known before models are loaded."""
     import torch
 
+    from deepfashion_training.deepfashion_dataset import DeepFashionDataset
     from deepfashion_training.models import access
 
     access.check_writable(Path(args.output_dir))
@@ -204,48 +221,52 @@ def check(args: argparse.Namespace) -> None:
         access.check_models(pipeline, transformer, *revisions)
     if not torch.cuda.is_available() and not Path(pipeline or "").is_dir():
         raise ValueError("no CUDA GPU is visible, and a 12B model needs one: add --embedded to try it on this machine")
+    options = dataset_options(args)
+    if Path(args.dataset_name).exists() or not (_draws_wardrobe(args) or args.dataset_name.count("/") == 1):
+        DeepFashionDataset(args.dataset_name, "train", options=options)
 
 
 def draw_wardrobe(folder: Path) -> None:
     """The drawn wardrobe of ``--embedded`` in ``folder``, unless it is there already; rank 0 draws it."""
-    from accelerate import PartialState
-
     from deepfashion_training.embedded.wardrobe import write_wardrobe
 
-    with PartialState().main_process_first():
+    with process_state().main_process_first():
         if not folder.exists():
             write_wardrobe(folder, rows=240, seed=0, size=(256, 192), num_proc=os.cpu_count() or 1)
 
 
+def dataset_options(args: argparse.Namespace) -> Any:
+    """The ``DatasetOptions`` that the flags ask for; raises ``ValueError`` for a value out of range."""
+    from deepfashion_training.deepfashion_dataset import DatasetOptions
+    from deepfashion_training.pairs.garment_types import parse_cloth_types
+
+    same = "train_split validation_split validation_fraction max_train_samples max_validation_samples".split()
+    same += "balance_cloth_types resize_mode max_bad_rows".split()
+    return DatasetOptions(
+        cloth_types=parse_cloth_types(args.cloth_types),
+        revision=args.dataset_revision,
+        **{name: getattr(args, name) for name in same},
+    )
+
+
 def run(args: argparse.Namespace, script: ModuleType) -> None:
     """Train with ``script`` on our dataset, then write the model card and say where everything is."""
-    from accelerate import PartialState
-
     from deepfashion_training import upstream
-    from deepfashion_training.deepfashion_dataset import DatasetOptions, DeepFashionDataset
-    from deepfashion_training.pairs.garment_types import parse_cloth_types
+    from deepfashion_training.deepfashion_dataset import DeepFashionDataset
     from deepfashion_training.reports.model_card import write_model_card
 
-    options = DatasetOptions(
-        train_split=args.train_split,
-        validation_split=args.validation_split,
-        validation_fraction=args.validation_fraction,
-        max_train_samples=args.max_train_samples,
-        max_validation_samples=args.max_validation_samples,
-        cloth_types=parse_cloth_types(args.cloth_types),
-        balance_cloth_types=args.balance_cloth_types,
-        resize_mode=args.resize_mode,
-        max_bad_rows=args.max_bad_rows,
-        revision=args.dataset_revision,
-    )
-    if args.embedded and args.dataset_name == str(Path(args.output_dir) / "wardrobe"):
+    if _draws_wardrobe(args):
         draw_wardrobe(Path(args.dataset_name))
-    dataset = functools.partial(DeepFashionDataset, options=options)
+    dataset = functools.partial(DeepFashionDataset, options=dataset_options(args))
     with upstream.patched(script, VitonHDTestDataset=dataset):
         script.main(args)
-    if PartialState().is_main_process:
+    if process_state().is_main_process:
         card = write_model_card(Path(args.output_dir))
         sys.stdout.write(closing_lines(args, card))
+
+
+def _draws_wardrobe(args: argparse.Namespace) -> bool:
+    return args.embedded and args.dataset_name == str(Path(args.output_dir) / "wardrobe")
 
 
 def closing_lines(args: argparse.Namespace, card: Path) -> str:
@@ -274,6 +295,8 @@ def closing_lines(args: argparse.Namespace, card: Path) -> str:
 def main(argv: list[str] | None = None) -> int:
     """Run the command with ``argv``; returns the exit code."""
     argv = sys.argv[1:] if argv is None else argv
+    # Read when torch is loaded: threads that spin while they wait make a CPU step 15 times slower on a shared core.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         if {"-h", "--help"} & set(argv):
             build_parser().print_help()
@@ -300,7 +323,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def quiet_libraries() -> None:
-    """Keep the libraries' own progress bars from breaking into the bar of the training."""
+    """Keep the libraries' progress bars out of the bar of the training, and a warning that no user can act on away."""
+    import warnings
+
     import datasets
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
@@ -308,6 +333,8 @@ def quiet_libraries() -> None:
     datasets.disable_progress_bars()
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
+    # diffusers before 0.38 knows this argument by no other name, so the trainer has to use it.
+    warnings.filterwarnings("ignore", message=".*torch_dtype.*", category=FutureWarning)
 
 
 def describe(error: Exception) -> str:

@@ -158,7 +158,11 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     import torch
 
-    pipeline = random_fill_pipeline(args.seed).to(dtype=torch.float16)
+    pipeline = random_fill_pipeline(args.seed)
+    # diffusers loads half-precision files as fp32 unless told otherwise, transformers leaves them as they are: with the
+    # text encoders kept in fp32, a plain from_pretrained gives one precision throughout.
+    pipeline.transformer.to(torch.float16)
+    pipeline.vae.to(torch.float16)
     pipeline.save_pretrained(args.output_dir, safe_serialization=True)
     sys.stdout.write(f"small FLUX-Fill written to {args.output_dir}\n")
     return 0

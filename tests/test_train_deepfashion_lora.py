@@ -1,0 +1,259 @@
+"""The wrapper: where values come from, what it refuses, and whole runs through the commands that a user types."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+
+from deepfashion_training import train_deepfashion_lora as wrapper
+from deepfashion_training.embedded.make_base import TINY_FLUX_FILL
+
+ROOT = Path(__file__).resolve().parents[1]
+LAUNCHER = ROOT / "deepfashion_training" / "train_deepfashion_lora.sh"
+QUICK = ["--preset", "quick_test", "--embedded"]
+
+
+def command(*arguments: str | Path, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("ACCELERATE")}
+    clean |= {"HF_HUB_OFFLINE": "1", "PYTHON": sys.executable, **environment}
+    return subprocess.run(list(map(str, arguments)), cwd=cwd, env=clean, capture_output=True, text=True)
+
+
+def resolve(tmp_path: Path, *argv: str):
+    return wrapper.resolve([*argv, f"--output_dir={tmp_path / 'out'}"])[0]
+
+
+def preset(tmp_path: Path, text: str) -> str:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+# ---- values
+
+
+def test_the_users_flag_beats_the_preset_which_beats_the_trainer(tmp_path: Path) -> None:
+    mine = preset(tmp_path, "flags: {learning_rate: 3.0e-4, lora_rank: 4, cloth_types: lower, use_dora: true}")
+    args = resolve(tmp_path, "--preset", mine, "--lora_rank", "8", "--no-use_dora")
+    assert (args.learning_rate, args.lora_rank, args.cloth_types, args.use_dora) == (3e-4, 8, "lower", False)
+    assert args.max_grad_norm == 1.0
+    assert resolve(tmp_path, "--preset", mine, "--cloth_types", "full,upper").cloth_types == "upper,full"
+
+
+def test_embedded_lies_over_the_preset_and_under_the_user(tmp_path: Path) -> None:
+    args = resolve(tmp_path, "--preset", "low_vram", "--embedded", "--max_train_steps", "7")
+    assert (args.height, args.width, args.mixed_precision, args.quantize_base) == (128, 96, "no", None)
+    assert args.pretrained_model_name_or_path == args.pretrained_inpaint_model_name_or_path == str(TINY_FLUX_FILL)
+    assert args.dataset_name == args.dataroot == str(tmp_path / "out" / "wardrobe")
+    assert args.max_train_steps == 7
+
+
+def test_the_default_dataset_is_the_one_on_the_hub(tmp_path: Path) -> None:
+    args = resolve(tmp_path)
+    assert args.dataset_name == args.dataroot == "SaffalPoosh/deepFashion-with-masks"
+    assert resolve(tmp_path, "--dataset_name", "a/b").dataroot == "a/b"
+
+
+def test_a_default_output_directory_never_is_an_earlier_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wrapper, "REPOSITORY", tmp_path)
+    assert wrapper.resolve(QUICK)[0].output_dir == str(tmp_path / "outputs" / "quick_test")
+    (tmp_path / "outputs" / "quick_test").mkdir(parents=True)
+    assert wrapper.resolve(QUICK)[0].output_dir == str(tmp_path / "outputs" / "quick_test-2")
+    resumed = wrapper.resolve([*QUICK, "--resume_from_checkpoint", "latest"])[0]
+    assert resumed.output_dir == str(tmp_path / "outputs" / "quick_test")
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--lora_rnk", "4"], "unknown argument --lora_rnk: did you mean --lora_rank?"),
+        (["--cloth_type=lower"], "unknown argument --cloth_type=lower: did you mean --cloth_types?"),
+        (["stray"], "unknown argument stray"),
+        (["--preset", "fulll"], "the presets are full, h100, low_vram, quick_test"),
+        (["--cloth_types", "socks"], "unknown garment type 'socks'"),
+        (["--max_train_samples", "x"], "invalid int value: 'x'"),
+        (["--dataroot", "/x"], "use --dataset_name"),
+        (["--output_dir"], "expected one argument"),
+        (["--lora_rank", "0"], "--lora_rank: 0 is not at least 1"),
+        (["--height", "100"], "--height: 100 is not at least 16 and a multiple of 16"),
+    ],
+)
+def test_wrong_use_exits_with_2_and_one_line(argv: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        code = wrapper.main([*argv, "--check"] if argv != ["--output_dir"] else argv)
+    except SystemExit as stopped:  # the trainer's own parser
+        code = stopped.code
+    error = capsys.readouterr().err
+    assert code == 2
+    assert message in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("text", ["flags: [1, 2]", "just words", "flags: {lora_rank: {a: 1}}", "flags: {a: [", ""])
+def test_a_preset_that_is_none_exits_with_2(tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert wrapper.main(["--preset", preset(tmp_path, text), "--check"]) == 2
+    assert "mine.yaml" in capsys.readouterr().err
+
+
+def test_an_unknown_name_in_a_preset_is_wrong_use(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert wrapper.main(["--preset", preset(tmp_path, "flags: {lerning_rate: 1}"), "--check"]) == 2
+    assert "did you mean --learning_rate?" in capsys.readouterr().err
+
+
+def test_check_trains_nothing_and_leaves_nothing(tmp_path: Path) -> None:
+    assert wrapper.main([*QUICK, "--check", f"--output_dir={tmp_path / 'out'}"]) == 0
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_workers_traceback_is_told_as_its_last_line() -> None:
+    wrapped = ValueError("Caught ValueError in DataLoader worker process 0.\nOriginal Traceback:\n x\nrow 3 is empty\n")
+    assert wrapper.describe(wrapped) == "row 3 is empty"
+    assert wrapper.describe(KeyError("x")) == "KeyError: 'x' (--debug shows the traceback)"
+
+
+# ---- the swap
+
+
+def test_the_dataset_is_swapped_while_main_runs_and_never_longer(tmp_path: Path) -> None:
+    import train_flux_inpaint
+
+    original = train_flux_inpaint.VitonHDTestDataset
+    seen = []
+
+    class Stop(Exception):
+        pass
+
+    args, script = wrapper.resolve([*QUICK, f"--output_dir={tmp_path / 'out'}"])
+    assert script is train_flux_inpaint
+
+    def main(_: object) -> None:
+        dataset = script.VitonHDTestDataset(
+            dataroot_path=args.dataroot, phase="train", order="paired", size=(128, 96), data_list="any"
+        )
+        seen.append((type(dataset).__name__, len(dataset), dataset[0]["image"].shape))
+        raise Stop
+
+    from deepfashion_training.upstream import patched
+
+    with patched(script, main=main), pytest.raises(Stop):
+        wrapper.run(args, script)
+    assert seen == [("DeepFashionDataset", 64, torch.Size([3, 128, 192]))]
+    assert train_flux_inpaint.VitonHDTestDataset is original
+
+
+# ---- whole runs
+
+
+@pytest.fixture(scope="module")
+def quick_test(tmp_path_factory: pytest.TempPathFactory) -> tuple[subprocess.CompletedProcess[str], Path]:
+    """The launcher's quick test as a user types it, from its own folder, into a path with a space."""
+    folder = tmp_path_factory.mktemp("quick test") / "the run"
+    steps = ["--max_train_steps", "8", "--validation_steps", "4", "--checkpointing_steps", "4"]
+    arguments = ["bash", LAUNCHER.name, "--quick-test", "--embedded", "--output_dir", folder, *steps]
+    return command(*arguments, cwd=LAUNCHER.parent), folder
+
+
+@pytest.mark.slow
+def test_the_quick_test_leaves_what_the_design_promises(quick_test) -> None:
+    done, folder = quick_test
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in folder.iterdir()} == {
+        *("README.md", "checkpoint-4", "checkpoint-8", "logs", "pytorch_lora_weights.safetensors", "run.json"),
+        *("validation", "wardrobe"),
+    }
+    assert sorted(path.name for path in (folder / "validation").iterdir()) == ["step-0.png", "step-4.png", "step-8.png"]
+    Image.open(folder / "validation" / "step-8.png").verify()
+    closing = done.stdout.strip().splitlines()
+    assert [line.split()[0] for line in closing] == ["LoRA", "pictures", "report", "curves", "next"]
+    for line in closing[:3]:
+        named = line.split("  ")[-1].split(", settings")[0].strip()
+        assert (LAUNCHER.parent / named).exists(), line
+
+
+@pytest.mark.slow
+def test_the_run_is_on_record(quick_test) -> None:
+    _, folder = quick_test
+    run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    assert run["status"] == "done"
+    assert run["arguments"]["preset"] == "quick_test"
+    assert run["arguments"]["max_train_steps"] == 8
+    assert run["dataset"]["train"]["rows"] == 64
+    counts = run["dataset"]["train"]["by_type"]
+    assert set(counts) == {"upper", "lower", "full"}
+    assert sum(counts.values()) == 64
+    assert run["dataset"]["train"]["fingerprint"] != run["dataset"]["validation"]["fingerprint"]
+    assert run["dataset"]["train"]["bad_rows"] == []
+    assert run["world_size"] == 1
+    assert run["seconds_per_step"] > 0
+    assert len(run["git_revision"].removesuffix("-dirty")) == 40
+
+
+@pytest.mark.slow
+def test_the_lora_loads_in_diffusers_and_changes_the_picture(quick_test) -> None:
+    from diffusers import FluxFillPipeline
+
+    _, folder = quick_test
+    pipeline = FluxFillPipeline.from_pretrained(TINY_FLUX_FILL)
+    pipeline.set_progress_bar_config(disable=True)
+    picture, mask = Image.new("RGB", (192, 128), "white"), Image.new("L", (192, 128), 255)
+
+    def draw() -> torch.Tensor:
+        return pipeline(
+            "a shirt", image=picture, mask_image=mask, height=128, width=192, num_inference_steps=2,
+            max_sequence_length=96, generator=torch.Generator().manual_seed(0), output_type="latent",
+        ).images  # fmt: skip
+
+    before = draw()
+    pipeline.load_lora_weights(folder)
+    assert (draw() - before).abs().max() > 0.01
+    with safe_open(folder / "pytorch_lora_weights.safetensors", framework="pt") as file:
+        metadata = file.metadata()
+    assert (metadata["rank"], metadata["guidance_scale"], metadata["height"]) == ("16", "1.0", "128")
+    assert metadata["base_model"] == str(TINY_FLUX_FILL)
+    assert metadata["prompt"].startswith("The pair of images highlights a clothing")
+
+
+@pytest.mark.slow
+def test_the_model_card_tells_data_settings_and_use(quick_test) -> None:
+    _, folder = quick_test
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    for part in ("validation/step-8.png", "64 rows", "| `lora_rank` | 16 |", "load_lora_weights", "non-commercial"):
+        assert part in card
+    code = card.split("```python\n")[1].split("```")[0]
+    compile(code, "card", "exec")
+    assert len(code.splitlines()) <= 12
+
+
+@pytest.mark.slow
+def test_accelerate_launch_runs_the_wrapper(tmp_path: Path) -> None:
+    launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
+    steps = ["--max_train_steps", "1", "--validation_steps", "0", "--output_dir", tmp_path / "out"]
+    done = command(*launch, LAUNCHER.with_suffix(".py"), *QUICK, *steps)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "pytorch_lora_weights.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_two_processes_write_one_lora_into_one_directory(tmp_path: Path) -> None:
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    steps = ["--max_train_steps", "2", "--validation_steps", "2", "--num_validation_images", "1"]
+    out = tmp_path / "out"
+    done = command(
+        *launch, LAUNCHER.with_suffix(".py"), *QUICK, *steps, "--output_dir", out, ACCELERATE_USE_CPU="true",
+        OMP_NUM_THREADS="1",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    run = json.loads((out / "run.json").read_text(encoding="utf-8"))
+    assert run["world_size"] == 2
+    assert [path.name for path in out.rglob("*.safetensors") if path.parent == out] == [
+        "pytorch_lora_weights.safetensors"
+    ]
+    assert done.stdout.count("LoRA  ") == 1
