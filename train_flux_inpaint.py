@@ -9,8 +9,6 @@ This file stands alone. A wrapper that brings other data replaces ``VitonHDTestD
 yields the sample dict that ``VitonHDTestDataset`` documents, and may offer four methods, each used when present:
 ``captions()`` and ``cloth_types()`` (a list with one entry per row, read without opening pictures),
 ``sampling_weights()`` (a list, or None for uniform sampling) and ``summary()`` (facts for ``run.json``).
-
-Run ``python train_flux_inpaint.py --help`` for the flags, or ``accelerate launch train_flux_inpaint.py ...``.
 """
 
 from __future__ import annotations
@@ -19,7 +17,6 @@ import argparse
 import copy
 import difflib
 import gc
-import importlib.metadata
 import importlib.util
 import itertools
 import json
@@ -34,7 +31,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from pathlib import Path, PurePosixPath
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 import numpy as np
@@ -48,7 +46,8 @@ from diffusers import training_utils as flow
 from diffusers.optimization import get_scheduler
 from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
 from PIL import Image, ImageDraw, ImageFont
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm.auto import tqdm
 
@@ -61,6 +60,8 @@ DEFAULT_PROMPT = (
 )
 LORA_FILE = "pytorch_lora_weights.safetensors"
 
+#: Packages that decide what a run computes; their versions go on record.
+PACKAGES = "torch diffusers transformers accelerate peft safetensors numpy Pillow"
 #: Linear layers inside a double or single block, by the ending of their name.
 ATTENTION = (
     "attn.to_q attn.to_k attn.to_v attn.to_out.0 attn.add_q_proj attn.add_k_proj attn.add_v_proj attn.to_add_out"
@@ -97,7 +98,8 @@ def _number(kind: type[int] | type[float], low: float, high: float = math.inf, s
 
 
 COUNT, FROM_ZERO, SIDE = _number(int, 1), _number(int, 0), _number(int, 16, step=16)
-AMOUNT, SHARE, SWITCH = _number(float, 0), _number(float, 0, 1), argparse.BooleanOptionalAction
+AMOUNT, SHARE, FINITE = _number(float, 0), _number(float, 0, 1), _number(float, -math.inf)
+SEED, SWITCH = _number(int, 0, 2**32 - 1), argparse.BooleanOptionalAction
 SCHEDULES = ["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"]
 SCHEMES = ["sigma_sqrt", "logit_normal", "mode", "cosmap", "none"]
 
@@ -158,16 +160,16 @@ def _add_training_flags(parser: argparse.ArgumentParser) -> None:
     add("--max_grad_norm", type=AMOUNT, default=1.0, help="gradients are clipped to this norm; 0: not clipped")
     add("--gradient_checkpointing", action=SWITCH, default=False,
         help="recompute activations in the backward pass: less memory, about a third more time")
-    add("--seed", type=FROM_ZERO, default=42, help="seed of LoRA weights, row order, noise, timesteps and validation")
+    add("--seed", type=SEED, default=42, help="seed of LoRA weights, row order, noise, timesteps and validation")
 
 
 def _add_loss_and_output_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("loss").add_argument
     add("--guidance_scale", type=AMOUNT, default=1.0, help="embedded guidance, in training and validation pictures")
     add("--weighting_scheme", default="none", choices=SCHEMES, help="how timesteps are drawn and weighted")
-    add("--logit_mean", type=float, default=0.0, help="mean of logit_normal")
+    add("--logit_mean", type=FINITE, default=0.0, help="mean of logit_normal")
     add("--logit_std", type=AMOUNT, default=1.0, help="standard deviation of logit_normal")
-    add("--mode_scale", type=float, default=1.29, help="scale of mode")
+    add("--mode_scale", type=FINITE, default=1.29, help="scale of mode")
     add("--garment_loss_weight", type=AMOUNT, default=1.0, help="weight of the loss on the garment half")
     add("--mask_loss_weight", type=AMOUNT, default=1.0, help="weight of the loss on the masked area")
     add("--background_loss_weight", type=AMOUNT, default=1.0, help="weight of the loss on the rest of the person half")
@@ -181,7 +183,6 @@ def _add_loss_and_output_flags(parser: argparse.ArgumentParser) -> None:
     add("--num_validation_images", type=COUNT, default=6, help="rows in the validation picture")
     add("--num_inference_steps", type=COUNT, default=28, help="denoising steps of validation pictures")
     add("--report_to", default="tensorboard", choices=["tensorboard", "wandb", "none"], help="where curves are logged")
-    add("--logging_dir", default="logs", help="folder of the TensorBoard logs, inside the output directory")
     add("--logging_steps", type=COUNT, default=1, help="optimizer steps between two readings of the loss")
 # fmt: on
 
@@ -226,7 +227,7 @@ class VitonHDTestDataset(Dataset):
         if not pair_list.is_file():
             raise ValueError(f"no pair list {pair_list}: a VITON-HD folder has one of 'person.jpg cloth.jpg' lines")
         self.pairs: list[tuple[str, str]] = []
-        for number, line in enumerate(pair_list.read_text(encoding="utf-8").splitlines(), start=1):
+        for number, line in enumerate(pair_list.read_text("utf-8-sig").splitlines(), start=1):
             names = line.split()
             if len(names) not in (0, 2):
                 raise ValueError(f"{pair_list} line {number}: expected 'person.jpg cloth.jpg', found {line!r}")
@@ -246,7 +247,7 @@ class VitonHDTestDataset(Dataset):
         return path
 
     def _files(self, person: str, cloth: str) -> tuple[Path, ...]:
-        mask = f"{PurePosixPath(person).with_suffix('')}_mask.png"
+        mask = f"{person.rpartition('.')[0]}_mask.png"
         named = {"image": person, "cloth": cloth, "cloth-mask": cloth, "agnostic-mask": mask}
         return tuple(self._inside(self.phase, folder, name) for folder, name in named.items())
 
@@ -277,12 +278,11 @@ class VitonHDTestDataset(Dataset):
 
 
 def seed_for(seed: int, *place: int) -> int:
-    """A 64-bit seed that depends on ``seed`` and on every number in ``place``, such as rank and step.
+    """A 64-bit seed that follows from ``seed`` and from all of ``place``, such as rank and forward pass.
 
-    Random draws are a function of their place in the run, so that they need no saved state, are distinct on every
-    rank, and come out the same after a resume.
+    So random draws need no saved state, are distinct on every rank, and come out the same after a resume.
     """
-    return int(np.random.SeedSequence([seed, *place]).generate_state(1, np.uint64)[0])
+    return int(np.random.SeedSequence([seed, *place, len(place)]).generate_state(1, np.uint64)[0])
 
 
 class PairStream(Sampler[list[int]]):
@@ -343,10 +343,7 @@ def weight_dtype(args: argparse.Namespace) -> torch.dtype:
 
 
 def load_transformer(args: argparse.Namespace, dtype: torch.dtype) -> FluxTransformer2DModel:
-    """The transformer to train, from files at the root of its repository or under ``transformer/``.
-
-    Raises ``ValueError`` when neither holds one, or when it is no FLUX-Fill transformer (384 input channels).
-    """
+    """The transformer to train, from files at the root or under ``transformer/``; else raises ``ValueError``."""
     where = args.pretrained_inpaint_model_name_or_path
     hub: dict[str, Any] = {"revision": args.inpaint_revision, "cache_dir": args.cache_dir}
     try:
@@ -429,10 +426,9 @@ def distinct_prompts(args: argparse.Namespace, datasets: Sequence[Any]) -> list[
 
 
 def encode_prompts_once(args: argparse.Namespace, prompts: list[str], accelerator: Accelerator) -> PromptTable:
-    """Encode every distinct prompt, then let T5 and CLIP leave memory.
+    """Encode every distinct prompt, then let T5 and CLIP leave memory. A small table stays on the device.
 
-    The table stays on the device while it is small and in main memory otherwise. Raises ``ValueError`` when it
-    would take more than half of the main memory that is free.
+    Raises ``ValueError`` when the table would take more than half of the main memory that is free.
     """
     device, dtype = accelerator.device, weight_dtype(args)
     logger.info(f"Encoding {len(prompts)} prompt{'s' * (len(prompts) > 1)} with T5 and CLIP")
@@ -569,9 +565,8 @@ def prepare_fill_with_mask(
 ) -> torch.Tensor:  # fmt: skip
     """Fill conditioning [B, h/2 * w/2, 64 + 256], equal to what ``FluxFillPipeline`` builds.
 
-    ``masked_image`` [B,3,8h,8w] in [-1,1] with the masked area 0, ``mask`` [B,1,8h,8w] in {0,1}. The first 64
-    channels are the packed latents of the masked picture; the other 256 are the mask, each 8x8 block of pixels
-    un-shuffled into 64 channels and packed like latents.
+    ``masked_image`` [B,3,8h,8w] in [-1,1] with the masked area 0, ``mask`` [B,1,8h,8w] in {0,1}. 64 channels are the
+    packed latents of the masked picture, 256 the mask: 8x8 pixels un-shuffled into 64 channels and packed alike.
     """
     image_latents = encode_images_to_latents(vae, masked_image, dtype, generator)
     scale = mask.shape[-1] // image_latents.shape[-1]
@@ -680,7 +675,7 @@ def labelled_grid(rows: Sequence[Sequence[Image.Image]], columns: Sequence[str],
     for column, name in enumerate(columns):
         draw.text((gap + column * (width + gap), line // 2), name, "black", font, anchor="lm")
     for number, (row, label) in enumerate(zip(rows, labels, strict=True)):
-        top = line + number * (line + height + gap)
+        top, label = line + number * (line + height + gap), " ".join(label.split())
         while label and draw.textlength(label, font) > sheet.width - 2 * gap:
             label = label.removesuffix("…")[:-1] + "…"
         draw.text((gap, top + line // 2), label, "dimgray", font, anchor="lm")
@@ -688,12 +683,6 @@ def labelled_grid(rows: Sequence[Sequence[Image.Image]], columns: Sequence[str],
             place = (gap + column * (width + gap), top + line)
             sheet.paste(picture.resize((width, height), Image.Resampling.NEAREST), place)
     return sheet
-
-
-def package_versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide what a run computes."""
-    names = "torch diffusers transformers accelerate peft safetensors numpy Pillow".split()
-    return {"python": sys.version.split()[0], **{name: importlib.metadata.version(name) for name in names}}
 
 
 def git_revision() -> str | None:
@@ -707,17 +696,18 @@ def git_revision() -> str | None:
 
 def prepare_output_dir(args: argparse.Namespace) -> None:
     """Make the output directory. Raises ``ValueError`` when it holds a run that nobody said to continue or delete."""
-    folder, logs = Path(args.output_dir), Path(args.output_dir, args.logging_dir)
-    earlier = [path for pattern in ("checkpoint-*", LORA_FILE, "transformer") for path in folder.glob(pattern)]
-    if not args.resume_from_checkpoint:
-        if earlier and not args.overwrite_output_dir:
+    folder = Path(args.output_dir)
+    made = [folder / name for name in (LORA_FILE, "transformer", "run.json")]
+    earlier = [*checkpoints_in(folder), *(path for path in made if path.exists())]
+    if earlier and not args.resume_from_checkpoint:
+        if not args.overwrite_output_dir:
             raise ValueError(
                 f"{folder} holds an earlier run ({earlier[0].name}): choose another --output_dir, continue it with "
                 "--resume_from_checkpoint latest, or delete it with --overwrite_output_dir"
             )
-        for path in [*earlier, folder / "validation", logs, folder / "run.json", folder / "README.md"]:
+        for path in [*earlier, folder / "validation", folder / "logs", folder / "README.md"]:
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    logs.mkdir(parents=True, exist_ok=True)
+    (folder / "logs").mkdir(parents=True, exist_ok=True)
 
 
 def find_checkpoint(args: argparse.Namespace) -> Path | None:
@@ -736,17 +726,17 @@ def find_checkpoint(args: argparse.Namespace) -> Path | None:
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
-    """Checkpoint folders, earliest step first."""
-    return sorted(folder.glob("checkpoint-*[0-9]"), key=lambda path: int(path.name.split("-")[1]))
+    """Checkpoint folders, earliest step first; other names that begin alike are not checkpoints."""
+    found = [path for path in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
+    return sorted(found, key=lambda path: int(path.name.split("-")[1]))
 
 
 def start(args: argparse.Namespace) -> Accelerator:
     """Accelerator of this process, with seeds set and the output directory there."""
-    logs = str(Path(args.output_dir, args.logging_dir))
     accelerator = Accelerator(
         gradient_accumulation_steps=args.gradient_accumulation_steps, mixed_precision=args.mixed_precision,
         log_with=None if args.report_to == "none" else args.report_to,
-        project_config=ProjectConfiguration(project_dir=args.output_dir, logging_dir=logs),
+        project_config=ProjectConfiguration(project_dir=args.output_dir, logging_dir=f"{args.output_dir}/logs"),
     )  # fmt: skip
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = args.allow_tf32
     set_seed(args.seed)  # the same on every rank, so that every rank begins with the same LoRA
@@ -826,7 +816,7 @@ class Run:
         progress.set_postfix_str(f"loss {curves['loss']:.4f}, lr {curves['lr']:.2g}")
         self.accelerator.log(curves, step=self.step)
         if self.accelerator.is_main_process:
-            with (self.folder / self.args.logging_dir / "losses.jsonl").open("a", encoding="utf-8") as lines:
+            with (self.folder / "logs" / "losses.jsonl").open("a", encoding="utf-8") as lines:
                 lines.write(json.dumps({"step": self.step, **curves}) + "\n")
 
     def validate(self, samples: Sequence[dict[str, Any]]) -> None:
@@ -871,7 +861,8 @@ class Run:
         torch.save({"step": self.step, **state}, staged / "training_state.pt")
         shutil.rmtree(final, ignore_errors=True)
         staged.rename(final)
-        for path in checkpoints_in(self.folder)[: -(self.args.checkpoints_total_limit or sys.maxsize)]:
+        others = [path for path in checkpoints_in(self.folder) if path != final]
+        for path in others[: len(others) + 1 - (self.args.checkpoints_total_limit or len(others) + 1)]:
             shutil.rmtree(path)
 
     def stateful(self) -> dict[str, Any]:
@@ -893,14 +884,18 @@ class Run:
             saved = FluxTransformer2DModel.from_pretrained(checkpoint / "transformer", torch_dtype=torch.float32)
             self.model.load_state_dict(saved.state_dict())
         else:
-            saved = load_file(checkpoint / LORA_FILE).items()
-            weights = {name.removeprefix("transformer."): tensor for name, tensor in saved}
-            unexpected = set_peft_model_state_dict(self.model, weights).unexpected_keys
-            if unexpected:
-                raise ValueError(f"{checkpoint} holds another LoRA than these flags make: {unexpected[0]} has no place")
+            with safe_open(checkpoint / LORA_FILE, "pt") as file:
+                weights = {name.removeprefix("transformer."): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                there, here = file.metadata(), lora_metadata(self.model, self.args)
+            if there["lora_adapter_metadata"] != here["lora_adapter_metadata"]:
+                raise ValueError(f"{checkpoint} holds another LoRA than these flags make: give the flags it began with")
+            set_peft_model_state_dict(self.model, weights)
         for name, part in self.stateful().items():
             part.load_state_dict(state[name])
-        self.step = state["step"]
+        self.step, losses = state["step"], self.folder / "logs" / "losses.jsonl"
+        if self.accelerator.is_main_process and losses.exists():  # forget the steps that will be taken again
+            lines = losses.read_text("utf-8").splitlines(keepends=True)
+            losses.write_text("".join(line for line in lines if json.loads(line)["step"] <= self.step), "utf-8")
 
 
 class RunRecord:
@@ -912,7 +907,7 @@ class RunRecord:
             "status": "running",
             "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "arguments": vars(run.args),
-            "versions": package_versions(),
+            "versions": {"python": sys.version.split()[0]} | {name: version(name) for name in PACKAGES.split()},
             "git_revision": git_revision(),
             "device": torch.cuda.get_device_name() if run.accelerator.device.type == "cuda" else "cpu",
             "world_size": run.accelerator.num_processes,
@@ -998,4 +993,7 @@ def main(args: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    main(parse_args())
+    try:
+        main(parse_args())
+    except (ValueError, OSError) as error:
+        sys.exit(f"train_flux_inpaint.py: {error}")

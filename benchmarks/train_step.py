@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -373,7 +374,8 @@ def benchmark(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     settings |= {"peak_gib_of": "the variant's allocations" if device.type == "cuda" else "the process (peak RSS)"}
     figures = {
         "device": device_name(device), "ceiling_tflops": ceiling, "rows": rows, "ratio": ratio,
-        "encode_s": measured.encode_s, "settings": settings, "versions": trainer.package_versions(),
+        "encode_s": measured.encode_s, "settings": settings,
+        "versions": {name: version(name) for name in trainer.PACKAGES.split()},
     }  # fmt: skip
     bare_s, trainer_s = measured.seconds["bare"], measured.seconds["trainer"]
     note = (

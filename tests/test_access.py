@@ -123,7 +123,7 @@ def test_folders_need_no_network() -> None:
 
 @pytest.mark.parametrize("given", ["xiaozaa/catvton-flux-alpha", str(TINY_FLUX_FILL / "transformer")])
 def test_a_transformer_given_as_the_pipeline_says_which_flag_it_belongs_to(given: str) -> None:
-    with pytest.raises(ValueError, match="transformer only.*pass it as --pretrained_inpaint_model_name_or_path"):
+    with pytest.raises(ValueError, match=r"transformer only.*pass it as --pretrained_inpaint_model_name_or_path"):
         access.check_is_pipeline(given)
 
 
@@ -131,7 +131,7 @@ def test_a_transformer_given_as_the_pipeline_says_which_flag_it_belongs_to(given
 def test_a_folder_that_is_not_there(given: str) -> None:
     with pytest.raises(ValueError, match="no such folder"):
         access.check_is_pipeline(given)
-    with pytest.raises(ValueError, match="--pretrained_inpaint_model_name_or_path .*no such folder"):
+    with pytest.raises(ValueError, match=r"--pretrained_inpaint_model_name_or_path .*no such folder"):
         access.check_models(str(TINY_FLUX_FILL), given, None, None)
 
 

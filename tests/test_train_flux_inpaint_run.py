@@ -331,6 +331,78 @@ def test_another_runs_lora_does_not_resume(broken, tiny_args, tmp_path):
 # ---------------------------------------------------------------------------------------------- other ways to run
 
 
+@pytest.mark.parametrize(
+    "flags",
+    [["--lora_alpha", 1], ["--lora_rank", 2, "--lora_alpha", 6], ["--use_dora"], ["--use_rslora"]],
+    ids=["alpha", "rank", "dora", "rslora"],
+)
+def test_a_lora_of_another_form_or_scale_does_not_resume(straight, tiny_args, tmp_path, flags):
+    checkpoint = straight.folder / "checkpoint-4"
+    args = tiny_args(
+        *STRAIGHT, "--max_train_steps", 5, "--output_dir", tmp_path, "--resume_from_checkpoint", checkpoint, *flags
+    )
+    with pytest.raises(ValueError, match="another LoRA than these flags make"):
+        drive(args)
+
+
+def test_steps_taken_again_are_written_once(straight, tiny_args, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(straight.folder, folder)
+    again = drive(tiny_args(*STRAIGHT, "--output_dir", folder, "--resume_from_checkpoint", folder / "checkpoint-3"))
+    assert [line["step"] for line in again.losses()] == [1, 2, 3, 4]
+    assert again.losses() == straight.losses()
+
+
+def test_an_older_checkpoint_continued_is_not_the_one_deleted(straight, tiny_args, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(straight.folder, folder)
+    for step in (8, 9):
+        shutil.copytree(folder / "checkpoint-4", folder / f"checkpoint-{step}")
+    drive(tiny_args(*STRAIGHT, "--output_dir", folder, "--resume_from_checkpoint", folder / "checkpoint-3"))
+    assert (folder / "checkpoint-4").is_dir()
+    assert len(tfi.checkpoints_in(folder)) == 2
+
+
+def test_files_of_the_user_are_not_an_earlier_run(tiny_args, tmp_path):
+    (tmp_path / "README.md").write_text("mine")
+    (tmp_path / "validation").mkdir()
+    (tmp_path / "validation" / "a.jpg").write_text("mine")
+    for flags in ([], ["--overwrite_output_dir"]):
+        tfi.prepare_output_dir(tiny_args("--output_dir", tmp_path, *flags))
+        assert (tmp_path / "README.md").read_text() == (tmp_path / "validation" / "a.jpg").read_text() == "mine"
+
+
+def test_the_record_of_a_failed_run_is_an_earlier_run(tiny_args, tmp_path):
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"earlier run \(run\.json\)"):
+        tfi.prepare_output_dir(tiny_args("--output_dir", tmp_path))
+
+
+def test_only_checkpoints_are_checkpoints(tiny_args, tmp_path):
+    for name in ("checkpoint-10", "checkpoint-2", "checkpoint-best-3", "checkpoint-2-old1", "checkpoint-v9"):
+        (tmp_path / name).mkdir()
+    assert [path.name for path in tfi.checkpoints_in(tmp_path)] == ["checkpoint-2", "checkpoint-10"]
+    tfi.prepare_output_dir(tiny_args("--output_dir", tmp_path, "--overwrite_output_dir"))
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"checkpoint-best-3", "checkpoint-2-old1", "checkpoint-v9", "logs"}
+
+
+def test_a_caption_of_two_lines_is_a_label_of_one():
+    cells = [[Image.new("RGB", (WIDTH, HEIGHT))] * 4]
+    two, one = (
+        tfi.labelled_grid(cells, list("abcd"), [text]) for text in ("a top.\nand trousers", "a top. and trousers")
+    )
+    assert two.tobytes() == one.tobytes()
+
+
+def test_a_failure_of_the_command_is_one_line(tiny_flags):
+    command = [sys.executable, str(ROOT / "train_flux_inpaint.py"), *tiny_flags("--dataroot", "/no/where")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("train_flux_inpaint.py: no pair list /no/where/train_pairs.txt")
+    assert "Traceback" not in done.stderr
+
+
 def test_bf16_trains_and_draws(tiny_args):
     args = tiny_args(
         "--mixed_precision", "bf16", "--max_train_steps", 2, "--gradient_checkpointing", "--num_validation_images", 1
