@@ -22,7 +22,6 @@ import itertools
 import json
 import logging
 import math
-import os
 import re
 import shutil
 import subprocess
@@ -36,6 +35,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 import numpy as np
+import psutil
 import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
@@ -47,7 +47,7 @@ from diffusers.optimization import get_scheduler
 from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
 from PIL import Image, ImageDraw, ImageFont
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as serialize
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm.auto import tqdm
 
@@ -60,6 +60,10 @@ DEFAULT_PROMPT = (
 )
 LORA_FILE = "pytorch_lora_weights.safetensors"
 
+#: Arguments that the metadata of a LoRA file repeats.
+LORA_FACTS = "use_dora use_rslora guidance_scale height width max_sequence_length"
+#: Precision of everything frozen, by ``--mixed_precision``.
+DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 #: Packages that decide what a run computes; their versions go on record.
 PACKAGES = "torch diffusers transformers accelerate peft safetensors numpy Pillow"
 #: Linear layers inside a double or single block, by the ending of their name.
@@ -198,6 +202,8 @@ def parse_args(input_args: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error("--caption_dropout does nothing without --use_captions")
     if args.train_base_model and args.quantize_base:
         parser.error("--train_base_model cannot train a base that --quantize_base has quantized")
+    if args.lr_warmup_steps and args.lr_scheduler == "constant":
+        parser.error("--lr_warmup_steps does nothing with a constant schedule: use constant_with_warmup")
     if args.use_8bit_adam and args.optimizer != "adamw":
         parser.error(f"--use_8bit_adam goes with --optimizer adamw, not {args.optimizer}")
     return args
@@ -213,9 +219,8 @@ class VitonHDTestDataset(Dataset):
     A sample, with H, W = ``size`` and all tensors float32: ``image`` [3,H,2W] in [-1,1], garment left, person right;
     ``im_mask`` the same with the person's masked area 0; ``inpaint_mask`` [1,H,2W] in {0,1}, 1 = repaint;
     ``cloth_pure`` [3,H,W] in [-1,1]; ``cloth_mask`` [1,H,W] in {0,1}, 1 = garment; ``c_name``, ``im_name`` and
-    ``caption_cloth`` str; ``cloth_type`` 1, an upper-body garment.
-
-    Raises ``ValueError`` for a missing or malformed pair list, a name that leaves the data root, or a missing file.
+    ``caption_cloth`` str; ``cloth_type`` 1, an upper-body garment. Raises ``ValueError`` for a missing or malformed
+    pair list, a name that leaves the data root, or a missing file.
     """
 
     def __init__(
@@ -278,19 +283,16 @@ class VitonHDTestDataset(Dataset):
 
 
 def seed_for(seed: int, *place: int) -> int:
-    """A 64-bit seed that follows from ``seed`` and from all of ``place``, such as rank and forward pass.
-
-    So random draws need no saved state, are distinct on every rank, and come out the same after a resume.
-    """
+    """A 64-bit seed for a ``place`` in the run, such as rank and forward pass: draws need no saved state."""
     return int(np.random.SeedSequence([seed, *place, len(place)]).generate_state(1, np.uint64)[0])
 
 
 class PairStream(Sampler[list[int]]):
     """Endless seeded order of rows, cut into global batches and dealt to the ranks.
 
-    Epoch after epoch of permuted rows is joined into one stream; forward pass ``n`` takes the next ``batch_size *
-    world_size`` of it, each rank its own part. So nothing is repeated or lost at an epoch's edge, and the place in the
-    stream is a function of the step alone. With ``weights`` (one per row) an epoch draws with replacement instead.
+    Epochs of permuted rows are joined into one stream; a forward pass takes the next ``batch_size * world_size`` of it.
+    So nothing is repeated or lost at an epoch's edge, and the place in the stream is a function of the step alone. With
+    ``weights`` (one per row) an epoch draws with replacement instead.
     """
 
     def __init__(
@@ -335,11 +337,6 @@ def make_loader(dataset: Any, args: argparse.Namespace, accelerator: Accelerator
         num_workers=workers, prefetch_factor=args.dataloader_prefetch_factor if workers else None,
         pin_memory=accelerator.device.type == "cuda",
     )  # fmt: skip
-
-
-def weight_dtype(args: argparse.Namespace) -> torch.dtype:
-    """Precision of everything frozen: transformer, VAE, text encoders and their outputs."""
-    return {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[args.mixed_precision]
 
 
 def load_transformer(args: argparse.Namespace, dtype: torch.dtype) -> FluxTransformer2DModel:
@@ -414,11 +411,10 @@ def prompt_of(args: argparse.Namespace, caption: str) -> str:
     return f"{args.instance_prompt} {caption.strip()}".strip() if args.use_captions else args.instance_prompt
 
 
-def distinct_prompts(args: argparse.Namespace, datasets: Sequence[Any]) -> list[str]:
-    """Every prompt that the run can need, the bare one first; raises ``ValueError`` when captions are missing."""
+def distinct_prompts(args: argparse.Namespace, captions: Sequence[str]) -> list[str]:
+    """Every prompt that rows of these ``captions`` need, the bare one first; ``ValueError`` when all are empty."""
     prompts = {prompt_of(args, ""): None}
     if args.use_captions:
-        captions = [caption for data in datasets for caption in (data.captions() if hasattr(data, "captions") else [])]
         if not any(caption.strip() for caption in captions):
             raise ValueError("--use_captions: this data has no captions; leave the flag out")
         prompts.update({prompt_of(args, caption): None for caption in captions})
@@ -430,35 +426,31 @@ def encode_prompts_once(args: argparse.Namespace, prompts: list[str], accelerato
 
     Raises ``ValueError`` when the table would take more than half of the main memory that is free.
     """
-    device, dtype = accelerator.device, weight_dtype(args)
+    device, dtype = accelerator.device, DTYPES[args.mixed_precision]
     logger.info(f"Encoding {len(prompts)} prompt{'s' * (len(prompts) > 1)} with T5 and CLIP")
     text_encoders = load_text_encoders(args, dtype).to(device)
     size = len(prompts) * args.max_sequence_length * text_encoders.text_encoder_2.config.d_model * dtype.itemsize
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    free = psutil.virtual_memory().available
     if size > free / 2:
         raise ValueError(
             f"the embeddings of {len(prompts)} distinct prompts need {size / 2**30:.1f} GiB of memory and "
             f"{free / 2**30:.1f} GiB are free: lower --max_sequence_length, take fewer rows, or drop --use_captions"
         )
     keep = device if size < 2**28 else torch.device("cpu")
-    quiet = not accelerator.is_main_process or len(prompts) < 16
-    parts = []
+    quiet, parts = not accelerator.is_main_process or len(prompts) < 16, []
     for prompt in tqdm(prompts, desc="Encoding prompts", disable=quiet):
-        embeds, pooled = encode_prompt(text_encoders, [prompt], args.max_sequence_length, device)
-        parts.append((embeds.to(keep, dtype), pooled.to(keep, dtype)))
+        encoded = encode_prompt(text_encoders, [prompt], args.max_sequence_length, device)
+        parts.append([tensor.to(keep, dtype) for tensor in encoded])
     del text_encoders
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
     rows = {prompt: row for row, prompt in enumerate(prompts)}
-    return PromptTable(rows, torch.cat([embeds for embeds, _ in parts]), torch.cat([pooled for _, pooled in parts]))
+    return PromptTable(rows, *map(torch.cat, zip(*parts, strict=True)))
 
 
 def lora_pattern(target_modules: str, transformer: torch.nn.Module) -> str:
-    """Regular expression over module names for ``--lora_target_modules``; only layers inside blocks match.
-
-    Raises ``ValueError`` for a name that no linear layer of any block ends with.
-    """
+    """Regular expression for layers inside blocks that ``--lora_target_modules`` names; ``ValueError`` for none."""
     wanted = LORA_TARGETS.get(target_modules) or [name.strip() for name in target_modules.split(",")]
     inside = re.compile(r"(?:single_)?transformer_blocks\.\d+\.(.+)")
     layers = [name for name, module in transformer.named_modules() if "Linear" in type(module).__name__]
@@ -491,15 +483,10 @@ def lora_metadata(transformer: FluxTransformer2DModel, args: argparse.Namespace)
     """Metadata of the LoRA file: what diffusers needs to rebuild the adapter, and what a person needs to use it."""
     config = transformer.peft_config["default"]
     adapter = {f"transformer.{key}": value for key, value in config.to_dict().items()}
-    facts = {
-        "rank": config.r,
-        "alpha": config.lora_alpha,
-        "target_modules": args.lora_target_modules,
-        "base_model": args.pretrained_model_name_or_path,
-        "transformer": args.pretrained_inpaint_model_name_or_path,
-        "prompt": args.instance_prompt,
-        **{name: getattr(args, name) for name in ("guidance_scale", "height", "width", "max_sequence_length")},
-    }
+    facts = {"rank": config.r, "alpha": config.lora_alpha, "target_modules": args.lora_target_modules}
+    facts |= {"base_model": args.pretrained_model_name_or_path, "prompt": args.instance_prompt}
+    facts |= {"transformer": args.pretrained_inpaint_model_name_or_path}
+    facts |= {name: getattr(args, name) for name in LORA_FACTS.split()}
     adapter_json = json.dumps(adapter, default=sorted, sort_keys=True)  # sets become lists, as in diffusers
     return {"format": "pt", "lora_adapter_metadata": adapter_json, **{key: str(fact) for key, fact in facts.items()}}
 
@@ -509,7 +496,7 @@ def save_lora(transformer: FluxTransformer2DModel, args: argparse.Namespace, fol
     weights = get_peft_model_state_dict(transformer)
     weights = {f"transformer.{name}": tensor.to("cpu").contiguous() for name, tensor in weights.items()}
     staged = folder / f".{LORA_FILE}"
-    save_file(weights, staged, metadata=lora_metadata(transformer, args))
+    staged.write_bytes(serialize(weights, lora_metadata(transformer, args)))  # save_file would hide it from colleagues
     return staged.replace(folder / LORA_FILE)
 
 
@@ -575,10 +562,7 @@ def prepare_fill_with_mask(
 
 
 def region_maps(inpaint_mask: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Which latent cell belongs to which region: [B,3,h,w] of 0 and 1, garment, mask, background, summing to 1.
-
-    A cell of the person half is masked when any of its pixels is.
-    """
+    """[B,3,h,w] of 0 and 1, summing to 1: latent cells of the garment half, with a masked pixel, of the rest."""
     masked = torch.nn.functional.adaptive_max_pool2d(inpaint_mask, (height, width))
     garment = torch.zeros_like(masked)
     garment[..., : width // 2] = 1
@@ -688,23 +672,37 @@ def labelled_grid(rows: Sequence[Sequence[Image.Image]], columns: Sequence[str],
 def git_revision() -> str | None:
     """Commit of this file's repository, with '-dirty' when it has uncommitted changes; None outside of one."""
     command = ["git", "-C", str(Path(__file__).resolve().parent), "describe", "--always", "--abbrev=40", "--dirty"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
+    found = subprocess.run(command, capture_output=True, text=True).stdout.strip() if shutil.which("git") else ""
+    return found or None
+
+
+def earlier_run(folder: Path) -> list[Path]:
+    """What an earlier run has left in ``folder``."""
+    made = [folder / name for name in (LORA_FILE, "transformer", "run.json")]
+    return [*checkpoints_in(folder), *(path for path in made if path.exists())]
+
+
+def continues(args: argparse.Namespace) -> bool:
+    """Whether the run goes on from a checkpoint in its own output directory."""
+    checkpoint, folder = args.resume_from_checkpoint, Path(args.output_dir).resolve()
+    return checkpoint == "latest" or (checkpoint is not None and Path(checkpoint).resolve().parent == folder)
+
+
+def refuse_earlier_run(args: argparse.Namespace) -> None:
+    """Raise ``ValueError`` when the output directory holds a run that nobody said to continue or delete."""
+    earlier = earlier_run(Path(args.output_dir))
+    if earlier and not args.overwrite_output_dir and not continues(args):
+        raise ValueError(
+            f"{args.output_dir} holds an earlier run ({earlier[0].name}): choose another --output_dir, continue it "
+            "with --resume_from_checkpoint latest, or delete it with --overwrite_output_dir"
+        )
 
 
 def prepare_output_dir(args: argparse.Namespace) -> None:
-    """Make the output directory. Raises ``ValueError`` when it holds a run that nobody said to continue or delete."""
+    """Make the output directory; an earlier run in it is deleted unless this one continues it."""
     folder = Path(args.output_dir)
-    made = [folder / name for name in (LORA_FILE, "transformer", "run.json")]
-    earlier = [*checkpoints_in(folder), *(path for path in made if path.exists())]
-    if earlier and not args.resume_from_checkpoint:
-        if not args.overwrite_output_dir:
-            raise ValueError(
-                f"{folder} holds an earlier run ({earlier[0].name}): choose another --output_dir, continue it with "
-                "--resume_from_checkpoint latest, or delete it with --overwrite_output_dir"
-            )
+    refuse_earlier_run(args)
+    if not continues(args) and (earlier := earlier_run(folder)):
         for path in [*earlier, folder / "validation", folder / "logs", folder / "README.md"]:
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     (folder / "logs").mkdir(parents=True, exist_ok=True)
@@ -712,17 +710,14 @@ def prepare_output_dir(args: argparse.Namespace) -> None:
 
 def find_checkpoint(args: argparse.Namespace) -> Path | None:
     """Checkpoint to continue from. None, a fresh start: none was asked for, or 'latest' of an empty directory."""
-    if args.resume_from_checkpoint is None:
-        return None
-    if args.resume_from_checkpoint != "latest":
-        path = Path(args.resume_from_checkpoint)
-        if not (path / "training_state.pt").is_file():
-            raise ValueError(f"--resume_from_checkpoint {path}: no complete checkpoint there")
-        return path
-    if found := checkpoints_in(Path(args.output_dir)):
-        return found[-1]
-    logger.info(f"--resume_from_checkpoint latest: no checkpoint in {args.output_dir}, starting from the base")
-    return None
+    if args.resume_from_checkpoint == "latest":
+        found = checkpoints_in(Path(args.output_dir))
+        logger.info(f"Continuing from {found[-1]}" if found else f"No checkpoint in {args.output_dir}: starting afresh")
+        return found[-1] if found else None
+    path = Path(args.resume_from_checkpoint) if args.resume_from_checkpoint else None
+    if path and not (path / "training_state.pt").is_file():
+        raise ValueError(f"--resume_from_checkpoint {path}: no complete checkpoint there")
+    return path
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
@@ -732,7 +727,7 @@ def checkpoints_in(folder: Path) -> list[Path]:
 
 
 def start(args: argparse.Namespace) -> Accelerator:
-    """Accelerator of this process, with seeds set and the output directory there."""
+    """Accelerator of this process, with seeds set."""
     accelerator = Accelerator(
         gradient_accumulation_steps=args.gradient_accumulation_steps, mixed_precision=args.mixed_precision,
         log_with=None if args.report_to == "none" else args.report_to,
@@ -740,9 +735,6 @@ def start(args: argparse.Namespace) -> Accelerator:
     )  # fmt: skip
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = args.allow_tf32
     set_seed(args.seed)  # the same on every rank, so that every rank begins with the same LoRA
-    if accelerator.is_main_process:
-        prepare_output_dir(args)
-    accelerator.wait_for_everyone()
     return accelerator
 
 
@@ -751,12 +743,12 @@ class Run:
 
     def __init__(self, args: argparse.Namespace, accelerator: Accelerator, prompts: PromptTable) -> None:
         self.args, self.accelerator, self.prompts, self.step = args, accelerator, prompts, 0
-        self.folder, base, dtype = Path(args.output_dir), args.pretrained_model_name_or_path, weight_dtype(args)
-        options = pipeline_options(args, dtype)
+        self.folder, base = Path(args.output_dir), args.pretrained_model_name_or_path
+        dtype = DTYPES[args.mixed_precision]
         hub = {"revision": args.revision, "cache_dir": args.cache_dir}
         self.scheduler = FlowScheduler.from_pretrained(base, subfolder="scheduler", **hub)
-        self.vae = AutoencoderKL.from_pretrained(base, subfolder="vae", **options).to(accelerator.device)
-        self.vae.requires_grad_(False)
+        vae = AutoencoderKL.from_pretrained(base, subfolder="vae", **pipeline_options(args, dtype))
+        self.vae = vae.to(accelerator.device).requires_grad_(False)
         transformer = load_transformer(args, dtype)
         if args.quantize_base is None:  # a quantized base is on its device already and refuses to be moved
             transformer.to(accelerator.device)
@@ -770,7 +762,7 @@ class Run:
 
     def encode(self, samples: dict[str, Any], forward_pass: int) -> FillBatch:
         """Encode collated samples; every random draw follows from seed, rank and the number of the forward pass."""
-        args, device, dtype = self.args, self.accelerator.device, weight_dtype(self.args)
+        args, device, dtype = self.args, self.accelerator.device, DTYPES[self.args.mixed_precision]
         draw = seed_for(args.seed, self.accelerator.process_index, forward_pass)
         on_device, on_cpu = torch.Generator(device).manual_seed(draw), torch.Generator().manual_seed(draw)
         names = ("image", "im_mask", "inpaint_mask")
@@ -786,10 +778,7 @@ class Run:
         return FillBatch(latents, conditioning, regions, *text, noise, timesteps.to(device), sigmas.to(device))
 
     def optimizer_step(self, batches: Iterable[FillBatch]) -> torch.Tensor:
-        """Forward and backward over the batches of one step, then the update.
-
-        Returns a [4,2] tensor of this rank: error and count of each region, then loss and number of passes.
-        """
+        """Take one step over ``batches``. Returns [4,2]: error and count of each region, loss and number of passes."""
         totals = torch.zeros(4, 2, device=self.accelerator.device)
         for batch in batches:
             with self.accelerator.accumulate(self.transformer):
@@ -812,6 +801,8 @@ class Run:
         sums = self.accelerator.reduce(totals, "sum").tolist()
         names = ("loss_garment", "loss_mask", "loss_background", "loss")
         curves = {name: total / count for name, (total, count) in zip(names, sums, strict=True) if count}
+        if not all(map(math.isfinite, curves.values())):
+            raise ValueError(f"the loss is not finite at step {self.step} (or before): lower --learning_rate")
         curves["lr"] = self.lr_scheduler.get_last_lr()[0]
         progress.set_postfix_str(f"loss {curves['loss']:.4f}, lr {curves['lr']:.2g}")
         self.accelerator.log(curves, step=self.step)
@@ -834,7 +825,7 @@ class Run:
                 guidance_scale=args.guidance_scale, num_inference_steps=args.num_inference_steps,
                 generator=torch.Generator(device=device).manual_seed(seed_for(args.seed, number)), output_type="latent",
             ).images  # fmt: skip
-            # The prediction can be fp32 over a bf16 VAE, so the latents are decoded here and not by the pipeline.
+            # Decoded here and not by the pipeline, because the prediction can be fp32 over a bf16 VAE.
             latents = pipeline._unpack_latents(packed, args.height, 2 * args.width, pipeline.vae_scale_factor)
             latents = latents / self.vae.config.scaling_factor + self.vae.config.shift_factor
             with torch.no_grad():
@@ -887,8 +878,9 @@ class Run:
             with safe_open(checkpoint / LORA_FILE, "pt") as file:
                 weights = {name.removeprefix("transformer."): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
                 there, here = file.metadata(), lora_metadata(self.model, self.args)
-            if there["lora_adapter_metadata"] != here["lora_adapter_metadata"]:
-                raise ValueError(f"{checkpoint} holds another LoRA than these flags make: give the flags it began with")
+            keys = ("rank", "alpha", "target_modules", "use_dora", "use_rslora")
+            if wrong := [f"{key} {there.get(key)}, not {here[key]}" for key in keys if there.get(key) != here[key]]:
+                raise ValueError(f"{checkpoint} holds another LoRA than these flags make: {', '.join(wrong)}")
             set_peft_model_state_dict(self.model, weights)
         for name, part in self.stateful().items():
             part.load_state_dict(state[name])
@@ -917,25 +909,27 @@ class RunRecord:
 
     def write(self) -> None:
         """Write ``run.json`` as things stand now; only the main process does."""
+        if not self.run.accelerator.is_main_process:
+            return
         args, world_size = self.run.args, self.run.accelerator.num_processes
         if steady := self.seconds[1:] or self.seconds:  # the first step also starts workers and warms up kernels
             rows = args.train_batch_size * args.gradient_accumulation_steps * world_size
             rate = {"seconds_per_step": sum(steady) / len(steady), "pairs_per_second": rows * len(steady) / sum(steady)}
-            self.facts.update(rate, step=self.run.step)
+            self.facts.update(rate)
         if torch.cuda.is_available():
             self.facts["peak_gpu_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
+        self.facts["step"] = self.run.step
         summaries = {name: data.summary() for name, data in self.datasets.items() if hasattr(data, "summary")}
-        if self.run.accelerator.is_main_process:
-            staged = self.run.folder / ".run.json"
-            staged.write_text(json.dumps({**self.facts, "dataset": summaries}, indent=2, default=str), "utf-8")
-            staged.replace(self.run.folder / "run.json")
+        staged = self.run.folder / ".run.json"
+        staged.write_text(json.dumps({**self.facts, "dataset": summaries}, indent=2, default=str), "utf-8")
+        staged.replace(self.run.folder / "run.json")
 
 
 def train(run: Run, loader: DataLoader, pictures: Sequence[dict[str, Any]], record: RunRecord) -> None:
     """Take the remaining steps, with progress, curves, validation pictures and checkpoints on the way."""
     args, accelerator, main_process = run.args, run.accelerator, run.accelerator.is_main_process
     scalars = {name: value for name, value in vars(args).items() if isinstance(value, (bool, int, float, str))}
-    accelerator.init_trackers("train", config=scalars)
+    accelerator.init_trackers("catvton-flux-lora", config=scalars)
     passes, batches = args.gradient_accumulation_steps, iter(loader)
     totals = torch.zeros(4, 2, device=accelerator.device)
     progress = tqdm(total=args.max_train_steps, desc="Training", initial=run.step, disable=not main_process)
@@ -946,11 +940,12 @@ def train(run: Run, loader: DataLoader, pictures: Sequence[dict[str, Any]], reco
         totals += run.optimizer_step(run.encode(next(batches), first_pass + k) for k in range(passes))
         progress.update()
         last = run.step == args.max_train_steps
-        if run.step % args.logging_steps == 0 or last:
+        saves = args.checkpointing_steps and (run.step % args.checkpointing_steps == 0 or last)
+        if run.step % args.logging_steps == 0 or last or saves:  # a loss that is not finite is never saved
             run.log(totals, progress)
             totals.zero_()
         record.seconds.append(time.perf_counter() - began)
-        if main_process and args.checkpointing_steps and (run.step % args.checkpointing_steps == 0 or last):
+        if main_process and saves:
             run.save_checkpoint()
             record.write()
         if main_process and pictures and (run.step % args.validation_steps == 0 or last):
@@ -960,23 +955,28 @@ def train(run: Run, loader: DataLoader, pictures: Sequence[dict[str, Any]], reco
 
 
 def main(args: argparse.Namespace) -> None:
-    """Train as ``args`` of ``parse_args`` say and leave LoRA, pictures, checkpoints, logs and ``run.json`` behind.
-
-    Raises ``ValueError`` for what the user can mend, before any model is loaded where it can be known by then.
-    """
+    """Train as ``args`` of ``parse_args`` say. Raises ``ValueError`` for what the user can mend, early where it can."""
     check_packages(args)
+    refuse_earlier_run(args)
     accelerator = start(args)
     checkpoint = find_checkpoint(args)
     train_data, validation_data = build_datasets(args)
+    if accelerator.is_main_process:
+        prepare_output_dir(args)
+    accelerator.wait_for_everyone()
     rows_per_step = args.train_batch_size * args.gradient_accumulation_steps * accelerator.num_processes
     args.max_train_steps = args.max_train_steps or math.ceil(args.num_train_epochs * len(train_data) / rows_per_step)
     shown = validation_rows(validation_data, args.num_validation_images) if args.validation_steps else []
     pictures = [validation_data[row] for row in shown]
-    prompts = encode_prompts_once(args, distinct_prompts(args, [train_data, validation_data]), accelerator)
+    captions = train_data.captions() if args.use_captions and hasattr(train_data, "captions") else []
+    captions = [*captions, *(sample["caption_cloth"] for sample in pictures)]
+    prompts = encode_prompts_once(args, distinct_prompts(args, captions), accelerator)
     logger.info(f"Loading the transformer {args.pretrained_inpaint_model_name_or_path}")
     run = Run(args, accelerator, prompts)
     if checkpoint:
         run.resume(checkpoint)
+        if run.step >= args.max_train_steps:
+            raise ValueError(f"{checkpoint} is at step {run.step} of {args.max_train_steps}: raise --max_train_steps")
     record = RunRecord(run, {"train": train_data, "validation": validation_data})
     try:
         train(run, make_loader(train_data, args, accelerator, run.step), pictures, record)
@@ -996,4 +996,4 @@ if __name__ == "__main__":
     try:
         main(parse_args())
     except (ValueError, OSError) as error:
-        sys.exit(f"train_flux_inpaint.py: {error}")
+        sys.exit(f"train_flux_inpaint.py: {str(error).strip().splitlines()[-1]}")  # a worker's traceback comes first

@@ -215,7 +215,7 @@ def trainer_run(args: argparse.Namespace) -> Iterator[trainer.Run]:
         made = Path(folder)
         pipeline = made if args.size == "full" else EMBEDDED
         options = trainer_args(args, pipeline, transformer=made, output=made / "run")
-        accelerator, dtype = trainer.start(options), trainer.weight_dtype(options)
+        accelerator, dtype = trainer.start(options), trainer.DTYPES[options.mixed_precision]
         transformer = build_transformer(args.size, accelerator.device, dtype)
         if args.size == "full":
             FlowScheduler.from_pretrained(EMBEDDED, subfolder="scheduler").save_pretrained(made / "scheduler")
@@ -352,7 +352,7 @@ def device_name(device: torch.device) -> str:
 def benchmark(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """The figures as ``--json`` writes them, and the table with its notes."""
     with trainer_run(args) as run:
-        device, dtype, rank = run.accelerator.device, trainer.weight_dtype(run.args), run.args.lora_rank
+        device, dtype, rank = run.accelerator.device, trainer.DTYPES[run.args.mixed_precision], run.args.lora_rank
         config, image_tokens = transformer_config(args.size), args.height * 2 * args.width // 16**2
         flops = useful_flops(config, image_tokens, args.text_tokens, rank, args.batch_size)
         trainable = sum(parameter.numel() for parameter in run.parameters)

@@ -8,6 +8,7 @@ import operator
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import datasets
@@ -56,6 +57,8 @@ class DatasetOptions:
     """Revision of a Hub dataset."""
     cache_dir: str | None = None
     """Where ``datasets`` keeps its files."""
+    ledger_dir: str | None = None
+    """Folder in which the ranks of a run share the account of unreadable rows; each keeps its own where None."""
 
     def __post_init__(self) -> None:
         if not 0 < self.validation_fraction < 1:
@@ -127,7 +130,8 @@ class DeepFashionDataset(Dataset[dict[str, Any]]):
         self._rows = self._choose_rows(held_out_side)
         self._types = [self._data.types[row] for row in self._rows]
         self._garment_rows = self._choose_garments()
-        self._ledger = BadRowLedger()
+        shared = options.ledger_dir
+        self._ledger = BadRowLedger(Path(shared, f"bad_rows-{self.phase}.jsonl") if shared else None)
         self._fingerprint: str | None = None
 
     # ---- which rows -------------------------------------------------------------------------------------------
@@ -143,6 +147,10 @@ class DeepFashionDataset(Dataset[dict[str, Any]]):
         )
         name = options.train_split if self.phase == "train" else options.validation_split
         derived = options.validation_split not in splits
+        if derived and self.phase == "test" and options.validation_split != "validation":
+            raise ValueError(
+                f"{self.source} has no split {options.validation_split!r} (validation_split): found {', '.join(splits)}"
+            )
         stored = options.train_split if derived else name
         if stored not in splits:
             raise ValueError(

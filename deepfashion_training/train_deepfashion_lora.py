@@ -22,6 +22,7 @@ from typing import Any, NoReturn
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PRESETS = Path(__file__).resolve().parent / "presets"
+LAUNCHER_FLAGS = ("--quick-test", "--h100", "--low-vram", "--dry-run")
 HUB_DATASET = "SaffalPoosh/deepFashion-with-masks"
 
 if __name__ == "__main__":  # run by path: the package is found from here, and its folders do not become top-level names
@@ -95,6 +96,8 @@ def load_preset(name: str) -> dict[str, Any]:
     flags = content.get("flags", {}) if isinstance(content, dict) else None
     if not isinstance(flags, dict) or any(isinstance(value, (dict, list)) for value in flags.values()):
         raise WrongUseError(f"--preset {path}: it needs a mapping 'flags' of flag names to single values")
+    if misplaced := {"preset", "upstream", "embedded", "check", "debug", "output_dir", "dataroot"} & set(flags):
+        raise WrongUseError(f"--preset {path}: {sorted(misplaced)[0]} belongs on the command line, not in a preset")
     return {str(flag): value for flag, value in flags.items()}
 
 
@@ -106,6 +109,10 @@ def _tokens(flags: dict[str, Any]) -> list[str]:
         for flag, value in flags.items()
         if value is not None
     ]
+
+
+def _typed(flag: str, tokens: list[str]) -> bool:
+    return any(token.split("=")[0] == flag for token in tokens)
 
 
 def _options(parser: argparse.ArgumentParser) -> list[str]:
@@ -135,6 +142,8 @@ def resolve(argv: list[str]) -> tuple[argparse.Namespace, ModuleType]:
     own.dataset_name = own.dataset_name or str(own.output_dir / "wardrobe")
 
     preset = {flag: value for flag, value in flags.items() if flag not in own_flags}
+    if _typed("--num_train_epochs", for_script) and not _typed("--max_train_steps", for_script):
+        preset.pop("max_train_steps", None)  # the trainer lets steps win over epochs, the user wins over the preset
     given = {"output_dir": str(own.output_dir), "dataroot": own.dataset_name}
     if own.embedded:
         from deepfashion_training.embedded.make_base import TINY_FLUX_FILL
@@ -143,9 +152,13 @@ def resolve(argv: list[str]) -> tuple[argparse.Namespace, ModuleType]:
         given |= dict.fromkeys(models, str(TINY_FLUX_FILL))
     typed = [*_tokens(preset), *_tokens(given), *for_script]
     if script_parser is not None:
-        known = [*_options(parser), *_options(script_parser)]
+        known = [*_options(parser), *_options(script_parser), *LAUNCHER_FLAGS]
         _refuse_unknown(script_parser, [*_tokens(preset), *for_script], known)
     args = script.parse_args(typed)
+    try:
+        dataset_options(own)
+    except ValueError as error:  # its message begins with the name of the option
+        raise WrongUseError(f"--{error}") from error
     for name, value in vars(own).items():
         setattr(args, name, str(value) if isinstance(value, Path) else value)
     return args, script
@@ -169,7 +182,8 @@ def _refuse_unknown(parser: argparse.ArgumentParser, typed: list[str], known: li
 def _output_dir(own: argparse.Namespace, for_script: list[str]) -> Path:
     """``--output_dir``, or ``outputs/<preset>`` in the repository, numbered so that no earlier run is overwritten.
 
-    With ``--resume_from_checkpoint`` the newest directory of the preset is taken, otherwise the first that is free.
+    A run that continues a named checkpoint stays in that checkpoint's directory; 'latest' is looked for in the newest
+    directory of the preset that has a checkpoint.
     """
     seen = argparse.ArgumentParser(allow_abbrev=False, add_help=False, exit_on_error=False)
     seen.add_argument("--output_dir", type=Path)
@@ -178,14 +192,19 @@ def _output_dir(own: argparse.Namespace, for_script: list[str]) -> Path:
         given, _ = seen.parse_known_args(for_script)
     except argparse.ArgumentError as error:
         raise WrongUseError(str(error)) from error
-    if given.output_dir is not None:
-        return given.output_dir
-    base = REPOSITORY / "outputs" / Path(own.preset).stem
+    checkpoint = given.resume_from_checkpoint
+    if given.output_dir is not None or checkpoint not in (None, "latest"):
+        return given.output_dir or Path(checkpoint).resolve().parent
+    name = Path(own.preset).stem
+    if own.embedded and name != "quick_test":
+        name += "-embedded"
+    base = REPOSITORY / "outputs" / name
     number, taken = 1, []
     while (folder := base if number == 1 else base.with_name(f"{base.name}-{number}")).exists():
         taken.append(folder)
         number += 1
-    return _same_on_every_rank(taken[-1] if given.resume_from_checkpoint and taken else folder)
+    begun = [earlier for earlier in taken if any(earlier.glob("checkpoint-*"))] if checkpoint else []
+    return _same_on_every_rank(begun[-1] if begun else folder)
 
 
 def _same_on_every_rank(folder: Path) -> Path:
@@ -206,24 +225,30 @@ def process_state() -> Any:
     return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
 
 
-def check(args: argparse.Namespace) -> None:
+def check(args: argparse.Namespace, script: ModuleType) -> None:
     """Raise ``ValueError`` for anything that would stop the run later and can be known before models are loaded."""
     import torch
 
+    from deepfashion_training.data.sources import is_hub_id
     from deepfashion_training.deepfashion_dataset import DeepFashionDataset
     from deepfashion_training.models import access
 
-    access.check_writable(Path(args.output_dir))
+    for name in ("check_packages", "refuse_earlier_run"):  # what our own trainer can tell beforehand
+        if hasattr(script, name):
+            getattr(script, name)(args)
+    output_dir = Path(args.output_dir)
+    access.check_writable(output_dir)
+    if (output_dir / "README.md").exists() and not (output_dir / "run.json").exists():
+        raise ValueError(f"--output_dir {output_dir} has a README.md that the model card would replace: choose another")
     pipeline = getattr(args, "pretrained_model_name_or_path", None)
     transformer = getattr(args, "pretrained_inpaint_model_name_or_path", None)
     if pipeline and transformer:
-        revisions = getattr(args, "revision", None), getattr(args, "inpaint_revision", None)
-        access.check_models(pipeline, transformer, *revisions)
+        hub = {name: getattr(args, name, None) for name in ("revision", "inpaint_revision", "cache_dir")}
+        access.check_models(pipeline, transformer, **hub)
     if not torch.cuda.is_available() and not Path(pipeline or "").is_dir():
         raise ValueError("no CUDA GPU is visible, and a 12B model needs one: add --embedded to try it on this machine")
-    options = dataset_options(args)
-    if Path(args.dataset_name).exists() or not (_draws_wardrobe(args) or args.dataset_name.count("/") == 1):
-        DeepFashionDataset(args.dataset_name, "train", options=options)
+    if not _draws_wardrobe(args) and not is_hub_id(args.dataset_name):
+        DeepFashionDataset(args.dataset_name, "train", options=dataset_options(args))
 
 
 def draw_wardrobe(folder: Path) -> None:
@@ -232,7 +257,7 @@ def draw_wardrobe(folder: Path) -> None:
 
     with process_state().main_process_first():
         if not folder.exists():
-            write_wardrobe(folder, rows=240, seed=0, size=(256, 192), num_proc=os.cpu_count() or 1)
+            write_wardrobe(folder, rows=720, seed=0, size=(256, 192), num_proc=os.cpu_count() or 1)
 
 
 def dataset_options(args: argparse.Namespace) -> Any:
@@ -244,6 +269,7 @@ def dataset_options(args: argparse.Namespace) -> Any:
     same += "balance_cloth_types resize_mode max_bad_rows".split()
     return DatasetOptions(
         cloth_types=parse_cloth_types(args.cloth_types),
+        ledger_dir=str(Path(args.output_dir) / "logs"),
         revision=args.dataset_revision,
         **{name: getattr(args, name) for name in same},
     )
@@ -253,6 +279,7 @@ def run(args: argparse.Namespace, script: ModuleType) -> None:
     """Train with ``script`` on our dataset, then write the model card and say where everything is."""
     from deepfashion_training import upstream
     from deepfashion_training.deepfashion_dataset import DeepFashionDataset
+    from deepfashion_training.models.access import subfolder_of_transformer
     from deepfashion_training.reports.model_card import write_model_card
 
     if _draws_wardrobe(args):
@@ -261,7 +288,9 @@ def run(args: argparse.Namespace, script: ModuleType) -> None:
     with upstream.patched(script, VitonHDTestDataset=dataset):
         script.main(args)
     if process_state().is_main_process:
-        card = write_model_card(Path(args.output_dir))
+        revision, cache_dir = getattr(args, "inpaint_revision", None), getattr(args, "cache_dir", None)
+        subfolder = subfolder_of_transformer(args.pretrained_inpaint_model_name_or_path, revision, cache_dir)
+        card = write_model_card(Path(args.output_dir), subfolder)
         sys.stdout.write(closing_lines(args, card))
 
 
@@ -281,9 +310,10 @@ def closing_lines(args: argparse.Namespace, card: Path) -> str:
     pictures = sorted((folder / "validation").glob("step-*.png"), key=lambda path: path.stat().st_mtime)
     names = ("pytorch_lora_weights.safetensors", "transformer")
     weights = next(folder / name for name in names if (folder / name).exists())
-    following = "--quick-test   (on a GPU, with the real model)" if args.embedded else "--h100   (the full run)"
+    following = "--dataset_name YOUR_PAIRS"
+    following += " --quick-test   (on a GPU: the real model)" if args.embedded else " --h100   (the full run)"
     lines = [
-        f"LoRA      {shown(weights)}",
+        f"{'LoRA' if weights.suffix else 'weights':<9} {shown(weights)}",
         f"pictures  {shown(pictures[-1]) if pictures else 'none: --validation_steps 0'}",
         f"report    {shown(folder / 'README.md')}, settings in {shown(folder / 'run.json')}",
         f"curves    tensorboard --logdir {shown(folder / 'logs')}",
@@ -306,7 +336,7 @@ def main(argv: list[str] | None = None) -> int:
             logging.getLogger(name).setLevel(logging.INFO)
         quiet_libraries()
         args, script = resolve(argv)
-        check(args)
+        check(args, script)
         if not args.check:
             run(args, script)
         return 0

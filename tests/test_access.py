@@ -99,8 +99,8 @@ def test_too_little_disk(hub: str, tmp_path: Path) -> None:
 
 
 def test_what_would_be_downloaded_is_what_training_reads(hub: str, tmp_path: Path) -> None:
-    pipeline = "access._bytes_to_download('acme/fill', None, access._is_pipeline_file)"
-    transformer = "access._bytes_to_download('acme/alpha', None, access._is_transformer_file)"
+    pipeline = "access._bytes_to_download('acme/fill', None, '/none', access._is_pipeline_file)"
+    transformer = "access._bytes_to_download('acme/alpha', None, '/none', access._is_transformer_file)"
     assert ask(f"{pipeline}, {transformer}", tmp_path, HF_ENDPOINT=hub) == f"{10 * GIB} {24 * GIB}"
 
 

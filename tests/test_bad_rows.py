@@ -76,3 +76,16 @@ def test_a_forked_process_does_not_remove_the_file():
         os._exit(0)
     assert os.waitpid(child, 0)[1] == 0
     assert [entry["row"] for entry in ledger.entries()] == [1]
+
+
+def test_ledgers_of_one_file_are_one_account(tmp_path):
+    """Ranks make their own ledger each, of the same file."""
+    file = tmp_path / "logs" / "bad_rows-train.jsonl"
+    first, second = BadRowLedger(file), BadRowLedger(file)
+    first.record(3, "truncated", 4)
+    second.record(90, "empty mask", None)
+    assert [entry["row"] for entry in first.entries()] == [entry["row"] for entry in second.entries()] == [3, 90]
+    copy = pickle.loads(pickle.dumps(second))
+    del first, second
+    assert [entry["row"] for entry in copy.entries()] == [3, 90]
+    assert file.exists()

@@ -51,7 +51,7 @@ def test_sizes_fit_the_model(name: str) -> None:
     flags = load(name)["flags"]
     assert flags["height"] % 16 == 0 and flags["width"] % 16 == 0  # VAE 8 x packing 2
     assert flags["height"] * 3 == flags["width"] * 4
-    assert flags.get("lora_alpha") == flags.get("lora_rank")
+    assert "lora_alpha" not in flags  # the trainer takes the rank, also where the user changes that
     assert flags["validation_steps"] == flags["checkpointing_steps"]
     assert flags["max_train_steps"] % flags["checkpointing_steps"] == 0
 
@@ -79,7 +79,7 @@ def test_embedded_over_any_preset_needs_no_gpu(name: str) -> None:
     assert flags["quantize_base"] is None  # null: the flag is dropped
     assert flags["mixed_precision"] == "no"
     assert not flags["use_8bit_adam"] and not flags["gradient_checkpointing"]
-    assert (flags["height"], flags["width"], flags["max_sequence_length"]) == (128, 96, 32)
+    assert (flags["height"], flags["width"], flags["max_sequence_length"]) == (128, 96, 96)
     assert flags["lr_warmup_steps"] < flags["max_train_steps"] <= 60
 
 

@@ -65,10 +65,45 @@ def test_the_default_dataset_is_the_one_on_the_hub(tmp_path: Path) -> None:
 def test_a_default_output_directory_never_is_an_earlier_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wrapper, "REPOSITORY", tmp_path)
     assert wrapper.resolve(QUICK)[0].output_dir == str(tmp_path / "outputs" / "quick_test")
-    (tmp_path / "outputs" / "quick_test").mkdir(parents=True)
+    (tmp_path / "outputs" / "quick_test" / "checkpoint-5").mkdir(parents=True)
     assert wrapper.resolve(QUICK)[0].output_dir == str(tmp_path / "outputs" / "quick_test-2")
+    (tmp_path / "outputs" / "quick_test-2").mkdir()
+    assert wrapper.resolve(["--embedded"])[0].output_dir == str(tmp_path / "outputs" / "full-embedded")
     resumed = wrapper.resolve([*QUICK, "--resume_from_checkpoint", "latest"])[0]
     assert resumed.output_dir == str(tmp_path / "outputs" / "quick_test")
+
+
+def test_a_named_checkpoint_is_continued_in_its_own_directory(tmp_path: Path) -> None:
+    args = wrapper.resolve([*QUICK, "--resume_from_checkpoint", str(tmp_path / "mine" / "checkpoint-3")])[0]
+    assert args.output_dir == str(tmp_path / "mine")
+
+
+def test_epochs_of_the_user_beat_steps_of_the_preset(tmp_path: Path) -> None:
+    args = resolve(tmp_path, *QUICK, "--num_train_epochs", "3")
+    assert (args.num_train_epochs, args.max_train_steps) == (3, None)
+    args = resolve(tmp_path, *QUICK, "--num_train_epochs", "3", "--max_train_steps", "5")
+    assert args.max_train_steps == 5
+
+
+def test_alpha_follows_the_users_rank(tmp_path: Path) -> None:
+    for preset_name in ("quick_test", "full", "h100", "low_vram"):
+        assert resolve(tmp_path, "--preset", preset_name, "--lora_rank", "64").lora_alpha is None
+
+
+def test_check_refuses_what_the_run_would_destroy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "README.md").write_text("my thesis")
+    assert wrapper.main([*QUICK, "--check", f"--output_dir={tmp_path}"]) == 1
+    assert "README.md that the model card would replace" in capsys.readouterr().err
+    (tmp_path / "run.json").write_text("{}")
+    assert wrapper.main([*QUICK, "--check", f"--output_dir={tmp_path}"]) == 1
+    assert "holds an earlier run (run.json)" in capsys.readouterr().err
+    assert (tmp_path / "README.md").read_text() == "my thesis"
+
+
+def test_check_names_a_missing_package(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = [*QUICK, "--check", f"--output_dir={tmp_path / 'out'}", "--optimizer", "prodigy"]
+    assert wrapper.main(argv) == 1
+    assert "--optimizer prodigy needs the package prodigyopt: pip install prodigyopt" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -82,6 +117,10 @@ def test_a_default_output_directory_never_is_an_earlier_runs(tmp_path: Path, mon
         (["--max_train_samples", "x"], "invalid int value: 'x'"),
         (["--dataroot", "/x"], "use --dataset_name"),
         (["--output_dir"], "expected one argument"),
+        (["--quick_test"], "did you mean --quick-test?"),
+        (["--max_train_samples", "0"], "--max_train_samples 0: use 1 or more"),
+        (["--max_bad_rows", "9"], "--max_bad_rows 9.0: use a share from 0 to 1"),
+        (["--embedded", "--lr_warmup_steps", "9"], "use constant_with_warmup"),
         (["--lora_rank", "0"], "--lora_rank: 0 is not at least 1"),
         (["--height", "100"], "--height: 100 is not at least 16 and a multiple of 16"),
     ],
@@ -97,7 +136,9 @@ def test_wrong_use_exits_with_2_and_one_line(argv: list[str], message: str, caps
     assert error.count("\n") == 1
 
 
-@pytest.mark.parametrize("text", ["flags: [1, 2]", "just words", "flags: {lora_rank: {a: 1}}", "flags: {a: [", ""])
+@pytest.mark.parametrize(
+    "text", ["flags: [1, 2]", "flags: {output_dir: /x}", "just words", "flags: {lora_rank: {a: 1}}", "flags: {a: [", ""]
+)
 def test_a_preset_that_is_none_exits_with_2(tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert wrapper.main(["--preset", preset(tmp_path, text), "--check"]) == 2
     assert "mine.yaml" in capsys.readouterr().err
@@ -230,6 +271,8 @@ def test_the_model_card_tells_data_settings_and_use(quick_test) -> None:
     code = card.split("```python\n")[1].split("```")[0]
     compile(code, "card", "exec")
     assert len(code.splitlines()) <= 12
+    loading = "\n".join(line for line in code.splitlines() if line.startswith(("import", "from", "transformer")))
+    exec(loading, {})  # the base that the card names loads as the card says
 
 
 @pytest.mark.slow

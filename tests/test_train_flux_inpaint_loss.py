@@ -270,8 +270,9 @@ def test_a_model_without_guidance_gets_none():
 def run_on(args: argparse.Namespace, accelerator) -> tuple[tfi.Run, list[dict]]:
     """A run ready to take steps, and its first training rows."""
     args.max_train_steps = args.max_train_steps or 1
-    train, validation = tfi.build_datasets(args)
-    prompts = tfi.encode_prompts_once(args, tfi.distinct_prompts(args, [train, validation]), accelerator)
+    train, _ = tfi.build_datasets(args)
+    captions = train.captions() if hasattr(train, "captions") else []
+    prompts = tfi.encode_prompts_once(args, tfi.distinct_prompts(args, captions), accelerator)
     return tfi.Run(args, accelerator, prompts), [train[row] for row in range(len(train))]
 
 

@@ -164,7 +164,7 @@ def test_losses_are_written_and_add_up(straight):
 def test_tensorboard_holds_the_same_curves_and_the_pictures(straight):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    events = EventAccumulator(str(straight.folder / "logs" / "train"), size_guidance={"images": 0})
+    events = EventAccumulator(str(straight.folder / "logs" / "catvton-flux-lora"), size_guidance={"images": 0})
     events.Reload()
     for name in ("loss", "loss_garment", "loss_mask", "loss_background", "lr"):
         logged = {event.step: event.value for event in events.Scalars(name)}
@@ -395,6 +395,37 @@ def test_a_caption_of_two_lines_is_a_label_of_one():
     assert two.tobytes() == one.tobytes()
 
 
+def test_a_loss_that_is_not_finite_stops_the_run_and_is_never_saved(tiny_args):
+    args = tiny_args(
+        "--max_train_steps", 4, "--learning_rate", 1e30, "--checkpointing_steps", 1, "--validation_steps", 0
+    )
+    with pytest.raises(ValueError, match="the loss is not finite at step 2"):
+        drive(args)
+    folder = Path(args.output_dir)
+    assert [path.name for path in tfi.checkpoints_in(folder)] == ["checkpoint-1"]
+    assert not (folder / tfi.LORA_FILE).exists()
+    assert json.loads((folder / "run.json").read_text())["status"] == "failed"
+
+
+def test_a_checkpoint_of_elsewhere_is_not_continued_into_an_earlier_run(straight, tiny_args, tmp_path):
+    (tmp_path / "checkpoint-9").mkdir()
+    flags = ["--output_dir", tmp_path, "--resume_from_checkpoint", straight.folder / "checkpoint-3"]
+    with pytest.raises(ValueError, match=r"earlier run \(checkpoint-9\)"):
+        tfi.main(tiny_args(*flags))
+    assert not tfi.continues(tiny_args(*flags))
+    inside = tiny_args("--output_dir", tmp_path, "--resume_from_checkpoint", tmp_path / "checkpoint-9")
+    assert tfi.continues(inside)
+
+
+def test_a_run_that_is_already_at_its_last_step_says_so_and_keeps_its_record(straight, tiny_args, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(straight.folder, folder)
+    before = (folder / "run.json").read_bytes()
+    with pytest.raises(ValueError, match="at step 4 of 4: raise --max_train_steps"):
+        drive(tiny_args(*STRAIGHT, "--output_dir", folder, "--resume_from_checkpoint", "latest"))
+    assert (folder / "run.json").read_bytes() == before
+
+
 def test_a_failure_of_the_command_is_one_line(tiny_flags):
     command = [sys.executable, str(ROOT / "train_flux_inpaint.py"), *tiny_flags("--dataroot", "/no/where")]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
@@ -424,7 +455,7 @@ def test_the_base_models_attention_trains_and_nothing_else(tiny_args, tiny_flux_
     done = drive(tiny_args(*flags.split(), "--checkpointing_steps", 1, "--logging_steps", 2, "--num_train_epochs", 9))
     assert done.names() == {"transformer", "checkpoint-1", "checkpoint-2", "logs", "run.json"}  # no pictures
     assert {path.name for path in (done.folder / "logs").iterdir()} == {"losses.jsonl"}  # and no tracker
-    assert [line["step"] for line in done.losses()] == [2]  # one reading over two steps
+    assert [line["step"] for line in done.losses()] == [1, 2]  # read before a checkpoint, whatever --logging_steps
     assert done.read("run.json")["weights"] == "transformer"
 
     saved = FluxTransformer2DModel.from_pretrained(done.folder / "transformer")

@@ -404,7 +404,7 @@ def test_wrong_use_exits_with_2(wrong, tmp_path):
 
 def test_defaults_are_those_that_the_readme_names():
     args = parse_args(["--output_dir", "d"])
-    assert (args.schema, args.rows, args.seed, args.size, args.num_proc) == ("documented", 240, 0, (384, 288), 1)
+    assert (args.schema, args.rows, args.seed, args.size, args.num_proc) == ("documented", 720, 0, (384, 288), 1)
 
 
 def test_importing_the_wardrobe_loads_no_heavy_library():

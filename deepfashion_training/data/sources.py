@@ -14,6 +14,11 @@ from datasets.exceptions import DatasetsError
 _HUB_ID = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
 
 
+def is_hub_id(source: str) -> bool:
+    """Whether ``source`` is no path on this machine and looks like a dataset's name on the Hub."""
+    return not Path(source).exists() and bool(_HUB_ID.fullmatch(source))
+
+
 def open_splits(
     source: str,
     *,

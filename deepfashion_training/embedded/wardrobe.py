@@ -94,7 +94,7 @@ class _SplitWriter:
 def write_wardrobe(
     output_dir: str | Path,
     schema: str = "documented",
-    rows: int = 240,
+    rows: int = 720,
     seed: int = 0,
     size: tuple[int, int] = (384, 288),
     num_proc: int = 1,
@@ -184,7 +184,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--schema", choices=SCHEMAS, default="documented", help="columns to write (default: %(default)s)"
     )
-    parser.add_argument("--rows", type=_at_least(1), default=240, help="how many rows (default: %(default)s)")
+    parser.add_argument("--rows", type=_at_least(1), default=720, help="how many rows (default: %(default)s)")
     parser.add_argument("--seed", type=_at_least(0), default=0, help="same seed, same bytes (default: %(default)s)")
     parser.add_argument("--size", type=_size, default=(384, 288), metavar="HxW", help="pixels (default: 384x288)")
     parser.add_argument("--num_proc", type=_at_least(1), default=1, help="processes that draw (default: %(default)s)")

@@ -18,7 +18,13 @@ PIPELINE_PARTS = ("text_encoder/", "text_encoder_2/", "tokenizer/", "tokenizer_2
 CATVTON_FLUX_ALPHA = "xiaozaa/catvton-flux-alpha"
 
 
-def check_models(pipeline: str, transformer: str, revision: str | None, inpaint_revision: str | None) -> None:
+def check_models(
+    pipeline: str,
+    transformer: str,
+    revision: str | None = None,
+    inpaint_revision: str | None = None,
+    cache_dir: str | None = None,
+) -> None:
     """Raise ``ValueError``, one line with the mend, when a model of the run cannot be loaded or downloaded.
 
     ``pipeline`` and ``transformer`` are folders or Hub ids. Checked are: a transformer given as the pipeline, missing
@@ -26,21 +32,21 @@ def check_models(pipeline: str, transformer: str, revision: str | None, inpaint_
     that the download takes. Models in the Hub cache need no network.
     """
     check_is_pipeline(pipeline)
-    if Path(transformer).expanduser().is_dir():
-        _check_is_transformer(Path(transformer).expanduser())
+    if Path(transformer).is_dir():
+        _check_is_transformer(Path(transformer))
     elif _is_path(transformer):
         raise ValueError(f"--pretrained_inpaint_model_name_or_path {transformer}: no such folder")
-    needed = 0
-    if not Path(pipeline).expanduser().is_dir():
-        needed += _bytes_to_download(pipeline, revision, _is_pipeline_file)
-    if not Path(transformer).expanduser().is_dir():
-        needed += _bytes_to_download(transformer, inpaint_revision, _is_transformer_file)
-    _check_disk(needed, Path(constants.HF_HUB_CACHE))
+    needed, cache = 0, cache_dir or constants.HF_HUB_CACHE
+    if not Path(pipeline).is_dir():
+        needed += _bytes_to_download(pipeline, revision, cache, _is_pipeline_file)
+    if not Path(transformer).is_dir():
+        needed += _bytes_to_download(transformer, inpaint_revision, cache, _is_transformer_file)
+    _check_disk(needed, Path(cache))
 
 
 def check_is_pipeline(pipeline: str) -> None:
     """Raise ``ValueError`` when ``pipeline`` is a transformer without text encoders, or a folder that is not there."""
-    folder = Path(pipeline).expanduser()
+    folder = Path(pipeline)
     alone = "holds a transformer only, no VAE, text encoders or tokenizers"
     mend = "pass it as --pretrained_inpaint_model_name_or_path and leave --pretrained_model_name_or_path as it is"
     if pipeline.rstrip("/") == CATVTON_FLUX_ALPHA:
@@ -78,7 +84,7 @@ def _is_transformer_file(name: str) -> bool:
     return name.startswith("transformer/") or ("/" not in name and name.startswith("diffusion_pytorch_model"))
 
 
-def _bytes_to_download(repository: str, revision: str | None, wanted: Callable[[str], bool]) -> int:
+def _bytes_to_download(repository: str, revision: str | None, cache: str, wanted: Callable[[str], bool]) -> int:
     """Size of the files of a Hub repository that ``wanted`` chooses and the cache lacks.
 
     Raises ``ValueError`` when the repository cannot be read.
@@ -88,7 +94,7 @@ def _bytes_to_download(repository: str, revision: str | None, wanted: Callable[[
         info = api.model_info(repository, revision=revision, files_metadata=True)
         api.auth_check(repository)
     except GatedRepoError as error:
-        if _is_cached(repository, revision):
+        if _is_cached(repository, revision, cache):
             return 0
         login = "" if get_token() else "log in with `hf auth login` and "
         raise ValueError(
@@ -98,23 +104,24 @@ def _bytes_to_download(repository: str, revision: str | None, wanted: Callable[[
         hint = "check the name" if get_token() else "check the name, or log in with `hf auth login` if it is private"
         raise ValueError(f"{repository} is not on the Hub: {hint}") from error
     except Exception as error:  # no network, a server's error or offline mode: each HTTP library has its own classes
-        if _is_cached(repository, revision):
+        if _is_cached(repository, revision, cache):
             return 0
         raise ValueError(
-            f"{repository} is not in the cache ({constants.HF_HUB_CACHE}) and the Hub cannot be reached: "
-            f"{str(error).splitlines()[0]}"
+            f"{repository} is not in the cache ({cache}) and the Hub cannot be reached: {str(error).splitlines()[0]}"
         ) from error
     return sum(
         file.size or 0
         for file in info.siblings or []
-        if wanted(file.rfilename) and not _is_cached(repository, revision, file.rfilename)
+        if wanted(file.rfilename) and not _is_cached(repository, revision, cache, file.rfilename)
     )
 
 
-def _is_cached(repository: str, revision: str | None, name: str | None = None) -> bool:
+def _is_cached(repository: str, revision: str | None, cache: str, name: str | None = None) -> bool:
     """Whether the Hub cache has file ``name``; without a name, whether it has the model's index or configuration."""
     names = [name] if name else ["model_index.json", "config.json", "transformer/config.json"]
-    return any(isinstance(try_to_load_from_cache(repository, each, revision=revision), str) for each in names)
+    return any(
+        isinstance(try_to_load_from_cache(repository, each, cache_dir=cache, revision=revision), str) for each in names
+    )
 
 
 def _check_disk(needed: int, folder: Path) -> None:
@@ -135,3 +142,13 @@ def check_writable(folder: Path) -> None:
             pass
     except OSError as error:
         raise ValueError(f"--output_dir {folder} cannot be written to: {error.strerror or error}") from error
+
+
+def subfolder_of_transformer(transformer: str, revision: str | None = None, cache_dir: str | None = None) -> str | None:
+    """``"transformer"`` where a folder or downloaded repository keeps the transformer there, None for its root."""
+    if Path(transformer).is_dir():
+        found = (Path(transformer) / "transformer" / "config.json").is_file()
+    else:
+        cached = try_to_load_from_cache(transformer, "transformer/config.json", cache_dir=cache_dir, revision=revision)
+        found = isinstance(cached, str)
+    return "transformer" if found else None

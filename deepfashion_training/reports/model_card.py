@@ -26,8 +26,10 @@ SHOWN_ARGUMENTS = (
 )
 
 
-def write_model_card(output_dir: Path) -> Path:
+def write_model_card(output_dir: Path, transformer_subfolder: str | None = None) -> Path:
     """Write ``README.md`` from the ``run.json`` and the validation pictures of ``output_dir``; returns its path.
+
+    ``transformer_subfolder`` is where the trained transformer's repository keeps it, None for its root.
 
     Raises ``FileNotFoundError`` when there is no ``run.json``.
     """
@@ -40,9 +42,14 @@ def write_model_card(output_dir: Path) -> Path:
     text = environment.get_template("model_card.md.jinja").render(
         run=run,
         arguments=arguments,
-        settings={name: arguments[name] for name in SHOWN_ARGUMENTS if arguments.get(name) is not None},
+        settings={
+            name: arguments[name]
+            for name in SHOWN_ARGUMENTS
+            if arguments.get(name) is not None and not (arguments["train_base_model"] and name.startswith("lora_"))
+        },
         picture=pictures[-1].relative_to(output_dir).as_posix() if pictures else None,
         name=output_dir.resolve().name,
+        subfolder=transformer_subfolder,
     )
     path = output_dir / "README.md"
     path.write_text(text, encoding="utf-8")
