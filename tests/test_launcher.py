@@ -326,7 +326,8 @@ def test_missing_packages_are_all_named(machine: Machine) -> None:
 
 
 def test_packages_of_this_environment_are_found(machine: Machine) -> None:
-    done = machine.run("--embedded", PYTHON=sys.executable, cwd=machine.folder)
+    done = machine.run("--embedded", "--check", PYTHON=sys.executable, cwd=machine.folder)
+    assert done.returncode == 0, done.stderr
     assert "lacks" not in done.stderr
 
 
