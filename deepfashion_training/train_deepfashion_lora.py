@@ -363,6 +363,8 @@ def quiet_libraries() -> None:
     datasets.disable_progress_bars()
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
+    # CLIP reads 77 tokens, so with captions this would be said of every row; T5 reads the whole prompt.
+    logging.getLogger("diffusers.pipelines.flux").setLevel(logging.ERROR)
     # diffusers before 0.38 knows this argument by no other name, so the trainer has to use it.
     warnings.filterwarnings("ignore", message=".*torch_dtype.*", category=FutureWarning)
 

@@ -36,7 +36,15 @@ TRANSFORMER_CONFIG: dict[str, Any] = {
 WORDS = (
     "the pair of images highlights a clothing and its styling on model high resolution detailed product shot image "
     "same cloth is worn by in lifestyle setting wears with top shirt trousers shorts skirt dress jumpsuit sleeve "
-    "sleeves pattern plain striped dots checks man woman red blue green yellow black white grey pink"
+    "sleeves pattern plain striped dots checks man woman red blue green yellow black white grey pink "
+    # The words of the drawn wardrobe's captions that turn up in six rows or more of 720.
+    "patterns long length has stripe neckline there are feet wearing dressed her ankle sleeveless round t short knee "
+    "wide leg tank three straight brown horizontal vertical slim denim navy dotted medium cropped color block beige "
+    "pencil line plaid mini magenta point sneakers his jeans jacket coral forest rust turquoise low teal orange "
+    "burgundy checked boots sweater diagonal lime ivory mint flared blouse plum olive hoodie peach floral quarter "
+    "sandals lapel collar romper purple charcoal star chocolate midi suit silver boat sweatshirt v shaped mustard "
+    "light leaf camel sky lavender heels pleated graphic chest also hat flats dark polo leggings maxi square cardigan "
+    "loafers an vest ring heart"
 ).split()
 
 #: 16 latent channels, 8x down, no quantization convolutions: the form of FLUX.1's VAE.
@@ -100,7 +108,7 @@ def _t5(width: int) -> tuple[Any, Any]:
 
     letters = string.ascii_letters + string.digits + string.punctuation
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
-    pieces += [(letter, -9.0) for letter in letters] + [(f"▁{word}", -5.0) for word in WORDS]
+    pieces += [(letter, -9.0) for letter in letters] + [(f"▁{word}", -5.0) for word in (*WORDS, "The", "There")]
     tokenizer = T5TokenizerFast(vocab=pieces, extra_ids=0, model_max_length=512)
     config = T5Config(
         vocab_size=len(pieces),
