@@ -886,8 +886,8 @@ class Run:
             part.load_state_dict(state[name])
         self.step, losses = state["step"], self.folder / "logs" / "losses.jsonl"
         if self.accelerator.is_main_process and losses.exists():  # forget the steps that will be taken again
-            lines = losses.read_text("utf-8").splitlines(keepends=True)
-            losses.write_text("".join(line for line in lines if json.loads(line)["step"] <= self.step), "utf-8")
+            whole = [line for line in losses.read_text("utf-8").splitlines(keepends=True) if line.endswith("\n")]
+            losses.write_text("".join(line for line in whole if json.loads(line)["step"] <= self.step), "utf-8")
 
 
 class RunRecord:

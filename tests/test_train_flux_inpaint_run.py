@@ -348,6 +348,8 @@ def test_a_lora_of_another_form_or_scale_does_not_resume(straight, tiny_args, tm
 def test_steps_taken_again_are_written_once(straight, tiny_args, tmp_path):
     folder = tmp_path / "copy"
     shutil.copytree(straight.folder, folder)
+    with (folder / "logs" / "losses.jsonl").open("a") as lines:
+        lines.write('{"step": 5, "lo')  # a crash in the middle of a line
     again = drive(tiny_args(*STRAIGHT, "--output_dir", folder, "--resume_from_checkpoint", folder / "checkpoint-3"))
     assert [line["step"] for line in again.losses()] == [1, 2, 3, 4]
     assert again.losses() == straight.losses()
