@@ -100,6 +100,13 @@ def test_check_refuses_what_the_run_would_destroy(tmp_path: Path, capsys: pytest
     assert (tmp_path / "README.md").read_text() == "my thesis"
 
 
+def test_check_tells_a_mistyped_path_from_a_hub_id(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = [*QUICK, "--check", f"--output_dir={tmp_path / 'out'}", "--dataset_name"]
+    for missing in ("/nope", "./nope", "a/b/c"):
+        assert wrapper.main([*argv, missing]) == 1
+        assert f"no such folder: {missing}" in capsys.readouterr().err
+
+
 def test_check_names_a_missing_package(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     argv = [*QUICK, "--check", f"--output_dir={tmp_path / 'out'}", "--optimizer", "prodigy"]
     assert wrapper.main(argv) == 1
