@@ -9,15 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from deepfashion_training.pairs.layout import (
-    Box,
-    align_mask,
-    fit_box,
-    garment_mask,
-    pair_tensors,
-    place_mask,
-    place_picture,
-)
+from deepfashion_training.pairs.layout import Box, fit_box, garment_mask, pair_tensors, place_mask, place_picture
+from deepfashion_training.pairs.masks import align_mask
 from deepfashion_training.pairs.pictures import PictureError
 
 GREY, RED, BLUE, WHITE = (100, 110, 120), (255, 0, 0), (0, 0, 255), (255, 255, 255)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from deepfashion_training.pairs.masks import decode_mask
+from deepfashion_training.pairs.masks import align_mask
 from deepfashion_training.pairs.pictures import PictureError, border_colour, opacity, orientation, to_rgb, turn
 
 ResizeMode = Literal["pad", "stretch"]
@@ -91,31 +91,6 @@ def garment_mask(placed: np.ndarray, background: tuple[int, int, int]) -> np.nda
     return garment
 
 
-def align_mask(photo: Image.Image, mask: Image.Image) -> tuple[Image.Image, np.ndarray]:
-    """The photo upright as RGB, and its mask uint8 ``[h, w]`` in {0, 1} of the photo's size, pixel on pixel.
-
-    A mask of another size is brought to the photo's with NEAREST when its aspect is the same to within a pixel.
-    EXIF turns the photo. Whether the mask was drawn on the photo as seen or on its stored pixels shows in its
-    aspect; where both fit (square pictures, mirrored or upside-down ones), as seen. A mask with an orientation
-    of its own is turned by that. Raises ``PictureError`` for a mask of another aspect.
-    """
-    turned = orientation(photo)
-    upright = turn(to_rgb(photo), turned)
-    own = orientation(mask)
-    mask = turn(mask, own)
-    if not _same_aspect(mask.size, upright.size):
-        if own != 1 or not _same_aspect(mask.size, photo.size):
-            raise PictureError(
-                f"mask of {mask.width}x{mask.height} on a photo of {upright.width}x{upright.height}: another aspect"
-            )
-        mask = turn(mask, turned)
-    decoded = decode_mask(mask)
-    if mask.size != upright.size:
-        box = Box(0, 0, *upright.size)
-        decoded = np.asarray(_resized(Image.fromarray(decoded), box, Image.Resampling.NEAREST))
-    return upright, decoded
-
-
 def pair_tensors(
     photo: Image.Image, cloth: Image.Image, mask: Image.Image, size: tuple[int, int], resize_mode: ResizeMode = "pad"
 ) -> dict[str, torch.Tensor]:
@@ -169,10 +144,3 @@ def _resized(picture: Image.Image, box: Box, filter_: Image.Resampling) -> Image
     """``picture`` in the size of ``box``; itself when it has that size."""
     wanted = (box.width, box.height)
     return picture if picture.size == wanted else picture.resize(wanted, filter_)
-
-
-def _same_aspect(one: tuple[int, int], other: tuple[int, int]) -> bool:
-    """Whether one size is the other scaled and rounded, each side to within a pixel."""
-    lowest = max((a - 1) / b for a, b in zip(one, other, strict=True))
-    highest = min((a + 1) / b for a, b in zip(one, other, strict=True))
-    return lowest <= highest

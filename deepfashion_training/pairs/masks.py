@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
+from deepfashion_training.pairs.pictures import PictureError, orientation, to_rgb, turn
+
 #: Modes whose values are read as they are; every other mode is brought to RGB or RGBA first.
 _SINGLE_CHANNEL_MODES = ("1", "L", "I", "I;16", "I;16B", "I;16L", "F")
 
@@ -30,6 +32,30 @@ def decode_mask(mask: Image.Image | np.ndarray) -> np.ndarray:
     return (values > scale / 2).view(np.uint8)
 
 
+def align_mask(photo: Image.Image, mask: Image.Image) -> tuple[Image.Image, np.ndarray]:
+    """The photo upright as RGB, and its mask uint8 ``[h, w]`` in {0, 1} of the photo's size, pixel on pixel.
+
+    A mask of another size is brought to the photo's with NEAREST when its aspect is the same to within a pixel.
+    EXIF turns the photo. Whether the mask was drawn on the photo as seen or on its stored pixels shows in its
+    aspect; where both fit (square pictures, mirrored or upside-down ones), as seen. A mask with an orientation
+    of its own is turned by that. Raises ``PictureError`` for a mask of another aspect.
+    """
+    turned = orientation(photo)
+    upright = turn(to_rgb(photo), turned)
+    own = orientation(mask)
+    mask = turn(mask, own)
+    if not _same_aspect(mask.size, upright.size):
+        if own != 1 or not _same_aspect(mask.size, photo.size):
+            raise PictureError(
+                f"mask of {mask.width}x{mask.height} on a photo of {upright.width}x{upright.height}: another aspect"
+            )
+        mask = turn(mask, turned)
+    decoded = decode_mask(mask)
+    if mask.size != upright.size:
+        decoded = np.asarray(Image.fromarray(decoded).resize(upright.size, Image.Resampling.NEAREST))
+    return upright, decoded
+
+
 def _values(mask: Image.Image | np.ndarray) -> np.ndarray:
     """One value per pixel ``[h, w]``, in the scale of the source."""
     if isinstance(mask, Image.Image):
@@ -51,3 +77,10 @@ def _over_black(values: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     if alpha.min(initial=opaque) == opaque:
         return values
     return values * (alpha / opaque)
+
+
+def _same_aspect(one: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Whether one size is the other scaled and rounded, each side to within a pixel."""
+    lowest = max((a - 1) / b for a, b in zip(one, other, strict=True))
+    highest = min((a + 1) / b for a, b in zip(one, other, strict=True))
+    return lowest <= highest
