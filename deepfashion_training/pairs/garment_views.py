@@ -1,0 +1,120 @@
+"""Views of a garment: what ``pose`` says, and which other photo can show the garment of a photo."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+#: Views of a photo as ``pose`` names them. ``flat`` is the garment alone; ``additional`` is a close-up or another
+#: pose, of the front as a rule.
+VIEWS: tuple[str, ...] = ("front", "side", "back", "full", "flat", "additional")
+
+#: Where a garment picture may come from, best first; the names are those of ``garment_source``.
+SOURCES: tuple[str, ...] = ("flat", "cross_view", "same_photo")
+
+#: View of a photo -> views of the same outfit that show its side of the garment, best first. The back of a garment
+#: is another garment to a model that has to copy what it sees, so no back dresses a front, and no front a back. A
+#: side view has half of either. ``additional`` and ``full`` are fronts; a full view is smaller than a front, and
+#: an additional one may be cropped. A flat shot is no photo of a person: nothing dresses it.
+_DRESSED_BY: dict[str, tuple[str, ...]] = {
+    "front": ("front", "full", "additional", "side"),
+    "full": ("full", "front", "additional", "side"),
+    "additional": ("front", "full", "additional", "side"),
+    "side": ("side", "front", "full", "additional", "back"),
+    "back": ("back", "side", "additional"),
+    "flat": (),
+}
+
+# Some copies of the dataset keep the ending of the file that `pose` is a part of.
+_POSE = re.compile(r"(?P<variant>\d+)_(?P<number>\d+)_(?P<view>[a-z]+)(\.(jpe?g|png|webp))?", re.IGNORECASE)
+
+
+class Pose(NamedTuple):
+    """What the ``pose`` column says: outfit, number of the view, and view, one of ``VIEWS``."""
+
+    variant: str
+    number: int
+    view: str
+
+
+class Candidate(NamedTuple):
+    """A photo of one variant that shows the garment: its row, view, garment pixels, and whether a border cuts them."""
+
+    row: int
+    view: str
+    region_px: int
+    at_border: bool
+
+
+class Choice(NamedTuple):
+    """Where the garment picture of a photo comes from: one of ``SOURCES``, and the row and view that show it."""
+
+    source: str
+    row: int
+    view: str
+
+
+def parse_pose(pose: str) -> Pose:
+    """Variant, number and view of a ``pose`` such as ``01_4_full``; capitals and a file ending are let pass.
+
+    The variant stays as it is written. Raises ``ValueError`` for any other form and for a view not in ``VIEWS``.
+    """
+    match = _POSE.fullmatch(pose.strip()) if isinstance(pose, str) else None
+    if match is None:
+        raise ValueError(f"pose {pose!r} is not VARIANT_NUMBER_VIEW, such as 01_4_full")
+    view = match["view"].lower()
+    if view not in VIEWS:
+        raise ValueError(f"pose {pose!r}: unknown view {view!r}, known are {', '.join(VIEWS)}")
+    return Pose(match["variant"], int(match["number"]), view)
+
+
+def parse_sources(text: str) -> tuple[str, ...]:
+    """Garment sources in the order of a comma-separated ``text``, such as ``"flat,cross_view"``.
+
+    Raises ``ValueError`` for an unknown name, one given twice, and for none.
+    """
+    names = tuple(part.strip().lower() for part in text.split(","))
+    for name in names:
+        if name not in SOURCES:
+            raise ValueError(f"unknown garment source {name!r}: choose from {', '.join(SOURCES)}")
+    if len(set(names)) < len(names):
+        raise ValueError(f"garment sources {text!r}: one is given twice")
+    return names
+
+
+def allowed_views(view: str) -> tuple[str, ...]:
+    """Views whose garment may dress a photo of ``view``, best first; none for ``flat``.
+
+    Fronts are dressed by fronts, backs by backs, sides by either: see the table. Raises ``ValueError`` for a view
+    that is not in ``VIEWS``.
+    """
+    if view not in _DRESSED_BY:
+        raise ValueError(f"unknown view {view!r}: choose from {', '.join(VIEWS)}")
+    return _DRESSED_BY[view]
+
+
+def choose_garment(row: int, view: str, candidates: Sequence[Candidate], sources: Sequence[str]) -> Choice | None:
+    """Which of ``candidates``, all of one variant, shows the garment of photo ``row`` best; ``None`` if none may.
+
+    The first of ``sources`` that has one decides. ``flat``: a flat shot. ``cross_view``: another row in a view
+    that may dress ``view``, see ``allowed_views``; the better view first. ``same_photo``: the row itself. Among
+    equals the one that no border cuts, then the one with more garment pixels, then the lower row number, so that
+    the order of ``candidates`` does not matter. Raises ``ValueError`` for an unknown view or source.
+    """
+    views = allowed_views(view)
+    if not views:
+        return None
+    for source in sources:
+        if source not in SOURCES:
+            raise ValueError(f"unknown garment source {source!r}: choose from {', '.join(SOURCES)}")
+        if source == "same_photo":
+            fitting = [one for one in candidates if one.row == row and one.view != "flat"]
+        else:
+            wanted = ("flat",) if source == "flat" else views
+            fitting = [one for one in candidates if one.row != row and one.view in wanted]
+        if fitting:
+            order = ("flat", *views, view)
+            best = min(fitting, key=lambda one: (order.index(one.view), one.at_border, -one.region_px, one.row))
+            return Choice(source, best.row, best.view)
+    return None

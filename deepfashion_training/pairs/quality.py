@@ -1,0 +1,207 @@
+"""Quality gates: what would poison training, each with its reason, and how well a garment picture fits its photo."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from deepfashion_training.pairs.pictures import border_colour
+
+#: Why a row is quarantined, as preparation counts it -> a sentence for people.
+REASONS: dict[str, str] = {
+    "unreadable_photo": "The person's photo is missing, truncated or in a format that cannot be read.",
+    "unreadable_mask": "The mask is missing, truncated or in a format that cannot be read.",
+    "unreadable_garment": "The garment picture of the cloth column is missing, truncated or cannot be read.",
+    "decompression_bomb": "A picture has more pixels than can be opened safely.",
+    "mask_empty": "The mask is empty, so there is nothing to repaint.",
+    "mask_too_large": "The mask covers nearly the whole photo, so that nothing of the person is left to keep.",
+    "mask_size": "The mask has another aspect than the photo, so it cannot belong to it.",
+    "garment_too_small": "The garment covers too few pixels of the photo to learn from.",
+    "product_shot": "The photo shows a garment alone where a person is expected.",
+    "near_duplicate": "Nearly the same photo is in another split.",
+    "blank_garment": "The garment picture shows one flat colour.",
+    "unknown_category": "The category is none of the 17 and no override gives its type.",
+    "undecided_type": "The category leaves the garment's type open, and so does the caption.",
+    "unknown_pose": "The pose does not say variant and view in a known form.",
+    "no_pid": "The row does not say who is in the photo, so no split can keep it away from the others.",
+    "union_mask": "The mask covers all clothes and cannot be restricted to the named garment.",
+}
+
+#: Why a good row is no pair of its own -> a sentence for people.
+UNPAIRED_REASONS: dict[str, str] = {
+    "garment_picture": "The photo shows the garment alone: it serves other rows as their garment picture.",
+    "no_garment_picture": "No other photo of this outfit shows the garment from a fitting view.",
+    "same_photo_share": "Its only garment picture would be cut from the same photo, and the share of those is full.",
+}
+
+#: Pictures are judged at about this many pixels along their shorter side: the means of whole blocks, fast.
+_SHORT_SIDE = 96
+#: A pixel is background when no channel is further than this from the colour of the border.
+_BACKGROUND_TOLERANCE = 16
+#: The same for garment pictures, whose background is even: a white shirt on white differs by its shadows only.
+_EVEN_TOLERANCE = 6
+#: ATR labels of what only a person has: hair, face, legs and arms.
+_PERSON_LABELS = (2, 11, 12, 13, 14, 15)
+
+
+@dataclass(frozen=True)
+class Gates:
+    """Thresholds of the quality gates."""
+
+    #: Largest share of the photo that a mask may cover. A full-body agnostic mask of a close photo stays below 0.7.
+    max_mask_share: float = 0.9
+    #: Shortest side of the garment's box in the photo, in pixels: 4 FLUX tokens of 16 pixels.
+    min_garment_px: int = 64
+    #: How far 1% of a garment picture must at least lie from its background, in levels of 255.
+    min_garment_contrast: int = 10
+    #: A photo of which less than this share of the foreground lies outside the mask shows a garment alone.
+    max_person_free_share: float = 0.03
+    #: Bits of 256 by which near-duplicates may differ, see ``data.near_duplicates``.
+    near_duplicate_distance: int = 24
+
+
+class Finding(NamedTuple):
+    """Why something fails a gate: one of ``REASONS``, and the figures."""
+
+    reason: str
+    detail: str
+
+
+def check_mask(mask: np.ndarray, gates: Gates) -> Finding | None:
+    """What is wrong with a mask ``[h, w]`` in {0, 1}: ``mask_empty`` or ``mask_too_large``."""
+    share = int(np.count_nonzero(mask)) / max(mask.size, 1)
+    if share == 0:
+        return Finding("mask_empty", "no pixel to repaint")
+    if share > gates.max_mask_share:
+        return Finding("mask_too_large", f"{share:.1%} of the photo, at most {gates.max_mask_share:.0%} may be")
+    return None
+
+
+def check_region(region: np.ndarray, gates: Gates) -> Finding | None:
+    """``garment_too_small`` for a garment region ``[h, w]`` in {0, 1} whose box has too short a side."""
+    rows, columns = np.flatnonzero(region.any(axis=1)), np.flatnonzero(region.any(axis=0))
+    height = int(rows[-1] - rows[0]) + 1 if len(rows) else 0
+    width = int(columns[-1] - columns[0]) + 1 if len(columns) else 0
+    if min(height, width) < gates.min_garment_px:
+        return Finding("garment_too_small", f"{width}x{height} pixels, at least {gates.min_garment_px} each are needed")
+    return None
+
+
+def check_garment(garment: Image.Image, gates: Gates) -> Finding | None:
+    """``blank_garment`` for an RGB garment picture that hardly differs from the colour of its border anywhere."""
+    away = _distance(_small(garment), border_colour(garment))
+    contrast = int(np.quantile(away, 0.99, method="lower"))
+    if contrast < gates.min_garment_contrast:
+        return Finding(
+            "blank_garment", f"99% within {contrast} levels of the border, {gates.min_garment_contrast} are needed"
+        )
+    return None
+
+
+def looks_like_product_shot(
+    photo: Image.Image, mask: np.ndarray, parse: np.ndarray | None, gates: Gates
+) -> Finding | None:
+    """``product_shot`` for an RGB photo that shows a garment alone.
+
+    ``mask`` is ``[h, w]`` in {0, 1}, the clothes; ``parse`` the ATR labels ``[h, w]`` of a parser, if there is one.
+    With it, a product shot has no face, hair, arms or legs. Without, nearly everything that differs from the colour
+    of the border lies inside the mask, grown by 1.5% of the shorter side; people show skin, hair and shoes outside
+    of it, whatever they wear and wherever the photo is cropped. Busy backgrounds count as outside: a doubt is for
+    the photo.
+    """
+    if parse is not None:
+        share = int(np.count_nonzero(np.isin(parse, _PERSON_LABELS))) / max(parse.size, 1)
+        if share < 0.001:
+            return Finding("product_shot", f"the parser sees no face, hair, arms or legs ({share:.2%} of the photo)")
+        return None
+    small = _small(photo)
+    foreground = _distance(small, border_colour(photo)) > _BACKGROUND_TOLERANCE
+    seen = int(np.count_nonzero(foreground))
+    share = int(np.count_nonzero(foreground & ~_grown(mask, foreground.shape))) / max(seen, 1)
+    if seen and share < gates.max_person_free_share:
+        return Finding("product_shot", f"{share:.1%} of what is seen lies outside the mask: no person shows")
+    return None
+
+
+def colour_likeness(garment: Image.Image, photo: Image.Image, region: np.ndarray) -> float:
+    """How alike the colours of a garment picture and of the worn garment are, 0 to 1.
+
+    ``garment`` and ``photo`` are RGB, ``region`` ``[h, w]`` in {0, 1} is the garment in the photo. Intersection of
+    two histograms of lightness and chroma (YCbCr), smoothed so that another light costs little; the background of
+    the garment picture does not count. 0 for an empty region. It ranks pairs; it is no probability.
+    """
+    small, worn = _small(garment, "YCbCr"), _small(photo, "YCbCr")
+    background = border_colour(garment)
+    shown = _filled(_distance(_small(garment), background) > _EVEN_TOLERANCE)
+    inside = _shrunk(region, worn.shape[:2]) > 127
+    if not inside.any():
+        return 0.0
+    if not shown.any():
+        shown[:] = True
+    return float(np.minimum(_histogram(small[shown]), _histogram(worn[inside])).sum())
+
+
+#: Bins of a colour histogram: lightness, then the two chromas, and how often each axis is smoothed.
+_BINS = (8, 32, 32)
+_SMOOTHED = (2, 2, 2)
+
+
+def _histogram(colours: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
+    """Smoothed histogram of colours ``[n, 3]``, sum 1, of the shape ``_BINS``."""
+    y, cb, cr = (colours[:, axis].astype(np.int32) * _BINS[axis] // 256 for axis in range(3))
+    counts = np.bincount((y * _BINS[1] + cb) * _BINS[2] + cr, minlength=_BINS[0] * _BINS[1] * _BINS[2])
+    histogram = counts.reshape(_BINS) / len(colours)
+    for axis, times in enumerate(_SMOOTHED):
+        for _ in range(times):
+            before = np.concatenate([histogram.take([0], axis), histogram.take(range(_BINS[axis] - 1), axis)], axis)
+            after = np.concatenate([histogram.take(range(1, _BINS[axis]), axis), histogram.take([-1], axis)], axis)
+            histogram = histogram / 2 + (before + after) / 4
+    return histogram
+
+
+def _small(picture: Image.Image, mode: str = "RGB") -> npt.NDArray[np.uint8]:
+    """An RGB picture shrunk by a whole factor to about ``_SHORT_SIDE``: uint8 ``[h, w, 3]``."""
+    return np.asarray(picture.reduce(_factor(picture.size)).convert(mode))
+
+
+def _factor(size: tuple[int, int]) -> int:
+    return max(1, min(size) // _SHORT_SIDE)
+
+
+def _shrunk(mask: np.ndarray, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
+    """A mask ``[h, w]`` in {0, 1} beside a picture that ``_small`` shrunk to ``shape``: 0 to 255."""
+    levels = Image.fromarray(mask.astype(np.uint8) * np.uint8(255))
+    small = levels.reduce(_factor(levels.size))
+    return np.asarray(small if small.size == shape[::-1] else small.resize((shape[1], shape[0])))
+
+
+def _grown(mask: np.ndarray, shape: tuple[int, ...]) -> npt.NDArray[np.bool_]:
+    """Where a mask touches a cell of the small picture, and the cells beside those."""
+    touched = _shrunk(mask, shape) > 0
+    grown = touched.copy()
+    grown[1:] |= touched[:-1]
+    grown[:-1] |= touched[1:]
+    across = grown.copy()
+    grown[:, 1:] |= across[:, :-1]
+    grown[:, :-1] |= across[:, 1:]
+    return grown
+
+
+def _distance(small: npt.NDArray[np.uint8], colour: tuple[int, int, int]) -> npt.NDArray[np.int16]:
+    """How far each pixel's furthest channel lies from ``colour``: ``[h, w]``."""
+    away = np.abs(small.astype(np.int16) - np.array(colour, np.int16))
+    return np.maximum(np.maximum(away[..., 0], away[..., 1]), away[..., 2])
+
+
+def _filled(shape: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """``shape`` with what lies between its pixels both along the row and along the column.
+
+    The white of a garment on white is found by what surrounds it; the gap between two legs stays open.
+    """
+    along = np.logical_or.accumulate(shape, axis=1) & np.logical_or.accumulate(shape[:, ::-1], axis=1)[:, ::-1]
+    down = np.logical_or.accumulate(shape, axis=0) & np.logical_or.accumulate(shape[::-1], axis=0)[::-1]
+    return shape | (along & down)
