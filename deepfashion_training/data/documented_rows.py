@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import datasets
 from PIL import Image
 
+from deepfashion_training.data.picture_cells import stored_bytes, undecoded
 from deepfashion_training.pairs.garment_types import parse_cloth_type
 from deepfashion_training.pairs.pictures import PictureError, open_picture
 from deepfashion_training.pairs.schema import PROVENANCE_COLUMNS
 
 PICTURE_COLUMNS = ("image", "cloth", "mask")
-
-#: Arrow types besides ``Image`` that can hold a picture: its bytes, or the path of its file.
-_PICTURE_VALUES = ("binary", "large_binary", "string", "large_string")
 
 
 class DocumentedRows:
@@ -28,7 +25,7 @@ class DocumentedRows:
 
     def __init__(self, split: datasets.Dataset, source: str) -> None:
         self._source = source
-        self._pictures = _undecoded(split, source)
+        self._pictures = undecoded(split, PICTURE_COLUMNS, source)
         texts = [name for name in ("caption", *PROVENANCE_COLUMNS) if name in split.column_names]
         # Selecting first keeps Arrow from touching a single picture.
         self._texts = split.select_columns(texts).with_format(None)[:]
@@ -77,8 +74,8 @@ class DocumentedRows:
         stored = []
         for column in PICTURE_COLUMNS:
             try:
-                stored.append(_stored(cells[column]))
-            except (OSError, PictureError):
+                stored.append(stored_bytes(cells[column]))
+            except PictureError:
                 stored.append(b"")
         return stored
 
@@ -101,32 +98,8 @@ class DocumentedRows:
                 raise ValueError(f"caption in row {row} of {self._source} is {value!r}: a text is needed")
 
 
-def _undecoded(split: datasets.Dataset, source: str) -> datasets.Dataset:
-    """The picture columns of ``split`` as ``{"bytes", "path"}``."""
-    pictures = split.select_columns(list(PICTURE_COLUMNS)).with_format(None)
-    for column in PICTURE_COLUMNS:
-        feature = pictures.features[column]
-        stored_as_value = isinstance(feature, datasets.Value) and feature.dtype in _PICTURE_VALUES
-        stored_as_struct = isinstance(feature, dict) and "bytes" in feature
-        if not (isinstance(feature, datasets.Image) or stored_as_value or stored_as_struct):
-            raise ValueError(f"column {column!r} of {source} holds {feature}: pictures are needed")
-        pictures = pictures.cast_column(column, datasets.Image(decode=False))
-    return pictures
-
-
 def _decoded(cell: dict[str, Any] | None, column: str) -> Image.Image:
     try:
-        return open_picture(_stored(cell))
+        return open_picture(stored_bytes(cell))
     except PictureError as error:
         raise PictureError(f"{column}: {error}") from error
-    except OSError as error:
-        raise PictureError(f"{column}: {error.strerror or error}: {error.filename}") from error
-
-
-def _stored(cell: dict[str, Any] | None) -> bytes:
-    """The bytes of a picture cell; those of its file where it holds a path only."""
-    if cell is not None and cell["bytes"]:
-        return cell["bytes"]
-    if cell is not None and cell["bytes"] is None and cell["path"]:
-        return Path(cell["path"]).read_bytes()
-    raise PictureError("missing: the row holds no bytes")

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     import datasets
 
 SCHEMAS = ("documented", "hub")
-SPLITS = ("train", "validation", "test")
 
 #: Rows of one parquet file, and of the row groups that are held in memory while it is written.
 SHARD_ROWS, GROUP_ROWS = 1000, 50
@@ -48,47 +47,6 @@ def wardrobe_features(schema: str) -> datasets.Features:
             for name in columns
         }
     )
-
-
-class _SplitWriter:
-    """Streams the rows of one split into numbered parquet files."""
-
-    def __init__(self, folder: Path, split: str, total: int, features: datasets.Features) -> None:
-        self._names = [
-            folder / f"{split}-{shard:05d}-of-{-(-total // SHARD_ROWS):05d}.parquet"
-            for shard in range(-(-total // SHARD_ROWS))
-        ]
-        self._schema = features.arrow_schema
-        self._rows: list[dict[str, Any]] = []
-        self._written = 0
-        self._writer: Any = None
-
-    def add(self, row: dict[str, Any]) -> None:
-        self._rows.append(row)
-        full = self._written + len(self._rows)
-        if len(self._rows) == GROUP_ROWS or full % SHARD_ROWS == 0:
-            self._flush()
-
-    def _flush(self) -> None:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        if not self._rows:
-            return
-        if self._writer is None:
-            self._writer = pq.ParquetWriter(self._names[self._written // SHARD_ROWS], self._schema)
-        self._writer.write_table(pa.Table.from_pylist(self._rows, schema=self._schema))
-        self._written += len(self._rows)
-        self._rows = []
-        if self._written % SHARD_ROWS == 0:
-            self.close()
-
-    def close(self) -> None:
-        if self._rows:
-            self._flush()
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
 
 
 def write_wardrobe(
@@ -127,9 +85,12 @@ def write_wardrobe(
 
 
 def _write_rows(folder: Path, schema: str, rows: int, seed: int, size: tuple[int, int], num_proc: int) -> None:
+    import pyarrow as pa
     from tqdm import tqdm
 
-    features = wardrobe_features(schema)
+    from deepfashion_training.data.shards import ShardWriter
+
+    arrow_schema = wardrobe_features(schema).arrow_schema
     if schema == "documented":
         pid_splits = split_of_pids(rows, seed)
         specs, draw = documented_specs(rows, seed), documented_row
@@ -140,11 +101,12 @@ def _write_rows(folder: Path, schema: str, rows: int, seed: int, size: tuple[int
     totals = Counter(row_splits)
     drawn = _drawn(functools.partial(draw, size=size), specs, num_proc)
     with contextlib.ExitStack() as stack:
-        writers = {split: _SplitWriter(folder, split, totals[split], features) for split in SPLITS if totals[split]}
+        sizes = {"shard_rows": SHARD_ROWS, "group_rows": GROUP_ROWS}
+        writers = {split: ShardWriter(folder, split, totals[split], arrow_schema, **sizes) for split in totals}
         for writer in writers.values():
             stack.callback(writer.close)
         for split, row in zip(row_splits, tqdm(drawn, total=rows, desc="drawing", unit="row"), strict=True):
-            writers[split].add(row)
+            writers[split].add(pa.Table.from_pylist([row], schema=arrow_schema))
 
 
 def _drawn(draw: Any, specs: Iterable[Any], num_proc: int) -> Iterator[dict[str, Any]]:

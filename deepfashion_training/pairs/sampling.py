@@ -89,3 +89,14 @@ def unpaired_partners(types: Sequence[int], groups: Sequence[Hashable], seed: in
         for index, position in enumerate(rows):
             partners[position] = rows[(index + step) % len(rows)]
     return partners
+
+
+def split_of(group: object, validation: float, test: float, seed: int) -> str:
+    """``"train"``, ``"validation"`` or ``"test"`` for a group, by its hash: other groups do not matter.
+
+    ``validation`` and ``test`` are shares in [0, 1) that leave something for training.
+    """
+    place = unit_hash(seed, group)
+    if place < test:
+        return "test"
+    return "validation" if place < test + validation else "train"

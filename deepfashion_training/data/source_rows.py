@@ -1,0 +1,87 @@
+"""The rows of a dataset under canonical names: texts in memory, pictures read in batches and not kept."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from deepfashion_training.data.picture_cells import stored_bytes, undecoded
+from deepfashion_training.pairs.pictures import PictureError
+
+PICTURES = ("image", "mask", "cloth")
+
+
+class SourceRows:
+    """Rows of all ``splits``, one after another, numbered from 0.
+
+    ``columns`` maps canonical names (see ``pairs.schema``) to the dataset's. A pickled copy reads the same rows in
+    another process. Raises ``ValueError``, naming ``source``, for a picture column that holds something else.
+    """
+
+    def __init__(self, splits: Mapping[str, datasets.Dataset], columns: Mapping[str, str], source: str) -> None:
+        wanted = list(dict.fromkeys(columns.values()))
+        parts = [split.select_columns(wanted) for split in splits.values()]
+        rows = parts[0] if len(parts) == 1 else datasets.concatenate_datasets(parts)
+        self._pictures = {name: column for name, column in columns.items() if name in PICTURES}
+        self._texts = {name: column for name, column in columns.items() if name not in PICTURES}
+        self._rows = rows.with_format(None)
+        self._length = len(rows)
+        # Pickled, it is a list of files. Opened for each batch and closed after it, their memory-mapped pages do not
+        # add up to the size of the dataset.
+        self._stored = pickle.dumps(undecoded(rows, list(self._pictures.values()), source))
+
+    def __len__(self) -> int:
+        return self._length
+
+    def texts(self) -> dict[str, list[Any]]:
+        """Every column that holds no picture, by canonical name."""
+        columns = list(dict.fromkeys(self._texts.values()))
+        cells = self._rows.select_columns(columns)[:]
+        values = {column: _class_names(self._rows.features[column], cells[column]) for column in columns}
+        return {name: values[column] for name, column in self._texts.items()}
+
+    def pictures(self, rows: Sequence[int]) -> dict[str, list[bytes | str]]:
+        """The stored bytes of ``rows`` in each picture column, by canonical name; a ``str`` says why there are none."""
+        stored = pickle.loads(self._stored)
+        cells = stored[list(rows)]
+        return {name: [_bytes_or_reason(cell) for cell in cells[column]] for name, column in self._pictures.items()}
+
+
+def _class_names(feature: Any, values: list[Any]) -> list[Any]:
+    if isinstance(feature, datasets.ClassLabel):
+        return [None if value is None else feature.int2str(value) for value in values]
+    return values
+
+
+def _bytes_or_reason(cell: Any) -> bytes | str:
+    try:
+        return stored_bytes(cell)
+    except PictureError as error:
+        return str(error)
+
+
+def source_fingerprint(source: str, splits: Mapping[str, datasets.Dataset] | None = None) -> str:
+    """A name for the content of ``source`` that changes with it, without reading pictures.
+
+    A local folder: names, sizes and times of its files. A Hub dataset: the files that were downloaded, whose addresses
+    hold the commit; ``splits`` is what they were opened as.
+    """
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        files = sorted(file for file in folder.rglob("*") if file.is_file() and file.suffix in (".parquet", ".arrow"))
+        known: list[Any] = [(str(file.relative_to(folder)), _size_and_time(file)) for file in files]
+    else:
+        known = sorted(
+            address for split in (splits or {}).values() for address in (split.info.download_checksums or {})
+        )
+    return hashlib.blake2b(repr(known).encode(), digest_size=16).hexdigest()
+
+
+def _size_and_time(file: Path) -> tuple[int, int]:
+    status = file.stat()
+    return status.st_size, status.st_mtime_ns
