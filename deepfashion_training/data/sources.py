@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Callable, Sequence
@@ -47,6 +48,23 @@ def open_splits(
     for split in splits.values():
         check_columns(split.column_names)
     return splits
+
+
+def source_columns(source: str, *, revision: str | None = None, cache_dir: str | None = None) -> list[str]:
+    """Column names of ``source``, without reading its rows where that can be had. Errors as of ``open_splits``."""
+
+    class Known(Exception):
+        pass
+
+    found: list[str] = []
+
+    def stop(columns: Sequence[str]) -> None:
+        found.extend(columns)
+        raise Known
+
+    with contextlib.suppress(Known):
+        open_splits(source, check_columns=stop, revision=revision, cache_dir=cache_dir)
+    return found
 
 
 def _open_folder(

@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import io
+import os
+import pickle
+
+import datasets
+import psutil
+import pytest
+from PIL import Image
+
+from deepfashion_training.data.source_rows import SourceRows, source_fingerprint
+from deepfashion_training.data.sources import open_splits, source_columns
+
+
+def png(level: int) -> bytes:
+    sink = io.BytesIO()
+    Image.new("L", (4, 4), level).save(sink, "PNG")
+    return sink.getvalue()
+
+
+def dataset(levels: list[int]) -> datasets.Dataset:
+    features = datasets.Features(
+        {
+            "images": datasets.Image(),
+            "mask": datasets.Value("binary"),
+            "cloth_type": datasets.ClassLabel(names=["Pants", "Skirts"]),
+            "pid": datasets.Value("string"),
+        }
+    )
+    rows = [
+        {"images": {"bytes": png(level), "path": None}, "mask": png(level), "cloth_type": level % 2, "pid": f"id_{level}"}
+        for level in levels
+    ]
+    return datasets.Dataset.from_list(rows, features=features)
+
+
+COLUMNS = {"image": "images", "mask": "mask", "category": "cloth_type", "pid": "pid"}
+
+
+def test_splits_follow_one_another_under_canonical_names():
+    rows = SourceRows({"train": dataset([1, 2]), "test": dataset([3])}, COLUMNS, "here")
+    assert len(rows) == 3
+    assert rows.texts() == {"category": ["Skirts", "Pants", "Skirts"], "pid": ["id_1", "id_2", "id_3"]}
+    assert rows.pictures([2, 0]) == {"image": [png(3), png(1)], "mask": [png(3), png(1)]}
+    assert pickle.loads(pickle.dumps(rows)).pictures([1])["image"] == [png(2)]
+
+
+def test_a_cell_without_bytes_says_so(tmp_path):
+    features = datasets.Features({"images": datasets.Image(), "mask": datasets.Image()})
+    cells = [None, {"bytes": None, "path": str(tmp_path / "gone.png")}, {"bytes": b"", "path": None}]
+    given = datasets.Dataset.from_dict({"images": cells, "mask": [{"bytes": png(1), "path": None}] * 3}, features)
+    found = SourceRows({"train": given}, {"image": "images", "mask": "mask"}, "here").pictures([0, 1, 2])["image"]
+    assert found[0] == found[2] == "missing: the row holds no bytes"
+    assert found[1].startswith("No such file or directory") and "gone.png" in found[1]
+
+
+def test_a_column_that_holds_no_pictures_is_named():
+    given = dataset([1]).add_column("number", [3])
+    with pytest.raises(ValueError, match="column 'number' of here holds .* pictures are needed"):
+        SourceRows({"train": given}, {"image": "images", "mask": "number"}, "here")
+
+
+def test_the_fingerprint_changes_with_the_files(tmp_path):
+    folder = tmp_path / "rows"
+    (folder / "data").mkdir(parents=True)
+    file = folder / "data" / "train-00000-of-00001.parquet"
+    dataset([1, 2]).to_parquet(file)
+    before = source_fingerprint(str(folder))
+    (folder / "notes.txt").write_text("no rows")
+    assert source_fingerprint(str(folder)) == before
+    os.utime(file, ns=(1, 1))
+    assert source_fingerprint(str(folder)) != before
+
+
+def test_columns_are_known_without_reading_rows(tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    dataset([1]).to_parquet(tmp_path / "data" / "train-00000-of-00001.parquet")
+    monkeypatch.setattr(datasets, "load_dataset", None)
+    assert source_columns(str(tmp_path)) == ["images", "mask", "cloth_type", "pid"]
+
+
+def test_pages_of_the_dataset_do_not_stay_mapped(tmp_path):
+    (tmp_path / "data").mkdir()
+    noise = [os.urandom(400_000) for _ in range(200)]  # 80 MB
+    given = datasets.Dataset.from_dict({"images": noise, "mask": noise})
+    given.to_parquet(tmp_path / "data" / "train-00000-of-00001.parquet")
+    opened = open_splits(str(tmp_path), check_columns=lambda _: None, cache_dir=str(tmp_path / "cache"))
+    del noise, given
+    rows = SourceRows(opened, {"image": "images", "mask": "mask"}, "here")
+    before = psutil.Process().memory_full_info()
+    for start in range(0, 200, 20):
+        rows.pictures(range(start, start + 20))
+    after = psutil.Process().memory_full_info()
+    assert getattr(after, "shared", 0) - getattr(before, "shared", 0) < 40e6  # all 160 MB would be mapped
