@@ -1,12 +1,22 @@
-"""Garment types: what is typed on a command line and what a dataset cell may hold."""
+"""Garment types: what is typed on a command line, what a dataset cell may hold, and what a caption says."""
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
 
-from deepfashion_training.pairs.garment_types import CATEGORY_TYPES, TYPE_NAMES, parse_cloth_type, parse_cloth_types
+from deepfashion_training.embedded.rows import raw_specs
+from deepfashion_training.pairs.garment_types import (
+    CATEGORY_TYPES,
+    TYPE_NAMES,
+    UnknownCategoryError,
+    parse_cloth_type,
+    parse_cloth_types,
+    parse_type_overrides,
+    type_of,
+)
 
 
 def test_names_on_a_command_line():
@@ -37,3 +47,112 @@ def test_anything_else_is_named(value):
 def test_there_are_17_categories_and_each_has_a_type_or_is_left_to_the_caption():
     assert len(CATEGORY_TYPES) == 17
     assert set(CATEGORY_TYPES.values()) == {*TYPE_NAMES, None}
+
+
+# Types of categories and captions ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("category", "number"),
+    [
+        ("Skirts", 2), ("Dresses", 3), ("Jackets_Vests", 1), ("Blouses Shirts", 1), ("blouses_shirts", 1),
+        ("Rompers & Jumpsuits", 3), ("Rompers and Jumpsuits", 3), ("SHORTS", 2), (" Tees-Tanks ", 1),
+        ("upper", 1), ("Lower body", 2), ("full_body", 3),
+    ],
+)  # fmt: skip
+def test_categories_in_any_spelling_whatever_the_caption_says(category, number):
+    assert type_of(category, "A dress, trousers and a shirt of denim.") == number
+
+
+@pytest.mark.parametrize("category", ["Swimwear", "", "Skirt", "1", "Pants Shorts"])
+def test_an_unknown_category_is_named(category):
+    with pytest.raises(UnknownCategoryError, match="override") as caught:
+        type_of(category, "The woman wears trousers.")
+    assert caught.value.category == category
+    assert isinstance(caught.value, ValueError)
+
+
+def test_overrides_come_first_and_know_new_categories():
+    overrides = parse_type_overrides("Denim=lower, Blouses Shirts=full,Swimwear=3")
+    assert overrides == {"Denim": 2, "Blouses Shirts": 3, "Swimwear": 3}
+    assert type_of("Denim", "A denim jacket.", overrides) == 2
+    assert type_of("Blouses_Shirts", "", overrides) == 3
+    assert type_of("swimwear", "", overrides) == 3
+    assert type_of("Suiting", "A suit jacket.", overrides) == 1
+    assert parse_type_overrides(None) == parse_type_overrides(" ") == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [("Denim", "is not CATEGORY=TYPE"), ("Denim=", "is not"), ("Denim=legs", "unknown garment type 'legs'"),
+     ("Denim=4", "unknown garment type 4"), ("Denim=lower,denim=upper", "twice"), ("a=lower,", "is not")],
+)  # fmt: skip
+def test_wrong_overrides_are_named(text, problem):
+    with pytest.raises(ValueError, match=problem):
+        parse_type_overrides(text)
+
+
+# The sentences are those of DeepFashion-MultiModal's captions, whose templates public code quotes.
+@pytest.mark.parametrize(
+    ("caption", "number"),
+    [
+        ("The upper clothing has long sleeves, denim fabric and solid color patterns. The neckline of it is lapel. "
+         "The lower clothing is of long length. The fabric is cotton and it has plaid patterns.", 1),
+        ("The upper clothing has long sleeves, cotton fabric and graphic patterns. The lower clothing is of long "
+         "length. The fabric is denim and it has pure color patterns. This lady also wears an outer clothing, with "
+         "cotton fabric and striped patterns. There is a ring on her finger.", 2),
+        ("The upper clothing has no sleeves, cotton fabric. The lower clothing is long. The fabric is cotton. "
+         "The lady also wears an outer clothing, with denim fabric and solid color patterns.", 1),
+        ("His tank shirt has short sleeves, cotton fabric and solid color patterns. It has a crew neckline. The man "
+         "wears a long pants. The pants are with denim fabric and solid color patterns. He wears a hat.", 2),
+        ("This lady wears a tank tank shirt with solid color patterns and a three-point shorts. The tank tank shirt is "
+         "with cotton fabric and its neckline is round. The shorts are with denim fabric and striped patterns.", 2),
+        ("Her shirt has medium sleeves, denim fabric and solid color patterns. The person wears a three-point skirt. "
+         "The skirt is with cotton fabric.", 1),
+        ("The dress the lady wears has no sleeves. The texture of it is denim and it has solid color patterns.", 3),
+        ("This person is wearing a long-sleeve shirt with solid color patterns and a pair of jeans.", 2),
+        ("The woman wears a white T-shirt and a light denim midi a-line skirt.", 2),
+        ("The man wears a jean jacket and grey shorts.", 1),
+        ("A denim-jacket with grey sweatpants", 1),
+        ("She wears denim overalls over a striped tee.", 3),
+        ("She is dressed in a denim shirt dress.", 3),
+        # Which of the two is for sale, nobody can tell.
+        ("The woman wears a dark denim long-sleeve jacket and blue denim ankle-length jeans.", None),
+        ("The upper clothing has long sleeves, cotton fabric. The lower clothing is long. The fabric is cotton.", None),
+        ("It is of denim.", None),
+        ("The person wears jeansish things, undenimed pantsuits and topcoats.", None),
+        ("", None),
+    ],
+)  # fmt: skip
+def test_denim_is_the_garment_that_is_called_denim(caption, number):
+    assert type_of("Denim", caption) == number
+
+
+@pytest.mark.parametrize(
+    ("caption", "number"),
+    [
+        ("The man wears a navy long-sleeve suit jacket and grey trousers.", 1),
+        ("The woman wears a white blouse and a black knee-length pencil suit skirt.", 2),
+        ("The man wears a cardigan and black long suit trousers.", 2),
+        ("He wears blazers with jeans.", 1),
+        ("The man wears a shirt, a waistcoat and suit trousers.", None),
+        ("The man wears a shirt and long trousers.", 2),
+        ("His shirt has long sleeves, cotton fabric. He also wears an outer clothing, with cotton fabric.", 1),
+        ("The man also wears an outer clothing. The trousers are with cotton fabric.", None),
+        ("A sleeveless dress.", 3),
+        ("The man wears a suit.", None),
+        ("", None),
+    ],
+)
+def test_suiting_is_what_is_called_a_suits_or_may_be_part_of_one(caption, number):
+    assert type_of("Suiting", caption) == number
+
+
+def test_captions_of_the_drawn_wardrobe_are_never_misread_and_rarely_left_open():
+    answers = []
+    for spec in itertools.islice(raw_specs(4000, seed=11), 4000):
+        if CATEGORY_TYPES[spec.garment().category] is None:
+            answers.append((type_of(spec.garment().category, spec.caption()), spec.cloth_type))
+    assert len(answers) > 150
+    assert all(read in (true, None) for read, true in answers)
+    assert sum(read is None for read, _ in answers) < 0.1 * len(answers)

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageFilter
+from PIL import Image, ImageChops, ImageFilter
 
 from deepfashion_training.pairs.pictures import WHITE, PictureError
 
@@ -120,12 +120,16 @@ def region_box(region: np.ndarray) -> tuple[int, int, int, int]:
 
 
 def _soft_edge(region: npt.NDArray[np.uint8]) -> Image.Image:
-    """Opacity of a region: 0 outside and on its outermost pixel, 255 from the third pixel on."""
+    """Opacity of a region: none outside and on its outermost pixel, two thirds on the next, then full.
+
+    The outermost pixel has the background's colour in it, from the camera and from JPEG.
+    """
     height, width = region.shape
     padded = np.zeros((height + 2, width + 2), np.uint8)
     padded[1:-1, 1:-1] = region
     inner = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:] & padded[1:-1, 1:-1]
-    return Image.fromarray(inner * np.uint8(255)).filter(ImageFilter.BoxBlur(1))
+    eroded = Image.fromarray(inner * np.uint8(255))
+    return ImageChops.darker(eroded, eroded.filter(ImageFilter.BoxBlur(1)))
 
 
 def _without_specks(region: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:

@@ -82,7 +82,7 @@ GARMENT_WORDS: dict[str, int] = {
     ),
     **dict.fromkeys(
         """trouser trousers pant pants jean jeans jegging leggings legging shorts skirt miniskirt skort chino slacks
-        culottes capri jogger bottoms bermuda cutoffs lower-clothing lower-garment dress-pants dress-trousers
+        culottes capri jogger sweatpants bottoms bermuda cutoffs lower-clothing lower-garment dress-pants dress-trousers
         jean-shorts jean-skirt""".split(),
         LOWER,
     ),

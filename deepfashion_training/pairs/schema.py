@@ -102,9 +102,7 @@ def parse_column_map(text: str | None) -> dict[str, str]:
     nearest that is) and a name given twice.
     """
     columns: dict[str, str] = {}
-    for part in (text or "").split(","):
-        if not part.strip() and not (text or "").strip():
-            continue
+    for part in (text or "").split(",") if (text or "").strip() else []:
         name, equals, column = (piece.strip() for piece in part.partition("="))
         if not (name and equals and column):
             raise ValueError(f"--column {text!r}: {part.strip()!r} is not NAME=COLUMN, such as image=photo")
@@ -122,9 +120,10 @@ def map_columns(found: Collection[str], overrides: Mapping[str, str], source: st
     """Column of ``source`` for each canonical name that it has, in the order of ``CANONICAL``.
 
     ``found`` are its columns. ``overrides`` (see ``parse_column_map``) win, and a column that they claim serves no
-    other name by itself. The rest is told by the schema: *raw* where there are ``images`` and no ``image``, or a
-    ``pose`` and no ``view``, and no ``category``; there ``cloth_type`` holds category names, elsewhere 1, 2, 3. A
-    ``cloth`` column is one in either schema. Unknown columns are ignored.
+    other name by itself. The rest is told by the schema. Rows are *raw* when they have no ``category`` and either
+    ``images`` in place of ``image`` or a ``pose`` in place of ``view`` (and not both ``image`` and ``cloth``); there
+    ``cloth_type`` holds category names, elsewhere 1, 2, 3. A ``cloth`` column is one in either schema. Other columns
+    are ignored.
 
     Raises ``ValueError``, one line, for an override that names no column of ``found``, and when the columns do not
     suffice: a photo, a mask, ``category`` or ``cloth_type``, and ``cloth`` or what finds a garment picture (``pid``
@@ -158,7 +157,8 @@ def map_columns(found: Collection[str], overrides: Mapping[str, str], source: st
 def _is_raw(found: Collection[str]) -> bool:
     if "category" in found:
         return False
-    return ("images" in found and "image" not in found) or ("pose" in found and "view" not in found)
+    posed = "pose" in found and "view" not in found
+    return ("images" in found and "image" not in found) or (posed and not {"image", "cloth"} <= set(found))
 
 
 def _mend(found: Collection[str], columns: Mapping[str, str]) -> str:
