@@ -1,17 +1,38 @@
-"""Masks: from the many ways in which pictures write them to {0, 1}."""
+"""Masks: from the many ways in which pictures write them to {0, 1}, and from a garment to the area to repaint.
+
+The policies: ``as_is`` repaints the garment and nothing else, so its outline tells the model what to draw.
+``agnostic`` repaints the body parts that a garment of the type could cover, placed by the person's frame alone, so
+that trousers, shorts and a skirt on one person have nearly the same mask. ``relaxed`` is agnostic with seeded
+variation, for training.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
+from deepfashion_training.pairs.garment_types import FULL, LOWER, TYPE_NAMES, UPPER
+from deepfashion_training.pairs.parts import protected
+from deepfashion_training.pairs.person import ROWS, Person, assumed_person, grid_size, person_of_parse, shrink
 from deepfashion_training.pairs.pictures import PictureError, orientation, to_rgb, turn
 
 #: Modes whose values are read as they are; every other mode is brought to RGB or RGBA first.
 _SINGLE_CHANNEL_MODES = ("1", "L", "I", "I;16", "I;16B", "I;16L", "F")
 
+#: Largest value of a label map (ATR has 18 labels, LIP 20, CIHP 20) and how often neighbours in one may differ.
+_LARGEST_LABEL, _MOST_EDGES = 31, 0.25
 
-def decode_mask(mask: Image.Image | np.ndarray) -> np.ndarray:
+MaskPolicy = Literal["as_is", "agnostic", "relaxed"]
+MASK_POLICIES: tuple[str, ...] = get_args(MaskPolicy)
+
+Values = npt.NDArray[np.float32]
+
+
+def decode_mask(mask: Image.Image | np.ndarray, cloth_type: int | None = None) -> np.ndarray:
     """Pixels to repaint, as uint8 ``[h, w]`` in {0, 1} with 1 = repaint.
 
     ``mask`` is a Pillow picture of any mode, or an array ``[h, w]``, ``[h, w, 1]``, ``[h, w, 3]`` (RGB) or
@@ -22,23 +43,37 @@ def decode_mask(mask: Image.Image | np.ndarray) -> np.ndarray:
       stays out.
     - A pixel of a colour picture is as bright as its brightest channel; palettes are looked up first.
     - What an alpha channel hides is not repainted.
+    - Whole numbers up to 3 are a label map of garment types: pixels of ``cloth_type`` count where it is given and
+      present, else all that are not 0. Whole numbers up to 31 are a label map of parts, of which all that are not
+      0 count, where they lie in areas: neighbours in a row differ in less than a quarter of the places. Noise and
+      gradients that dark differ nearly everywhere and stay what they are, an 8-bit mask that is black.
 
     Raises ``ValueError`` for an array of another shape. An empty mask is returned as it is: whether that is
     an error depends on the caller.
     """
     values = _values(mask)
     largest = values.max(initial=0)
+    if 1 < largest <= _LARGEST_LABEL and _is_label_map(values, float(largest)):
+        chosen = values == cloth_type if largest <= 3 and cloth_type is not None else values > 0
+        return (chosen if chosen.any() else values > 0).view(np.uint8)
     scale = 1 if largest <= 1 else 255 if largest <= 255 else 65535
     return (values > scale / 2).view(np.uint8)
 
 
-def align_mask(photo: Image.Image, mask: Image.Image) -> tuple[Image.Image, np.ndarray]:
+def inverted(mask: np.ndarray) -> bool:
+    """Whether ``mask`` [h, w] in {0, 1} has 1 for what to keep: corners, most of the border and of the picture."""
+    ring = np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]])
+    corners = mask[[0, 0, -1, -1], [0, -1, 0, -1]]
+    return bool(corners.all() and ring.mean() > 0.8 and mask.mean() > 0.5)
+
+
+def align_mask(photo: Image.Image, mask: Image.Image, cloth_type: int | None = None) -> tuple[Image.Image, np.ndarray]:
     """The photo upright as RGB, and its mask uint8 ``[h, w]`` in {0, 1} of the photo's size, pixel on pixel.
 
     A mask of another size is brought to the photo's with NEAREST when its aspect is the same to within a pixel.
     EXIF turns the photo. Whether the mask was drawn on the photo as seen or on its stored pixels shows in its
     aspect; where both fit (square pictures, mirrored or upside-down ones), as seen. A mask with an orientation
-    of its own is turned by that. Raises ``PictureError`` for a mask of another aspect.
+    of its own is turned by that. ``cloth_type`` chooses in label maps, see ``decode_mask``. Raises ``PictureError`` for a mask of another aspect.
     """
     turned = orientation(photo)
     upright = turn(to_rgb(photo), turned)
@@ -50,10 +85,17 @@ def align_mask(photo: Image.Image, mask: Image.Image) -> tuple[Image.Image, np.n
                 f"mask of {mask.width}x{mask.height} on a photo of {upright.width}x{upright.height}: another aspect"
             )
         mask = turn(mask, turned)
-    decoded = decode_mask(mask)
+    decoded = decode_mask(mask, cloth_type)
     if mask.size != upright.size:
         decoded = np.asarray(Image.fromarray(decoded).resize(upright.size, Image.Resampling.NEAREST))
     return upright, decoded
+
+
+def _is_label_map(values: np.ndarray, largest: float) -> bool:
+    """Whether ``values`` up to ``largest`` are whole numbers, and those above 3 lie in areas."""
+    if values.dtype.kind == "f" and (values % 1).any():
+        return False
+    return largest <= 3 or float((values[:, 1:] != values[:, :-1]).mean()) < _MOST_EDGES
 
 
 def _values(mask: Image.Image | np.ndarray) -> np.ndarray:
@@ -84,3 +126,200 @@ def _same_aspect(one: tuple[int, int], other: tuple[int, int]) -> bool:
     lowest = max((a - 1) / b for a, b in zip(one, other, strict=True))
     highest = min((a + 1) / b for a, b in zip(one, other, strict=True))
     return lowest <= highest
+
+
+def repaint_mask(
+    region: np.ndarray,
+    cloth_type: int,
+    person: Person | None,
+    parse: np.ndarray | None = None,
+    policy: MaskPolicy = "agnostic",
+    seed: int = 0,
+) -> np.ndarray:
+    """The area to repaint, uint8 ``[h, w]`` in {0, 1}, for the garment in ``region`` (the same shape and range).
+
+    ``person`` is what ``person.find_person`` found, ``parse`` a map ``[h, w]`` of the 18 ATR labels where a parser
+    was run. ``seed`` only matters to ``relaxed``. Raises ``ValueError`` for an unknown policy.
+    """
+    if policy == "as_is":
+        return as_is(region)
+    if policy == "agnostic":
+        return agnostic(region, cloth_type, person, parse)
+    if policy == "relaxed":
+        return relaxed(region, cloth_type, person, parse, seed)
+    raise ValueError(f"unknown mask policy {policy!r}: choose from {', '.join(MASK_POLICIES)}")
+
+
+def as_is(region: np.ndarray) -> np.ndarray:
+    """The garment itself, uint8 ``[h, w]`` in {0, 1}."""
+    return (region > 0).view(np.uint8)
+
+
+def agnostic(region: np.ndarray, cloth_type: int, person: Person | None, parse: np.ndarray | None = None) -> np.ndarray:
+    """What a garment of the type could cover on this person: uint8 ``[h, w]`` in {0, 1}.
+
+    Every row has one stretch, placed by the person's frame: lower from the waist to the ankles, as wide as a skirt
+    and as the stance; upper the torso and the arms down to the hips; full both. Where the garment sticks out, the
+    stretch grows around it. Cut out: with ``parse`` exactly what ``parts.protected`` names, and else the head where
+    the garment does not lie over it. Without a person the frame is guessed from the garment's own box.
+    """
+    return _paint(region, cloth_type, person, parse, _Variation())
+
+
+def relaxed(
+    region: np.ndarray, cloth_type: int, person: Person | None, parse: np.ndarray | None = None, seed: int = 0
+) -> np.ndarray:
+    """``agnostic`` with growth, edges and length varied by ``seed``; covers the garment and protects as that does."""
+    return _paint(region, cloth_type, person, parse, _Variation.drawn(np.random.default_rng([seed, cloth_type])))
+
+
+#: Half widths of the stretch that each type repaints, by share of the standing height; both in standing heights.
+#: They hold a skirt flared to the ankles, and bare shoulders with the room of a loose top.
+_WIDTHS: dict[int, tuple[tuple[float, float], ...]] = {
+    UPPER: ((0.150, 0.055), (0.172, 0.100), (0.195, 0.130), (0.300, 0.140), (0.575, 0.140)),
+    LOWER: ((0.380, 0.115), (0.430, 0.140), (0.530, 0.155), (0.720, 0.180), (0.958, 0.185)),
+}
+#: Room around the silhouette's arms, around the feet, and around a garment that sticks out.
+_ARM_ROOM, _FOOT_ROOM, _GARMENT_ROOM = 0.028, 0.060, 0.012
+
+
+@dataclass(frozen=True)
+class _Variation:
+    """By how much ``relaxed`` departs from ``agnostic``, in standing heights."""
+
+    growth: float = 0.0
+    above: float = 0.0
+    below: float = 0.0
+    wobble: Values = field(default_factory=lambda: np.zeros((2, ROWS), np.float32))
+
+    @classmethod
+    def drawn(cls, rng: np.random.Generator) -> _Variation:
+        """A random variation: up to 3% wider, 2% narrower, edges that wave by 1%."""
+        rows = np.arange(ROWS) / ROWS
+        waves = sum(np.sin(2 * np.pi * (k * rows + rng.random((2, 1)))) * rng.normal(0, 0.006) for k in (1.3, 2.6, 5.2))
+        growth, above, below = rng.uniform((-0.02, -0.02, -0.015), (0.03, 0.015, 0.04))
+        return cls(float(growth), float(above), float(below), np.asarray(waves, np.float32))
+
+
+def _paint(
+    region: np.ndarray, cloth_type: int, person: Person | None, parse: np.ndarray | None, variation: _Variation
+) -> np.ndarray:
+    if cloth_type not in TYPE_NAMES:
+        raise ValueError(f"unknown garment type {cloth_type!r}: use {', '.join(map(str, TYPE_NAMES))}")
+    height, width = region.shape
+    size = grid_size((width, height))
+    cells = shrink(region, size)
+    if parse is not None:
+        person = person_of_parse(parse) or person
+    if person is None:
+        person = assumed_person(cells > 0.4, cloth_type)
+    left, right = _stretch(person, cells > 0.05, cloth_type, variation)
+    columns = np.arange(size[0])
+    covered = np.clip(right[:, None] - columns, 0, 1) * np.clip(columns + 1 - left[:, None], 0, 1)
+    if parse is None:
+        covered *= 1 - _softened(person.head)
+    painted = _enlarged(covered, (width, height)) | (region > 0)
+    if parse is not None:
+        painted &= ~protected(parse)
+    return painted.view(np.uint8)
+
+
+def _stretch(person: Person, garment: np.ndarray, cloth_type: int, variation: _Variation) -> tuple[Values, Values]:
+    """Left and right end of each row's stretch in grid cells, float32 ``[ROWS]``; empty rows end before they begin."""
+    left, right = np.full(ROWS, np.inf, np.float32), np.full(ROWS, -np.inf, np.float32)
+    for part in (UPPER, LOWER) if cloth_type == FULL else (cloth_type,):
+        ends = _lower_ends(person, garment) if part == LOWER else _upper_ends(person, garment)
+        shares = _shares(person)
+        first, last = _WIDTHS[part][0][0] + variation.above, _WIDTHS[part][-1][0] + variation.below
+        inside = (shares >= first) & (shares <= last)
+        np.minimum(left, np.where(inside, ends[0], np.inf), out=left)
+        np.maximum(right, np.where(inside, ends[1], -np.inf), out=right)
+    height = person.height * ROWS
+    left -= (variation.growth + variation.wobble[0]) * height
+    right += (variation.growth + variation.wobble[1]) * height
+    return _around(garment, left, right, height)
+
+
+def _shares(person: Person) -> Values:
+    """Share of the standing height of each grid row's middle."""
+    return (((np.arange(ROWS) + 0.5) / ROWS - person.crown) / person.height).astype(np.float32)
+
+
+def _half_widths(person: Person, part: int) -> Values:
+    shares, widths = zip(*_WIDTHS[part], strict=True)
+    return np.interp(_shares(person), shares, widths).astype(np.float32) * np.float32(person.height * ROWS)
+
+
+def _lower_ends(person: Person, garment: np.ndarray) -> tuple[Values, Values]:
+    """From hips to feet: the middle leans with the stance, and the feet widen the end."""
+    shares, height = _shares(person), person.height * ROWS
+    hips = _middle(garment | person.silhouette, shares, 0.40, 0.55)
+    feet = np.flatnonzero(person.silhouette[(shares > 0.94) & (shares < 1.0)].any(axis=0))
+    half = _half_widths(person, LOWER)
+    down = np.clip((shares - 0.45) / (0.95 - 0.45), 0, 1)
+    if person.cut_below or not len(feet) or feet[-1] - feet[0] > 0.5 * height:
+        return hips - half, hips + half
+    centre = hips + ((feet[0] + feet[-1] + 1) / 2 - hips) * down
+    reach = np.maximum(half, half + ((feet[-1] + 1 - feet[0]) / 2 + _FOOT_ROOM * height - half[-1]) * down)
+    return (centre - reach).astype(np.float32), (centre + reach).astype(np.float32)
+
+
+def _upper_ends(person: Person, garment: np.ndarray) -> tuple[Values, Values]:
+    """From the neck to the hips, around the torso and the arms."""
+    shares, height = _shares(person), person.height * ROWS
+    middle = _middle(garment | person.silhouette, shares, 0.19, 0.45)
+    half = _half_widths(person, UPPER)
+    left, right = middle - half, middle + half
+    arms = person.silhouette & ((shares > 0.175) & (shares < 0.6))[:, None]
+    ends = _row_ends(arms)
+    reach = max(1, round(0.04 * height))
+    outer_left = _spread(ends[0], reach, np.minimum) - _ARM_ROOM * height
+    outer_right = _spread(ends[1], reach, np.maximum) + _ARM_ROOM * height
+    shoulders = shares > 0.185
+    return np.where(shoulders, np.minimum(left, outer_left), left), np.where(
+        shoulders, np.maximum(right, outer_right), right
+    )
+
+
+def _around(garment: np.ndarray, left: Values, right: Values, height: float) -> tuple[Values, Values]:
+    """The stretches, grown around ``garment`` and smoothed up and down."""
+    ends = _row_ends(garment)
+    room, reach = _GARMENT_ROOM * height, max(1, round(0.015 * height))
+    return (
+        np.minimum(left, _spread(ends[0], reach, np.minimum) - room),
+        np.maximum(right, _spread(ends[1], reach, np.maximum) + room),
+    )
+
+
+def _row_ends(cells: np.ndarray) -> tuple[Values, Values]:
+    """First column and one past the last of each row, float32 ``[ROWS]``; inf and -inf in empty rows."""
+    columns, present = cells.shape[1], cells.any(axis=1)
+    first, last = cells.argmax(axis=1), columns - cells[:, ::-1].argmax(axis=1)
+    return (np.where(present, first, np.inf).astype(np.float32), np.where(present, last, -np.inf).astype(np.float32))
+
+
+def _spread(values: Values, reach: int, extreme: np.ufunc) -> Values:
+    """Extreme of ``values`` over ``reach`` rows up and down."""
+    padded = np.pad(values, reach, mode="edge")
+    return extreme.reduce(np.lib.stride_tricks.sliding_window_view(padded, 2 * reach + 1), axis=1)
+
+
+def _middle(cells: np.ndarray, shares: Values, first: float, last: float) -> float:
+    """Median column of ``cells`` between two shares of the standing height."""
+    inside = np.nonzero(cells[(shares > first) & (shares < last)])[1]
+    if not len(inside):
+        inside = np.nonzero(cells)[1]
+    return float(np.median(inside)) + 0.5 if len(inside) else cells.shape[1] / 2
+
+
+def _softened(cells: np.ndarray) -> Values:
+    """Boolean cells as float32, grown by half a cell on every side."""
+    soft = np.pad(cells.astype(np.float32), 1)
+    sides = np.maximum(np.maximum(soft[2:, 1:-1], soft[:-2, 1:-1]), np.maximum(soft[1:-1, 2:], soft[1:-1, :-2]))
+    return np.maximum(soft[1:-1, 1:-1], 0.5 * sides)
+
+
+def _enlarged(covered: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Grid cells covered to a share of 0 to 1, as bool ``[h, w]`` with smooth edges; ``size`` is (width, height)."""
+    levels = Image.fromarray((covered * 255).astype(np.uint8))
+    return np.asarray(levels.resize(size, Image.Resampling.BICUBIC)) > 127
