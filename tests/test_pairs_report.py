@@ -1,0 +1,373 @@
+"""The report of a preparation: read as HTML, and opened in a browser."""
+
+from __future__ import annotations
+
+import base64
+import functools
+import io
+import re
+import shutil
+import subprocess
+from collections import Counter
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from deepfashion_training.reports.page import picture_uri
+from deepfashion_training.reports.pairs_report import (
+    SECTIONS,
+    ShownPair,
+    ShownReject,
+    as_trained,
+    mask_over,
+    write_pairs_report,
+)
+
+HOSTILE = "<script>alert(1)</script><img src=https://evil.example/x onerror='alert(2)'> \"quoted\" " + "w" * 400
+VOID = {"meta", "link", "img", "br", "path"}
+
+
+class Page(HTMLParser):
+    """What a page holds: its tags with attributes, its text, and the text of each section."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.sections: dict[str, str] = {}
+        self._open: list[str] = []
+        self._section = ""
+        self.feed(html)
+        assert not self._open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_data(" ")
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self._open.append(tag)
+        if tag == "section":
+            self._section = dict(attrs)["id"] or ""
+            self.sections[self._section] = ""
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        self.handle_data(" ")
+        assert self._open.pop() == tag
+        if tag == "section":
+            self._section = ""
+
+    def handle_data(self, data: str) -> None:
+        if self._section:
+            self.sections[self._section] += data
+
+    def words(self, section: str) -> str:
+        return " ".join(self.sections[section].split())
+
+    def classes(self) -> Counter[str]:
+        return Counter(name for _, attrs in self.tags for name in (attrs.get("class") or "").split())
+
+
+def facts(**changes: Any) -> dict[str, Any]:
+    return {
+        "source": "acme/wardrobe",
+        "rows_in": 4100,
+        "pairs": 4000,
+        "mined": 0,
+        "unpaired": 60,
+        "unpaired_reasons": {"no_garment_picture": 50, "reason_from_the_future": 10},
+        "quarantined": {"mask_empty": 30, "another_new_reason": 10},
+        "by_type": {"upper": 2500, "lower": 600, "full": 900},
+        "by_category": {"Tees_Tanks": 2500, "Shorts": 600, "Dresses": 900},
+        "by_view": {"front": 3000, "back": 1000},
+        "by_source": {"flat": 1000, "cross_view": 3000},
+        "by_split": {"train": 3600, "validation": 200, "test": 200},
+        "by_split_and_type": {
+            "train": {"upper": 2300, "lower": 500, "full": 800},
+            "validation": {"upper": 100, "lower": 50, "full": 50},
+            "test": {"upper": 100, "lower": 50, "full": 50},
+        },
+        "by_mask": {"named": 3000, "restricted": 1000},
+        "inverted_masks": 3,
+        "unknown_categories": {"Kimonos": 7},
+        "leak_score": {
+            "as_is": {"accuracy": 0.91, "chance": 0.4, "type": "lower"},
+            "agnostic": {
+                "accuracy": 0.43,
+                "chance": 0.4,
+                "type": "lower",
+                "by_type": {
+                    "lower": {"accuracy": 0.43, "chance": 0.4, "rows": 600},
+                    "full": {"accuracy": 0.75, "chance": 0.6, "rows": 900},
+                },
+            },
+        },
+        "mask_policy": "agnostic",
+        "parser": None,
+        "parser_revision": None,
+        "warnings": ["Few lower-body pairs in test."],
+        "settings": {"num_proc": 2, "limit": None, "garment_sources": ["flat", "cross_view"]},
+        "versions": {"datasets": "5.2.0"},
+        "seconds": 100.0,
+        "rows_per_second": 41.0,
+        "near_duplicates": 5,
+        "pids": {"train": 900, "validation": 50, "test": 50},
+        **changes,
+    }
+
+
+def pair(cloth_type: int = 1, **changes: Any) -> ShownPair:
+    mask = Image.new("L", (300, 400), 0)
+    mask.paste(255, (100, 100, 200, 300))
+    values: dict[str, Any] = {
+        "person": Image.new("RGB", (300, 400), (200, 180, 160)),
+        "mask": mask,
+        "garment": Image.new("RGB", (500, 300), (20, 120, 220)),
+        "caption": "a blue shirt",
+        "title": "id_00000012 / 01_1_front",
+        "source": "cross_view",
+        "garment_view": "front",
+        "score": 0.25,
+        "cloth_type": cloth_type,
+        "split": "train",
+    }
+    return ShownPair(**{**values, **changes})
+
+
+def reject(**changes: Any) -> ShownReject:
+    values: dict[str, Any] = {
+        "picture": Image.new("RGB", (30, 40), (90, 90, 90)),
+        "title": "id_00000099 / 01_3_back",
+        "reason": "mask_empty",
+        "detail": "0 of 49152 pixels",
+    }
+    return ShownReject(**{**values, **changes})
+
+
+def written(tmp_path: Path, changes: dict[str, Any] | None = None, **pictures: Any) -> Page:
+    file = tmp_path / "report.html"
+    shown = {"samples": [], "worst": [], "rejects": [], **pictures}
+    write_pairs_report(file, facts(**(changes or {})), shown["samples"], shown["worst"], shown["rejects"])
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]  # no draft is left
+    return Page(file.read_text(encoding="utf-8"))
+
+
+def test_all_sections_are_there_in_order_and_reached_from_the_top(tmp_path: Path) -> None:
+    page = written(tmp_path)
+    assert list(page.sections) == list(SECTIONS)
+    links = [attrs["href"] for tag, attrs in page.tags if tag == "a"]
+    assert links == [f"#{name}" for name in SECTIONS]
+
+
+def test_headline_is_an_equation(tmp_path: Path) -> None:
+    headline = written(tmp_path).words("headline")
+    assert "4,100 rows in = 4,000 pairs + 40 quarantined + 60 unpaired" in headline
+    assert "add up" not in headline
+
+
+def test_mined_pairs_stand_on_the_side_where_they_add_up(tmp_path: Path) -> None:
+    beside = written(tmp_path, {"mined": 25, "pairs": 4025}).words("headline")
+    assert "4,100 rows in + 25 mined besides = 4,025 pairs + 40 quarantined + 60 unpaired" in beside
+    within = written(tmp_path, {"mined": 25}).words("headline")
+    assert "4,100 rows in = 4,000 pairs" in within
+    assert "25 lower-body pairs mined" in within
+
+
+def test_rows_that_were_lost_are_told(tmp_path: Path) -> None:
+    headline = written(tmp_path, {"rows_in": 4101}).words("headline")
+    assert "4,101 rows in ≠ 4,000 pairs" in headline
+    assert "do not add up" in headline
+
+
+def test_warnings_and_unknown_categories_are_listed_or_none(tmp_path: Path) -> None:
+    warned = written(tmp_path).words("warnings")
+    assert "Few lower-body pairs in test." in warned
+    assert "Kimonos 7" in warned
+    assert written(tmp_path, {"warnings": [], "unknown_categories": {}}).words("warnings") == "Warnings None."
+
+
+def test_counts_are_drawn_as_plots(tmp_path: Path) -> None:
+    page = written(tmp_path)
+    assert sum(tag == "svg" for tag, _ in page.tags) == 5
+    counts = page.words("counts")
+    for text in ("upper", "2,500", "validation", "cross view", "3,000", "back", "Tees_Tanks"):
+        assert text in counts
+    assert counts.index("Tees_Tanks") < counts.index("Dresses") < counts.index("Shorts")  # by size
+
+
+def test_reasons_have_sentences_and_new_ones_their_name(tmp_path: Path) -> None:
+    page = written(tmp_path, rejects=[reject(reason="another_new_reason"), reject(picture=None)])
+    assert "The mask is empty, so there is nothing to repaint. mask_empty 30" in page.words("quarantined")
+    assert "another new reason 10" in page.words("quarantined")
+    assert "no picture" in page.words("quarantined")
+    assert "No other photo of this outfit shows the garment from a fitting view. no_garment_picture 50" in page.words(
+        "unpaired"
+    )
+    assert "reason from the future 10" in page.words("unpaired")
+
+
+def test_leak_scores_are_judged_against_chance(tmp_path: Path) -> None:
+    leak = written(tmp_path).words("leak")
+    assert "as_is lower 91.0% 40.0% tells the form" in leak
+    assert "agnostic (used) lower 600 43.0% 40.0% hides the form" in leak
+    assert "agnostic (used) full 900 75.0% 60.0% tells the form" in leak
+    assert "Not measured" in written(tmp_path, {"leak_score": {}}).words("leak")
+
+
+def test_parser_and_settings_are_recorded(tmp_path: Path) -> None:
+    page = written(tmp_path, {"parser": "acme/parser", "parser_revision": "f00d"})
+    assert "acme/parser at f00d" in page.words("headline")
+    assert "limit none garment_sources flat, cross_view" in page.words("settings")
+    assert "datasets 5.2.0" in page.words("settings")
+
+
+def test_at_most_twelve_pairs_a_type_twelve_worst_and_24_rejects(tmp_path: Path) -> None:
+    samples = [pair(cloth_type) for cloth_type in (1, 3) for _ in range(14)]
+    page = written(tmp_path, samples=samples, worst=[pair(2)] * 20, rejects=[reject()] * 30)
+    assert page.classes()["pair"] == 12 + 12 + 12
+    assert page.classes()["reject"] == 24
+    assert sum(tag == "img" for tag, _ in page.tags) == 36 * 4 + 24
+    assert "Lower body No pair of this type." in page.words("samples")
+    assert "lower · train · garment cross view, front view · score 0.25" in page.words("worst")
+
+
+def test_strings_of_the_data_are_text_and_load_nothing(tmp_path: Path) -> None:
+    hostile_facts = {
+        "source": HOSTILE,
+        "warnings": [HOSTILE],
+        "by_category": {HOSTILE: 4000},
+        "unknown_categories": {HOSTILE: 1},
+        "quarantined": {HOSTILE: 40},
+        "unpaired_reasons": {HOSTILE: 60},
+        "settings": {HOSTILE: HOSTILE},
+        "parser": HOSTILE,
+        "parser_revision": HOSTILE,
+    }
+    shown = pair(caption=HOSTILE, title=HOSTILE, source=HOSTILE, garment_view="x" + HOSTILE, split=HOSTILE)
+    bad = reject(title=HOSTILE, reason=HOSTILE, detail=HOSTILE)
+    page = written(tmp_path, hostile_facts, samples=[shown], worst=[shown], rejects=[bad])
+    assert not {"script", "iframe", "object", "embed"} & {tag for tag, _ in page.tags}
+    assert HOSTILE in page.words("samples")
+    for _, attrs in page.tags:
+        assert not [name for name in attrs if name.startswith("on")]
+        for name in ("src", "href", "srcset", "xlink:href", "action", "data"):
+            assert (attrs.get(name) or "#").startswith(("#", "data:"))
+    html = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "@import" not in html
+    assert "url(" not in html
+    policy = next(attrs["content"] for _, attrs in page.tags if attrs.get("http-equiv") == "Content-Security-Policy")
+    assert policy == "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+
+
+def opened(uri: str) -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1])))
+
+
+def test_pictures_are_small_jpegs_and_masks_exact_pngs() -> None:
+    photo = picture_uri(Image.new("RGB", (1000, 2000), (10, 200, 30)))
+    assert photo.startswith("data:image/jpeg;base64,")
+    assert opened(photo).size == (96, 192)
+    mask = Image.fromarray((np.indices((40, 30)).sum(axis=0) % 2 * 255).astype(np.uint8))
+    assert picture_uri(mask).startswith("data:image/png;base64,")
+    assert np.array_equal(np.asarray(opened(picture_uri(mask))), np.asarray(mask))
+    assert opened(picture_uri(Image.new("RGBA", (5000, 1), (0, 0, 0, 0)))).size == (5000, 1)
+    assert opened(picture_uri(Image.new("RGB", (1, 5000)))).size == (1, 192)
+
+
+def test_a_tile_shows_person_mask_garment_and_the_pair_as_trained(tmp_path: Path) -> None:
+    page = written(tmp_path, samples=[pair()])
+    images = [attrs for tag, attrs in page.tags if tag == "img"]
+    assert [attrs["alt"] for attrs in images] == ["person", "area to repaint", "garment", "pair as trained"]
+    person, masked, garment, trained = (np.asarray(opened(attrs["src"] or "")).astype(int) for attrs in images)
+    assert (person.shape, masked.shape, garment.shape, trained.shape) == (
+        (192, 144, 3),
+        (192, 144, 3),
+        (192, 320, 3),
+        (192, 288, 3),
+    )
+    centre = np.s_[90:100, 65:75]
+    assert np.abs(person[centre] - (200, 180, 160)).max() < 4
+    # 55% photo and 45% tint (224, 38, 140)
+    assert np.abs(masked[centre] - (211, 116, 151)).max() < 4
+    assert np.abs(trained[:, 144:][centre] - 127).max() < 4
+    assert np.abs(trained[10:20, 154:164] - (200, 180, 160)).max() < 4
+    assert np.abs(trained[90:100, 65:75] - (20, 120, 220)).max() < 4
+
+
+def test_mask_over_outlines_and_leaves_the_rest_alone() -> None:
+    person = Image.new("RGB", (10, 10), (100, 100, 100))
+    mask = np.zeros((10, 10), bool)
+    mask[2:8, 2:8] = True
+    over = np.asarray(mask_over(person, mask))
+    assert over[2, 2].tolist() == over[7, 5].tolist() == [224, 38, 140]
+    assert over[4, 4].tolist() == [155, 72, 118]  # 55% of 100 and 45% of the tint, cut off
+    assert (over[~mask] == 100).all()
+
+
+def test_as_trained_greys_the_mask_on_the_person_only() -> None:
+    mask = np.zeros((4, 3), bool)
+    mask[1, 2] = True
+    pair_ = np.asarray(as_trained(Image.new("RGB", (3, 4), (1, 2, 3)), mask, Image.new("RGB", (3, 4), (7, 8, 9))))
+    assert pair_.shape == (4, 6, 3)
+    assert (pair_[:, :3] == (7, 8, 9)).all()
+    assert (pair_[1, 5] == 127).all()
+    assert (pair_[:, 3:][~mask] == (1, 2, 3)).all()
+
+
+def test_a_failed_page_leaves_the_old_one(tmp_path: Path) -> None:
+    file = tmp_path / "report.html"
+    file.write_text("old", encoding="utf-8")
+    broken = facts()
+    del broken["by_view"]
+    with pytest.raises(KeyError, match="by_view"):
+        write_pairs_report(file, broken, [], [], [])
+    assert file.read_text(encoding="utf-8") == "old"
+
+
+@functools.lru_cache(maxsize=1)
+def chromium() -> str:
+    for name in ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"):
+        if found := shutil.which(name):
+            return found
+    pytest.skip("no Chromium: apt-get install chromium")
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [500, 1280])
+def test_a_browser_shows_every_section_and_asks_for_nothing(tmp_path: Path, width: int) -> None:
+    """Chromium without a network opens the page, and JavaScript from outside it measures what it lays out."""
+    shown = pair(caption=HOSTILE, title=HOSTILE)
+    written(tmp_path, samples=[shown] * 3, worst=[shown], rejects=[reject(detail=HOSTILE)])
+    html = (tmp_path / "report.html").read_text(encoding="utf-8")
+    probe = """<script>addEventListener("load", () => {
+      document.querySelectorAll("img").forEach(one => { one.loading = "eager"; });
+      Promise.all([...document.images].map(one => one.decode())).then(() => {
+        const low = [...document.querySelectorAll("section")].filter(one => one.offsetHeight > 40).map(one => one.id);
+        const loaded = performance.getEntriesByType("resource").filter(one => !one.name.startsWith("data:")).length;
+        document.documentElement.dataset.seen = [low.join(), loaded, document.documentElement.scrollWidth].join(" ");
+      });
+    });</script>"""
+    # The page itself forbids scripts: the probed copy allows this one, and still nothing from elsewhere.
+    probed = html.replace("default-src 'none';", "default-src 'none'; script-src 'unsafe-inline';")
+    probed = probed.replace("</body>", f"{probe}</body>")
+    (tmp_path / "probed.html").write_text(probed, encoding="utf-8")
+    command = [chromium(), "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+    command += [f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},900", "--hide-scrollbars"]
+    command += ["--host-resolver-rules=MAP * ~NOTFOUND", "--proxy-server=127.0.0.1:9", "--disable-extensions"]
+    command += ["--enable-logging=stderr", "--log-level=0", "--virtual-time-budget=5000", "--dump-dom"]
+    for name in ("report.html", "probed.html"):
+        done = subprocess.run(
+            [*command, (tmp_path / name).as_uri()], capture_output=True, text=True, timeout=60, check=True
+        )
+        # alert() of a hostile string, a blocked request and a broken style all come as console lines.
+        assert not [line for line in done.stderr.splitlines() if ":CONSOLE" in line]
+    seen = re.search(r'data-seen="([^"]*)"', done.stdout)
+    assert seen, done.stderr
+    sections, requests, wide = seen[1].split(" ")
+    assert sections.split(",") == list(SECTIONS)
+    assert requests == "0"
+    assert int(wide) <= width  # nothing sticks out, whatever long words the data has
