@@ -139,8 +139,8 @@ class _Preprocessing:
         self.filter = Image.Resampling(config.get("resample", Image.Resampling.BILINEAR))
         self.scale = config.get("rescale_factor", 1 / 255) if config.get("do_rescale", True) else 1.0
         normalised = config.get("do_normalize", True)
-        self.mean = np.float32(config["image_mean"] if normalised else 0.0)
-        self.std = np.float32(config["image_std"] if normalised else 1.0)
+        self.mean = np.asarray(config["image_mean"] if normalised else 0.0, np.float32)
+        self.std = np.asarray(config["image_std"] if normalised else 1.0, np.float32)
 
     def __call__(self, photo: Image.Image) -> np.ndarray:
         """A photo of any size and mode as the network reads it: float32 [3, height, width]."""
