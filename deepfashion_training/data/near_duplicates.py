@@ -1,12 +1,16 @@
 """Near-duplicates: photos that show the same picture again, resized, re-encoded, brightened or slightly cropped.
 
-Measured on 800 raw rows of the drawn wardrobe at 768x512, distances in bits of 256. Copies (200 photos; median, 90%,
-largest): JPEG quality 60: 2, 4, 12 · half size: 0, 2, 10 · 15% brighter: 4, 12, 36 · 1% cropped from each side: 16,
-24, 38 · 10% brighter, 1% cropped, 384x576 and JPEG quality 60 at once: 16, 26, 42. Photos of different people
-(232,000 pairs, 49,000 of them in the same view): smallest 38, one in 10,000 below 52, 1% below 64 (same view: 58), half
-below 118, and about half as many with every 4 bits less. So 24 bits find nine in ten of the cropped copies and all of the
-others but the most overexposed, and take two people for one in about one of a million pairs. Flat shots are another
-matter: the same cut in another colour lies 12 bits away. Compare photos of people only.
+Measured on 800 raw rows of the drawn wardrobe at 768x512, distances in bits of 256:
+
+- 200 photos and their copies (median, 90%, largest): JPEG quality 60: 2, 4, 12; half size: 0, 2, 10; 15% brighter:
+  4, 12, 36; 1% cropped from each side: 16, 24, 38; 10% brighter, 1% cropped, 384x576 and JPEG quality 60 at once:
+  16, 26, 42.
+- Photos of different people, 232,000 pairs: smallest 38, one in 10,000 up to 52, 1% up to 64 (in the same view 58),
+  half up to 118, and about half as many with every 4 bits less.
+
+So 24 bits find nine in ten of the cropped copies and nearly all of the others, and take two people for one in about
+one of a million pairs. Flat shots are another matter: the same cut in another colour lies 12 bits away. Compare
+photos of people only.
 """
 
 from __future__ import annotations
