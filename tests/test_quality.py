@@ -142,6 +142,16 @@ def test_drawn_garments_alone_are(drawn):
             assert finding.reason == "product_shot", spec
 
 
+def test_a_mask_that_is_a_little_small_hides_no_product_shot():
+    photo = Image.new("RGB", (192, 256), (255, 255, 255))
+    photo.paste((200, 0, 0), (50, 50, 150, 200))
+    mask = np.zeros((256, 192), np.uint8)
+    mask[52:198, 52:148] = 1
+    assert looks_like_product_shot(photo, mask, None, GATES).reason == "product_shot"
+    mask[60:, :] = 0
+    assert looks_like_product_shot(photo, mask, None, GATES) is None
+
+
 def test_what_is_no_product_shot_without_a_person():
     # A mask of something that the photo does not set apart from its border says nothing.
     mask = region(100, 100, of=(160, 120))
@@ -224,5 +234,7 @@ def test_the_white_between_two_legs_does_not():
     trousers.paste((10, 10, 120), (30, 20, 90, 40))
     for left in (30, 70):
         trousers.paste((10, 10, 120), (left, 40, left + 20, 140))
-    navy = Image.new("RGB", (60, 60), (10, 10, 120))
-    assert colour_likeness(trousers, navy, np.ones((60, 60), np.uint8)) == pytest.approx(1)
+    half_white = Image.new("RGB", (60, 60), (10, 10, 120))
+    half_white.paste((255, 255, 255), (0, 0, 60, 30))
+    for garment in (trousers, trousers.rotate(90, expand=True)):
+        assert colour_likeness(garment, half_white, np.ones((60, 60), np.uint8)) == pytest.approx(0.5, abs=0.02)

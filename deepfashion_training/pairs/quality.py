@@ -211,8 +211,8 @@ def _distance(small: npt.NDArray[np.uint8], colour: tuple[int, int, int]) -> npt
 def _filled(shape: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
     """``shape`` with what lies between its points both along the row and along the column.
 
-    The background's colour inside of a garment is found by what surrounds it; the gap between two legs stays open. A row or
-    column that is empty, such as a white stripe, leaves the answer to the other direction.
+    The background's colour inside of a garment is found by what surrounds it; the gap between two legs stays open.
+    A row or column that is empty, such as a white stripe, leaves the answer to the other direction.
     """
     down, along = _spanned(shape), _spanned(shape.T).T
     empty_rows, empty_columns = ~shape.any(axis=1, keepdims=True), ~shape.any(axis=0, keepdims=True)
