@@ -14,6 +14,7 @@ import difflib
 import functools
 import logging
 import os
+import re
 import sys
 import traceback
 from pathlib import Path
@@ -64,6 +65,8 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("data").add_argument
     add("--dataset_name", metavar="SRC", help=f"Hub id, parquet folder or save_to_disk folder (default: {HUB_DATASET})")
     add("--dataset_revision", help="branch, tag or commit of a Hub dataset")
+    add("--pairs_dir", metavar="DIR", help="where pairs made from a raw dataset are kept (default: outputs/pairs/NAME)")
+    add("--prepare_limit", type=int, metavar="N", help="make pairs from this many raw rows, of all garment types")
     add("--train_split", default="train", help="split to train on")
     add("--validation_split", default="validation", help="split for validation; made from the train split if missing")
     add("--validation_fraction", type=float, default=0.05, help="share of people held out when it has to be made")
@@ -248,7 +251,10 @@ def check(args: argparse.Namespace, script: ModuleType) -> None:
     if not torch.cuda.is_available() and not Path(pipeline or "").is_dir():
         raise ValueError("no CUDA GPU is visible, and a 12B model needs one: add --embedded to try it on this machine")
     if not _draws_wardrobe(args) and not is_hub_id(args.dataset_name):
-        DeepFashionDataset(args.dataset_name, "train", options=dataset_options(args))
+        if needs_preparation(args):
+            check_preparation(args)
+        else:
+            DeepFashionDataset(args.dataset_name, "train", options=dataset_options(args))
 
 
 def draw_wardrobe(folder: Path) -> None:
@@ -258,6 +264,68 @@ def draw_wardrobe(folder: Path) -> None:
     with process_state().main_process_first():
         if not folder.exists():
             write_wardrobe(folder, rows=720, seed=0, size=(256, 192), num_proc=os.cpu_count() or 1)
+
+
+def needs_preparation(args: argparse.Namespace) -> bool:
+    """Whether the rows are raw: not documented, but such as ``prepare`` makes pairs from."""
+    from deepfashion_training.data.sources import source_columns
+    from deepfashion_training.pairs.schema import looks_raw, missing_columns
+
+    columns = source_columns(args.dataset_name, revision=args.dataset_revision)
+    return bool(missing_columns(columns)) and looks_raw(columns)
+
+
+def preparation_settings(args: argparse.Namespace) -> Any:
+    """The ``Settings`` by which raw rows become pairs for a training run: those of ``prepare`` without flags."""
+    from deepfashion_training.preparation.settings import Settings
+    from deepfashion_training.prepare import chosen_parser
+
+    parser = chosen_parser("none" if args.embedded else None)
+    return Settings(parser=parser, mine_lower_body=parser is not None, limit=args.prepare_limit)
+
+
+def check_preparation(args: argparse.Namespace) -> None:
+    """Raise ``ValueError`` for what would stop the preparation, without reading a picture."""
+    from deepfashion_training.prepare import check_source
+
+    settings = preparation_settings(args)
+    check_source(args.dataset_name, _pairs_dir(args, settings), settings, revision=args.dataset_revision)
+
+
+def _pairs_dir(args: argparse.Namespace, settings: Any) -> Path:
+    """``--pairs_dir``, or a folder in ``outputs/pairs`` named after the dataset and the settings."""
+    if args.pairs_dir:
+        return Path(args.pairs_dir)
+    local = Path(args.dataset_name).expanduser()
+    source = str(local.resolve()) if local.is_dir() else args.dataset_name
+    name = re.sub(r"[^A-Za-z0-9.-]+", "-", local.resolve().name if local.is_dir() else args.dataset_name)
+    return REPOSITORY / "outputs" / "pairs" / f"{name}-{settings.key(source, args.dataset_revision or '')[:8]}"
+
+
+def make_pairs(args: argparse.Namespace) -> None:
+    """Turn a raw dataset into pairs, or find those of an earlier run, and let ``args.dataset_name`` name them.
+
+    Every rank comes here: the first prepares, the others wait for it.
+    """
+    from deepfashion_training.prepare import closing_lines, prepare, usable_cores
+
+    settings = preparation_settings(args)
+    folder = _pairs_dir(args, settings)
+    sys.stderr.write(f"{args.dataset_name} has raw rows: making pairs in {folder}, or using those that are there\n")
+    folder, facts, made = prepare(
+        args.dataset_name,
+        folder,
+        settings,
+        revision=args.dataset_revision,
+        num_proc=usable_cores(),
+        overwrite=args.pairs_dir is None,  # a folder of ours: its rows have changed
+        wait=True,
+        say=lambda line: sys.stderr.write(line + "\n"),
+    )
+    if process_state().is_main_process:
+        sys.stderr.write(closing_lines(folder, facts, made=made))
+    args.raw_dataset_name, args.dataset_name, args.dataroot = args.dataset_name, str(folder), str(folder)
+    args.dataset_revision = None
 
 
 def dataset_options(args: argparse.Namespace) -> Any:
@@ -284,6 +352,8 @@ def run(args: argparse.Namespace, script: ModuleType) -> None:
 
     if _draws_wardrobe(args):
         draw_wardrobe(Path(args.dataset_name))
+    elif needs_preparation(args):
+        make_pairs(args)
     dataset = functools.partial(DeepFashionDataset, options=dataset_options(args))
     with upstream.patched(script, VitonHDTestDataset=dataset):
         script.main(args)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,7 +15,7 @@ SCHEMA = FEATURES.arrow_schema
 def write(folder, cuts):
     folder.mkdir()
     writer = ShardWriter(folder, "train", 23, SCHEMA, shard_rows=10, group_rows=4)
-    for start, end in zip(cuts, cuts[1:], strict=False):
+    for start, end in pairwise(cuts):
         rows = [{"text": str(number), "other": 1, "number": number} for number in range(start, end)]
         writer.add(pa.Table.from_pylist(rows))
     writer.close()

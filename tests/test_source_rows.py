@@ -9,8 +9,8 @@ import psutil
 import pytest
 from PIL import Image
 
-from deepfashion_training.data.source_rows import SourceRows, source_fingerprint
-from deepfashion_training.data.sources import open_splits, source_columns
+from deepfashion_training.data.source_rows import SourceRows
+from deepfashion_training.data.sources import open_splits, source_columns, source_fingerprint
 
 
 def png(level: int) -> bytes:
@@ -29,8 +29,8 @@ def dataset(levels: list[int]) -> datasets.Dataset:
         }
     )
     rows = [
-        {"images": {"bytes": png(level), "path": None}, "mask": png(level), "cloth_type": level % 2, "pid": f"id_{level}"}
-        for level in levels
+        {"images": {"bytes": png(n), "path": None}, "mask": png(n), "cloth_type": n % 2, "pid": f"id_{n}"}
+        for n in levels
     ]
     return datasets.Dataset.from_list(rows, features=features)
 
@@ -57,7 +57,7 @@ def test_a_cell_without_bytes_says_so(tmp_path):
 
 def test_a_column_that_holds_no_pictures_is_named():
     given = dataset([1]).add_column("number", [3])
-    with pytest.raises(ValueError, match="column 'number' of here holds .* pictures are needed"):
+    with pytest.raises(ValueError, match=r"column 'number' of here holds .* pictures are needed"):
         SourceRows({"train": given}, {"image": "images", "mask": "number"}, "here")
 
 
@@ -93,3 +93,18 @@ def test_pages_of_the_dataset_do_not_stay_mapped(tmp_path):
         rows.pictures(range(start, start + 20))
     after = psutil.Process().memory_full_info()
     assert getattr(after, "shared", 0) - getattr(before, "shared", 0) < 40e6  # all 160 MB would be mapped
+
+
+CARD = "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: data/train-*.parquet\n---\n"
+
+
+def test_a_folder_is_not_taken_for_another_of_its_name(tmp_path):
+    counts = []
+    for parent, levels in (("one", [1, 2]), ("two", [1, 2, 3])):
+        folder = tmp_path / parent / "rows"
+        (folder / "data").mkdir(parents=True)
+        (folder / "README.md").write_text(CARD)
+        dataset(levels).to_parquet(folder / "data" / "train-00000-of-00001.parquet")
+        opened = open_splits(str(folder), check_columns=lambda _: None, cache_dir=str(tmp_path / "cache"))
+        counts.append(len(opened["train"]))
+    assert counts == [2, 3]

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import pickle
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import datasets
@@ -63,25 +61,3 @@ def _bytes_or_reason(cell: Any) -> bytes | str:
         return stored_bytes(cell)
     except PictureError as error:
         return str(error)
-
-
-def source_fingerprint(source: str, splits: Mapping[str, datasets.Dataset] | None = None) -> str:
-    """A name for the content of ``source`` that changes with it, without reading pictures.
-
-    A local folder: names, sizes and times of its files. A Hub dataset: the files that were downloaded, whose addresses
-    hold the commit; ``splits`` is what they were opened as.
-    """
-    folder = Path(source).expanduser()
-    if folder.is_dir():
-        files = sorted(file for file in folder.rglob("*") if file.is_file() and file.suffix in (".parquet", ".arrow"))
-        known: list[Any] = [(str(file.relative_to(folder)), _size_and_time(file)) for file in files]
-    else:
-        known = sorted(
-            address for split in (splits or {}).values() for address in (split.info.download_checksums or {})
-        )
-    return hashlib.blake2b(repr(known).encode(), digest_size=16).hexdigest()
-
-
-def _size_and_time(file: Path) -> tuple[int, int]:
-    status = file.stat()
-    return status.st_size, status.st_mtime_ns

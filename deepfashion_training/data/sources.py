@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pyarrow.parquet
@@ -67,6 +69,28 @@ def source_columns(source: str, *, revision: str | None = None, cache_dir: str |
     return found
 
 
+def source_fingerprint(source: str, splits: Mapping[str, datasets.Dataset] | None = None) -> str:
+    """A name for the content of ``source`` that changes with it, without reading pictures.
+
+    A local folder: names, sizes and times of its files. A Hub dataset: the files that were downloaded, whose addresses
+    hold the commit; ``splits`` is what they were opened as.
+    """
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        files = sorted(file for file in folder.rglob("*") if file.is_file() and file.suffix in (".parquet", ".arrow"))
+        known: list[Any] = [(str(file.relative_to(folder)), _size_and_time(file)) for file in files]
+    else:
+        known = sorted(
+            address for split in (splits or {}).values() for address in (split.info.download_checksums or {})
+        )
+    return hashlib.blake2b(repr(known).encode(), digest_size=16).hexdigest()
+
+
+def _size_and_time(file: Path) -> tuple[int, int]:
+    status = file.stat()
+    return status.st_size, status.st_mtime_ns
+
+
 def _open_folder(
     folder: Path, check_columns: Callable[[Sequence[str]], None], cache_dir: str | None
 ) -> dict[str, datasets.Dataset]:
@@ -86,8 +110,11 @@ def _open_folder(
     except (OSError, ValueError, DatasetsError) as error:
         raise ValueError(f"cannot read the dataset in {folder}: {_first_line(error)}") from error
     check_columns(columns)
+    # datasets 5.2 knows a folder whose card names data files by the folder's name alone, and takes the rows of another
+    # folder, or those of yesterday, from its cache. So each content gets a cache of its own.
+    cache = Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / f"local-{source_fingerprint(str(folder))}"
     try:
-        return _by_name(datasets.load_dataset(str(folder), cache_dir=cache_dir))
+        return _by_name(datasets.load_dataset(str(folder), cache_dir=str(cache)))
     except (OSError, ValueError, DatasetsError) as error:
         for file in parquet:  # `datasets` will not load a folder with an empty split, and does not say so clearly
             if pyarrow.parquet.read_metadata(file).num_rows == 0:

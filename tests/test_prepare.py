@@ -1,0 +1,426 @@
+"""The command `prepare`, from raw rows to a folder that loads and trains."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from deepfashion_training import prepare as command
+from deepfashion_training.deepfashion_dataset import DatasetOptions, DeepFashionDataset
+from deepfashion_training.embedded.rows import raw_row, raw_specs
+from deepfashion_training.embedded.wardrobe import wardrobe_features, write_wardrobe
+from deepfashion_training.pairs.garment_views import allowed_views
+from deepfashion_training.pairs.quality import REASONS, UNPAIRED_REASONS, Gates
+from deepfashion_training.pairs.sampling import split_of
+from deepfashion_training.pairs.schema import DOCUMENTED_COLUMNS, PROVENANCE_COLUMNS
+from deepfashion_training.preparation import engines
+from deepfashion_training.preparation.settings import Settings
+
+ROWS, SIZE = 160, (256, 192)
+#: The drawn pictures here are small, so that garments are too.
+SMALL = Gates(min_garment_px=24)
+SETTINGS = Settings(gates=SMALL, validation_share=0.15, test_share=0.15)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.getbasetemp() / "cache")
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory) -> Path:
+    return write_wardrobe(tmp_path_factory.mktemp("raw") / "rows", "hub", ROWS, seed=3, size=SIZE)
+
+
+@pytest.fixture(scope="module")
+def prepared(raw, tmp_path_factory) -> Path:
+    folder, _, made = command.prepare(str(raw), tmp_path_factory.mktemp("pairs") / "out", SETTINGS)
+    assert made
+    return folder
+
+
+def load(folder: Path) -> datasets.DatasetDict:
+    return datasets.load_dataset(str(folder))
+
+
+def facts_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "report.json").read_text())
+
+
+def data_bytes(folder: Path) -> dict[str, bytes]:
+    files = [*(folder / "data").iterdir(), folder / "quarantine.parquet", folder / "unpaired.parquet"]
+    return {file.name: file.read_bytes() for file in files}
+
+
+def write_raw(folder: Path, rows: list[dict[str, Any]]) -> Path:
+    (folder / "data").mkdir(parents=True)
+    features = wardrobe_features("hub")
+    extra = {name: datasets.Image() for name in rows[0] if name not in features}
+    made = datasets.Dataset.from_list(rows, features=datasets.Features({**features, **extra}))
+    made.to_parquet(folder / "data" / "train-00000-of-00001.parquet")
+    return folder
+
+
+def encoded(picture: Image.Image, kind: str = "PNG") -> dict[str, Any]:
+    sink = io.BytesIO()
+    picture.save(sink, kind)
+    return {"bytes": sink.getvalue(), "path": f"x.{kind.lower()}"}
+
+
+def drawn(count: int, seed: int = 5) -> list[dict[str, Any]]:
+    return [raw_row(spec, SIZE) for spec in raw_specs(count, seed)]
+
+
+def test_every_row_is_a_pair_quarantined_or_unpaired(prepared):
+    facts = facts_of(prepared)
+    assert facts["rows_in"] == ROWS
+    assert facts["pairs"] + sum(facts["quarantined"].values()) + facts["unpaired"] == ROWS
+    seen = [row for split in load(prepared).values() for row in split["source_row"][:]]
+    for name in ("quarantine", "unpaired"):
+        seen += pq.read_table(prepared / f"{name}.parquet")["source_row"].to_pylist()
+    assert sorted(seen) == list(range(ROWS))
+    assert facts["pairs"] > 0.5 * ROWS
+    assert set(facts["quarantined"]) <= set(REASONS) and set(facts["unpaired_reasons"]) <= set(UNPAIRED_REASONS)
+
+
+def test_what_is_written_is_the_documented_schema(prepared):
+    for split in load(prepared).values():
+        assert split.column_names == [*DOCUMENTED_COLUMNS, *PROVENANCE_COLUMNS]
+        assert all(isinstance(split.features[name], datasets.Image) for name in ("image", "cloth", "mask"))
+
+
+def test_pairs_keep_photo_and_person_of_their_row(raw, prepared):
+    source = load(raw)["train"].cast_column("images", datasets.Image(decode=False))
+    for row in load(prepared)["train"].cast_column("image", datasets.Image(decode=False)).select(range(20)):
+        told = source[row["source_row"]]
+        assert row["image"]["bytes"] == told["images"]["bytes"]
+        assert (row["pid"], row["category"], row["gender"], row["caption"]) == (
+            *(told[name] for name in ("pid", "cloth_type", "gender", "caption")),
+        )
+        assert told["pose"] == f"{row['variant']}_{told['pose'].split('_')[1]}_{row['view']}"
+
+
+def test_garments_come_from_the_same_outfit_in_a_fitting_view(raw, prepared):
+    source = load(raw)["train"].select_columns(["pid", "pose", "cloth_type", "gender"])[:]
+    has_flat = {
+        (pid, pose[:2]) for pid, pose in zip(source["pid"], source["pose"], strict=True) if pose.endswith("flat")
+    }
+    counted: Counter[str] = Counter()
+    for split, rows in load(prepared).items():
+        rows = rows.remove_columns(["image", "cloth", "mask"])
+        for row in rows:
+            counted[row["garment_source"]] += 1
+            if row["garment_source"] == "flat":
+                assert row["garment_view"] == "flat" and (row["pid"], row["variant"]) in has_flat
+            else:
+                assert (row["pid"], row["variant"]) not in has_flat
+            if row["garment_source"] == "cross_view":
+                assert row["garment_view"] in allowed_views(row["view"])
+            if row["garment_source"] == "same_photo":
+                assert split == "train"
+    assert counted["flat"] and counted["cross_view"]
+    train = Counter(load(prepared)["train"]["garment_source"][:])
+    assert train["same_photo"] <= 0.25 * train.total()
+
+
+def test_flat_garments_are_the_stored_pictures_and_cut_outs_lie_on_white(raw, prepared):
+    source = load(raw)["train"].cast_column("images", datasets.Image(decode=False))
+    flats = {(row["pid"], row["pose"][:2]): row["images"]["bytes"] for row in source if row["pose"].endswith("flat")}
+    for row in load(prepared)["train"].cast_column("cloth", datasets.Image(decode=False)):
+        if row["garment_source"] == "flat":
+            assert row["cloth"]["bytes"] == flats[row["pid"], row["variant"]]
+        else:
+            garment = np.asarray(Image.open(io.BytesIO(row["cloth"]["bytes"])))
+            assert garment[[0, 0, -1, -1], [0, -1, 0, -1]].min() > 250
+
+
+def test_a_person_is_in_the_split_of_its_hash(prepared):
+    splits = load(prepared)
+    assert set(splits) == {"train", "validation", "test"}
+    for split, rows in splits.items():
+        assert {split_of(pid, 0.15, 0.15, 0) for pid in rows["pid"][:]} == {split}
+
+
+def test_masks_cover_more_than_the_garment_and_less_than_the_picture(prepared):
+    for row in load(prepared)["train"].select(range(20)):
+        mask = np.asarray(row["mask"])
+        assert mask.shape == (SIZE[0], SIZE[1]) and set(np.unique(mask)) == {0, 255}
+        assert 0.03 < (mask > 0).mean() < 0.7
+
+
+def test_the_folder_trains(prepared):
+    options = DatasetOptions(max_bad_rows=0.0)
+    data = DeepFashionDataset(str(prepared), "train", "paired", (128, 96), options=options)
+    samples = [data[index] for index in range(0, len(data), 7)]
+    assert {sample["cloth_type"] for sample in samples} == {1, 2, 3}
+    for sample in samples:
+        assert sample["image"].shape == (3, 128, 192) and sample["inpaint_mask"].sum() > 0
+
+
+def test_report_and_card_lie_beside_the_data(prepared):
+    facts, page = facts_of(prepared), (prepared / "report.html").read_text()
+    for name in ("by_type", "by_category", "by_source", "by_split"):
+        assert sum(facts[name].values()) == facts["pairs"]
+    assert set(facts["leak_score"]) <= {"as_is", "agnostic"}
+    assert str(facts["pairs"]) in page and "http://" not in page.replace("http://www.w3.org", "")
+    card = (prepared / "README.md").read_text()
+    assert "non-commercial" in card and f"{facts['pairs']} pairs" in card
+    assert "configs:" not in card  # or `datasets` takes another folder of this name from its cache
+    assert not [file for file in prepared.parent.iterdir() if file != prepared]  # no working folder is left
+
+
+def test_a_second_run_finds_it_done(raw, prepared):
+    before = {file: file.stat().st_mtime_ns for file in prepared.rglob("*")}
+    folder, facts, made = command.prepare(str(raw), prepared, SETTINGS)
+    assert (folder, made, facts["pairs"]) == (prepared, False, facts_of(prepared)["pairs"])
+    assert {file: file.stat().st_mtime_ns for file in prepared.rglob("*")} == before
+
+
+def test_other_settings_need_another_folder_or_overwrite(raw, tmp_path):
+    few = Settings(gates=SMALL, limit=20, test_share=0)
+    folder, first, _ = command.prepare(str(raw), tmp_path / "out", few)
+    with pytest.raises(command.OccupiedError, match=r"other settings \(mask_policy, seed\).*--overwrite"):
+        command.prepare(str(raw), folder, Settings(gates=SMALL, limit=20, test_share=0, mask_policy="as_is", seed=1))
+    assert facts_of(folder) == first
+    other = Settings(gates=SMALL, limit=30, test_share=0)
+    _, second, made = command.prepare(str(raw), folder, other, overwrite=True)
+    assert made and (first["rows_in"], second["rows_in"]) == (20, 30)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["out"]
+
+
+def test_a_result_with_a_lost_file_is_made_again_when_asked(raw, tmp_path):
+    few = Settings(gates=SMALL, limit=20)
+    folder, _, _ = command.prepare(str(raw), tmp_path / "out", few)
+    (folder / "unpaired.parquet").unlink()
+    with pytest.raises(command.OccupiedError, match="not whole any more"):
+        command.prepare(str(raw), folder, few)
+    assert command.prepare(str(raw), folder, few, overwrite=True)[2]
+    assert (folder / "unpaired.parquet").is_file()
+
+
+def test_what_the_user_has_there_is_never_touched(raw, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    for target, why in (
+        (tmp_path / "mine", "holds other files"),
+        (tmp_path / "mine" / "thesis.txt", "is a file"),
+        (raw, "lie in one another"),
+        (raw / "data" / "out", "lie in one another"),
+        (raw.parent, "lie in one another"),
+    ):
+        with pytest.raises(command.OccupiedError, match=why):
+            command.prepare(str(raw), target, SETTINGS, overwrite=True)
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
+
+
+class Stopped(Exception):
+    pass
+
+
+def stopping_after(batches: int) -> Callable[..., Any]:
+    done = iter(range(batches))
+    whole = engines.do_batch
+
+    def do_batch(*args: Any) -> Any:
+        if next(done, None) is None:
+            raise Stopped
+        return whole(*args)
+
+    return do_batch
+
+
+def test_a_stopped_run_leaves_nothing_to_load_and_goes_on(raw, prepared, tmp_path, monkeypatch):
+    out, said = tmp_path / "out", []
+    monkeypatch.setattr(engines, "do_batch", stopping_after(1))
+    with pytest.raises(Stopped):
+        command.prepare(str(raw), out, SETTINGS)
+    assert not out.exists()
+    rest: list[int] = []
+    monkeypatch.undo()
+    whole = engines.do_batch
+    monkeypatch.setattr(engines, "do_batch", lambda work, rows: rest.append(len(rows)) or whole(work, rows))
+    command.prepare(str(raw), out, SETTINGS, say=said.append)
+    assert any("going on after" in line for line in said) and 0 < sum(rest) < ROWS
+    assert data_bytes(out) == data_bytes(prepared)
+
+
+def test_batches_of_other_settings_are_not_mixed_in(raw, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(engines, "do_batch", stopping_after(1))
+        with pytest.raises(Stopped):
+            command.prepare(str(raw), out, Settings(gates=SMALL, limit=100, mask_policy="as_is"))
+    command.prepare(str(raw), out, Settings(gates=SMALL, limit=100))
+    command.prepare(str(raw), tmp_path / "fresh", Settings(gates=SMALL, limit=100))
+    assert data_bytes(out) == data_bytes(tmp_path / "fresh")
+
+
+def test_two_processes_and_two_runs_at_once(raw, prepared, tmp_path):
+    out = tmp_path / "out"
+    with command_lock(out), pytest.raises(ValueError, match="another process is preparing"):
+        command.prepare(str(raw), out, SETTINGS)
+    command.prepare(str(raw), out, SETTINGS, num_proc=2)
+    assert data_bytes(out) == data_bytes(prepared)
+
+
+def command_lock(target: Path) -> Any:
+    from deepfashion_training.preparation.staging import Staging
+
+    return Staging(target)
+
+
+@pytest.mark.slow
+def test_ray_gives_the_same_pairs(raw, prepared, tmp_path):
+    pytest.importorskip("ray", reason="Ray is an optional extra")
+    command.prepare(str(raw), tmp_path / "out", SETTINGS, num_proc=2, engine="ray")
+    assert data_bytes(tmp_path / "out") == data_bytes(prepared)
+
+
+def spoilt() -> tuple[list[dict[str, Any]], dict[int, str]]:
+    """Rows of drawn people, some of them spoilt; row number -> the reason that is due."""
+    rows = [row for row in drawn(60) if not row["pose"].endswith("flat")]
+    photo = Image.open(io.BytesIO(rows[0]["images"]["bytes"]))
+    white = Image.new("L", photo.size, 255)
+    due = {}
+
+    def spoil(number: int, reason: str, **cells: Any) -> None:
+        rows[number].update(cells)
+        due[number] = reason
+
+    half = rows[1]["images"]["bytes"]
+    spoil(1, "unreadable_photo", images={"bytes": half[: len(half) // 2], "path": "x.jpg"})
+    spoil(3, "unreadable_mask", mask={"bytes": b"no picture", "path": "x.png"})
+    spoil(5, "mask_empty", mask=encoded(Image.new("L", photo.size, 0)))
+    spoil(7, "mask_too_large", mask=encoded(Image.new("L", photo.size, 255)))
+    spoil(9, "mask_size", mask=encoded(white.resize((100, 100))))
+    spoil(11, "unknown_category", cloth_type="Socks")
+    spoil(13, "undecided_type", cloth_type="Suiting", caption="A person in the street.")
+    spoil(15, "unknown_pose", pose="sitting")
+    spoil(17, "no_pid", pid=None)
+    dot = Image.new("L", photo.size, 0)
+    dot.paste(255, (90, 60, 100, 70))
+    spoil(19, "garment_too_small", mask=encoded(dot))
+    spoil(21, "decompression_bomb", images=encoded(Image.new("RGB", (1200, 1200))))
+    flat = next(row for row in drawn(60) if row["pose"].endswith("flat"))
+    spoil(23, "product_shot", images=flat["images"], mask=flat["mask"])
+    return rows, due
+
+
+def test_what_would_poison_training_is_quarantined_with_its_reason(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1_000_000)
+    rows, due = spoilt()
+    folder, facts, _ = command.prepare(str(write_raw(tmp_path / "raw", rows)), tmp_path / "out", SETTINGS)
+    told = datasets.Dataset.from_parquet(str(folder / "quarantine.parquet"))
+    reasons = dict(zip(told["source_row"][:], told["reason"][:], strict=True))
+    assert {row: reasons.get(row) for row in due} == due
+    assert facts["unknown_categories"] == {"Socks": 1}
+    assert Counter(reasons.values()) == facts["quarantined"]
+    used = {row for split in load(folder).values() for row in split["source_row"][:]}
+    assert not used & set(due)
+    with_picture = {row["source_row"] for row in told if row["thumbnail"] is not None}
+    assert {3, 5, 7, 9, 19, 23} <= with_picture and 1 not in with_picture
+    assert REASONS["mask_size"] in (folder / "report.html").read_text()
+
+
+def test_a_cloth_column_wins(tmp_path):
+    rows = drawn(12)
+    product = encoded(Image.linear_gradient("L").convert("RGB").resize((60, 80)))
+    for row in rows:
+        row["product"] = product
+    source = write_raw(tmp_path / "raw", rows)
+    settings = Settings(columns={"cloth": "product"}, gates=SMALL)
+    folder, facts, _ = command.prepare(str(source), tmp_path / "out", settings)
+    assert facts["by_source"] == {"column": facts["pairs"]} and facts["pairs"] > 6
+    train = load(folder)["train"].cast_column("cloth", datasets.Image(decode=False))
+    assert {row["cloth"]["bytes"] for row in train} == {product["bytes"]}
+
+
+def test_documented_rows_get_masks_gates_and_splits_too(tmp_path):
+    source = write_wardrobe(tmp_path / "raw", "documented", 24, size=SIZE)
+    _, facts, _ = command.prepare(str(source), tmp_path / "out", SETTINGS)
+    assert facts["rows_in"] == 24 and facts["by_source"] == {"column": facts["pairs"]}
+    assert facts["pairs"] >= 20, facts["quarantined"]
+
+
+def test_without_a_pair_nothing_is_written(tmp_path):
+    rows = [row for row in drawn(30) if not row["pose"].endswith("flat")]
+    for row in rows:
+        row["mask"] = encoded(Image.new("L", (SIZE[1], SIZE[0]), 0))
+    with pytest.raises(ValueError, match=rf"no row of .* became a pair: mask_empty {len(rows)}"):
+        command.prepare(str(write_raw(tmp_path / "raw", rows)), tmp_path / "out", SETTINGS)
+    assert not (tmp_path / "out").exists()
+
+
+def run(*flags: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "deepfashion_training.prepare", *map(str, flags)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=Path(__file__).resolve().parents[1],
+        env={**os.environ, "HF_DATASETS_CACHE": str(datasets.config.HF_DATASETS_CACHE)},
+    )
+
+
+def test_the_command_says_what_came_out(raw, tmp_path):
+    flags = (
+        "--dataset_name",
+        raw,
+        "--output_dir",
+        tmp_path / "out",
+        "--num_proc",
+        1,
+        "--limit",
+        40,
+        "--parser",
+        "none",
+    )
+    done = run(*flags, "--min_garment_px", 24)
+    assert done.returncode == 0, done.stderr
+    facts = facts_of(tmp_path / "out")
+    assert f"rows      40 = {facts['pairs']} pairs" in done.stdout
+    assert f"look at   {tmp_path / 'out' / 'report.html'}" in done.stdout
+    again = run(*flags, "--min_garment_px", 24)
+    assert again.returncode == 0 and "already prepared" in again.stdout
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "said"),
+    [
+        (("--garment_sources", "flat,sketch"), 2, "unknown garment source 'sketch'"),
+        (("--max_same_photo_share", 2), 2, "max_same_photo_share 2.0"),
+        (("--column", "picture=photo"), 2, "picture"),
+        (("--category_type", "Denim=legs"), 2, "legs"),
+        (("--mine_lower_body", "--parser", "none"), 2, "mine_lower_body needs"),
+        (("--column", "mask=outline"), 1, "outline"),
+        (("--colum", "mask=outline"), 2, "unrecognized arguments"),
+    ],
+)
+def test_wrong_use_is_said_in_one_line(raw, tmp_path, flags, code, said, capfd):
+    base = ["--dataset_name", str(raw), "--output_dir", str(tmp_path / "out"), "--num_proc", "1"]
+    try:
+        got = command.main([*base, *map(str, flags)])
+    except SystemExit as stop:
+        got = stop.code
+    error = capfd.readouterr().err
+    assert (got, said in error) == (code, True), error
+    assert code == 2 or len(error.strip().splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_source_that_is_not_there_is_named(tmp_path, capfd):
+    assert command.main(["--dataset_name", str(tmp_path / "gone"), "--output_dir", str(tmp_path / "out")]) == 1
+    assert f"no such folder: {tmp_path / 'gone'}" in capfd.readouterr().err
