@@ -73,7 +73,8 @@ def align_mask(photo: Image.Image, mask: Image.Image, cloth_type: int | None = N
     A mask of another size is brought to the photo's with NEAREST when its aspect is the same to within a pixel.
     EXIF turns the photo. Whether the mask was drawn on the photo as seen or on its stored pixels shows in its
     aspect; where both fit (square pictures, mirrored or upside-down ones), as seen. A mask with an orientation
-    of its own is turned by that. ``cloth_type`` chooses in label maps, see ``decode_mask``. Raises ``PictureError`` for a mask of another aspect.
+    of its own is turned by that. ``cloth_type`` chooses in label maps, see ``decode_mask``. Raises ``PictureError``
+    for a mask of another aspect.
     """
     turned = orientation(photo)
     upright = turn(to_rgb(photo), turned)
@@ -176,11 +177,13 @@ def relaxed(
 #: Half widths of the stretch that each type repaints, by share of the standing height; both in standing heights.
 #: They hold a skirt flared to the ankles, and bare shoulders with the room of a loose top.
 _WIDTHS: dict[int, tuple[tuple[float, float], ...]] = {
-    UPPER: ((0.150, 0.055), (0.172, 0.100), (0.195, 0.130), (0.300, 0.140), (0.575, 0.140)),
-    LOWER: ((0.380, 0.115), (0.430, 0.140), (0.530, 0.155), (0.720, 0.180), (0.958, 0.185)),
+    UPPER: ((0.158, 0.055), (0.175, 0.090), (0.195, 0.115), (0.300, 0.120), (0.572, 0.120)),
+    LOWER: ((0.380, 0.105), (0.430, 0.130), (0.530, 0.145), (0.720, 0.165), (0.955, 0.175)),
 }
 #: Room around the silhouette's arms, around the feet, and around a garment that sticks out.
 _ARM_ROOM, _FOOT_ROOM, _GARMENT_ROOM = 0.028, 0.060, 0.012
+#: How far an arm reaches sideways from the middle: stretched out, .19 of upper arm and forearm beyond the shoulder.
+_ARM_REACH = 0.28
 
 
 @dataclass(frozen=True)
@@ -220,7 +223,7 @@ def _paint(
         covered *= 1 - _softened(person.head)
     painted = _enlarged(covered, (width, height)) | (region > 0)
     if parse is not None:
-        painted &= ~protected(parse)
+        painted &= ~protected(parse, person.height * height)
     return painted.view(np.uint8)
 
 
@@ -272,9 +275,12 @@ def _upper_ends(person: Person, garment: np.ndarray) -> tuple[Values, Values]:
     left, right = middle - half, middle + half
     arms = person.silhouette & ((shares > 0.175) & (shares < 0.6))[:, None]
     ends = _row_ends(arms)
+    # What reaches farther than an arm is a prop that touches the person.
+    outer_left = np.where(ends[0] > middle - _ARM_REACH * height, ends[0], np.inf)
+    outer_right = np.where(ends[1] < middle + _ARM_REACH * height, ends[1], -np.inf)
     reach = max(1, round(0.04 * height))
-    outer_left = _spread(ends[0], reach, np.minimum) - _ARM_ROOM * height
-    outer_right = _spread(ends[1], reach, np.maximum) + _ARM_ROOM * height
+    outer_left = _spread(outer_left, reach, np.minimum) - _ARM_ROOM * height
+    outer_right = _spread(outer_right, reach, np.maximum) + _ARM_ROOM * height
     shoulders = shares > 0.185
     return np.where(shoulders, np.minimum(left, outer_left), left), np.where(
         shoulders, np.maximum(right, outer_right), right
@@ -284,11 +290,20 @@ def _upper_ends(person: Person, garment: np.ndarray) -> tuple[Values, Values]:
 def _around(garment: np.ndarray, left: Values, right: Values, height: float) -> tuple[Values, Values]:
     """The stretches, grown around ``garment`` and smoothed up and down."""
     ends = _row_ends(garment)
-    room, reach = _GARMENT_ROOM * height, max(1, round(0.015 * height))
-    return (
-        np.minimum(left, _spread(ends[0], reach, np.minimum) - room),
-        np.maximum(right, _spread(ends[1], reach, np.maximum) + room),
-    )
+    room, reach = _GARMENT_ROOM * height, max(1, round(0.03 * height))
+    left = np.minimum(left, _spread(ends[0], reach, np.minimum) - room)
+    right = np.maximum(right, _spread(ends[1], reach, np.maximum) + room)
+    smooth = max(1, round(0.02 * height))
+    return np.minimum(_smoothed(left, smooth), ends[0] - 0.5), np.maximum(_smoothed(right, smooth), ends[1] + 0.5)
+
+
+def _smoothed(values: Values, reach: int) -> Values:
+    """Mean over ``reach`` rows up and down of the rows that have a finite value."""
+    finite = np.isfinite(values)
+    window = np.ones(2 * reach + 1)
+    total = np.convolve(np.where(finite, values, 0), window, mode="same")
+    mean = total / np.maximum(np.convolve(finite, window, mode="same"), 1)
+    return np.where(finite, mean, values).astype(np.float32)
 
 
 def _row_ends(cells: np.ndarray) -> tuple[Values, Values]:

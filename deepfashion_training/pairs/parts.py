@@ -36,6 +36,86 @@ def garment_labels(cloth_type: int) -> tuple[int, ...]:
     return _GARMENTS[cloth_type]
 
 
-def protected(parse: np.ndarray) -> Mask:
-    """What is never repainted in a parse map ``[h, w]``: bool ``[h, w]``."""
-    return np.isin(parse, PROTECTED_LABELS)
+def protected(parse: np.ndarray, height: float | None = None) -> Mask:
+    """What is never repainted in a parse map ``[h, w]`` of the 18 ATR labels: bool ``[h, w]``.
+
+    Face, hair, hat, glasses, shoes and bag are labels. Hands and bare feet are not: hands are the far ends of the
+    arm regions, of which a long sleeve leaves nothing else, and feet the lower ends of the leg regions where no
+    shoe is seen. ``height`` is the person's standing height in pixels, which scales both; by default that of what
+    is seen, right only for a person from head to foot.
+    """
+    kept = np.isin(parse, PROTECTED_LABELS)
+    seen = np.flatnonzero(np.isin(parse, ON_THE_PERSON).any(axis=1))
+    if not len(seen):
+        return kept
+    height = height or float(seen[-1] + 1 - seen[0])
+    face = np.flatnonzero((parse == FACE).any(axis=1))
+    chin = float(face[-1]) if len(face) else seen[0] + 0.13 * height
+    for label in ARMS:
+        kept |= _hand(parse == label, chin, height)
+    if not np.isin(parse, SHOES).any():
+        for label in LEGS:
+            kept |= _foot(parse == label, height)
+    return kept
+
+
+def _hand(arm: Mask, chin: float, height: float) -> Mask:
+    """The far end of an arm region ``[h, w]``, told on every ``step``-th pixel; chin row and height in pixels."""
+    hand = np.zeros_like(arm)
+    step = max(1, round(height / 100))
+    cells = arm[::step, ::step].copy()
+    found = np.zeros_like(cells)
+    while cells.any():
+        reached = _distances(cells, chin / step)
+        piece = reached >= 0
+        cells &= ~piece
+        # Bare skin at the neckline may be labelled arm, and has no hand; a raised hand is above the chin.
+        rows = np.flatnonzero(piece.any(axis=1)) * step
+        if rows[-1] > chin + 0.20 * height or rows[0] < chin - 0.02 * height:
+            found |= reached > reached.max() - HAND_LENGTH * height / step
+    if found.any():
+        grown = np.repeat(np.repeat(found, step, axis=0), step, axis=1)[: arm.shape[0], : arm.shape[1]]
+        hand[: grown.shape[0], : grown.shape[1]] = grown
+        # Pixels between the samples, at the region's edge.
+        hand[step:] |= hand[:-step]
+        hand[:, step:] |= hand[:, :-step]
+        hand &= arm
+    return hand
+
+
+def _distances(cells: Mask, chin: float) -> npt.NDArray[np.int64]:
+    """Steps within ``cells`` from the end nearest to the shoulder, -1 where it is not reached.
+
+    That end is the highest cell, or the lowest of an arm that is raised above the chin. Steps go through sides and
+    corners in turn, which comes near to the true length.
+    """
+    rows = np.flatnonzero(cells.any(axis=1))
+    start = rows[-1] if rows[0] < chin - 2 else rows[0]
+    reached = np.full(cells.shape, -1)
+    front = np.zeros((cells.shape[0] + 2, cells.shape[1] + 2), bool)
+    front[1:-1, 1:-1][start, np.flatnonzero(cells[start])[0]] = True
+    inner = front[1:-1, 1:-1]
+    steps = 0
+    while True:
+        fresh = inner & (reached < 0)
+        if not fresh.any():
+            return reached
+        reached[fresh] = steps
+        steps += 1
+        grown = front.copy()
+        grown[1:] |= front[:-1]
+        grown[:-1] |= front[1:]
+        source = grown.copy() if steps % 2 else front
+        grown[:, 1:] |= source[:, :-1]
+        grown[:, :-1] |= source[:, 1:]
+        inner[:] = grown[1:-1, 1:-1] & cells
+
+
+def _foot(leg: Mask, height: float) -> Mask:
+    """The lower end of a leg region ``[h, w]`` that does not run out of the picture."""
+    foot = np.zeros_like(leg)
+    rows = np.flatnonzero(leg.any(axis=1))
+    if len(rows) and rows[-1] < len(leg) - 1:
+        first = max(0, round(rows[-1] + 1 - FOOT_HEIGHT * height))
+        foot[first:] = leg[first:]
+    return foot

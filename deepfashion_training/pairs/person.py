@@ -21,18 +21,26 @@ Values = npt.NDArray[np.float32]
 
 #: Rows of the grid; a cell of a standing person is then about a hundredth of their height.
 ROWS = 96
-#: How far, in 8-bit levels of the strongest channel, a cell must lie from its row's background.
-FOREGROUND_LEVELS = 20.0
+#: How far, in 8-bit levels of the strongest channel, a cell lies at least from its row's background: anywhere, and
+#: near the clothes.
+FOREGROUND_LEVELS, FAINT_LEVELS = 20.0, 9.0
+#: Shadows of the feet are looked for below this share of the picture.
+FLOOR = 0.84
 #: How far hair may lie from the hair at the crown, in the same unit.
 HAIR_LEVELS = 34.0
-CHIN, SHOULDERS, WAIST, CROTCH, ANKLES = 0.13, 0.18, 0.40, 0.53, 0.955
+#: Colours nearer than this are one, give or take light and shade.
+SAME_LEVELS = 25.0
+CHIN, NECK, SHOULDERS, WAIST, ANKLES = 0.13, 0.182, 0.18, 0.40, 0.955
+#: Where clothes begin, as shares of the standing height: tops at the neck, lower garments from the ribs' end to the
+#: hem of what hangs over them.
+SHOULDER_ROWS, WAIST_ROWS = (0.165, 0.19), (0.38, 0.54)
 #: Nobody's arms reach further from the middle than this, in standing heights; what does is a prop.
 REACH = 0.34
 
 
 @dataclass(frozen=True)
 class Person:
-    """A person in a photo. Shares of the picture: y of its height, x of its width; maps are bool ``[ROWS, columns]``."""
+    """A person in a photo: shares of the picture (y of its height, x of its width), maps bool ``[ROWS, columns]``."""
 
     top: float  # of the head, or of the picture where the head is cut off
     bottom: float  # of the feet, or of the picture where it cuts them off
@@ -71,17 +79,15 @@ def find_person(photo: Image.Image, mask: np.ndarray) -> Person | None:
     hardly larger than the mask, or as good as the whole picture.
     """
     size = grid_size(photo.size)
-    colours = np.asarray(photo.resize(size, Image.Resampling.BOX, reducing_gap=2.0), np.float32)
+    colours = np.stack(
+        [np.asarray(band, np.float32) for band in photo.resize(size, Image.Resampling.BOX, reducing_gap=2.0).split()]
+    )
     clothes = shrink(mask, size) > 0.4
     if not clothes.any():
         return None
-    seen = _foreground(colours) | clothes
+    seen = _seen(colours, clothes)
     if seen.mean() > 0.85:
         return None
-    middle = float(np.flatnonzero(clothes.any(axis=0))[[0, -1]].mean())
-    seen &= np.abs(np.arange(size[0]) - middle) < REACH * ROWS
-    seen = connected(_closed(seen), clothes)
-    _drop_props(seen, clothes)
     return _person_of(seen, clothes, colours)
 
 
@@ -129,7 +135,7 @@ def grid_size(size: tuple[int, int]) -> tuple[int, int]:
 def shrink(mask: np.ndarray, size: tuple[int, int]) -> Values:
     """Share of each grid cell that a mask ``[h, w]`` in {0, 1} covers: float32 ``[rows, columns]``."""
     picture = Image.fromarray((mask > 0).view(np.uint8) * np.uint8(255))
-    return np.asarray(picture.resize(size, Image.Resampling.BOX, reducing_gap=2.0), np.float32) / 255
+    return np.asarray(picture.resize(size, Image.Resampling.BOX, reducing_gap=2.0), np.float32) / np.float32(255)
 
 
 def connected(cells: Mask, seeds: Mask) -> Mask:
@@ -158,24 +164,52 @@ def _runs_with(cells: Mask, seeds: Mask) -> Mask:
     return (held[run] & flat).reshape(padded.shape)[:, 1:]
 
 
-def _foreground(colours: Values) -> Mask:
-    """Cells far from the line between their row's border colours; ``colours`` float32 ``[rows, columns, 3]``.
-
-    At the bottom, what is the floor's colour but darker is the feet's shadow.
-    """
-    left, right = np.median(colours[:, :3], axis=1), np.median(colours[:, -3:], axis=1)
-    along = right - left
-    length = np.maximum((along**2).sum(axis=1), 1e-3)
-    offset = colours - left[:, None]
-    place = np.einsum("rcx,rx->rc", offset, along) / length[:, None]
-    place = np.clip(place, 0, 1)[..., None]
-    wall = left[:, None] + place * along[:, None]
-    seen = np.abs(colours - wall).max(axis=2) > FOREGROUND_LEVELS
-    floor = slice(round(0.85 * len(seen)), None)
-    ratio = (colours[floor] + 1) / (wall[floor] + 1)
-    shadow = (ratio.max(axis=2) - ratio.min(axis=2) < 0.07) & (ratio.min(axis=2) > 0.55) & (ratio.max(axis=2) < 1)
-    seen[floor] &= ~shadow
+def _seen(colours: Values, clothes: Mask) -> Mask:
+    """The cells of the person in ``clothes``: bool ``[rows, columns]``; ``colours`` float32 ``[3, rows, columns]``."""
+    rows, columns = clothes.shape
+    difference, shadow = _foreground(colours)
+    first = int(np.argmax(clothes.any(axis=1)))
+    middle = float(np.flatnonzero(clothes.any(axis=0))[[0, -1]].mean())
+    away = np.abs(np.arange(columns) - middle)
+    seen = difference > FOREGROUND_LEVELS
+    # Pale clothes before a pale wall: below the shoulders and near the middle there are few props.
+    last = round(FLOOR * rows)
+    seen[first:last] |= (difference[first:last] > FAINT_LEVELS) & (away < 0.13 * ROWS)
+    seen &= ~shadow
+    seen |= clothes
+    seen &= away < REACH * ROWS
+    # A top in the wall's colour may hide what joins the head to a skirt.
+    above = seen & (away < 0.05 * ROWS)
+    above[first:] = False
+    seen = connected(_closed(seen), clothes | above)
+    _drop_props(seen, clothes)
     return seen
+
+
+def _foreground(colours: Values) -> tuple[Values, Mask]:
+    """How far cells are from the line between their row's border colours, and which are only darker floor.
+
+    ``colours`` is float32 ``[3, rows, columns]``; returns float32 and bool ``[rows, columns]``.
+    """
+    left, right = _middle_of_three(colours[:, :, :3]), _middle_of_three(colours[:, :, -3:])
+    along = right - left
+    offset = colours - left[..., None]
+    place = (offset * along[..., None]).sum(axis=0) / np.maximum((along**2).sum(axis=0), 1e-3)[:, None]
+    wall = left[..., None] + np.clip(place, 0, 1) * along[..., None]
+    distance = np.abs(colours - wall)
+    difference = np.maximum(np.maximum(distance[0], distance[1]), distance[2])
+    shadow = np.zeros(difference.shape, bool)
+    floor = slice(round(FLOOR * len(difference)), None)
+    red, green, blue = (colours[:, floor] + 1) / (wall[:, floor] + 1)
+    darkest, lightest = np.minimum(np.minimum(red, green), blue), np.maximum(np.maximum(red, green), blue)
+    shadow[floor] = (lightest - darkest < 0.07) & (darkest > 0.55) & (lightest < 1)
+    return difference, shadow
+
+
+def _middle_of_three(colours: Values) -> Values:
+    """Median of the last axis, which is 3 long."""
+    a, b, c = colours[..., 0], colours[..., 1], colours[..., 2]
+    return np.maximum(np.minimum(a, b), np.minimum(np.maximum(a, b), c))
 
 
 def _closed(cells: Mask) -> Mask:
@@ -231,36 +265,89 @@ def _stature(seen: Mask, clothes: Mask, top: int, bottom: int) -> tuple[float, f
 
 
 def _height_by_head(seen: Mask, clothes: Mask, top: int) -> float:
-    """Standing height in rows of a person who is cut off below: their head is about .115 of it wide."""
-    height = float(ROWS - top) * 1.15
+    """Standing height in rows of a person who is cut off below: their head is about .115 of it wide.
+
+    What the clothes' first row can be decides between such estimates: the shoulders, or waist to long hem.
+    """
+    visible = float(ROWS - top)
+    middle = round(float(np.median(np.nonzero(seen[top : top + ROWS // 16])[1])))
+    widths = _widths_around(seen[top : top + ROWS // 4], middle)
+    height = 1.15 * visible
     for _ in range(3):
-        rows = seen[top + round(0.035 * height) : top + round(0.10 * height) + 1]
-        height = 0.5 * height + 0.5 * float(np.median(rows.sum(axis=1))) / 0.115
-    first = int(np.flatnonzero(clothes.any(axis=1))[0]) - top
-    if 0.12 < first / height < 0.26:  # clothes begin at the shoulders, which lie deeper than the chin
-        height = 0.3 * height + 0.7 * first / SHOULDERS
-    return float(np.clip(height, ROWS - top, 3.0 * (ROWS - top)))
+        head = widths[round(0.035 * height) : round(0.10 * height) + 1]
+        height = 0.5 * height + 0.5 * min(float(np.median(head)) / 0.115, 1.6 * visible)
+    first = int(np.argmax(clothes.any(axis=1))) - top
+    share = first / height
+    candidates = [np.clip(share, *SHOULDER_ROWS), np.clip(share, *WAIST_ROWS)]
+    nearest = min(candidates, key=lambda candidate: abs(np.log(max(share, 0.01) / candidate)))
+    if first > 0:
+        height = 0.25 * height + 0.75 * first / float(nearest)
+    return float(np.clip(height, visible, 3.0 * visible))
+
+
+def _widths_around(cells: Mask, middle: int) -> npt.NDArray[np.int64]:
+    """How many cells of each row belong to the run through ``middle``."""
+    right = np.cumprod(cells[:, middle:], axis=1).sum(axis=1)
+    return right + np.cumprod(cells[:, :middle][:, ::-1], axis=1).sum(axis=1)
 
 
 def _head(seen: Mask, clothes: Mask, colours: Values, crown: float, height: float) -> Mask:
-    """Everything above the chin, and the hair below it that hangs on to it and has the colour of the crown."""
+    """What is above the chin, the neck, and the hair below the chin as far as its colour tells it from skin."""
     chin = round(crown + CHIN * height)
     head = np.zeros_like(seen)
     if chin <= 1:
         return head
     bare = seen & ~clothes
     head[:chin] = bare[:chin]
-    columns = np.flatnonzero(head.any(axis=0))
-    if not len(columns):
+    if not head.any():
         return head
     middle = float((head.sum(axis=0) * np.arange(seen.shape[1])).sum() / head.sum())
     near = np.abs(np.arange(seen.shape[1]) - middle)
-    first = max(0, round(crown + 0.012 * height))
-    tuft = colours[first : first + max(1, round(0.03 * height))]
-    tuft = tuft[head[first : first + len(tuft)]]
     head &= near < 0.11 * height
-    if not len(tuft):
-        return head
-    hair = bare & (np.abs(colours - np.median(tuft, axis=0)).max(axis=2) < HAIR_LEVELS) & (near < 0.15 * height)
-    hair[round(crown + 0.46 * height) :] = False
+    neck = bare & (near < 0.055 * height)
+    neck[: max(0, chin - 1)] = False
+    neck[round(crown + NECK * height) :] = False
+    head |= neck
+    hair = _hair(bare, head, colours, crown, height, near)
     return head | connected(hair | head, head)
+
+
+def _hair(bare: Mask, head: Mask, colours: Values, crown: float, height: float, near: Values) -> Mask:
+    """Cells in the colour of the hair at the crown, or beside the face, where a hat hides the crown.
+
+    ``near`` is how far each column is from the middle of the head. Seen from the back there is no skin to compare
+    with: then only a neck hidden by something broad says that the hair is long.
+    """
+
+    def rows(first: float, last: float) -> slice:
+        begin = max(0, round(crown + first * height))
+        return slice(begin, max(begin + 1, round(crown + last * height)))
+
+    hair = np.zeros_like(bare)
+    tuft, face, side = (
+        _median_colour(colours[:, band], head[band] & (low * height <= near) & (near < high * height))
+        for band, low, high in ((rows(0.012, 0.04), 0, 1), (rows(0.07, 0.11), 0, 0.025), (rows(0.085, 0.125), 0.04, 1))
+    )
+    if tuft is None or face is None:
+        return hair
+    for colour in (tuft, side):
+        if colour is None:
+            continue
+        contrast = float(np.abs(colour - face).max())
+        if contrast > SAME_LEVELS:
+            hair |= _like(colours, colour, min(HAIR_LEVELS, 0.6 * contrast)) & (near < 0.15 * height)
+        elif colour is tuft and bare[rows(0.14, 0.165)].sum(axis=1).max(initial=0) > 0.095 * height:
+            hair |= _like(colours, colour, SAME_LEVELS) & (near < 0.10 * height)
+    hair[rows(0.46, 10.0)] = False
+    return hair & bare
+
+
+def _median_colour(colours: Values, cells: Mask) -> Values | None:
+    """Median colour ``[3]`` of the ``cells`` of ``colours`` ``[3, rows, columns]``; ``None`` without cells."""
+    return np.median(colours[:, cells], axis=1) if cells.any() else None
+
+
+def _like(colours: Values, colour: Values, levels: float) -> Mask:
+    """Cells ``[rows, columns]`` nearer than ``levels`` to a colour ``[3]`` in every channel."""
+    distance = np.abs(colours - colour[:, None, None])
+    return np.maximum(np.maximum(distance[0], distance[1]), distance[2]) < levels

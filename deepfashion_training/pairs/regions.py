@@ -29,7 +29,7 @@ LONG_TOPS = ("Cardigans", "Jackets_Coats")
 #: Where the cut may lie: from a tucked waist to the hem of a long sweater.
 CUT_RANGE = (0.37, 0.57)
 #: Share of the colours' entropy that a cut has to explain to count as a change of garment.
-CLEAR_CHANGE = 0.18
+CLEAR_CHANGE = 0.10
 #: Smallest part of the named garment in a parse map: shares of all clothes and skin, and of the person's height.
 LEAST_AREA, LEAST_HEIGHT = 0.06, 0.08
 

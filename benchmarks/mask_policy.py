@@ -1,0 +1,208 @@
+"""Regions, mask policies and leak score on the drawn wardrobe, beside their bounds; exit 1 when one is missed.
+
+    python benchmarks/mask_policy.py [--rows N] [--seed S] [--json F]
+
+Draws raw rows at 288x192, with and without a parse map (the drawn one). The region's truth is where the garment was
+drawn; in half of the people the raw mask covers all clothes. Speed is that of one core at 768x512.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before numpy: processes share the cores
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+
+from deepfashion_training.embedded.rows import RowSpec, raw_specs
+from deepfashion_training.metrics.mask_leak import leak_score, mask_features
+from deepfashion_training.pairs.garment_types import FULL, TYPE_NAMES
+from deepfashion_training.pairs.masks import agnostic, relaxed, repaint_mask
+from deepfashion_training.pairs.parts import protected
+from deepfashion_training.pairs.person import find_person
+from deepfashion_training.pairs.regions import UnresolvedRegionError, garment_region
+
+SIZE, SPEED_SIZE = (288, 192), (768, 512)
+SPEED_ROWS, SPEED_ROUNDS = 12, 5
+#: Face (the neck is part of it) and hair in the parse map.
+HEAD = (2, 11)
+
+#: Name, smallest and largest allowed figure.
+BOUNDS: tuple[tuple[str, float, float], ...] = (
+    ("region: unions detected", 0.95, 1.0),
+    ("region: false alarms", 0.0, 0.03),
+    ("region: IoU, union masks", 0.90, 1.0),
+    ("region: IoU, named masks", 0.90, 1.0),
+    ("region: unresolved", 0.0, 0.02),
+    ("agnostic: garment covered", 0.99, 1.0),
+    ("agnostic: head covered", 0.0, 0.02),
+    ("agnostic: IoU with drawn", 0.75, 1.0),
+    ("agnostic: background in mask", 0.0, 0.45),
+    ("parse: protected pixels", 0.0, 0.0),
+    ("parse: hands covered", 0.0, 0.10),
+    ("parse: garment covered", 0.99, 1.0),
+    ("parse: IoU with drawn", 0.80, 1.0),
+    ("relaxed: garment covered", 0.99, 1.0),
+    ("leak of as_is: lower", 0.80, 1.0),
+    ("seconds per row at 768x512", 0.0, 0.007),
+)
+#: How far above chance a classifier may get on masks that should tell nothing.
+MOST_LEAK = 0.10
+
+
+def overlap(one: np.ndarray, other: np.ndarray) -> float:
+    """Intersection over union of two masks."""
+    return float((one & other).sum() / max(1, (one | other).sum()))
+
+
+def share(part: np.ndarray, whole: np.ndarray) -> float:
+    """Share of ``whole`` that ``part`` covers."""
+    return float((part & whole).sum() / max(1, whole.sum()))
+
+
+def measure(spec: RowSpec) -> dict[str, Any]:
+    """Figures and mask features of one row."""
+    drawing = spec.draw(SIZE)
+    cloth_type, category = spec.cloth_type, spec.garment().category
+    truth = drawing.garment_mask(cloth_type)
+    mask = (drawing.clothes_mask() if spec.whole_mask else truth).view(np.uint8)
+    person = find_person(drawing.photo, mask)
+    kind = "union" if spec.whole_mask else "named"
+    figures: dict[str, float] = {}
+    region = truth.view(np.uint8)
+    try:
+        found = garment_region(mask, cloth_type, category, drawing.photo, person)
+        region = found.mask
+        figures[f"region: IoU, {kind} masks"] = overlap(region > 0, truth)
+        if cloth_type != FULL:
+            name = "region: unions detected" if spec.whole_mask else "region: false alarms"
+            figures[name] = float(found.how == "restricted")
+        figures["region: unresolved"] = 0.0
+    except UnresolvedRegionError:
+        figures["region: unresolved"] = 1.0
+    parse = drawing.parse
+    masks = {
+        "as_is": truth,
+        "agnostic": agnostic(region, cloth_type, person) > 0,
+        "agnostic, parse": agnostic(truth.view(np.uint8), cloth_type, person, parse) > 0,
+        "relaxed": relaxed(region, cloth_type, person, None, spec.index) > 0,
+        "drawn": drawing.agnostic[cloth_type],
+    }
+    head, hands = np.isin(parse, HEAD), drawing.keep & np.isin(parse, (14, 15))
+    bare, parsed, drawn = masks["agnostic"], masks["agnostic, parse"], masks["drawn"]
+    figures |= {
+        "agnostic: garment covered": share(bare, truth),
+        "agnostic: head covered": share(bare, head),
+        "agnostic: IoU with drawn": overlap(bare, drawn),
+        "agnostic: background in mask": float((bare & (parse == 0)).sum() / bare.sum()),
+        "drawn: background in mask": float((drawn & (parse == 0)).sum() / drawn.sum()),
+        "agnostic: area": float(bare.mean()),
+        "agnostic, parse: area": float(parsed.mean()),
+        "drawn: area": float(drawn.mean()),
+        "agnostic: hands covered": share(bare, hands),
+        "parse: protected pixels": float((parsed & protected(parse)).sum()),
+        "parse: hands covered": share(parsed, hands),
+        "parse: garment covered": share(parsed, truth),
+        "parse: IoU with drawn": overlap(parsed, drawn),
+        "relaxed: garment covered": share(masks["relaxed"], region > 0),
+    }
+    features = {name: mask_features(mask) for name, mask in masks.items()}
+    return {
+        "type": cloth_type,
+        "gender": drawing.person.gender,
+        "category": category,
+        "pid": spec.pid,
+        "figures": figures,
+        "features": features,
+    }
+
+
+def seconds_per_row(specs: Sequence[RowSpec]) -> float:
+    """CPU seconds of one core for person, region, mask and two feature vectors of one row at 768x512; the best round's mean."""
+    rows = []
+    for spec in specs:
+        drawing = spec.draw(SPEED_SIZE)
+        mask = drawing.clothes_mask() if spec.whole_mask else drawing.garment_mask(spec.cloth_type)
+        rows.append((drawing.photo, mask.view(np.uint8), spec.cloth_type, spec.garment().category))
+    rounds = []
+    for _ in range(SPEED_ROUNDS):
+        began = time.process_time()
+        for photo, raw_mask, cloth_type, category in rows:
+            person = find_person(photo, raw_mask)
+            region = garment_region(raw_mask, cloth_type, category, photo, person).mask
+            painted = repaint_mask(region, cloth_type, person)
+            mask_features(region)
+            mask_features(painted)
+        rounds.append((time.process_time() - began) / len(rows))
+    return min(rounds)
+
+
+def leaks(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, tuple[float, float, int]]]:
+    """Accuracy, chance and rows by policy and type."""
+    found: dict[str, dict[str, tuple[float, float, int]]] = {}
+    for policy in rows[0]["features"]:
+        scores = leak_score(
+            np.stack([row["features"][policy] for row in rows]),
+            [row["type"] for row in rows],
+            [row["gender"] for row in rows],
+            [row["category"] for row in rows],
+            [row["pid"] for row in rows],
+        )
+        found[policy] = {name: (leak.accuracy, leak.chance, leak.rows) for name, leak in scores.items()}
+    return found
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Print the figures beside their bounds; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None, allow_abbrev=False)
+    parser.add_argument("--rows", type=int, default=3000, help="raw rows to draw, flat ones left out (default 3000)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path, metavar="F", help="write the figures to F")
+    args = parser.parse_args(argv)
+    specs = [spec for spec in raw_specs(args.rows, args.seed) if spec.view != "flat"]
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
+        rows = list(pool.map(measure, specs, chunksize=16))
+    names = dict.fromkeys(name for row in rows for name in row["figures"])
+    figures = {name: float(np.mean([row["figures"][name] for row in rows if name in row["figures"]])) for name in names}
+    scores = leaks(rows)
+    figures["leak of as_is: lower"] = scores["as_is"].get("lower", (0.0, 0.0, 0))[0]
+    figures["seconds per row at 768x512"] = seconds_per_row(list(islice(specs, SPEED_ROWS)))
+
+    bounds = {name: (low, high) for name, low, high in BOUNDS}
+    missed = []
+    print(f"{len(rows)} rows of {len({row['pid'] for row in rows})} people, seed {args.seed}")
+    for name, value in sorted(figures.items()):
+        low, high = bounds.get(name, (-np.inf, np.inf))
+        fits = low <= value <= high
+        missed += [] if fits else [name]
+        print(
+            f"{name:32} {value:8.4f}  {f'{low:g} to {high:g}' if name in bounds else '':16}{'' if fits else 'MISSED'}"
+        )
+    for policy, by_type in scores.items():
+        told = set(TYPE_NAMES.values()) - set(by_type)
+        for name, (accuracy, chance, count) in by_type.items():
+            over = accuracy - chance
+            fits = policy == "as_is" or over <= MOST_LEAK
+            missed += [] if fits else [f"leak of {policy}: {name}"]
+            print(f"leak of {policy:16} {name:8} {accuracy:.3f}, chance {chance:.3f}, {over:+.3f}, {count} rows"
+                  f"{'' if fits else '  MISSED'}")  # fmt: skip
+        if told:
+            missed.append(f"leak of {policy}: {', '.join(sorted(told))} not measured, too few people; use more --rows")
+    print(f"missed: {'; '.join(missed)}" if missed else "all bounds hold")
+    if args.json:
+        args.json.write_text(json.dumps({"figures": figures, "leak": scores}, indent=2) + "\n", encoding="utf-8")
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
