@@ -12,7 +12,6 @@ from markupsafe import Markup
 from PIL import Image, ImageFilter
 
 from deepfashion_training.pairs.garment_types import TYPE_NAMES
-from deepfashion_training.pairs.layout import place_mask, place_picture
 from deepfashion_training.pairs.quality import REASONS, UNPAIRED_REASONS
 from deepfashion_training.reports.page import PICTURE_HEIGHT, picture_uri, words, write_page
 from deepfashion_training.reports.plots import bar_chart, grouped_bars
@@ -101,9 +100,9 @@ def write_pairs_report(
 
 @dataclass(frozen=True)
 class _Equation:
-    """Rows in = pairs + quarantined + unpaired; mined pairs stand on the left where they came on top of the rows."""
+    """Rows in = pairs + quarantined + unpaired. Mined pairs come on top: their rows count by what they are labelled."""
 
-    given: dict[str, int]
+    rows_in: int
     became: dict[str, int]
 
     @classmethod
@@ -113,14 +112,11 @@ class _Equation:
             "quarantined": sum(facts["quarantined"].values()),
             "unpaired": int(facts["unpaired"]),
         }
-        given = {"rows in": int(facts["rows_in"])}
-        if facts["mined"] and given["rows in"] + facts["mined"] == sum(became.values()):
-            given["mined besides"] = int(facts["mined"])
-        return cls(given, became)
+        return cls(int(facts["rows_in"]), became)
 
     @property
     def holds(self) -> bool:
-        return sum(self.given.values()) == sum(self.became.values())
+        return self.rows_in == sum(self.became.values())
 
 
 @dataclass(frozen=True)
@@ -137,6 +133,9 @@ class _Tile:
 
 
 def _tile(pair: ShownPair) -> _Tile:
+    # It imports torch, which takes seconds that those who only collect a ShownPair need not wait.
+    from deepfashion_training.pairs.layout import place_mask, place_picture
+
     height = min(PICTURE_HEIGHT, pair.person.height)
     width = max(1, round(pair.person.width * height / pair.person.height))
     person = Image.fromarray(place_picture(pair.person.convert("RGB"), (height, width)).transpose(1, 2, 0))
