@@ -6,8 +6,9 @@ It is pure: what comes out depends on the batch and the settings alone, so that 
 from __future__ import annotations
 
 import io
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Protocol
 
@@ -51,6 +52,14 @@ class Parses(Protocol):
         """Label maps of ``photos``."""
 
 
+@dataclass(frozen=True)
+class _Garment:
+    """A garment picture: as it is stored, and upright RGB."""
+
+    stored: bytes
+    picture: Image.Image
+
+
 @dataclass
 class _Photo:
     """A row whose photo and mask have been looked at."""
@@ -65,7 +74,8 @@ class _Photo:
     parse: np.ndarray | None = None
     person: Person | None = None
     region: Region | None = None
-    cut_outs: dict[int, bytes] = field(default_factory=dict)  # cloth type -> garment of that type on white
+    column: _Garment | None = None  # what the cloth column holds
+    cut_out: _Garment | Finding | None = None  # its own garment on white, once somebody has asked for it
 
 
 def prepare_batch(batch: Mapping[str, Sequence[Any]], settings: Settings, parser: Parses | None = None) -> Batch:
@@ -182,6 +192,8 @@ def _check_garment_column(photo: _Photo, settings: Settings) -> None:
     except PictureError as error:
         photo.finding = Finding("unreadable_garment", str(error))
     else:
+        assert isinstance(photo.stored["cloth"], bytes)
+        photo.column = _Garment(photo.stored["cloth"], garment)
         photo.finding = quality.check_garment(garment, settings.gates)
 
 
@@ -224,8 +236,8 @@ def _record(photo: _Photo, photos: Sequence[_Photo], settings: Settings) -> dict
         return {**record, "outcome": "unpaired", "reason": "garment_picture"}
     assert photo.photo is not None and photo.region is not None
     record["fingerprint"] = fingerprint(photo.photo)  # also of a photo that only serves others as garment
-    choice, garment = _garment(photo, photos, photo.plan.cloth_type, settings)
-    if choice is None:
+    choice, garment = _garment(photo, photos, settings)
+    if choice is None or garment is None:
         return {**record, "outcome": "unpaired", "reason": "no_garment_picture"}
     if isinstance(garment, Finding):
         blank = f"row {choice.row}: {garment.detail}"
@@ -236,7 +248,7 @@ def _record(photo: _Photo, photos: Sequence[_Photo], settings: Settings) -> dict
             "detail": blank,
             "thumbnail": _thumbnail(photo),
         }
-    return record | _pair(photo, photo.region, photo.plan.cloth_type, choice, garment, settings)
+    return record | _pair(photo, photo.region, choice, garment, settings)
 
 
 def _mined(photos: Sequence[_Photo], settings: Settings) -> Iterator[dict[str, Any]]:
@@ -252,22 +264,20 @@ def _mined(photos: Sequence[_Photo], settings: Settings) -> Iterator[dict[str, A
                 lower.parse, lower.person, lower.region = photo.parse, photo.person, Region(worn, "parsed")
                 seen.append(lower)
     for photo in seen:
-        choice, garment = _garment(photo, seen, LOWER, settings)
-        if choice is not None and not isinstance(garment, Finding):
+        choice, garment = _garment(photo, seen, settings)
+        if choice is not None and isinstance(garment, _Garment):
             assert photo.region is not None
-            pair = _pair(photo, photo.region, LOWER, choice, garment, settings)
+            pair = _pair(photo, photo.region, choice, garment, settings)
             yield {**photo.plan._asdict(), **pair, "mined": True}
 
 
 def _garment(
-    photo: _Photo, photos: Sequence[_Photo], cloth_type: int, settings: Settings
-) -> tuple[Choice | None, Image.Image | bytes | Finding]:
-    """Where the garment picture of ``photo`` comes from, and its stored bytes; a finding where it is no good."""
+    photo: _Photo, photos: Sequence[_Photo], settings: Settings
+) -> tuple[Choice | None, _Garment | Finding | None]:
+    """Where the garment picture of ``photo`` comes from, and the picture; a finding where it is no good."""
     plan = photo.plan
-    if "cloth" in photo.stored:
-        stored = photo.stored["cloth"]
-        assert isinstance(stored, bytes)
-        return Choice("column", plan.source_row, ""), stored
+    if photo.column is not None:
+        return Choice("column", plan.source_row, ""), photo.column
     sources = [
         source
         for source in settings.garment_sources
@@ -276,25 +286,25 @@ def _garment(
     by_row = {other.plan.source_row: other for other in photos if other.finding is None}
     choice = choose_garment(plan.source_row, plan.view, [_candidate(other) for other in by_row.values()], sources)
     if choice is None:
-        return None, b""
+        return None, None
     source = by_row[choice.row]
+    assert source.photo is not None
     if choice.source == "flat":
-        flat = source.stored["image"]
-        assert isinstance(flat, bytes)
-        return choice, flat
-    assert source.photo is not None and source.region is not None
+        stored = source.stored["image"]
+        assert isinstance(stored, bytes)
+        return choice, _Garment(stored, source.photo)
+    assert source.region is not None
+    size = (source.photo.height, source.photo.width)
     if choice.source == "same_photo":
-        size = (source.photo.height, source.photo.width)
         seed = settings.seed * 1_000_003 + plan.source_row
-        garment = warped_cut_out(source.photo, source.region.mask, size, seed)
-        return choice, quality.check_garment(garment, settings.gates) or _jpeg(garment)
-    if cloth_type not in source.cut_outs:
-        garment = cut_out(source.photo, source.region.mask, (source.photo.height, source.photo.width))
-        finding = quality.check_garment(garment, settings.gates)
-        if finding is not None:
-            return choice, finding
-        source.cut_outs[cloth_type] = _jpeg(garment)
-    return choice, source.cut_outs[cloth_type]
+        return choice, _checked(warped_cut_out(source.photo, source.region.mask, size, seed), settings)
+    if source.cut_out is None:
+        source.cut_out = _checked(cut_out(source.photo, source.region.mask, size), settings)
+    return choice, source.cut_out
+
+
+def _checked(picture: Image.Image, settings: Settings) -> _Garment | Finding:
+    return quality.check_garment(picture, settings.gates) or _Garment(_jpeg(picture), picture)
 
 
 def _candidate(photo: _Photo) -> Candidate:
@@ -306,34 +316,28 @@ def _candidate(photo: _Photo) -> Candidate:
     return Candidate(plan.source_row, plan.view, int(np.count_nonzero(mask)), at_border)
 
 
-def _pair(
-    photo: _Photo, region: Region, cloth_type: int, choice: Choice, garment: Image.Image | bytes, settings: Settings
-) -> dict[str, Any]:
+def _pair(photo: _Photo, region: Region, choice: Choice, garment: _Garment, settings: Settings) -> dict[str, Any]:
     """The documented row of a pair, and what is noted of it."""
-    assert photo.photo is not None and isinstance(garment, bytes)
-    plan = photo.plan
+    plan, stored = photo.plan, photo.stored["image"]
+    assert photo.photo is not None and isinstance(stored, bytes)
     policy = settings.mask_policy
     if policy == "relaxed" and plan.split != "train":
         policy = "agnostic"  # the variation is for training; evaluation wants the same mask every time
     seed = settings.seed * 1_000_003 + plan.source_row
-    mask = repaint_mask(region.mask, cloth_type, photo.person, photo.parse, policy, seed)
-    as_is = repaint_mask(region.mask, cloth_type, photo.person, photo.parse, "as_is")
-    picture = open_picture(garment)
-    shown = turn(to_rgb(picture), orientation(picture))
+    mask = repaint_mask(region.mask, plan.cloth_type, photo.person, photo.parse, policy, seed)
+    as_is = repaint_mask(region.mask, plan.cloth_type, photo.person, photo.parse, "as_is")
     name = f"{plan.pid}_{plan.variant}_{plan.view}_{plan.source_row}"
-    stored = photo.stored["image"]
-    assert isinstance(stored, bytes)
     return {
         "outcome": "pair",
         "image": {"bytes": stored, "path": f"{name}{_suffix(stored)}"},
-        "cloth": {"bytes": garment, "path": f"{name}_garment{_suffix(garment)}"},
+        "cloth": {"bytes": garment.stored, "path": f"{name}_garment{_suffix(garment.stored)}"},
         "mask": {"bytes": _png(mask), "path": f"{name}_mask.png"},
         "garment_source": choice.source,
         "garment_view": choice.view,
         "garment_row": choice.row,
         "features_as_is": mask_features(as_is).tobytes(),
         "features": mask_features(mask).tobytes(),
-        "likeness": quality.colour_likeness(shown, photo.photo, region.mask),
+        "likeness": quality.colour_likeness(garment.picture, photo.photo, region.mask),
         "mask_how": region.how,
     }
 
@@ -359,7 +363,8 @@ def _jpeg(picture: Image.Image, jpeg_quality: int = _CUT_OUT_QUALITY) -> bytes:
 def _png(mask: np.ndarray) -> bytes:
     """A mask as 8-bit PNG, white = repaint."""
     sink = io.BytesIO()
-    Image.fromarray(mask * np.uint8(255)).save(sink, "PNG", compress_level=3)
+    # Runs are all that there is to compress, which zlib has a fast way for.
+    Image.fromarray(mask * np.uint8(255)).save(sink, "PNG", compress_level=1, compress_type=zlib.Z_RLE)
     return sink.getvalue()
 
 
