@@ -15,6 +15,7 @@ from safetensors import safe_open
 
 from deepfashion_training import train_deepfashion_lora as wrapper
 from deepfashion_training.embedded.make_base import TINY_FLUX_FILL
+from deepfashion_training.embedded.wardrobe import write_wardrobe
 
 ROOT = Path(__file__).resolve().parents[1]
 LAUNCHER = ROOT / "deepfashion_training" / "train_deepfashion_lora.sh"
@@ -307,3 +308,58 @@ def test_two_processes_write_one_lora_into_one_directory(tmp_path: Path) -> None
         "pytorch_lora_weights.safetensors"
     ]
     assert done.stdout.count("LoRA  ") == 1
+
+
+# ---- raw rows
+
+
+@pytest.fixture(scope="module")
+def raw_rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("hub") / "rows"
+    return write_wardrobe(folder, "hub", rows=90, seed=2, size=(384, 288))
+
+
+def test_check_plans_raw_rows_and_prepares_nothing(
+    raw_rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = [*QUICK, "--check", f"--output_dir={tmp_path / 'out'}", f"--pairs_dir={tmp_path / 'pairs'}"]
+    assert wrapper.main([*argv, "--dataset_name", str(raw_rows)]) == 0
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "pairs").mkdir()
+    (tmp_path / "pairs" / "mine.txt").write_text("mine")
+    assert wrapper.main([*argv, "--dataset_name", str(raw_rows)]) == 1
+    assert "holds other files" in capsys.readouterr().err
+
+
+def test_pairs_of_a_raw_dataset_are_kept_by_name_and_settings(
+    raw_rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wrapper, "REPOSITORY", tmp_path)
+    folders = []
+    for flags in (["--prepare_limit", "60"], ["--prepare_limit", "60"], ["--prepare_limit", "61"]):
+        args = resolve(tmp_path, *QUICK, "--dataset_name", str(raw_rows), *flags)
+        folders.append(wrapper._pairs_dir(args, wrapper.preparation_settings(args)))
+    assert folders[0] == folders[1] != folders[2]
+    assert folders[0].parent == tmp_path / "outputs" / "pairs" and folders[0].name.startswith("rows-")
+
+
+@pytest.mark.slow
+def test_training_on_raw_rows_prepares_them_once(raw_rows: Path, tmp_path: Path) -> None:
+    flags = ["--quick-test", "--embedded", "--dataset_name", raw_rows, "--pairs_dir", tmp_path / "pairs"]
+    flags += ["--max_train_steps", "2", "--checkpointing_steps", "2", "--validation_steps", "0"]
+    first = command("bash", LAUNCHER, *flags, "--output_dir", tmp_path / "one", cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    assert f"has raw rows: making pairs in {tmp_path / 'pairs'}" in first.stderr
+    assert f"prepared: {tmp_path / 'pairs'}" in first.stderr
+    report = (tmp_path / "pairs" / "report.json").stat().st_mtime_ns
+    run = json.loads((tmp_path / "one" / "run.json").read_text())
+    assert run["arguments"]["raw_dataset_name"] == str(raw_rows)
+    assert run["arguments"]["dataset_name"] == str(tmp_path / "pairs")
+    assert set(run["dataset"]["train"]["by_type"]) == {"upper", "lower", "full"}
+    assert (tmp_path / "one" / "pytorch_lora_weights.safetensors").is_file()
+
+    again = command("torchrun", "--nproc_per_node", "2", LAUNCHER.with_suffix(".py"), "--preset", "quick_test",
+                    *flags[1:], "--output_dir", tmp_path / "two", ACCELERATE_USE_CPU="true")  # fmt: skip
+    assert again.returncode == 0, again.stderr
+    assert f"already prepared: {tmp_path / 'pairs'}" in again.stderr
+    assert (tmp_path / "pairs" / "report.json").stat().st_mtime_ns == report
