@@ -9,7 +9,8 @@ set -euo pipefail
 # What training imports; after a colon its name in requirements.txt, where that is another.
 packages=(
   torch diffusers transformers accelerate peft datasets numpy PIL:Pillow safetensors huggingface_hub yaml:PyYAML
-  jinja2:Jinja2 imagehash:ImageHash sklearn:scikit-learn matplotlib tqdm psutil tensorboard sentencepiece google.protobuf:protobuf
+  jinja2:Jinja2 imagehash:ImageHash sklearn:scikit-learn matplotlib tqdm psutil tensorboard sentencepiece
+  google.protobuf:protobuf
 )
 
 die() { # die STATUS MESSAGE

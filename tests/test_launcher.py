@@ -321,7 +321,7 @@ def test_missing_packages_are_all_named(machine: Machine) -> None:
     line = one_line(done.stderr)
     assert "`make setup`" in line and str(ROOT) in line
     listed = re.search(r"lacks ([^;]*);", line)
-    required = re.findall(r"^(\w+)", (ROOT / "requirements.txt").read_text(), re.MULTILINE)
+    required = re.findall(r"^([\w-]+)", (ROOT / "requirements.txt").read_text(), re.MULTILINE)
     assert listed and set(listed[1].split(", ")) == set(required) - {"torch"}
 
 
