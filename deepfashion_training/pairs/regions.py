@@ -14,7 +14,7 @@ from PIL import Image
 
 from deepfashion_training.pairs.garment_types import LOWER, TYPE_NAMES, UPPER
 from deepfashion_training.pairs.parts import ON_THE_PERSON, garment_labels
-from deepfashion_training.pairs.person import ROWS, Person, grid_size, shrink
+from deepfashion_training.pairs.person import ROWS, Person, grid_size, shrink, shrunk
 
 Mask = npt.NDArray[np.bool_]
 Values = npt.NDArray[np.float32]
@@ -129,26 +129,26 @@ def _cut(mask: np.ndarray, photo: Image.Image, person: Person) -> tuple[float, f
     cells = shrink(mask, size) > 0.5
     shares = ((np.arange(ROWS) + 0.5) / ROWS - person.crown) / person.height
     counts = _histograms(photo, cells, size)
-    counts[(shares < 0.2) | (shares > 0.75)] = 0
+    first, last = np.searchsorted(shares, (0.2, 0.75))
+    counts = counts[first:last]
     above = np.concatenate([np.zeros((1, counts.shape[1]), np.float32), np.cumsum(counts, axis=0)])
-    whole = above[-1]
-    edges = (np.arange(ROWS + 1) / ROWS - person.crown) / person.height
+    edges = (np.arange(first, last + 1) / ROWS - person.crown) / person.height
     inside = (edges >= CUT_RANGE[0]) & (edges <= CUT_RANGE[1])
-    if not inside.any() or whole.sum() == 0:
+    entropy = float(_entropy(above[-1:])[0])
+    if not inside.any() or entropy <= 0:
         return person.y(0.43), 0.0
-    entropy = _entropy(whole[None])[0]
-    explained = entropy - _entropy(above) - _entropy(whole - above)
+    explained = entropy - _entropy(above) - _entropy(above[-1] - above)
     best = int(np.argmax(np.where(inside, explained, -np.inf)))
-    return best / ROWS, float(explained[best] / max(entropy, 1e-6))
+    return (first + best) / ROWS, float(explained[best] / entropy)
 
 
 def _histograms(photo: Image.Image, cells: Mask, size: tuple[int, int]) -> Values:
-    """Colours of each grid row's ``cells``: float32 ``[ROWS, 216]``, counts in 6 x 6 x 6 bins."""
-    colours = np.asarray(photo.resize(size, Image.Resampling.BOX, reducing_gap=2.0))
-    bins = (colours // 43).astype(np.int64) @ np.array([36, 6, 1])
+    """Colours of each grid row's ``cells``: float32 ``[ROWS, 125]``, counts in 5 x 5 x 5 bins."""
+    colours = np.asarray(shrunk(photo, size))
+    bins = (colours // 52).astype(np.int64) @ np.array([25, 5, 1])
     rows, columns = np.nonzero(cells)
-    flat = np.bincount(rows * 216 + bins[rows, columns], minlength=ROWS * 216)
-    return flat.reshape(ROWS, 216).astype(np.float32)
+    flat = np.bincount(rows * 125 + bins[rows, columns], minlength=ROWS * 125)
+    return flat.reshape(ROWS, 125).astype(np.float32)
 
 
 def _entropy(counts: Values) -> Values:
