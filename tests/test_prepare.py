@@ -16,6 +16,7 @@ import datasets
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from drawn_parser import DRAWN_PARSER
 from PIL import Image
 
 from deepfashion_training import prepare as command
@@ -424,3 +425,24 @@ def test_wrong_use_is_said_in_one_line(raw, tmp_path, flags, code, said, capfd):
 def test_a_source_that_is_not_there_is_named(tmp_path, capfd):
     assert command.main(["--dataset_name", str(tmp_path / "gone"), "--output_dir", str(tmp_path / "out")]) == 1
     assert f"no such folder: {tmp_path / 'gone'}" in capfd.readouterr().err
+
+
+def test_a_real_parser_finds_the_garment_and_mines_trousers(raw, tmp_path, capfd):
+    flags = ["--dataset_name", raw, "--output_dir", tmp_path / "out", "--num_proc", 1, "--limit", 60]
+    flags += ["--min_garment_px", 24, "--parser", DRAWN_PARSER, "--validation_share", 0, "--test_share", 0]
+    assert command.main(list(map(str, flags))) == 0
+    facts = facts_of(tmp_path / "out")
+    assert facts["parser"] == str(DRAWN_PARSER) and facts["parser_revision"]
+    assert facts["by_mask"] == {"parsed": facts["pairs"] + facts["mined"]}
+    assert facts["mined"] > 3 and f"{facts['mined']} pairs mined" in capfd.readouterr().out
+    assert facts["pairs"] + sum(facts["quarantined"].values()) + facts["unpaired"] == 60
+    train = load(tmp_path / "out")["train"].remove_columns(["image", "cloth", "mask"])
+    by_row = Counter(row["source_row"] for row in train)
+    assert len(train) == facts["pairs"] + facts["mined"] and set(by_row.values()) <= {1, 2}
+    assert {row["cloth_type"] for row in train if by_row[row["source_row"]] == 2} == {1, 2}
+
+
+def test_a_parser_that_is_not_there_is_an_error_before_any_work(raw, tmp_path, capfd):
+    flags = ["--dataset_name", raw, "--output_dir", tmp_path / "out", "--parser", tmp_path / "gone"]
+    assert command.main(list(map(str, flags))) == 1
+    assert str(tmp_path / "gone") in capfd.readouterr().err and not (tmp_path / "out").exists()
