@@ -1,4 +1,4 @@
-"""Masks: each encoding of the same four pixels decodes to the same four bits."""
+"""Masks: each encoding of the same pixels decodes to the same bits, and each policy keeps its promise."""
 
 from __future__ import annotations
 
@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deepfashion_training.pairs.masks import decode_mask
+from deepfashion_training.embedded.body import random_person, random_pose
+from deepfashion_training.embedded.drawing import Drawing, draw_person
+from deepfashion_training.embedded.garments import random_outfit
+from deepfashion_training.embedded.rows import raw_specs
+from deepfashion_training.pairs.masks import agnostic, align_mask, decode_mask, inverted, relaxed, repaint_mask
+from deepfashion_training.pairs.parts import protected
+from deepfashion_training.pairs.person import Person, find_person
 
 BITS = np.array([[0, 1], [1, 0]], np.uint8)
 
@@ -73,3 +79,142 @@ def test_an_empty_mask_stays_empty():
 def test_a_wrong_shape_is_named():
     with pytest.raises(ValueError, match=r"shape \(2, 2, 2\)"):
         decode_mask(np.zeros((2, 2, 2), np.uint8))
+
+
+LABELS = np.zeros((8, 8), np.uint8)
+LABELS[1:4, 1:7] = 1
+LABELS[4:7, 1:7] = 2
+
+
+def test_a_label_map_of_types_gives_the_type_that_is_asked_for():
+    assert decode_mask(LABELS, 1).tolist() == (LABELS == 1).tolist()
+    assert decode_mask(LABELS, 2).tolist() == (LABELS == 2).tolist()
+    assert decode_mask(Image.fromarray(LABELS), 2).tolist() == (LABELS == 2).tolist()
+    grey_palette = Image.fromarray(LABELS).convert("P")
+    grey_palette.putpalette([value for level in range(256) for value in (level, level, level)])
+    assert decode_mask(grey_palette, 2).tolist() == (LABELS == 2).tolist()
+
+
+def test_a_label_map_without_the_type_or_without_a_question_gives_all_of_it():
+    assert decode_mask(LABELS, 3).tolist() == (LABELS > 0).tolist()
+    assert decode_mask(LABELS).tolist() == (LABELS > 0).tolist()
+
+
+def test_a_label_map_of_parts_counts_and_dark_noise_does_not():
+    parts = np.kron(np.array([[0, 4], [6, 17]], np.uint8), np.ones((16, 16), np.uint8))
+    assert decode_mask(parts, 2).tolist() == (parts > 0).tolist()
+    noise = np.random.default_rng(0).integers(0, 12, (32, 32)).astype(np.uint8)
+    assert not decode_mask(noise, 2).any()
+    assert not decode_mask(parts.astype(float) + 0.5).any()
+    assert not decode_mask(np.full((4, 4), 32, np.uint8)).any()
+
+
+def test_white_around_the_garment_is_inverted():
+    mask = np.ones((40, 30), np.uint8)
+    mask[10:30, 10:20] = 0
+    assert inverted(mask) and not inverted(1 - mask)
+    assert not inverted(np.zeros((40, 30), np.uint8))
+    mask[-1, -1] = 0
+    assert not inverted(mask)  # a corner that is not kept: a person cut off, perhaps
+    large = np.ones((40, 30), np.uint8)
+    large[2:38, 2:28] = 0
+    assert not inverted(large)  # 936 of 1200 pixels are 0
+
+
+def test_align_mask_passes_the_type_on():
+    _, mask = align_mask(Image.new("RGB", (8, 8)), Image.fromarray(LABELS), 2)
+    assert mask.tolist() == (LABELS == 2).tolist()
+
+
+def drawings(cloth_type: int, count: int = 6) -> list[tuple[Drawing, np.ndarray, Person | None]]:
+    """Drawn people of that garment type, with the garment's mask and the person found by it."""
+    specs = [spec for spec in raw_specs(120, 6) if spec.view != "flat" and spec.cloth_type == cloth_type]
+    found = []
+    for spec in specs[:: max(1, len(specs) // count)][:count]:
+        drawing = spec.draw((192, 128))
+        mask = drawing.garment_mask(cloth_type).view(np.uint8)
+        found.append((drawing, mask, find_person(drawing.photo, mask)))
+    return found
+
+
+def overlap(one: np.ndarray, other: np.ndarray) -> float:
+    return (one & other).sum() / (one | other).sum()
+
+
+def test_as_is_is_the_garment():
+    region = np.zeros((12, 10), np.uint8)
+    region[3:5, 4] = 1
+    assert repaint_mask(region, 2, None, policy="as_is").tolist() == region.tolist()
+    with pytest.raises(ValueError, match=r"'body'.*as_is, agnostic, relaxed"):
+        repaint_mask(region, 2, None, policy="body")
+    with pytest.raises(ValueError, match="garment type 4"):
+        repaint_mask(region, 4, None)
+
+
+@pytest.mark.parametrize("cloth_type", [1, 2, 3])
+@pytest.mark.parametrize("parsed", [False, True], ids=["bare", "parsed"])
+def test_agnostic_covers_the_garment_and_spares_the_head(cloth_type, parsed):
+    heads = []
+    for drawing, garment, person in drawings(cloth_type):
+        mask = repaint_mask(garment, cloth_type, person, drawing.parse if parsed else None)
+        assert mask.dtype == np.uint8 and mask.shape == garment.shape and set(np.unique(mask)) == {0, 1}
+        assert (mask & garment).sum() >= 0.99 * garment.sum()
+        heads.append(mask[np.isin(drawing.parse, (2, 11))].mean())
+        assert overlap(mask > 0, drawing.agnostic[cloth_type]) > 0.55
+        if parsed:
+            assert not (mask[protected(drawing.parse)]).any()
+    assert np.mean(heads) < (1e-9 if parsed else 0.08)
+
+
+def test_trousers_shorts_and_a_skirt_have_nearly_the_same_mask():
+    rng = np.random.default_rng(5)
+    person, pose = random_person(rng, "id_00000001", "WOMEN"), random_pose(rng, "front")
+    masks, garments = [], []
+    for category in ("Pants", "Shorts", "Skirts"):
+        outfit, _ = random_outfit(np.random.default_rng(5), "WOMEN", 2, category)
+        drawing = draw_person(person, outfit, pose, (192, 128))
+        garments.append(drawing.garment_mask(2))
+        masks.append(agnostic(garments[-1].view(np.uint8), 2, find_person(drawing.photo, garments[-1])) > 0)
+    for one, other in ((0, 1), (0, 2), (1, 2)):
+        assert overlap(masks[one], masks[other]) > 0.9
+    assert overlap(garments[0], garments[1]) < 0.6
+
+
+def test_a_lower_mask_reaches_from_the_waist_to_the_ankles_whatever_the_hem():
+    region = np.zeros((200, 120), np.uint8)
+    region[100:120, 48:72] = 1  # shorts
+    silhouette = np.zeros((96, 58), bool)
+    silhouette[5:90, 23:35] = True
+    person = Person(5 / 96, 90 / 96, 0.4, 0.6, 85 / 96, 5 / 96, silhouette, np.zeros_like(silhouette))
+    rows = np.flatnonzero(agnostic(region, 2, person).any(axis=1))
+    height = 85 / 96 * 200
+    assert rows[0] == pytest.approx(5 / 96 * 200 + 0.38 * height, abs=3)
+    assert rows[-1] == pytest.approx(5 / 96 * 200 + 0.965 * height, abs=3)
+
+
+@pytest.mark.parametrize("cloth_type", [1, 2, 3])
+def test_relaxed_varies_by_seed_and_never_uncovers(cloth_type):
+    for drawing, garment, person in drawings(cloth_type, 2):
+        plain = agnostic(garment, cloth_type, person)
+        some = [relaxed(garment, cloth_type, person, None, seed) for seed in range(6)]
+        assert all((mask >= garment).all() for mask in some)
+        assert len({mask.tobytes() for mask in some}) == 6
+        assert relaxed(garment, cloth_type, person, None, 3).tolist() == some[3].tolist()
+        assert all(overlap(mask > 0, plain > 0) > 0.7 for mask in some)
+        varied = relaxed(garment, cloth_type, person, drawing.parse, 1)
+        assert not varied[protected(drawing.parse)].any()
+
+
+def test_without_a_person_the_garment_s_own_box_is_the_guide():
+    region = np.zeros((192, 128), np.uint8)
+    region[60:170, 50:80] = 1
+    mask = agnostic(region, 2, None)
+    assert (mask >= region).all()
+    assert 1.5 < mask.sum() / region.sum() < 4
+
+
+def test_a_garment_at_the_picture_s_edge_is_covered():
+    region = np.zeros((96, 64), np.uint8)
+    region[:, :20] = 1
+    for cloth_type in (1, 2, 3):
+        assert (agnostic(region, cloth_type, None) >= region).all()

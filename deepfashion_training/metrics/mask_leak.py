@@ -79,6 +79,8 @@ def leak_score(
     by_part: dict[tuple[int, str], list[int]] = defaultdict(list)
     for position in chosen:
         by_part[types[position], genders[position]].append(position)
+    if not chosen:
+        return {}
     described = _described(np.asarray(features)[chosen])
     place = {position: index for index, position in enumerate(chosen)}
 

@@ -24,6 +24,8 @@ ROWS = 96
 #: How far, in 8-bit levels of the strongest channel, a cell lies at least from its row's background: anywhere, and
 #: near the clothes.
 FOREGROUND_LEVELS, FAINT_LEVELS = 20.0, 9.0
+#: A person who fills more than this share of the picture is a background that nothing stands out from.
+MOST_OF_PICTURE = 0.72
 #: Shadows of the feet are looked for below this share of the picture.
 FLOOR = 0.84
 #: How far hair may lie from the hair at the crown, in the same unit.
@@ -84,7 +86,7 @@ def find_person(photo: Image.Image, mask: np.ndarray) -> Person | None:
     if not clothes.any():
         return None
     seen = _seen(colours, clothes)
-    if seen.mean() > 0.85:
+    if seen.mean() > MOST_OF_PICTURE:
         return None
     return _person_of(seen, clothes, colours)
 

@@ -28,8 +28,8 @@ LOWEST_HEM = 0.575
 LONG_TOPS = ("Cardigans", "Jackets_Coats")
 #: Where the cut may lie: from a tucked waist to the hem of a long sweater.
 CUT_RANGE = (0.37, 0.57)
-#: Share of the colours' entropy that a cut has to explain to count as a change of garment.
-CLEAR_CHANGE = 0.10
+#: Entropy of the colours, in nats per cell, that a cut has to explain to count as a change of garment.
+CLEAR_CHANGE = 0.16
 #: Smallest part of the named garment in a parse map: shares of all clothes and skin, and of the person's height.
 LEAST_AREA, LEAST_HEIGHT = 0.06, 0.08
 
@@ -124,7 +124,7 @@ def _restricted(mask: np.ndarray, cloth_type: int, photo: Image.Image, person: P
 
 
 def _cut(mask: np.ndarray, photo: Image.Image, person: Person) -> tuple[float, float]:
-    """Where colours within ``mask`` change most near the waist: row as a share of the picture, share explained."""
+    """Where colours within ``mask`` change most near the waist: row as a share of the picture, nats explained."""
     size = grid_size(photo.size)
     cells = shrink(mask, size) > 0.5
     shares = ((np.arange(ROWS) + 0.5) / ROWS - person.crown) / person.height
@@ -139,7 +139,7 @@ def _cut(mask: np.ndarray, photo: Image.Image, person: Person) -> tuple[float, f
         return person.y(0.43), 0.0
     explained = entropy - _entropy(above) - _entropy(above[-1] - above)
     best = int(np.argmax(np.where(inside, explained, -np.inf)))
-    return (first + best) / ROWS, float(explained[best] / entropy)
+    return (first + best) / ROWS, float(explained[best] / above[-1].sum())
 
 
 def _histograms(photo: Image.Image, cells: Mask, size: tuple[int, int]) -> Values:
