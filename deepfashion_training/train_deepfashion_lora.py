@@ -15,6 +15,7 @@ import functools
 import logging
 import os
 import re
+import shlex
 import sys
 import traceback
 from pathlib import Path
@@ -380,8 +381,10 @@ def closing_lines(args: argparse.Namespace, card: Path) -> str:
     pictures = sorted((folder / "validation").glob("step-*.png"), key=lambda path: path.stat().st_mtime)
     names = ("pytorch_lora_weights.safetensors", "transformer")
     weights = next(folder / name for name in names if (folder / name).exists())
-    following = "--dataset_name YOUR_PAIRS"
-    following += " --quick-test   (on a GPU: the real model)" if args.embedded else " --h100   (the full run)"
+    source = getattr(args, "raw_dataset_name", args.dataset_name)
+    following = "--quick-test   (on a GPU: the real model)" if args.embedded else "--h100   (the full run)"
+    if source != HUB_DATASET and not _draws_wardrobe(args):
+        following = f"--dataset_name {shlex.quote(source)} {following}"
     lines = [
         f"{'LoRA' if weights.suffix else 'weights':<9} {shown(weights)}",
         f"pictures  {shown(pictures[-1]) if pictures else 'none: --validation_steps 0'}",
