@@ -181,6 +181,8 @@ _WIDTHS: dict[int, tuple[tuple[float, float], ...]] = {
     UPPER: ((0.158, 0.055), (0.175, 0.090), (0.195, 0.120), (0.300, 0.130), (0.572, 0.130)),
     LOWER: ((0.380, 0.110), (0.430, 0.135), (0.530, 0.155), (0.620, 0.175), (0.740, 0.195), (0.965, 0.200)),
 }
+#: Skirts of dresses are flared more often than skirts: so much wider holds 97 of 100 drawn ones.
+_DRESS_WIDTH = 1.08
 #: Room around the silhouette's arms, around the feet, and around a garment that sticks out.
 _ARM_ROOM, _FOOT_ROOM, _GARMENT_ROOM = 0.032, 0.080, 0.012
 #: How far an arm reaches sideways from the middle: stretched out, .19 of upper arm and forearm beyond the shoulder.
@@ -257,7 +259,7 @@ def _lower_ends(person: Person, garment: np.ndarray, cloth_type: int) -> tuple[V
     shares, height = _shares(person), person.height * ROWS
     hips = _middle(garment, person.silhouette, shares, 0.40, 0.58)
     feet = np.flatnonzero(person.silhouette[(shares > 0.94) & (shares < 1.0)].any(axis=0))
-    half = _half_widths(person, LOWER)
+    half = _half_widths(person, LOWER) * np.float32(_DRESS_WIDTH if cloth_type == FULL else 1.0)
     down = np.clip((shares - 0.45) / (0.95 - 0.45), 0, 1)
     centre, reach = np.full(ROWS, hips), half
     if not person.cut_below and len(feet) and feet[-1] - feet[0] < 0.5 * height:
