@@ -33,7 +33,7 @@ from deepfashion_training.pairs.person import find_person
 from deepfashion_training.pairs.regions import UnresolvedRegionError, garment_region
 
 SIZE, SPEED_SIZE = (288, 192), (768, 512)
-SPEED_ROWS, SPEED_ROUNDS = 12, 5
+SPEED_ROWS, SPEED_ROUNDS = 12, 12
 #: Face (the neck is part of it) and hair in the parse map.
 HEAD = (2, 11)
 

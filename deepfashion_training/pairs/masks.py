@@ -220,11 +220,12 @@ def _paint(
     if person is None:
         person = assumed_person(cells > 0.4, cloth_type)
     left, right = _stretch(person, cells > 0.3, cloth_type, variation)
-    painted = _between(left, right, (height, width)) | (region > 0)
+    painted = _between(left, right, (height, width))
+    if parse is None and person.head.any():
+        painted &= ~_enlarged(person.head, (height, width))
+    painted |= region > 0
     if parse is not None:
         painted &= ~protected(parse)
-    elif person.head.any():
-        painted &= ~_enlarged(person.head, (height, width)) | (region > 0)
     return painted.view(np.uint8)
 
 
