@@ -18,6 +18,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -182,7 +183,7 @@ def _work(
         "rows_per_second": (len(plan.rows) - done) / (time.monotonic() - began),
     }
     say("writing the data files and the report")
-    return _publish(list(files), plan, {"source": source, "key": key}, speed, settings, staging)
+    return _publish(list(files), plan, {"source": source, "key": key}, speed, settings, staging, num_proc)
 
 
 def _publish(
@@ -192,6 +193,7 @@ def _publish(
     speed: Mapping[str, float],
     settings: Settings,
     staging: Staging,
+    num_proc: int,
 ) -> dict[str, Any]:
     """Decide what needs all rows, write the result and put it in its place; returns the facts of ``report.json``."""
     from deepfashion_training.preparation import output
@@ -208,7 +210,6 @@ def _publish(
         raise ValueError(f"no row of {about['source']} became a pair: {named}")
     facts |= {
         "unknown_categories": plan.unknown_categories,
-        "leak_score": output.measure_leak(finished, settings),
         "mask_policy": settings.mask_policy,
         "parser": settings.parser,
         "parser_revision": _parser_revision(settings),
@@ -216,9 +217,12 @@ def _publish(
         "versions": {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES},
         **speed,
     }
-    facts["warnings"] = output.warnings(facts)
     result = staging.new_result()
-    shown = output.write_rows(result, finished, settings)
+    with ThreadPoolExecutor(1) as beside:  # it computes in other processes while this one writes
+        leak = beside.submit(output.measure_leak, finished, settings, num_proc)
+        shown = output.write_rows(result, finished, settings)
+        facts["leak_score"] = leak.result()
+    facts["warnings"] = output.warnings(facts)
     write_pairs_report(result / "report.html", facts, shown.samples, shown.worst, shown.rejects)
     write_pairs_card(result / "README.md", facts)
     written = sorted(file for file in result.rglob("*") if file.is_file())

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+
+def writing_options(schema: pa.Schema) -> dict[str, Any]:
+    """How pyarrow writes rows with pictures: these are compressed already, and no two of them are the same."""
+    texts = [column.name for column in schema if pa.types.is_string(column.type)]
+    return {"compression": "none", "use_dictionary": texts, "write_statistics": texts}
 
 
 class ShardWriter:
@@ -47,7 +54,8 @@ class ShardWriter:
             return
         waiting = pa.concat_tables(self._waiting)
         if self._writer is None:
-            self._writer = pq.ParquetWriter(self._files[self._written // self._shard_rows], self._schema)
+            file = self._files[self._written // self._shard_rows]
+            self._writer = pq.ParquetWriter(file, self._schema, **writing_options(self._schema))
         self._writer.write_table(waiting.slice(0, rows).combine_chunks())
         self._waiting = [waiting.slice(rows)] if rows < len(waiting) else []
         self._written += rows

@@ -4,6 +4,7 @@ A mask that follows the garment tells a try-on model what to draw: trousers stay
 to name the category from the mask, measures that; a mask that tells nothing leaves it at chance.
 """
 
+# scikit-learn is imported where the score is measured: the processes that only make features do without.
 from __future__ import annotations
 
 import warnings
@@ -14,14 +15,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from sklearn.decomposition import PCA
-from sklearn.ensemble import RandomForestClassifier
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import balanced_accuracy_score
-from sklearn.model_selection import StratifiedGroupKFold
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from deepfashion_training.pairs.garment_types import CATEGORY_TYPES, TYPE_NAMES
 from deepfashion_training.pairs.person import shrunk
@@ -128,6 +121,10 @@ def _measure(described: Values, forms: np.ndarray, groups: np.ndarray, seed: int
         return None
     kept = np.isin(forms, names)
     described, forms, groups = described[kept], forms[kept], groups[kept]
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.metrics import balanced_accuracy_score
+    from sklearn.model_selection import StratifiedGroupKFold
+
     folds = list(StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed).split(described, forms, groups))
     accuracy = 0.0
     for classifier in _classifiers(seed):
@@ -142,10 +139,14 @@ def _measure(described: Values, forms: np.ndarray, groups: np.ndarray, seed: int
 
 def _classifiers(seed: int) -> list:
     """A linear one, for shifts of edges, and a forest, for everything with thresholds."""
+    from sklearn.decomposition import PCA
+    from sklearn.ensemble import ExtraTreesClassifier
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     linear = LogisticRegression(C=0.1, class_weight="balanced", max_iter=100)
-    forest = RandomForestClassifier(
-        60, max_depth=10, min_samples_leaf=4, class_weight="balanced_subsample", random_state=seed, n_jobs=1
-    )
+    forest = ExtraTreesClassifier(60, max_depth=10, min_samples_leaf=4, class_weight="balanced", random_state=seed)
     reduced = PCA(48, svd_solver="randomized", random_state=seed)
     return [make_pipeline(StandardScaler(), reduced, StandardScaler(), linear), forest]
 

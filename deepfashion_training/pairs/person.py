@@ -73,14 +73,14 @@ class Person:
 
 
 def find_person(photo: Image.Image, mask: np.ndarray) -> Person | None:
-    """The person in an upright RGB ``photo`` who wears what ``mask`` (uint8 ``[h, w]`` of its size) covers.
+    """The person in an upright RGB ``photo``, perhaps shrunk, who wears what ``mask`` (uint8 ``[h, w]``) covers.
 
     Foreground is what differs from every mixture of the colours at the left and the right border of its row: that
     holds for studio photos, whose walls, floors and shades run across, and fails in a street. The person is the
     piece of foreground that holds the mask. ``None`` where the mask is empty or the piece is no upright person:
     hardly larger than the mask, or as good as the whole picture.
     """
-    size = grid_size(photo.size)
+    size = grid_size((mask.shape[1], mask.shape[0]))
     colours = np.stack([np.asarray(band, np.float32) for band in shrunk(photo, size).split()])
     clothes = shrink(mask, size) > 0.4
     if not clothes.any():

@@ -56,7 +56,7 @@ def garment_region(
 ) -> Region:
     """The region of a garment of ``cloth_type`` (1, 2, 3) within ``mask``, uint8 ``[h, w]`` in {0, 1}.
 
-    ``photo`` is upright RGB of the mask's size, ``person`` what ``find_person`` found in it, ``parse`` a map
+    ``photo`` is upright RGB, perhaps shrunk, ``person`` what ``find_person`` found in it, ``parse`` a map
     ``[h, w]`` of the 18 ATR labels. Raises ``UnresolvedRegionError`` when the mask is empty, when nothing of the
     type is in the parse map, and when an upper or lower mask comes without a person to measure it against.
     """
@@ -125,7 +125,7 @@ def _restricted(mask: np.ndarray, cloth_type: int, photo: Image.Image, person: P
 
 def _cut(mask: np.ndarray, photo: Image.Image, person: Person) -> tuple[float, float]:
     """Where colours within ``mask`` change most near the waist: row as a share of the picture, nats explained."""
-    size = grid_size(photo.size)
+    size = grid_size((mask.shape[1], mask.shape[0]))
     cells = shrink(mask, size) > 0.5
     shares = ((np.arange(ROWS) + 0.5) / ROWS - person.crown) / person.height
     counts = _histograms(photo, cells, size)

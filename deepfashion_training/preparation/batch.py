@@ -41,6 +41,18 @@ from deepfashion_training.preparation.settings import Settings
 #: JPEG quality of cut-outs: above the photos' own, so that they lose nothing that a photo had.
 _CUT_OUT_QUALITY = 95
 _THUMBNAIL = (192, 192)
+#: First bytes of the formats that ``pictures.FORMATS`` lets in -> the ending of their files.
+_ENDINGS = {
+    b"\xff\xd8": ".jpg",
+    b"\x89PNG": ".png",
+    b"RIFF": ".webp",
+    b"BM": ".bmp",
+    b"GIF8": ".gif",
+    b"II*\0": ".tif",
+    b"MM\0*": ".tif",
+}
+#: What pictures are judged at, at least: above the grids of persons, fingerprints and colours.
+_SMALL_SIDE = 128
 
 Batch = dict[str, list[Any]]
 
@@ -54,10 +66,10 @@ class Parses(Protocol):
 
 @dataclass(frozen=True)
 class _Garment:
-    """A garment picture: as it is stored, and upright RGB."""
+    """A garment picture: as it is stored, and upright RGB, shrunk."""
 
     stored: bytes
-    picture: Image.Image
+    small: Image.Image
 
 
 @dataclass
@@ -69,6 +81,7 @@ class _Photo:
     finding: Finding | None = None
     garment_only: bool = False
     photo: Image.Image | None = None  # upright RGB
+    small: Image.Image | None = None  # the same, shrunk: enough for every judgement, and a tenth of the work
     mask: np.ndarray | None = None  # as decoded, uint8 [h, w]
     inverted: bool = False
     parse: np.ndarray | None = None
@@ -152,7 +165,7 @@ def _open(photo: _Photo, settings: Settings) -> None:
         column = "photo"
         picture = _opened(photo.stored["image"])
         upright = turn(to_rgb(picture), orientation(picture))
-        photo.photo = upright
+        photo.photo, photo.small = upright, _small(upright)
         if photo.garment_only:
             return
         column = "mask"
@@ -193,8 +206,8 @@ def _check_garment_column(photo: _Photo, settings: Settings) -> None:
         photo.finding = Finding("unreadable_garment", str(error))
     else:
         assert isinstance(photo.stored["cloth"], bytes)
-        photo.column = _Garment(photo.stored["cloth"], garment)
-        photo.finding = quality.check_garment(garment, settings.gates)
+        photo.column = _Garment(photo.stored["cloth"], _small(garment))
+        photo.finding = quality.check_garment(photo.column.small, settings.gates)
 
 
 def _parse(photos: list[_Photo], parser: Parses | None) -> None:
@@ -205,20 +218,20 @@ def _parse(photos: list[_Photo], parser: Parses | None) -> None:
 
 def _examine(photo: _Photo, settings: Settings) -> None:
     """Apply the gates and find the named garment; notes a finding or a region."""
-    assert photo.photo is not None
+    assert photo.small is not None
     if photo.garment_only:
-        photo.finding = quality.check_garment(photo.photo, settings.gates)
+        photo.finding = quality.check_garment(photo.small, settings.gates)
         return
     assert photo.mask is not None
     photo.finding = quality.check_mask(photo.mask, settings.gates) or quality.looks_like_product_shot(
-        photo.photo, photo.mask, photo.parse, settings.gates
+        photo.small, _small_mask(photo.mask, photo.small), photo.parse, settings.gates
     )
     if photo.finding is not None:
         return
-    photo.person = find_person(photo.photo, photo.mask)
+    photo.person = find_person(photo.small, photo.mask)
     plan = photo.plan
     try:
-        region = garment_region(photo.mask, plan.cloth_type, plan.category, photo.photo, photo.person, photo.parse)
+        region = garment_region(photo.mask, plan.cloth_type, plan.category, photo.small, photo.person, photo.parse)
     except UnresolvedRegionError as error:
         photo.finding = Finding("union_mask", str(error))
         return
@@ -234,8 +247,8 @@ def _record(photo: _Photo, photos: Sequence[_Photo], settings: Settings) -> dict
         return {**record, "outcome": "quarantined", "reason": reason, "detail": detail, "thumbnail": _thumbnail(photo)}
     if photo.garment_only:
         return {**record, "outcome": "unpaired", "reason": "garment_picture"}
-    assert photo.photo is not None and photo.region is not None
-    record["fingerprint"] = fingerprint(photo.photo)  # also of a photo that only serves others as garment
+    assert photo.small is not None and photo.region is not None
+    record["fingerprint"] = fingerprint(photo.small)  # also of a photo that only serves others as garment
     choice, garment = _garment(photo, photos, settings)
     if choice is None or garment is None:
         return {**record, "outcome": "unpaired", "reason": "no_garment_picture"}
@@ -260,7 +273,7 @@ def _mined(photos: Sequence[_Photo], settings: Settings) -> Iterator[dict[str, A
             if worn is not None and quality.check_region(worn, settings.gates) is None:
                 category = _lower_category(photo.parse, worn)
                 plan = photo.plan._replace(cloth_type=LOWER, category=category)
-                lower = _Photo(plan, {"image": photo.stored["image"]}, photo=photo.photo, mask=photo.mask)
+                lower = _Photo(plan, {"image": photo.stored["image"]}, photo=photo.photo, small=photo.small)
                 lower.parse, lower.person, lower.region = photo.parse, photo.person, Region(worn, "parsed")
                 seen.append(lower)
     for photo in seen:
@@ -292,7 +305,8 @@ def _garment(
     if choice.source == "flat":
         stored = source.stored["image"]
         assert isinstance(stored, bytes)
-        return choice, _Garment(stored, source.photo)
+        assert source.small is not None
+        return choice, _Garment(stored, source.small)
     assert source.region is not None
     size = (source.photo.height, source.photo.width)
     if choice.source == "same_photo":
@@ -304,7 +318,19 @@ def _garment(
 
 
 def _checked(picture: Image.Image, settings: Settings) -> _Garment | Finding:
-    return quality.check_garment(picture, settings.gates) or _Garment(_jpeg(picture), picture)
+    small = _small(picture)
+    return quality.check_garment(small, settings.gates) or _Garment(_jpeg(picture), small)
+
+
+def _small(picture: Image.Image) -> Image.Image:
+    """``picture`` shrunk by a whole number to 128 pixels or more along its shorter side."""
+    factor = min(picture.size) // _SMALL_SIDE
+    return picture.reduce(factor) if factor > 1 else picture
+
+
+def _small_mask(mask: np.ndarray, small: Image.Image) -> np.ndarray:
+    """``mask`` [h, w] in the size of ``small``."""
+    return np.asarray(Image.fromarray(mask).resize(small.size, Image.Resampling.NEAREST))
 
 
 def _candidate(photo: _Photo) -> Candidate:
@@ -319,7 +345,7 @@ def _candidate(photo: _Photo) -> Candidate:
 def _pair(photo: _Photo, region: Region, choice: Choice, garment: _Garment, settings: Settings) -> dict[str, Any]:
     """The documented row of a pair, and what is noted of it."""
     plan, stored = photo.plan, photo.stored["image"]
-    assert photo.photo is not None and isinstance(stored, bytes)
+    assert photo.small is not None and isinstance(stored, bytes)
     policy = settings.mask_policy
     if policy == "relaxed" and plan.split != "train":
         policy = "agnostic"  # the variation is for training; evaluation wants the same mask every time
@@ -337,7 +363,7 @@ def _pair(photo: _Photo, region: Region, choice: Choice, garment: _Garment, sett
         "garment_row": choice.row,
         "features_as_is": mask_features(as_is).tobytes(),
         "features": mask_features(mask).tobytes(),
-        "likeness": quality.colour_likeness(garment.picture, photo.photo, region.mask),
+        "likeness": quality.colour_likeness(garment.small, photo.small, _small_mask(region.mask, photo.small)),
         "mask_how": region.how,
     }
 
@@ -350,8 +376,7 @@ def _lower_category(parse: np.ndarray, worn: np.ndarray) -> str:
 
 def _suffix(stored: bytes) -> str:
     """File name ending of a stored picture, so that whoever exports the dataset gets files that open."""
-    with Image.open(io.BytesIO(stored)) as picture:
-        return {"JPEG": ".jpg", "TIFF": ".tif"}.get(picture.format or "", f".{(picture.format or 'bin').lower()}")
+    return next((ending for start, ending in _ENDINGS.items() if stored.startswith(start)), "")
 
 
 def _jpeg(picture: Image.Image, jpeg_quality: int = _CUT_OUT_QUALITY) -> bytes:

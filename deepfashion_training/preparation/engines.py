@@ -19,6 +19,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from deepfashion_training.data.shards import writing_options
 from deepfashion_training.data.source_rows import SourceRows
 from deepfashion_training.preparation.batch import Parses, prepare_batch
 from deepfashion_training.preparation.plan import PlannedRow
@@ -54,7 +55,7 @@ def _parser(settings: Settings) -> Parses | None:
 def write_batch(table: pa.Table, file: Path) -> None:
     """Write ``table`` to ``file``, which appears only once it is complete."""
     draft = file.with_name(f".{file.name}.{os.getpid()}")
-    pq.write_table(table, draft)
+    pq.write_table(table, draft, **writing_options(table.schema))
     draft.replace(file)
 
 

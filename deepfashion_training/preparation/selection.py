@@ -18,7 +18,7 @@ SPLITS = ("train", "validation", "test")
 COLUMNS = ("outcome", "reason", "detail", "mined", "source_row", "pid", "split", "garment_source", "garment_row")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Record:
     """What is known of one row of a finished batch."""
 
