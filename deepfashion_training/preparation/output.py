@@ -129,7 +129,7 @@ def warnings(facts: Mapping[str, Any]) -> list[str]:
 def measure_leak(finished: Finished, settings: Settings, num_proc: int = 1) -> dict[str, Any]:
     """``leak_score`` of ``report.json``, on at most ``LEAK_ROWS`` pairs; empty where too few rows are alike.
 
-    With many pairs and ``num_proc`` above 1 each policy is measured in a process of its own.
+    With many pairs and ``num_proc`` above 1 it is measured in a process of its own.
     """
     places = [place for place, record in enumerate(finished.records) if record.outcome == "pair"]
     places.sort(key=lambda place: unit_hash(settings.seed, (finished.records[place].source_row, place)))
@@ -147,7 +147,7 @@ def measure_leak(finished: Finished, settings: Settings, num_proc: int = 1) -> d
     measure = functools.partial(_leak, told=told, seed=settings.seed)
     columns = {"as_is": "features_as_is", settings.mask_policy: "features"}
     if num_proc > 1 and len(chosen) > _WORTH_A_PROCESS:
-        with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
             found = list(pool.map(measure, [features[column] for column in columns.values()]))
     else:
         found = [measure(features[column]) for column in columns.values()]
