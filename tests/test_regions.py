@@ -52,6 +52,15 @@ def test_a_long_coat_of_one_colour_is_no_union_and_one_over_trousers_is():
     assert garment_region(masks["union"], 1, "Jackets_Coats", photo, person).how == "restricted"
 
 
+def test_where_the_picture_ends_above_the_feet_only_a_change_of_colours_tells_a_union():
+    for trousers, how in (((40, 60, 160), "named"), ((180, 60, 50), "restricted")):
+        photo, masks = dressed(trousers=trousers)
+        close_up, union = photo.crop((30, 0, 162, 200)), masks["union"][:200, 30:162].copy()
+        person = find_person(close_up, union)
+        assert person.cut_below and person.share(200 / 200) > 0.6
+        assert garment_region(union, 1, "Tees_Tanks", close_up, person).how == how
+
+
 def test_full_body_masks_are_never_cut():
     photo, masks = dressed()
     region = garment_region(masks["union"], 3, "Dresses", photo, None)
@@ -76,6 +85,17 @@ def test_a_parse_map_decides():
     for cloth_type, garment in ((1, "shirt"), (2, "trousers")):
         region = garment_region(masks["union"], cloth_type, "Denim", photo, None, parse)
         assert region.how == "parsed" and region.mask.tolist() == masks[garment].tolist()
+
+
+def test_a_jumpsuit_that_the_parser_splits_is_one_garment_and_a_jacket_over_a_dress_is_not():
+    photo, masks = dressed()
+    split = np.where(masks["shirt"], 4, np.where(masks["trousers"], 6, 0)).astype(np.uint8)
+    region = garment_region(masks["union"], 3, "Rompers_Jumpsuits", photo, None, split)
+    assert region.mask.tolist() == masks["union"].tolist()
+    jacket = np.where(masks["union"], 7, 0).astype(np.uint8)
+    jacket[63:90, 68:124] = 4
+    region = garment_region(masks["union"], 3, "Dresses", photo, None, jacket)
+    assert region.mask.tolist() == (jacket == 7).astype(int).tolist()
 
 
 def test_worn_types_are_those_large_enough():
