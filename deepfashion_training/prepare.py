@@ -283,7 +283,7 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("gates").add_argument
     for field in dataclasses.fields(Gates):
         kind = type(field.default)
-        add(f"--{field.name}", type=kind, default=field.default, help=field.metadata.get("help", field.name))
+        add(f"--{field.name}", type=kind, default=field.default, help=field.metadata["help"])
     add = parser.add_argument_group("run").add_argument
     add("--output_dir", metavar="OUT", required=True, help="folder to write: new, empty, or an earlier result")
     add("--overwrite", action="store_true", help="replace an earlier result that differs")

@@ -320,10 +320,10 @@ def spoilt() -> tuple[list[dict[str, Any]], dict[int, str]]:
     return rows, due
 
 
-def test_what_would_poison_training_is_quarantined_with_its_reason(tmp_path, monkeypatch):
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1_000_000)
+def test_what_would_poison_training_is_quarantined_with_its_reason(tmp_path):
     rows, due = spoilt()
-    folder, facts, _ = command.prepare(str(write_raw(tmp_path / "raw", rows)), tmp_path / "out", SETTINGS)
+    settings = Settings(gates=Gates(min_garment_px=24, max_megapixels=1))
+    folder, facts, _ = command.prepare(str(write_raw(tmp_path / "raw", rows)), tmp_path / "out", settings)
     told = datasets.Dataset.from_parquet(str(folder / "quarantine.parquet"))
     reasons = dict(zip(told["source_row"][:], told["reason"][:], strict=True))
     assert {row: reasons.get(row) for row in due} == due

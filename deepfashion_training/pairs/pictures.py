@@ -32,17 +32,18 @@ class TooManyPixelsError(PictureError):
     """A picture with more pixels than ``PIL.Image.MAX_IMAGE_PIXELS``: perhaps a decompression bomb."""
 
 
-def open_picture(data: bytes) -> Image.Image:
+def open_picture(data: bytes, max_pixels: int | None = None) -> Image.Image:
     """The picture in ``data``, decoded to its last pixel, in the mode in which it was stored.
 
     Raises ``PictureError`` for anything that Pillow cannot read completely and for formats beyond ``FORMATS``,
-    ``TooManyPixelsError`` above ``PIL.Image.MAX_IMAGE_PIXELS`` (Pillow itself refuses only twice as many).
+    ``TooManyPixelsError`` above ``max_pixels``, by default ``PIL.Image.MAX_IMAGE_PIXELS`` (Pillow itself refuses only
+    twice as many).
     """
     try:
         picture = Image.open(io.BytesIO(data), formats=FORMATS)
-        limit = Image.MAX_IMAGE_PIXELS
+        limit = Image.MAX_IMAGE_PIXELS if max_pixels is None else max_pixels
         if limit is not None and picture.width * picture.height > limit:
-            raise TooManyPixelsError(f"{picture.width}x{picture.height} pixels, above Pillow's limit of {limit}")
+            raise TooManyPixelsError(f"{picture.width}x{picture.height} pixels, above the limit of {limit}")
         picture.load()
     except PictureError:
         raise

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -51,23 +51,28 @@ _CONTRASTING_SHARE = 0.01
 _PERSON_LABELS = (2, 11, 12, 13, 14, 15)
 
 
+def _gate(default: float, about: str) -> Any:
+    """A threshold with the text that explains it, as a flag shows it."""
+    return field(default=default, metadata={"help": about})
+
+
 @dataclass(frozen=True)
 class Gates:
-    """Thresholds of the quality gates; each is a flag of preparation."""
+    """Thresholds of the quality gates; each has its explanation as ``metadata["help"]``.
 
-    #: Largest share of the photo that a mask may cover. A full-body agnostic mask of a close photo stays below 0.7.
-    max_mask_share: float = 0.9
-    #: Shortest side of the garment's box in the photo, in pixels: 4 FLUX tokens of 16 pixels.
-    min_garment_px: int = 64
-    #: How far 1% of a garment picture must at least lie from the colour of its border, in levels of 255. JPEG noise
-    #: stays below it, the shadows of white on white do not.
-    min_garment_contrast: int = 10
-    #: A photo of which less than this share of the foreground lies outside the mask shows a garment alone. Drawn
-    #: garments have 0 (116 photos); drawn people in masks of all their clothes have 0.085 and more (684 photos, median
-    #: 0.57), and 0.0097 and more (500 photos) where the photo is cropped at the neck too.
-    max_person_free_share: float = 0.005
-    #: Bits of 256 by which near-duplicates may differ: measured in ``data/near_duplicates.py``.
-    near_duplicate_distance: int = 24
+    A full-body agnostic mask of a close photo stays below 0.7 of the picture. 64 pixels are four tokens of FLUX, which
+    are 16 pixels wide. Of what differs from the background, drawn garments laid flat have nothing outside of their
+    masks, and people in masks of all their clothes at least 0.0097. Distances: see ``data.near_duplicates``.
+    """
+
+    max_mask_share: float = _gate(0.9, "largest share of the photo that a mask may cover")
+    min_garment_px: int = _gate(64, "shortest side of the garment's box in the photo, in pixels")
+    min_garment_contrast: int = _gate(10, "levels of 255 by which a garment picture must differ from its background")
+    max_person_free_share: float = _gate(
+        0.005, "a photo with less of its foreground than this outside of the mask shows a garment alone"
+    )
+    max_megapixels: int = _gate(80, "millions of pixels above which a picture is not opened: it may be a bomb")
+    near_duplicate_distance: int = _gate(24, "bits of 256 by which photos of two splits may differ and be the same")
 
 
 class Finding(NamedTuple):

@@ -163,13 +163,13 @@ def _open(photo: _Photo, settings: Settings) -> None:
     photo.garment_only = plan.view == "flat" and "cloth" not in photo.stored
     try:
         column = "photo"
-        picture = _opened(photo.stored["image"])
+        picture = _opened(photo.stored["image"], settings)
         upright = turn(to_rgb(picture), orientation(picture))
         photo.photo, photo.small = upright, _small(upright)
         if photo.garment_only:
             return
         column = "mask"
-        stored_mask = _opened(photo.stored["mask"])
+        stored_mask = _opened(photo.stored["mask"], settings)
     except TooManyPixelsError as error:
         photo.finding = Finding("decompression_bomb", f"{column}: {error}")
         return
@@ -190,15 +190,15 @@ def _turned(mask: np.ndarray) -> bool:
     return inverted(mask) and int(np.count_nonzero(mask)) < 0.995 * mask.size
 
 
-def _opened(stored: bytes | str) -> Image.Image:
+def _opened(stored: bytes | str, settings: Settings) -> Image.Image:
     if isinstance(stored, str):
         raise PictureError(stored)
-    return open_picture(stored)
+    return open_picture(stored, settings.gates.max_megapixels * 1_000_000)
 
 
 def _check_garment_column(photo: _Photo, settings: Settings) -> None:
     try:
-        picture = _opened(photo.stored["cloth"])
+        picture = _opened(photo.stored["cloth"], settings)
         garment = turn(to_rgb(picture), orientation(picture))
     except TooManyPixelsError as error:
         photo.finding = Finding("decompression_bomb", f"garment: {error}")
