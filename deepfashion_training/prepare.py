@@ -14,6 +14,7 @@ import dataclasses
 import json
 import os
 import platform
+import shutil
 import sys
 import time
 import traceback
@@ -74,6 +75,7 @@ def prepare(
         if (facts := _finished(target, key)) is not None:
             return target, facts, False
         _check_overwrite(target, settings, overwrite)
+        _check_means(settings, engine)
         facts = _work(rows, source, settings, key, staging, num_proc, engine, say)
     return target, facts, True
 
@@ -83,8 +85,31 @@ def check_source(source: str, output_dir: str | Path, settings: Settings, *, rev
     from deepfashion_training.preparation.plan import make_plan
 
     _check_target(Path(output_dir).expanduser().resolve(), source)
+    _check_means(settings, "local")
     rows, _ = _open(source, revision, settings)
     make_plan(rows.texts(), settings)
+
+
+def _check_means(settings: Settings, engine: str) -> None:
+    """Raise ``ValueError`` when the parser cannot be had or Ray is not installed."""
+    if settings.parser is not None:
+        from deepfashion_training.models.parser import check_parser
+
+        check_parser(settings.parser, settings.parser_revision)
+    if engine == "ray":
+        from deepfashion_training.preparation.engines import check_ray
+
+        check_ray()
+
+
+def _check_disk(rows: SourceRows, share: float, target: Path) -> None:
+    """Raise ``OSError`` when finished batches and result, each as large as the rows, will not fit beside ``target``."""
+    needed = 2.2 * share * rows.stored_size
+    free = shutil.disk_usage(target.parent).free
+    if free < needed:
+        raise OSError(
+            f"--output_dir {target}: preparing needs about {needed / 1e9:.1f} GB there, {free / 1e9:.1f} GB are free"
+        )
 
 
 def _check_target(target: Path, source: str) -> None:
@@ -167,6 +192,7 @@ def _work(
         raise ValueError(f"{source} has no rows")
     for name, count in plan.unknown_categories.items():
         say(f"unknown category {name!r}: {count} rows are quarantined; --category_type '{name}=upper' would take them")
+    _check_disk(rows, len(plan.rows) / len(rows), staging.target)
     goes_on = staging.open(key)
     files = {staging.batch(number): batch for number, batch in enumerate(plan.batches)}
     left = {file: batch for file, batch in files.items() if not file.is_file()}
@@ -370,14 +396,6 @@ def main(argv: list[str] | None = None) -> int:
         except ValueError as error:
             sys.stderr.write(f"prepare: --{error} (see --help)\n")
             return 2
-        if settings.parser is not None:
-            from deepfashion_training.models.parser import check_parser
-
-            check_parser(settings.parser, settings.parser_revision)
-        if args.engine == "ray":
-            from deepfashion_training.preparation.engines import check_ray
-
-            check_ray()
         how = {name: getattr(args, name) for name in ("num_proc", "engine", "overwrite")}
         folder, facts, made = prepare(
             args.dataset_name, args.output_dir, settings, revision=args.dataset_revision, say=_say, **how

@@ -5,8 +5,11 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -446,3 +449,30 @@ def test_a_parser_that_is_not_there_is_an_error_before_any_work(raw, tmp_path, c
     flags = ["--dataset_name", raw, "--output_dir", tmp_path / "out", "--parser", tmp_path / "gone"]
     assert command.main(list(map(str, flags))) == 1
     assert str(tmp_path / "gone") in capfd.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_a_full_disk_is_told_before_any_work(raw, tmp_path, monkeypatch):
+    monkeypatch.setattr(command.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 10, 1000))
+    with pytest.raises(OSError, match=r"preparing needs about .* GB there, 0.0 GB are free"):
+        command.prepare(str(raw), tmp_path / "out", SETTINGS)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_stops_workers_without_their_tracebacks_and_the_next_run_goes_on(raw, prepared, tmp_path):
+    flags = ["--dataset_name", raw, "--output_dir", tmp_path / "out", "--num_proc", 2, "--parser", "none"]
+    flags += ["--min_garment_px", 24, "--validation_share", 0.15, "--test_share", 0.15]
+    running = subprocess.Popen(
+        [sys.executable, "-m", "deepfashion_training.prepare", *map(str, flags)],
+        stderr=subprocess.PIPE, text=True, start_new_session=True, cwd=Path(__file__).resolve().parents[1],
+        env={**os.environ, "HF_DATASETS_CACHE": str(datasets.config.HF_DATASETS_CACHE)},
+    )  # fmt: skip
+    batches = tmp_path / ".out.preparing" / "batches"
+    while not any(batches.glob("*.parquet")):
+        assert running.poll() is None
+        time.sleep(0.02)
+    os.killpg(running.pid, signal.SIGINT)
+    said = running.communicate(timeout=60)[1]
+    assert running.returncode == 130 and not (tmp_path / "out").exists()
+    assert "the same command goes on" in said and "Traceback" not in said
+    assert run(*flags).returncode == 0
+    assert data_bytes(tmp_path / "out") == data_bytes(prepared)

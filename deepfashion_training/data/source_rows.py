@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -35,6 +36,12 @@ class SourceRows:
 
     def __len__(self) -> int:
         return self._length
+
+    @property
+    def stored_size(self) -> int:
+        """Bytes of the files that hold the rows; 0 where they are in memory."""
+        files = {Path(file["filename"]) for file in pickle.loads(self._stored).cache_files}
+        return sum(file.stat().st_size for file in files)
 
     def texts(self) -> dict[str, list[Any]]:
         """Every column that holds no picture, by canonical name."""

@@ -6,6 +6,7 @@ import importlib.util
 import logging
 import multiprocessing
 import os
+import signal
 import threading
 import time
 from collections import deque
@@ -102,6 +103,7 @@ _work: Work | None = None
 def _start_worker(work: Work, parent: int) -> None:
     global _work
     _work = work
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process: the parent is the one to answer it
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
 
