@@ -87,7 +87,7 @@ def check_source(source: str, output_dir: str | Path, settings: Settings, *, rev
     _check_target(Path(output_dir).expanduser().resolve(), source)
     _check_means(settings, "local")
     rows, _ = _open(source, revision, settings)
-    make_plan(rows.texts(), settings)
+    make_plan(rows.texts(), settings, has_cloth=rows.has_cloth)
 
 
 def _check_means(settings: Settings, engine: str) -> None:
@@ -118,8 +118,15 @@ def _check_target(target: Path, source: str) -> None:
     folder = Path(source).expanduser().resolve()
     if folder.is_dir() and (target == folder or target in folder.parents or folder in target.parents):
         raise OccupiedError(f"--output_dir {target} and the source {folder} lie in one another: name another folder")
-    if target.is_dir() and any(target.iterdir()) and not (target / "report.json").is_file():
-        raise OccupiedError(f"--output_dir {target} holds other files: name a new or empty folder")
+    if target.is_dir() and any(target.iterdir()):
+        facts = _report(target)
+        known = {"report.json", *(facts["files"] if facts else ())}
+        found = {file.relative_to(target).as_posix() for file in target.rglob("*") if not file.is_dir()}
+        if facts is None or found - known:
+            other = min(found - known, default="folders")
+            raise OccupiedError(f"--output_dir {target} holds other files ({other}): name a new or empty folder")
+    if target.is_mount():
+        raise OccupiedError(f"--output_dir {target} is a mount point, which cannot be replaced: name a folder in it")
     parent = next(parent for parent in target.parents if parent.exists())
     if not os.access(parent, os.W_OK):
         raise OccupiedError(f"--output_dir {target}: {parent} is not writable")
@@ -137,18 +144,20 @@ def _finished(target: Path, key: str) -> dict[str, Any] | None:
 
 
 def _report(target: Path) -> dict[str, Any] | None:
-    file = target / "report.json"
+    """What ``prepare`` wrote as ``report.json``; ``None`` where there is none, or one of somebody else's."""
     try:
-        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
-    except ValueError:
+        facts = json.loads((target / "report.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
         return None
+    return facts if isinstance(facts, dict) and {"key", "files", "settings"} <= set(facts) else None
 
 
 def _check_overwrite(target: Path, settings: Settings, overwrite: bool) -> None:
     """Raise when the target holds an earlier result of other rows or settings, saying which settings differ."""
-    if overwrite or not (target / "report.json").is_file():
+    facts = _report(target)
+    if overwrite or facts is None:
         return
-    earlier = (_report(target) or {}).get("settings", {})
+    earlier = facts["settings"]
     now = json.loads(json.dumps(settings.as_json()))
     changed = [name for name in now if earlier.get(name) != now[name]]
     what = f"with other settings ({', '.join(changed)})" if changed else "from other rows, or is not whole any more"
@@ -165,6 +174,8 @@ def _open(source: str, revision: str | None, settings: Settings) -> tuple[Source
     def check_columns(found: Sequence[str]) -> None:
         map_columns(found, settings.columns, source)
 
+    if revision is not None and Path(source).expanduser().is_dir():
+        raise ValueError(f"--dataset_revision {revision}: {source} is a folder, and only Hub datasets have revisions")
     splits = open_splits(source, check_columns=check_columns, revision=revision)
     columns = map_columns(next(iter(splits.values())).column_names, settings.columns, source)
     return SourceRows(splits, columns, source), source_fingerprint(source, splits)
@@ -187,11 +198,14 @@ def _work(
     from deepfashion_training.preparation.plan import make_plan
 
     began = time.monotonic()
-    plan = make_plan(rows.texts(), settings)
+    plan = make_plan(rows.texts(), settings, has_cloth=rows.has_cloth)
     if not plan.rows:
         raise ValueError(f"{source} has no rows")
+    if len(rows.splits) > 1:
+        say(f"the splits {', '.join(rows.splits)} are taken together and divided anew, by person")
     for name, count in plan.unknown_categories.items():
-        say(f"unknown category {name!r}: {count} rows are quarantined; --category_type '{name}=upper' would take them")
+        mend = f"; --category_type '{name}=upper' would take them as tops" if name else ""
+        say(f"unknown category {name!r}: {count} rows are quarantined{mend}")
     _check_disk(rows, len(plan.rows) / len(rows), staging.target)
     goes_on = staging.open(key)
     files = {staging.batch(number): batch for number, batch in enumerate(plan.batches)}
@@ -231,9 +245,7 @@ def _publish(
     finished.records = select(finished.records, finished.fingerprints, settings)
     facts: dict[str, Any] = {**about, **output.summary(finished, len(plan.rows))}
     if facts["pairs"] + facts["mined"] == 0:
-        reasons = {**facts["quarantined"], **facts["unpaired_reasons"]}
-        named = ", ".join(f"{reason} {count}" for reason, count in reasons.items())
-        raise ValueError(f"no row of {about['source']} became a pair: {named}")
+        raise ValueError(f"no row of {about['source']} became a pair: {output.why_none(finished)}")
     facts |= {
         "unknown_categories": plan.unknown_categories,
         "mask_policy": settings.mask_policy,
@@ -380,6 +392,8 @@ def closing_lines(folder: Path, facts: Mapping[str, Any], *, made: bool = True) 
             f"leak      {policy}: {leak['accuracy']:.0%} of {leak['type']} categories told from the mask alone, "
             f"chance {leak['chance']:.0%}"
         )
+    if not facts["leak_score"]:
+        lines.append("leak      not measured: too few people wear each category")
     lines += [f"warning   {line}" for line in facts["warnings"]]
     lines += [f"look at   {folder / 'report.html'}", f"train     --dataset_name {folder}"]
     return "\n".join([f"{'prepared' if made else 'already prepared'}: {folder}", *lines, ""])
@@ -394,7 +408,7 @@ def main(argv: list[str] | None = None) -> int:
             if args.num_proc < 1:
                 raise ValueError(f"num_proc {args.num_proc}: 1 or more")
         except ValueError as error:
-            sys.stderr.write(f"prepare: --{error} (see --help)\n")
+            sys.stderr.write(f"prepare: {error} (see --help)\n")
             return 2
         how = {name: getattr(args, name) for name in ("num_proc", "engine", "overwrite")}
         folder, facts, made = prepare(

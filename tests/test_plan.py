@@ -86,8 +86,8 @@ def test_a_limit_takes_whole_people_and_all_types_in_turn():
 
 def test_documented_rows_need_no_person_and_keep_their_type():
     given = {"caption": [None, "a"], "cloth_type": [2, "full"]}
-    with_cloth = {**given, "cloth": [None, None]}
-    plan = make_plan(with_cloth, Settings())
+    assert [row.reason for row in make_plan(given, Settings()).rows] == ["no_pid", "no_pid"]
+    plan = make_plan(given, Settings(), has_cloth=True)
     assert [(row.cloth_type, row.pid, row.caption, row.reason) for row in plan.rows] == [
         (2, "row 0", "", ""),
         (3, "row 1", "a", ""),

@@ -476,3 +476,55 @@ def test_ctrl_c_stops_workers_without_their_tracebacks_and_the_next_run_goes_on(
     assert "the same command goes on" in said and "Traceback" not in said
     assert run(*flags).returncode == 0
     assert data_bytes(tmp_path / "out") == data_bytes(prepared)
+
+
+def test_five_bare_columns_are_enough_where_there_is_a_garment_picture(tmp_path):
+    whole = load(write_wardrobe(tmp_path / "drawn", "documented", 30, size=SIZE))["train"]
+    (tmp_path / "raw" / "data").mkdir(parents=True)
+    bare = whole.select_columns(list(DOCUMENTED_COLUMNS))
+    bare.to_parquet(tmp_path / "raw" / "data" / "train-00000-of-00001.parquet")
+    folder, facts, _ = command.prepare(str(tmp_path / "raw"), tmp_path / "out", Settings(gates=SMALL))
+    assert facts["rows_in"] == len(bare) and facts["pairs"] > 0.8 * len(bare), facts["quarantined"]
+    assert min(facts["by_type"].values()) > 5
+    assert set(load(folder)["train"]["garment_source"][:]) == {"column"}
+
+
+def test_files_beside_an_earlier_result_are_never_deleted(raw, tmp_path):
+    folder, _, _ = command.prepare(str(raw), tmp_path / "out", Settings(gates=SMALL, limit=20))
+    (folder / "notes.txt").write_text("what I saw")
+    other = Settings(gates=SMALL, limit=21)
+    with pytest.raises(command.OccupiedError, match=r"holds other files \(notes.txt\)"):
+        command.prepare(str(raw), folder, other, overwrite=True)
+    for content in ('{"a": 1}', "[1]", "no json"):
+        foreign = tmp_path / "foreign"
+        foreign.mkdir(exist_ok=True)
+        (foreign / "report.json").write_text(content)
+        with pytest.raises(command.OccupiedError, match="holds other files"):
+            command.prepare(str(raw), foreign, other, overwrite=True)
+        assert (foreign / "report.json").read_text() == content
+    assert (folder / "notes.txt").read_text() == "what I saw"
+
+
+def test_a_garment_picture_in_two_splits_is_warned_of(tmp_path):
+    rows = [row for row in drawn(60) if not row["pose"].endswith("flat")]
+    for row in rows:
+        row["product"] = encoded(Image.linear_gradient("L").convert("RGB").resize((60, 80)))
+    settings = Settings(columns={"cloth": "product"}, gates=SMALL, validation_share=0.3, test_share=0.2)
+    _, facts, _ = command.prepare(str(write_raw(tmp_path / "raw", rows)), tmp_path / "out", settings)
+    outside = facts["by_split"]["validation"] + facts["by_split"]["test"]
+    assert facts["shared_garments"] == outside > 0
+    assert any("a garment picture that a pair of the train split has" in line for line in facts["warnings"])
+
+
+def test_why_no_pair_came_of_any_row_is_told_with_a_mend(tmp_path):
+    rows = [row for row in drawn(30) if not row["pose"].endswith("flat")]
+    source = write_raw(tmp_path / "raw", rows)
+    only = Settings(gates=SMALL, garment_sources=("same_photo",), validation_share=0, test_share=0)
+    with pytest.raises(ValueError, match=r"same_photo_share \d+ \(raise --max_same_photo_share\)"):
+        command.prepare(str(source), tmp_path / "out", only)
+
+
+def test_a_mount_point_is_refused_before_any_work(raw, tmp_path, monkeypatch):
+    monkeypatch.setattr(Path, "is_mount", lambda path: path == tmp_path / "out")
+    with pytest.raises(command.OccupiedError, match="is a mount point"):
+        command.prepare(str(raw), tmp_path / "out", SETTINGS)

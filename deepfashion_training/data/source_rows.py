@@ -25,7 +25,10 @@ class SourceRows:
     def __init__(self, splits: Mapping[str, datasets.Dataset], columns: Mapping[str, str], source: str) -> None:
         wanted = list(dict.fromkeys(columns.values()))
         parts = [split.select_columns(wanted) for split in splits.values()]
+        if odd := [name for name, part in zip(splits, parts, strict=True) if part.features != parts[0].features]:
+            raise ValueError(f"{source}: split {odd[0]} has columns of other types than {next(iter(splits))}")
         rows = parts[0] if len(parts) == 1 else datasets.concatenate_datasets(parts)
+        self.splits = tuple(splits)
         self._pictures = {name: column for name, column in columns.items() if name in PICTURES}
         self._texts = {name: column for name, column in columns.items() if name not in PICTURES}
         self._rows = rows.with_format(None)
@@ -36,6 +39,11 @@ class SourceRows:
 
     def __len__(self) -> int:
         return self._length
+
+    @property
+    def has_cloth(self) -> bool:
+        """Whether the rows bring a garment picture."""
+        return "cloth" in self._pictures
 
     @property
     def stored_size(self) -> int:

@@ -22,7 +22,7 @@ _DRESSED_BY: dict[str, tuple[str, ...]] = {
     "full": ("full", "front", "additional", "side"),
     "additional": ("front", "full", "additional", "side"),
     "side": ("side", "front", "full", "additional", "back"),
-    "back": ("back", "side", "additional"),
+    "back": ("back", "side"),
     "flat": (),
 }
 

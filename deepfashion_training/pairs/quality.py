@@ -74,6 +74,16 @@ class Gates:
     max_megapixels: int = _gate(80, "millions of pixels above which a picture is not opened: it may be a bomb")
     near_duplicate_distance: int = _gate(24, "bits of 256 by which photos of two splits may differ and be the same")
 
+    def __post_init__(self) -> None:
+        for name in ("max_mask_share", "max_person_free_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} {getattr(self, name)}: a share between 0 and 1")
+        for name in ("min_garment_px", "min_garment_contrast", "near_duplicate_distance"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} {getattr(self, name)}: 0 or more")
+        if self.max_megapixels < 1:
+            raise ValueError(f"max_megapixels {self.max_megapixels}: 1 or more")
+
 
 class Finding(NamedTuple):
     """Why something fails a gate: one of ``REASONS``, and the figures."""

@@ -5,6 +5,7 @@ It is pure: what comes out depends on the batch and the settings alone, so that 
 
 from __future__ import annotations
 
+import hashlib
 import io
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -127,6 +128,7 @@ _EMPTY: dict[str, Any] = {
     "split": "",
     "garment_row": -1,
     "fingerprint": None,
+    "garment_digest": None,
     "features_as_is": None,
     "features": None,
     "likeness": float("nan"),
@@ -361,6 +363,7 @@ def _pair(photo: _Photo, region: Region, choice: Choice, garment: _Garment, sett
         "garment_source": choice.source,
         "garment_view": choice.view,
         "garment_row": choice.row,
+        "garment_digest": hashlib.blake2b(garment.stored, digest_size=8).digest(),
         "features_as_is": mask_features(as_is).tobytes(),
         "features": mask_features(mask).tobytes(),
         "likeness": quality.colour_likeness(garment.small, photo.small, _small_mask(region.mask, photo.small)),

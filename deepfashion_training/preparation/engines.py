@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import logging
 import multiprocessing
@@ -76,7 +77,9 @@ def run_local(work: Work, batches: Mapping[Path, list[PlannedRow]], num_proc: in
         pending: deque[tuple[Future[None], int]] = deque()
         try:
             for file, planned in batches.items():
-                pending.append((pool.submit(_work_on, planned, file), len(planned)))
+                with _without_interrupts():  # processes start here
+                    job = pool.submit(_work_on, planned, file)
+                pending.append((job, len(planned)))
                 # A few batches ahead, so that the queue does not grow with the dataset.
                 while len(pending) > 2 * num_proc or (pending and pending[0][0].done()):
                     yield _finished(pending.popleft())
@@ -91,6 +94,19 @@ def run_local(work: Work, batches: Mapping[Path, list[PlannedRow]], num_proc: in
             pool.shutdown(wait=False, cancel_futures=True)
 
 
+@contextlib.contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Hold Ctrl-C back until the end. Processes that start meanwhile never get it: the parent answers for them."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _finished(job: tuple[Future[None], int]) -> int:
     future, rows = job
     future.result()
@@ -103,7 +119,6 @@ _work: Work | None = None
 def _start_worker(work: Work, parent: int) -> None:
     global _work
     _work = work
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process: the parent is the one to answer it
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
 

@@ -29,7 +29,7 @@ from deepfashion_training.preparation.batch import thumbnail_of
 from deepfashion_training.preparation.schemas import PAIR_FEATURES, QUARANTINE_FEATURES, UNPAIRED_FEATURES
 from deepfashion_training.preparation.selection import SPLITS, Record
 from deepfashion_training.preparation.settings import Settings
-from deepfashion_training.reports.pairs_report import ShownPair, ShownReject
+from deepfashion_training.reports.pairs_report import LEAK_TOLERANCE, ShownPair, ShownReject
 
 #: About 100 MB a file at 512x768, and 10 MB in memory.
 SHARD_ROWS, GROUP_ROWS = 1000, 100
@@ -37,13 +37,11 @@ SHARD_ROWS, GROUP_ROWS = 1000, 100
 LEAK_ROWS = 2500
 #: Pairs from which a process of its own, which takes seconds to start, makes the leak score faster.
 _WORTH_A_PROCESS = 1000
-#: Accuracy above chance from which the report warns.
-MOST_LEAK = 0.15
 #: What the report shows: pairs of each type, worst pairs, rejects.
 SHOWN_PAIRS, SHOWN_WORST, SHOWN_REJECTS = 12, 12, 24
 #: Larger than the report shows them; kept while the rows are written.
 _SHOWN_SIZE = (384, 384)
-_LABELS = ("cloth_type", "category", "view", "gender", "mask_how", "mask_inverted", "likeness")
+_LABELS = ("cloth_type", "category", "view", "gender", "mask_how", "mask_inverted", "likeness", "garment_digest")
 
 
 @dataclass
@@ -102,28 +100,52 @@ def summary(finished: Finished, rows_in: int) -> dict[str, Any]:
         },
         "by_mask": counts("mask_how"),
         "inverted_masks": sum(labels["mask_inverted"] for _, labels in pairs),
+        "shared_garments": _shared_garments(pairs),
         "near_duplicates": sum(record.reason == "near_duplicate" for record in finished.records),
     }
+
+
+def _shared_garments(pairs: Sequence[tuple[Record, Mapping[str, Any]]]) -> int:
+    """Pairs outside of training whose very garment picture is in the train split too, on another person."""
+    trained = {labels["garment_digest"] for record, labels in pairs if record.split == "train"}
+    return sum(record.split != "train" and labels["garment_digest"] in trained for record, labels in pairs)
 
 
 def warnings(facts: Mapping[str, Any]) -> list[str]:
     """What a person should know before training on these pairs."""
     lines = []
+    shares = {"train": 1.0, **{split: facts["settings"][f"{split}_share"] for split in ("validation", "test")}}
     for split, types in facts["by_split_and_type"].items():
+        if shares[split] == 0:
+            continue
         absent = [name for name, count in types.items() if count == 0 and facts["by_type"][name]]
         if absent:
             lines.append(f"no {', '.join(absent)} pairs in the {split} split: add rows or raise its share")
+    shared = facts["shared_garments"]
+    if shared:
+        lines.append(f"{shared} pairs of validation and test have a garment picture that a pair of the train split has")
     lines += [f"no {name}-body pairs at all" for name, count in facts["by_type"].items() if count == 0]
     rejected = sum(facts["quarantined"].values())
     if rejected > 0.2 * facts["rows_in"]:
         lines.append(f"{rejected / facts['rows_in']:.0%} of the rows are quarantined: look at why before training")
     leak = facts["leak_score"].get(facts["mask_policy"])
-    if leak is not None and leak["accuracy"] - leak["chance"] > MOST_LEAK:
+    if leak is not None and leak["accuracy"] - leak["chance"] > LEAK_TOLERANCE:
         lines.append(
             f"the masks tell {leak['type']} categories at {leak['accuracy']:.0%}, chance {leak['chance']:.0%}: "
             "a LoRA trained on them may keep the form of what is worn"
         )
     return lines
+
+
+def why_none(finished: Finished) -> str:
+    """Why no row became a pair: each reason with its count, an example and a mend where a flag has one."""
+    counts = Counter(record.reason for record in finished.records)
+    example = {record.reason: record.detail for record in reversed(finished.records)}
+    mends = {"same_photo_share": "raise --max_same_photo_share", "garment_too_small": "lower --min_garment_px"}
+    notes = {reason: "; ".join(filter(None, (example[reason], mends.get(reason)))) for reason in counts}
+    return ", ".join(
+        f"{reason} {count}" + (f" ({notes[reason]})" if notes[reason] else "") for reason, count in counts.most_common()
+    )
 
 
 def measure_leak(finished: Finished, settings: Settings, num_proc: int = 1) -> dict[str, Any]:

@@ -49,13 +49,16 @@ class Plan:
     unknown_categories: dict[str, int]
 
 
-def make_plan(texts: Mapping[str, Sequence[Any]], settings: Settings) -> Plan:
+def make_plan(texts: Mapping[str, Sequence[Any]], settings: Settings, *, has_cloth: bool = False) -> Plan:
     """Plan rows whose ``texts`` are given by canonical column, in the order of the source.
+
+    With ``has_cloth`` the rows bring a garment picture, so that nobody needs to know whose photo shows which view.
 
     Raises ``ValueError`` when no row at all has a known garment type.
     """
     count = len(next(iter(texts.values()), []))
-    rows = [_planned(row, {name: values[row] for name, values in texts.items()}, settings) for row in range(count)]
+    cells = ({name: values[row] for name, values in texts.items()} for row in range(count))
+    rows = [_planned(row, told, settings, has_cloth) for row, told in enumerate(cells)]
     if settings.limit is not None:
         rows = _limited(rows, settings.limit, settings.seed)
     unknown = Counter(row.category for row in rows if row.reason == "unknown_category")
@@ -65,20 +68,20 @@ def make_plan(texts: Mapping[str, Sequence[Any]], settings: Settings) -> Plan:
     return Plan(rows, _batches(rows), dict(unknown.most_common()))
 
 
-def _planned(row: int, cells: Mapping[str, Any], settings: Settings) -> PlannedRow:
+def _planned(row: int, cells: Mapping[str, Any], settings: Settings, has_cloth: bool) -> PlannedRow:
     problem = ("", "")
     pid, category, caption = (_text(cells.get(name)) for name in ("pid", "category", "caption"))
-    variant, view = _text(cells.get("variant")), _text(cells.get("view"))
+    variant, view = _text(cells.get("variant")), _text(cells.get("view")).lower()
     if not pid:
-        if "cloth" not in cells and "pid" in cells:
+        if not has_cloth:
             problem = ("no_pid", "the row does not say who is in the photo")
         pid = f"row {row}"
     if not view and _text(cells.get("pose")):
         try:
             variant, _, view = parse_pose(_text(cells["pose"]))
         except ValueError as error:
-            problem = ("unknown_pose", str(error))
-    if "cloth" not in cells and view not in VIEWS and not problem[0]:
+            problem = problem if has_cloth else ("unknown_pose", str(error))
+    if not has_cloth and view not in VIEWS and not problem[0]:
         problem = ("unknown_pose", f"unknown view {view!r}: known are {', '.join(VIEWS)}")
     cloth_type = 0
     try:

@@ -39,7 +39,7 @@ BATCH_SCHEMA = pa.schema(
         *PAIR_FEATURES.arrow_schema,
         ("split", pa.string()),
         ("garment_row", pa.int64()),
-        *((name, pa.binary()) for name in ("fingerprint", "features_as_is", "features")),
+        *((name, pa.binary()) for name in ("fingerprint", "garment_digest", "features_as_is", "features")),
         ("likeness", pa.float64()),
         ("mask_how", pa.string()),
         ("mask_inverted", pa.bool_()),

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import getpass
 import hashlib
 import json
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +28,8 @@ class Staging:
     def __init__(self, target: Path, wait: bool = False) -> None:
         self.target = target
         self.folder = target.with_name(f".{target.name}.preparing")
-        # Locks lie in the system's temporary folder, where they litter nobody's data. It is one lock per user.
-        name = hashlib.blake2b(str(target).encode(), digest_size=8).hexdigest()
-        lock = Path(tempfile.gettempdir(), f"deepfashion-prepare-{getpass.getuser()}-{name}.lock")
-        self._lock = filelock.FileLock(lock, timeout=-1 if wait else 0)
+        # Beside the target, so that whoever can write there sees the same lock.
+        self._lock = filelock.FileLock(f"{self.folder}.lock", timeout=-1 if wait else 0)
 
     def __enter__(self) -> Staging:
         self.target.parent.mkdir(parents=True, exist_ok=True)
@@ -46,6 +42,8 @@ class Staging:
         return self
 
     def __exit__(self, *_: object) -> None:
+        # A process that waits for the removed file is let in later, finds the work done, and leaves it as it is.
+        Path(self._lock.lock_file).unlink(missing_ok=True)
         self._lock.release()
 
     def open(self, key: str) -> bool:
