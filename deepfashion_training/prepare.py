@@ -69,10 +69,12 @@ def prepare(
         if local:  # what is there can be told before the dataset is opened, which takes longer
             key = settings.key(str(Path(source).expanduser().resolve()), source_fingerprint(source))
             if (facts := _finished(target, key)) is not None:
+                staging.tidy(key)
                 return target, facts, False
         rows, fingerprint = _open(source, revision, settings)
         key = settings.key(str(Path(source).expanduser().resolve()) if local else source, fingerprint)
         if (facts := _finished(target, key)) is not None:
+            staging.tidy(key)
             return target, facts, False
         _check_overwrite(target, settings, overwrite)
         _check_means(settings, engine)

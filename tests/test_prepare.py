@@ -528,3 +528,13 @@ def test_a_mount_point_is_refused_before_any_work(raw, tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "is_mount", lambda path: path == tmp_path / "out")
     with pytest.raises(command.OccupiedError, match="is a mount point"):
         command.prepare(str(raw), tmp_path / "out", SETTINGS)
+
+
+def test_a_run_killed_after_the_result_was_in_place_leaves_nothing_for_long(raw, tmp_path, monkeypatch):
+    few = Settings(gates=SMALL, limit=20)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", lambda *_, **__: None)
+        folder, _, _ = command.prepare(str(raw), tmp_path / "out", few)
+    assert (tmp_path / ".out.preparing" / "state.json").is_file()
+    assert not command.prepare(str(raw), folder, few)[2]
+    assert [file.name for file in tmp_path.iterdir()] == ["out"]

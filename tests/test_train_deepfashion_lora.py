@@ -356,10 +356,12 @@ def test_training_on_raw_rows_prepares_them_once(raw_rows: Path, tmp_path: Path)
     assert run["arguments"]["raw_dataset_name"] == str(raw_rows)
     assert run["arguments"]["dataset_name"] == str(tmp_path / "pairs")
     assert set(run["dataset"]["train"]["by_type"]) == {"upper", "lower", "full"}
+    assert f"made from `{raw_rows}`" in (tmp_path / "one" / "README.md").read_text()
     assert (tmp_path / "one" / "pytorch_lora_weights.safetensors").is_file()
 
-    again = command("torchrun", "--nproc_per_node", "2", LAUNCHER.with_suffix(".py"), "--preset", "quick_test",
-                    *flags[1:], "--output_dir", tmp_path / "two", ACCELERATE_USE_CPU="true")  # fmt: skip
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    again = command(*torchrun, LAUNCHER.with_suffix(".py"), "--preset", "quick_test", *flags[1:],
+                    "--output_dir", tmp_path / "two", ACCELERATE_USE_CPU="true")  # fmt: skip
     assert again.returncode == 0, again.stderr
     assert f"already prepared: {tmp_path / 'pairs'}" in again.stderr
     assert (tmp_path / "pairs" / "report.json").stat().st_mtime_ns == report

@@ -62,6 +62,12 @@ class Staging:
         draft.replace(state)
         return False
 
+    def tidy(self, key: str) -> None:
+        """Remove what a run that was killed just after it had put the result of ``key`` in its place left here."""
+        state = _read(self.folder / "state.json")
+        if isinstance(state, dict) and state.get("key") == key:
+            shutil.rmtree(self.folder)
+
     @property
     def batches(self) -> Path:
         """Where finished batches are."""
