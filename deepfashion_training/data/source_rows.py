@@ -60,7 +60,7 @@ class SourceRows:
 
     def pictures(self, rows: Sequence[int]) -> dict[str, list[bytes | str]]:
         """The stored bytes of ``rows`` in each picture column, by canonical name; a ``str`` says why there are none."""
-        stored = pickle.loads(self._stored)
+        stored = pickle.loads(self._stored)  # bytes of this object's own making
         cells = stored[list(rows)]
         return {name: [_bytes_or_reason(cell) for cell in cells[column]] for name, column in self._pictures.items()}
 
