@@ -77,16 +77,19 @@ def leak_score(
     described = _described(np.asarray(features)[chosen])
     place = {position: index for index, position in enumerate(chosen)}
 
+    from threadpoolctl import threadpool_limits
+
     parts: dict[int, list[Leak]] = defaultdict(list)
-    for (cloth_type, _), positions in sorted(by_part.items()):
-        leak = _measure(
-            described[[place[position] for position in positions]],
-            np.array([forms[position] for position in positions]),
-            np.array([groups[position] for position in positions]),
-            seed,
-        )
-        if leak is not None:
-            parts[cloth_type].append(leak)
+    with threadpool_limits(1):  # the matrices are small: threads would wait more than they compute
+        for (cloth_type, _), positions in sorted(by_part.items()):
+            leak = _measure(
+                described[[place[position] for position in positions]],
+                np.array([forms[position] for position in positions]),
+                np.array([groups[position] for position in positions]),
+                seed,
+            )
+            if leak is not None:
+                parts[cloth_type].append(leak)
     leaks = {TYPE_NAMES[cloth_type]: _pooled(found) for cloth_type, found in sorted(parts.items())}
     if leaks:
         leaks["worst"] = max(leaks.values(), key=lambda leak: leak.accuracy - leak.chance)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import multiprocessing
 import sys
 from collections import Counter, defaultdict
@@ -17,7 +16,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
-from threadpoolctl import threadpool_limits
 
 from deepfashion_training.data.shards import ShardWriter
 from deepfashion_training.metrics.mask_leak import Leak, leak_score
@@ -160,26 +158,22 @@ def measure_leak(finished: Finished, settings: Settings, num_proc: int = 1) -> d
         return {}
     features = _features(finished, set(chosen))
     labels = [finished.labels[place] for place in chosen]
-    told = {
+    told: dict[str, Any] = {
         "types": [row["cloth_type"] for row in labels],
         "genders": [row["gender"] for row in labels],
         "categories": [row["category"] for row in labels],
         "groups": [finished.records[place].pid for place in chosen],
     }
-    measure = functools.partial(_leak, told=told, seed=settings.seed)
+    told |= {"seed": settings.seed, "most_rows": LEAK_ROWS}
     columns = {"as_is": "features_as_is", settings.mask_policy: "features"}
     if num_proc > 1 and len(chosen) > _WORTH_A_PROCESS:
+        # It imports the function's module alone, which is why that is handed over and nothing of this one.
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-            found = list(pool.map(measure, [features[column] for column in columns.values()]))
+            jobs = [pool.submit(leak_score, features[column], **told) for column in columns.values()]
+            found = [job.result() for job in jobs]
     else:
-        found = [measure(features[column]) for column in columns.values()]
+        found = [leak_score(features[column], **told) for column in columns.values()]
     return {policy: _leak_facts(leaks) for policy, leaks in zip(columns, found, strict=True) if leaks}
-
-
-def _leak(features: np.ndarray, told: Mapping[str, Any], seed: int) -> dict[str, Leak]:
-    # The matrices are small: threads would wait for each other more than they compute.
-    with threadpool_limits(1):
-        return leak_score(features, **told, seed=seed, most_rows=LEAK_ROWS)
 
 
 def _leak_facts(leaks: Mapping[str, Leak]) -> dict[str, Any]:
