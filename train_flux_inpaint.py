@@ -14,7 +14,6 @@ yields the sample dict that ``VitonHDTestDataset`` documents, and may offer four
 from __future__ import annotations
 
 import argparse
-import copy
 import difflib
 import gc
 import importlib.util
@@ -29,7 +28,6 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -59,9 +57,6 @@ DEFAULT_PROMPT = (
     "product shot of a clothing[IMAGE2] The same cloth is worn by a model in a lifestyle setting."
 )
 LORA_FILE = "pytorch_lora_weights.safetensors"
-
-#: Arguments that the metadata of a LoRA file repeats.
-LORA_FACTS = "use_dora use_rslora guidance_scale height width max_sequence_length"
 #: Precision of everything frozen, by ``--mixed_precision``.
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 #: Packages that decide what a run computes; their versions go on record.
@@ -486,7 +481,8 @@ def lora_metadata(transformer: FluxTransformer2DModel, args: argparse.Namespace)
     facts = {"rank": config.r, "alpha": config.lora_alpha, "target_modules": args.lora_target_modules}
     facts |= {"base_model": args.pretrained_model_name_or_path, "prompt": args.instance_prompt}
     facts |= {"transformer": args.pretrained_inpaint_model_name_or_path}
-    facts |= {name: getattr(args, name) for name in LORA_FACTS.split()}
+    names = ("use_dora", "use_rslora", "guidance_scale", "height", "width", "max_sequence_length")
+    facts |= {name: getattr(args, name) for name in names}
     adapter_json = json.dumps(adapter, default=sorted, sort_keys=True)  # sets become lists, as in diffusers
     return {"format": "pt", "lora_adapter_metadata": adapter_json, **{key: str(fact) for key, fact in facts.items()}}
 
@@ -498,6 +494,17 @@ def save_lora(transformer: FluxTransformer2DModel, args: argparse.Namespace, fol
     staged = folder / f".{LORA_FILE}"
     staged.write_bytes(serialize(weights, lora_metadata(transformer, args)))  # save_file would hide it from colleagues
     return staged.replace(folder / LORA_FILE)
+
+
+def load_lora(transformer: FluxTransformer2DModel, args: argparse.Namespace, folder: Path) -> None:
+    """Put the LoRA that ``save_lora`` wrote to ``folder`` into the adapter; ``ValueError`` where the two differ."""
+    with safe_open(folder / LORA_FILE, "pt") as file:
+        weights = {name.removeprefix("transformer."): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        there, here = file.metadata(), lora_metadata(transformer, args)
+    keys = ("rank", "alpha", "target_modules", "use_dora", "use_rslora")
+    if wrong := [f"{key} {there.get(key)}, not {here[key]}" for key in keys if there.get(key) != here[key]]:
+        raise ValueError(f"{folder} holds another LoRA than these flags make: {', '.join(wrong)}")
+    set_peft_model_state_dict(transformer, weights)
 
 
 def make_optimizer(parameters: list[torch.nn.Parameter], args: argparse.Namespace) -> torch.optim.Optimizer:
@@ -565,8 +572,7 @@ def region_maps(inpaint_mask: torch.Tensor, height: int, width: int) -> torch.Te
     """[B,3,h,w] of 0 and 1, summing to 1: latent cells of the garment half, with a masked pixel, of the rest."""
     masked = torch.nn.functional.adaptive_max_pool2d(inpaint_mask, (height, width))
     garment = torch.zeros_like(masked)
-    garment[..., : width // 2] = 1
-    masked = masked * (1 - garment)
+    garment[..., : width // 2], masked[..., : width // 2] = 1, 0
     return torch.cat([garment, masked, 1 - garment - masked], dim=1)
 
 
@@ -678,8 +684,8 @@ def git_revision() -> str | None:
 
 def earlier_run(folder: Path) -> list[Path]:
     """What an earlier run has left in ``folder``."""
-    made = [folder / name for name in (LORA_FILE, "transformer", "run.json")]
-    return [*checkpoints_in(folder), *(path for path in made if path.exists())]
+    made = (folder / name for name in (LORA_FILE, "transformer", "run.json"))
+    return [*checkpoints_in(folder), *filter(Path.exists, made)]
 
 
 def continues(args: argparse.Namespace) -> bool:
@@ -814,7 +820,7 @@ class Run:
         """Draw the validation pictures of this step, on fixed samples and seeds, with the models in memory."""
         args, device, rows = self.args, self.accelerator.device, []
         no_text = dict.fromkeys(("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"))
-        scheduler = copy.deepcopy(self.scheduler)  # sampling changes its timesteps, which training draws from
+        scheduler = FlowScheduler.from_config(self.scheduler.config)  # sampling changes its timesteps, which training draws from
         pipeline = FluxFillPipeline(scheduler=scheduler, vae=self.vae, transformer=self.model, **no_text)
         pipeline.set_progress_bar_config(disable=True)
         for number, sample in enumerate(tqdm(samples, desc=f"Validation at step {self.step}", leave=False)):
@@ -875,13 +881,7 @@ class Run:
             saved = FluxTransformer2DModel.from_pretrained(checkpoint / "transformer", torch_dtype=torch.float32)
             self.model.load_state_dict(saved.state_dict())
         else:
-            with safe_open(checkpoint / LORA_FILE, "pt") as file:
-                weights = {name.removeprefix("transformer."): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                there, here = file.metadata(), lora_metadata(self.model, self.args)
-            keys = ("rank", "alpha", "target_modules", "use_dora", "use_rslora")
-            if wrong := [f"{key} {there.get(key)}, not {here[key]}" for key in keys if there.get(key) != here[key]]:
-                raise ValueError(f"{checkpoint} holds another LoRA than these flags make: {', '.join(wrong)}")
-            set_peft_model_state_dict(self.model, weights)
+            load_lora(self.model, self.args, checkpoint)
         for name, part in self.stateful().items():
             part.load_state_dict(state[name])
         self.step, losses = state["step"], self.folder / "logs" / "losses.jsonl"
@@ -897,7 +897,7 @@ class RunRecord:
         self.run, self.datasets, self.seconds = run, datasets, list[float]()
         self.facts: dict[str, Any] = {
             "status": "running",
-            "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "started": time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime()),
             "arguments": vars(run.args),
             "versions": {"python": sys.version.split()[0]} | {name: version(name) for name in PACKAGES.split()},
             "git_revision": git_revision(),
@@ -914,8 +914,8 @@ class RunRecord:
         args, world_size = self.run.args, self.run.accelerator.num_processes
         if steady := self.seconds[1:] or self.seconds:  # the first step also starts workers and warms up kernels
             rows = args.train_batch_size * args.gradient_accumulation_steps * world_size
-            rate = {"seconds_per_step": sum(steady) / len(steady), "pairs_per_second": rows * len(steady) / sum(steady)}
-            self.facts.update(rate)
+            self.facts["seconds_per_step"] = sum(steady) / len(steady)
+            self.facts["pairs_per_second"] = rows * len(steady) / sum(steady)
         if torch.cuda.is_available():
             self.facts["peak_gpu_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
         self.facts["step"] = self.run.step
