@@ -36,6 +36,7 @@ def test_siblings_are_found_through_siblings_functions_and_both_kinds_of_package
             import os, numpy, first.second
             from plain import value
             from regular import function, part
+            from numpy import old
             def main(args):
                 from late import x
                 import importlib
