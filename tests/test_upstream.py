@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import builtins
+import importlib.util
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -25,10 +29,17 @@ GOOD = """
 """
 
 
-def script(folder: Path, text: str, name: str = "some_trainer.py") -> Path:
-    path = folder / name
-    path.write_text(textwrap.dedent(text), encoding="utf-8")
-    return path
+def script(folder: Path, text: str, name: str = "some_trainer.py", **siblings: str) -> Path:
+    """A script, and siblings by name, ``__`` for a slash."""
+    for file, code in {name: text, **{f"{key.replace('__', '/')}.py": code for key, code in siblings.items()}}.items():
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        (folder / file).write_text(textwrap.dedent(code), encoding="utf-8")
+    return folder / name
+
+
+def state() -> tuple[Any, ...]:
+    """Everything that a failure must leave as it was."""
+    return list(sys.path), list(sys.meta_path), dict(sys.modules), dict(vars(builtins))
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +47,7 @@ def forget_modules():
     before = set(sys.modules)
     yield
     for name in set(sys.modules) - before:
-        if name.startswith("some_trainer"):
+        if name.startswith(("some_trainer", "train_flux_inpaint_")):
             del sys.modules[name]
 
 
@@ -62,16 +73,118 @@ def test_two_scripts_of_one_name_do_not_replace_each_other(tmp_path: Path) -> No
     ("text", "message"),
     [
         ("def main(args:\n", r"line 1 is no valid Python"),
-        ("import no_such_package_here\n", r"needs the package no_such_package_here, which is not installed"),
-        ("raise RuntimeError('boom')\n", r"failed while it was loaded: RuntimeError: boom"),
-        ("import sys; sys.exit(3)\n", r"failed while it was loaded: SystemExit: 3"),
+        ("import cv2_absent as c\nx = c.y\n", r"needs packages that are not installed: pip install cv2_absent$"),
+        ("import helper\nif 1:\n    import absent.x\n", r"needs packages that are not installed: pip install absent$"),
+        ("import helper\nraise RuntimeError('boom\\n  bang')", r"failed while it was loaded: RuntimeError: boom bang$"),
+        ("import helper, sys\nsys.exit(3)\n", r"failed while it was loaded: SystemExit: 3$"),
+        ("import helper.nothing\n", r"failed while it was loaded: ModuleNotFoundError: No module named 'helper.noth"),
+        ("import helper, broken", r"some_trainer\.py: broken\.py line 2 is no valid Python"),
+        ("import helper\nreturn", r"some_trainer\.py: line 2 is no valid Python: 'return' outside function"),
+        ("def main(args): pass\nimport helper, absent\nimport failing", r"loaded: ValueError: no$"),
     ],
 )
-def test_a_script_that_does_not_load_is_one_line_and_leaves_no_module(tmp_path: Path, text: str, message: str) -> None:
+def test_a_script_that_does_not_load_is_one_line_and_leaves_nothing(tmp_path: Path, text: str, message: str) -> None:
+    before = state()
     with pytest.raises(upstream.UpstreamError, match=message) as error:
-        upstream.load_script(script(tmp_path, text))
+        siblings = {"helper": "", "failing": "raise ValueError('no')"}
+        upstream.load_script(script(tmp_path, text, broken="\nx = (", **siblings))
     assert "\n" not in str(error.value)
-    assert "some_trainer" not in sys.modules
+    assert str(error.value).startswith(f"--upstream {tmp_path / 'some_trainer.py'}")
+    assert state() == before
+
+
+def test_a_missing_package_is_told_before_the_script_runs(tmp_path: Path) -> None:
+    ran = tmp_path / "ran"
+    text = f"import pathlib, cv2, absent\npathlib.Path({str(ran)!r}).touch()\ndef main(args): cv2.x, absent.x"
+    sys.modules["cv2"] = None  # type: ignore[assignment]  # also where it is installed
+    try:
+        with pytest.raises(upstream.UpstreamError, match=r": pip install absent opencv-python-headless$"):
+            upstream.load_script(script(tmp_path, text))
+    finally:
+        del sys.modules["cv2"]
+    assert not ran.exists()
+
+
+def test_ctrl_c_while_loading_leaves_nothing(tmp_path: Path) -> None:
+    before = state()
+    with pytest.raises(KeyboardInterrupt):
+        upstream.load_script(script(tmp_path, "import helper\nraise KeyboardInterrupt", helper=""))
+    assert state() == before
+
+
+def test_a_script_with_siblings_and_stand_ins_runs(tmp_path: Path) -> None:
+    text = """
+        import absent.transforms as t
+        from data.cp import VitonHDTestDataset
+        from helper import parse_args
+        def main(args):
+            from data.late import value
+            return value, VitonHDTestDataset(), isinstance(args, t.Compose)
+    """
+    siblings = {
+        "helper": """
+            import argparse
+            def parse_args(input_args=None):
+                import flags
+                parser = argparse.ArgumentParser()
+                parser.add_argument(flags.name)
+                return parser.parse_args(input_args)
+        """,
+        "flags": "name = '--found'",
+        "data__cp": "import absent\nclass VitonHDTestDataset:\n    def __init__(self): absent.f()",
+        "data__late": "value = 7",
+    }
+    before = state()
+    path = script(tmp_path, text, **siblings)
+    module = upstream.load_script(path)
+    upstream.check_contract(module)
+    parser = upstream.script_parser(module)
+    assert parser is not None and "--found" in parser._option_string_actions
+    with upstream.importable(module), upstream.patched(module, VitonHDTestDataset=lambda: "ours"):
+        assert module.main(None) == (7, "ours", False)
+    with upstream.importable(module), pytest.raises(ImportError, match=r"^absent\.f is used, but absent is not inst"):
+        module.main(None)
+    assert state()[:2] == before[:2] and state()[2] == {**before[2], "some_trainer": module}
+    known = upstream.loaded(module)
+    assert known is not None and known.stand_ins == {"absent": "imported, never used by main with our dataset"}
+    assert sorted(known.source.siblings) == ["data.cp", "data.late", "flags", "helper"]
+
+
+def test_a_tracker_that_is_used_is_needed_also_of_a_script_that_is_loaded(tmp_path: Path) -> None:
+    text = "import wandb\ndef main(args): wandb.Settings()"
+    sys.modules["wandb"] = None  # type: ignore[assignment]  # also where it is installed
+    try:
+        path = script(tmp_path, text)
+        module = upstream.load_script(path, report_to="tensorboard")
+        assert upstream.load_script(path, report_to="none") is module
+        with pytest.raises(upstream.UpstreamError, match=r"pip install wandb$"):
+            upstream.load_script(path, report_to="wandb")
+    finally:
+        del sys.modules["wandb"]
+
+
+def test_a_script_named_like_our_trainer_never_takes_its_name(tmp_path: Path) -> None:
+    text = GOOD + "    import some_trainer_too as ours\n"
+    path = script(tmp_path, text, name="train_flux_inpaint.py", some_trainer_too="value = 1")
+    trainer = sys.modules.pop("train_flux_inpaint", None)
+    try:
+        module = upstream.load_script(path)
+        assert "train_flux_inpaint" not in sys.modules
+        assert module.__name__.startswith("train_flux_inpaint_") and sys.modules[module.__name__] is module
+        assert upstream.load_script(path) is module
+        with upstream.importable(module):
+            spec = importlib.util.find_spec("train_flux_inpaint")
+        assert spec is not None and spec.origin == str(upstream.DEFAULT_SCRIPT)
+    finally:
+        if trainer is not None:
+            sys.modules["train_flux_inpaint"] = trainer
+
+
+def test_a_module_that_was_not_loaded_here_is_left_as_it_is() -> None:
+    before = state()
+    with upstream.importable(ModuleType("other")):
+        assert state() == before
+    assert upstream.loaded(argparse) is None
 
 
 def test_a_missing_script_is_named(tmp_path: Path) -> None:
@@ -83,8 +196,34 @@ def test_everything_that_the_contract_misses_is_named(tmp_path: Path) -> None:
     module = upstream.load_script(script(tmp_path, "def main(): pass\nVitonDataset = object\nparse_args = 3\n"))
     with pytest.raises(upstream.UpstreamError) as error:
         upstream.check_contract(module)
-    for part in ("no VitonHDTestDataset", "no parse_args", "main() does not take one argument", "some_trainer.py"):
+    for part in (
+        "no VitonHDTestDataset (is it VitonDataset?)",
+        "no parse_args",
+        "main() does not take one argument",
+        "some_trainer.py",
+    ):
         assert part in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("def options(a=None): pass", "no VitonHDTestDataset, no parse_args, no main"),
+        ("def parse_arguments(a=None): pass", "no parse_args (is it parse_arguments?), no main"),
+        (
+            "def parse_arg(a=None): pass\nVitonHDTestDatasets = 3",
+            "no VitonHDTestDataset, no parse_args (is it parse_arg?)",
+        ),
+        (
+            "def mains(a): pass\nclass VitonHDDataset: pass",
+            "(is it VitonHDDataset?), no parse_args, no main (is it mains?)",
+        ),
+    ],
+)
+def test_a_near_name_is_asked_about(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(upstream.UpstreamError) as error:
+        upstream.check_contract(upstream.load_script(script(tmp_path, text)))
+    assert said in str(error.value)
 
 
 def test_the_projects_own_trainer_keeps_the_contract() -> None:
@@ -125,6 +264,60 @@ def test_a_name_that_is_not_there_is_not_patched_in(tmp_path: Path) -> None:
     with pytest.raises(AttributeError), upstream.patched(module, main=print, no_such_name=1):
         pass
     assert module.main is not print
+
+
+def test_a_name_may_be_added_and_is_deleted_again(tmp_path: Path) -> None:
+    module = upstream.load_script(script(tmp_path, GOOD))
+    before = dict(vars(module))
+    with upstream.patched(module, create=True, args=1, main=2):
+        assert (module.args, module.main) == (1, 2)
+        del module.args
+    assert vars(module) == before
+
+
+class Base:
+    inherited = 1
+
+    @staticmethod
+    def static() -> int:
+        return 2
+
+
+class Stubborn(Base):
+    """Refuses to be given a ``bad`` attribute, and to take ``sticky`` back."""
+
+    def __init__(self) -> None:
+        self.log: list[str] = []
+        self.first = self.bad = self.sticky = self.last = 0
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name != "log" and self.__dict__.get(name) is not None:
+            self.log.append(f"{name}={value}")
+            if (name, value) in (("bad", 1), ("sticky", 0)):
+                raise RuntimeError(name)
+        super().__setattr__(name, value)
+
+
+def test_a_failure_half_way_restores_what_was_set() -> None:
+    target = Stubborn()
+    with pytest.raises(RuntimeError, match="bad"), upstream.patched(target, first=1, last=1, bad=1):
+        pytest.fail("the block must not run")
+    assert (target.first, target.last, target.bad) == (0, 0, 0)
+
+
+def test_originals_come_back_in_reverse_and_one_failure_stops_no_other() -> None:
+    target = Stubborn()
+    with pytest.raises(RuntimeError, match="sticky"), upstream.patched(target, first=1, sticky=1, last=1):
+        target.log.clear()
+    assert target.log == ["last=0", "sticky=0", "first=0"]
+    assert (target.first, target.last) == (0, 0)
+
+
+def test_static_methods_and_inherited_attributes_stay_what_they_are() -> None:
+    with upstream.patched(Base, static=print), upstream.patched(Stubborn, inherited=5):
+        assert Stubborn.inherited == 5
+    assert isinstance(vars(Base)["static"], staticmethod)
+    assert "inherited" not in vars(Stubborn) and Stubborn.inherited == 1
 
 
 def test_the_trainer_imports_nothing_of_the_package() -> None:
