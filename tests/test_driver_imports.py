@@ -219,7 +219,7 @@ LATE = "import helper\nfrom lib import part\ndef f():\n    from lib import late\
 
 
 def test_siblings_are_the_same_modules_each_time_and_gone_between(tmp_path: Path) -> None:
-    files = {"helper": "", "lib__part": "", "lib__late": "", "extra": ""}
+    files = {"helper": "", "lib__part": "", "lib__late": "", "extra": "", "inner": ""}
     module, imports = script(tmp_path, train=LATE, **files)
     assert not {"helper", "lib", "lib.part"} & sys.modules.keys() and str(tmp_path) not in sys.path
     with imports.installed():
@@ -228,8 +228,10 @@ def test_siblings_are_the_same_modules_each_time_and_gone_between(tmp_path: Path
         extra = importlib.import_module("extra")  # by a name that no source says
         with imports.installed():
             assert module.f() is late
+            inner = importlib.import_module("inner")
+        assert sys.modules["inner"] is inner
         assert sys.modules["lib.late"] is late and sys.path[0] == str(tmp_path)
-    assert not {"helper", "lib", "lib.late", "extra"} & sys.modules.keys()
+    assert not {"helper", "lib", "lib.late", "extra", "inner"} & sys.modules.keys()
     with imports.installed():
         assert module.f() is late and importlib.import_module("extra") is extra
 

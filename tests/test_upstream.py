@@ -284,18 +284,19 @@ class Base:
 
 
 class Stubborn(Base):
-    """Refuses to be given a ``bad`` attribute, and to take ``sticky`` back."""
+    """Complains when given a ``bad`` attribute, and when ``sticky`` is put back, once it has it."""
 
     def __init__(self) -> None:
         self.log: list[str] = []
         self.first = self.bad = self.sticky = self.last = 0
 
     def __setattr__(self, name: str, value: object) -> None:
-        if name != "log" and self.__dict__.get(name) is not None:
+        known = name in vars(self)
+        super().__setattr__(name, value)
+        if known:
             self.log.append(f"{name}={value}")
             if (name, value) in (("bad", 1), ("sticky", 0)):
                 raise RuntimeError(name)
-        super().__setattr__(name, value)
 
 
 def test_a_failure_half_way_restores_what_was_set() -> None:
