@@ -820,7 +820,7 @@ class Run:
         """Draw the validation pictures of this step, on fixed samples and seeds, with the models in memory."""
         args, device, rows = self.args, self.accelerator.device, []
         no_text = dict.fromkeys(("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"))
-        scheduler = FlowScheduler.from_config(self.scheduler.config)  # sampling changes its timesteps, which training draws from
+        scheduler = FlowScheduler.from_config(self.scheduler.config)  # sampling changes timesteps, training draws them
         pipeline = FluxFillPipeline(scheduler=scheduler, vae=self.vae, transformer=self.model, **no_text)
         pipeline.set_progress_bar_config(disable=True)
         for number, sample in enumerate(tqdm(samples, desc=f"Validation at step {self.step}", leave=False)):

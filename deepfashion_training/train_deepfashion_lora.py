@@ -19,8 +19,10 @@ import shlex
 import sys
 import traceback
 from pathlib import Path
-from types import ModuleType
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from deepfashion_training import upstream
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PRESETS = Path(__file__).resolve().parent / "presets"
@@ -60,6 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("run").add_argument
     add("--preset", default="full", metavar="NAME|FILE", help="quick_test, full, h100, low_vram, or a YAML file")
     add("--upstream", metavar="PATH", help="training script to drive (default: the project's train_flux_inpaint.py)")
+    add("--upstream-check", metavar="PATH", help="say how a training script can be driven, and train nothing")
     add("--embedded", action="store_true", help="small model and drawn wardrobe: no network, no GPU, no account")
     add("--check", action="store_true", help="check arguments, models, disk and data, and train nothing")
     add("--debug", action="store_true", help="show the traceback of an error")
@@ -124,7 +127,7 @@ def _options(parser: argparse.ArgumentParser) -> list[str]:
     return [option for option in parser._option_string_actions if option.startswith("--")]
 
 
-def resolve(argv: list[str]) -> tuple[argparse.Namespace, ModuleType]:
+def resolve(argv: list[str]) -> tuple[argparse.Namespace, upstream.Script]:
     """Arguments of the run, the wrapper's own among them, and the script that is to train with them.
 
     Raises ``WrongUseError`` for a flag that nobody knows, naming the nearest one that somebody does.
@@ -136,9 +139,7 @@ def resolve(argv: list[str]) -> tuple[argparse.Namespace, ModuleType]:
     flags = load_preset(first.preset)
     if first.embedded:
         flags |= load_preset("embedded")
-    script = upstream.load_script(first.upstream or upstream.DEFAULT_SCRIPT)
-    upstream.check_contract(script)
-    script_parser = upstream.script_parser(script)
+    script = upstream.open_script(first.upstream or upstream.DEFAULT_SCRIPT, _report_to(flags, argv))
     own_flags = {flag: value for flag, value in flags.items() if f"--{flag}" in _options(parser)}
     own, for_script = parser.parse_known_args([*_tokens(own_flags), *argv])
     own.dataset_name = own.dataset_name or (None if own.embedded else HUB_DATASET)
@@ -154,11 +155,7 @@ def resolve(argv: list[str]) -> tuple[argparse.Namespace, ModuleType]:
 
         models = ("pretrained_model_name_or_path", "pretrained_inpaint_model_name_or_path")
         given |= dict.fromkeys(models, str(TINY_FLUX_FILL))
-    typed = [*_tokens(preset), *_tokens(given), *for_script]
-    if script_parser is not None:
-        known = [*_options(parser), *_options(script_parser), *LAUNCHER_FLAGS]
-        _refuse_unknown(script_parser, [*_tokens(preset), *for_script], known)
-    args = script.parse_args(typed)
+    args = _parse(script, _tokens(preset), given, for_script, _options(parser))
     try:
         dataset_options(own)
     except ValueError as error:  # its message begins with the name of the option
@@ -168,16 +165,45 @@ def resolve(argv: list[str]) -> tuple[argparse.Namespace, ModuleType]:
     return args, script
 
 
-def _refuse_unknown(parser: argparse.ArgumentParser, typed: list[str], known: list[str]) -> None:
-    for flag in (token.split("=")[0] for token in typed if token.startswith("--")):
-        if flag == "--dataroot":
-            raise WrongUseError("--dataroot is the training script's name for it: use --dataset_name")
-    required = [action for action in parser._actions if action.required]
-    for action in required:  # only unknown flags matter here; the script itself asks for what it requires
-        action.required = False
-    _, unknown = parser.parse_known_args(typed)
-    for action in required:
-        action.required = True
+def _report_to(flags: dict[str, Any], argv: list[str]) -> str:
+    """Where curves will go, as far as it is said before the script's own parser is there."""
+    seen = argparse.ArgumentParser(allow_abbrev=False, add_help=False)
+    seen.add_argument("--report_to", nargs="?", default=flags.get("report_to") or "tensorboard")
+    return str(seen.parse_known_args(argv)[0].report_to)
+
+
+def _parse(
+    script: upstream.Script, preset: list[str], given: dict[str, str], typed: list[str], own_flags: list[str]
+) -> argparse.Namespace:
+    """Arguments of the run as ``script`` understands them; ``given`` are those that follow from the wrapper's flags.
+
+    Raises ``WrongUseError`` for a flag that nobody knows, and for a typed one that this script would not read.
+    """
+    from deepfashion_training import upstream
+    from deepfashion_training.driver.arguments import UnknownFlagError
+
+    theirs = upstream.script_parser(script)
+    if theirs is None:
+        return script.parse_args([*preset, *_tokens(given), *typed])
+    ours = upstream.script_parser(upstream.load_script(upstream.DEFAULT_SCRIPT))
+    assert ours is not None  # given: our trainer uses argparse
+    known = [*own_flags, *_options(ours), *_options(theirs), *LAUNCHER_FLAGS]
+    _refuse_unknown([ours], preset, known)
+    _refuse_unknown([ours, theirs], typed, known)
+    try:
+        return upstream.parse_arguments(script, ours, theirs, preset, given, typed)
+    except UnknownFlagError as error:
+        raise WrongUseError(str(error)) from error
+
+
+def _refuse_unknown(parsers: list[argparse.ArgumentParser], typed: list[str], known: list[str]) -> None:
+    from deepfashion_training.driver.arguments import explicit
+
+    if _typed("--dataroot", typed):
+        raise WrongUseError("--dataroot is the training script's name for it: use --dataset_name")
+    unknown = typed
+    for parser in parsers:
+        unknown = explicit(parser, unknown)[1]
     if unknown:
         near = difflib.get_close_matches(unknown[0].split("=")[0], known, n=1)
         raise WrongUseError(f"unknown argument {unknown[0]}" + (f": did you mean {near[0]}?" if near else ""))
@@ -229,7 +255,7 @@ def process_state() -> Any:
     return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
 
 
-def check(args: argparse.Namespace, script: ModuleType) -> None:
+def check(args: argparse.Namespace, script: upstream.Script) -> None:
     """Raise ``ValueError`` for anything that would stop the run later and can be known before models are loaded."""
     import torch
 
@@ -344,7 +370,7 @@ def dataset_options(args: argparse.Namespace) -> Any:
     )
 
 
-def run(args: argparse.Namespace, script: ModuleType) -> None:
+def run(args: argparse.Namespace, script: upstream.Script) -> None:
     """Train with ``script`` on our dataset, then write the model card and say where everything is."""
     from deepfashion_training import upstream
     from deepfashion_training.deepfashion_dataset import DeepFashionDataset
@@ -355,14 +381,31 @@ def run(args: argparse.Namespace, script: ModuleType) -> None:
         draw_wardrobe(Path(args.dataset_name))
     elif needs_preparation(args):
         make_pairs(args)
+    if isinstance(script, upstream.DrivenScript) and process_state().is_main_process:
+        sys.stderr.write("".join(f"{line}\n" for line in script.notes()))
     dataset = functools.partial(DeepFashionDataset, options=dataset_options(args))
-    with upstream.patched(script, VitonHDTestDataset=dataset):
+    with upstream.importable(script), upstream.patched(script, VitonHDTestDataset=dataset):
         script.main(args)
-    if process_state().is_main_process:
+    if not process_state().is_main_process:
+        return
+    if not (Path(args.output_dir) / "run.json").exists():  # a script of its own ways
+        sys.stdout.write(f"\n{args.upstream} has ended; what it has written is in {args.output_dir}\n")
+    else:
         revision, cache_dir = getattr(args, "inpaint_revision", None), getattr(args, "cache_dir", None)
         subfolder = subfolder_of_transformer(args.pretrained_inpaint_model_name_or_path, revision, cache_dir)
         card = write_model_card(Path(args.output_dir), subfolder)
         sys.stdout.write(closing_lines(args, card))
+
+
+def check_upstream(path: str) -> int:
+    """Print how the script at ``path`` can be driven; returns the exit code, 1 when it cannot."""
+    from deepfashion_training import upstream
+
+    text, problem = upstream.inspect_script(path)
+    sys.stdout.write(text)
+    if problem:
+        sys.stderr.write(f"train_deepfashion_lora: {problem}\n")
+    return 1 if problem else 0
 
 
 def _draws_wardrobe(args: argparse.Namespace) -> bool:
@@ -408,6 +451,8 @@ def main(argv: list[str] | None = None) -> int:
         for name in ("deepfashion_training", "train_flux_inpaint"):
             logging.getLogger(name).setLevel(logging.INFO)
         quiet_libraries()
+        if (path := build_parser().parse_known_args(argv)[0].upstream_check) is not None:
+            return check_upstream(path)
         args, script = resolve(argv)
         check(args, script)
         if not args.check:

@@ -13,6 +13,7 @@ import difflib
 import hashlib
 import importlib.util
 import inspect
+import logging
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,8 +22,13 @@ from types import ModuleType
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from deepfashion_training.driver.arguments import FROM_OUTSIDE, Translation, settings_of, translate
 from deepfashion_training.driver.imports import ScriptImports, is_missing, needs, pip_command
-from deepfashion_training.driver.source import Source, read_source
+from deepfashion_training.driver.inspection import lora_kind, table
+from deepfashion_training.driver.quirks import quirks_of, settle
+from deepfashion_training.driver.source import Source, attributes_read, read_source
+
+logger = logging.getLogger(__name__)
 
 #: The project's own trainer, which ``--upstream`` replaces by another script.
 DEFAULT_SCRIPT = Path(__file__).resolve().parents[1] / "train_flux_inpaint.py"
@@ -130,30 +136,35 @@ def loaded(module: ModuleType) -> LoadedScript | None:
 
 
 @contextlib.contextmanager
-def importable(module: ModuleType) -> Iterator[None]:
+def importable(script: Script) -> Iterator[None]:
     """Siblings of a loaded script are importable inside the block, as its functions may want; else nothing happens."""
-    script = loaded(module)
-    with script.importable() if script is not None else contextlib.nullcontext():
+    known = loaded(script.module if isinstance(script, DrivenScript) else script)
+    with known.importable() if known is not None else contextlib.nullcontext():
         yield
 
 
-def check_contract(module: ModuleType) -> None:
-    """Raise ``UpstreamError`` that names everything in which ``module`` is not an upstream script."""
-    wrong = []
+def contract_faults(module: ModuleType) -> dict[str, str]:
+    """Names of the contract that ``module`` breaks, and how."""
+    wrong = {}
     for name, example in (("VitonHDTestDataset", None), ("parse_args", [[]]), ("main", [argparse.Namespace()])):
         found = getattr(module, name, None)
         if not callable(found):
             others = [other for other, value in vars(module).items() if callable(value) and other != name]
             near = difflib.get_close_matches(name, others, n=1, cutoff=0.7)
-            wrong.append(f"no {name} (is it {near[0]}?)" if near else f"no {name}")
+            wrong[name] = f"no {name} (is it {near[0]}?)" if near else f"no {name}"
         elif example is not None:
             signature = inspect.signature(found)
             try:
                 signature.bind(*example)
             except TypeError:
-                wrong.append(f"{name}{signature} does not take one argument")
-    if wrong:
-        raise UpstreamError(f"{module.__file__} is no training script that can be driven: {', '.join(wrong)}")
+                wrong[name] = f"{name}{signature} does not take one argument"
+    return wrong
+
+
+def check_contract(module: ModuleType) -> None:
+    """Raise ``UpstreamError`` that names everything in which ``module`` is not an upstream script."""
+    if wrong := contract_faults(module):
+        raise UpstreamError(f"{module.__file__} is no training script that can be driven: {', '.join(wrong.values())}")
 
 
 class _ParserSeenError(Exception):
@@ -163,8 +174,8 @@ class _ParserSeenError(Exception):
         self.parser = parser
 
 
-def script_parser(module: ModuleType) -> argparse.ArgumentParser | None:
-    """The parser that ``module.parse_args`` builds, or None when it uses no argparse.
+def script_parser(script: Script) -> argparse.ArgumentParser | None:
+    """The parser that ``script.parse_args`` builds, or None when it uses no argparse.
 
     ``parse_args`` runs up to the moment at which it would parse, so nothing is parsed or checked.
     """
@@ -173,9 +184,9 @@ def script_parser(module: ModuleType) -> argparse.ArgumentParser | None:
         raise _ParserSeenError(parser)
 
     stopped = patched(argparse.ArgumentParser, parse_args=stop, parse_known_args=stop)
-    with importable(module), stopped, contextlib.suppress(SystemExit):
+    with importable(script), stopped, contextlib.suppress(SystemExit):
         try:
-            module.parse_args([])
+            script.parse_args([])
         except _ParserSeenError as seen:
             return seen.parser
     return None
@@ -210,3 +221,175 @@ def _put_back(target: Any, name: str, original: Any) -> None:
         setattr(target, name, original)
     elif _original(target, name) is not _ABSENT:
         delattr(target, name)
+
+
+class DrivenScript:
+    """A script that trains no LoRA by itself, with a LoRA for it to train; an upstream script like any other.
+
+    ``parse_args`` takes the script's own words; ``adopt`` makes of them the arguments of our trainer, which ``main``
+    and the checks before it take.
+    """
+
+    def __init__(self, module: ModuleType) -> None:
+        self.module, self.__file__ = module, str(module.__file__)
+        self.VitonHDTestDataset = module.VitonHDTestDataset
+        self.script_args = argparse.Namespace()
+        self.translation = Translation([], {})
+
+    def parse_args(self, input_args: list[str] | None = None) -> argparse.Namespace:
+        """The script's own ``parse_args``."""
+        return self.module.parse_args(input_args)
+
+    def adopt(self, ours: argparse.ArgumentParser, translation: Translation) -> argparse.Namespace:
+        """Let the script parse its arguments, and return every argument of our trainer as it holds in the run."""
+        self.translation = translation
+        self.script_args = self.parse_args(translation.tokens)
+        return settings_of(ours, translation.settings, self.script_args)
+
+    @staticmethod
+    def check_packages(settings: argparse.Namespace) -> None:
+        """Raise ``ValueError`` when a flag needs a package or a device that is not there."""
+        _trainer().check_packages(settings)
+
+    @staticmethod
+    def refuse_earlier_run(settings: argparse.Namespace) -> None:
+        """Raise ``ValueError`` for an output directory with another run, or a checkpoint that cannot be continued."""
+        from deepfashion_training.driver.run import find_checkpoint
+
+        _trainer().refuse_earlier_run(settings)
+        find_checkpoint(settings)
+
+    def notes(self) -> list[str]:
+        """What a user should know of this way of training, a line each."""
+        known = loaded(self.module)
+        assert known is not None  # given: open_script loads what it drives
+        lines = [f"{self.__file__} trains no LoRA by itself: it gets one as its transformer's only parameters"]
+        lines += [f"  {quirk.habit}: {quirk.mended}" for quirk in quirks_of(list(known.source.trees.values()))]
+        if known.stand_ins:
+            listed = ", ".join(f"{name} ({why})" for name, why in known.stand_ins.items())
+            lines.append(f"  stand-ins for packages that are not installed: {listed}")
+        if self.translation.lost:
+            lines.append(f"  of the preset, unknown to it and without effect: {', '.join(self.translation.lost)}")
+        if self.translation.unread:
+            lines.append(f"  taken by its parser and read by nobody: {', '.join(self.translation.unread)}")
+        return lines
+
+    def main(self, settings: argparse.Namespace) -> None:
+        """Train as ``settings`` of ``adopt`` say; leaves what our own trainer leaves in the output directory.
+
+        Raises ``ValueError`` for what the user can mend, and whatever the script raises.
+        """
+        from deepfashion_training.driver.replacements import quiet_libraries, replacements
+        from deepfashion_training.driver.run import DrivenRun, find_checkpoint
+
+        known = loaded(self.module)
+        assert known is not None  # given: open_script loads what it drives
+        settings.resume_from_checkpoint = find_checkpoint(settings)
+        for name in vars(self.script_args).keys() & vars(settings).keys():
+            setattr(self.script_args, name, getattr(settings, name))
+        settle(self.script_args, list(known.source.trees.values()))
+        facts = {
+            "script": self.__file__,
+            "sha256": hashlib.sha256(Path(self.__file__).read_bytes()).hexdigest(),
+            "lora": "adapter",
+            "notes": [line.strip() for line in self.notes()],
+        }
+        run, status = DrivenRun(settings, self.script_args, self.VitonHDTestDataset, {"upstream": facts}), "failed"
+        names = replacements(self.module, run, self.script_args)
+        try:
+            with contextlib.ExitStack() as patches:
+                patches.enter_context(importable(self))
+                for target, quiet in quiet_libraries():
+                    patches.enter_context(patched(target, **quiet))
+                patches.enter_context(patched(self.module, create=True, **names))
+                self.module.main(self.script_args)
+            run.check_result()
+            status = "done"
+        finally:
+            run.end(status)
+
+
+#: What ``open_script`` returns.
+Script = ModuleType | DrivenScript
+
+
+def _trainer() -> Any:
+    return load_script(DEFAULT_SCRIPT)
+
+
+def open_script(path: str | Path, report_to: str = "tensorboard") -> Script:
+    """The script at ``path``, loaded and checked; one that trains no LoRA by itself comes with one to train.
+
+    Raises ``UpstreamError`` for a script that does not load, that is no training script, or that can be given no LoRA.
+    """
+    module = load_script(path, report_to)
+    check_contract(module)
+    known = loaded(module)
+    assert known is not None  # given: it was loaded just now
+    try:
+        return DrivenScript(module) if lora_kind(known.source) == "adapter" else module
+    except ValueError as error:
+        raise UpstreamError(f"--upstream {error}") from error
+
+
+def parse_arguments(
+    script: Script,
+    ours: argparse.ArgumentParser,
+    theirs: argparse.ArgumentParser,
+    preset: list[str],
+    given: dict[str, str],
+    typed: list[str],
+) -> argparse.Namespace:
+    """Arguments of a run: tokens of our parser ``ours``, and ``typed`` ones of the script's, in the script's words.
+
+    ``given`` follow from what is known already, and lose against typed ones. For a script that is driven every
+    argument of our trainer is there, for any other those that it has itself. Raises ``UnknownFlagError``.
+    """
+    driven = isinstance(script, DrivenScript)
+    module = script.module if isinstance(script, DrivenScript) else script
+    if Path(str(module.__file__)).resolve() == DEFAULT_SCRIPT:
+        return script.parse_args([*preset, *(f"--{name}={value}" for name, value in given.items()), *typed])
+    known = loaded(module)
+    assert known is not None  # given: open_script loads it
+    if driven:  # its own defaults are not those of a LoRA for our base
+        same = ("pretrained_model_name_or_path", "pretrained_inpaint_model_name_or_path", "seed")
+        given = {**{name: str(ours.get_default(name)) for name in same}, **given}
+    from_wrapper = [f"--{name}={value}" for name, value in given.items()]
+    read = frozenset(attributes_read(known.source)) if driven else None
+    outside = FROM_OUTSIDE if driven else frozenset[str]()
+    translation = translate(ours, theirs, [*from_wrapper, *preset], typed, read, outside)
+    translation.lost = [flag for flag in translation.lost if flag.split()[0][2:] not in given]
+    options = theirs._option_string_actions
+    if "--instance_data_dir" in options and not any("--dataset_name" in token for token in translation.tokens):
+        translation.tokens.append(f"--instance_data_dir={given['dataroot']}")
+    if isinstance(script, DrivenScript):
+        with importable(script):
+            return script.adopt(ours, translation)
+    if translation.lost:
+        logger.warning("unknown to %s and without effect: %s", module.__file__, ", ".join(translation.lost))
+    with importable(script):
+        return script.parse_args(translation.tokens)
+
+
+def inspect_script(path: str | Path) -> tuple[str, str | None]:
+    """The table of ``--upstream-check`` for the script at ``path``, and why it cannot be driven, None where it can.
+
+    Raises ``UpstreamError`` where there is nothing to make a table of: no such file, no valid Python.
+    """
+    file = Path(path).resolve()
+    if not file.is_file() or file.suffix != ".py":
+        raise UpstreamError(f"--upstream {path}: no Python file there")
+    try:
+        source = read_source(file)
+    except SyntaxError as error:
+        raise UpstreamError(_no_python(path, file, error)) from error
+    missing, stand_ins = needs(source)
+    faults: dict[str, str] = {}
+    problem = f"--upstream {path} needs packages that are not installed: {pip_command(missing)}" if missing else None
+    if problem is None:
+        try:
+            faults = contract_faults(load_script(path))
+            open_script(path)
+        except UpstreamError as error:
+            problem = str(error)
+    return table(source, faults, missing, stand_ins, pip_command(missing)), problem

@@ -1,0 +1,127 @@
+"""An ``Accelerator`` that mends, from outside, what a script does around its training step."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from accelerate import Accelerator, DistributedType
+from accelerate.utils import set_seed
+from torch.utils.data import DataLoader
+
+import train_flux_inpaint as trainer
+from deepfashion_training.driver.run import RowStream
+
+if TYPE_CHECKING:
+    from deepfashion_training.driver.run import DrivenRun
+
+#: Arguments that trackers must not get.
+SECRETS = ("hub_token",)
+
+
+class DrivenAccelerator(Accelerator):
+    """``Accelerator`` of a script that ``run`` drives; see ``accelerator_class``."""
+
+    run: ClassVar[DrivenRun]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        if kwargs.get("log_with") == "none":
+            kwargs["log_with"] = None
+        super().__init__(*args, **kwargs)
+        if self.distributed_type in (DistributedType.DEEPSPEED, DistributedType.FSDP, DistributedType.MEGATRON_LM):
+            raise ValueError(
+                f"a LoRA through another script trains on one GPU or data-parallel, not with {self.distributed_type}: "
+                "choose another `accelerate config`"
+            )
+        self.run.accelerator = self
+        if self.is_main_process:
+            trainer.prepare_output_dir(self.run.settings)
+        self.wait_for_everyone()
+
+    def prepare(self, *objects: Any, **kwargs: Any) -> Any:
+        """Check that the optimizer holds the LoRA and nothing else, then prepare as ever.
+
+        The loader of training rows gets the worker processes that the script gives none. Several ranks get seeds of
+        their own from here on, having begun with the same LoRA. Raises ``ValueError`` when the optimizer is another's.
+        """
+        run = self.run
+        run.parameters = run.model.freeze_base()
+        wanted = {id(parameter) for parameter in run.parameters}
+        for optimizer in (each for each in objects if isinstance(each, torch.optim.Optimizer)):
+            held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+            if held != wanted:
+                raise ValueError(
+                    f"this script's optimizer holds {len(held & wanted)} of the LoRA's {len(wanted)} weights and "
+                    f"{len(held - wanted)} others, so it cannot train a LoRA"
+                )
+        prepared = super().prepare(*(self._with_workers(each) for each in objects), **kwargs)
+        if self.num_processes > 1:
+            set_seed(run.settings.seed, device_specific=True)
+        run.begin()
+        return prepared
+
+    def _with_workers(self, part: Any) -> Any:
+        workers = self.run.settings.dataloader_num_workers
+        if not isinstance(part, DataLoader) or not isinstance(part.dataset, RowStream) or not workers:
+            return part
+        return DataLoader(
+            part.dataset, batch_sampler=part.batch_sampler, collate_fn=part.collate_fn, num_workers=workers,
+            prefetch_factor=self.run.settings.dataloader_prefetch_factor, pin_memory=self.device.type == "cuda",
+        )  # fmt: skip
+
+    def init_trackers(self, project_name: str, config: Any = None, init_kwargs: Any = None) -> None:
+        """Start the trackers with plain values and no secrets among them."""
+        plain = {name: value for name, value in (config or {}).items() if isinstance(value, (bool, int, float, str))}
+        plain = {name: value for name, value in plain.items() if name not in SECRETS}
+        super().init_trackers(project_name, config=plain, init_kwargs=init_kwargs or {})
+
+    def backward(self, loss: torch.Tensor, **kwargs: Any) -> None:
+        """Note the loss, which must be finite, and run the backward pass."""
+        self.run.add_loss(loss)
+        super().backward(loss, **kwargs)
+
+    def log(self, values: dict[str, Any], step: int | None = None, log_kwargs: Any = None) -> None:
+        """Log once for each optimizer step, with the mean loss of its forward passes and of all ranks."""
+        if self.sync_gradients:
+            super().log(self.run.end_step(int(step or 0), values), step=step, log_kwargs=log_kwargs or {})
+
+    def save_state(self, output_dir: str | None = None, **kwargs: Any) -> str:
+        """Write a checkpoint under a hidden name, rename it once it is complete, then delete the oldest ones."""
+        assert output_dir is not None  # given: scripts of this kind name their checkpoints
+        final = Path(output_dir)
+        staged = final.with_name(f".saving-{final.name}")
+        with self.run.pause():
+            if self.is_main_process:
+                shutil.rmtree(staged, ignore_errors=True)
+            self.wait_for_everyone()
+            super().save_state(str(staged), **kwargs)
+            self.wait_for_everyone()
+            if self.is_main_process:
+                self.run.checkpoint_saved(staged, final)
+            self.wait_for_everyone()
+        return str(final)
+
+    def load_state(self, input_dir: str | None = None, **kwargs: Any) -> Any:
+        """Load a checkpoint; scripts load into the model that they get here, so several ranks get it unwrapped."""
+        wrapped, self._models = self._models, [self.unwrap_model(model) for model in self._models]
+        try:
+            return super().load_state(input_dir, **kwargs)
+        finally:
+            self._models = wrapped
+
+    def end_training(self) -> None:
+        """Save a last checkpoint where the script has saved none, then finish as ever."""
+        run = self.run
+        last = run.folder / f"checkpoint-{run.step}"
+        if run.settings.checkpointing_steps and run.record is not None and run.step > run.first_step:
+            here = self.is_main_process and not last.exists()
+            if self.reduce(torch.tensor(float(here), device=self.device)).item():
+                self.save_state(str(last))
+        super().end_training()
+
+
+def accelerator_class(run: DrivenRun) -> type[DrivenAccelerator]:
+    """The class that takes the place of ``Accelerator`` in a script while ``run`` lasts."""
+    return type("DrivenAccelerator", (DrivenAccelerator,), {"run": run})

@@ -1,0 +1,109 @@
+"""Our presets and flags in the words of a script's own parser."""
+
+from __future__ import annotations
+
+import argparse
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+#: Arguments of our trainer that are seen to from outside when a LoRA goes through a script as an adapter.
+FROM_OUTSIDE = frozenset(
+    "lora_rank lora_alpha lora_target_modules use_dora use_rslora quantize_base inpaint_revision overwrite_output_dir "
+    "num_validation_images num_inference_steps dataloader_num_workers dataloader_prefetch_factor "
+    "checkpoints_total_limit resume_from_checkpoint".split()
+)
+
+_UNSET = object()
+
+
+class UnknownFlagError(ValueError):
+    """A flag that was typed and that nobody would read; the message is one line."""
+
+
+@dataclass
+class Translation:
+    """Arguments for a script, and what became of the others."""
+
+    tokens: list[str]
+    """For the script's ``parse_args``."""
+    settings: dict[str, Any]
+    """Values of our trainer's arguments that were given, by the preset or on the command line."""
+    lost: list[str] = field(default_factory=list)
+    """Flags of the preset, with their values, that the script does not know."""
+    unread: list[str] = field(default_factory=list)
+    """Flags that its parser takes and its code does not look at."""
+
+
+def explicit(parser: argparse.ArgumentParser, tokens: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """Arguments that ``tokens`` give, without any defaults, and the tokens that ``parser`` does not know."""
+    blank = Namespace(**{action.dest: _UNSET for action in parser._actions})
+    required = [action for action in parser._actions if action.required]
+    for action in required:
+        action.required = False
+    try:
+        known, unknown = parser.parse_known_args(list(tokens), blank)
+    finally:
+        for action in required:
+            action.required = True
+    return {name: value for name, value in vars(known).items() if value is not _UNSET}, unknown
+
+
+def translate(
+    ours: argparse.ArgumentParser,
+    theirs: argparse.ArgumentParser,
+    preset: Sequence[str],
+    typed: Sequence[str],
+    read: frozenset[str] | None,
+    outside: frozenset[str] = frozenset(),
+) -> Translation:
+    """``preset`` and ``typed``, tokens of our parser ``ours``, for a script with the parser ``theirs``.
+
+    Tokens that only ``theirs`` knows are handed on as they are. ``read`` names the arguments that the script's code
+    looks at, None for any; ``outside`` those that are seen to without the script. A flag of the preset that the
+    script does not know is lost; a typed one raises ``UnknownFlagError``.
+    """
+    from_preset, _ = explicit(ours, preset)
+    from_user, handed_on = explicit(ours, typed)
+    found = Translation([], {**from_preset, **from_user})
+    actions = {action.dest: action for action in theirs._actions}
+    for name, value in found.settings.items():
+        if name in outside:
+            continue
+        if name in actions:
+            found.tokens += tokens_of(actions[name], value)
+            if read is not None and name not in read:
+                found.unread.append(f"--{name}")
+        elif name in from_user:
+            raise UnknownFlagError(f"--{name} does nothing here: this --upstream script does not know it")
+        else:
+            found.lost.append(f"--{name} {value}")
+    found.tokens += handed_on
+    return found
+
+
+def tokens_of(action: argparse.Action, value: Any) -> list[str]:
+    """``value`` as one would type it for ``action``; none where that is the action's silence."""
+    flag = max(action.option_strings, key=len)
+    if isinstance(action, argparse.BooleanOptionalAction):
+        return [f"--{'' if value else 'no-'}{action.dest}"]
+    if action.nargs == 0:  # a switch, which stores its constant when it is there
+        return [flag] if bool(value) == bool(action.const) else []
+    return [] if value is None else [f"{flag}={value}"]
+
+
+def settings_of(ours: argparse.ArgumentParser, given: Mapping[str, Any], script_args: Namespace) -> Namespace:
+    """Every argument of our trainer as it holds in the run.
+
+    What is seen to from outside is as given, else our default; the rest as the script has it, where it has it.
+    """
+    settings = Namespace(**{action.dest: action.default for action in ours._actions if action.dest != "help"})
+    for name, value in vars(script_args).items():
+        if name not in FROM_OUTSIDE:
+            setattr(settings, name, value)
+    for name in FROM_OUTSIDE & set(given):
+        setattr(settings, name, given[name])
+    settings.train_base_model = False  # what is trained is the LoRA, whatever the script calls it
+    settings.mixed_precision = settings.mixed_precision or "no"
+    return settings

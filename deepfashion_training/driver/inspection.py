@@ -1,0 +1,113 @@
+"""What can be said of a training script before anything is trained: the table of ``--upstream-check``."""
+
+from __future__ import annotations
+
+import ast
+import textwrap
+from collections.abc import Sequence
+from typing import Literal
+
+from deepfashion_training.driver.quirks import quirks_of
+from deepfashion_training.driver.source import Source, module_names
+
+#: What every script must have, and what for.
+CONTRACT = {
+    "VitonHDTestDataset": "replaced by our garment/person pairs",
+    "parse_args": "gets the arguments in the script's own words",
+    "main": "trains",
+}
+#: Names without which no LoRA goes through a script that trains none, and what takes their place.
+SEAMS = {
+    "FluxTransformer2DModel": "replaced: the frozen base, with a LoRA as its only parameters",
+    "FluxFillPipeline": "replaced: draws validation pictures, saves the LoRA",
+    "Accelerator": "replaced: curves, complete checkpoints, seeds of ranks",
+}
+#: Names that scripts of this family have; a run gets on without them.
+FAMILY = {
+    "encode_prompt": "watched: its prompt goes into the LoRA's metadata",
+    "load_text_encoders": "left alone; a global `args` that it reads is there",
+    "prepare_fill_with_mask": "left alone",
+    "encode_images_to_latents": "left alone",
+}
+#: Calls by which a script makes a LoRA of its own.
+_LORA_CALLS = frozenset({"add_adapter", "get_peft_model", "inject_adapter_in_model", "LoraConfig"})
+
+LoraKind = Literal["native", "adapter", "none"]
+
+
+def lora_kind(source: Source) -> LoraKind:
+    """How a LoRA comes out of a script: it makes one itself, we give it one to train, or it is left to its own ways.
+
+    Raises ``ValueError`` for a script that trains a transformer and has only some of the names that must be replaced.
+    """
+    if makes_lora(source):
+        return "native"
+    names = module_names(source)
+    lacking = [name for name in SEAMS if name not in names]
+    if not lacking:
+        return "adapter"
+    if "FluxTransformer2DModel" in names:
+        raise ValueError(
+            f"{source.path} trains no LoRA and cannot be given one: it has no {', '.join(lacking)} at module level"
+        )
+    return "none"
+
+
+def makes_lora(source: Source) -> bool:
+    """Whether the script or a sibling calls what makes a LoRA."""
+    for tree in source.trees.values():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call):
+                called = node.func
+                name = called.attr if isinstance(called, ast.Attribute) else getattr(called, "id", "")
+                if name in _LORA_CALLS:
+                    return True
+    return False
+
+
+def table(
+    source: Source, faults: dict[str, str], needed: Sequence[str], stand_ins: dict[str, str], pip_command: str
+) -> str:
+    """The table for ``source`` as text of 120 columns.
+
+    ``faults`` are names that the loaded script has in another form than is wanted, ``needed`` missing packages that it
+    cannot do without, ``stand_ins`` those that it can, and why.
+    """
+    names = module_names(source)
+    rows = []
+    for name, what in CONTRACT.items():
+        state = "found" if name in names else "MISSING"
+        rows.append((name, "UNUSABLE" if name in faults and name in names else state, faults.get(name, what)))
+    try:
+        kind = lora_kind(source)
+    except ValueError as error:
+        rows.append(("LoRA", "IMPOSSIBLE", str(error)))
+        kind = "adapter"
+    else:
+        said = {
+            "native": "the script makes its own: only the dataset is replaced",
+            "adapter": "it trains none itself: its transformer is replaced by one whose parameters are a LoRA",
+            "none": "it neither makes one nor has a FluxTransformer2DModel to replace: it trains what it trains",
+        }
+        rows.append(("LoRA", {"native": "native", "adapter": "by adapter", "none": "its own"}[kind], said[kind]))
+    if kind == "adapter":
+        rows += [(name, "found" if name in names else "MISSING", what) for name, what in SEAMS.items()]
+        rows += [(name, "found" if name in names else "absent", what) for name, what in FAMILY.items()]
+    rows += [(f"package {name}", "MISSING", f"{pip_command}") for name in needed]
+    rows += [(f"package {name}", "stand-in", why) for name, why in stand_ins.items()]
+    if not needed and not stand_ins:
+        rows.append(("packages", "all there", ""))
+    if kind == "adapter":
+        quirks = quirks_of(list(source.trees.values()))
+        rows += [(f"quirk: {quirk.name}", "handled", f"{quirk.habit}: {quirk.mended}") for quirk in quirks]
+    return _aligned(rows)
+
+
+def _aligned(rows: Sequence[tuple[str, str, str]]) -> str:
+    left, middle = (max(len(row[column]) for row in rows) + 2 for column in (0, 1))
+    lines = []
+    for name, state, remark in rows:
+        wrapped = textwrap.wrap(remark, 120 - left - middle) or [""]
+        lines.append(f"{name:<{left}}{state:<{middle}}{wrapped[0]}".rstrip())
+        lines += [" " * (left + middle) + line for line in wrapped[1:]]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,66 @@
+"""What takes the place of which name in a script that trains no LoRA by itself."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
+from argparse import Namespace
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+from deepfashion_training.driver.accelerator import accelerator_class
+from deepfashion_training.driver.adapter import adapter_class
+from deepfashion_training.driver.pipeline import pipeline_class
+from deepfashion_training.driver.run import DrivenRun
+
+logger = logging.getLogger(__name__)
+
+
+def replacements(module: ModuleType, run: DrivenRun, args: Namespace) -> dict[str, Any]:
+    """Names of ``module`` and what they are while ``run`` lasts; ``args`` and ``print`` may be new to it."""
+    names: dict[str, Any] = {
+        "VitonHDTestDataset": run.build_dataset,
+        "FluxTransformer2DModel": adapter_class(run),
+        "FluxFillPipeline": pipeline_class(run),
+        "Accelerator": accelerator_class(run),
+        "args": args,
+        "print": _print_for_debugging,
+    }
+    if callable(getattr(module, "encode_prompt", None)):
+        names["encode_prompt"] = _noting_prompts(module.encode_prompt, run)
+    return names
+
+
+def _noting_prompts(encode_prompt: Callable[..., Any], run: DrivenRun) -> Callable[..., Any]:
+    """``encode_prompt`` that tells ``run`` which prompt the script trains with."""
+    signature = inspect.signature(encode_prompt)
+
+    @functools.wraps(encode_prompt)
+    def noting(*args: Any, **kwargs: Any) -> Any:
+        given = signature.bind(*args, **kwargs).arguments
+        for name in ("prompt", "prompts"):
+            if name in given:
+                run.note_prompt(given[name])
+        return encode_prompt(*args, **kwargs)
+
+    return noting
+
+
+def _print_for_debugging(*values: Any, **_: Any) -> None:
+    logger.debug("%s", " ".join(map(str, values)))
+
+
+def quiet_libraries() -> list[tuple[Any, dict[str, Any]]]:
+    """What to patch so that a script does not make the libraries chatty: modules, and names in them."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    # transformers warns when a script looks up a text encoder's class by its bare configuration
+    transformers_quiet = {"set_verbosity_warning": transformers_logging.set_verbosity_error}
+    return [(diffusers_logging, {"set_verbosity_info": _nothing}), (transformers_logging, transformers_quiet)]
+
+
+def _nothing() -> None:
+    pass

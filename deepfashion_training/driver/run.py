@@ -1,0 +1,277 @@
+"""One training run through a script that is not ours: what its replaced parts share, and what they leave on disk."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import re
+import shutil
+import time
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch.utils.data import Dataset
+
+import train_flux_inpaint as trainer
+
+#: What the script's arguments for lists of pairs are set to, so that its three datasets can be told apart.
+TRAIN_LIST, VERIFICATION_LIST, VALIDATION_LIST = "train", "train verification", "validation"
+#: A step that no run reaches: for "never" where a script divides by the number of steps.
+NEVER = 2**62
+
+
+class RowStream(Dataset):
+    """Rows ``first`` to ``first + length`` of an endless shuffled ``order``, for a loader that reads from 0 on.
+
+    The order is that of our own trainer: a loader in batches, dealt to the ranks in turn, gives every rank of every
+    step the same rows.
+    """
+
+    def __init__(self, data: Any, order: trainer.PairStream, first: int, length: int) -> None:
+        self.data, self.order, self.first, self.length = data, order, first, length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> Any:
+        if not 0 <= index < self.length:
+            raise IndexError(f"row {index} of {self.length}")
+        return self.data[self.order.row_at(self.first + index)]
+
+
+class DrivenRun:
+    """State of a run, from before the script's ``main`` to after it.
+
+    ``settings`` has every argument of our own trainer, with the values that hold in this run; ``args`` are those that
+    the script itself gets, ``dataset`` builds a ``DeepFashionDataset`` from a script's five keyword arguments.
+    """
+
+    def __init__(
+        self, settings: Namespace, args: Namespace, dataset: Callable[..., Any], facts: dict[str, Any]
+    ) -> None:
+        self.settings, self.script_args, self.dataset, self.facts = settings, args, dataset, facts
+        self.folder = Path(settings.output_dir)
+        self.first_step = self.step = step_of(settings.resume_from_checkpoint)
+        self.accelerator: Any = None
+        self.model: Any = None
+        self.parameters: list[torch.nn.Parameter] = []
+        self.datasets: dict[str, Any] = {}
+        self.samples: dict[str, list[dict[str, Any]]] = {}
+        self.drawn: dict[str, list[tuple[int, torch.Tensor]]] = {}
+        self.draw: Callable[..., Any] | None = None
+        self.prompt: list[str] = []
+        self.losses: list[torch.Tensor] = []
+        self.record: trainer.RunRecord | None = None
+        self.clock = time.perf_counter()
+
+    @property
+    def args(self) -> Namespace:
+        """Arguments for ``run.json``."""
+        return self.settings
+
+    @property
+    def mixed_precision(self) -> str:
+        """``no``, ``bf16`` or ``fp16``, as the script's accelerator has it."""
+        return str(self.accelerator.mixed_precision)
+
+    # ---- data -------------------------------------------------------------------------------------------------
+
+    def build_dataset(
+        self, dataroot_path: str, phase: str, order: str = "paired", size: tuple[int, int] = (768, 576),
+        data_list: str | None = None,
+    ) -> Any:  # fmt: skip
+        """What the script gets for each ``VitonHDTestDataset`` that it builds.
+
+        Its training rows are the whole run's, shuffled, from the step on at which the run continues; its other rows
+        are the few that validation shows.
+        """
+        kind = "validation" if phase == "test" else "train"
+        if kind not in self.datasets:
+            self.datasets[kind] = self.dataset(dataroot_path, phase, order, size, data_list)
+        data = self.datasets[kind]
+        if kind == "train" and data_list != VERIFICATION_LIST:
+            return self._stream(data)
+        if kind not in self.samples:
+            count = self.settings.num_validation_images if self.settings.validation_steps else 0
+            self.samples[kind] = [data[row] for row in trainer.validation_rows(data, count)]
+        return self.samples[kind]
+
+    def _stream(self, data: Any) -> RowStream:
+        settings = self.settings
+        rows = settings.train_batch_size * settings.gradient_accumulation_steps * self.accelerator.num_processes
+        steps = settings.max_train_steps or math.ceil(settings.num_train_epochs * len(data) / rows)
+        settings.max_train_steps = self.script_args.max_train_steps = steps
+        if self.step >= steps:
+            raise ValueError(
+                f"{settings.resume_from_checkpoint} is at step {self.step} of {steps}: raise --max_train_steps"
+            )
+        weights = data.sampling_weights() if hasattr(data, "sampling_weights") else None
+        order = trainer.PairStream(len(data), 1, range(0), settings.seed, weights=weights)
+        return RowStream(data, order, self.step * rows, steps * rows)
+
+    # ---- steps ------------------------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Everything is built: start the record of the run."""
+        self.settings.mixed_precision = self.mixed_precision
+        self.record = trainer.RunRecord(self, self.datasets)  # type: ignore[arg-type]  # it reads what both have
+        self.record.facts.update(self.facts)
+        if self.step:
+            self._forget_later_steps()
+        self.clock = time.perf_counter()
+
+    def _forget_later_steps(self) -> None:
+        losses = self.folder / "logs" / "losses.jsonl"
+        if self.accelerator.is_main_process and losses.exists():
+            whole = [line for line in losses.read_text("utf-8").splitlines(keepends=True) if line.endswith("\n")]
+            losses.write_text("".join(line for line in whole if json.loads(line)["step"] <= self.step), "utf-8")
+
+    def add_loss(self, loss: torch.Tensor) -> None:
+        """Note the loss of a forward pass. Raises ``ValueError`` when it is not finite, before it moves a weight."""
+        if not torch.isfinite(loss):
+            raise ValueError(f"the loss is not finite at step {self.step + 1}: lower --learning_rate")
+        self.losses.append(loss.detach())
+
+    @contextlib.contextmanager
+    def pause(self) -> Iterator[None]:
+        """Leave the block out of the step's seconds."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.clock += time.perf_counter() - began
+
+    def end_step(self, step: int, values: dict[str, Any]) -> dict[str, Any]:
+        """Account for an optimizer step that has been taken; returns what to log of it."""
+        self.step = step
+        if self.losses:
+            values = {**values, "loss": self.accelerator.reduce(torch.stack(self.losses).mean(), "mean").item()}
+        self.losses.clear()
+        if self.record is not None:
+            self.record.seconds.append(time.perf_counter() - self.clock)
+        self.clock = time.perf_counter()
+        if self.accelerator.is_main_process:
+            with (self.folder / "logs" / "losses.jsonl").open("a", encoding="utf-8") as lines:
+                lines.write(json.dumps({"step": step, **values}) + "\n")
+        return values
+
+    # ---- files ------------------------------------------------------------------------------------------------
+
+    def save_lora(self, folder: Path) -> None:
+        """Write the LoRA file, with the prompt that the script has trained with in its metadata."""
+        folder.mkdir(parents=True, exist_ok=True)
+        trainer.save_lora(self.model, self.settings, folder)
+
+    def note_prompt(self, prompt: str | Sequence[str]) -> None:
+        """Remember the prompt that the script encodes; the first one stands for all."""
+        if not self.prompt:
+            self.prompt = [prompt if isinstance(prompt, str) else prompt[0]]
+            self.settings.instance_prompt = self.prompt[0]
+
+    def checkpoint_saved(self, staged: Path, final: Path) -> None:
+        """Put a complete checkpoint in its place, then delete the oldest ones. Of the main process."""
+        shutil.rmtree(final, ignore_errors=True)
+        staged.rename(final)
+        others = [path for path in trainer.checkpoints_in(self.folder) if path != final]
+        for path in others[: max(0, len(others) + 1 - (self.settings.checkpoints_total_limit or NEVER))]:
+            shutil.rmtree(path)
+        if self.record is not None:
+            self.record.write()
+
+    def add_drawn(self, pairs: torch.Tensor, results: Sequence[Image.Image]) -> None:
+        """Take in pictures [B,3,H,2W] that validation was given and what it drew; a complete set becomes a sheet."""
+        for pair, result in zip(pairs, results, strict=True):
+            for kind, samples in self.samples.items():
+                drawn = self.drawn.setdefault(kind, [])
+                if len(drawn) < len(samples) and torch.equal(samples[len(drawn)]["image"], pair.cpu()):
+                    drawn.append((self.step, picture_tensor(result)))
+                    if len(drawn) == len(samples):
+                        self._write_sheet(kind, samples, [tensor for _, tensor in self.drawn.pop(kind)])
+                    break
+
+    def _write_sheet(self, kind: str, samples: list[dict[str, Any]], results: list[torch.Tensor]) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        width, rows = self.settings.width, []
+        for sample, pair in zip(samples, results, strict=True):
+            person = [tensor[..., width:] for tensor in (sample["im_mask"], pair, sample["image"])]
+            rows.append([trainer.to_picture(tensor) for tensor in (sample["cloth_pure"], *person)])
+        labels = [f"{sample['im_name']}  {sample['caption_cloth']}" for sample in samples]
+        columns = ["garment", "masked person", f"result, step {self.step}", "truth"]
+        name = f"step-{self.step}.png" if kind == "validation" else f"train-step-{self.step}.png"
+        path = self.folder / "validation" / name
+        path.parent.mkdir(exist_ok=True)
+        trainer.labelled_grid(rows, columns, labels).save(path)
+
+    def draw_last(self) -> None:
+        """Draw the validation rows once more with the finished LoRA, through the pipeline of the last validation."""
+        if self.draw is None or not self.prompt:
+            return
+        self.drawn.clear()
+        for sample in self.samples.get("validation", []):
+            self.draw(prompt=self.prompt, image=sample["image"][None], mask_image=sample["inpaint_mask"][None],
+                      height=self.settings.height, width=2 * self.settings.width)  # fmt: skip
+
+    def check_result(self) -> None:
+        """Raise ``ValueError`` when the script has ended without what it was run for."""
+        if self.accelerator is None or self.step < (self.settings.max_train_steps or 0):
+            raise ValueError(f"{self.facts['upstream']['script']} ended at step {self.step} without an error")
+        if self.accelerator.is_main_process and not (self.folder / trainer.LORA_FILE).is_file():
+            raise ValueError(f"{self.facts['upstream']['script']} ended without saving what it has trained")
+
+    def end(self, status: str) -> None:
+        """Write how the run ended into ``run.json``."""
+        if self.record is not None:
+            if (self.folder / trainer.LORA_FILE).exists():
+                self.record.facts["weights"] = trainer.LORA_FILE
+            self.record.facts["status"] = status
+            self.record.write()
+
+
+def picture_tensor(picture: Image.Image) -> torch.Tensor:
+    """[3,H,W] in [-1,1] of a picture."""
+    import numpy as np
+
+    return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1) / 127.5 - 1
+
+
+def step_of(checkpoint: str | None) -> int:
+    """Step of a ``checkpoint-<n>`` folder; 0 for None."""
+    if checkpoint is None:
+        return 0
+    found = re.fullmatch(r"checkpoint-(\d+)", Path(checkpoint).name)
+    if found is None:
+        raise ValueError(f"--resume_from_checkpoint {checkpoint}: its name is not checkpoint-<step>")
+    return int(found[1])
+
+
+def find_checkpoint(settings: Namespace) -> str | None:
+    """The checkpoint that a run continues from, in its own output directory, or None for a fresh start.
+
+    Raises ``ValueError`` for one that another script has written, that is elsewhere, or that is not there.
+    """
+    wanted, folder = settings.resume_from_checkpoint, Path(settings.output_dir)
+    if wanted is None:
+        return None
+    if wanted == "latest":
+        found = trainer.checkpoints_in(folder)
+        if not found:
+            return None
+        path = found[-1]
+    else:
+        path = Path(wanted)
+    step_of(str(path))
+    if (path / "training_state.pt").exists():
+        raise ValueError(f"--resume_from_checkpoint {path} was written by train_flux_inpaint.py: leave --upstream out")
+    if not (path / trainer.LORA_FILE).is_file() or not (path / "optimizer.bin").is_file():
+        raise ValueError(f"--resume_from_checkpoint {path}: no complete checkpoint there")
+    if path.resolve().parent != folder.resolve():
+        raise ValueError(
+            f"--resume_from_checkpoint {path} is not in --output_dir {folder}, and this script continues nowhere else"
+        )
+    return str(path)
