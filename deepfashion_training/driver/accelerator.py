@@ -25,6 +25,7 @@ class DrivenAccelerator(Accelerator):
     """``Accelerator`` of a script that ``run`` drives; see ``accelerator_class``."""
 
     run: ClassVar[DrivenRun]
+    _models: list[Any]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         if kwargs.get("log_with") == "none":

@@ -115,10 +115,7 @@ QUIRKS = (
     ),
     Quirk(
         "loader workers",
-        lambda nodes: (
-            bool(_keywords(nodes, "DataLoader"))
-            and not any("num_workers" in keywords for keywords in _keywords(nodes, "DataLoader"))
-        ),
+        lambda nodes: any("num_workers" not in keywords for keywords in _keywords(nodes, "DataLoader")),
         "loads pictures between steps",
         "--dataloader_num_workers load them",
     ),

@@ -57,9 +57,13 @@ def quiet_libraries() -> list[tuple[Any, dict[str, Any]]]:
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
-    # transformers warns when a script looks up a text encoder's class by its bare configuration
-    transformers_quiet = {"set_verbosity_warning": transformers_logging.set_verbosity_error}
-    return [(diffusers_logging, {"set_verbosity_info": _nothing}), (transformers_logging, transformers_quiet)]
+    modeling = logging.getLogger("diffusers.models.modeling_utils")  # it warns of an empty list of modules
+    return [
+        (diffusers_logging, {"set_verbosity_info": _nothing}),
+        # transformers warns when a script looks up a text encoder's class by its bare configuration
+        (transformers_logging, {"set_verbosity_warning": transformers_logging.set_verbosity_error}),
+        (modeling, {"filters": [*modeling.filters, lambda record: "float32: []" not in record.getMessage()]}),
+    ]
 
 
 def _nothing() -> None:
