@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -104,13 +106,21 @@ class DrivenAccelerator(Accelerator):
             self.wait_for_everyone()
         return str(final)
 
-    def load_state(self, input_dir: str | None = None, **kwargs: Any) -> Any:
+    def load_state(self, input_dir: str | None = None, **kwargs: Any) -> None:
         """Load a checkpoint; scripts load into the model that they get here, so several ranks get it unwrapped."""
         wrapped, self._models = self._models, [self.unwrap_model(model) for model in self._models]
         try:
-            return super().load_state(input_dir, **kwargs)
+            super().load_state(input_dir, **kwargs)
         finally:
             self._models = wrapped
+        self.run.hold_randomness()
+
+    @contextlib.contextmanager
+    def accumulate(self, *models: Any) -> Iterator[None]:
+        """A forward and backward pass, as ever; training's own randomness goes on in it."""
+        self.run.release_randomness()
+        with super().accumulate(*models):
+            yield
 
     def end_training(self) -> None:
         """Save a last checkpoint where the script has saved none, then finish as ever."""

@@ -24,6 +24,7 @@ class DrivenPipeline(FluxFillPipeline):
 
         Scripts load VAE and text encoders a second time only to save the whole pipeline, and read it back.
         """
+        cls.run.hold_randomness()
         return PipelineOnDemand(cls.run, str(pretrained_model_name_or_path), parts)
 
 

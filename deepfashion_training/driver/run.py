@@ -68,6 +68,7 @@ class DrivenRun:
         self.losses: list[torch.Tensor] = []
         self.record: trainer.RunRecord | None = None
         self.clock = time.perf_counter()
+        self._held: tuple[torch.Tensor, list[torch.Tensor]] | None = None
 
     @property
     def args(self) -> Namespace:
@@ -136,6 +137,20 @@ class DrivenRun:
         if not torch.isfinite(loss):
             raise ValueError(f"the loss is not finite at step {self.step + 1}: lower --learning_rate")
         self.losses.append(loss.detach())
+
+    def hold_randomness(self) -> None:
+        """Let training draw on from here, whatever is drawn before its next forward pass.
+
+        Validation would move it, and so does the loader that a continued run has to make.
+        """
+        self._held = self._held or (torch.get_rng_state(), torch.cuda.get_rng_state_all())
+
+    def release_randomness(self) -> None:
+        """A forward pass begins: go on where ``hold_randomness`` was called."""
+        if self._held is not None:
+            torch.set_rng_state(self._held[0])
+            torch.cuda.set_rng_state_all(self._held[1])
+            self._held = None
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:
