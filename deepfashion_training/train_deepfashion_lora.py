@@ -428,6 +428,8 @@ def closing_lines(args: argparse.Namespace, card: Path) -> str:
     following = "--quick-test   (on a GPU: the real model)" if args.embedded else "--h100   (the full run)"
     if source != HUB_DATASET and not _draws_wardrobe(args):
         following = f"--dataset_name {shlex.quote(source)} {following}"
+    if args.upstream:
+        following = f"--upstream {shlex.quote(args.upstream)} {following}"
     lines = [
         f"{'LoRA' if weights.suffix else 'weights':<9} {shown(weights)}",
         f"pictures  {shown(pictures[-1]) if pictures else 'none: --validation_steps 0'}",

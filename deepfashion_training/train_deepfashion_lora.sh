@@ -71,6 +71,8 @@ USAGE
   --preset X    one of presets/*.yaml by name, or a file of your own like them
   --embedded    the small model and drawn wardrobe that come with the project: any machine, no network;
                 --quick-test does this by itself where no GPU is large enough
+  --upstream X  train through another script, such as that of nftblackmagic/catvton-flux; --upstream-check X says how
+                it would be driven, and trains nothing
   --dry-run     print the exact command and start nothing
   --help        this text
 
@@ -190,6 +192,7 @@ passed=()      # the user's arguments without the launcher's own
 dry_run=no
 embedded=no
 check_only=no
+look_only=no # --upstream-check: about a script, whatever the machine
 
 choose() { # choose NAME FLAG
   [[ -z $preset_flag ]] || die 2 "$preset_flag and $2 each choose a preset; give one of them"
@@ -227,6 +230,7 @@ while (($#)); do
     *)
       [[ $1 != --embedded ]] || embedded=yes
       [[ $1 != --check ]] || check_only=yes
+      [[ $1 != --upstream-check && $1 != --upstream-check=* ]] || look_only=yes
       passed+=("$1")
       ;;
   esac
@@ -245,7 +249,7 @@ done < <(visible_gpus)
 need="$(needed_gib "$preset")"
 complaint=''
 layer=()
-if [[ $embedded == no && $need != 0 ]] && { ((gpus == 0)) || ! enough "$smallest" "$need"; }; then
+if [[ $embedded == no && $look_only == no && $need != 0 ]] && { ((gpus == 0)) || ! enough "$smallest" "$need"; }; then
   if [[ $preset == quick_test ]]; then
     found="no NVIDIA GPU is visible"
     ((gpus == 0)) || found="the GPU has $(gib "$smallest") GiB and the quick test of the full model needs $need"
@@ -290,6 +294,7 @@ if [[ $dry_run == yes ]]; then
 fi
 
 missing="$(missing_packages)" || die 1 "$python does not run; unset PYTHON, or run \`make setup\` in $root"
+[[ $look_only == no || -n $missing ]] || exec "$python" "$wrapper" ${passed[@]+"${passed[@]}"}
 if [[ -n $complaint ]]; then
   # Wrong use is still worth exit status 2, but what the check thinks of models and tokens is not the point now.
   if [[ -z $missing ]]; then

@@ -1,0 +1,128 @@
+"""Does another training script learn from our pairs as our own trainer does? The loss of every step, side by side.
+
+    python benchmarks/upstream_losses.py --upstream PATH [--steps N] [--mixed_precision no|bf16] [--json F]
+
+Both train the embedded model on one drawn wardrobe with the same settings, rows, seed and LoRA. What the script draws
+at random (VAE posteriors, noise, timesteps) it takes from one global generator, our trainer from one per forward
+pass. So the script runs twice: with its own draws, and with its draws replayed from our generators, which
+leaves rounding as the only difference. Exit 1 when the replayed losses differ by more than ``--tolerance``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+
+import train_flux_inpaint as trainer
+from deepfashion_training import train_deepfashion_lora as wrapper
+from deepfashion_training import upstream
+from deepfashion_training.embedded.wardrobe import write_wardrobe
+
+#: Largest difference of a step's loss that rounding may make, by precision.
+TOLERANCE = {"no": 1e-5, "bf16": 2e-3}
+
+
+def losses_of(flags: list[str], replay: bool = False) -> list[float]:
+    """Loss of every step of a run with ``flags``."""
+    from accelerate.state import AcceleratorState, GradientState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    args, script = wrapper.resolve(flags)
+    wrapper.check(args, script)
+    if replay:
+        assert isinstance(script, upstream.DrivenScript)
+        with upstream.patched(script.module, **replayed(script.module, args.seed)):
+            wrapper.run(args, script)
+    else:
+        wrapper.run(args, script)
+    lines = (Path(args.output_dir) / "logs" / "losses.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line)["loss"] for line in lines]
+
+
+def replayed(module: ModuleType, seed: int) -> dict[str, Any]:
+    """Functions of a script of the ``catvton-flux`` family that draw what ``Run.encode`` of our trainer draws.
+
+    Ours draws latents of the pair, latents of the masked pair and noise from one generator, timesteps from a second
+    one with the same seed. The script draws masked pair, pair, noise and timesteps, from the global one.
+    """
+    state: dict[str, Any] = {"forward": 0, "after": None}
+    originals = {
+        name: getattr(module, name)
+        for name in ("prepare_fill_with_mask", "encode_images_to_latents", "compute_density_for_timestep_sampling")
+    }
+
+    def conditioning(*args: Any, **kwargs: Any) -> Any:
+        state["forward"] += 1
+        image, vae = kwargs["image"], kwargs["vae"]
+        torch.manual_seed(trainer.seed_for(seed, 0, state["forward"] - 1))
+        scale = 2 ** (len(vae.config.block_out_channels) - 1)
+        size = (len(image), vae.config.latent_channels, image.shape[-2] // scale, image.shape[-1] // scale)
+        torch.randn(size, dtype=vae.dtype)  # what the pair will get
+        found = originals["prepare_fill_with_mask"](*args, **kwargs)
+        state["after"] = torch.get_rng_state()
+        return found
+
+    def latents(*args: Any, **kwargs: Any) -> Any:
+        torch.manual_seed(trainer.seed_for(seed, 0, state["forward"] - 1))
+        found = originals["encode_images_to_latents"](*args, **kwargs)
+        torch.set_rng_state(state["after"])  # the noise comes next
+        return found
+
+    def density(*args: Any, **kwargs: Any) -> Any:
+        torch.manual_seed(trainer.seed_for(seed, 0, state["forward"] - 1))
+        return originals["compute_density_for_timestep_sampling"](*args, **kwargs)
+
+    replacements = (conditioning, latents, density)
+    return dict(zip(originals, replacements, strict=True))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Train three times, print the losses side by side; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None, allow_abbrev=False)
+    parser.add_argument("--upstream", required=True, metavar="PATH", help="the other training script")
+    parser.add_argument("--steps", type=int, default=20, help="optimizer steps of each run")
+    parser.add_argument("--mixed_precision", choices=list(TOLERANCE), default="no")
+    parser.add_argument("--learning_rate", type=float, default=1e-3)
+    parser.add_argument("--tolerance", type=float, help="largest difference that counts as rounding")
+    parser.add_argument("--json", type=Path, metavar="F", help="write the figures to F")
+    args = parser.parse_args(argv)
+    tolerance = args.tolerance or TOLERANCE[args.mixed_precision]
+    logging.basicConfig(level=logging.WARNING)  # before the script does
+    wrapper.quiet_libraries()
+    with tempfile.TemporaryDirectory() as folder:
+        write_wardrobe(Path(folder) / "pairs", rows=72, seed=0, size=(128, 96), num_proc=1)
+        flags = ["--preset=quick_test", "--embedded", f"--dataset_name={folder}/pairs", "--validation_steps=0"]
+        flags += [f"--max_train_steps={args.steps}", "--checkpointing_steps=0", "--gradient_accumulation_steps=2"]
+        flags += [f"--mixed_precision={args.mixed_precision}", f"--learning_rate={args.learning_rate}"]
+        theirs = f"--upstream={args.upstream}"
+        ours = losses_of([*flags, f"--output_dir={folder}/ours"])
+        replay = losses_of([*flags, theirs, f"--output_dir={folder}/replayed"], replay=True)
+        own = losses_of([*flags, theirs, f"--output_dir={folder}/own"])
+    print(f"{'step':>4} {'ours':>10} {'replayed':>10} {'difference':>11} {'own draws':>10}")
+    for step, (a, b, c) in enumerate(zip(ours, replay, own, strict=True), start=1):
+        print(f"{step:>4} {a:>10.6f} {b:>10.6f} {b - a:>+11.1e} {c:>10.6f}")
+    largest = max(abs(a - b) for a, b in zip(ours, replay, strict=True))
+    apart = [c - a for a, c in zip(ours, own, strict=True)]
+    error = statistics.stdev(apart) / len(apart) ** 0.5
+    print(f"replayed: largest difference {largest:.1e} (rounding may make {tolerance:.0e})")
+    print(f"own draws: mean difference {statistics.mean(apart):+.4f}, standard error {error:.4f}")
+    if args.json:
+        figures = {"ours": ours, "replayed": replay, "own_draws": own, "largest_difference": largest}
+        args.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    return 0 if largest <= tolerance else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
