@@ -355,10 +355,11 @@ def parse_arguments(
         same = ("pretrained_model_name_or_path", "pretrained_inpaint_model_name_or_path", "seed")
         given = {**{name: str(ours.get_default(name)) for name in same}, **given}
     from_wrapper = [f"--{name}={value}" for name, value in given.items()]
-    read = frozenset(attributes_read(known.source)) if driven else None
+    read = frozenset(attributes_read(known.source, None)) if driven else None
     outside = FROM_OUTSIDE if driven else frozenset[str]()
     translation = translate(ours, theirs, [*from_wrapper, *preset], typed, read, outside)
-    translation.lost = [flag for flag in translation.lost if flag.split()[0][2:] not in given]
+    for flags in (translation.lost, translation.unread):
+        flags[:] = [flag for flag in flags if flag.split()[0].removeprefix("--") not in given]
     options = theirs._option_string_actions
     if "--instance_data_dir" in options and not any("--dataset_name" in token for token in translation.tokens):
         translation.tokens.append(f"--instance_data_dir={given['dataroot']}")

@@ -62,7 +62,7 @@ def translate(
 
     Tokens that only ``theirs`` knows are handed on as they are. ``read`` names the arguments that the script's code
     looks at, None for any; ``outside`` those that are seen to without the script. A flag of the preset that the
-    script does not know is lost; a typed one raises ``UnknownFlagError``.
+    script does not know or read is listed; a typed one raises ``UnknownFlagError``.
     """
     from_preset, _ = explicit(ours, preset)
     from_user, handed_on = explicit(ours, typed)
@@ -72,9 +72,11 @@ def translate(
         if name in outside:
             continue
         if name in actions:
-            found.tokens += tokens_of(actions[name], value)
             if read is not None and name not in read:
-                found.unread.append(f"--{name}")
+                if name in from_user:
+                    raise UnknownFlagError(f"--{name} does nothing here: this --upstream script never looks at it")
+                found.unread.append(f"--{name} {value}")
+            found.tokens += tokens_of(actions[name], value)
         elif name in from_user:
             raise UnknownFlagError(f"--{name} does nothing here: this --upstream script does not know it")
         else:

@@ -74,40 +74,48 @@ def table(
     cannot do without, ``stand_ins`` those that it can, and why.
     """
     names = module_names(source)
-    rows = []
+    contract = []
     for name, what in CONTRACT.items():
         state = "found" if name in names else "MISSING"
-        rows.append((name, "UNUSABLE" if name in faults and name in names else state, faults.get(name, what)))
+        contract.append((name, "UNUSABLE" if name in faults and name in names else state, faults.get(name, what)))
+    lora, quirks = [("", *_lora_row(source))], []
+    if lora[0][1] in ("by adapter", "IMPOSSIBLE"):
+        lora += [(name, "found" if name in names else "MISSING", what) for name, what in SEAMS.items()]
+        lora += [(name, "found" if name in names else "absent", what) for name, what in FAMILY.items()]
+        seen = quirks_of(list(source.trees.values()))
+        quirks = [(quirk.name, "handled", f"{quirk.habit}: {quirk.mended}") for quirk in seen]
+    packages = [(name, "MISSING", pip_command) for name in needed]
+    packages += [(name, "stand-in", why) for name, why in stand_ins.items()]
+    sections = {"contract": contract, "LoRA": lora, "packages": packages or [("", "all there", "")], "quirks": quirks}
+    return _aligned({title: rows for title, rows in sections.items() if rows})
+
+
+def _lora_row(source: Source) -> tuple[str, str]:
+    """How a LoRA comes out of the script, in a word and in a sentence."""
     try:
         kind = lora_kind(source)
     except ValueError as error:
-        rows.append(("LoRA", "IMPOSSIBLE", str(error)))
-        kind = "adapter"
-    else:
-        said = {
-            "native": "the script makes its own: only the dataset is replaced",
-            "adapter": "it trains none itself: its transformer is replaced by one whose parameters are a LoRA",
-            "none": "it neither makes one nor has a FluxTransformer2DModel to replace: it trains what it trains",
-        }
-        rows.append(("LoRA", {"native": "native", "adapter": "by adapter", "none": "its own"}[kind], said[kind]))
-    if kind == "adapter":
-        rows += [(name, "found" if name in names else "MISSING", what) for name, what in SEAMS.items()]
-        rows += [(name, "found" if name in names else "absent", what) for name, what in FAMILY.items()]
-    rows += [(f"package {name}", "MISSING", f"{pip_command}") for name in needed]
-    rows += [(f"package {name}", "stand-in", why) for name, why in stand_ins.items()]
-    if not needed and not stand_ins:
-        rows.append(("packages", "all there", ""))
-    if kind == "adapter":
-        quirks = quirks_of(list(source.trees.values()))
-        rows += [(f"quirk: {quirk.name}", "handled", f"{quirk.habit}: {quirk.mended}") for quirk in quirks]
-    return _aligned(rows)
+        return "IMPOSSIBLE", str(error)
+    return {
+        "native": ("native", "the script makes its own: only the dataset is replaced"),
+        "adapter": ("by adapter", "it trains none itself: its transformer gives it a LoRA to train, and nothing else"),
+        "none": (
+            "its own",
+            "it neither makes one nor has a FluxTransformer2DModel to replace: it trains what it trains",
+        ),
+    }[kind]
 
 
-def _aligned(rows: Sequence[tuple[str, str, str]]) -> str:
+def _aligned(sections: dict[str, list[tuple[str, str, str]]]) -> str:
+    rows = [row for section in sections.values() for row in section]
     left, middle = (max(len(row[column]) for row in rows) + 2 for column in (0, 1))
+    left = max(left + 2, *(len(title) + 2 for title in sections))
     lines = []
-    for name, state, remark in rows:
-        wrapped = textwrap.wrap(remark, 120 - left - middle) or [""]
-        lines.append(f"{name:<{left}}{state:<{middle}}{wrapped[0]}".rstrip())
-        lines += [" " * (left + middle) + line for line in wrapped[1:]]
+    for title, section in sections.items():
+        if section[0][0]:
+            lines.append(title)
+        for name, state, remark in section:
+            wrapped = textwrap.wrap(remark, 120 - left - middle) or [""]
+            lines.append(f"{f'  {name}' if name else title:<{left}}{state:<{middle}}{wrapped[0]}".rstrip())
+            lines += [" " * (left + middle) + line for line in wrapped[1:]]
     return "\n".join(lines) + "\n"

@@ -107,10 +107,7 @@ class DrivenRun:
         rows = settings.train_batch_size * settings.gradient_accumulation_steps * self.accelerator.num_processes
         steps = settings.max_train_steps or math.ceil(settings.num_train_epochs * len(data) / rows)
         settings.max_train_steps = self.script_args.max_train_steps = steps
-        if self.step >= steps:
-            raise ValueError(
-                f"{settings.resume_from_checkpoint} is at step {self.step} of {steps}: raise --max_train_steps"
-            )
+        refuse_finished(settings.resume_from_checkpoint, steps)
         weights = data.sampling_weights() if hasattr(data, "sampling_weights") else None
         order = trainer.PairStream(len(data), 1, range(0), settings.seed, weights=weights)
         return RowStream(data, order, self.step * rows, steps * rows)
@@ -234,10 +231,11 @@ class DrivenRun:
 
     def check_result(self) -> None:
         """Raise ``ValueError`` when the script has ended without what it was run for."""
-        if self.accelerator is None or self.step < (self.settings.max_train_steps or 0):
-            raise ValueError(f"{self.facts['upstream']['script']} ended at step {self.step} without an error")
+        script = self.facts["upstream"]["script"]
+        if self.accelerator is None or self.step == self.first_step:
+            raise ValueError(f"{script} has ended without taking a step through Accelerator.log")
         if self.accelerator.is_main_process and not (self.folder / trainer.LORA_FILE).is_file():
-            raise ValueError(f"{self.facts['upstream']['script']} ended without saving what it has trained")
+            raise ValueError(f"{script} has ended without saving a pipeline; continue from its last checkpoint")
 
     def end(self, status: str) -> None:
         """Write how the run ended into ``run.json``."""
@@ -289,4 +287,11 @@ def find_checkpoint(settings: Namespace) -> str | None:
         raise ValueError(
             f"--resume_from_checkpoint {path} is not in --output_dir {folder}, and this script continues nowhere else"
         )
+    refuse_finished(str(path), settings.max_train_steps)
     return str(path)
+
+
+def refuse_finished(checkpoint: str | None, steps: int | None) -> None:
+    """Raise ``ValueError`` for a checkpoint of a run that has taken its ``steps``, where they are known yet."""
+    if checkpoint and steps and step_of(checkpoint) >= steps:
+        raise ValueError(f"{checkpoint} is at step {step_of(checkpoint)} of {steps}: raise --max_train_steps")

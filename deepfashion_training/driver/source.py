@@ -85,8 +85,11 @@ def module_names(source: Source, module: str = "") -> set[str]:
     return names
 
 
-def attributes_read(source: Source, name: str = "args") -> set[str]:
-    """Every ``X`` of ``args.X`` and ``getattr(args, "X")`` that script and siblings read outside ``parse_args``."""
+def attributes_read(source: Source, name: str | None = "args") -> set[str]:
+    """Every ``X`` of ``args.X`` and ``getattr(args, "X")`` that script and siblings read outside ``parse_args``.
+
+    Without a ``name`` the ``X`` of any object counts: functions give their arguments names of their own.
+    """
     found: set[str] = set()
     queue: list[ast.AST] = list(source.trees.values())
     while queue:
@@ -99,10 +102,10 @@ def attributes_read(source: Source, name: str = "args") -> set[str]:
         elif isinstance(node, ast.Attribute) and not isinstance(node.ctx, ast.Load):
             continue
         match node:
-            case ast.Attribute(value=ast.Name(id=of), attr=attribute) if of == name:
+            case ast.Attribute(value=ast.Name(id=of), attr=attribute) if name in (None, of):
                 found.add(attribute)
             case ast.Call(func=ast.Name(id="getattr"), args=[ast.Name(id=of), ast.Constant(value=str(attribute)), *_]):
-                if of == name:
+                if name in (None, of):
                     found.add(attribute)
     return found
 
