@@ -14,13 +14,10 @@ from accelerate.utils import set_seed
 from torch.utils.data import DataLoader
 
 import train_flux_inpaint as trainer
-from deepfashion_training.driver.run import RowStream
+from deepfashion_training.driver.run import SECRETS, RowStream
 
 if TYPE_CHECKING:
     from deepfashion_training.driver.run import DrivenRun
-
-#: Arguments that trackers must not get.
-SECRETS = ("hub_token",)
 
 
 class DrivenAccelerator(Accelerator):

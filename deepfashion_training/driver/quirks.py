@@ -39,7 +39,9 @@ def _constant(value: ast.expr | None) -> object:
 
 
 def _flag(nodes: list[ast.AST], flag: str) -> bool:
-    return any(_constant(node) == flag for node in nodes if isinstance(node, ast.Constant))
+    """Whether a parser has ``--flag``, added by a call or listed as a word for one."""
+    words = (node.value.split() for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str))
+    return any(word.removeprefix("--") == flag for found in words for word in found)
 
 
 def _global_args(nodes: list[ast.AST]) -> bool:
@@ -97,13 +99,13 @@ QUIRKS = (
     Quirk("global args", _global_args, "functions read a global `args`", "set while main runs"),
     Quirk(
         "data flags",
-        lambda nodes: _flag(nodes, "--instance_data_dir"),
+        lambda nodes: _flag(nodes, "instance_data_dir"),
         "insists on --instance_data_dir or --dataset_name",
         "gets the name of our data",
     ),
     Quirk(
         "pair lists",
-        lambda nodes: _flag(nodes, "--train_verification_list"),
+        lambda nodes: _flag(nodes, "train_verification_list"),
         "wants lists of training, verification and validation pairs",
         "gets all training rows, and --num_validation_images rows for each of the other two",
     ),

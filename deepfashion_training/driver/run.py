@@ -21,6 +21,8 @@ import train_flux_inpaint as trainer
 
 #: What the script's arguments for lists of pairs are set to, so that its three datasets can be told apart.
 TRAIN_LIST, VERIFICATION_LIST, VALIDATION_LIST = "train", "train verification", "validation"
+#: Arguments that neither trackers nor run.json may show.
+SECRETS = ("hub_token",)
 #: A step that no run reaches: for "never" where a script divides by the number of steps.
 NEVER = 2**62
 
@@ -117,6 +119,9 @@ class DrivenRun:
     def begin(self) -> None:
         """Everything is built: start the record of the run."""
         self.settings.mixed_precision = self.mixed_precision
+        for secret in SECRETS:
+            if getattr(self.settings, secret, None):
+                setattr(self.settings, secret, "not recorded")
         self.record = trainer.RunRecord(self, self.datasets)  # type: ignore[arg-type]  # it reads what both have
         self.record.facts.update(self.facts)
         if self.step:
