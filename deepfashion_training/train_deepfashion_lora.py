@@ -65,7 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--upstream-check", metavar="PATH", help="say how a training script can be driven, and train nothing")
     add("--embedded", action="store_true", help="small model and drawn wardrobe: no network, no GPU, no account")
     add("--check", action="store_true", help="check arguments, models, disk and data, and train nothing")
-    add("--debug", action="store_true", help="show the traceback of an error")
+    add("--debug", action="store_true", help="show the traceback of an error, and what a driven script prints")
     add = parser.add_argument_group("data").add_argument
     add("--dataset_name", metavar="SRC", help=f"Hub id, parquet folder or save_to_disk folder (default: {HUB_DATASET})")
     add("--dataset_revision", help="branch, tag or commit of a Hub dataset")
@@ -451,7 +451,7 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
         for name in ("deepfashion_training", "train_flux_inpaint"):
-            logging.getLogger(name).setLevel(logging.INFO)
+            logging.getLogger(name).setLevel(logging.DEBUG if "--debug" in argv else logging.INFO)
         quiet_libraries()
         if (path := build_parser().parse_known_args(argv)[0].upstream_check) is not None:
             return check_upstream(path)

@@ -78,14 +78,16 @@ class DrivenAccelerator(Accelerator):
         super().init_trackers(project_name, config=plain, init_kwargs=init_kwargs or {})
 
     def backward(self, loss: torch.Tensor, **kwargs: Any) -> None:
-        """Note the loss, which must be finite, and run the backward pass."""
+        """Note the loss, which must be finite, and run the backward pass; the last one of a step ends the step."""
         self.run.add_loss(loss)
         super().backward(loss, **kwargs)
+        if self.sync_gradients:
+            self.run.end_step()
 
     def log(self, values: dict[str, Any], step: int | None = None, log_kwargs: Any = None) -> None:
-        """Log once for each optimizer step, with the mean loss of its forward passes and of all ranks."""
+        """Log after optimizer steps alone, with the mean loss of their forward passes and of all ranks."""
         if self.sync_gradients:
-            super().log(self.run.end_step(int(step or 0), values), step=step, log_kwargs=log_kwargs or {})
+            super().log(self.run.mean_since_last_log(values), step=step, log_kwargs=log_kwargs or {})
 
     def save_state(self, output_dir: str | None = None, **kwargs: Any) -> str:
         """Write a checkpoint under a hidden name, rename it once it is complete, then delete the oldest ones."""

@@ -80,7 +80,7 @@ class DrivenRun:
     @property
     def mixed_precision(self) -> str:
         """``no``, ``bf16`` or ``fp16``, as the script's accelerator has it."""
-        return str(self.accelerator.mixed_precision)
+        return str(self.accelerator.mixed_precision if self.accelerator else self.settings.mixed_precision)
 
     # ---- data -------------------------------------------------------------------------------------------------
 
@@ -163,18 +163,27 @@ class DrivenRun:
         finally:
             self.clock += time.perf_counter() - began
 
-    def end_step(self, step: int, values: dict[str, Any]) -> dict[str, Any]:
-        """Account for an optimizer step that has been taken; returns what to log of it."""
-        self.step = step
-        if self.losses:
-            values = {**values, "loss": self.accelerator.reduce(torch.stack(self.losses).mean(), "mean").item()}
-        self.losses.clear()
+    def end_step(self) -> None:
+        """An optimizer step is about to be taken."""
+        self.step += 1
+        now = time.perf_counter()
         if self.record is not None:
-            self.record.seconds.append(time.perf_counter() - self.clock)
-        self.clock = time.perf_counter()
+            self.record.seconds.append(now - self.clock)
+        self.clock = now
+
+    def mean_since_last_log(self, values: dict[str, Any]) -> dict[str, Any]:
+        """``values`` to log, the loss among them that of all forward passes and ranks since the last time.
+
+        Writes a line of ``logs/losses.jsonl``; what is logged without having trained goes through unchanged.
+        """
+        if not self.losses:
+            return values
+        mean = self.accelerator.reduce(torch.stack(self.losses).mean(), "mean").item()
+        self.losses.clear()
+        values = {**values, "loss": mean}
         if self.accelerator.is_main_process:
             with (self.folder / "logs" / "losses.jsonl").open("a", encoding="utf-8") as lines:
-                lines.write(json.dumps({"step": step, **values}) + "\n")
+                lines.write(json.dumps({"step": self.step, **values}, default=float) + "\n")
         return values
 
     # ---- files ------------------------------------------------------------------------------------------------
@@ -238,7 +247,7 @@ class DrivenRun:
         """Raise ``ValueError`` when the script has ended without what it was run for."""
         script = self.facts["upstream"]["script"]
         if self.accelerator is None or self.step == self.first_step:
-            raise ValueError(f"{script} has ended without taking a step through Accelerator.log")
+            raise ValueError(f"{script} has ended without taking a step")
         if self.accelerator.is_main_process and not (self.folder / trainer.LORA_FILE).is_file():
             raise ValueError(f"{script} has ended without saving a pipeline; continue from its last checkpoint")
 
