@@ -168,36 +168,6 @@ def test_a_workers_traceback_is_told_as_its_last_line() -> None:
     assert wrapper.describe(KeyError("x")) == "KeyError: 'x' (--debug shows the traceback)"
 
 
-# ---- the swap
-
-
-def test_the_dataset_is_swapped_while_main_runs_and_never_longer(tmp_path: Path) -> None:
-    import train_flux_inpaint
-
-    original = train_flux_inpaint.VitonHDTestDataset
-    seen = []
-
-    class Stop(Exception):
-        pass
-
-    args, script = wrapper.resolve([*QUICK, f"--output_dir={tmp_path / 'out'}"])
-    assert script is train_flux_inpaint
-
-    def main(_: object) -> None:
-        dataset = script.VitonHDTestDataset(
-            dataroot_path=args.dataroot, phase="train", order="paired", size=(128, 96), data_list="any"
-        )
-        seen.append((type(dataset).__name__, len(dataset), dataset[0]["image"].shape))
-        raise Stop
-
-    from deepfashion_training.upstream import patched
-
-    with patched(script, main=main), pytest.raises(Stop):
-        wrapper.run(args, script)
-    assert seen == [("DeepFashionDataset", 64, torch.Size([3, 128, 192]))]
-    assert train_flux_inpaint.VitonHDTestDataset is original
-
-
 # ---- whole runs
 
 
@@ -284,10 +254,11 @@ def test_the_model_card_tells_data_settings_and_use(quick_test) -> None:
 
 
 @pytest.mark.slow
-def test_accelerate_launch_runs_the_wrapper(tmp_path: Path) -> None:
+def test_accelerate_launch_runs_the_wrapper(quick_test, tmp_path: Path) -> None:
     launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
     steps = ["--max_train_steps", "1", "--validation_steps", "0", "--output_dir", tmp_path / "out"]
-    done = command(*launch, LAUNCHER.with_suffix(".py"), *QUICK, *steps)
+    drawn = ["--dataset_name", quick_test[1] / "wardrobe"]
+    done = command(*launch, LAUNCHER.with_suffix(".py"), *QUICK, *drawn, *steps)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "out" / "pytorch_lora_weights.safetensors").is_file()
 
@@ -308,6 +279,38 @@ def test_two_processes_write_one_lora_into_one_directory(tmp_path: Path) -> None
         "pytorch_lora_weights.safetensors"
     ]
     assert done.stdout.count("LoRA  ") == 1
+
+
+# ---- the swap
+
+
+@pytest.mark.slow
+def test_the_dataset_is_swapped_while_main_runs_and_never_longer(quick_test, tmp_path: Path) -> None:
+    import train_flux_inpaint
+
+    original = train_flux_inpaint.VitonHDTestDataset
+    seen = []
+
+    class Stop(Exception):
+        pass
+
+    drawn = f"--dataset_name={quick_test[1] / 'wardrobe'}"
+    args, script = wrapper.resolve([*QUICK, f"--output_dir={tmp_path / 'out'}", drawn])
+    assert script is train_flux_inpaint
+
+    def main(_: object) -> None:
+        dataset = script.VitonHDTestDataset(
+            dataroot_path=args.dataroot, phase="train", order="paired", size=(128, 96), data_list="any"
+        )
+        seen.append((type(dataset).__name__, len(dataset), dataset[0]["image"].shape))
+        raise Stop
+
+    from deepfashion_training.upstream import patched
+
+    with patched(script, main=main), pytest.raises(Stop):
+        wrapper.run(args, script)
+    assert seen == [("DeepFashionDataset", 64, torch.Size([3, 128, 192]))]
+    assert train_flux_inpaint.VitonHDTestDataset is original
 
 
 # ---- raw rows
