@@ -460,13 +460,23 @@ def test_a_finished_run_is_not_continued(whole: Trained, wardrobe: Path) -> None
     assert (whole.folder / "run.json").read_bytes() == record
 
 
-def test_another_lora_is_not_continued(begun: Trained, wardrobe: Path, tmp_path: Path) -> None:
-    folder = copied(begun, tmp_path / "out")
+@pytest.fixture(scope="module")
+def refused(begun: Trained, wardrobe: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """``begun``, which is not continued with another LoRA."""
+    folder = copied(begun, tmp_path_factory.mktemp("refused") / "out")
     flags = ["--max_train_steps", 3, *NO_PICTURES, "--resume_from_checkpoint", "latest", "--lora_rank", 2]
-    done = train(wardrobe, folder, *SAME, *flags)
-    assert done.code == 1
-    assert done.problem.endswith("holds another LoRA than these flags make: rank 4, not 2")
-    assert_same_lora(done.lora(), begun.lora())
+    return train(wardrobe, folder, *SAME, *flags)
+
+
+def test_another_lora_is_not_continued(refused: Trained, begun: Trained) -> None:
+    assert refused.code == 1
+    assert refused.problem.endswith("holds another LoRA than these flags make: rank 4, not 2")
+    assert_same_lora(refused.lora(), begun.lora())
+
+
+@pytest.mark.xfail(strict=True, reason="the record is begun before the checkpoint is looked into")
+def test_a_refused_lora_leaves_the_record_of_the_earlier_run(refused: Trained, begun: Trained) -> None:
+    assert refused.record == begun.record
 
 
 def test_a_fresh_run_never_lands_on_an_earlier_one(begun: Trained, wardrobe: Path, module: ModuleType) -> None:
@@ -688,6 +698,22 @@ def test_a_loss_that_is_not_finite_stops_the_run_in_one_line(
     assert_nothing_stays(module, before)
 
 
+@pytest.mark.xfail(strict=True, reason="only the loss is looked at, so gradients that are not finite spoil the LoRA")
+def test_gradients_that_are_not_finite_are_never_saved(
+    wardrobe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Spoiled(Recorder):
+        def begin(self) -> None:
+            super().begin()
+            self.parameters[0].register_hook(lambda gradient: gradient * math.nan)
+
+    monkeypatch.setattr(sys.modules[__name__], "Recorder", Spoiled)
+    done = train(wardrobe, tmp_path / "out", "--max_train_steps", 1, "--checkpointing_steps", 1, *NO_PICTURES)
+    saved = [load_file(path) for path in done.folder.rglob(LORA)]
+    assert all(weight.isfinite().all() for weights in saved for weight in weights.values())
+    assert done.code == 1
+
+
 @pytest.mark.parametrize(
     ("main", "message"),
     [
@@ -778,7 +804,7 @@ def test_two_ranks_continue_one_lora_with_noise_of_their_own(begun: Trained, war
         list(map(str, command)), cwd=ROOT, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     try:
-        said, error = process.communicate(timeout=60)
+        said, error = process.communicate(timeout=150)
     except subprocess.TimeoutExpired:
         process.terminate()  # torchrun ends its ranks
         pytest.fail(f"the ranks wait for each other: {process.communicate()[1][-1000:]}")
