@@ -157,8 +157,7 @@ def _add_training_flags(parser: argparse.ArgumentParser) -> None:
     add("--adam_weight_decay", type=AMOUNT, default=1e-4, help="weight decay of AdamW and Prodigy")
     add("--adam_epsilon", type=AMOUNT, default=1e-8, help="epsilon of AdamW and Prodigy")
     add("--max_grad_norm", type=AMOUNT, default=1.0, help="gradients are clipped to this norm; 0: not clipped")
-    add("--gradient_checkpointing", action=SWITCH, default=False,
-        help="recompute activations in the backward pass: less memory, about a third more time")
+    add("--gradient_checkpointing", action=SWITCH, default=False, help="recompute activations: less memory, more time")
     add("--seed", type=SEED, default=42, help="seed of LoRA weights, row order, noise, timesteps and validation")
 
 
@@ -438,8 +437,7 @@ def encode_prompts_once(args: argparse.Namespace, prompts: list[str], accelerato
         parts.append([tensor.to(keep, dtype) for tensor in encoded])
     del text_encoders
     gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
+    torch.cuda.empty_cache()  # nothing happens without CUDA
     rows = {prompt: row for row, prompt in enumerate(prompts)}
     return PromptTable(rows, *map(torch.cat, zip(*parts, strict=True)))
 
@@ -491,6 +489,8 @@ def save_lora(transformer: FluxTransformer2DModel, args: argparse.Namespace, fol
     """Write ``pytorch_lora_weights.safetensors``, which ``FluxFillPipeline.load_lora_weights(folder)`` reads."""
     weights = get_peft_model_state_dict(transformer)
     weights = {f"transformer.{name}": tensor.to("cpu").contiguous() for name, tensor in weights.items()}
+    if not all(tensor.isfinite().all() for tensor in weights.values()):
+        raise ValueError("the LoRA has weights that are not finite, so it is not saved: lower --learning_rate")
     staged = folder / f".{LORA_FILE}"
     staged.write_bytes(serialize(weights, lora_metadata(transformer, args)))  # save_file would hide it from colleagues
     return staged.replace(folder / LORA_FILE)

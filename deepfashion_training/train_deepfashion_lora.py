@@ -466,10 +466,19 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except Exception as error:
+        close_progress_bars()
         if "--debug" in argv:
             traceback.print_exc()
         sys.stderr.write(f"train_deepfashion_lora: {describe(error)}\n")
         return 1
+
+
+def close_progress_bars() -> None:
+    """End the line of a progress bar that an error has cut short, so that the message has its own."""
+    from tqdm import tqdm
+
+    for bar in list(getattr(tqdm, "_instances", ())):
+        bar.close()
 
 
 def quiet_libraries() -> None:

@@ -15,6 +15,7 @@ import importlib.util
 import inspect
 import logging
 import sys
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -297,7 +298,8 @@ class DrivenScript:
         run, status = DrivenRun(settings, self.script_args, self.VitonHDTestDataset, {"upstream": facts}), "failed"
         names = replacements(self.module, run, self.script_args)
         try:
-            with contextlib.ExitStack() as patches:
+            with contextlib.ExitStack() as patches, warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message=".*as torch tensor with value range in.*")  # as scripts do
                 patches.enter_context(importable(self))
                 for target, quiet in quiet_libraries():
                     patches.enter_context(patched(target, **quiet))

@@ -59,7 +59,6 @@ class DrivenAccelerator(Accelerator):
         prepared = super().prepare(*(self._with_workers(each) for each in objects), **kwargs)
         if self.num_processes > 1:
             set_seed(run.settings.seed, device_specific=True)
-        run.begin()
         return prepared
 
     def _with_workers(self, part: Any) -> Any:
@@ -78,11 +77,22 @@ class DrivenAccelerator(Accelerator):
         super().init_trackers(project_name, config=plain, init_kwargs=init_kwargs or {})
 
     def backward(self, loss: torch.Tensor, **kwargs: Any) -> None:
-        """Note the loss, which must be finite, and run the backward pass; the last one of a step ends the step."""
+        """Note the loss, which must be finite, and run the backward pass; the last one of a step ends the step.
+
+        Here alone the ranks exchange something: scripts call the methods below on one rank or on all of them.
+        """
+        self.run.begin()
         self.run.add_loss(loss)
         super().backward(loss, **kwargs)
         if self.sync_gradients:
             self.run.end_step()
+
+    def clip_grad_norm_(self, *args: Any, **kwargs: Any) -> Any:
+        """Clip as ever. Raises ``ValueError`` for gradients that are not finite, which would spoil every weight."""
+        norm = super().clip_grad_norm_(*args, **kwargs)
+        if self.scaler is None and norm is not None and not torch.isfinite(torch.as_tensor(norm)):  # fp16 may skip one
+            raise ValueError(f"the gradient is not finite at step {self.run.step}: lower --learning_rate")
+        return norm
 
     def log(self, values: dict[str, Any], step: int | None = None, log_kwargs: Any = None) -> None:
         """Log after optimizer steps alone, with the mean loss of their forward passes and of all ranks."""
@@ -90,19 +100,20 @@ class DrivenAccelerator(Accelerator):
             super().log(self.run.mean_since_last_log(values), step=step, log_kwargs=log_kwargs or {})
 
     def save_state(self, output_dir: str | None = None, **kwargs: Any) -> str:
-        """Write a checkpoint under a hidden name, rename it once it is complete, then delete the oldest ones."""
+        """Write a checkpoint under a hidden name, rename it once it is complete, then delete the oldest ones.
+
+        Other ranks, where the script calls them too, add the state of their random numbers to it.
+        """
         assert output_dir is not None  # given: scripts of this kind name their checkpoints
         final = Path(output_dir)
-        staged = final.with_name(f".saving-{final.name}")
+        staged = final.with_name(f".saving-{final.name}" + ("" if self.is_main_process else f"-{self.process_index}"))
         with self.run.pause():
-            if self.is_main_process:
-                shutil.rmtree(staged, ignore_errors=True)
-            self.wait_for_everyone()
+            shutil.rmtree(staged, ignore_errors=True)
             super().save_state(str(staged), **kwargs)
-            self.wait_for_everyone()
             if self.is_main_process:
                 self.run.checkpoint_saved(staged, final)
-            self.wait_for_everyone()
+            else:
+                self.run.add_to_checkpoint(staged, final)
         return str(final)
 
     def load_state(self, input_dir: str | None = None, **kwargs: Any) -> None:
@@ -122,13 +133,14 @@ class DrivenAccelerator(Accelerator):
             yield
 
     def end_training(self) -> None:
-        """Save a last checkpoint where the script has saved none, then finish as ever."""
+        """Save a last checkpoint where the script has saved none at that step, then finish as ever."""
         run = self.run
-        last = run.folder / f"checkpoint-{run.step}"
-        if run.settings.checkpointing_steps and run.record is not None and run.step > run.first_step:
-            here = self.is_main_process and not last.exists()
-            if self.reduce(torch.tensor(float(here), device=self.device)).item():
-                self.save_state(str(last))
+        if (
+            run.step > run.first_step
+            and run.settings.checkpointing_steps
+            and run.step % run.settings.checkpointing_steps
+        ):
+            self.save_state(str(run.folder / f"checkpoint-{run.step}"))
         super().end_training()
 
 

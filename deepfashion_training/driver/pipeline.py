@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -72,8 +71,7 @@ class PipelineOnDemand:
         decode = pipeline.vae.decode
         pipeline.vae.decode = lambda latents, *args, **more: decode(latents.to(pipeline.vae.dtype), *args, **more)
         try:
-            with run.pause(), torch.no_grad(), warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message=".*image.* as torch tensor with value range in.*")
+            with run.pause(), torch.no_grad():
                 result = pipeline(**kwargs)
         finally:
             del pipeline.vae.decode

@@ -68,8 +68,9 @@ class DrivenRun:
         self.draw: Callable[..., Any] | None = None
         self.prompt: list[str] = []
         self.losses: list[torch.Tensor] = []
+        self.means: list[torch.Tensor] = []
         self.record: trainer.RunRecord | None = None
-        self.clock = time.perf_counter()
+        self.started, self.clock = time.time(), time.perf_counter()
         self._held: tuple[torch.Tensor, list[torch.Tensor]] | None = None
 
     @property
@@ -117,7 +118,9 @@ class DrivenRun:
     # ---- steps ------------------------------------------------------------------------------------------------
 
     def begin(self) -> None:
-        """Everything is built: start the record of the run."""
+        """The first step begins, so nothing has been refused: start the record of the run."""
+        if self.record is not None:
+            return
         self.settings.mixed_precision = self.mixed_precision
         for secret in SECRETS:
             if getattr(self.settings, secret, None):
@@ -126,7 +129,7 @@ class DrivenRun:
         self.record.facts.update(self.facts)
         if self.step:
             self._forget_later_steps()
-        self.clock = time.perf_counter()
+        self.started, self.clock = time.time(), time.perf_counter()
 
     def _forget_later_steps(self) -> None:
         losses = self.folder / "logs" / "losses.jsonl"
@@ -164,8 +167,10 @@ class DrivenRun:
             self.clock += time.perf_counter() - began
 
     def end_step(self) -> None:
-        """An optimizer step is about to be taken."""
+        """An optimizer step is about to be taken, on every rank."""
         self.step += 1
+        self.means.append(self.accelerator.reduce(torch.stack(self.losses).mean(), "mean"))
+        self.losses.clear()
         now = time.perf_counter()
         if self.record is not None:
             self.record.seconds.append(now - self.clock)
@@ -176,11 +181,10 @@ class DrivenRun:
 
         Writes a line of ``logs/losses.jsonl``; what is logged without having trained goes through unchanged.
         """
-        if not self.losses:
+        if not self.means:
             return values
-        mean = self.accelerator.reduce(torch.stack(self.losses).mean(), "mean").item()
-        self.losses.clear()
-        values = {**values, "loss": mean}
+        values = {**values, "loss": torch.stack(self.means).mean().item()}
+        self.means.clear()
         if self.accelerator.is_main_process:
             with (self.folder / "logs" / "losses.jsonl").open("a", encoding="utf-8") as lines:
                 lines.write(json.dumps({"step": self.step, **values}, default=float) + "\n")
@@ -208,6 +212,20 @@ class DrivenRun:
             shutil.rmtree(path)
         if self.record is not None:
             self.record.write()
+
+    def add_to_checkpoint(self, staged: Path, final: Path, patience: float = 600) -> None:
+        """Move the files of another rank into the checkpoint that the main process writes, once it is there.
+
+        Raises ``RuntimeError`` after ``patience`` seconds.
+        """
+        first, until = final / "random_states_0.pkl", time.monotonic() + patience
+        while not (first.exists() and first.stat().st_mtime >= self.started):  # one of an earlier run may lie there
+            if time.monotonic() > until:
+                raise RuntimeError(f"{final} was not written by the main process within {patience:.0f} s")
+            time.sleep(0.05)
+        for file in staged.glob("random_states_*"):
+            file.replace(final / file.name)
+        shutil.rmtree(staged)
 
     def add_drawn(self, pairs: torch.Tensor, results: Sequence[Image.Image]) -> None:
         """Take in pictures [B,3,H,2W] that validation was given and what it drew; a complete set becomes a sheet."""
