@@ -65,7 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--upstream-check", metavar="PATH", help="say how a training script can be driven, and train nothing")
     add("--embedded", action="store_true", help="small model and drawn wardrobe: no network, no GPU, no account")
     add("--check", action="store_true", help="check arguments, models, disk and data, and train nothing")
-    add("--debug", action="store_true", help="show the traceback of an error, and what a driven script prints")
+    add("--debug", action="store_true", help="show the traceback of an error")
     add = parser.add_argument_group("data").add_argument
     add("--dataset_name", metavar="SRC", help=f"Hub id, parquet folder or save_to_disk folder (default: {HUB_DATASET})")
     add("--dataset_revision", help="branch, tag or commit of a Hub dataset")
@@ -188,10 +188,11 @@ def _parse(
     ours = upstream.script_parser(upstream.load_script(upstream.DEFAULT_SCRIPT))
     assert ours is not None  # given: our trainer uses argparse
     known = [*own_flags, *_options(ours), *_options(theirs), *LAUNCHER_FLAGS]
-    _refuse_unknown([ours], preset, known)
-    _refuse_unknown([ours, theirs], typed, known)
     try:
-        return upstream.parse_arguments(script, ours, theirs, preset, given, typed)
+        with upstream.one_line_errors():
+            _refuse_unknown([ours], preset, known)
+            _refuse_unknown([ours, theirs], typed, known)
+            return upstream.parse_arguments(script, ours, theirs, preset, given, typed)
     except UnknownFlagError as error:
         raise WrongUseError(str(error)) from error
 
@@ -384,8 +385,7 @@ def run(args: argparse.Namespace, script: upstream.Script) -> None:
     if isinstance(script, upstream.DrivenScript) and process_state().is_main_process:
         sys.stderr.write("".join(f"{line}\n" for line in script.notes()))
     dataset = functools.partial(DeepFashionDataset, options=dataset_options(args))
-    with upstream.importable(script), upstream.patched(script, VitonHDTestDataset=dataset):
-        script.main(args)
+    upstream.train(script, args, dataset)
     if not process_state().is_main_process:
         return
     if not (Path(args.output_dir) / "run.json").exists():  # a script of its own ways
@@ -401,6 +401,7 @@ def check_upstream(path: str) -> int:
     """Print how the script at ``path`` can be driven; returns the exit code, 1 when it cannot."""
     from deepfashion_training import upstream
 
+    quiet_libraries()
     text, problem = upstream.inspect_script(path)
     sys.stdout.write(text)
     if problem:
@@ -432,7 +433,7 @@ def closing_lines(args: argparse.Namespace, card: Path) -> str:
         following = f"--upstream {shlex.quote(args.upstream)} {following}"
     lines = [
         f"{'LoRA' if weights.suffix else 'weights':<9} {shown(weights)}",
-        f"pictures  {shown(pictures[-1]) if pictures else 'none: --validation_steps 0'}",
+        f"pictures  {shown(pictures[-1]) if pictures else f'none: --validation_steps {args.validation_steps}'}",
         f"report    {shown(folder / 'README.md')}, settings in {shown(folder / 'run.json')}",
         f"curves    tensorboard --logdir {shown(folder / 'logs')}",
         f"next      bash {launcher} {following}",
@@ -451,7 +452,7 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
         for name in ("deepfashion_training", "train_flux_inpaint"):
-            logging.getLogger(name).setLevel(logging.DEBUG if "--debug" in argv else logging.INFO)
+            logging.getLogger(name).setLevel(logging.INFO)
         quiet_libraries()
         if (path := build_parser().parse_known_args(argv)[0].upstream_check) is not None:
             return check_upstream(path)

@@ -20,13 +20,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NoReturn
 from weakref import WeakKeyDictionary
 
-from deepfashion_training.driver.arguments import FROM_OUTSIDE, Translation, settings_of, translate
-from deepfashion_training.driver.imports import ScriptImports, is_missing, needs, pip_command
+from deepfashion_training.driver.arguments import FROM_OUTSIDE, Translation, UnknownFlagError, settings_of, translate
+from deepfashion_training.driver.imports import ScriptImports, is_missing, needs, pip_command, says_missing
 from deepfashion_training.driver.inspection import lora_kind, table
-from deepfashion_training.driver.quirks import quirks_of, settle
+from deepfashion_training.driver.quirks import SETTLED, quirks_of, reads_global_args, settle
 from deepfashion_training.driver.source import Source, attributes_read, read_source
 
 logger = logging.getLogger(__name__)
@@ -76,7 +76,7 @@ def load_script(path: str | Path, report_to: str = "tensorboard") -> ModuleType:
         raise UpstreamError(_no_python(path, file, error)) from error
     missing, stand_ins = needs(source, report_to)
     if missing:
-        raise UpstreamError(f"--upstream {path} needs packages that are not installed: {pip_command(missing)}")
+        raise UpstreamError(f"--upstream {path} {says_missing(missing)}")
     if imported is not None:
         _loaded.setdefault(imported, LoadedScript(source, {}, ScriptImports(source)))
         return imported
@@ -102,7 +102,7 @@ def _execute(path: str | Path, file: Path, name: str, imports: ScriptImports) ->
     sys.modules[name] = module  # before it runs, as the import system does: dataclasses look their module up
     done = False
     try:
-        with imports.installed():
+        with imports.installed(), one_line_errors():
             spec.loader.exec_module(module)
         done = True
     except SyntaxError as error:
@@ -110,9 +110,11 @@ def _execute(path: str | Path, file: Path, name: str, imports: ScriptImports) ->
     except (Exception, SystemExit) as error:
         package = (getattr(error, "name", None) or "").partition(".")[0]
         if isinstance(error, ModuleNotFoundError) and package and is_missing(package, file.parent):
-            message = f"--upstream {path} needs packages that are not installed: {pip_command([package])}"
+            message = f"--upstream {path} {says_missing([package])}"
         else:
             message = f"--upstream {path} failed while it was loaded: {type(error).__name__}: {_one_line(error)}"
+            if isinstance(error, (SystemExit, UnknownFlagError)):
+                message += ' (what it does beside its functions belongs under if __name__ == "__main__")'
         raise UpstreamError(message) from error
     finally:
         if not done:
@@ -285,7 +287,11 @@ class DrivenScript:
 
         known = loaded(self.module)
         assert known is not None  # given: open_script loads what it drives
-        settings.resume_from_checkpoint = find_checkpoint(settings)
+        wanted = settings.resume_from_checkpoint
+        settings.resume_from_checkpoint = found = find_checkpoint(settings)
+        if wanted is not None:
+            said = f"Continuing from {found}" if found else f"No checkpoint in {settings.output_dir}: starting afresh"
+            logger.info(said)
         for name in vars(self.script_args).keys() & vars(settings).keys():
             setattr(self.script_args, name, getattr(settings, name))
         settle(self.script_args, list(known.source.trees.values()))
@@ -304,11 +310,36 @@ class DrivenScript:
                 for target, quiet in quiet_libraries():
                     patches.enter_context(patched(target, **quiet))
                 patches.enter_context(patched(self.module, create=True, **names))
-                self.module.main(self.script_args)
-            run.check_result()
+                _call(self.module, self.script_args)
+                run.finish()
             status = "done"
         finally:
             run.end(status)
+
+
+def _call(module: ModuleType, args: argparse.Namespace) -> None:
+    """The script's ``main``, from which it may leave by ``sys.exit``; ``ValueError`` when that tells of a failure."""
+    try:
+        module.main(args)
+    except SystemExit as stop:
+        if stop.code not in (None, 0):
+            raise ValueError(f"{module.__file__} has stopped itself: {stop.code}") from stop
+
+
+def train(script: Script, args: argparse.Namespace, dataset: Any) -> None:
+    """Call the ``main`` of ``script`` with our ``dataset`` in the place of its own.
+
+    A script that makes its LoRA itself finds the global ``args`` that it may read outside of ``main``. Raises
+    ``ValueError`` when it stops itself, and whatever it raises; everything is as before then.
+    """
+    if isinstance(script, DrivenScript):
+        with patched(script, VitonHDTestDataset=dataset):
+            script.main(args)
+        return
+    known = loaded(script)
+    names = {"args": args} if known is not None and reads_global_args(known.source.tree) else {}
+    with importable(script), patched(script, create=True, VitonHDTestDataset=dataset, **names):
+        _call(script, args)
 
 
 #: What ``open_script`` returns.
@@ -357,9 +388,9 @@ def parse_arguments(
         same = ("pretrained_model_name_or_path", "pretrained_inpaint_model_name_or_path", "seed")
         given = {**{name: str(ours.get_default(name)) for name in same}, **given}
     from_wrapper = [f"--{name}={value}" for name, value in given.items()]
-    read = frozenset(attributes_read(known.source, None)) if driven else None
-    outside = FROM_OUTSIDE if driven else frozenset[str]()
-    translation = translate(ours, theirs, [*from_wrapper, *preset], typed, read, outside)
+    read = attributes_read(known.source, None) if driven else None
+    outside, settled = (FROM_OUTSIDE, SETTLED) if driven else (frozenset[str](), frozenset[str]())
+    translation = translate(ours, theirs, [*from_wrapper, *preset], typed, read, outside, settled)
     for flags in (translation.lost, translation.unread):
         flags[:] = [flag for flag in flags if flag.split()[0].removeprefix("--") not in given]
     options = theirs._option_string_actions
@@ -372,6 +403,15 @@ def parse_arguments(
         logger.warning("unknown to %s and without effect: %s", module.__file__, ", ".join(translation.lost))
     with importable(script):
         return script.parse_args(translation.tokens)
+
+
+def one_line_errors() -> contextlib.AbstractContextManager[None]:
+    """Inside the block argparse raises ``UnknownFlagError`` where it would print its whole usage and exit."""
+
+    def refuse(parser: argparse.ArgumentParser, message: str) -> NoReturn:
+        raise UnknownFlagError(message)
+
+    return patched(argparse.ArgumentParser, error=refuse)
 
 
 def inspect_script(path: str | Path) -> tuple[str, str | None]:
@@ -388,7 +428,7 @@ def inspect_script(path: str | Path) -> tuple[str, str | None]:
         raise UpstreamError(_no_python(path, file, error)) from error
     missing, stand_ins = needs(source)
     faults: dict[str, str] = {}
-    problem = f"--upstream {path} needs packages that are not installed: {pip_command(missing)}" if missing else None
+    problem = f"--upstream {path} {says_missing(missing)}" if missing else None
     if problem is None:
         try:
             faults = contract_faults(load_script(path))

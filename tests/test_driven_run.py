@@ -388,7 +388,7 @@ def test_no_pictures_and_no_checkpoints_where_none_are_wanted(begun: Trained, ha
 
 @pytest.mark.parametrize("name", ["step-3.png", "train-step-3.png"])
 def test_a_sheet_shows_garment_masked_person_result_and_truth(name: str, whole: Trained) -> None:
-    samples = whole.run.samples["train" if name.startswith("train") else "validation"]
+    samples = whole.run.sheets.samples["train" if name.startswith("train") else "validation"]
     assert len(samples) == 2
     with Image.open(whole.folder / "validation" / name) as file:
         sheet = file.convert("RGB")
@@ -406,10 +406,10 @@ def test_a_sheet_shows_garment_masked_person_result_and_truth(name: str, whole: 
 def test_the_samples_of_validation_are_as_many_as_wanted_and_of_several_types(whole: Trained) -> None:
     for kind in ("train", "validation"):
         rows = trainer.validation_rows(whole.run.datasets[kind], 2)
-        assert [sample["im_name"] for sample in whole.run.samples[kind]] == [
+        assert [sample["im_name"] for sample in whole.run.sheets.samples[kind]] == [
             whole.run.datasets[kind][row]["im_name"] for row in rows
         ]
-    assert len({sample["cloth_type"] for sample in whole.run.samples["train"]}) == 2
+    assert len({sample["cloth_type"] for sample in whole.run.sheets.samples["train"]}) == 2
 
 
 def test_a_checkpoint_holds_a_lora_and_its_optimizer_and_not_the_base(whole: Trained) -> None:

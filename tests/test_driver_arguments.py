@@ -95,11 +95,10 @@ def test_embedded_and_the_users_flags_win() -> None:
 
 
 def test_what_a_user_types_for_the_script_alone_is_handed_on() -> None:
-    typed = ["--dropout_prob", "0.25", "--prodigy_decouple=", "--scale_lr"]
+    typed = ["--dropout_prob", "0.25", "--scale_lr"]
     args, script = resolve("--preset", "full", *typed)
-    assert script.translation.tokens[-5:-1] == typed
+    assert script.translation.tokens[-4:-1] == typed
     assert (script.script_args.dropout_prob, script.script_args.scale_lr) == (0.25, True)
-    assert script.script_args.prodigy_decouple is False
     assert args.dropout_prob == 0.25
 
 
@@ -114,6 +113,11 @@ def test_what_a_user_types_for_the_script_alone_is_handed_on() -> None:
         (["--garment_loss_weight", "2"], "--garment_loss_weight does nothing here: this --upstream script does not kn"),
         (["--use_captions"], "--use_captions does nothing here: this --upstream script does not know it"),
         (["--lora_rank", "0"], "--lora_rank: 0 is not at least 1"),
+        (["--prodigy_decouple="], "--prodigy_decouple does nothing here: this --upstream script never looks at it"),
+        (["--train_data_list", "x"], "--train_data_list does nothing here: it is decided by what --upstream is driven"),
+        (["--train_base_model"], "--train_base_model does nothing here: it is decided by what --upstream is driven"),
+        (["--resume=latest"], "unknown argument --resume=latest"),
+        (["--dropout_prob", "much"], "argument --dropout_prob: invalid float value: 'much'"),
     ],
 )
 def test_a_typed_flag_that_would_do_nothing_is_wrong_use(
@@ -186,7 +190,7 @@ def test_only_what_is_given_is_explicit() -> None:
 def test_flags_are_handed_on_lost_or_unread() -> None:
     ours = parser(*((f"--{name}", {"type": int}) for name in ("both", "mute", "ours", "outside")))
     theirs = parser(*((f"--{name}", {"type": int}) for name in ("both", "mute", "theirs")))
-    read, outside = frozenset({"both"}), frozenset({"outside"})
+    read, outside = frozenset({"both", "theirs"}), frozenset({"outside"})
     preset = ["--both=1", "--mute=2", "--ours=3", "--outside=4"]
     found = translate(ours, theirs, preset, ["--both", "5", "--theirs", "6"], read, outside)
     assert found.tokens == ["--both=5", "--mute=2", "--theirs", "6"]
@@ -197,6 +201,8 @@ def test_flags_are_handed_on_lost_or_unread() -> None:
         translate(ours, theirs, [], ["--ours", "3"], read, outside)
     with pytest.raises(UnknownFlagError, match=r"^--mute does nothing here: this --upstream script never looks at it$"):
         translate(ours, theirs, [], ["--mute", "3"], read, outside)
+    with pytest.raises(UnknownFlagError, match=r"^--theirs does nothing here: this --upstream script never looks at i"):
+        translate(ours, theirs, [], ["--theirs", "3"], {"both"}, outside)
     assert translate(ours, theirs, [], ["--outside", "3"], read, outside).tokens == []
 
 

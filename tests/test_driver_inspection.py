@@ -78,11 +78,16 @@ def test_the_table_of_a_script_that_gets_a_lora(capsys: pytest.CaptureFixture[st
         assert rows[quirk.name] == ("handled", f"{quirk.habit}: {quirk.mended}")
 
 
-@pytest.mark.parametrize("path", [STAND_INS / "native_lora.py", upstream.DEFAULT_SCRIPT])
-def test_a_script_with_a_lora_of_its_own_is_native(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("path", "call"),
+    [(STAND_INS / "native_lora.py", "inject_adapter_in_model"), (upstream.DEFAULT_SCRIPT, "add_adapter")],
+)
+def test_a_script_with_a_lora_of_its_own_is_native(path: Path, call: str, capsys: pytest.CaptureFixture[str]) -> None:
     code, rows, error = check(path, capsys)
     assert (code, error) == (0, "")
-    assert rows["LoRA"] == ("native", "the script makes its own: only the dataset is replaced")
+    line = next(n for n, text in enumerate(path.read_text("utf-8").splitlines(), start=1) if f"{call}(" in text)
+    said = f"the script makes its own ({path.name} line {line}: {call}): only the dataset is replaced"
+    assert rows["LoRA"] == ("native", said)
     assert set(rows) == {"VitonHDTestDataset", "parse_args", "main", "LoRA", "packages"}
 
 

@@ -43,8 +43,8 @@ class DrivenAccelerator(Accelerator):
     def prepare(self, *objects: Any, **kwargs: Any) -> Any:
         """Check that the optimizer holds the LoRA and nothing else, then prepare as ever.
 
-        The loader of training rows gets the worker processes that the script gives none. Several ranks get seeds of
-        their own from here on, having begun with the same LoRA. Raises ``ValueError`` when the optimizer is another's.
+        The loader of training rows keeps to their order, and gets worker processes. Several ranks get seeds of their
+        own from here on, having begun with the same LoRA. Raises ``ValueError`` when the optimizer is another's.
         """
         run = self.run
         run.parameters = run.model.freeze_base()
@@ -56,19 +56,28 @@ class DrivenAccelerator(Accelerator):
                     f"this script's optimizer holds {len(held & wanted)} of the LoRA's {len(wanted)} weights and "
                     f"{len(held - wanted)} others, so it cannot train a LoRA"
                 )
-        prepared = super().prepare(*(self._with_workers(each) for each in objects), **kwargs)
+            run.optimizer = optimizer
+        prepared = super().prepare(*(self._in_order(each) for each in objects), **kwargs)
         if self.num_processes > 1:
             set_seed(run.settings.seed, device_specific=True)
         return prepared
 
-    def _with_workers(self, part: Any) -> Any:
-        workers = self.run.settings.dataloader_num_workers
-        if not isinstance(part, DataLoader) or not isinstance(part.dataset, RowStream) or not workers:
+    def _in_order(self, part: Any) -> Any:
+        """A loader of training rows in their order, which is shuffled already, with workers; anything else as it is."""
+        if not isinstance(part, DataLoader) or not isinstance(part.dataset, RowStream):
             return part
+        workers = self.run.settings.dataloader_num_workers
         return DataLoader(
-            part.dataset, batch_sampler=part.batch_sampler, collate_fn=part.collate_fn, num_workers=workers,
-            prefetch_factor=self.run.settings.dataloader_prefetch_factor, pin_memory=self.device.type == "cuda",
+            part.dataset, batch_size=part.batch_size, collate_fn=part.collate_fn, num_workers=workers,
+            prefetch_factor=self.run.settings.dataloader_prefetch_factor if workers else None,
+            pin_memory=self.device.type == "cuda",
         )  # fmt: skip
+
+    def skip_first_batches(self, dataloader: Any, num_batches: int = 0) -> Any:
+        """The loader with its first batches left out; training rows go on where they should without that."""
+        if isinstance(getattr(dataloader, "dataset", None), RowStream):
+            return dataloader
+        return super().skip_first_batches(dataloader, num_batches)
 
     def init_trackers(self, project_name: str, config: Any = None, init_kwargs: Any = None) -> None:
         """Start the trackers with plain values and no secrets among them."""
@@ -97,7 +106,7 @@ class DrivenAccelerator(Accelerator):
     def log(self, values: dict[str, Any], step: int | None = None, log_kwargs: Any = None) -> None:
         """Log after optimizer steps alone, with the mean loss of their forward passes and of all ranks."""
         if self.sync_gradients:
-            super().log(self.run.mean_since_last_log(values), step=step, log_kwargs=log_kwargs or {})
+            super().log(self.run.with_mean_loss(values), step=step, log_kwargs=log_kwargs or {})
 
     def save_state(self, output_dir: str | None = None, **kwargs: Any) -> str:
         """Write a checkpoint under a hidden name, rename it once it is complete, then delete the oldest ones.
@@ -109,6 +118,7 @@ class DrivenAccelerator(Accelerator):
         staged = final.with_name(f".saving-{final.name}" + ("" if self.is_main_process else f"-{self.process_index}"))
         with self.run.pause():
             shutil.rmtree(staged, ignore_errors=True)
+            self.run.write_loss()
             super().save_state(str(staged), **kwargs)
             if self.is_main_process:
                 self.run.checkpoint_saved(staged, final)

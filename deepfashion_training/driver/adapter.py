@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -41,8 +40,8 @@ class AdapterTransformer(FluxTransformer2DModel):
         if (folder / trainer.LORA_FILE).is_file():
             trainer.load_lora(cls.run.model, cls.run.settings, folder)
             return cls.run.model
-        settings = Namespace(**vars(cls.run.settings))
-        settings.pretrained_inpaint_model_name_or_path = str(pretrained_model_name_or_path)
+        settings = cls.run.settings
+        settings.pretrained_inpaint_model_name_or_path = str(pretrained_model_name_or_path)  # goes on record too
         with torch.random.fork_rng(devices=[]):  # the LoRA of a seed is the same one whatever was drawn before
             model = trainer.load_transformer(settings, trainer.DTYPES[cls.run.mixed_precision])
             base = {id(parameter) for parameter in model.parameters()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,9 +42,11 @@ def explicit(parser: argparse.ArgumentParser, tokens: Sequence[str]) -> tuple[di
     required = [action for action in parser._actions if action.required]
     for action in required:
         action.required = False
+    abbreviations, parser.allow_abbrev = parser.allow_abbrev, False  # what is short for a flag of one is none of two
     try:
         known, unknown = parser.parse_known_args(list(tokens), blank)
     finally:
+        parser.allow_abbrev = abbreviations
         for action in required:
             action.required = True
     return {name: value for name, value in vars(known).items() if value is not _UNSET}, unknown
@@ -55,17 +57,25 @@ def translate(
     theirs: argparse.ArgumentParser,
     preset: Sequence[str],
     typed: Sequence[str],
-    read: frozenset[str] | None,
-    outside: frozenset[str] = frozenset(),
+    read: Collection[str] | None,
+    outside: Collection[str] = (),
+    settled: Collection[str] = (),
 ) -> Translation:
     """``preset`` and ``typed``, tokens of our parser ``ours``, for a script with the parser ``theirs``.
 
     Tokens that only ``theirs`` knows are handed on as they are. ``read`` names the arguments that the script's code
-    looks at, None for any; ``outside`` those that are seen to without the script. A flag of the preset that the
-    script does not know or read is listed; a typed one raises ``UnknownFlagError``.
+    looks at, None for any; ``outside`` those that are seen to without the script, ``settled`` those that driving it
+    decides. A flag of the preset that the script does not know or read is listed; a typed one, or one that is settled,
+    raises ``UnknownFlagError``.
     """
     from_preset, _ = explicit(ours, preset)
     from_user, handed_on = explicit(ours, typed)
+    also_typed, _ = explicit(theirs, handed_on)
+    for name in {**from_user, **also_typed}:
+        if name in settled:
+            raise UnknownFlagError(f"--{name} does nothing here: it is decided by what --upstream is driven for")
+        if name in also_typed and read is not None and name not in read:
+            raise UnknownFlagError(f"--{name} does nothing here: this --upstream script never looks at it")
     found = Translation([], {**from_preset, **from_user})
     actions = {action.dest: action for action in theirs._actions}
     for name, value in found.settings.items():

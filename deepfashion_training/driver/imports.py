@@ -41,6 +41,9 @@ PIP_NAMES = {
     "yaml": "PyYAML",
 }
 
+#: Packages that scripts of this family use.
+KNOWN = frozenset("einops torchvision torchaudio pandas bitsandbytes prodigyopt xformers timm lpips scipy".split())
+
 #: Packages that ``main`` uses and does not need, and why; see ``needs`` for wandb.
 HARMLESS = {
     "deepspeed": "only asked whether a model is its engine",
@@ -93,6 +96,13 @@ def is_missing(name: str, folder: Path) -> bool:
 def pip_command(names: Iterable[str]) -> str:
     """The command that installs packages, given what they are imported as."""
     return " ".join(["pip install", *sorted({PIP_NAMES.get(name, name) for name in names})])
+
+
+def says_missing(names: Iterable[str]) -> str:
+    """One line on packages that are missing; one that is not known as a package may be a file that was left behind."""
+    unknown = sorted(set(names) - KNOWN - set(PIP_NAMES) - set(HARMLESS))
+    doubt = f" (or is {' and '.join(f'{name}.py' for name in unknown)} missing beside it?)" if unknown else ""
+    return f"needs packages that are not installed: {pip_command(names)}{doubt}"
 
 
 class Inert:

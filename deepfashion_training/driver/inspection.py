@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import Literal
 
-from deepfashion_training.driver.quirks import quirks_of
+from deepfashion_training.driver.quirks import quirks_of, reads_global_args
 from deepfashion_training.driver.source import Source, module_names
 
 #: What every script must have, and what for.
@@ -38,31 +38,35 @@ LoraKind = Literal["native", "adapter", "none"]
 def lora_kind(source: Source) -> LoraKind:
     """How a LoRA comes out of a script: it makes one itself, we give it one to train, or it is left to its own ways.
 
-    Raises ``ValueError`` for a script that trains a transformer and has only some of the names that must be replaced.
+    Raises ``ValueError`` for a script that trains a transformer without the names that must be replaced.
     """
-    if makes_lora(source):
+    if lora_call(source):
         return "native"
     names = module_names(source)
     lacking = [name for name in SEAMS if name not in names]
     if not lacking:
         return "adapter"
-    if "FluxTransformer2DModel" in names:
+    if "FluxTransformer2DModel" in names or _mentions(source, "FluxTransformer2DModel"):
         raise ValueError(
             f"{source.path} trains no LoRA and cannot be given one: it has no {', '.join(lacking)} at module level"
         )
     return "none"
 
 
-def makes_lora(source: Source) -> bool:
-    """Whether the script or a sibling calls what makes a LoRA."""
-    for tree in source.trees.values():
+def lora_call(source: Source) -> str | None:
+    """Where the script or a sibling first calls what makes a LoRA: "train.py line 5: add_adapter", else None."""
+    for module, tree in source.trees.items():
         for node in ast.walk(tree):
             if isinstance(node, ast.Call):
                 called = node.func
                 name = called.attr if isinstance(called, ast.Attribute) else getattr(called, "id", "")
                 if name in _LORA_CALLS:
-                    return True
-    return False
+                    return f"{source.shown(module)} line {node.lineno}: {name}"
+    return None
+
+
+def _mentions(source: Source, name: str) -> bool:
+    return any(isinstance(node, ast.Attribute) and node.attr == name for node in ast.walk(source.tree))
 
 
 def table(
@@ -84,6 +88,8 @@ def table(
         lora += [(name, "found" if name in names else "absent", what) for name, what in FAMILY.items()]
         seen = quirks_of(list(source.trees.values()))
         quirks = [(quirk.name, "handled", f"{quirk.habit}: {quirk.mended}") for quirk in seen]
+    elif reads_global_args(source.tree):
+        quirks = [("global args", "handled", "functions read a global `args`: set while main runs")]
     packages = [(name, "MISSING", pip_command) for name in needed]
     packages += [(name, "stand-in", why) for name, why in stand_ins.items()]
     sections = {"contract": contract, "LoRA": lora, "packages": packages or [("", "all there", "")], "quirks": quirks}
@@ -97,7 +103,7 @@ def _lora_row(source: Source) -> tuple[str, str]:
     except ValueError as error:
         return "IMPOSSIBLE", str(error)
     return {
-        "native": ("native", "the script makes its own: only the dataset is replaced"),
+        "native": ("native", f"the script makes its own ({lora_call(source)}): only the dataset is replaced"),
         "adapter": ("by adapter", "it trains none itself: its transformer gives it a LoRA to train, and nothing else"),
         "none": (
             "its own",

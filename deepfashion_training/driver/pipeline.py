@@ -53,9 +53,8 @@ class PipelineOnDemand:
         return self
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
-        """Draw the last validation, and write the LoRA into ``save_directory``."""
+        """Write the LoRA into ``save_directory``."""
         self._run.save_lora(Path(save_directory))
-        self._run.draw_last()
 
     def __call__(self, **kwargs: Any) -> Any:
         """Draw. Steps, guidance and length of the prompt are those of the run, the randomness is its seed's.
@@ -75,9 +74,10 @@ class PipelineOnDemand:
                 result = pipeline(**kwargs)
         finally:
             del pipeline.vae.decode
-        run.draw = self
-        if isinstance(kwargs.get("image"), torch.Tensor):
-            run.add_drawn(kwargs["image"], result.images)
+        if kwargs.get("prompt"):
+            run.note_prompt(kwargs["prompt"])
+        if isinstance(kwargs.get("image"), torch.Tensor) and run.accelerator.is_main_process:
+            run.sheets.add(run.step, kwargs["image"], result.images)
         return result
 
 

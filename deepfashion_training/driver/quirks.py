@@ -129,13 +129,15 @@ QUIRKS = (
     ),
     Quirk(
         "precision of what is trained",
-        lambda nodes: any("dtype" in keywords for keywords in _keywords(nodes, "to")),
+        lambda nodes: any(
+            call.args and any(keyword.arg == "dtype" for keyword in call.keywords) for call in _calls(nodes, "to")
+        ),
         "casts what it trains to half precision",
         "the LoRA stays in fp32",
     ),
     Quirk(
         "validation in bf16",
-        lambda nodes: bool(list(_calls(nodes, "log_validation"))),
+        lambda nodes: any(isinstance(node, ast.keyword) and node.arg == "mask_image" for node in nodes),
         "validation hands fp32 latents to a VAE in bf16, and dies",
         "they are cast to the VAE's precision",
     ),
@@ -173,15 +175,15 @@ QUIRKS = (
     ),
     Quirk(
         "last save",
-        lambda nodes: len(list(_calls(nodes, "save_pretrained"))) > 0 and bool(list(_calls(nodes, "end_training"))),
+        lambda nodes: any("pipe" in ast.unparse(call.func) for call in _calls(nodes, "save_pretrained")),
         "saves the whole pipeline at the end and loads it again",
         "the LoRA is saved, and nothing is loaded",
     ),
     Quirk(
         "printing",
         lambda nodes: bool(list(_calls(nodes, "print"))),
-        "prints a line for every weight that it trains",
-        "kept for --debug",
+        "prints, a line for every weight that it trains for instance",
+        "what it prints goes to logs/printed.log",
     ),
 )
 
@@ -190,6 +192,15 @@ def quirks_of(trees: list[ast.Module]) -> list[Quirk]:
     """The quirks that are seen in a script and its siblings."""
     nodes = [node for tree in trees for node in ast.walk(tree)]
     return [quirk for quirk in QUIRKS if quirk.seen(nodes)]
+
+
+#: Arguments that ``settle`` decides, so that typing them would do nothing.
+SETTLED = frozenset({"train_base_model", "train_data_list", "train_verification_list", "validation_data_list"})
+
+
+def reads_global_args(tree: ast.Module) -> bool:
+    """Whether a function of the script reads a global ``args``."""
+    return _global_args(list(ast.walk(tree)))
 
 
 def settle(args: Namespace, trees: list[ast.Module]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
+import sys
 from argparse import Namespace
 from collections.abc import Callable
 from types import ModuleType
@@ -15,8 +16,6 @@ from deepfashion_training.driver.adapter import adapter_class
 from deepfashion_training.driver.pipeline import pipeline_class
 from deepfashion_training.driver.run import DrivenRun
 
-logger = logging.getLogger(__name__)
-
 
 def replacements(module: ModuleType, run: DrivenRun, args: Namespace) -> dict[str, Any]:
     """Names of ``module`` and what they are while ``run`` lasts; ``args`` and ``print`` may be new to it."""
@@ -26,7 +25,7 @@ def replacements(module: ModuleType, run: DrivenRun, args: Namespace) -> dict[st
         "FluxFillPipeline": pipeline_class(run),
         "Accelerator": accelerator_class(run),
         "args": args,
-        "print": _print_for_debugging,
+        "print": _keeping_prints(run),
     }
     if callable(getattr(module, "encode_prompt", None)):
         names["encode_prompt"] = _noting_prompts(module.encode_prompt, run)
@@ -39,17 +38,25 @@ def _noting_prompts(encode_prompt: Callable[..., Any], run: DrivenRun) -> Callab
 
     @functools.wraps(encode_prompt)
     def noting(*args: Any, **kwargs: Any) -> Any:
-        given = signature.bind(*args, **kwargs).arguments
+        given, encoded = signature.bind(*args, **kwargs).arguments, encode_prompt(*args, **kwargs)
         for name in ("prompt", "prompts"):
             if name in given:
-                run.note_prompt(given[name])
-        return encode_prompt(*args, **kwargs)
+                run.note_prompt(given[name], encoded)
+        return encoded
 
     return noting
 
 
-def _print_for_debugging(*values: Any, **_: Any) -> None:
-    logger.debug("%s", " ".join(map(str, values)))
+def _keeping_prints(run: DrivenRun) -> Callable[..., None]:
+    """``print`` that keeps for ``run`` what would go to the terminal."""
+
+    def keep(*values: Any, file: Any = None, **form: Any) -> None:
+        if file is None or file is sys.stdout:
+            run.note_print(*values)
+        else:
+            print(*values, file=file, **form)
+
+    return keep
 
 
 def quiet_libraries() -> list[tuple[Any, dict[str, Any]]]:

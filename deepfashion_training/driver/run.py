@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import math
 import re
 import shutil
@@ -14,10 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch.utils.data import Dataset
 
 import train_flux_inpaint as trainer
+from deepfashion_training.driver.pictures import Sheets
+from deepfashion_training.driver.pipeline import PipelineOnDemand
+
+logger = logging.getLogger(__name__)
 
 #: What the script's arguments for lists of pairs are set to, so that its three datasets can be told apart.
 TRAIN_LIST, VERIFICATION_LIST, VALIDATION_LIST = "train", "train verification", "validation"
@@ -63,20 +67,26 @@ class DrivenRun:
         self.model: Any = None
         self.parameters: list[torch.nn.Parameter] = []
         self.datasets: dict[str, Any] = {}
-        self.samples: dict[str, list[dict[str, Any]]] = {}
-        self.drawn: dict[str, list[tuple[int, torch.Tensor]]] = {}
-        self.draw: Callable[..., Any] | None = None
-        self.prompt: list[str] = []
+        self.sheets = Sheets(settings)
+        self.optimizer: torch.optim.Optimizer | None = None
+        self.prompt_known = False
+        self.encoded: tuple[torch.Tensor, torch.Tensor] | None = None
         self.losses: list[torch.Tensor] = []
         self.means: list[torch.Tensor] = []
         self.record: trainer.RunRecord | None = None
         self.started, self.clock = time.time(), time.perf_counter()
         self._held: tuple[torch.Tensor, list[torch.Tensor]] | None = None
+        self._logged, self._saved_at, self._streaming = (self.step, math.nan), -1, False
 
     @property
     def args(self) -> Namespace:
         """Arguments for ``run.json``."""
         return self.settings
+
+    @property
+    def script(self) -> str:
+        """Path of the script."""
+        return str(self.facts["upstream"]["script"])
 
     @property
     def mixed_precision(self) -> str:
@@ -87,23 +97,25 @@ class DrivenRun:
 
     def build_dataset(
         self, dataroot_path: str, phase: str, order: str = "paired", size: tuple[int, int] = (768, 576),
-        data_list: str | None = None,
+        data_list: str | None = None, **unknown: Any,
     ) -> Any:  # fmt: skip
         """What the script gets for each ``VitonHDTestDataset`` that it builds.
 
-        Its training rows are the whole run's, shuffled, from the step on at which the run continues; its other rows
-        are the few that validation shows.
+        Its training rows are the whole run's, shuffled, from the step on at which the run continues; its other rows,
+        of whatever lists, are the few that validation shows. Raises ``ValueError`` for arguments of another dataset.
         """
+        if unknown:
+            raise ValueError(
+                f"{self.script} builds its dataset with {', '.join(unknown)}: only dataroot_path, phase, order, size "
+                "and data_list mean something to ours"
+            )
         kind = "validation" if phase == "test" else "train"
         if kind not in self.datasets:
             self.datasets[kind] = self.dataset(dataroot_path, phase, order, size, data_list)
-        data = self.datasets[kind]
-        if kind == "train" and data_list != VERIFICATION_LIST:
-            return self._stream(data)
-        if kind not in self.samples:
-            count = self.settings.num_validation_images if self.settings.validation_steps else 0
-            self.samples[kind] = [data[row] for row in trainer.validation_rows(data, count)]
-        return self.samples[kind]
+        if kind == "train" and data_list != VERIFICATION_LIST and not self._streaming:
+            self._streaming = True
+            return self._stream(self.datasets[kind])
+        return self.sheets.rows_of(kind, self.datasets[kind])
 
     def _stream(self, data: Any) -> RowStream:
         settings = self.settings
@@ -127,6 +139,8 @@ class DrivenRun:
                 setattr(self.settings, secret, "not recorded")
         self.record = trainer.RunRecord(self, self.datasets)  # type: ignore[arg-type]  # it reads what both have
         self.record.facts.update(self.facts)
+        if not self.prompt_known:
+            self.settings.instance_prompt = ""  # unknown: the script has no encode_prompt to take it from
         if self.step:
             self._forget_later_steps()
         self.started, self.clock = time.time(), time.perf_counter()
@@ -176,19 +190,23 @@ class DrivenRun:
             self.record.seconds.append(now - self.clock)
         self.clock = now
 
-    def mean_since_last_log(self, values: dict[str, Any]) -> dict[str, Any]:
-        """``values`` to log, the loss among them that of all forward passes and ranks since the last time.
-
-        Writes a line of ``logs/losses.jsonl``; what is logged without having trained goes through unchanged.
-        """
+    def write_loss(self) -> None:
+        """Write a line of ``logs/losses.jsonl``: the mean loss of all forward passes and ranks since the last line."""
         if not self.means:
-            return values
-        values = {**values, "loss": torch.stack(self.means).mean().item()}
+            return
+        self._logged = (self.step, torch.stack(self.means).mean().item())
         self.means.clear()
         if self.accelerator.is_main_process:
+            facts: dict[str, float] = {"step": self.step, "loss": self._logged[1]}
+            if self.optimizer is not None:
+                facts["lr"] = float(self.optimizer.param_groups[0]["lr"])
             with (self.folder / "logs" / "losses.jsonl").open("a", encoding="utf-8") as lines:
-                lines.write(json.dumps({"step": self.step, **values}, default=float) + "\n")
-        return values
+                lines.write(json.dumps(facts) + "\n")
+
+    def with_mean_loss(self, values: dict[str, Any]) -> dict[str, Any]:
+        """``values`` that the script logs, its ``loss`` replaced by the one that ``write_loss`` has written."""
+        self.write_loss()
+        return {**values, "loss": self._logged[1]} if "loss" in values and self._logged[0] == self.step else values
 
     # ---- files ------------------------------------------------------------------------------------------------
 
@@ -196,12 +214,27 @@ class DrivenRun:
         """Write the LoRA file, with the prompt that the script has trained with in its metadata."""
         folder.mkdir(parents=True, exist_ok=True)
         trainer.save_lora(self.model, self.settings, folder)
+        if folder.resolve() == self.folder.resolve():
+            self._saved_at = self.step
 
-    def note_prompt(self, prompt: str | Sequence[str]) -> None:
-        """Remember the prompt that the script encodes; the first one stands for all."""
-        if not self.prompt:
-            self.prompt = [prompt if isinstance(prompt, str) else prompt[0]]
-            self.settings.instance_prompt = self.prompt[0]
+    def note_prompt(self, prompt: str | Sequence[str], encoded: Any = None) -> None:
+        """Remember the prompt that the script trains with, and what it is encoded as: embeddings and pooled ones.
+
+        The first prompt stands for all.
+        """
+        if not self.prompt_known:
+            self.prompt_known = True
+            self.settings.instance_prompt = prompt if isinstance(prompt, str) else prompt[0]
+        if self.encoded is None and isinstance(encoded, tuple) and len(encoded) > 1:
+            self.encoded = (encoded[0][:1].detach(), encoded[1][:1].detach())
+
+    def note_print(self, *values: Any) -> None:
+        """Keep what the script prints in ``logs/printed.log``; there can be a line for every weight."""
+        if self.accelerator is None or self.accelerator.is_main_process:
+            path = self.folder / "logs" / "printed.log"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("a", encoding="utf-8") as lines:
+                lines.write(" ".join(map(str, values)) + "\n")
 
     def checkpoint_saved(self, staged: Path, final: Path) -> None:
         """Put a complete checkpoint in its place, then delete the oldest ones. Of the main process."""
@@ -227,47 +260,33 @@ class DrivenRun:
             file.replace(final / file.name)
         shutil.rmtree(staged)
 
-    def add_drawn(self, pairs: torch.Tensor, results: Sequence[Image.Image]) -> None:
-        """Take in pictures [B,3,H,2W] that validation was given and what it drew; a complete set becomes a sheet."""
-        for pair, result in zip(pairs, results, strict=True):
-            for kind, samples in self.samples.items():
-                drawn = self.drawn.setdefault(kind, [])
-                if len(drawn) < len(samples) and torch.equal(samples[len(drawn)]["image"], pair.cpu()):
-                    drawn.append((self.step, picture_tensor(result)))
-                    if len(drawn) == len(samples):
-                        self._write_sheet(kind, samples, [tensor for _, tensor in self.drawn.pop(kind)])
-                    break
+    def finish(self) -> None:
+        """After the script's ``main``: save the LoRA where it has not done so, and draw what has been learned.
 
-    def _write_sheet(self, kind: str, samples: list[dict[str, Any]], results: list[torch.Tensor]) -> None:
-        if not self.accelerator.is_main_process:
+        Raises ``ValueError`` when it has ended without what it was run for.
+        """
+        if self.step == self.first_step:
+            raise ValueError(f"{self.script} has ended without taking a step")
+        if self.accelerator.is_main_process:
+            if self._saved_at != self.step:
+                self.save_lora(self.folder)
+            self._draw_last()
+
+    def _draw_last(self) -> None:
+        samples = self.sheets.samples.get("validation", [])
+        if not samples or self.sheets.path("validation", self.step).exists():
             return
-        width, rows = self.settings.width, []
-        for sample, pair in zip(samples, results, strict=True):
-            person = [tensor[..., width:] for tensor in (sample["im_mask"], pair, sample["image"])]
-            rows.append([trainer.to_picture(tensor) for tensor in (sample["cloth_pure"], *person)])
-        labels = [f"{sample['im_name']}  {sample['caption_cloth']}" for sample in samples]
-        columns = ["garment", "masked person", f"result, step {self.step}", "truth"]
-        name = f"step-{self.step}.png" if kind == "validation" else f"train-step-{self.step}.png"
-        path = self.folder / "validation" / name
-        path.parent.mkdir(exist_ok=True)
-        trainer.labelled_grid(rows, columns, labels).save(path)
-
-    def draw_last(self) -> None:
-        """Draw the validation rows once more with the finished LoRA, through the pipeline of the last validation."""
-        if self.draw is None or not self.prompt:
+        if self.encoded is None:
+            logger.warning("no picture of the last step: %s has no encode_prompt to take its prompt from", self.script)
             return
-        self.drawn.clear()
-        for sample in self.samples.get("validation", []):
-            self.draw(prompt=self.prompt, image=sample["image"][None], mask_image=sample["inpaint_mask"][None],
-                      height=self.settings.height, width=2 * self.settings.width)  # fmt: skip
-
-    def check_result(self) -> None:
-        """Raise ``ValueError`` when the script has ended without what it was run for."""
-        script = self.facts["upstream"]["script"]
-        if self.accelerator is None or self.step == self.first_step:
-            raise ValueError(f"{script} has ended without taking a step")
-        if self.accelerator.is_main_process and not (self.folder / trainer.LORA_FILE).is_file():
-            raise ValueError(f"{script} has ended without saving a pipeline; continue from its last checkpoint")
+        settings, text = self.settings, ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
+        parts = {"torch_dtype": trainer.DTYPES[self.mixed_precision], **dict.fromkeys(text)}
+        parts |= {name: getattr(settings, name) for name in ("revision", "variant") if getattr(settings, name)}
+        draw = PipelineOnDemand(self, settings.pretrained_model_name_or_path, parts).to(self.accelerator.device)
+        self.sheets.drawn.clear()
+        for sample in samples:
+            draw(prompt_embeds=self.encoded[0], pooled_prompt_embeds=self.encoded[1], image=sample["image"][None],
+                 mask_image=sample["inpaint_mask"][None], height=settings.height, width=2 * settings.width)  # fmt: skip
 
     def end(self, status: str) -> None:
         """Write how the run ended into ``run.json``."""
@@ -276,13 +295,6 @@ class DrivenRun:
                 self.record.facts["weights"] = trainer.LORA_FILE
             self.record.facts["status"] = status
             self.record.write()
-
-
-def picture_tensor(picture: Image.Image) -> torch.Tensor:
-    """[3,H,W] in [-1,1] of a picture."""
-    import numpy as np
-
-    return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1) / 127.5 - 1
 
 
 def step_of(checkpoint: str | None) -> int:

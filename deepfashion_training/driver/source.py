@@ -88,7 +88,8 @@ def module_names(source: Source, module: str = "") -> set[str]:
 def attributes_read(source: Source, name: str | None = "args") -> set[str]:
     """Every ``X`` of ``args.X`` and ``getattr(args, "X")`` that script and siblings read outside ``parse_args``.
 
-    Without a ``name`` the ``X`` of any object counts: functions give their arguments names of their own.
+    Without a ``name`` the ``X`` of any object counts, also of ``x["X"]`` and ``x.get("X")``: functions give their
+    arguments names of their own, and some make a mapping of them.
     """
     found: set[str] = set()
     queue: list[ast.AST] = list(source.trees.values())
@@ -107,6 +108,12 @@ def attributes_read(source: Source, name: str | None = "args") -> set[str]:
             case ast.Call(func=ast.Name(id="getattr"), args=[ast.Name(id=of), ast.Constant(value=str(attribute)), *_]):
                 if name in (None, of):
                     found.add(attribute)
+            case ast.Subscript(slice=ast.Constant(value=str(attribute))) if name is None:
+                found.add(attribute)
+            case ast.Call(func=ast.Attribute(attr="get"), args=[ast.Constant(value=str(attribute)), *_]) if (
+                name is None
+            ):
+                found.add(attribute)
     return found
 
 
