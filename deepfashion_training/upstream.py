@@ -342,6 +342,8 @@ def train(script: Script, args: argparse.Namespace, dataset: Any) -> None:
         _call(script, args)
 
 
+_TRANSFORMER = "pretrained_inpaint_model_name_or_path"
+
 #: What ``open_script`` returns.
 Script = ModuleType | DrivenScript
 
@@ -385,8 +387,10 @@ def parse_arguments(
     known = loaded(module)
     assert known is not None  # given: open_script loads it
     if driven:  # its own defaults are not those of a LoRA for our base
-        same = ("pretrained_model_name_or_path", "pretrained_inpaint_model_name_or_path", "seed")
+        same = ("pretrained_model_name_or_path", _TRANSFORMER, "seed")
         given = {**{name: str(ours.get_default(name)) for name in same}, **given}
+    elif (Path(given.get(_TRANSFORMER, "")) / "transformer" / "config.json").is_file():
+        given = {**given, _TRANSFORMER: str(Path(given[_TRANSFORMER]) / "transformer")}  # others look at the root alone
     from_wrapper = [f"--{name}={value}" for name, value in given.items()]
     read = attributes_read(known.source, None) if driven else None
     outside, settled = (FROM_OUTSIDE, SETTLED) if driven else (frozenset[str](), frozenset[str]())
