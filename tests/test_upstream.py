@@ -75,7 +75,7 @@ def test_two_scripts_of_one_name_do_not_replace_each_other(tmp_path: Path) -> No
         ("def main(args:\n", r"line 1 is no valid Python"),
         (
             "import cv2_absent as c\nx = c.y\n",
-            r"needs packages that are not installed: pip install cv2_absent [(]or is cv2_absent.py missing beside it[?][)]$",
+            r"packages that are not installed: pip install cv2_absent [(]or is cv2_absent.py missing beside it[?][)]$",
         ),
         (
             "import helper\nif 1:\n    import absent.x\n",

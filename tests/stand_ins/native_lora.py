@@ -22,7 +22,7 @@ class VitonHDTestDataset(Dataset):
         return {"image": torch.full((3, self.height, 2 * self.width), index / 4)}
 
 
-def parse_args(input_args=None):
+def parse_args(words=None):
     parser = argparse.ArgumentParser()
     parser.add_argument("--output_dir", required=True)
     parser.add_argument("--dataroot")
@@ -30,7 +30,7 @@ def parse_args(input_args=None):
     parser.add_argument("--max_train_steps", type=int, default=3)
     parser.add_argument("--height", type=int, default=128)
     parser.add_argument("--width", type=int, default=96)
-    return parser.parse_args(input_args)
+    return parser.parse_args(words)
 
 
 def main(args):

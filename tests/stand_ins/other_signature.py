@@ -7,8 +7,8 @@ class VitonHDTestDataset:
     pass
 
 
-def parse_args(input_args=None):
-    return argparse.ArgumentParser().parse_args(input_args)
+def parse_args(words=None):
+    return argparse.ArgumentParser().parse_args(words)
 
 
 def main(args, accelerator):

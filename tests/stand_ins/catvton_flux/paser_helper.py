@@ -50,7 +50,7 @@ DEFAULTS = {
 }
 
 
-def parse_args(input_args=None):
+def parse_args(words=None):
     parser = argparse.ArgumentParser(description="Train a FLUX-Fill transformer for try-on.")
     parser.add_argument("--pretrained_model_name_or_path", required=True)
     parser.add_argument("--mixed_precision", choices=["no", "fp16", "bf16"])
@@ -63,7 +63,7 @@ def parse_args(input_args=None):
         parser.add_argument(f"--{name}", action="store_true")
     for name, default in DEFAULTS.items():
         parser.add_argument(f"--{name}", type=type(default), default=default)
-    args = parser.parse_args(input_args)
-    if (args.dataset_name is None) == (args.instance_data_dir is None):
+    given = parser.parse_args(words)
+    if (given.dataset_name is None) == (given.instance_data_dir is None):
         raise ValueError("Give exactly one of --dataset_name and --instance_data_dir")
-    return args
+    return given

@@ -4,9 +4,11 @@ Tests drive it as a script that nobody here may change. What looks like a mistak
 global ``args`` that only ``__main__`` sets, packages imported for nothing, a flag without which it cannot train.
 """
 
+import functools
 import math
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from accelerate import Accelerator
@@ -40,17 +42,66 @@ TRAINED_BLOCKS = (
     *(f"transformer_blocks.{i}." for i in range(19)),
     *(f"single_transformer_blocks.{i}." for i in range(38) if i not in (1, 11, 12)),
 )
+HALVES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def show_tensor(tensor, path):
     transforms.ToPILImage()(tensor / 2 + 0.5).save(path)
 
 
-def load_text_encoders(class_one, class_two):
-    where = {"revision": args.revision, "variant": args.variant}
-    one = class_one.from_pretrained(args.pretrained_model_name_or_path, subfolder="text_encoder", **where)
-    two = class_two.from_pretrained(args.pretrained_model_name_or_path, subfolder="text_encoder_2", **where)
-    return one, two
+# ---- models
+
+
+def load_text_encoders(clip, t5):
+    base, files = args.pretrained_model_name_or_path, {"variant": args.variant, "revision": args.revision}
+    kinds = {"text_encoder": clip, "text_encoder_2": t5}
+    return [kind.from_pretrained(base, subfolder=folder, **files) for folder, kind in kinds.items()]
+
+
+def load_parts(args):
+    """Models and tokenizers, none of them trainable yet."""
+    base, revision = args.pretrained_model_name_or_path, args.revision
+    files = {"variant": args.variant, "revision": revision}
+    readers = {"tokenizer": CLIPTokenizer, "tokenizer_2": T5Tokenizer}
+    parts = SimpleNamespace(
+        tokenizers=[kind.from_pretrained(base, revision=revision, subfolder=at) for at, kind in readers.items()],
+        encoders=load_text_encoders(CLIPTextModel, T5EncoderModel),
+        times=FlowMatchEulerDiscreteScheduler.from_pretrained(base, subfolder="scheduler"),
+        vae=AutoencoderKL.from_pretrained(base, subfolder="vae", **files),
+        transformer=FluxTransformer2DModel.from_pretrained(args.pretrained_inpaint_model_name_or_path, **files),
+    )
+    for model in (parts.transformer, parts.vae, *parts.encoders):
+        model.requires_grad_(False)
+    parts.factor = 2 ** (len(parts.vae.config.block_out_channels) - 1)
+    of_pictures, of_masks = {}, dict.fromkeys(("do_binarize", "do_convert_grayscale"), True) | {"do_normalize": False}
+    parts.processors = {
+        f"{kind}_processor": VaeImageProcessor(vae_scale_factor=2 * parts.factor, **how)
+        for kind, how in (("image", of_pictures), ("mask", of_masks))
+    }
+    return parts
+
+
+def choose_trained(args, model):
+    """Make the listed blocks' attention trainable."""
+    if args.train_base_model:
+        for name, weight in model.named_parameters():
+            if "attn" in name and name.startswith(TRAINED_BLOCKS):
+                weight.requires_grad_(True)
+                print("to be trained:", name)
+    print(sum(weight.numel() for weight in model.parameters() if weight.requires_grad), "numbers are trained")
+
+
+def place(args, parts, accelerator):
+    """Bring every model to the device, in half precision where that is wanted."""
+    parts.dtype = HALVES.get(accelerator.mixed_precision, torch.float32)
+    parts.transformer.to(accelerator.device, dtype=parts.dtype)
+    for frozen in (parts.vae, *parts.encoders):
+        frozen.to(accelerator.device, dtype=parts.dtype)
+    spares_memory, may_round = args.gradient_checkpointing, args.allow_tf32
+    if spares_memory:
+        parts.transformer.enable_gradient_checkpointing()
+    if may_round and torch.cuda.is_available():
+        torch.set_float32_matmul_precision("high")
 
 
 def encode_prompt(text_encoders, tokenizers, prompt, max_sequence_length, device=None):
@@ -65,276 +116,266 @@ def encode_prompt(text_encoders, tokenizers, prompt, max_sequence_length, device
     return embeds, pooled, torch.zeros(embeds.shape[1], 3, device=embeds.device, dtype=embeds.dtype)
 
 
-def log_validation(pipeline, args, accelerator, dataloader, tag, epoch):
-    pipeline = pipeline.to(accelerator.device)
-    seeded = torch.Generator(accelerator.device).manual_seed(args.seed) if args.seed else None
-    shown = []
-    for batch in dataloader:
-        images = pipeline(
-            prompt=[PROMPT] * len(batch["image"]),
-            height=args.height,
-            width=2 * args.width,
-            image=batch["image"],
-            mask_image=batch["inpaint_mask"],
-            num_inference_steps=28,
-            generator=seeded,
-            guidance_scale=30,
-        ).images
-        shown += zip(batch["cloth_pure"], images, strict=True)
-    for tracker in accelerator.trackers:
-        if tracker.name == "wandb":
-            tracker.log({tag: [wandb.Image(picture) for row in shown for picture in row], "epoch": epoch})
+# ---- checkpoints
 
 
-def register_hooks(accelerator):
-    def save_hook(models, weights, output_dir):
-        for model in models if accelerator.is_main_process else ():
-            if isinstance(model, DeepSpeedEngine):
-                model = model.module
-            if not isinstance(accelerator.unwrap_model(model), FluxTransformer2DModel):
-                raise ValueError(f"unexpected model to save: {type(model)}")
-            accelerator.unwrap_model(model).save_pretrained(Path(output_dir) / "transformer")
-            if weights:
-                weights.pop()
-
-    def load_hook(models, input_dir):
-        while models:
-            model = models.pop()
-            load_model = FluxTransformer2DModel.from_pretrained(input_dir, subfolder="transformer")
-            model.register_to_config(**load_model.config)
-            model.load_state_dict(load_model.state_dict())
-
-    accelerator.register_save_state_pre_hook(save_hook)
-    accelerator.register_load_state_pre_hook(load_hook)
+def write_models(accelerator, models, weights, folder):
+    if not accelerator.is_main_process:
+        return
+    for wrapped in models:
+        inner = accelerator.unwrap_model(wrapped.module if isinstance(wrapped, DeepSpeedEngine) else wrapped)
+        if not isinstance(inner, FluxTransformer2DModel):
+            raise ValueError(f"a checkpoint has no place for a {type(inner).__name__}")
+        inner.save_pretrained(Path(folder) / "transformer")
+        if weights:
+            weights.pop()
 
 
-def find_checkpoints(output_dir):
-    found = [path.name for path in Path(output_dir).iterdir() if path.name.startswith("checkpoint")]
-    return sorted(found, key=lambda name: int(name.split("-")[1]))
+def read_models(models, folder):
+    while models:
+        trained, saved = models.pop(), FluxTransformer2DModel.from_pretrained(folder, subfolder="transformer")
+        trained.register_to_config(**saved.config)
+        trained.load_state_dict(saved.state_dict())
 
 
-def save_checkpoint(accelerator, args, global_step):
-    if args.checkpoints_total_limit is not None:
-        names = find_checkpoints(args.output_dir)
-        for name in names[: max(0, len(names) - args.checkpoints_total_limit + 1)]:
-            shutil.rmtree(Path(args.output_dir) / name)
-    accelerator.save_state(str(Path(args.output_dir) / f"checkpoint-{global_step}"))
+def step_of(checkpoint):
+    return int(checkpoint.name.split("-")[1])
 
 
-def main(args):
-    if args.report_to == "wandb" and args.hub_token is not None:
-        raise ValueError("--report_to wandb and --hub_token together would publish the token")
+def checkpoints_in(folder):
+    return sorted(Path(folder).glob("checkpoint*"), key=step_of)
+
+
+def save_checkpoint(args, accelerator, step):
+    folder, limit = Path(args.output_dir), args.checkpoints_total_limit
+    earlier = [] if limit is None else checkpoints_in(folder)
+    for surplus in earlier[: max(0, len(earlier) + 1 - (limit or 0))]:
+        shutil.rmtree(surplus)
+    accelerator.save_state(str(folder / f"checkpoint-{step}"))
+
+
+def continued_step(args, accelerator):
+    """Load the checkpoint that is asked for; its step, or 0 without one."""
+    folder, asked = Path(args.output_dir), args.resume_from_checkpoint
+    if not asked:
+        return 0
+    checkpoint = folder / Path(asked).name
+    if checkpoint.name == "latest":
+        checkpoint = max(checkpoints_in(folder), key=step_of, default=None)
+    if checkpoint is None:
+        print(f"nothing to continue in {folder}: this is step 0")
+        return 0
+    accelerator.load_state(str(checkpoint))
+    return step_of(checkpoint)
+
+
+# ---- what training needs besides models
+
+
+def start(args):
+    """An accelerator, with seed and folder."""
+    if args.hub_token is not None and args.report_to == "wandb":
+        raise ValueError("wandb would show the token: leave --hub_token or --report_to wandb out")
+    folder, passes, precision = Path(args.output_dir), args.gradient_accumulation_steps, args.mixed_precision
     accelerator = Accelerator(
-        gradient_accumulation_steps=args.gradient_accumulation_steps,
-        mixed_precision=args.mixed_precision,
-        log_with=args.report_to,
-        project_config=ProjectConfiguration(
-            project_dir=args.output_dir, logging_dir=str(Path(args.output_dir) / args.logging_dir)
-        ),
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+        project_config=ProjectConfiguration(logging_dir=str(folder / args.logging_dir), project_dir=str(folder)),
+        log_with=args.report_to,
+        mixed_precision=precision,
+        gradient_accumulation_steps=passes,
     )
     if args.seed is not None:
         set_seed(args.seed)
-    if accelerator.is_main_process:
-        Path(args.output_dir).mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    accelerator.register_save_state_pre_hook(functools.partial(write_models, accelerator))
+    accelerator.register_load_state_pre_hook(read_models)
+    return accelerator
 
-    base = args.pretrained_model_name_or_path
-    where = {"revision": args.revision, "variant": args.variant}
-    tokenizer_one = CLIPTokenizer.from_pretrained(base, subfolder="tokenizer", revision=args.revision)
-    tokenizer_two = T5Tokenizer.from_pretrained(base, subfolder="tokenizer_2", revision=args.revision)
-    text_encoder_one, text_encoder_two = load_text_encoders(CLIPTextModel, T5EncoderModel)
-    noise_scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(base, subfolder="scheduler")
-    vae = AutoencoderKL.from_pretrained(base, subfolder="vae", **where)
-    transformer = FluxTransformer2DModel.from_pretrained(args.pretrained_inpaint_model_name_or_path, **where)
-    for model in (transformer, vae, text_encoder_one, text_encoder_two):
-        model.requires_grad_(False)
-    if args.train_base_model:
-        for name, param in transformer.named_parameters():
-            if name.startswith(TRAINED_BLOCKS) and "attn" in name:
-                param.requires_grad = True
-                print(f"Enabling gradients for: {name}")
-    print(f"Trainable parameters: {sum(p.numel() for p in transformer.parameters() if p.requires_grad)}")
 
-    weight_dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision, torch.float32)
-    for model in (vae, transformer, text_encoder_one, text_encoder_two):
-        model.to(accelerator.device, dtype=weight_dtype)
-    if args.gradient_checkpointing:
-        transformer.enable_gradient_checkpointing()
-    register_hooks(accelerator)
-    if args.allow_tf32 and torch.cuda.is_available():
-        torch.backends.cuda.matmul.allow_tf32 = True
+def make_loader(args, phase, data_list):
+    pairs = {"dataroot_path": args.dataroot, "phase": phase, "order": "paired", "data_list": data_list}
+    pictures = VitonHDTestDataset(size=(args.height, args.width), **pairs)
+    return torch.utils.data.DataLoader(pictures, batch_size=args.train_batch_size, shuffle=False)
 
+
+def make_optimizer(args, weights, ranks):
     if args.scale_lr:
-        args.learning_rate *= args.gradient_accumulation_steps * args.train_batch_size * accelerator.num_processes
+        args.learning_rate *= args.gradient_accumulation_steps * args.train_batch_size * ranks
     if args.train_base_model:
-        params_to_optimize = [{"params": transformer.parameters(), "lr": args.learning_rate}]
-    optimizer_class = torch.optim.AdamW
+        groups = [{"lr": args.learning_rate, "params": weights}]
     if args.optimizer.lower() != "adamw":
         logger.warning(f"--optimizer {args.optimizer} is not known: AdamW is used")
+    kind, decay = torch.optim.AdamW, args.adam_weight_decay
     if args.use_8bit_adam:
         import bitsandbytes
 
-        optimizer_class = bitsandbytes.optim.AdamW8bit
-    optimizer = optimizer_class(
-        params_to_optimize,
-        betas=(args.adam_beta1, args.adam_beta2),
-        weight_decay=args.adam_weight_decay,
-        eps=args.adam_epsilon,
+        kind = bitsandbytes.optim.AdamW8bit
+    memory = (args.adam_beta1, args.adam_beta2)
+    return kind(groups, eps=args.adam_epsilon, weight_decay=decay, betas=memory)
+
+
+def make_schedule(args, optimizer, ranks):
+    spans = {"num_training_steps": args.max_train_steps, "num_warmup_steps": args.lr_warmup_steps}
+    spans = {name: steps * ranks for name, steps in spans.items()}
+    return get_scheduler(args.lr_scheduler, optimizer, power=args.lr_power, num_cycles=args.lr_num_cycles, **spans)
+
+
+def steps_per_epoch(args, loader):
+    return math.ceil(len(loader) / args.gradient_accumulation_steps)
+
+
+def prepare(args, parts, accelerator):
+    """Add loaders, optimizer and schedule to the parts; the steps of an epoch."""
+    ranks, parts.accelerator = accelerator.num_processes, accelerator
+    optimizer = make_optimizer(args, parts.transformer.parameters(), ranks)
+    rows = make_loader(args, "train", args.train_data_list)
+    shown = {"verification": ("train", args.train_verification_list), "validation": ("test", args.validation_data_list)}
+    parts.shown = {tag: make_loader(args, *which) for tag, which in shown.items()}
+    wanted = args.max_train_steps
+    if wanted is None:
+        args.max_train_steps = steps_per_epoch(args, rows) * args.num_train_epochs
+    made = {"transformer": parts.transformer, "optimizer": optimizer, "rows": rows}
+    made["rate"] = make_schedule(args, optimizer, ranks)
+    vars(parts).update(zip(made, accelerator.prepare(*made.values()), strict=True))
+    of_epoch = steps_per_epoch(args, parts.rows)
+    args.num_train_epochs = math.ceil(args.max_train_steps / of_epoch)
+    return of_epoch
+
+
+def begin_tracking(args, accelerator):
+    """Every argument goes to the tracker."""
+    if not accelerator.is_main_process:
+        return
+    of_wandb = {"settings": wandb.Settings(code_dir=".")}
+    accelerator.init_trackers("flux-fill-tryon", init_kwargs={"wandb": of_wandb}, config=vars(args))
+
+
+# ---- training
+
+
+def noised(args, times, clean):
+    """Noise, its share in the mixture, and when that is."""
+    noise = torch.randn_like(clean)
+    form = (args.logit_mean, args.logit_std, args.mode_scale)
+    drawn = compute_density_for_timestep_sampling(args.weighting_scheme, len(clean), *form)
+    index = (drawn * times.config.num_train_timesteps).long()
+    return noise, times.sigmas[index].to(clean).view(-1, 1, 1, 1), times.timesteps[index]
+
+
+def loss_of(args, parts, batch):
+    """Weighted square of what the predicted velocity is off by."""
+    vae, dtype, factor, device = parts.vae, parts.dtype, parts.factor, parts.accelerator.device
+    truth, known, hole = (batch[key].to(dtype=vae.dtype) for key in ("image", "im_mask", "inpaint_mask"))
+    count, size = len(truth), {"height": args.height, "width": 2 * args.width}
+    words = encode_prompt(parts.encoders, parts.tokenizers, [PROMPT] * count, args.max_sequence_length)
+    place = {"device": device, "dtype": dtype, "vae": vae, "vae_scale_factor": factor}
+    shape = {"batch_size": count, "num_images_per_prompt": 1, **size}
+    known, height, width = prepare_fill_with_mask(image=known, mask=hole, **parts.processors, **place, **shape)
+    if args.dropout_prob > 0:
+        kept = torch.rand(count, 1, 1, device=known.device) >= args.dropout_prob
+        known = known * kept.to(known.dtype)
+    clean = encode_images_to_latents(vae, truth, dtype, *size.values())
+    grid = prepare_latents(factor, count, height, width, dtype, device)
+    noise, share, when = noised(args, parts.times, clean)
+    mixed = (1 - share) * clean + share * noise
+    tokens = FluxFillPipeline._pack_latents(mixed, *mixed.shape)
+    (found,) = parts.transformer(
+        torch.cat([tokens, known], dim=-1),
+        **dict(zip(("encoder_hidden_states", "pooled_projections", "txt_ids"), words, strict=True)),
+        img_ids=grid,
+        timestep=(when.to(device) / 1000).to(dtype),
+        guidance=torch.full((count,), args.guidance_scale, device=device, dtype=dtype),
+        return_dict=False,
     )
+    found = FluxFillPipeline._unpack_latents(found, height, width, factor)
+    off = (found.float() - (noise - clean).float()) ** 2
+    return (compute_loss_weighting_for_sd3(args.weighting_scheme, share).float() * off).mean()
 
-    loaders = []
-    for phase, data_list in (
-        ("train", args.train_data_list),
-        ("train", args.train_verification_list),
-        ("test", args.validation_data_list),
-    ):
-        dataset = VitonHDTestDataset(
-            dataroot_path=args.dataroot,
-            phase=phase,
-            order="paired",
-            size=(args.height, args.width),
-            data_list=data_list,
-        )
-        loaders.append(torch.utils.data.DataLoader(dataset, shuffle=False, batch_size=args.train_batch_size))
-    train_dataloader, verification_dataloader, validation_dataloader = loaders
 
-    if args.max_train_steps is None:
-        per_epoch = math.ceil(len(train_dataloader) / args.gradient_accumulation_steps)
-        args.max_train_steps = args.num_train_epochs * per_epoch
-    lr_scheduler = get_scheduler(
-        args.lr_scheduler,
-        optimizer=optimizer,
-        num_warmup_steps=args.lr_warmup_steps * accelerator.num_processes,
-        num_training_steps=args.max_train_steps * accelerator.num_processes,
-        num_cycles=args.lr_num_cycles,
-        power=args.lr_power,
-    )
-    transformer, optimizer, train_dataloader, lr_scheduler = accelerator.prepare(
-        transformer, optimizer, train_dataloader, lr_scheduler
-    )
-    per_epoch = math.ceil(len(train_dataloader) / args.gradient_accumulation_steps)
-    args.num_train_epochs = math.ceil(args.max_train_steps / per_epoch)
-    if accelerator.is_main_process:
-        accelerator.init_trackers(
-            "flux-fill-tryon", config=vars(args), init_kwargs={"wandb": {"settings": wandb.Settings(code_dir=".")}}
-        )
+def learn(args, parts, batch):
+    """One forward and backward pass; its loss."""
+    with parts.accelerator.accumulate([parts.transformer]):
+        loss = loss_of(args, parts, batch)
+        parts.accelerator.backward(loss)
+        if parts.accelerator.sync_gradients:
+            parts.accelerator.clip_grad_norm_(parts.transformer.parameters(), args.max_grad_norm)
+        for move in (parts.optimizer.step, parts.rate.step, parts.optimizer.zero_grad):
+            move()
+    return float(loss.detach())
 
-    global_step = first_epoch = 0
-    if args.resume_from_checkpoint:
-        name = Path(args.resume_from_checkpoint).name
-        if name == "latest":
-            name = next(reversed(find_checkpoints(args.output_dir)), None)
-        if name is None:
-            print(f"No checkpoint in {args.output_dir}: starting anew")
-        else:
-            accelerator.load_state(str(Path(args.output_dir) / name))
-            global_step = int(name.split("-")[1])
-            first_epoch = global_step // per_epoch
 
-    vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1)
-    image_processor = VaeImageProcessor(vae_scale_factor=2 * vae_scale_factor)
-    mask_processor = VaeImageProcessor(
-        vae_scale_factor=2 * vae_scale_factor, do_normalize=False, do_binarize=True, do_convert_grayscale=True
-    )
-    text_encoders, tokenizers = [text_encoder_one, text_encoder_two], [tokenizer_one, tokenizer_two]
-    progress = tqdm(initial=global_step, total=args.max_train_steps, disable=not accelerator.is_local_main_process)
-    for epoch in range(first_epoch, args.num_train_epochs):
-        transformer.train()
-        for batch in train_dataloader:
-            with accelerator.accumulate([transformer]):
-                pixel_values = batch["image"].to(dtype=vae.dtype)
-                control_image = batch["im_mask"].to(dtype=vae.dtype)
-                control_mask = batch["inpaint_mask"].to(dtype=vae.dtype)
-                count = len(pixel_values)
-                embeds, pooled, text_ids = encode_prompt(
-                    text_encoders, tokenizers, [PROMPT] * count, args.max_sequence_length
-                )
-                cond, height, width = prepare_fill_with_mask(
-                    image_processor=image_processor,
-                    mask_processor=mask_processor,
-                    vae=vae,
-                    vae_scale_factor=vae_scale_factor,
-                    image=control_image,
-                    mask=control_mask,
-                    width=args.width * 2,
-                    height=args.height,
-                    batch_size=count,
-                    num_images_per_prompt=1,
-                    device=accelerator.device,
-                    dtype=weight_dtype,
-                )
-                if args.dropout_prob > 0:
-                    kept = torch.rand(count, 1, 1, device=cond.device) >= args.dropout_prob
-                    cond = cond * kept.to(cond.dtype)
-                latents = encode_images_to_latents(vae, pixel_values, weight_dtype, args.height, args.width * 2)
-                img_ids = prepare_latents(vae_scale_factor, count, height, width, weight_dtype, accelerator.device)
+def train_epoch(args, parts, epoch, step, bar):
+    """Train until the rows or the steps are used up; the step that is reached."""
+    accelerator = parts.accelerator
+    parts.transformer.train()
+    for batch in parts.rows:
+        facts = {"loss": learn(args, parts, batch)}
+        stepped, leads = accelerator.sync_gradients, accelerator.is_main_process
+        if stepped:
+            step += 1
+            bar.update()
+            if leads and step % args.checkpointing_steps == 0:
+                save_checkpoint(args, accelerator, step)
+        facts["lr"] = parts.rate.get_last_lr()[0]
+        bar.set_postfix(facts)
+        accelerator.log(facts, step)
+        if leads and stepped and step % args.validation_steps == 1:
+            validate(args, parts, epoch)
+        if args.max_train_steps <= step:
+            break
+    return step
 
-                noise = torch.randn_like(latents)
-                density = compute_density_for_timestep_sampling(
-                    args.weighting_scheme, count, args.logit_mean, args.logit_std, args.mode_scale
-                )
-                chosen = (density * noise_scheduler.config.num_train_timesteps).long()
-                timesteps = noise_scheduler.timesteps[chosen].to(accelerator.device)
-                sigmas = noise_scheduler.sigmas[chosen].to(latents).view(-1, 1, 1, 1)
-                noisy = (1 - sigmas) * latents + sigmas * noise
-                packed = FluxFillPipeline._pack_latents(noisy, *noisy.shape)
-                pred = transformer(
-                    hidden_states=torch.cat([packed, cond], dim=-1),
-                    timestep=(timesteps / 1000).to(weight_dtype),
-                    guidance=torch.full((count,), args.guidance_scale, device=accelerator.device, dtype=weight_dtype),
-                    pooled_projections=pooled,
-                    encoder_hidden_states=embeds,
-                    txt_ids=text_ids,
-                    img_ids=img_ids,
-                    return_dict=False,
-                )[0]
-                pred = FluxFillPipeline._unpack_latents(
-                    pred, height=height, width=width, vae_scale_factor=vae_scale_factor
-                )
-                weights = compute_loss_weighting_for_sd3(args.weighting_scheme, sigmas)
-                loss = (weights.float() * (pred.float() - (noise - latents).float()) ** 2).mean()
-                accelerator.backward(loss)
-                if accelerator.sync_gradients:
-                    accelerator.clip_grad_norm_(transformer.parameters(), args.max_grad_norm)
-                optimizer.step()
-                lr_scheduler.step()
-                optimizer.zero_grad()
 
-            if accelerator.sync_gradients:
-                progress.update(1)
-                global_step += 1
-                if accelerator.is_main_process and global_step % args.checkpointing_steps == 0:
-                    save_checkpoint(accelerator, args, global_step)
-            logs = {"loss": loss.detach().item(), "lr": lr_scheduler.get_last_lr()[0]}
-            progress.set_postfix(**logs)
-            accelerator.log(logs, step=global_step)
+# ---- pictures
 
-            validates = accelerator.sync_gradients and global_step % args.validation_steps == 1
-            if validates and accelerator.is_main_process:
-                pipeline = FluxFillPipeline.from_pretrained(
-                    base,
-                    transformer=accelerator.unwrap_model(transformer),
-                    torch_dtype=weight_dtype,
-                    vae=vae,
-                    tokenizer=tokenizer_one,
-                    tokenizer_2=tokenizer_two,
-                    text_encoder=text_encoder_one,
-                    text_encoder_2=text_encoder_two,
-                )
-                for tag, loader in (("verification", verification_dataloader), ("validation", validation_dataloader)):
-                    log_validation(
-                        pipeline=pipeline, args=args, accelerator=accelerator, dataloader=loader, tag=tag, epoch=epoch
-                    )
-                del pipeline
-            if global_step >= args.max_train_steps:
-                break
 
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        pipeline = FluxFillPipeline.from_pretrained(base, transformer=accelerator.unwrap_model(transformer))
-        pipeline.save_pretrained(args.output_dir)
-        FluxFillPipeline.from_pretrained(args.output_dir, torch_dtype=weight_dtype, **where)
-    accelerator.end_training()
+def log_validation(args, accelerator, pipeline, loader, tag, epoch):
+    seeded = torch.Generator(accelerator.device).manual_seed(args.seed) if args.seed else None
+    size = {"width": 2 * args.width, "height": args.height}
+    draw = functools.partial(pipeline.to(accelerator.device), guidance_scale=30, num_inference_steps=28, **size)
+    row = []
+    for batch in loader:
+        pairs, holes = batch["image"], batch["inpaint_mask"]
+        drawn = draw(image=pairs, mask_image=holes, prompt=[PROMPT] * len(pairs), generator=seeded).images
+        row += [picture for pair in zip(batch["cloth_pure"], drawn, strict=True) for picture in pair]
+    for board in (each for each in accelerator.trackers if each.name == "wandb"):
+        board.log({"epoch": epoch, tag: list(map(wandb.Image, row))})
+
+
+def validate(args, parts, epoch):
+    """Draw the rows of verification and validation with the transformer as it is."""
+    numbered = {"tokenizer": parts.tokenizers, "text_encoder": parts.encoders}
+    own = {f"{kind}{end}": part for kind, pair in numbered.items() for end, part in zip(("", "_2"), pair, strict=True)}
+    own |= {"transformer": parts.accelerator.unwrap_model(parts.transformer), "torch_dtype": parts.dtype}
+    pipeline = FluxFillPipeline.from_pretrained(args.pretrained_model_name_or_path, vae=parts.vae, **own)
+    for tag, loader in parts.shown.items():
+        log_validation(args, parts.accelerator, pipeline, loader, tag, epoch)
+
+
+def finish(args, parts):
+    """Save everything, and see whether it can be loaded."""
+    ranks, base = parts.accelerator, args.pretrained_model_name_or_path
+    ranks.wait_for_everyone()
+    if ranks.is_main_process:
+        pipe = FluxFillPipeline.from_pretrained(base, transformer=ranks.unwrap_model(parts.transformer))
+        pipe.save_pretrained(args.output_dir)
+        files = {"variant": args.variant, "revision": args.revision}
+        FluxFillPipeline.from_pretrained(args.output_dir, torch_dtype=parts.dtype, **files)
+    ranks.end_training()
+
+
+def main(args):
+    accelerator = start(args)
+    parts = load_parts(args)
+    choose_trained(args, parts.transformer)
+    place(args, parts, accelerator)
+    of_epoch = prepare(args, parts, accelerator)
+    begin_tracking(args, accelerator)
+    step = continued_step(args, accelerator)
+    bar = tqdm(total=args.max_train_steps, initial=step, disable=not accelerator.is_local_main_process)
+    for epoch in range(step // of_epoch, args.num_train_epochs):
+        step = train_epoch(args, parts, epoch, step, bar)
+    finish(args, parts)
 
 
 if __name__ == "__main__":
