@@ -2,6 +2,8 @@
 PYTHON ?= python3
 ARGS ?=
 PYTEST_ARGS ?=
+# Test processes; what a file prepares is prepared once, because its tests stay together.
+WORKERS ?= 2
 VENV := .venv
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check -q install
 SCRIPTS := $(wildcard deepfashion_training/*.sh) .ci/run
@@ -15,6 +17,7 @@ help: ## what can be made
 	@echo '  PYTHON=python3.12   the Python that .venv is made from (3.10 to 3.13)'
 	@echo '  ARGS="--seed 7"     more flags for quick-test'
 	@echo '  PYTEST_ARGS="-x"    more flags for the tests'
+	@echo '  WORKERS=4           test processes (2)'
 
 setup: $(VENV)/.requirements ## .venv with what training needs, when it is missing or stale
 
@@ -25,7 +28,7 @@ quick-test: setup ## train a small LoRA end to end
 	@PYTHON=$(VENV)/bin/python bash deepfashion_training/train_deepfashion_lora.sh --quick-test $(ARGS)
 
 test: lint ## lint, types, shellcheck, then every test, without network
-	HF_HUB_OFFLINE=1 $(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 lint: setup-dev ## ruff, mypy, shellcheck
 	$(VENV)/bin/python -m ruff check .

@@ -264,13 +264,13 @@ def test_accelerate_launch_runs_the_wrapper(quick_test, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_write_one_lora_into_one_directory(tmp_path: Path) -> None:
+def test_two_processes_write_one_lora_into_one_directory(quick_test, tmp_path: Path) -> None:
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     steps = ["--max_train_steps", "2", "--validation_steps", "2", "--num_validation_images", "1"]
     out = tmp_path / "out"
     done = command(
-        *launch, LAUNCHER.with_suffix(".py"), *QUICK, *steps, "--output_dir", out, ACCELERATE_USE_CPU="true",
-        OMP_NUM_THREADS="1",
+        *launch, LAUNCHER.with_suffix(".py"), *QUICK, *steps, "--output_dir", out, "--dataset_name",
+        quick_test[1] / "wardrobe", ACCELERATE_USE_CPU="true", OMP_NUM_THREADS="1",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     run = json.loads((out / "run.json").read_text(encoding="utf-8"))

@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import math
+import os
 import re
 import shutil
 import time
@@ -119,7 +120,8 @@ class DrivenRun:
 
     def _stream(self, data: Any) -> RowStream:
         settings = self.settings
-        rows = settings.train_batch_size * settings.gradient_accumulation_steps * self.accelerator.num_processes
+        ranks = self.accelerator.num_processes if self.accelerator else int(os.environ.get("WORLD_SIZE", "1"))
+        rows = settings.train_batch_size * settings.gradient_accumulation_steps * ranks
         steps = settings.max_train_steps or math.ceil(settings.num_train_epochs * len(data) / rows)
         settings.max_train_steps = self.script_args.max_train_steps = steps
         refuse_finished(settings.resume_from_checkpoint, steps)
