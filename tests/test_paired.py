@@ -128,6 +128,14 @@ def test_ssim_leaves_the_border_out_and_the_masked_one_counts_it():
     assert similarity[-1].mean() < 0.5
 
 
+@pytest.mark.parametrize("side", [(0, slice(None)), (-1, slice(None)), (slice(None), 0), (slice(None), -1)], ids=str)
+def test_each_border_is_mirrored_as_by_scikit_image(side):
+    one, other = pair("random")
+    edge = torch.zeros(1, HEIGHT, WIDTH)
+    edge[(0, *side)] = 1
+    assert ssim_masked(one, other, edge).item() == pytest.approx(reference_ssim(one, other)[1][side].mean(), abs=1e-6)
+
+
 @pytest.mark.parametrize("colours", SHARMA, ids=lambda row: f"{row[1]:g}_{row[2]:g}_to_{row[4]:g}_{row[5]:g}")
 def test_ciede2000_gives_the_published_differences_both_ways(colours):
     one, other = torch.tensor([colours[:3], colours[3:6]], dtype=torch.float64).view(2, 1, 3)
