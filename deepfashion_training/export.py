@@ -1,0 +1,194 @@
+"""A LoRA in the formats that other tools load.
+
+    python -m deepfashion_training.export --lora DIR --format kohya|peft|fused --output F
+
+``kohya`` is one .safetensors for ComfyUI and kohya's sd-scripts, ``peft`` a folder for ``PeftModel.from_pretrained``,
+``fused`` a folder with the transformer that has the LoRA added in. Exit codes: 0 done, 1 failed, 2 wrong use, 130
+stopped by Ctrl-C.
+"""
+
+# Nothing heavy is imported up here, so that --help answers at once.
+from __future__ import annotations
+
+import argparse
+import difflib
+import math
+import shutil
+import sys
+import traceback
+from collections.abc import Callable
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any, NoReturn
+
+FORMATS = ("kohya", "peft", "fused")
+#: Files of an earlier export, which --overwrite may replace. A folder with others is left alone.
+_FILES = {
+    "peft": ("adapter_config.json", "adapter_model.safetensors"),
+    "fused": ("config.json", "diffusion_pytorch_model*.safetensors", "diffusion_pytorch_model.safetensors.index.json"),
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    """Parser that answers an unknown flag with the nearest known one; exit code 2."""
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        parsed, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            near = difflib.get_close_matches(unknown[0].split("=")[0], self._option_string_actions, n=1)
+            self.error(f"unknown argument {unknown[0]}" + (f": did you mean {near[0]}?" if near else ""))
+        return parsed
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"export: {message} (see --help)\n")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text} is not a finite number")
+    return value
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = _Parser(
+        prog="python -m deepfashion_training.export",
+        description="Write a LoRA in the formats that other tools load.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--lora", metavar="LORA", required=True, help="output folder of a training, LoRA file, or Hub id")
+    add("--format", choices=FORMATS, required=True, help="kohya is for ComfyUI too; fused is the base with the LoRA in")
+    add("--output", metavar="F", required=True, help="a .safetensors file for kohya, a folder for peft and fused")
+    add("--lora_scale", type=_finite, default=1.0, metavar="X", help="multiplies what the LoRA changes (default 1)")
+    add("--base", metavar="BASE", help="fused: transformer, folder or Hub id; by default the one it was trained on")
+    add("--dtype", choices=("bf16", "fp16", "fp32"), help="fused: precision; by default as the base is stored")
+    add("--overwrite", action="store_true", help="replace an earlier export")
+    add("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def export(
+    lora: str,
+    kind: str,
+    output: str | Path,
+    *,
+    lora_scale: float = 1.0,
+    base: str | None = None,
+    dtype: str | None = None,
+    overwrite: bool = False,
+) -> str:
+    """Write the LoRA (a folder, a file or a Hub id) to ``output`` as ``kind``; returns a line on how to use it.
+
+    ``base`` and ``dtype`` concern ``fused`` only. Everything that can be refused is refused before anything is written;
+    then the output appears whole or not at all.
+
+    Raises ``ValueError``, one line, for a LoRA that is not there or that the format cannot hold, and for an output
+    that must not be replaced.
+    """
+    from deepfashion_training.models import lora_files
+    from deepfashion_training.models.access import check_writable
+
+    target = Path(output).expanduser().resolve()
+    source = lora_files.find_lora(lora)
+    _check_target(target, kind, source, overwrite)
+    check_writable(target.parent)
+    original = lora_files.read_lora(source)
+    scaled = original.scaled(lora_scale)
+    if kind == "kohya":
+        lora_files.check_kohya(scaled)
+        _write(target, lambda staged: lora_files.write_kohya(scaled, staged))
+        use = f'ComfyUI (models/loras), kohya --network_weights, or pipeline.load_lora_weights("{target}")'
+    elif kind == "peft":
+        _write(target, lambda staged: lora_files.write_peft(scaled, staged))
+        use = f'PeftModel.from_pretrained(transformer, "{target}")'
+    else:
+        named = base or original.metadata.get("transformer")
+        if not named:
+            raise ValueError(f"--lora {source} does not say which transformer it was trained on: name it with --base")
+        transformer = lora_files.find_transformer(named)
+        if target == transformer or target in transformer.parents or transformer in target.parents:
+            raise ValueError(f"--output {target} and the base {transformer} lie in one another: name another folder")
+        lora_files.check_fits(scaled, transformer)
+        precision = lora_files.DTYPES[dtype] if dtype else lora_files.stored_dtype(transformer)
+        _write(target, lambda staged: lora_files.write_fused(scaled, transformer, precision, staged))
+        pipeline = original.metadata.get("base_model", "black-forest-labs/FLUX.1-Fill-dev")
+        use = f'FluxFillPipeline.from_pretrained("{pipeline}", transformer=FluxTransformer2DModel.from_pretrained('
+        use += f'"{target}", torch_dtype={precision}))'
+    return f"written: {target} (rank {scaled.config.r}, {len(scaled.layers)} layers), load it with {use}"
+
+
+def _check_target(target: Path, kind: str, source: Path, overwrite: bool) -> None:
+    """Raise ``ValueError`` where writing to ``target`` would replace the LoRA, or something unasked."""
+    if target == source or target in source.parents:
+        raise ValueError(f"--output {target} would replace the LoRA {source}: name another")
+    if not target.exists():
+        return
+    if kind == "kohya":
+        if not target.is_file():
+            raise ValueError(f"--output {target} is a folder: name a .safetensors file")
+    else:
+        if not target.is_dir():
+            raise ValueError(f"--output {target} is a file: name a folder")
+        names = sorted(path.name for path in target.iterdir())
+        if not names:
+            return
+        other = [name for name in names if not any(fnmatch(name, pattern) for pattern in _FILES[kind])]
+        if other:
+            raise ValueError(f"--output {target} holds other files ({other[0]}): name a new or empty folder")
+    if not overwrite:
+        raise ValueError(f"--output {target} exists: name another, or replace it with --overwrite")
+
+
+def _write(target: Path, write: Callable[[Path], None]) -> None:
+    """Let ``write`` make ``target``, a file or folder, under a hidden name beside it, then give it its name."""
+    staged, earlier = (target.with_name(f".{target.name}.{suffix}") for suffix in ("part", "earlier"))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _remove(staged)
+    try:
+        write(staged)
+        if target.is_dir():  # which, unlike a file, no rename replaces
+            _remove(earlier)
+            target.rename(earlier)
+        staged.replace(target)
+        _remove(earlier)
+    finally:
+        _remove(staged)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    from deepfashion_training.train_deepfashion_lora import describe, quiet_libraries
+
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    if args.format != "fused" and (args.base or args.dtype):
+        parser.error(f"{'--base' if args.base else '--dtype'} goes with --format fused, not {args.format}")
+    if args.format == "kohya" and not args.output.endswith(".safetensors"):
+        parser.error(f"--output {args.output}: --format kohya writes one file, whose name ends in .safetensors")
+    try:
+        quiet_libraries()
+        names = ("lora_scale", "base", "dtype", "overwrite")
+        line = export(args.lora, args.format, args.output, **{name: getattr(args, name) for name in names})
+        sys.stdout.write(line + "\n")
+        return 0
+    except KeyboardInterrupt:
+        sys.stderr.write("\nexport: stopped; nothing was written\n")
+        return 130
+    except Exception as error:
+        if args.debug:
+            traceback.print_exc()
+        sys.stderr.write(f"export: {describe(error)}\n")
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,284 @@
+"""A trained LoRA as a file, and the same LoRA in the formats that other tools load.
+
+Here A is [r, in] and B is [out, r]; a layer's weight grows by ``scaling`` x B A, where ``scaling`` is alpha / r, or
+alpha / sqrt(r) for rsLoRA.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from diffusers import FluxTransformer2DModel
+from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY, LORA_WEIGHT_NAME_SAFE
+from huggingface_hub import hf_hub_download, snapshot_download
+from peft import LoraConfig
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as serialize
+
+from deepfashion_training.models.access import subfolder_of_transformer
+
+#: Precisions of a fused transformer.
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+#: safetensors' names of the precisions that a base may be stored in.
+_STORED = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+#: What peft puts before a layer's name. ``PeftModel`` expects it.
+_PEFT_PREFIX = "base_model.model"
+
+#: Layers of Black Forest Labs' FLUX and the diffusers layers that each is made of, in order. Read off diffusers'
+#: ``_convert_kohya_flux_lora_to_diffusers``, of which ``to_kohya`` is the inverse.
+_DOUBLE_BLOCK = {
+    "img_attn_qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),
+    "img_attn_proj": ("attn.to_out.0",),
+    "img_mlp_0": ("ff.net.0.proj",),
+    "img_mlp_2": ("ff.net.2",),
+    "img_mod_lin": ("norm1.linear",),
+    "txt_attn_qkv": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
+    "txt_attn_proj": ("attn.to_add_out",),
+    "txt_mlp_0": ("ff_context.net.0.proj",),
+    "txt_mlp_2": ("ff_context.net.2",),
+    "txt_mod_lin": ("norm1_context.linear",),
+}
+_SINGLE_BLOCK = {
+    "linear1": ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"),
+    "linear2": ("proj_out",),
+    "modulation_lin": ("norm.linear",),
+}
+_BLOCKS = {"transformer_blocks": ("double_blocks", _DOUBLE_BLOCK)}
+_BLOCKS |= {"single_transformer_blocks": ("single_blocks", _SINGLE_BLOCK)}
+
+
+@dataclass(frozen=True)
+class LoraFile:
+    """A LoRA of a FLUX transformer: ``weights`` by ``<layer>.lora_A.weight`` and ``<layer>.lora_B.weight``."""
+
+    path: Path
+    weights: dict[str, torch.Tensor]
+    config: LoraConfig
+    metadata: dict[str, str]
+
+    @property
+    def scaling(self) -> float:
+        """Factor before B A."""
+        return self.config.lora_alpha / (math.sqrt(self.config.r) if self.config.use_rslora else self.config.r)
+
+    @property
+    def layers(self) -> list[str]:
+        """Names of the layers that the LoRA changes."""
+        return sorted({name.rsplit(".lora_", 1)[0] for name in self.weights})
+
+    def scaled(self, factor: float) -> LoraFile:
+        """The same LoRA with ``factor`` times the update, which may be zero or negative.
+
+        The factor goes into B: kohya reads alpha 0 as "as the rank", and diffusers hangs on a negative alpha.
+        """
+        grown = {
+            name: (tensor.float() * factor).to(tensor.dtype) if name.endswith(".lora_B.weight") else tensor
+            for name, tensor in self.weights.items()
+        }
+        return self if factor == 1 else replace(self, weights=grown)
+
+
+def find_lora(name: str) -> Path:
+    """The LoRA file that a folder, a file or a Hub id names; ``ValueError`` where there is none."""
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path.resolve()
+    if path.is_dir():
+        if not (path / LORA_WEIGHT_NAME_SAFE).is_file():
+            raise ValueError(f"--lora {name}: no {LORA_WEIGHT_NAME_SAFE} in this folder")
+        return (path / LORA_WEIGHT_NAME_SAFE).resolve()
+    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+        raise ValueError(f"--lora {name}: no such file or folder")
+    try:
+        return Path(hf_hub_download(name, LORA_WEIGHT_NAME_SAFE))
+    except Exception as error:  # no such repository or file, no network: each HTTP library has its own classes
+        raise ValueError(
+            f"--lora {name}: no such folder, and no {LORA_WEIGHT_NAME_SAFE} from the Hub: {_first_line(error)}"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def read_lora(path: Path) -> LoraFile:
+    """The LoRA in ``path``; ``ValueError`` for a file that is not one, or does not say its rank and alpha."""
+    try:
+        with safe_open(path, "pt") as file:
+            stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            metadata = dict(file.metadata() or {})
+    except SafetensorError as error:
+        raise ValueError(f"--lora {path} is not a safetensors file: {error}") from error
+    weights = {name.removeprefix("transformer."): tensor for name, tensor in stored.items()}
+    known = re.compile(r"transformer\..+\.(lora_[AB]\.weight|lora_magnitude_vector)")
+    if not stored or (other := next((name for name in stored if not known.fullmatch(name)), None)):
+        other = other if stored else "nothing"
+        raise ValueError(f"--lora {path} is not a LoRA of a FLUX transformer as diffusers names it: it holds {other}")
+    lora = LoraFile(path, weights, _config(path, metadata), metadata)
+    for layer in lora.layers:
+        down, up = (weights.get(f"{layer}.lora_{part}.weight") for part in "AB")
+        if down is None or up is None or not down.shape[0] == up.shape[1] == lora.config.r:
+            raise ValueError(f"--lora {path}: {layer} is not of the rank {lora.config.r} that the metadata says")
+    return lora
+
+
+def _config(path: Path, metadata: dict[str, str]) -> LoraConfig:
+    """The adapter's settings, as the trainer and diffusers write them into a file."""
+    try:
+        adapter = json.loads(metadata[LORA_ADAPTER_METADATA_KEY])
+        settings = {name.removeprefix("transformer."): value for name, value in adapter.items()}
+        config = LoraConfig.from_peft_type(**{"peft_type": "LORA", **settings})
+        if not {"r", "lora_alpha"} <= set(settings):
+            raise KeyError("lora_alpha")
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"--lora {path} does not say its rank and alpha ({LORA_ADAPTER_METADATA_KEY} in its metadata): "
+            "train it with this project, or save it with save_lora_weights of diffusers 0.35 or later"
+        ) from error
+    if config.rank_pattern or config.alpha_pattern:
+        raise ValueError(f"--lora {path}: layers of different rank or alpha cannot be exported")
+    return config
+
+
+def check_kohya(lora: LoraFile) -> None:
+    """Raise ``ValueError`` for a LoRA that the kohya format cannot hold."""
+    if lora.config.use_dora:
+        raise ValueError("--format kohya cannot hold DoRA, whose magnitudes diffusers drops unread: use peft or fused")
+    for layer in lora.layers:
+        _place(layer)
+
+
+def _place(layer: str) -> tuple[str, tuple[str, ...]]:
+    """kohya's name of the layer that ``layer`` is part of, and all its parts, by diffusers' full names."""
+    match = re.fullmatch(r"((?:single_)?transformer_blocks)\.(\d+)\.(.+)", layer)
+    if match:
+        blocks, names = _BLOCKS[match[1]]
+        for name, parts in names.items():
+            if match[3] in parts:
+                return f"lora_unet_{blocks}_{match[2]}_{name}", tuple(f"{match[1]}.{match[2]}.{part}" for part in parts)
+    raise ValueError(f"--format kohya has no name for the layer {layer}")
+
+
+def to_kohya(lora: LoraFile) -> dict[str, torch.Tensor]:
+    """Weights under the names of kohya's sd-scripts, which ComfyUI and diffusers know too.
+
+    These name the layers of Black Forest Labs' FLUX, where q, k and v (single blocks: q, k, v and the MLP's first
+    layer) are one. With hidden size D, the n = 3 (4) LoRAs of rank r become one of rank n r: ``lora_down`` [n r, D]
+    stacks the A's, ``lora_up`` [3 D (7 D), n r] has the B's on its diagonal and zeros elsewhere. Tools scale by alpha
+    over the rank of the file, so ``alpha`` is scaling x n r (x r for layers that stay alone) and the update is
+    unchanged; rsLoRA is folded in that way too. A part without a LoRA gets zeros. No weight is rounded.
+
+    Assumed are FLUX's 19 double and 38 single blocks or fewer, and an MLP four times as wide as D. diffusers 0.42 reads
+    ``single_blocks_*_linear1`` for D = 3072 only, FLUX's own; the other layers for any D.
+    """
+    check_kohya(lora)
+    weights: dict[str, torch.Tensor] = {}
+    for layer in lora.layers:
+        name, parts = _place(layer)
+        if f"{name}.alpha" in weights:
+            continue
+        sample = lora.weights[f"{layer}.lora_A.weight"]
+        rank, hidden = sample.shape
+        downs, ups = [], []
+        for part in parts:
+            rows = 4 * hidden if part.endswith(".proj_mlp") else hidden
+            downs.append(lora.weights.get(f"{part}.lora_A.weight", torch.zeros_like(sample)))
+            ups.append(lora.weights.get(f"{part}.lora_B.weight", sample.new_zeros(rows, rank)))
+        weights[f"{name}.lora_down.weight"] = torch.cat(downs).contiguous()
+        weights[f"{name}.lora_up.weight"] = torch.block_diag(*ups).contiguous()
+        weights[f"{name}.alpha"] = torch.tensor(lora.scaling * rank * len(parts), dtype=torch.float32)
+    return weights
+
+
+def write_kohya(lora: LoraFile, file: Path) -> None:
+    """Write ``to_kohya`` to one safetensors file."""
+    about = {"ss_network_module": "networks.lora_flux", "ss_base_model_version": "flux1"}
+    about |= {"ss_network_dim": str(lora.config.r), "ss_network_alpha": str(lora.scaling * lora.config.r)}
+    # Without the adapter's settings: diffusers would believe them and not the ranks and alphas of this file.
+    ours = {name: value for name, value in lora.metadata.items() if name not in (LORA_ADAPTER_METADATA_KEY, "format")}
+    file.write_bytes(serialize(to_kohya(lora), {"format": "pt", **ours, **about}))
+
+
+def write_peft(lora: LoraFile, folder: Path) -> None:
+    """Write a folder that ``PeftModel.from_pretrained(transformer, folder)`` loads.
+
+    diffusers loads it too, with ``transformer.load_lora_adapter(folder, prefix="base_model.model")``, and takes alpha
+    from the metadata of the weights rather than from ``adapter_config.json``.
+    """
+    config = LoraConfig.from_peft_type(**lora.config.to_dict())
+    config.inference_mode, config.base_model_name_or_path = True, lora.metadata.get("transformer")
+    config.save_pretrained(folder)
+    settings = {f"{_PEFT_PREFIX}.{name}": value for name, value in lora.config.to_dict().items()}
+    metadata = {**lora.metadata, "format": "pt"}
+    metadata[LORA_ADAPTER_METADATA_KEY] = json.dumps(settings, default=sorted, sort_keys=True)
+    weights = {f"{_PEFT_PREFIX}.{name}": tensor.contiguous() for name, tensor in lora.weights.items()}
+    (folder / "adapter_model.safetensors").write_bytes(serialize(weights, metadata))
+
+
+def find_transformer(name: str) -> Path:
+    """The folder of the transformer that a folder or Hub id names, at its root or in transformer/; else ``ValueError``.
+
+    Downloads what the Hub cache lacks.
+    """
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        if name.startswith((".", "/", "~")) or name.count("/") != 1:
+            raise ValueError(f"the base {name}: no such folder; name the transformer with --base")
+        wanted = ["config.json", "diffusion_pytorch_model*", "transformer/*"]
+        try:
+            folder = Path(snapshot_download(name, allow_patterns=wanted))
+        except Exception as error:  # see find_lora
+            raise ValueError(
+                f"the base {name} is not in the cache and cannot be downloaded: {_first_line(error)}; "
+                "name a folder with --base"
+            ) from error
+    folder = folder / (subfolder_of_transformer(str(folder)) or "")
+    config = folder / "config.json"
+    kind = json.loads(config.read_text(encoding="utf-8")).get("_class_name") if config.is_file() else "no model"
+    if kind != "FluxTransformer2DModel" or not any(folder.glob("*.safetensors")):
+        raise ValueError(f"the base {name} holds {kind} with .safetensors weights, not a FluxTransformer2DModel")
+    return folder.resolve()
+
+
+def check_fits(lora: LoraFile, transformer: Path) -> None:
+    """Raise ``ValueError`` when a layer of the LoRA is missing in the transformer or has another size there."""
+    with torch.device("meta"):
+        model = FluxTransformer2DModel.from_config(FluxTransformer2DModel.load_config(str(transformer)))
+    sizes = {
+        name: tuple(module.weight.shape)
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear)
+    }
+    for layer in lora.layers:
+        size = (lora.weights[f"{layer}.lora_B.weight"].shape[0], lora.weights[f"{layer}.lora_A.weight"].shape[1])
+        if sizes.get(layer) != size:
+            here = f"has size {sizes[layer]}" if layer in sizes else "is not there"
+            raise ValueError(
+                f"the LoRA is for another transformer than {transformer}: its {layer} is for {size}, and here "
+                f"{here}; name the right one with --base"
+            )
+
+
+def stored_dtype(transformer: Path) -> torch.dtype:
+    """Precision of the weights in a transformer's folder; ``ValueError`` for a quantized one."""
+    with safe_open(min(transformer.glob("*.safetensors")), "pt") as file:
+        kind = file.get_slice(next(iter(file.keys()))).get_dtype()
+    if kind not in _STORED:
+        raise ValueError(f"the base {transformer} is stored as {kind}: name one that is not quantized with --base")
+    return _STORED[kind]
+
+
+def write_fused(lora: LoraFile, transformer: Path, dtype: torch.dtype, folder: Path) -> None:
+    """Write the transformer with the LoRA added to its weights (diffusers' ``fuse_lora``), without adapter layers."""
+    model = FluxTransformer2DModel.from_pretrained(str(transformer), torch_dtype=dtype, use_safetensors=True)
+    model.load_lora_adapter(dict(lora.weights), prefix=None, metadata=lora.config.to_dict(), adapter_name="lora")
+    model.fuse_lora(safe_fusing=True)  # which raises when a weight is not finite
+    model.unload_lora()
+    model.save_pretrained(folder)
+    for file in folder.glob("*.safetensors"):  # which safetensors hides from colleagues
+        file.chmod((folder / "config.json").stat().st_mode)
