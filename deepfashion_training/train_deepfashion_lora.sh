@@ -6,11 +6,11 @@
 # is not its own to train_deepfashion_lora.py, whole and in order.
 set -euo pipefail
 
-# What training imports; after a colon its name in requirements.txt, where that is another.
+# What `make setup` installs; after a colon its name in requirements.txt, where that is another.
 packages=(
   torch diffusers transformers accelerate peft datasets numpy PIL:Pillow safetensors huggingface_hub yaml:PyYAML
   jinja2:Jinja2 imagehash:ImageHash sklearn:scikit-learn matplotlib tqdm psutil tensorboard sentencepiece
-  google.protobuf:protobuf
+  google.protobuf:protobuf torchmetrics
 )
 
 die() { # die STATUS MESSAGE
