@@ -2,7 +2,8 @@
 
 An upstream script is any Python file with module-level ``VitonHDTestDataset``, ``parse_args(input_args=None)`` and
 ``main(args)``, its siblings beside it. Its bytes are never changed, and every name that was patched is the original
-again afterwards.
+again afterwards. A script that trains no LoRA by itself is a ``DrivenScript``: ``driver/`` has what takes the place of
+which of its names, this file puts it there. How a script's source is read belongs to ``driver/`` too.
 """
 
 from __future__ import annotations
@@ -64,16 +65,11 @@ def load_script(path: str | Path, report_to: str = "tensorboard") -> ModuleType:
     second time. Raises ``UpstreamError`` when there is no such file, when it does not compile, when it needs packages
     that are not installed, or when running its module level fails; nothing of it stays behind then.
     """
-    file = Path(path).resolve()
-    if not file.is_file() or file.suffix != ".py":
-        raise UpstreamError(f"--upstream {path}: no Python file there")
+    file = _python_file(path)
     hashed = f"{file.stem}_{hashlib.sha256(str(file).encode()).hexdigest()[:8]}"
     imported = next((module for name in (file.stem, hashed) if (module := _imported_from(file, name))), None)
     known = loaded(imported) if imported is not None else None
-    try:
-        source = known.source if known is not None else read_source(file)
-    except SyntaxError as error:
-        raise UpstreamError(_no_python(path, file, error)) from error
+    source = known.source if known is not None else _read(path, file)
     missing, stand_ins = needs(source, report_to)
     if missing:
         raise UpstreamError(f"--upstream {path} {says_missing(missing)}")
@@ -86,6 +82,20 @@ def load_script(path: str | Path, report_to: str = "tensorboard") -> ModuleType:
     module = _execute(path, file, file.stem if free else hashed, imports)
     _loaded[module] = LoadedScript(source, stand_ins, imports)
     return module
+
+
+def _python_file(path: str | Path) -> Path:
+    file = Path(path).resolve()
+    if not file.is_file() or file.suffix != ".py":
+        raise UpstreamError(f"--upstream {path}: no Python file there")
+    return file
+
+
+def _read(path: str | Path, file: Path) -> Source:
+    try:
+        return read_source(file)
+    except SyntaxError as error:
+        raise UpstreamError(_no_python(path, file, error)) from error
 
 
 def _imported_from(file: Path, name: str) -> ModuleType | None:
@@ -234,7 +244,9 @@ class DrivenScript:
     """
 
     def __init__(self, module: ModuleType) -> None:
-        self.module, self.__file__ = module, str(module.__file__)
+        known = loaded(module)
+        assert known is not None  # given: open_script loads what it drives
+        self.module, self.known, self.__file__ = module, known, str(module.__file__)
         self.VitonHDTestDataset = module.VitonHDTestDataset
         self.script_args = argparse.Namespace()
         self.translation = Translation([], {})
@@ -264,12 +276,10 @@ class DrivenScript:
 
     def notes(self) -> list[str]:
         """What a user should know of this way of training, a line each."""
-        known = loaded(self.module)
-        assert known is not None  # given: open_script loads what it drives
         lines = [f"{self.__file__} trains no LoRA by itself: it gets one as its transformer's only parameters"]
-        lines += [f"  {quirk.habit}: {quirk.mended}" for quirk in quirks_of(list(known.source.trees.values()))]
-        if known.stand_ins:
-            listed = ", ".join(f"{name} ({why})" for name, why in known.stand_ins.items())
+        lines += [f"  {quirk.habit}: {quirk.mended}" for quirk in quirks_of(list(self.known.source.trees.values()))]
+        if self.known.stand_ins:
+            listed = ", ".join(f"{name} ({why})" for name, why in self.known.stand_ins.items())
             lines.append(f"  stand-ins for packages that are not installed: {listed}")
         if self.translation.lost:
             lines.append(f"  of the preset, unknown to it and without effect: {', '.join(self.translation.lost)}")
@@ -285,8 +295,6 @@ class DrivenScript:
         from deepfashion_training.driver.replacements import quiet_libraries, replacements
         from deepfashion_training.driver.run import DrivenRun, find_checkpoint
 
-        known = loaded(self.module)
-        assert known is not None  # given: open_script loads what it drives
         wanted = settings.resume_from_checkpoint
         settings.resume_from_checkpoint = found = find_checkpoint(settings)
         if wanted is not None:
@@ -294,7 +302,7 @@ class DrivenScript:
             logger.info(said)
         for name in vars(self.script_args).keys() & vars(settings).keys():
             setattr(self.script_args, name, getattr(settings, name))
-        settle(self.script_args, list(known.source.trees.values()))
+        settle(self.script_args, list(self.known.source.trees.values()))
         facts = {
             "script": self.__file__,
             "sha256": hashlib.sha256(Path(self.__file__).read_bytes()).hexdigest(),
@@ -423,13 +431,7 @@ def inspect_script(path: str | Path) -> tuple[str, str | None]:
 
     Raises ``UpstreamError`` where there is nothing to make a table of: no such file, no valid Python.
     """
-    file = Path(path).resolve()
-    if not file.is_file() or file.suffix != ".py":
-        raise UpstreamError(f"--upstream {path}: no Python file there")
-    try:
-        source = read_source(file)
-    except SyntaxError as error:
-        raise UpstreamError(_no_python(path, file, error)) from error
+    source = _read(path, _python_file(path))
     missing, stand_ins = needs(source)
     faults: dict[str, str] = {}
     problem = f"--upstream {path} {says_missing(missing)}" if missing else None
