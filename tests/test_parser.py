@@ -14,10 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from deepfashion_training.models import parser
-from deepfashion_training.models.parser import DEFAULT_PARSER, Parser, check_parser, default_parser, load_parser
-from deepfashion_training.pairs.parts import LABELS
-from tests.drawn_parser import (
+from deepfashion_training.embedded.make_parser import (
     DRAWN_PARSER,
     SIZE,
     Stage,
@@ -27,6 +24,9 @@ from tests.drawn_parser import (
     small_segformer,
     train_drawn_parser,
 )
+from deepfashion_training.models import parser
+from deepfashion_training.models.parser import DEFAULT_PARSER, Parser, check_parser, default_parser, load_parser
+from deepfashion_training.pairs.parts import LABELS
 
 ROOT = Path(__file__).resolve().parents[1]
 

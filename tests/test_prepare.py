@@ -19,11 +19,11 @@ import datasets
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from drawn_parser import DRAWN_PARSER
 from PIL import Image
 
 from deepfashion_training import prepare as command
 from deepfashion_training.deepfashion_dataset import DatasetOptions, DeepFashionDataset
+from deepfashion_training.embedded.make_parser import DRAWN_PARSER
 from deepfashion_training.embedded.rows import raw_row, raw_specs
 from deepfashion_training.embedded.wardrobe import wardrobe_features, write_wardrobe
 from deepfashion_training.pairs.garment_views import allowed_views
