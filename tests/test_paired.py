@@ -20,6 +20,7 @@ from deepfashion_training.metrics.paired import (
     lab_difference,
     paired_figures,
     psnr,
+    psnr_masked,
     ssim,
     ssim_masked,
 )
@@ -111,6 +112,8 @@ def test_figures_equal_those_of_scikit_image(kind):
     assert ssim_masked(one, other, mask).item() == pytest.approx(similarity[inside].mean(), abs=1e-6)
     noise = peak_signal_noise_ratio(channels_last(one), channels_last(other), data_range=1)
     assert psnr(one, other).item() == pytest.approx(noise, abs=1e-6)
+    noise = peak_signal_noise_ratio(channels_last(one)[inside], channels_last(other)[inside], data_range=1)
+    assert psnr_masked(one, other, mask).item() == pytest.approx(noise, abs=1e-6)
     assert np.abs(ciede2000(one, other)[0].numpy() - colours).max() < 1e-4
     assert ciede2000_masked(one, other, mask).item() == pytest.approx(colours[inside].mean(), abs=1e-4)
 
@@ -158,7 +161,7 @@ def test_equal_pictures(kind):
     (found,) = paired_figures(picture, picture.clone(), block())
     assert found.pop("ssim") == pytest.approx(1, abs=1e-12)
     assert found.pop("ssim_masked") == pytest.approx(1, abs=1e-12)
-    assert found == {"psnr": math.inf, "ciede2000_masked": 0, "drift": 0}
+    assert found == {"psnr": math.inf, "psnr_masked": math.inf, "ciede2000_masked": 0, "drift": 0}
 
 
 def test_an_offset_gives_its_own_drift_and_psnr():
@@ -168,10 +171,15 @@ def test_an_offset_gives_its_own_drift_and_psnr():
     other = one + 2 / 255
     assert drift(one, other, mask).item() == pytest.approx(2, abs=1e-4)
     assert psnr(one, other).item() == pytest.approx(20 * math.log10(255 / 2), abs=1e-4)
+    assert psnr_masked(one, other, mask).item() == pytest.approx(20 * math.log10(255 / 2), abs=1e-4)
     # One channel of three by 30 levels, in 1 of the 10 rows outside: 30 / 3 / 10.
     other = one.clone()
     other[1, 12] += 30 / 255
     assert drift(one, other, mask).item() == pytest.approx(1, abs=1e-5)
+    # Nothing of it lies inside; outside, a third of a tenth of the values is off by 30 / 255.
+    assert psnr_masked(one, other, mask).item() == math.inf
+    squared = (30 / 255) ** 2 / 3 / 10
+    assert psnr_masked(one, other, 1 - mask).item() == pytest.approx(-10 * math.log10(squared), abs=1e-4)
 
 
 def test_drift_sees_only_the_outside_and_colour_only_the_inside():
@@ -200,11 +208,12 @@ def test_a_batch_gives_each_picture_its_own_figures():
     masks = torch.stack([block(), 1 - block(), block().flip(2)])
     together = paired_figures(one, other, masks)
     for found, (first, second), mask in zip(together, pairs, masks, strict=True):
-        assert list(found) == ["ssim", "ssim_masked", "psnr", "ciede2000_masked", "drift"]
+        assert list(found) == ["ssim", "ssim_masked", "psnr", "psnr_masked", "ciede2000_masked", "drift"]
         assert found == pytest.approx(paired_figures(first, second, mask)[0], rel=1e-12)
         assert found["ssim"] == pytest.approx(ssim(first, second).item(), rel=1e-12)
         assert found["ssim_masked"] == pytest.approx(ssim_masked(first, second, mask).item(), rel=1e-12)
         assert found["psnr"] == pytest.approx(psnr(first, second).item(), rel=1e-12)
+        assert found["psnr_masked"] == pytest.approx(psnr_masked(first, second, mask).item(), rel=1e-12)
         assert found["drift"] == pytest.approx(drift(first, second, mask).item(), rel=1e-12)
         assert found["ciede2000_masked"] == pytest.approx(ciede2000_masked(first, second, mask).item(), rel=1e-12)
 
@@ -250,7 +259,7 @@ def test_what_does_not_fit_is_named():
     with pytest.raises(ValueError, match="from 0 to 255: only 0 and 1"):
         ciede2000_masked(one, other, mask * 255)
     masks = torch.stack([mask, mask * 0])
-    for figure in (ssim_masked, ciede2000_masked, paired_figures):
+    for figure in (ssim_masked, psnr_masked, ciede2000_masked, paired_figures):
         with pytest.raises(ValueError, match="mask 1 of 2 is empty"):
             figure(torch.stack([one, one]), torch.stack([other, other]), masks)
     with pytest.raises(ValueError, match="mask 0 of 1 covers everything"):
