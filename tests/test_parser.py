@@ -24,7 +24,7 @@ from deepfashion_training.embedded.make_parser import (
     small_segformer,
     train_drawn_parser,
 )
-from deepfashion_training.models import parser
+from deepfashion_training.models import hub_files, parser
 from deepfashion_training.models.parser import DEFAULT_PARSER, Parser, check_parser, default_parser, load_parser
 from deepfashion_training.pairs.parts import LABELS
 
@@ -188,8 +188,8 @@ def test_answers_of_the_hub_are_told_with_a_mend(error: str, told: str, monkeypa
         kind = getattr(errors, error)
         raise kind.__new__(kind)
 
-    monkeypatch.setattr(parser, "snapshot_download", refuse)
-    monkeypatch.setattr(parser, "get_token", lambda: None)
+    monkeypatch.setattr(hub_files, "snapshot_download", refuse)
+    monkeypatch.setattr(hub_files, "get_token", lambda: None)
     with pytest.raises(ValueError, match="--parser acme/parser") as refused:
         check_parser("acme/parser", "v9")
     assert told in str(refused.value)
@@ -203,7 +203,7 @@ def test_a_hub_model_records_its_commit(tiny: Path, tmp_path: Path, monkeypatch:
         asked.append((model, options["revision"], options["cache_dir"], options["allow_patterns"]))
         return str(shutil.copytree(tiny, tmp_path / commit))
 
-    monkeypatch.setattr(parser, "snapshot_download", download)
+    monkeypatch.setattr(hub_files, "snapshot_download", download)
     assert Parser("acme/parser", "main", "cpu", tmp_path).revision == commit
     ((model, revision, cache, files),) = asked
     assert (model, revision, cache) == ("acme/parser", "main", tmp_path)

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import functools
-import hashlib
-import json
 import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from huggingface_hub import constants, get_token, snapshot_download
-from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 from PIL import Image
 
+from deepfashion_training.models.hub_files import CONFIG, PREPROCESSOR, model_folder, read_json, revision_of
 from deepfashion_training.pairs.parts import LABELS as ATR_LABELS
 from deepfashion_training.pairs.pictures import to_rgb
 
@@ -25,8 +22,7 @@ if TYPE_CHECKING:
 #: SegFormer-B2 fine-tuned on ATR by its author: the usual open parser of clothes, 110 MB.
 DEFAULT_PARSER = "mattmdjaga/segformer_b2_clothes"
 
-CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
-_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
+_FLAG = "--parser"
 
 #: Photos of one forward pass. 8 at 512x512 take about 2 GiB with SegFormer-B2 in half precision.
 _BATCH = 8
@@ -52,8 +48,8 @@ class Parser:
         import torch
         from transformers import AutoModelForSemanticSegmentation
 
-        folder = _folder(model, revision, cache_dir)
-        self.revision = _fingerprint(folder) if Path(model).expanduser().is_dir() else folder.name
+        folder = model_folder(_FLAG, model, DEFAULT_PARSER, revision, cache_dir)
+        self.revision = revision_of(model, folder)
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.dtype = torch.float32
         if self.device.type == "cuda":
@@ -117,7 +113,7 @@ def check_parser(model: str, revision: str | None = None) -> None:
 
     ``model`` is a local folder or a Hub id. A Hub model is downloaded, so that loading it afterwards needs no network.
     """
-    folder = _folder(model, revision, None)
+    folder = model_folder(_FLAG, model, DEFAULT_PARSER, revision)
     _atr_numbers(folder, model)
     _Preprocessing(folder, model)
 
@@ -126,7 +122,7 @@ class _Preprocessing:
     """What the image processor of transformers does by ``preprocessor_config.json``, without its torchvision."""
 
     def __init__(self, folder: Path, model: str) -> None:
-        config = _json(folder, PREPROCESSOR, model)
+        config = read_json(_FLAG, model, folder, PREPROCESSOR)
         size = config.get("size")
         if isinstance(size, int):  # files written before transformers 4.26
             size = {"height": size, "width": size}
@@ -148,62 +144,12 @@ class _Preprocessing:
         return np.ascontiguousarray(((values - self.mean) / self.std).transpose(2, 0, 1))
 
 
-def _folder(model: str, revision: str | None, cache_dir: str | Path | None) -> Path:
-    """Where the files of ``model`` lie, downloaded where they have to be; the name of a Hub model's is its commit."""
-    folder = Path(model).expanduser()
-    if not folder.is_dir():
-        folder = _download(model, revision, cache_dir)
-    if not (folder / CONFIG).is_file():
-        raise ValueError(f"--parser {model}: no {CONFIG} in it; pass a folder that transformers saved, or a Hub id")
-    if not any(any(folder.glob(name)) for name in _WEIGHTS):
-        raise ValueError(f"--parser {model}: no model.safetensors in it; save it with safe_serialization=True")
-    return folder
-
-
-def _download(model: str, revision: str | None, cache_dir: str | Path | None) -> Path:
-    if model.startswith((".", "/", "~")) or model.count("/") != 1:
-        raise ValueError(f"--parser {model}: no such folder, and not a Hub id such as {DEFAULT_PARSER}")
-    try:
-        return Path(
-            snapshot_download(
-                model, revision=revision, cache_dir=cache_dir, allow_patterns=[CONFIG, PREPROCESSOR, *_WEIGHTS]
-            )
-        )
-    except GatedRepoError as error:
-        login = "" if get_token() else "log in with `hf auth login` and "
-        raise ValueError(
-            f"--parser {model} is gated: {login}accept its terms at {constants.ENDPOINT}/{model}, then run again"
-        ) from error
-    except RevisionNotFoundError as error:
-        raise ValueError(f"--parser {model} has no revision {revision}: name a branch, tag or commit of it") from error
-    except RepositoryNotFoundError as error:
-        hint = "check the name" if get_token() else "check the name, or log in with `hf auth login` if it is private"
-        raise ValueError(f"--parser {model} is not on the Hub: {hint}") from error
-    except Exception as error:  # no network, a server's error or offline mode: each HTTP library has its own classes
-        raise ValueError(
-            f"--parser {model} is not in the cache ({cache_dir or constants.HF_HUB_CACHE}) and the Hub cannot be "
-            f"reached: connect once, or pass a folder ({type(error).__name__})"
-        ) from error
-
-
-def _json(folder: Path, name: str, model: str) -> dict[str, Any]:
-    try:
-        content = json.loads((folder / name).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"--parser {model}: no {name} in it") from None
-    except ValueError as error:
-        raise ValueError(f"--parser {model}: {name} is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"--parser {model}: {name} holds a {type(content).__name__}, not an object")
-    return content
-
-
 def _atr_numbers(folder: Path, model: str) -> np.ndarray:
     """The ATR number of each number that the model outputs, uint8 [18]; labels are matched by name.
 
     Raises ``ValueError`` that names the labels of a model that has others.
     """
-    labels = _json(folder, CONFIG, model).get("id2label") or {}
+    labels = read_json(_FLAG, model, folder, CONFIG).get("id2label") or {}
     named = {int(number): _plain(str(name)) for number, name in labels.items()}
     wanted = [_plain(name) for name in ATR_LABELS]
     if sorted(named) != list(range(len(wanted))) or sorted(named.values()) != sorted(wanted):
@@ -215,12 +161,3 @@ def _atr_numbers(folder: Path, model: str) -> np.ndarray:
 def _plain(label: str) -> str:
     """A label without its case, hyphens, underscores and spaces."""
     return "".join(letter for letter in label.casefold() if letter.isalnum())
-
-
-def _fingerprint(folder: Path) -> str:
-    """``sha256:`` and 16 digits over the names and bytes of the files that are loaded."""
-    digest = hashlib.sha256()
-    names = (CONFIG, PREPROCESSOR, *_WEIGHTS)
-    for file in sorted(file for name in names for file in folder.glob(name)):
-        digest.update(file.name.encode() + hashlib.sha256(file.read_bytes()).digest())
-    return f"sha256:{digest.hexdigest()[:16]}"
