@@ -11,15 +11,14 @@ stopped by Ctrl-C.
 from __future__ import annotations
 
 import argparse
-import difflib
-import math
 import shutil
 import sys
-import traceback
 from collections.abc import Callable
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any, NoReturn
+
+from deepfashion_training.console.endings import run_command
+from deepfashion_training.console.flags import FlagParser, number
 
 FORMATS = ("kohya", "peft", "fused")
 #: Files of an earlier export, which --overwrite may replace. A folder with others is left alone.
@@ -29,39 +28,20 @@ _FILES = {
 }
 
 
-class _Parser(argparse.ArgumentParser):
-    """Parser that answers an unknown flag with the nearest known one; exit code 2."""
-
-    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        parsed, unknown = self.parse_known_args(args, namespace)
-        if unknown:
-            near = difflib.get_close_matches(unknown[0].split("=")[0], self._option_string_actions, n=1)
-            self.error(f"unknown argument {unknown[0]}" + (f": did you mean {near[0]}?" if near else ""))
-        return parsed
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"export: {message} (see --help)\n")
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"{text} is not a finite number")
-    return value
-
-
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = _Parser(
-        prog="python -m deepfashion_training.export",
-        description="Write a LoRA in the formats that other tools load.",
-        allow_abbrev=False,
-    )
+    parser = FlagParser("export", "Write a LoRA in the formats that other tools load.")
     add = parser.add_argument
     add("--lora", metavar="LORA", required=True, help="output folder of a training, LoRA file, or Hub id")
     add("--format", choices=FORMATS, required=True, help="kohya is for ComfyUI too; fused is the base with the LoRA in")
     add("--output", metavar="F", required=True, help="a .safetensors file for kohya, a folder for peft and fused")
-    add("--lora_scale", type=_finite, default=1.0, metavar="X", help="multiplies what the LoRA changes (default 1)")
+    add(
+        "--lora_scale",
+        type=number(float),
+        default=1.0,
+        metavar="X",
+        help="multiplies what the LoRA changes (1)",
+    )
     add("--base", metavar="BASE", help="fused: transformer, folder or Hub id; by default the one it was trained on")
     add("--dtype", choices=("bf16", "fp16", "fp32"), help="fused: precision; by default as the base is stored")
     add("--overwrite", action="store_true", help="replace an earlier export")
@@ -166,28 +146,19 @@ def _remove(path: Path) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    from deepfashion_training.train_deepfashion_lora import describe, quiet_libraries
-
     parser = build_parser()
     args = parser.parse_args(argv)
     if args.format != "fused" and (args.base or args.dtype):
         parser.error(f"{'--base' if args.base else '--dtype'} goes with --format fused, not {args.format}")
     if args.format == "kohya" and not args.output.endswith(".safetensors"):
         parser.error(f"--output {args.output}: --format kohya writes one file, whose name ends in .safetensors")
-    try:
-        quiet_libraries()
-        names = ("lora_scale", "base", "dtype", "overwrite")
+    names = ("lora_scale", "base", "dtype", "overwrite")
+
+    def work() -> None:
         line = export(args.lora, args.format, args.output, **{name: getattr(args, name) for name in names})
         sys.stdout.write(line + "\n")
-        return 0
-    except KeyboardInterrupt:
-        sys.stderr.write("\nexport: stopped; nothing was written\n")
-        return 130
-    except Exception as error:
-        if args.debug:
-            traceback.print_exc()
-        sys.stderr.write(f"export: {describe(error)}\n")
-        return 1
+
+    return run_command("export", work, debug=args.debug, stopped="nothing was written")
 
 
 if __name__ == "__main__":

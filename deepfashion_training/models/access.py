@@ -17,6 +17,10 @@ PIPELINE_PARTS = ("text_encoder/", "text_encoder_2/", "tokenizer/", "tokenizer_2
 #: The usual transformer. People pass it as the pipeline, which it is not.
 CATVTON_FLUX_ALPHA = "xiaozaa/catvton-flux-alpha"
 
+#: Flags that name pipeline and transformer: of training, and of the commands that use what was trained.
+TRAINING_FLAGS = ("--pretrained_model_name_or_path", "--pretrained_inpaint_model_name_or_path")
+USING_FLAGS = ("--pipeline", "--base")
+
 
 def check_models(
     pipeline: str,
@@ -24,18 +28,19 @@ def check_models(
     revision: str | None = None,
     inpaint_revision: str | None = None,
     cache_dir: str | None = None,
+    flags: tuple[str, str] = TRAINING_FLAGS,
 ) -> None:
     """Raise ``ValueError``, one line with the mend, when a model of the run cannot be loaded or downloaded.
 
-    ``pipeline`` and ``transformer`` are folders or Hub ids. Checked are: a transformer given as the pipeline, missing
-    folders, a licence that is not accepted, a missing token, a repository that is not there, and the disk space
-    that the download takes. Models in the Hub cache need no network.
+    ``pipeline`` and ``transformer`` are folders or Hub ids, ``flags`` how the user names them. Checked are: a
+    transformer given as the pipeline, missing folders, a licence that is not accepted, a missing token, a repository
+    that is not there, and the disk space that the download takes. Models in the Hub cache need no network.
     """
-    check_is_pipeline(pipeline)
+    check_is_pipeline(pipeline, flags)
     if Path(transformer).is_dir():
-        _check_is_transformer(Path(transformer))
+        _check_is_transformer(Path(transformer), flags[1])
     elif _is_path(transformer):
-        raise ValueError(f"--pretrained_inpaint_model_name_or_path {transformer}: no such folder")
+        raise ValueError(f"{flags[1]} {transformer}: no such folder")
     needed, cache = 0, cache_dir or constants.HF_HUB_CACHE
     if not Path(pipeline).is_dir():
         needed += _bytes_to_download(pipeline, revision, cache, _is_pipeline_file)
@@ -44,32 +49,28 @@ def check_models(
     _check_disk(needed, Path(cache))
 
 
-def check_is_pipeline(pipeline: str) -> None:
+def check_is_pipeline(pipeline: str, flags: tuple[str, str] = TRAINING_FLAGS) -> None:
     """Raise ``ValueError`` when ``pipeline`` is a transformer without text encoders, or a folder that is not there."""
-    folder = Path(pipeline)
+    folder, flag = Path(pipeline), flags[0]
     alone = "holds a transformer only, no VAE, text encoders or tokenizers"
-    mend = "pass it as --pretrained_inpaint_model_name_or_path and leave --pretrained_model_name_or_path as it is"
+    mend = f"pass it as {flags[1]} and leave {flag} as it is"
     if pipeline.rstrip("/") == CATVTON_FLUX_ALPHA:
-        raise ValueError(f"--pretrained_model_name_or_path {pipeline} {alone}: {mend}")
+        raise ValueError(f"{flag} {pipeline} {alone}: {mend}")
     if folder.is_dir() and not (folder / "model_index.json").is_file():
         if (folder / "config.json").is_file() or (folder / "transformer" / "config.json").is_file():
-            raise ValueError(f"--pretrained_model_name_or_path {pipeline} {alone}: {mend}")
-        raise ValueError(f"--pretrained_model_name_or_path {pipeline}: no diffusers pipeline (no model_index.json)")
+            raise ValueError(f"{flag} {pipeline} {alone}: {mend}")
+        raise ValueError(f"{flag} {pipeline}: no diffusers pipeline (no model_index.json)")
     if not folder.is_dir() and _is_path(pipeline):
-        raise ValueError(f"--pretrained_model_name_or_path {pipeline}: no such folder")
+        raise ValueError(f"{flag} {pipeline}: no such folder")
 
 
-def _check_is_transformer(folder: Path) -> None:
+def _check_is_transformer(folder: Path, flag: str) -> None:
     found = [path for path in (folder / "transformer" / "config.json", folder / "config.json") if path.is_file()]
     if not found:
-        raise ValueError(
-            f"--pretrained_inpaint_model_name_or_path {folder}: no transformer at its root or under transformer/"
-        )
+        raise ValueError(f"{flag} {folder}: no transformer at its root or under transformer/")
     kind = json.loads(found[0].read_text(encoding="utf-8")).get("_class_name")
     if kind != "FluxTransformer2DModel":
-        raise ValueError(
-            f"--pretrained_inpaint_model_name_or_path {folder} holds a {kind}, not a FluxTransformer2DModel"
-        )
+        raise ValueError(f"{flag} {folder} holds a {kind}, not a FluxTransformer2DModel")
 
 
 def _is_path(name: str) -> bool:
@@ -134,14 +135,14 @@ def _check_disk(needed: int, folder: Path) -> None:
         )
 
 
-def check_writable(folder: Path) -> None:
+def check_writable(folder: Path, flag: str = "--output_dir") -> None:
     """Raise ``ValueError`` when nothing can be written to ``folder`` or, where it is yet to be made, beside it."""
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     try:
         with tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as error:
-        raise ValueError(f"--output_dir {folder} cannot be written to: {error.strerror or error}") from error
+        raise ValueError(f"{flag} {folder} cannot be written to: {error.strerror or error}") from error
 
 
 def subfolder_of_transformer(transformer: str, revision: str | None = None, cache_dir: str | None = None) -> str | None:

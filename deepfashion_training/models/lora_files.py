@@ -6,6 +6,7 @@ alpha / sqrt(r) for rsLoRA.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
@@ -71,6 +72,11 @@ class LoraFile:
         """Names of the layers that the LoRA changes."""
         return sorted({name.rsplit(".lora_", 1)[0] for name in self.weights})
 
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of the file, in hex: which LoRA this is, wherever it lies."""
+        return hashlib.sha256(self.path.read_bytes()).hexdigest()
+
     def scaled(self, factor: float) -> LoraFile:
         """The same LoRA with ``factor`` times the update, which may be zero or negative.
 
@@ -106,8 +112,12 @@ def _first_line(error: Exception) -> str:
     return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
-def read_lora(path: Path) -> LoraFile:
-    """The LoRA in ``path``; ``ValueError`` for a file that is not one, or does not say its rank and alpha."""
+def read_lora(path: Path, *, assume_alpha: bool = False) -> LoraFile:
+    """The LoRA in ``path``; ``ValueError`` for a file that is not one, or does not say its rank and alpha.
+
+    With ``assume_alpha`` a file that does not say them has the rank of its first layer and alpha equal to it, as
+    diffusers takes it; its ``metadata`` is empty then.
+    """
     try:
         with safe_open(path, "pt") as file:
             stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -119,12 +129,22 @@ def read_lora(path: Path) -> LoraFile:
     if not stored or (other := next((name for name in stored if not known.fullmatch(name)), None)):
         other = other if stored else "nothing"
         raise ValueError(f"--lora {path} is not a LoRA of a FLUX transformer as diffusers names it: it holds {other}")
-    lora = LoraFile(path, weights, _config(path, metadata), metadata)
+    silent = assume_alpha and LORA_ADAPTER_METADATA_KEY not in metadata
+    config = _assumed_config(weights) if silent else _config(path, metadata)
+    lora = LoraFile(path, weights, config, {} if silent else metadata)
     for layer in lora.layers:
         down, up = (weights.get(f"{layer}.lora_{part}.weight") for part in "AB")
         if down is None or up is None or not down.shape[0] == up.shape[1] == lora.config.r:
             raise ValueError(f"--lora {path}: {layer} is not of the rank {lora.config.r} that the metadata says")
     return lora
+
+
+def _assumed_config(weights: dict[str, torch.Tensor]) -> LoraConfig:
+    """Settings of an adapter whose file holds its weights only."""
+    layers = sorted({name.rsplit(".lora_", 1)[0] for name in weights})
+    rank = next((len(tensor) for name, tensor in weights.items() if name.endswith(".lora_A.weight")), 1)
+    dora = any(name.endswith("lora_magnitude_vector") for name in weights)
+    return LoraConfig(r=rank, lora_alpha=rank, target_modules=layers, use_dora=dora)
 
 
 def _config(path: Path, metadata: dict[str, str]) -> LoraConfig:
@@ -141,7 +161,7 @@ def _config(path: Path, metadata: dict[str, str]) -> LoraConfig:
             "train it with this project, or save it with save_lora_weights of diffusers 0.35 or later"
         ) from error
     if config.rank_pattern or config.alpha_pattern:
-        raise ValueError(f"--lora {path}: layers of different rank or alpha cannot be exported")
+        raise ValueError(f"--lora {path}: layers of different rank or alpha are not supported")
     return config
 
 
@@ -243,6 +263,22 @@ def find_transformer(name: str) -> Path:
     if kind != "FluxTransformer2DModel" or not any(folder.glob("*.safetensors")):
         raise ValueError(f"the base {name} holds {kind} with .safetensors weights, not a FluxTransformer2DModel")
     return folder.resolve()
+
+
+def find_config(name: str) -> Path:
+    """The folder with ``config.json`` of the transformer that a folder or Hub id names; weights are not looked at.
+
+    Raises ``ValueError`` where there is none.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder / (subfolder_of_transformer(str(folder)) or "")
+    for file in ("transformer/config.json", "config.json"):
+        try:
+            return Path(hf_hub_download(name, file)).parent
+        except Exception as error:  # see find_lora
+            why = _first_line(error)
+    raise ValueError(f"the base {name} holds no transformer that can be read: {why}; name it with --base")
 
 
 def check_fits(lora: LoraFile, transformer: Path) -> None:

@@ -1,0 +1,51 @@
+"""Parsing of a command line: the nearest known flag for an unknown one, and numbers within limits."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import math
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+
+class FlagParser(argparse.ArgumentParser):
+    """Parser that answers an unknown flag with the nearest known one, in one line; exit code 2.
+
+    ``command`` is the module's name in ``deepfashion_training``.
+    """
+
+    def __init__(self, command: str, description: str, **more: Any) -> None:
+        super().__init__(
+            prog=f"python -m deepfashion_training.{command}", description=description, allow_abbrev=False, **more
+        )
+        self.command = command
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse does."""
+        parsed, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            near = difflib.get_close_matches(unknown[0].split("=")[0], self._option_string_actions, n=1)
+            self.error(f"unknown argument {unknown[0]}" + (f": did you mean {near[0]}?" if near else ""))
+        return parsed
+
+    def error(self, message: str) -> NoReturn:
+        """End with exit code 2 and one line."""
+        self.exit(2, f"{self.command}: {message} (see --help)\n")
+
+
+def number(
+    kind: type[int] | type[float], low: float = -math.inf, high: float = math.inf, step: int = 0
+) -> Callable[[str], Any]:
+    """Converter for argparse: a finite number in [low, high], and a multiple of ``step`` where one is given."""
+
+    def read(text: str) -> Any:
+        value = kind(text)
+        if not low <= value <= high or math.isinf(value) or (step and value % step):
+            limits = f"from {low:g} to {high:g}" if high < math.inf else f"at least {low:g}"
+            limits = "a finite number" if low == -math.inf and high == math.inf else limits
+            raise argparse.ArgumentTypeError(f"{text} is not {limits}" + (f" and a multiple of {step}" if step else ""))
+        return value
+
+    read.__name__ = kind.__name__  # what argparse calls it in its messages
+    return read

@@ -1,0 +1,152 @@
+"""Which models a command draws with: flags and the LoRA's own metadata, checked before anything large is loaded."""
+
+# Nothing heavy is imported up here, so that --help answers at once.
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deepfashion_training.console.flags import number
+
+if TYPE_CHECKING:
+    from deepfashion_training.dressing.dress import Look
+    from deepfashion_training.models.fill import FillModel, Recipe
+    from deepfashion_training.models.lora_files import LoraFile
+
+#: Size and prompt length that the small embedded model is trained at, see presets/embedded.yaml.
+_EMBEDDED = {"height": 128, "width": 96, "max_sequence_length": 128, "guidance_scale": 1.0}
+
+
+def add_model_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags that choose the models."""
+    add = parser.add_argument_group("models").add_argument
+    add("--lora", metavar="LORA", help="output folder of a training, LoRA file, or Hub id; without one the bare base")
+    add("--lora_scale", type=number(float), default=1.0, metavar="X", help="multiplies what the LoRA changes (1)")
+    add("--base", metavar="BASE", help="transformer, folder or Hub id (default: the one that the LoRA was trained on)")
+    add("--pipeline", metavar="P", help="VAE, text encoders and scheduler, folder or Hub id (default: the LoRA's)")
+    add("--embedded", action="store_true", help="the small model that comes with the project: no network, no GPU")
+    add("--quantize", choices=("nf4", "int8"), help="transformer in 4 or 8 bit, for 24 GB and less (bitsandbytes)")
+    add("--offload", action="store_true", help="transformer in main memory, block by block to the GPU, for 24 GB")
+
+
+def add_drawing_flags(parser: argparse.ArgumentParser, *, guidance: bool = True) -> None:
+    """Flags that say how a picture is drawn; ``guidance`` off leaves out the one that a sweep has several values of."""
+    add = parser.add_argument_group("drawing").add_argument
+    add("--steps", type=number(int, 1), default=28, metavar="N", help="denoising steps (28)")
+    if guidance:
+        add("--guidance_scale", type=number(float, 0), metavar="X", help="embedded guidance (default: the LoRA's)")
+    side: dict[str, Any] = {"type": number(int, 16, step=16), "metavar": "PIXELS"}
+    add("--height", **side, help="height that the model draws at, a multiple of 16 (default: the LoRA's)")
+    add("--width", **side, help="width of one half of the pair, a multiple of 16 (default: the LoRA's)")
+    add("--prompt", help="prompt (default: the LoRA's)")
+    add("--seed", type=number(int, 0, 2**63 - 1), default=0, help="seed of the noise (0)")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Models that are there and fit one another, yet to be loaded, and how to draw with them."""
+
+    recipe: Recipe
+    lora: LoraFile | None
+    lora_scale: float
+    quantize: Any
+    offload: bool
+    notes: tuple[str, ...]
+
+    def load(self, prompts: Iterable[str], **others: LoraFile) -> FillModel:
+        """The model, with the LoRA under the name ``lora`` and ``others`` under theirs; see ``FillModel``."""
+        from deepfashion_training.models.fill import FillModel
+
+        loras = others | ({} if self.lora is None else {"lora": self.lora})
+        return FillModel(self.recipe, prompts, loras=loras, quantize=self.quantize, offload=self.offload)
+
+    def look(self, steps: int, **more: Any) -> Look:
+        """How to draw with these models: the recipe's size, the LoRA at its scale; ``more`` are fields of ``Look``."""
+        from deepfashion_training.dressing.dress import Look
+
+        worn = {"lora": None if self.lora is None else "lora", "lora_scale": self.lora_scale}
+        size = (self.recipe.height, self.recipe.width)
+        return Look(**{"size": size, "steps": steps, "guidance_scale": self.recipe.guidance_scale, **worn, **more})
+
+    def described(self) -> dict[str, Any]:
+        """What a record of the pictures has to say about the models, ready for JSON."""
+        return {
+            "lora": None if self.lora is None else str(self.lora.path),
+            "lora_sha256": None if self.lora is None else self.lora.sha256,
+            "lora_scale": None if self.lora is None else self.lora_scale,
+            "transformer": self.recipe.transformer,
+            "pipeline": self.recipe.pipeline,
+            "quantize": self.quantize,
+            "prompt": self.recipe.prompt,
+            "use_captions": self.recipe.use_captions,
+        }
+
+
+def choose(args: argparse.Namespace) -> Choice:
+    """What the flags of ``add_model_flags`` and ``add_drawing_flags`` ask for.
+
+    Raises ``ValueError``, one line, for a LoRA or base that cannot be had, that do not fit one another, or that this
+    machine cannot run. ``notes`` of the result say what a user may not have meant.
+    """
+    from deepfashion_training.models import fill, lora_files
+    from deepfashion_training.models.access import USING_FLAGS, check_models
+
+    fill.check_means(args.quantize, args.offload)
+    lora = None
+    if args.lora is not None:
+        lora = lora_files.read_lora(lora_files.find_lora(args.lora), assume_alpha=True)
+    trained = fill.Recipe() if lora is None else fill.Recipe.of(lora)
+    recipe = dataclasses.replace(trained, **_asked(args, trained))
+    _check_machine(recipe.transformer)
+    check_models(recipe.pipeline, recipe.transformer, flags=USING_FLAGS)
+    if lora is not None:
+        lora_files.check_fits(lora, lora_files.find_config(recipe.transformer))
+    notes = [] if lora is None else _notes(lora, trained, recipe)
+    return Choice(recipe, lora, args.lora_scale, args.quantize, args.offload, tuple(notes))
+
+
+def _asked(args: argparse.Namespace, trained: Recipe) -> dict[str, Any]:
+    """Fields of the recipe that the flags change."""
+    from deepfashion_training.embedded.make_base import TINY_FLUX_FILL
+
+    asked: dict[str, Any] = {}
+    if args.embedded:
+        asked |= dict.fromkeys(("pipeline", "transformer"), str(TINY_FLUX_FILL))
+        asked |= {} if args.lora else _EMBEDDED
+    if args.base is not None:
+        asked["transformer"] = args.base
+        if (Path(args.base) / "model_index.json").is_file():  # a whole pipeline
+            asked["pipeline"] = args.base
+    names = ("pipeline", "height", "width", "prompt", "guidance_scale")
+    given = {name: getattr(args, name, None) for name in names}
+    return asked | {name: value for name, value in given.items() if value is not None}
+
+
+def _check_machine(transformer: str) -> None:
+    import torch
+
+    if not torch.cuda.is_available() and not Path(transformer).expanduser().is_dir():
+        raise ValueError("no CUDA GPU is visible, and a 12B model needs one: add --embedded to try it on this machine")
+
+
+def _notes(lora: LoraFile, trained: Recipe, recipe: Recipe) -> list[str]:
+    """What differs from the training, in lines for people."""
+    from deepfashion_training.models.fill import same_model
+
+    if not lora.metadata:
+        return [f"{lora.path} does not say what it was trained with: base, size, prompt, guidance are the usual ones"]
+    notes = []
+    if not same_model(trained.transformer, recipe.transformer):
+        notes.append(f"the LoRA was trained on {trained.transformer}, and is worn by {recipe.transformer} here")
+    if (trained.height, trained.width) != (recipe.height, recipe.width):
+        notes.append(
+            f"the LoRA was trained at {trained.height}x{trained.width} (height x width), and draws "
+            f"{recipe.height}x{recipe.width} here"
+        )
+    if trained.prompt != recipe.prompt:
+        notes.append("the LoRA was trained with another prompt")
+    return notes

@@ -1,0 +1,129 @@
+"""What to draw: one person and one garment, or a CSV of them, read and checked as a whole."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from deepfashion_training.dressing.dress import mask_given, mask_of_type
+from deepfashion_training.dressing.pictures import check_header, read_picture, upright
+from deepfashion_training.models.parser import Parser
+from deepfashion_training.pairs.garment_types import parse_cloth_type
+from deepfashion_training.pairs.pictures import PictureError
+
+COLUMNS = ("person", "garment", "mask", "garment_type", "caption", "output")
+
+
+@dataclass(frozen=True)
+class Wish:
+    """One person, one garment; a mask, or the garment type to make one for."""
+
+    person: Path
+    garment: Path
+    mask: Path | None
+    cloth_type: int | None
+    caption: str
+    output: Path
+
+    def files(self) -> dict[str, Path]:
+        """The pictures to read, by what they are."""
+        found = {"person": self.person, "garment": self.garment, "mask": self.mask}
+        return {name: path for name, path in found.items() if path is not None}
+
+    def record(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """What a picture of this wish is made from: ``settings``, and the pictures by their content."""
+        hashes = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in self.files().items()}
+        return {**settings, "pictures": hashes, "garment_type": self.cloth_type, "caption": self.caption}
+
+
+def read_wishes(table: Path, folder: Path, garment_type: int | None) -> list[Wish]:
+    """The rows of a CSV with the columns ``person``, ``garment`` and, as needed, the others of ``COLUMNS``.
+
+    Paths are relative to the CSV's own folder. ``output`` is a file name under ``folder`` ending in .png, by default
+    ``<line>-<person>-<garment>.png``; ``garment_type`` holds for rows that have neither mask nor type.
+
+    Raises ``ValueError`` that names the line, for whatever of the whole table can be told without decoding pictures.
+    """
+    try:
+        with table.open(newline="", encoding="utf-8-sig") as lines:
+            reader = csv.DictReader(lines)
+            found = list(reader.fieldnames or ())
+            rows = [(reader.line_num, row) for row in reader]
+    except OSError as error:
+        raise ValueError(f"--batch {table}: {(error.strerror or str(error)).lower()}") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"--batch {table} is no CSV in UTF-8: {error}") from error
+    if {"person", "garment"} - set(found) or set(found) - set(COLUMNS):
+        raise ValueError(
+            f"--batch {table}: its first line names the columns {', '.join(found) or 'none'}; person and garment are "
+            f"needed, {', '.join(COLUMNS[2:])} may be there"
+        )
+    if not rows:
+        raise ValueError(f"--batch {table} has no rows")
+    wishes: list[Wish] = []
+    lines_of: dict[Path, int] = {}
+    for line, row in rows:
+        try:
+            wish = _wish(line, row, table.parent, folder, garment_type)
+            if wish.output in lines_of:
+                raise ValueError(f"output {wish.output.name} is that of line {lines_of[wish.output]} too")
+        except ValueError as error:
+            raise ValueError(f"--batch {table} line {line}: {error}") from error
+        lines_of[wish.output] = line
+        wishes.append(wish)
+    return wishes
+
+
+def _wish(line: int, row: Mapping[Any, Any], home: Path, folder: Path, garment_type: int | None) -> Wish:
+    if None in row or None in row.values():
+        raise ValueError("it has another number of cells than the first line")
+    cells = {name: row.get(name, "").strip() for name in COLUMNS}
+    paths = {name: home / cells[name] for name in ("person", "garment", "mask") if cells[name]}
+    for name in ("person", "garment"):
+        if name not in paths:
+            raise ValueError(f"no {name}")
+    for name, path in paths.items():
+        check_header(path, name)
+    cloth_type = parse_cloth_type(cells["garment_type"]) if cells["garment_type"] else garment_type
+    if "mask" not in paths and cloth_type is None:
+        raise ValueError("neither mask nor garment_type: give one in the table, or --garment_type for all rows")
+    name = cells["output"] or f"{line}-{paths['person'].stem}-{paths['garment'].stem}.png"
+    if Path(name).name != name or name.startswith(".") or not name.lower().endswith(".png"):
+        raise ValueError(f"output {name!r}: a file name without folders that ends in .png is needed")
+    return Wish(paths["person"], paths["garment"], paths.get("mask"), cloth_type, cells["caption"], folder / name)
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A wish with its pictures open: ``photo`` upright RGB, ``mask`` uint8 ``[h, w]`` in {0, 1}, 1 = repaint."""
+
+    wish: Wish
+    photo: Image.Image
+    garment: Image.Image
+    mask: np.ndarray
+
+
+def make_ready(wish: Wish, parser: Parser | None) -> Ready:
+    """Open the pictures of ``wish``, and make its mask with ``parser`` where it brings none.
+
+    Raises ``ValueError`` for pictures and masks that will not do.
+    """
+    stored = read_picture(wish.person, "the person")
+    garment = read_picture(wish.garment, "the garment")
+    photo = upright(stored)
+    try:
+        if wish.mask is not None:
+            mask = mask_given(stored, read_picture(wish.mask, "the mask"), wish.cloth_type)
+        else:
+            assert parser is not None and wish.cloth_type is not None  # a wish has a mask, or a type and a parser
+            mask = mask_of_type(photo, wish.cloth_type, parser)
+    except PictureError as error:
+        raise ValueError(f"{wish.mask or wish.person}: {error}") from error
+    return Ready(wish, photo, garment, mask)

@@ -1,0 +1,246 @@
+"""FLUX-Fill with or without a LoRA: garment|person pairs in, pairs with the masked area repainted out."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import importlib.util
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from diffusers import FluxFillPipeline
+
+import train_flux_inpaint as trainer
+from deepfashion_training.models.access import CATVTON_FLUX_ALPHA
+from deepfashion_training.models.lora_files import LoraFile
+
+FLUX_FILL = "black-forest-labs/FLUX.1-Fill-dev"
+#: Guidance of catvton-flux-alpha without a LoRA: what its own training script draws its validation pictures with.
+BASE_GUIDANCE = 30.0
+
+Quantization = Literal["nf4", "int8"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a LoRA was trained, and so how it is to be used; the trainer's own settings where nobody says.
+
+    ``height`` and ``width`` are those of one half of the pair, in pixels. ``pipeline`` gives VAE, text encoders and
+    scheduler, ``transformer`` is what the LoRA changes; each a folder or a Hub id.
+    """
+
+    pipeline: str = FLUX_FILL
+    transformer: str = CATVTON_FLUX_ALPHA
+    height: int = 768
+    width: int = 576
+    prompt: str = trainer.DEFAULT_PROMPT
+    use_captions: bool = False
+    guidance_scale: float = BASE_GUIDANCE
+    max_sequence_length: int = 512
+
+    @classmethod
+    def of(cls, lora: LoraFile) -> Recipe:
+        """From the metadata of a LoRA; ``ValueError`` for a value there that cannot be."""
+        found = lora.metadata
+        try:
+            return cls(
+                pipeline=found.get("base_model", cls.pipeline),
+                transformer=found.get("transformer", cls.transformer),
+                height=_side(found.get("height", cls.height)),
+                width=_side(found.get("width", cls.width)),
+                prompt=found.get("prompt", cls.prompt),
+                use_captions=found.get("use_captions") == "True",
+                guidance_scale=_guidance(found.get("guidance_scale", cls.guidance_scale)),
+                max_sequence_length=int(found.get("max_sequence_length", cls.max_sequence_length)),
+            )
+        except ValueError as error:
+            raise ValueError(f"--lora {lora.path}: its metadata cannot be read: {error}") from error
+
+    def prompt_of(self, caption: str = "") -> str:
+        """The prompt of a garment, with its caption where the LoRA was trained with captions."""
+        return f"{self.prompt} {caption.strip()}".strip() if self.use_captions else self.prompt
+
+
+def _side(value: str | int) -> int:
+    side = int(value)
+    if side < 16 or side % 16:
+        raise ValueError(f"a side of {side} pixels, where a multiple of 16 is needed")
+    return side
+
+
+def _guidance(value: str | float) -> float:
+    scale = float(value)
+    if not 0 <= scale < math.inf:
+        raise ValueError(f"a guidance of {scale}")
+    return scale
+
+
+class FillModel:
+    """A FLUX-Fill pipeline with the LoRAs that it may wear, on the GPU where there is one.
+
+    Weights are bf16 on CUDA (the computation of a quantized transformer too) and fp32 on the CPU. Every one of
+    ``prompts`` is encoded when the model is made, before the transformer is loaded, and the text encoders leave memory
+    again: 10 GB less of it are needed.
+
+    ``quantize`` keeps the transformer in 4 or 8 bit (bitsandbytes, CUDA): 12B weights in 7 or 12 GB. ``offload`` keeps
+    it in main memory and brings one block at a time to the GPU, for cards too small for its 24 GB. They exclude one
+    another. Raises ``ValueError`` for models that cannot be loaded and for LoRAs that do not fit.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        prompts: Iterable[str],
+        *,
+        loras: Mapping[str, LoraFile] | None = None,
+        quantize: Quantization | None = None,
+        offload: bool = False,
+        device: str | torch.device | None = None,
+    ) -> None:
+        check_means(quantize, offload)
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
+        self._loading = argparse.Namespace(
+            pretrained_model_name_or_path=recipe.pipeline,
+            pretrained_inpaint_model_name_or_path=recipe.transformer,
+            max_sequence_length=recipe.max_sequence_length,
+            quantize_base=quantize,
+            **dict.fromkeys(("revision", "inpaint_revision", "variant", "cache_dir")),
+        )
+        self._embeddings = self._encode(list(dict.fromkeys(prompts)))
+        self._transformer = self._load_transformer(loras or {}, offload)
+        self._pipeline = self._load_pipeline()
+
+    def draw(
+        self,
+        samples: Sequence[Mapping[str, Any]],
+        seeds: Sequence[int],
+        *,
+        prompts: Sequence[str],
+        steps: int,
+        guidance_scale: float,
+        lora: str | None = None,
+        lora_scale: float = 1.0,
+        on_step: Callable[[int], object] | None = None,
+    ) -> torch.Tensor:
+        """The pairs of ``samples`` with their masked area repainted: float32 [B, 3, H, 2W] in [0, 1], on the CPU.
+
+        ``samples`` are sample dicts of one size (see ``pairs.layout.pair_tensors``), of which ``im_mask`` and
+        ``inpaint_mask`` are read. The noise of each follows from its seed alone and is drawn on the CPU, so that it is
+        the same on every machine, in every batch, with and without ``lora`` (a name among those that the model was made
+        with; None is the bare base). ``on_step`` is told how many steps are done.
+
+        Raises ``ValueError`` for a prompt that was not encoded and for a result that is not finite.
+        """
+        self._wear(lora, lora_scale)
+        masked = torch.stack([sample["im_mask"] for sample in samples])
+        embeds, pooled = (torch.cat(parts) for parts in zip(*map(self._embedding, prompts), strict=True))
+
+        def told(_pipeline: Any, step: int, _timestep: Any, _tensors: dict[str, Any]) -> dict[str, Any]:
+            if on_step is not None:
+                on_step(step + 1)
+            return {}
+
+        drawn = self._pipeline(
+            image=((masked + 1) / 2).to(self.device),
+            mask_image=torch.stack([sample["inpaint_mask"] for sample in samples]).to(self.device),
+            prompt_embeds=embeds,
+            pooled_prompt_embeds=pooled,
+            height=masked.shape[2],
+            width=masked.shape[3],
+            guidance_scale=guidance_scale,
+            num_inference_steps=steps,
+            generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+            callback_on_step_end=told,
+            output_type="pt",
+        ).images.float()
+        if not drawn.isfinite().all():
+            what = f"the LoRA at scale {lora_scale:g}" if lora else "the base"
+            raise ValueError(f"{what} draws values that are not finite: its weights, or the scale, are out of range")
+        return drawn.cpu()
+
+    def _wear(self, lora: str | None, scale: float) -> None:
+        if not getattr(self._transformer, "peft_config", None):
+            if lora is not None:
+                raise ValueError(f"no LoRA {lora!r}: this model was made without any")
+            return
+        if lora is None:
+            self._transformer.disable_adapters()
+        else:
+            self._transformer.enable_adapters()
+            self._transformer.set_adapters([lora], weights=[scale])
+
+    def _embedding(self, prompt: str) -> tuple[torch.Tensor, torch.Tensor]:
+        if prompt not in self._embeddings:
+            raise ValueError(f"the prompt {prompt!r} was not among those that this model was made for")
+        embeds, pooled = self._embeddings[prompt]
+        return embeds.to(self.device), pooled.to(self.device)
+
+    def _encode(self, prompts: Sequence[str]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        """T5 [1, L, D] and pooled CLIP [1, E] embeddings by prompt, in main memory."""
+        encoders = trainer.load_text_encoders(self._loading, self.dtype).to(self.device)
+        length = self._loading.max_sequence_length
+        encoded = {}
+        for prompt in prompts:
+            embeds, pooled = trainer.encode_prompt(encoders, [prompt], length, self.device)
+            encoded[prompt] = (embeds.to("cpu", self.dtype), pooled.to("cpu", self.dtype))
+        del encoders
+        gc.collect()
+        torch.cuda.empty_cache()  # nothing happens without CUDA
+        return encoded
+
+    def _load_transformer(self, loras: Mapping[str, LoraFile], offload: bool) -> Any:
+        transformer = trainer.load_transformer(self._loading, self.dtype).requires_grad_(False)
+        for name, lora in loras.items():
+            weights = {key: tensor.to(self.dtype) for key, tensor in lora.weights.items()}
+            transformer.load_lora_adapter(weights, prefix=None, metadata=lora.config.to_dict(), adapter_name=name)
+        transformer.eval()
+        if offload:
+            transformer.enable_group_offload(
+                onload_device=self.device,
+                offload_type="block_level",
+                num_blocks_per_group=1,
+                use_stream=self.device.type == "cuda",
+            )
+        elif self._loading.quantize_base is None:  # a quantized one is on its device already and refuses to be moved
+            transformer.to(self.device)
+        return transformer
+
+    def _load_pipeline(self) -> Any:
+        no_text = dict.fromkeys(("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"))
+        options = trainer.pipeline_options(self._loading, self.dtype)
+        pipeline = FluxFillPipeline.from_pretrained(
+            self._loading.pretrained_model_name_or_path, transformer=self._transformer, **no_text, **options
+        )
+        pipeline.vae.to(self.device).requires_grad_(False)
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
+
+
+def check_means(quantize: str | None, offload: bool) -> None:
+    """Raise ``ValueError`` when this machine, or the combination, does not allow ``quantize`` or ``offload``."""
+    if quantize and offload:
+        raise ValueError("--offload and --quantize are two ways to the same end: leave one out")
+    if offload and not torch.cuda.is_available():
+        raise ValueError("--offload needs a CUDA GPU, and none is visible: leave it out")
+    if quantize and not torch.cuda.is_available():
+        raise ValueError(f"--quantize {quantize} needs a CUDA GPU, and none is visible: leave it out")
+    if quantize and importlib.util.find_spec("bitsandbytes") is None:
+        raise ValueError(f"--quantize {quantize} needs the package bitsandbytes: pip install bitsandbytes")
+
+
+def same_model(one: str, other: str) -> bool:
+    """Whether two names, folders or Hub ids, mean one model; a pipeline's folder and its transformer's are the same."""
+
+    def plain(name: str) -> str:
+        folder = Path(name).expanduser()
+        if not folder.is_dir():
+            return name.rstrip("/")
+        inner = folder / "transformer"
+        return str((inner if (inner / "config.json").is_file() else folder).resolve())
+
+    return plain(one) == plain(other)
