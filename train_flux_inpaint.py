@@ -479,7 +479,7 @@ def lora_metadata(transformer: FluxTransformer2DModel, args: argparse.Namespace)
     facts = {"rank": config.r, "alpha": config.lora_alpha, "target_modules": args.lora_target_modules}
     facts |= {"base_model": args.pretrained_model_name_or_path, "prompt": args.instance_prompt}
     facts |= {"transformer": args.pretrained_inpaint_model_name_or_path}
-    names = ("use_dora", "use_rslora", "guidance_scale", "height", "width", "max_sequence_length")
+    names = ("use_dora", "use_rslora", "guidance_scale", "height", "width", "max_sequence_length", "use_captions")
     facts |= {name: getattr(args, name) for name in names}
     adapter_json = json.dumps(adapter, default=sorted, sort_keys=True)  # sets become lists, as in diffusers
     return {"format": "pt", "lora_adapter_metadata": adapter_json, **{key: str(fact) for key, fact in facts.items()}}
