@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 REPOSITORY = Path(__file__).resolve().parents[1]
 PRESETS = Path(__file__).resolve().parent / "presets"
 LAUNCHER_FLAGS = ("--quick-test", "--h100", "--low-vram", "--dry-run")
+MODELS = ("pretrained_model_name_or_path", "pretrained_inpaint_model_name_or_path")
 HUB_DATASET = "SaffalPoosh/deepFashion-with-masks"
 
 if __name__ == "__main__":  # run by path: the package is found from here, and its folders do not become top-level names
@@ -83,6 +84,11 @@ def build_parser() -> argparse.ArgumentParser:
         "--resize_mode", choices=["pad", "stretch"], default="pad", help="pad keeps the aspect, stretch fills the frame"
     )
     add("--max_bad_rows", type=float, default=0.01, help="share of unreadable rows above which the run stops")
+    # Their names in the run are not their flags': a script with flags of these names would upload all it has written.
+    add = parser.add_argument_group("hub").add_argument
+    add("--push_to_hub", dest="publish", action="store_true", help="upload LoRA, model card and pictures at the end")
+    add("--hub_model_id", dest="publish_as", metavar="OWNER/NAME", help="where to (default: YOU/NAME of --output_dir)")
+    add("--hub_private", dest="publish_private", action="store_true", help="make the repository a private one")
     return parser
 
 
@@ -103,7 +109,8 @@ def load_preset(name: str) -> dict[str, Any]:
     flags = content.get("flags", {}) if isinstance(content, dict) else None
     if not isinstance(flags, dict) or any(isinstance(value, (dict, list)) for value in flags.values()):
         raise WrongUseError(f"--preset {path}: it needs a mapping 'flags' of flag names to single values")
-    if misplaced := {"preset", "upstream", "embedded", "check", "debug", "output_dir", "dataroot"} & set(flags):
+    typed_only = {"preset", "upstream", "embedded", "check", "debug", "output_dir", "dataroot"}
+    if misplaced := (typed_only | {"push_to_hub", "hub_model_id", "hub_private"}) & set(flags):
         raise WrongUseError(f"--preset {path}: {sorted(misplaced)[0]} belongs on the command line, not in a preset")
     return {str(flag): value for flag, value in flags.items()}
 
@@ -153,16 +160,29 @@ def resolve(argv: list[str]) -> tuple[argparse.Namespace, upstream.Script]:
     if own.embedded:
         from deepfashion_training.embedded.make_base import TINY_FLUX_FILL
 
-        models = ("pretrained_model_name_or_path", "pretrained_inpaint_model_name_or_path")
-        given |= dict.fromkeys(models, str(TINY_FLUX_FILL))
+        given |= dict.fromkeys(MODELS, str(TINY_FLUX_FILL))
     args = _parse(script, _tokens(preset), given, for_script, _options(parser))
     try:
         dataset_options(own)
     except ValueError as error:  # its message begins with the name of the option
         raise WrongUseError(f"--{error}") from error
+    for name in MODELS:  # seen from elsewhere, a folder named from here would look like a repository on the Hub
+        if (folder := getattr(args, name, None)) and Path(folder).is_dir():
+            setattr(args, name, str(Path(folder).absolute()))
     for name, value in vars(own).items():
         setattr(args, name, str(value) if isinstance(value, Path) else value)
+    _refuse_push(args)
     return args, script
+
+
+def _refuse_push(args: argparse.Namespace) -> None:
+    """Raise ``WrongUseError`` for flags about publishing that cannot mean anything in this run."""
+    if not args.publish and (args.publish_as or args.publish_private):
+        raise WrongUseError("--hub_model_id and --hub_private do nothing without --push_to_hub")
+    if args.publish and args.embedded:
+        raise WrongUseError("--push_to_hub: what the small embedded model has learned dresses nobody: leave it out")
+    if args.publish and getattr(args, "train_base_model", False):
+        raise WrongUseError("--push_to_hub uploads LoRAs, and --train_base_model trains none: leave out one of the two")
 
 
 def _report_to(flags: dict[str, Any], argv: list[str]) -> str:
@@ -263,18 +283,23 @@ def check(args: argparse.Namespace, script: upstream.Script) -> None:
     from deepfashion_training.data.sources import is_hub_id
     from deepfashion_training.deepfashion_dataset import DeepFashionDataset
     from deepfashion_training.models import access
+    from deepfashion_training.models.publish import check_push
 
     for name in ("check_packages", "refuse_earlier_run"):  # what our own trainer can tell beforehand
         if hasattr(script, name):
             getattr(script, name)(args)
     output_dir = Path(args.output_dir)
     access.check_writable(output_dir)
+    if args.publish:
+        args.publish_as = check_push(args.publish_as, output_dir.resolve().name, args.publish_private)
     if (output_dir / "README.md").exists() and not (output_dir / "run.json").exists():
         raise ValueError(f"--output_dir {output_dir} has a README.md that the model card would replace: choose another")
     pipeline = getattr(args, "pretrained_model_name_or_path", None)
     transformer = getattr(args, "pretrained_inpaint_model_name_or_path", None)
     if pipeline and transformer:
-        hub = {name: getattr(args, name, None) for name in ("revision", "inpaint_revision", "cache_dir")}
+        hub: dict[str, Any] = {
+            name: getattr(args, name, None) for name in ("revision", "inpaint_revision", "cache_dir")
+        }
         access.check_models(pipeline, transformer, **hub)
     if not torch.cuda.is_available() and not Path(pipeline or "").is_dir():
         raise ValueError("no CUDA GPU is visible, and a 12B model needs one: add --embedded to try it on this machine")
@@ -372,10 +397,14 @@ def dataset_options(args: argparse.Namespace) -> Any:
 
 
 def run(args: argparse.Namespace, script: upstream.Script) -> None:
-    """Train with ``script`` on our dataset, then write the model card and say where everything is."""
+    """Train with ``script`` on our dataset, write the model card, say where everything is, and publish if asked to.
+
+    Raises ``ValueError`` when publishing fails; what was trained is in the output directory all the same.
+    """
     from deepfashion_training import upstream
     from deepfashion_training.deepfashion_dataset import DeepFashionDataset
     from deepfashion_training.models.access import subfolder_of_transformer
+    from deepfashion_training.models.publish import push
     from deepfashion_training.reports.model_card import write_model_card
 
     if _draws_wardrobe(args):
@@ -390,11 +419,15 @@ def run(args: argparse.Namespace, script: upstream.Script) -> None:
         return
     if not (Path(args.output_dir) / "run.json").exists():  # a script of its own ways
         sys.stdout.write(f"\n{args.upstream} has ended; what it has written is in {args.output_dir}\n")
+        if args.publish:
+            raise ValueError("--push_to_hub: there is no run.json to write a model card from, so nothing was uploaded")
     else:
         revision, cache_dir = getattr(args, "inpaint_revision", None), getattr(args, "cache_dir", None)
         subfolder = subfolder_of_transformer(args.pretrained_inpaint_model_name_or_path, revision, cache_dir)
         card = write_model_card(Path(args.output_dir), subfolder)
         sys.stdout.write(closing_lines(args, card))
+        if args.publish:
+            sys.stdout.write(f"published {push(card.parent, args.publish_as, args.publish_private)}\n")
 
 
 def check_upstream(path: str) -> int:

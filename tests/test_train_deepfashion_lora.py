@@ -91,6 +91,14 @@ def test_alpha_follows_the_users_rank(tmp_path: Path) -> None:
         assert resolve(tmp_path, "--preset", preset_name, "--lora_rank", "64").lora_alpha is None
 
 
+def test_a_models_folder_is_the_same_from_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "models" / "fill").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    args = resolve(tmp_path, "--pretrained_model_name_or_path", "models/fill")
+    assert args.pretrained_model_name_or_path == str(tmp_path / "models" / "fill")
+    assert args.pretrained_inpaint_model_name_or_path == "xiaozaa/catvton-flux-alpha"
+
+
 def test_check_refuses_what_the_run_would_destroy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "README.md").write_text("my thesis")
     assert wrapper.main([*QUICK, "--check", f"--output_dir={tmp_path}"]) == 1
@@ -130,6 +138,11 @@ def test_check_names_a_missing_package(tmp_path: Path, capsys: pytest.CaptureFix
         (["--max_bad_rows", "9"], "--max_bad_rows 9.0: use a share from 0 to 1"),
         (["--embedded", "--lr_warmup_steps", "9"], "use constant_with_warmup"),
         (["--lora_rank", "0"], "--lora_rank: 0 is not at least 1"),
+        (["--push_to_hub", "--embedded"], "--push_to_hub: what the small embedded model has learned dresses nobody"),
+        (["--push_to_hub", "--train_base_model"], "--push_to_hub uploads LoRAs"),
+        (["--hub_private"], "do nothing without --push_to_hub"),
+        (["--hub_model_id", "me/lora"], "do nothing without --push_to_hub"),
+        (["--push_to_hu"], "did you mean --push_to_hub?"),
         (["--height", "100"], "--height: 100 is not at least 16 and a multiple of 16"),
     ],
 )
@@ -145,7 +158,16 @@ def test_wrong_use_exits_with_2_and_one_line(argv: list[str], message: str, caps
 
 
 @pytest.mark.parametrize(
-    "text", ["flags: [1, 2]", "flags: {output_dir: /x}", "just words", "flags: {lora_rank: {a: 1}}", "flags: {a: [", ""]
+    "text",
+    [
+        "flags: [1, 2]",
+        "flags: {output_dir: /x}",
+        "flags: {push_to_hub: true}",
+        "just words",
+        "flags: {lora_rank: {a: 1}}",
+        "flags: {a: [",
+        "",
+    ],
 )
 def test_a_preset_that_is_none_exits_with_2(tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert wrapper.main(["--preset", preset(tmp_path, text), "--check"]) == 2
@@ -236,7 +258,7 @@ def test_the_lora_loads_in_diffusers_and_changes_the_picture(quick_test) -> None
     with safe_open(folder / "pytorch_lora_weights.safetensors", framework="pt") as file:
         metadata = file.metadata()
     assert (metadata["rank"], metadata["guidance_scale"], metadata["height"]) == ("16", "1.0", "128")
-    assert metadata["base_model"] == str(TINY_FLUX_FILL)
+    assert (metadata["base_model"], metadata["use_captions"]) == (str(TINY_FLUX_FILL), "False")
     assert metadata["prompt"].startswith("The pair of images highlights a clothing")
 
 
@@ -246,11 +268,6 @@ def test_the_model_card_tells_data_settings_and_use(quick_test) -> None:
     card = (folder / "README.md").read_text(encoding="utf-8")
     for part in ("validation/step-8.png", "64 rows", "| `lora_rank` | 16 |", "load_lora_weights", "non-commercial"):
         assert part in card
-    code = card.split("```python\n")[1].split("```")[0]
-    compile(code, "card", "exec")
-    assert len(code.splitlines()) <= 12
-    loading = "\n".join(line for line in code.splitlines() if line.startswith(("import", "from", "transformer")))
-    exec(loading, {})  # the base that the card names loads as the card says
 
 
 @pytest.mark.slow
@@ -359,7 +376,7 @@ def test_training_on_raw_rows_prepares_them_once(raw_rows: Path, tmp_path: Path)
     assert run["arguments"]["raw_dataset_name"] == str(raw_rows)
     assert run["arguments"]["dataset_name"] == str(tmp_path / "pairs")
     assert set(run["dataset"]["train"]["by_type"]) == {"upper", "lower", "full"}
-    assert f"made from `{raw_rows}`" in (tmp_path / "one" / "README.md").read_text()
+    assert f"made from `{raw_rows.name}`" in (tmp_path / "one" / "README.md").read_text()
     assert (tmp_path / "one" / "pytorch_lora_weights.safetensors").is_file()
 
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]

@@ -1,0 +1,77 @@
+"""The figures of an evaluation: what each is called, which way is better, and how it is written."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Literal
+
+#: What the name of a figure ends in when the garment is not the one that the person wears, so that there is no truth.
+UNPAIRED = "_unpaired"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure by its name in ``metrics.json``."""
+
+    name: str
+    label: str
+    better: Literal["higher", "lower"]
+    digits: int
+    """Digits after the point."""
+    says: str
+    """What it measures, its unit and its range, in one line."""
+
+    @property
+    def heading(self) -> str:
+        """The label with an arrow up where higher is better, down where lower is."""
+        return f"{self.label} {'↑' if self.better == 'higher' else '↓'}"
+
+    def written(self, value: float | None) -> str:
+        """``value`` with this figure's digits; a hyphen for None and NaN, which stand for "not measured"."""
+        return "-" if _missing(value) else f"{value:.{self.digits}f}"
+
+
+_LISTED = (
+    Figure("ssim", "SSIM", "higher", 3, "structural similarity to the photo, at most 1"),
+    Figure("ssim_masked", "SSIM in the mask", "higher", 3, "structural similarity in the repainted area, at most 1"),
+    Figure("psnr", "PSNR", "higher", 2, "peak signal-to-noise ratio over the picture, in dB"),
+    Figure("psnr_masked", "PSNR in the mask", "higher", 2, "peak signal-to-noise ratio in the repainted area, in dB"),
+    Figure("ciede2000_masked", "CIEDE2000", "lower", 2, "mean colour difference on the garment, 0 to 100"),
+    Figure("drift", "Drift", "lower", 2, "mean change outside the mask, in 8-bit levels from 0 to 255"),
+    Figure("dino", "DINO similarity", "higher", 3, "cosine of the garment areas' DINOv2 features, -1 to 1"),
+    Figure("fd_dinov2", "FD-DINOv2", "lower", 1, "Fréchet distance of the results' and the photos' DINOv2 features"),
+    Figure("kd_dinov2", "KD-DINOv2", "lower", 3, "kernel distance of the results' and the photos' DINOv2 features"),
+    Figure("lpips", "LPIPS", "lower", 3, "difference to the photo in the features of SqueezeNet, 0 for none"),
+    Figure("fid", "FID", "lower", 2, "Fréchet distance of Inception features, by clean-fid"),
+    Figure("kid", "KID x1000", "lower", 2, "kernel distance of Inception features x 1000, by clean-fid"),
+)
+
+#: Every figure by its name, in the order in which tables show them.
+FIGURES: dict[str, Figure] = {figure.name: figure for figure in _LISTED}
+
+
+def figure_of(name: str) -> Figure:
+    """The figure ``name`` of ``metrics.json``, which may end in ``_unpaired``; ``ValueError`` for one not known."""
+    known = FIGURES.get(name.removesuffix(UNPAIRED))
+    if known is None:
+        raise ValueError(f"unknown figure {name!r}: it is none of {', '.join(FIGURES)}, nor one with {UNPAIRED}")
+    return replace(known, name=name, label=f"{known.label}, unpaired") if name.endswith(UNPAIRED) else known
+
+
+def better(name: str, one: float | None, other: float | None) -> Literal[-1, 0, 1]:
+    """1 when ``one`` is the better value of the figure ``name``, -1 when ``other`` is, 0 when neither is.
+
+    Neither is when they are written alike, as a table cannot show a smaller difference, or when one is None or NaN.
+    """
+    figure = figure_of(name)
+    if one is None or other is None or _missing(one) or _missing(other):
+        return 0
+    ahead = float(figure.written(one)) - float(figure.written(other))
+    if math.isnan(ahead) or ahead == 0:  # infinity less infinity: PSNR of equal pictures
+        return 0
+    return 1 if (ahead > 0) == (figure.better == "higher") else -1
+
+
+def _missing(value: float | None) -> bool:
+    return value is None or math.isnan(value)
