@@ -2,8 +2,8 @@
 
 What they need (requirements-fid.txt) is torchvision and two networks' weights from the web, which not every machine can
 have: ``unavailable`` says in one line what is missing, and the figures raise that line as ``ValueError``. In this
-project's own tests torchvision and clean-fid are small stand-ins that have the same functions: nothing here has run with
-the real torchvision and the real weights.
+project's own tests torchvision and clean-fid are small stand-ins that have the same functions: nothing here has run
+with the real torchvision and the real weights.
 """
 
 # clean-fid and torchvision are imported where they are used: they are optional.
@@ -108,9 +108,9 @@ def _inception() -> Callable[[Tensor], Tensor]:
 @functools.lru_cache(maxsize=1)
 def _perceptual() -> Any:
     """The LPIPS metric of torchmetrics, loaded once in a process; the weights of its layers come with torchmetrics."""
-    from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
-
     url = _imported("torchvision").models.SqueezeNet1_1_Weights.DEFAULT.url
+    from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity  # imports torchvision itself, untried
+
     # Without sync_on_compute a process that computes alone would wait for the others for ever.
     with_weights = functools.partial(
         LearnedPerceptualImagePatchSimilarity,
