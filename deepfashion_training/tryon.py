@@ -10,7 +10,6 @@ Size, prompt and guidance are those that the LoRA was trained with. The result h
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import sys
 from collections.abc import Sequence
@@ -40,7 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--person", type=Path, metavar="P", help="photo of the person")
     add("--garment", type=Path, metavar="G", help="picture of the garment")
     add("--mask", type=Path, metavar="M", help="area to repaint, white, on the person's photo")
-    add("--garment_type", choices=("upper", "lower", "full"), help="make the mask for this type with the human parser")
+    add("--garment_type", choices=("upper", "lower", "full"), help="without a mask, make one for this type")
     add("--parser", metavar="MODEL", help="human parser, folder or Hub id (default: mattmdjaga/segformer_b2_clothes)")
     add("--caption", default="", help="text of the garment, for a LoRA that was trained with captions")
     add("--batch", type=Path, metavar="CSV", help="columns person, garment and mask, garment_type, caption, output")
@@ -48,7 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_drawing_flags(parser)
     add = parser.add_argument_group("output").add_argument
     add("--output", type=Path, required=True, metavar="O", help="picture (.png, .jpg, .webp) or folder")
-    add("--num_images", type=number(int, 1), default=1, metavar="N", help="pictures of seed, seed + 1, ... (1)")
+    add("--num_images", type=number(int, 1, 10_000), default=1, metavar="N", help="pictures of seed, seed + 1, ... (1)")
     add(
         "--repaint",
         action=argparse.BooleanOptionalAction,
@@ -73,12 +72,15 @@ def check_use(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None
         parser.error("--person and --garment are needed, or --batch")
     elif args.mask is None and args.garment_type is None:
         parser.error("--mask or --garment_type is needed, to know what to repaint")
+    suffix = args.output.suffix.lower()
+    if suffix not in SUFFIXES and suffix[1:].isalpha() and not args.output.is_dir():
+        parser.error(f"--output {args.output}: pictures end in {', '.join(SUFFIXES)}, folders have no such ending")
 
 
 def wishes_of(args: argparse.Namespace) -> list[Wish]:
     """What is to be drawn; ``ValueError`` for pictures that are not there or cannot be used."""
     from deepfashion_training.dressing.pictures import check_header
-    from deepfashion_training.dressing.wishes import Wish, read_wishes
+    from deepfashion_training.dressing.wishes import Wish, default_name, read_wishes
     from deepfashion_training.pairs.garment_types import parse_cloth_type
 
     cloth_type = parse_cloth_type(args.garment_type) if args.garment_type else None
@@ -86,19 +88,44 @@ def wishes_of(args: argparse.Namespace) -> list[Wish]:
         return read_wishes(args.batch, args.output, cloth_type)
     output = args.output
     if output.suffix.lower() not in SUFFIXES:
-        output = output / f"{args.person.stem}-{args.garment.stem}.png"
+        output = output / default_name(args.person, args.garment)
     wish = Wish(args.person, args.garment, args.mask, cloth_type, args.caption, output)
     for what, path in wish.files().items():
         check_header(path, f"--{what}")
     return [wish]
 
 
-def targets(wish: Wish, args: argparse.Namespace) -> dict[int, Path]:
-    """Where the picture of each seed goes; the seed is in the name where there are several."""
-    seeds = range(args.seed, args.seed + args.num_images)
-    if len(seeds) == 1:
-        return {args.seed: wish.output}
-    return {seed: wish.output.with_stem(f"{wish.output.stem}-{seed}") for seed in seeds}
+def targets(wish: Wish, args: argparse.Namespace) -> dict[int, dict[str, Path]]:
+    """Where what is drawn from each seed goes: the ``result``, and ``pair`` and ``mask`` where they are asked for.
+
+    The seed is in the name where there are several.
+    """
+    kinds = [kind for kind, wanted in (("pair", args.save_pair), ("mask", args.save_mask)) if wanted]
+    found = {}
+    for seed in range(args.seed, args.seed + args.num_images):
+        result = wish.output.with_stem(f"{wish.output.stem}-{seed}") if args.num_images > 1 else wish.output
+        found[seed] = {kind: result.with_name(f"{result.stem}-{kind}.png") for kind in kinds} | {"result": result}
+    return found
+
+
+def check_targets(wishes: Sequence[Wish], args: argparse.Namespace) -> None:
+    """Raise ``ValueError`` where a picture would replace one that is read, or another one that is drawn."""
+    from deepfashion_training.dressing.wishes import LONGEST_NAME
+
+    read = {path.resolve(): what for wish in wishes for what, path in wish.files().items()}
+    drawn: set[Path] = set()
+    for wish in wishes:
+        for path in (path for files in targets(wish, args).values() for path in files.values()):
+            if len(path.name.encode()) > LONGEST_NAME + 20:
+                raise ValueError(f"--output {path}: the file name is too long: shorten it")
+            place = path.resolve()
+            if place in read:
+                raise ValueError(f"--output {path} would replace the {read[place]} that is read: name another")
+            if place in drawn:
+                raise ValueError(f"--output {path} is where two pictures would go: name one of them differently")
+            if path.is_dir():
+                raise ValueError(f"--output {path} is a folder: name another")
+            drawn.add(place)
 
 
 def find_parser(named: str | None, embedded: bool) -> str:
@@ -115,11 +142,13 @@ def find_parser(named: str | None, embedded: bool) -> str:
 
 def tryon(args: argparse.Namespace) -> None:
     """Draw what the flags ask for. Raises ``ValueError``, one line, where it can before models are loaded."""
+    from deepfashion_training.dressing.records import check_form
     from deepfashion_training.dressing.wishes import make_ready
     from deepfashion_training.models.access import check_writable
     from deepfashion_training.models.parser import load_parser
 
     wishes = wishes_of(args)
+    check_targets(wishes, args)
     needs_parser = any(wish.mask is None for wish in wishes)
     parser = find_parser(args.parser, args.embedded) if needs_parser else None
     choice = choose(args)
@@ -127,20 +156,34 @@ def tryon(args: argparse.Namespace) -> None:
     check_writable(wishes[0].output.parent, "--output")
     settings = _settings(choice, look, parser)
     left = _left(wishes, settings, args)
-    sys.stderr.write("".join(f"{line}\n" for line in _opening_lines(choice, look, args)))
+    lines = _opening_lines(choice, look, args) + [f"note      {note}" for note in _notes(choice, wishes, args)]
+    sys.stderr.write("".join(f"{line}\n" for line in lines))
     if not left:
         sys.stdout.write(f"all {len(wishes)} rows are drawn already: {args.output}\n")
         return
-    if len(left) < len(wishes):
-        sys.stderr.write(f"going on  {len(wishes) - len(left)} of {len(wishes)} rows are drawn already\n")
-    parsing = load_parser(parser) if parser is not None else None
+    total, missing = len(wishes) * args.num_images, sum(len(task.seeds) for task in left)
+    if missing < total:
+        sys.stderr.write(f"going on  {total - missing} of {total} pictures are drawn already\n")
+    # Of rows that bring their masks nothing needs the parser.
+    parsing = load_parser(parser) if parser and any(task.wish.mask is None for task in left) else None
     if args.batch is None:
-        ready = make_ready(left[0], parsing)  # what can fail comes before the large model
-        model = choice.load([choice.recipe.prompt_of(args.caption)])
-        sys.stdout.write("".join(f"{path}\n" for path in _draw(Drawing(model, look, choice, settings, args), ready)))
+        ready = make_ready(left[0].wish, parsing, look.size)  # what can fail comes before the large model
+        check_form(left[0].wish.output, ready.photo.size)
+        drawing = Drawing(choice.load([choice.recipe.prompt_of(args.caption)]), look, choice, settings, args)
+        with drawing.bar(left) as bar:
+            written = _draw(drawing, ready, left[0].seeds, bar)
+        sys.stdout.write("".join(f"{path}\n" for path in written))
     else:
-        model = choice.load([choice.recipe.prompt_of(wish.caption) for wish in left])
+        model = choice.load([choice.recipe.prompt_of(task.wish.caption) for task in left])
         _draw_rows(Drawing(model, look, choice, settings, args), left, parsing)
+
+
+@dataclass(frozen=True)
+class Task:
+    """A wish and the seeds from which it is yet to be drawn."""
+
+    wish: Wish
+    seeds: list[int]
 
 
 @dataclass(frozen=True)
@@ -153,87 +196,94 @@ class Drawing:
     settings: dict[str, Any]
     args: argparse.Namespace
 
-    def bar(self, wishes: int) -> Any:
-        """A progress bar over the denoising steps of as many wishes."""
+    def bar(self, tasks: Sequence[Task]) -> Any:
+        """A progress bar over the denoising steps of ``tasks``."""
         from tqdm import tqdm
 
-        return tqdm(total=wishes * self.args.num_images * self.args.steps, unit="step", desc="drawing", disable=None)
+        total = self.args.steps * sum(len(task.seeds) for task in tasks)
+        return tqdm(total=total, unit="step", desc="drawing", disable=None)
 
 
-def _draw(drawing: Drawing, ready: Ready, bar: Any = None) -> list[Path]:
-    """Draw and save every picture of one wish; returns the files, the results last."""
+def _draw(drawing: Drawing, ready: Ready, seeds: Sequence[int], bar: Any) -> list[Path]:
+    """Draw one wish from each of ``seeds`` and save the pictures; returns the files."""
     from PIL import Image
 
     from deepfashion_training.dressing.dress import dress
     from deepfashion_training.dressing.records import save_picture
 
-    args, wish = drawing.args, ready.wish
+    wish, places = ready.wish, targets(ready.wish, drawing.args)
     prompt = drawing.choice.recipe.prompt_of(wish.caption)
-    own = drawing.bar(1) if bar is None else contextlib.nullcontext(bar)
     written: list[Path] = []
-    with own as shown:
-        for seed, path in targets(wish, args).items():
-            made = dress(
-                drawing.model,
-                ready.photo,
-                ready.garment,
-                ready.mask,
-                drawing.look,
-                prompt,
-                seed,
-                on_step=lambda _: shown.update(),
-            )
-            pictures = {path: made.picture}
-            if args.save_pair:
-                pictures[path.with_name(f"{path.stem}-pair.png")] = made.pair
-            if args.save_mask:
-                pictures[path.with_name(f"{path.stem}-mask.png")] = Image.fromarray(ready.mask * 255)
-            record = wish.record({**drawing.settings, "seed": seed})
-            for file, picture in reversed(pictures.items()):  # the result comes last: with it the row counts as done
-                save_picture(picture, file, record)
-            written += pictures
+    for seed in seeds:
+        made = dress(
+            drawing.model,
+            ready.photo,
+            ready.garment,
+            ready.mask,
+            drawing.look,
+            prompt,
+            seed,
+            on_step=lambda _: bar.update(),
+        )
+        pictures = {"pair": made.pair, "mask": Image.fromarray(ready.mask * 255), "result": made.picture}
+        record = _record(wish, drawing.settings, seed)
+        for kind, path in places[seed].items():
+            save_picture(pictures[kind], path, record)
+            written.append(path)
     return written
 
 
-def _draw_rows(drawing: Drawing, wishes: Sequence[Wish], parser: Parser | None) -> None:
+def _draw_rows(drawing: Drawing, tasks: Sequence[Task], parser: Parser | None) -> None:
     """Draw row by row; one that fails does not stop the others, and ends in a ``ValueError`` at the end."""
     from deepfashion_training.dressing.wishes import make_ready
 
     failed = []
-    with drawing.bar(len(wishes)) as bar:
-        for wish in wishes:
+    with drawing.bar(tasks) as bar:
+        for task in tasks:
             try:
-                _draw(drawing, make_ready(wish, parser), bar)
+                _draw(drawing, make_ready(task.wish, parser, drawing.look.size), task.seeds, bar)
             except (ValueError, OSError) as error:
-                failed.append(f"{wish.output.name}: {error}")
+                failed.append(f"{task.wish.output.name}: {error}")
                 bar.write(failed[-1], file=sys.stderr)
-    sys.stdout.write(f"{len(wishes) - len(failed)} of {len(wishes)} rows drawn into {drawing.args.output}\n")
+    sys.stdout.write(f"{len(tasks) - len(failed)} of {len(tasks)} rows drawn into {drawing.args.output}\n")
     if failed:
         raise ValueError(
-            f"{len(failed)} of {len(wishes)} rows failed, first {failed[0]}; mend them and give the same command "
-            "again: what is drawn stays"
+            f"{len(failed)} of {len(tasks)} rows failed, first {failed[0]}; mend them and give the same command again"
+            + ("" if drawing.args.overwrite else ": what is drawn stays")
         )
 
 
-def _left(wishes: Sequence[Wish], settings: dict[str, Any], args: argparse.Namespace) -> list[Wish]:
-    """The wishes without a picture yet; ``ValueError`` where a picture that is there must not be replaced."""
+def _record(wish: Wish, settings: dict[str, Any], seed: int) -> dict[str, Any]:
+    """What a picture of ``wish`` says of how it was made; of the parser, only where it made the mask."""
+    return wish.record({**settings, "seed": seed, "parser": settings["parser"] if wish.mask is None else None})
+
+
+def _left(wishes: Sequence[Wish], settings: dict[str, Any], args: argparse.Namespace) -> list[Task]:
+    """What is yet to be drawn; ``ValueError`` where a picture that is there must not be replaced."""
     from deepfashion_training.dressing.records import differences, made_from
 
-    if args.overwrite:
-        return list(wishes)
     left = []
     for wish in wishes:
-        there = {seed: path for seed, path in targets(wish, args).items() if path.exists()}
-        for seed, path in there.items():
-            made = made_from(path)
-            differing = differences(made or {}, wish.record({**settings, "seed": seed}))
-            why = f"was made with other {', '.join(differing)}" if made else "is there and does not say how it was made"
-            if args.batch is None:
-                why = "exists"
-            if args.batch is None or made is None or differing:
-                raise ValueError(f"--output {path} {why}: name another, or replace it with --overwrite")
-        if len(there) < args.num_images:
-            left.append(wish)
+        places = targets(wish, args)
+        seeds = []
+        for seed, files in places.items():
+            there = [] if args.overwrite else [path for path in files.values() if path.exists()]
+            for path in there:
+                made = made_from(path)
+                # A LoRA is known by its content: where it lies may change.
+                other = {**(made or {}), "lora": settings["lora"]}
+                differing = differences(other, _record(wish, settings, seed))
+                why = f"was made with other {', '.join(differing)}"
+                if made is None:
+                    why = "is there and does not say how it was made"
+                if args.batch is None:
+                    why = "exists"
+                if args.batch is None or made is None or differing:
+                    raise ValueError(f"--output {path} {why}: name another, or replace it with --overwrite")
+            if len(there) < len(files):
+                seeds.append(seed)
+        if seeds:
+            left.append(Task(wish, seeds))
     return left
 
 
@@ -244,6 +294,21 @@ def _settings(choice: Choice, look: Look, parser: str | None) -> dict[str, Any]:
     return {**choice.described(), **drawn, "parser": parser}
 
 
+def _notes(choice: Choice, wishes: Sequence[Wish], args: argparse.Namespace) -> list[str]:
+    """What a user may not have meant, in lines for people."""
+    notes = list(choice.notes)
+    if not choice.recipe.use_captions and any(wish.caption for wish in wishes):
+        who = "the base" if choice.lora is None else "the LoRA"
+        notes.append(f"captions are not used: {who} was trained without them")
+    if args.parser is not None and all(wish.mask is not None for wish in wishes):
+        notes.append("--parser is not used: masks are given")
+    if args.mask is not None and args.garment_type is not None:
+        notes.append("--mask says what is repainted; --garment_type only chooses in a map of garment types")
+    if args.repaint and wishes[0].output.suffix.lower() in (".jpg", ".jpeg"):
+        notes.append("JPEG changes every pixel a little, also beyond the mask: .png and .webp keep them")
+    return notes
+
+
 def _opening_lines(choice: Choice, look: Look, args: argparse.Namespace) -> list[str]:
     """What is about to be drawn, and with what."""
     recipe = choice.recipe
@@ -251,14 +316,13 @@ def _opening_lines(choice: Choice, look: Look, args: argparse.Namespace) -> list
     shown = "on: beyond the feathered mask nothing changes (--no-repaint shows all that the model drew)"
     if not look.repaint:
         shown = "off: the whole picture is as the model drew it (--repaint keeps the photo beyond the mask)"
-    lines = [
+    return [
         f"base      {recipe.transformer}",
         f"LoRA      {lora}",
         f"drawing   {recipe.height}x{recipe.width} (height x width), {look.steps} steps, guidance "
         f"{recipe.guidance_scale:g}, seed {args.seed}",
         f"repaint   {shown}",
     ]
-    return lines + [f"note      {note}" for note in choice.notes]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -266,7 +330,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = build_parser()
     args = parser.parse_args(argv)
     check_use(parser, args)
-    stopped = "the same command goes on after what is drawn" if args.batch else "nothing was written"
+    stopped = "the same command goes on after what is drawn" if args.batch else "pictures that are complete stay"
     return run_command("tryon", lambda: tryon(args), debug=args.debug, stopped=stopped)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import math
+import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -22,12 +23,22 @@ class FlagParser(argparse.ArgumentParser):
         self.command = command
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """As argparse does."""
+        """As argparse does; an unknown flag is told before what its misspelling leaves out."""
+        for given in sys.argv[1:] if args is None else args:
+            if given == "--":
+                break
+            name = given.split("=")[0]
+            # With a blank in it, it is a value that begins with hyphens.
+            if name.startswith("--") and " " not in name and name not in self._option_string_actions:
+                self._refuse(name)
         parsed, unknown = self.parse_known_args(args, namespace)
         if unknown:
-            near = difflib.get_close_matches(unknown[0].split("=")[0], self._option_string_actions, n=1)
-            self.error(f"unknown argument {unknown[0]}" + (f": did you mean {near[0]}?" if near else ""))
+            self._refuse(unknown[0])
         return parsed
+
+    def _refuse(self, unknown: str) -> NoReturn:
+        near = difflib.get_close_matches(unknown.split("=")[0], self._option_string_actions, n=1)
+        self.error(f"unknown argument {unknown}" + (f": did you mean {near[0]}?" if near else ""))
 
     def error(self, message: str) -> NoReturn:
         """End with exit code 2 and one line."""
@@ -41,7 +52,8 @@ def number(
 
     def read(text: str) -> Any:
         value = kind(text)
-        if not low <= value <= high or math.isinf(value) or (step and value % step):
+        # An int of 400 digits is finite, and none that isinf could look at.
+        if not low <= value <= high or value in (math.inf, -math.inf) or (step and value % step):
             limits = f"from {low:g} to {high:g}" if high < math.inf else f"at least {low:g}"
             limits = "a finite number" if low == -math.inf and high == math.inf else limits
             raise argparse.ArgumentTypeError(f"{text} is not {limits}" + (f" and a multiple of {step}" if step else ""))

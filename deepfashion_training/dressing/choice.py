@@ -36,10 +36,10 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
 def add_drawing_flags(parser: argparse.ArgumentParser, *, guidance: bool = True) -> None:
     """Flags that say how a picture is drawn; ``guidance`` off leaves out the one that a sweep has several values of."""
     add = parser.add_argument_group("drawing").add_argument
-    add("--steps", type=number(int, 1), default=28, metavar="N", help="denoising steps (28)")
+    add("--steps", type=number(int, 1, 1000), default=28, metavar="N", help="denoising steps (28)")
     if guidance:
         add("--guidance_scale", type=number(float, 0), metavar="X", help="embedded guidance (default: the LoRA's)")
-    side: dict[str, Any] = {"type": number(int, 16, step=16), "metavar": "PIXELS"}
+    side: dict[str, Any] = {"type": number(int, 16, 4096, step=16), "metavar": "PIXELS"}
     add("--height", **side, help="height that the model draws at, a multiple of 16 (default: the LoRA's)")
     add("--width", **side, help="width of one half of the pair, a multiple of 16 (default: the LoRA's)")
     add("--prompt", help="prompt (default: the LoRA's)")
@@ -57,12 +57,13 @@ class Choice:
     offload: bool
     notes: tuple[str, ...]
 
-    def load(self, prompts: Iterable[str], **others: LoraFile) -> FillModel:
+    def load(self, prompts: Iterable[str], *, device: Any = None, **others: LoraFile) -> FillModel:
         """The model, with the LoRA under the name ``lora`` and ``others`` under theirs; see ``FillModel``."""
         from deepfashion_training.models.fill import FillModel
 
         loras = others | ({} if self.lora is None else {"lora": self.lora})
-        return FillModel(self.recipe, prompts, loras=loras, quantize=self.quantize, offload=self.offload)
+        how = {"quantize": self.quantize, "offload": self.offload, "device": device}
+        return FillModel(self.recipe, prompts, loras=loras, **how)
 
     def look(self, steps: int, **more: Any) -> Look:
         """How to draw with these models: the recipe's size, the LoRA at its scale; ``more`` are fields of ``Look``."""
@@ -78,8 +79,8 @@ class Choice:
             "lora": None if self.lora is None else str(self.lora.path),
             "lora_sha256": None if self.lora is None else self.lora.sha256,
             "lora_scale": None if self.lora is None else self.lora_scale,
-            "transformer": self.recipe.transformer,
-            "pipeline": self.recipe.pipeline,
+            "transformer": _full_name(self.recipe.transformer),
+            "pipeline": _full_name(self.recipe.pipeline),
             "quantize": self.quantize,
             "prompt": self.recipe.prompt,
             "use_captions": self.recipe.use_captions,
@@ -96,11 +97,14 @@ def choose(args: argparse.Namespace) -> Choice:
     from deepfashion_training.models.access import USING_FLAGS, check_models
 
     fill.check_means(args.quantize, args.offload)
+    if args.lora is None and args.lora_scale != 1:
+        raise ValueError(f"--lora_scale {args.lora_scale:g} scales nothing: name a LoRA with --lora, or leave it out")
     lora = None
     if args.lora is not None:
         lora = lora_files.read_lora(lora_files.find_lora(args.lora), assume_alpha=True)
     trained = fill.Recipe() if lora is None else fill.Recipe.of(lora)
-    recipe = dataclasses.replace(trained, **_asked(args, trained))
+    recipe = dataclasses.replace(trained, **_asked(args, lora))
+    _check_there(args, lora, recipe)
     _check_machine(recipe.transformer)
     check_models(recipe.pipeline, recipe.transformer, flags=USING_FLAGS)
     if lora is not None:
@@ -109,14 +113,15 @@ def choose(args: argparse.Namespace) -> Choice:
     return Choice(recipe, lora, args.lora_scale, args.quantize, args.offload, tuple(notes))
 
 
-def _asked(args: argparse.Namespace, trained: Recipe) -> dict[str, Any]:
+def _asked(args: argparse.Namespace, lora: LoraFile | None) -> dict[str, Any]:
     """Fields of the recipe that the flags change."""
     from deepfashion_training.embedded.make_base import TINY_FLUX_FILL
 
     asked: dict[str, Any] = {}
     if args.embedded:
         asked |= dict.fromkeys(("pipeline", "transformer"), str(TINY_FLUX_FILL))
-        asked |= {} if args.lora else _EMBEDDED
+        said = {} if lora is None else lora.metadata
+        asked |= {name: value for name, value in _EMBEDDED.items() if name not in said}
     if args.base is not None:
         asked["transformer"] = args.base
         if (Path(args.base) / "model_index.json").is_file():  # a whole pipeline
@@ -126,10 +131,37 @@ def _asked(args: argparse.Namespace, trained: Recipe) -> dict[str, Any]:
     return asked | {name: value for name, value in given.items() if value is not None}
 
 
+def _full_name(name: str) -> str:
+    """A folder by its full path, a Hub id as it is: a record must not depend on where a command is started."""
+    return str(Path(name).resolve()) if Path(name).is_dir() else name
+
+
+def _is_path(name: str) -> bool:
+    return name.startswith((".", "/", "~")) or name.count("/") != 1
+
+
+def _check_there(args: argparse.Namespace, lora: LoraFile | None, recipe: Recipe) -> None:
+    """Raise ``ValueError`` for a folder that is gone and that the LoRA names, not a flag."""
+    if lora is None:
+        return
+    for flag, name, key in (("base", recipe.transformer, "transformer"), ("pipeline", recipe.pipeline, "base_model")):
+        if (
+            getattr(args, flag) is None
+            and name == lora.metadata.get(key)
+            and _is_path(name)
+            and not Path(name).is_dir()
+        ):
+            part = "transformer" if flag == "base" else "VAE and text encoders"
+            raise ValueError(
+                f"--lora {lora.path} was trained with the {part} in {name}, which is not here: name it with --{flag}, "
+                "or --embedded for the small model that comes with the project"
+            )
+
+
 def _check_machine(transformer: str) -> None:
     import torch
 
-    if not torch.cuda.is_available() and not Path(transformer).expanduser().is_dir():
+    if not torch.cuda.is_available() and not _is_path(transformer) and not Path(transformer).is_dir():
         raise ValueError("no CUDA GPU is visible, and a 12B model needs one: add --embedded to try it on this machine")
 
 
@@ -137,16 +169,21 @@ def _notes(lora: LoraFile, trained: Recipe, recipe: Recipe) -> list[str]:
     """What differs from the training, in lines for people."""
     from deepfashion_training.models.fill import same_model
 
-    if not lora.metadata:
-        return [f"{lora.path} does not say what it was trained with: base, size, prompt, guidance are the usual ones"]
+    said = lora.metadata
+    facts = {"base": "transformer", "height": "height", "width": "width", "prompt": "prompt"}
+    facts["guidance"] = "guidance_scale"
+    silent = [fact for fact, key in facts.items() if key not in said]
     notes = []
-    if not same_model(trained.transformer, recipe.transformer):
+    if silent:
+        listed = " and ".join(filter(None, [", ".join(silent[:-1]), silent[-1]]))
+        notes.append(f"the LoRA does not say which {listed} it was trained with: the usual ones, or what the flags say")
+    if "transformer" in said and not same_model(trained.transformer, recipe.transformer):
         notes.append(f"the LoRA was trained on {trained.transformer}, and is worn by {recipe.transformer} here")
-    if (trained.height, trained.width) != (recipe.height, recipe.width):
+    if {"height", "width"} <= set(said) and (trained.height, trained.width) != (recipe.height, recipe.width):
         notes.append(
             f"the LoRA was trained at {trained.height}x{trained.width} (height x width), and draws "
             f"{recipe.height}x{recipe.width} here"
         )
-    if trained.prompt != recipe.prompt:
+    if "prompt" in said and trained.prompt != recipe.prompt:
         notes.append("the LoRA was trained with another prompt")
     return notes

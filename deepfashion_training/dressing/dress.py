@@ -11,7 +11,7 @@ from PIL import Image
 
 from deepfashion_training.models.fill import FillModel
 from deepfashion_training.models.parser import Parser
-from deepfashion_training.pairs.layout import ResizeMode, pair_tensors
+from deepfashion_training.pairs.layout import ResizeMode, pair_tensors, place_mask
 from deepfashion_training.pairs.masks import agnostic, align_mask, inverted
 from deepfashion_training.pairs.paste import repainted, unplace
 from deepfashion_training.pairs.person import person_of_parse
@@ -78,6 +78,12 @@ def mask_given(photo: Image.Image, mask: Image.Image, cloth_type: int | None) ->
     return decoded
 
 
+def check_left(mask: np.ndarray, size: tuple[int, int], resize_mode: ResizeMode = "pad") -> None:
+    """Raise ``PictureError`` when nothing of ``mask`` [h, w] is left in one half of a pair of ``size``."""
+    if not place_mask(mask, size, resize_mode).any():
+        raise PictureError(f"the mask is so small that nothing of it is left at {size[0]}x{size[1]} (height x width)")
+
+
 def dress(
     model: FillModel,
     photo: Image.Image,
@@ -88,7 +94,14 @@ def dress(
     seed: int,
     on_step: Callable[[int], object] | None = None,
 ) -> Dressed:
-    """Draw the person of an upright RGB ``photo`` in ``garment`` (any mode), where ``mask`` [h, w] in {0, 1} is 1."""
+    """Draw the person of an upright RGB ``photo`` in ``garment`` (any mode), where ``mask`` [h, w] in {0, 1} is 1.
+
+    Raises ``ValueError`` for a mask of another size than the photo, ``PictureError`` for one of which nothing is left
+    in the size that the model draws at.
+    """
+    if mask.shape != (photo.height, photo.width):
+        raise ValueError(f"a mask of {mask.shape} (height, width) on a photo of {(photo.height, photo.width)}")
+    check_left(mask, look.size, look.resize_mode)
     area = Image.fromarray(mask * np.uint8(255))
     sample = pair_tensors(photo, garment, area, look.size, look.resize_mode)
     drawn = model.draw(

@@ -12,13 +12,16 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from deepfashion_training.dressing.dress import mask_given, mask_of_type
+from deepfashion_training.dressing.dress import check_left, mask_given, mask_of_type
 from deepfashion_training.dressing.pictures import check_header, read_picture, upright
 from deepfashion_training.models.parser import Parser
 from deepfashion_training.pairs.garment_types import parse_cloth_type
-from deepfashion_training.pairs.pictures import PictureError
+from deepfashion_training.pairs.pictures import PictureError, opacity
 
 COLUMNS = ("person", "garment", "mask", "garment_type", "caption", "output")
+
+#: Longest file name of a result in bytes: file systems allow 255, and other files are named after it.
+LONGEST_NAME = 200
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,12 @@ class Wish:
         return {**settings, "pictures": hashes, "garment_type": self.cloth_type, "caption": self.caption}
 
 
+def default_name(person: Path, garment: Path) -> str:
+    """File name of a result that nobody has named; long names are cut."""
+    stems = (path.stem.encode()[:80].decode(errors="ignore") for path in (person, garment))
+    return f"{'-'.join(stems)}.png"
+
+
 def read_wishes(table: Path, folder: Path, garment_type: int | None) -> list[Wish]:
     """The rows of a CSV with the columns ``person``, ``garment`` and, as needed, the others of ``COLUMNS``.
 
@@ -52,18 +61,20 @@ def read_wishes(table: Path, folder: Path, garment_type: int | None) -> list[Wis
     Raises ``ValueError`` that names the line, for whatever of the whole table can be told without decoding pictures.
     """
     try:
+        if table.exists() and not table.is_file():
+            raise ValueError(f"--batch {table}: a CSV file is needed, and this is a folder, pipe or device")
         with table.open(newline="", encoding="utf-8-sig") as lines:
             reader = csv.DictReader(lines)
-            found = list(reader.fieldnames or ())
+            reader.fieldnames = found = [name.strip() for name in reader.fieldnames or ()]
             rows = [(reader.line_num, row) for row in reader]
     except OSError as error:
         raise ValueError(f"--batch {table}: {(error.strerror or str(error)).lower()}") from error
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"--batch {table} is no CSV in UTF-8: {error}") from error
-    if {"person", "garment"} - set(found) or set(found) - set(COLUMNS):
+    if {"person", "garment"} - set(found) or set(found) - set(COLUMNS) or len(set(found)) < len(found):
         raise ValueError(
             f"--batch {table}: its first line names the columns {', '.join(found) or 'none'}; person and garment are "
-            f"needed, {', '.join(COLUMNS[2:])} may be there"
+            f"needed, {', '.join(COLUMNS[2:])} may be there, each once, with commas between them"
         )
     if not rows:
         raise ValueError(f"--batch {table} has no rows")
@@ -94,7 +105,9 @@ def _wish(line: int, row: Mapping[Any, Any], home: Path, folder: Path, garment_t
     cloth_type = parse_cloth_type(cells["garment_type"]) if cells["garment_type"] else garment_type
     if "mask" not in paths and cloth_type is None:
         raise ValueError("neither mask nor garment_type: give one in the table, or --garment_type for all rows")
-    name = cells["output"] or f"{line}-{paths['person'].stem}-{paths['garment'].stem}.png"
+    name = cells["output"] or f"{line}-{default_name(paths['person'], paths['garment'])}"
+    if len(name.encode()) > LONGEST_NAME:
+        raise ValueError(f"output {name!r} has more than {LONGEST_NAME} bytes: shorten it")
     if Path(name).name != name or name.startswith(".") or not name.lower().endswith(".png"):
         raise ValueError(f"output {name!r}: a file name without folders that ends in .png is needed")
     return Wish(paths["person"], paths["garment"], paths.get("mask"), cloth_type, cells["caption"], folder / name)
@@ -110,20 +123,37 @@ class Ready:
     mask: np.ndarray
 
 
-def make_ready(wish: Wish, parser: Parser | None) -> Ready:
+def make_ready(wish: Wish, parser: Parser | None, size: tuple[int, int] | None = None) -> Ready:
     """Open the pictures of ``wish``, and make its mask with ``parser`` where it brings none.
 
-    Raises ``ValueError`` for pictures and masks that will not do.
+    Raises ``ValueError`` for pictures and masks that will not do; with ``size`` (height, width), that of one half of
+    the pair, also for a mask of which nothing is left in it.
     """
     stored = read_picture(wish.person, "the person")
     garment = read_picture(wish.garment, "the garment")
-    photo = upright(stored)
+    photo = _seen(stored, f"the person {wish.person}")
+    _seen(garment, f"the garment {wish.garment}")
+    alpha = opacity(garment)
+    if alpha is not None and not alpha.any():
+        raise ValueError(f"the garment {wish.garment}: it is transparent all over, so there is nothing to put on")
+    drawn_mask = None if wish.mask is None else read_picture(wish.mask, "the mask")
     try:
-        if wish.mask is not None:
-            mask = mask_given(stored, read_picture(wish.mask, "the mask"), wish.cloth_type)
+        if drawn_mask is not None:
+            mask = mask_given(stored, drawn_mask, wish.cloth_type)
         else:
             assert parser is not None and wish.cloth_type is not None  # a wish has a mask, or a type and a parser
             mask = mask_of_type(photo, wish.cloth_type, parser)
+        if size is not None:
+            check_left(mask, size)
     except PictureError as error:
-        raise ValueError(f"{wish.mask or wish.person}: {error}") from error
+        what = f"the person {wish.person}" if wish.mask is None else f"the mask {wish.mask}"
+        raise ValueError(f"{what}: {error}") from error
     return Ready(wish, photo, garment, mask)
+
+
+def _seen(stored: Image.Image, what: str) -> Image.Image:
+    """``stored`` upright in RGB; a ``ValueError`` for a kind of picture that has no RGB begins with ``what``."""
+    try:
+        return upright(stored)
+    except PictureError as error:
+        raise ValueError(f"{what}: {error}") from error

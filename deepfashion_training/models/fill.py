@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import psutil
 import torch
 from diffusers import FluxFillPipeline
 
@@ -55,7 +56,7 @@ class Recipe:
                 prompt=found.get("prompt", cls.prompt),
                 use_captions=found.get("use_captions") == "True",
                 guidance_scale=_guidance(found.get("guidance_scale", cls.guidance_scale)),
-                max_sequence_length=int(found.get("max_sequence_length", cls.max_sequence_length)),
+                max_sequence_length=_length(found.get("max_sequence_length", cls.max_sequence_length)),
             )
         except ValueError as error:
             raise ValueError(f"--lora {lora.path}: its metadata cannot be read: {error}") from error
@@ -67,9 +68,16 @@ class Recipe:
 
 def _side(value: str | int) -> int:
     side = int(value)
-    if side < 16 or side % 16:
-        raise ValueError(f"a side of {side} pixels, where a multiple of 16 is needed")
+    if not 16 <= side <= 4096 or side % 16:
+        raise ValueError(f"a side of {side} pixels, where a multiple of 16 up to 4096 is needed")
     return side
+
+
+def _length(value: str | int) -> int:
+    length = int(value)
+    if not 1 <= length <= 512:
+        raise ValueError(f"a max_sequence_length of {length}, where FLUX reads 1 to 512 tokens")
+    return length
 
 
 def _guidance(value: str | float) -> float:
@@ -136,6 +144,10 @@ class FillModel:
 
         Raises ``ValueError`` for a prompt that was not encoded and for a result that is not finite.
         """
+        if not len(samples) == len(seeds) == len(prompts):
+            raise ValueError(
+                f"{len(samples)} samples, {len(seeds)} seeds and {len(prompts)} prompts: one of each a pair"
+            )
         self._wear(lora, lora_scale)
         masked = torch.stack([sample["im_mask"] for sample in samples])
         embeds, pooled = (torch.cat(parts) for parts in zip(*map(self._embedding, prompts), strict=True))
@@ -168,7 +180,10 @@ class FillModel:
             if lora is not None:
                 raise ValueError(f"no LoRA {lora!r}: this model was made without any")
             return
-        if lora is None:
+        if lora is not None and lora not in self._transformer.peft_config:
+            raise ValueError(f"no LoRA {lora!r}: this model was made with {', '.join(self._transformer.peft_config)}")
+        # DoRA at scale 0 would still set the magnitudes that it learned.
+        if lora is None or scale == 0:
             self._transformer.disable_adapters()
         else:
             self._transformer.enable_adapters()
@@ -184,6 +199,13 @@ class FillModel:
         """T5 [1, L, D] and pooled CLIP [1, E] embeddings by prompt, in main memory."""
         encoders = trainer.load_text_encoders(self._loading, self.dtype).to(self.device)
         length = self._loading.max_sequence_length
+        size = len(prompts) * length * encoders.text_encoder_2.config.d_model * self.dtype.itemsize
+        free = psutil.virtual_memory().available
+        if size > free / 2:
+            raise ValueError(
+                f"the embeddings of {len(prompts)} distinct prompts need {size / 2**30:.1f} GiB of memory and "
+                f"{free / 2**30:.1f} GiB are free: draw fewer captions at a time"
+            )
         encoded = {}
         for prompt in prompts:
             embeds, pooled = trainer.encode_prompt(encoders, [prompt], length, self.device)

@@ -38,7 +38,10 @@ def feathered(mask: np.ndarray, seam: int) -> Alpha:
     by ``seam`` pixels, averaged over squares that reach ``seam`` pixels to each side. ``seam`` 0 is the mask itself.
     """
     grown = _box_sums(mask > 0, seam) > 0
-    return (_box_sums(grown, seam) / _box_sums(np.ones(mask.shape, bool), seam)).astype(np.float32)
+    rows, columns = (np.diff(_ends(size, seam), axis=0)[0] for size in mask.shape)
+    alpha: Alpha = _box_sums(grown, seam).astype(np.float32)
+    alpha /= np.outer(rows, columns)
+    return alpha
 
 
 def seam_of(size: tuple[int, int]) -> int:
@@ -51,17 +54,36 @@ def repainted(photo: Image.Image, drawn: Image.Image, mask: np.ndarray) -> Image
 
     Both pictures are RGB of the mask's size. Where ``feathered`` is 0, every pixel is the photo's.
     """
-    alpha = feathered(mask, seam_of(mask.shape))[..., None]
-    old, new = (np.asarray(picture, np.float32) for picture in (photo, drawn))
-    return Image.fromarray((old + alpha * (new - old)).round().astype(np.uint8))
+    result = photo.copy()
+    if not mask.any():
+        return result
+    seam = seam_of(mask.shape)
+    # Only around the mask, for the time and memory that large photos would take: what is farther than 2 seams from it
+    # stays, and an average looks one seam farther.
+    rows, columns = np.nonzero(mask.any(axis=1))[0], np.nonzero(mask.any(axis=0))[0]
+    (top, bottom), (left, right) = _span(rows, len(mask), 3 * seam), _span(columns, mask.shape[1], 3 * seam)
+    alpha = feathered(mask[top:bottom, left:right], seam)[..., None]
+    old, new = (np.asarray(picture.crop((left, top, right, bottom)), np.float32) for picture in (photo, drawn))
+    result.paste(Image.fromarray((old + alpha * (new - old)).round().astype(np.uint8)), (left, top))
+    return result
 
 
-def _box_sums(mask: npt.NDArray[np.bool_], reach: int) -> npt.NDArray[np.int64]:
+def _span(places: npt.NDArray[np.int64], size: int, room: int) -> tuple[int, int]:
+    """First and last + 1 of ``places`` among ``size``, with ``room`` more to each side where there are any."""
+    return max(0, int(places[0]) - room), min(size, int(places[-1]) + 1 + room)
+
+
+def _ends(size: int, reach: int) -> npt.NDArray[np.int64]:
+    """Of each of ``size`` places in a row, where the ``reach`` places around it begin and end (last + 1): [2, size]."""
+    places = np.arange(size)
+    return np.stack([np.maximum(places - reach, 0), np.minimum(places + reach + 1, size)])
+
+
+def _box_sums(mask: npt.NDArray[np.bool_], reach: int) -> npt.NDArray[np.int32]:
     """How many pixels are 1 in the square around each pixel, ``reach`` pixels to each side; none lie outside."""
-    sums = mask.astype(np.int64)
+    sums = mask.astype(np.int32)
     for axis in (0, 1):
-        size = sums.shape[axis]
-        up_to = np.concatenate([np.zeros_like(sums.take([0], axis)), sums.cumsum(axis)], axis)
-        places = np.arange(size)
-        sums = up_to.take(np.minimum(places + reach + 1, size), axis) - up_to.take(np.maximum(places - reach, 0), axis)
+        up_to = np.concatenate([np.zeros_like(sums.take([0], axis)), sums.cumsum(axis, dtype=np.int32)], axis)
+        first, last = _ends(sums.shape[axis], reach)
+        sums = up_to.take(last, axis) - up_to.take(first, axis)
     return sums

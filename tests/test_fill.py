@@ -1,0 +1,336 @@
+"""FLUX-Fill with and without LoRAs: what they are said to be trained with, the noise, and agreement with diffusers."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from diffusers import FluxFillPipeline, FluxTransformer2DModel
+from PIL import Image
+
+import train_flux_inpaint as tfi
+from deepfashion_training.models import fill
+from deepfashion_training.models.access import CATVTON_FLUX_ALPHA
+from deepfashion_training.models.fill import FLUX_FILL, FillModel, Recipe, check_means, same_model
+from deepfashion_training.models.lora_files import LoraFile, read_lora
+from deepfashion_training.pairs.layout import pair_tensors
+
+PROMPT, OTHER_PROMPT = "a person in trousers", "a coat"
+STEPS, GUIDANCE = 2, 3.5
+
+
+@pytest.fixture(scope="module")
+def make_lora(tiny_flux_fill, tmp_path_factory) -> Callable[..., LoraFile]:
+    """Writes a LoRA as the trainer does; its B (and DoRA's magnitudes) grow by ``size`` times noise."""
+
+    def make(seed: int, size: float, *flags: str) -> LoraFile:
+        models = ["--pretrained_model_name_or_path", "--pretrained_inpaint_model_name_or_path"]
+        named = [part for model in models for part in (model, str(tiny_flux_fill))]
+        args = tfi.parse_args(["--dataroot", "data", *named, "--lora_rank", "4", "--lora_alpha", "8", *flags])
+        transformer = FluxTransformer2DModel.from_pretrained(tiny_flux_fill, subfolder="transformer")
+        torch.manual_seed(seed)
+        tfi.make_trainable(transformer, args)
+        for name, parameter in transformer.named_parameters():
+            if "lora_B" in name or "magnitude" in name:
+                parameter.data += size * torch.randn_like(parameter)
+        return read_lora(tfi.save_lora(transformer, args, tmp_path_factory.mktemp("lora")))
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def recipe(tiny_flux_fill) -> Recipe:
+    where = str(tiny_flux_fill)
+    return Recipe(pipeline=where, transformer=where, height=128, width=96, max_sequence_length=64)
+
+
+@pytest.fixture(scope="module")
+def loras(make_lora) -> dict[str, LoraFile]:
+    return {
+        "lora": make_lora(1, 0.1),
+        "second": make_lora(2, 0.1),
+        "zero": make_lora(3, 0.0),
+        "rslora": make_lora(4, 0.05, "--use_rslora"),
+        "dora": make_lora(5, 0.05, "--use_dora"),
+    }
+
+
+@pytest.fixture(scope="module")
+def model(recipe, loras) -> FillModel:
+    return FillModel(recipe, [PROMPT, OTHER_PROMPT], loras=loras)
+
+
+@pytest.fixture(scope="module")
+def bare(recipe) -> FillModel:
+    return FillModel(recipe, [PROMPT])
+
+
+def sample(seed: int) -> dict[str, torch.Tensor]:
+    draw = np.random.default_rng(seed)
+    photo, cloth = (Image.fromarray(draw.integers(0, 256, (128, 96, 3), np.uint8)) for _ in range(2))
+    mask = Image.new("L", (96, 128), 0)
+    mask.paste(255, (16 + seed, 40, 80, 112))
+    return pair_tensors(photo, cloth, mask, (128, 96))
+
+
+def draw(model: FillModel, *, samples=(7,), seeds=(11,), lora=None, scale=1.0, prompt=PROMPT) -> torch.Tensor:
+    return model.draw(
+        [sample(one) for one in samples],
+        seeds,
+        prompts=[prompt] * len(samples),
+        steps=STEPS,
+        guidance_scale=GUIDANCE,
+        lora=lora,
+        lora_scale=scale,
+    )
+
+
+def spoken(metadata: dict[str, str]) -> LoraFile:
+    """A LoRA of which only the metadata matters."""
+    return SimpleNamespace(path=Path("some.safetensors"), metadata=metadata)
+
+
+# --------------------------------------------------------------------------------------------------------- recipe
+
+
+def test_a_recipe_is_what_the_metadata_say():
+    said = {"base_model": "me/pipe", "transformer": "me/net", "height": "64", "width": "48", "prompt": "p"}
+    said |= {"use_captions": "True", "guidance_scale": "3.5", "max_sequence_length": "96", "rank": "4"}
+    wanted = Recipe("me/pipe", "me/net", 64, 48, "p", True, 3.5, 96)
+    assert Recipe.of(spoken(said)) == wanted
+    assert wanted.prompt_of(" blue jeans ") == "p blue jeans" and wanted.prompt_of() == "p"
+    assert dataclasses.replace(wanted, use_captions=False).prompt_of("blue jeans") == "p"
+
+
+def test_a_recipe_of_a_lora_that_says_nothing_is_the_trainers_own():
+    assert Recipe.of(spoken({})) == Recipe()
+    assert Recipe() == Recipe(FLUX_FILL, CATVTON_FLUX_ALPHA, 768, 576, tfi.DEFAULT_PROMPT, False, 30.0, 512)
+    assert not Recipe.of(spoken({"use_captions": "False"})).use_captions
+
+
+def test_a_recipe_of_what_the_trainer_writes(loras, tiny_flux_fill):
+    trained = Recipe.of(loras["lora"])
+    defaults = tfi.parse_args(["--dataroot", "data"])
+    assert (trained.height, trained.width) == (defaults.height, defaults.width)
+    assert trained.guidance_scale == defaults.guidance_scale and trained.prompt == tfi.DEFAULT_PROMPT
+    assert trained.pipeline == trained.transformer == str(tiny_flux_fill)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("height", "100", "side of 100"),
+        ("height", "0", "side of 0"),
+        ("width", "-16", "side of -16"),
+        ("width", "1000000", "side of 1000000"),
+        ("width", "wide", "'wide'"),
+        ("guidance_scale", "nan", "guidance of nan"),
+        ("guidance_scale", "inf", "guidance of inf"),
+        ("guidance_scale", "-1", "guidance of -1"),
+        ("max_sequence_length", "0", "max_sequence_length of 0"),
+        ("max_sequence_length", "4096", "max_sequence_length of 4096"),
+    ],
+)
+def test_metadata_that_cannot_be(key, value, message):
+    with pytest.raises(ValueError, match=message) as refused:
+        Recipe.of(spoken({key: value}))
+    assert str(refused.value).startswith("--lora some.safetensors: ")
+
+
+# -------------------------------------------------------------------------------------------------------- drawing
+
+
+def test_values_and_what_is_told(model):
+    told: list[int] = []
+    samples = [sample(7), sample(8)]
+    options = {"prompts": [PROMPT] * 2, "steps": 3, "guidance_scale": GUIDANCE, "on_step": told.append}
+    drawn = model.draw(samples, [1, 2], **options)
+    assert drawn.shape == (2, 3, 128, 192) and drawn.dtype == torch.float32 and drawn.device.type == "cpu"
+    assert 0 <= drawn.min() < drawn.max() <= 1 and told == [1, 2, 3]
+
+
+@pytest.mark.parametrize("name", ["zero", "lora", "rslora", "dora"])
+def test_a_zero_lora_and_any_lora_at_scale_0_are_the_base_bit_for_bit(name, model, bare):
+    base = draw(bare)
+    if name != "zero":
+        assert (draw(model, lora=name) - base).abs().max() > 1 / 255
+    assert torch.equal(draw(model, lora=name, scale=1.0 if name == "zero" else 0.0), base)
+
+
+def test_on_off_and_on_again(model, bare):
+    first = draw(model, lora="lora")
+    assert torch.equal(draw(model), draw(bare))
+    second = draw(model, lora="second")
+    half = draw(model, lora="lora", scale=0.5)
+    assert torch.equal(draw(model, lora="lora"), first)
+    for one, other in ((first, second), (first, half), (second, half)):
+        assert (one - other).abs().max() > 1 / 255
+
+
+def plain(lora: LoraFile | None, scale: float, where: Path, seed: int = 11) -> torch.Tensor:
+    """What diffusers draws, by its documented calls alone: text from the pipeline's own encoders."""
+    pipeline = FluxFillPipeline.from_pretrained(where, torch_dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    if lora is not None:
+        pipeline.load_lora_weights(lora.path.parent, weight_name=lora.path.name, adapter_name="it")
+        if scale != 1:
+            pipeline.set_adapters("it", scale)
+    one = sample(7)
+    return pipeline(
+        prompt=PROMPT,
+        image=(one["im_mask"][None] + 1) / 2,
+        mask_image=one["inpaint_mask"][None],
+        height=128,
+        width=192,
+        max_sequence_length=64,
+        num_inference_steps=STEPS,
+        guidance_scale=GUIDANCE,
+        generator=torch.Generator().manual_seed(seed),
+        output_type="pt",
+    ).images
+
+
+@pytest.mark.parametrize(("name", "scale"), [(None, 1.0), ("lora", 1.0), ("lora", 0.5), ("rslora", 1.0), ("dora", 1.0)])
+def test_diffusers_alone_draws_the_same(name, scale, model, loras, tiny_flux_fill):
+    wanted = plain(loras[name] if name else None, scale, tiny_flux_fill)
+    torch.testing.assert_close(draw(model, lora=name, scale=scale), wanted, rtol=0, atol=1e-5)
+
+
+def test_noise_follows_from_the_seed_alone(model, monkeypatch):
+    """Alone or in a batch, with or without a LoRA: the first latents that the transformer sees are the same."""
+    seen: list[torch.Tensor] = []
+    forward = model._transformer.forward
+
+    def watched(*args, **more):
+        seen.append(more["hidden_states"].clone())
+        return forward(*args, **more)
+
+    monkeypatch.setattr(model._transformer, "forward", watched)
+
+    def noise(**how) -> torch.Tensor:
+        seen.clear()
+        drawn.append(draw(model, **how))
+        return seen[0][..., :64]  # then come 64 channels of the masked pair and 256 of the mask
+
+    drawn: list[torch.Tensor] = []
+    alone = noise()
+    assert torch.equal(noise(lora="lora"), alone)
+    both = noise(samples=(7, 9), seeds=(11, 12))
+    assert torch.equal(both[:1], alone) and not torch.equal(both[1:], alone)
+    assert torch.equal(noise(samples=(9, 7), seeds=(12, 11))[1:], alone)
+    assert not torch.equal(noise(seeds=(12,)), alone)
+    torch.testing.assert_close(drawn[2][:1], drawn[0], rtol=0, atol=1e-4)
+    torch.testing.assert_close(drawn[3][1:], drawn[0], rtol=0, atol=1e-4)
+    assert alone.std() == pytest.approx(1, abs=0.05)
+
+
+def test_the_largest_seed(model):
+    assert draw(model, seeds=(2**63 + 10_000,)).isfinite().all()
+
+
+def test_prompts(model, bare):
+    assert not torch.equal(draw(model, prompt=OTHER_PROMPT), draw(model))
+    with pytest.raises(ValueError, match=f"the prompt '{OTHER_PROMPT}' was not among those"):
+        draw(bare, prompt=OTHER_PROMPT)
+    with pytest.raises(ValueError, match="1 samples, 2 seeds and 1 prompts"):
+        draw(model, seeds=(1, 2))
+
+
+def test_a_lora_that_the_model_does_not_have(model, bare):
+    with pytest.raises(ValueError, match="no LoRA 'third': this model was made with lora, second, zero"):
+        draw(model, lora="third")
+    with pytest.raises(ValueError, match="no LoRA 'lora': this model was made without any"):
+        draw(bare, lora="lora")
+
+
+def test_a_result_that_is_not_finite(recipe, loras):
+    spoiled = copy.copy(loras["lora"])
+    weights = {name: torch.full_like(tensor, torch.nan) for name, tensor in spoiled.weights.items()}
+    model = FillModel(recipe, [PROMPT], loras={"bad": dataclasses.replace(spoiled, weights=weights)})
+    with pytest.raises(ValueError, match="the LoRA at scale 2 draws values that are not finite"):
+        draw(model, lora="bad", scale=2.0)
+    assert draw(model).isfinite().all()
+
+
+def test_captions_that_do_not_fit_into_memory(recipe, monkeypatch):
+    """64 tokens of 32 channels in fp32 are 8 KiB a prompt: 3 prompts need 24 KiB, and half of 40 KiB are 20."""
+    monkeypatch.setattr(fill.psutil, "virtual_memory", lambda: SimpleNamespace(available=40 * 1024))
+    with pytest.raises(ValueError, match=r"3 distinct prompts need .* draw fewer captions"):
+        FillModel(recipe, ["a", "b", "c", "a"])
+    monkeypatch.setattr(fill.psutil, "virtual_memory", lambda: SimpleNamespace(available=50 * 1024))
+    FillModel(recipe, ["a", "b", "c", "a"])
+
+
+# -------------------------------------------------------------------------------------------------- less memory
+
+
+def test_block_by_block_draws_the_same(recipe, loras, model, monkeypatch):
+    """Group offload with the CPU in place of the GPU: its hooks and the LoRA's layers go together."""
+    monkeypatch.setattr(fill, "check_means", lambda quantize, offload: None)
+    offloaded = FillModel(recipe, [PROMPT], loras={"lora": loras["lora"]}, offload=True, device="cpu")
+    hooks = [name for name, part in offloaded._transformer.named_modules() if hasattr(part, "_diffusers_hook")]
+    assert {"transformer_blocks.0", "single_transformer_blocks.1"} <= set(hooks)
+    assert torch.equal(draw(offloaded, lora="lora"), draw(model, lora="lora"))
+    assert torch.equal(draw(offloaded), draw(model))
+    assert torch.equal(draw(offloaded, lora="lora", scale=0.5), draw(model, lora="lora", scale=0.5))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="group offload with a stream needs a CUDA GPU")
+def test_block_by_block_to_the_gpu(recipe, loras):
+    offloaded = FillModel(recipe, [PROMPT], loras={"lora": loras["lora"]}, offload=True)
+    whole = FillModel(recipe, [PROMPT], loras={"lora": loras["lora"]})
+    for how in ({"lora": "lora"}, {}, {"lora": "lora", "scale": 0.5}):
+        torch.testing.assert_close(draw(offloaded, **how), draw(whole, **how), rtol=0, atol=1e-2)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="bitsandbytes needs a CUDA GPU")
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_quantized(kind, recipe, loras):
+    pytest.importorskip("bitsandbytes")
+    quantized = FillModel(recipe, [PROMPT], loras={"lora": loras["lora"]}, quantize=kind)
+    whole = FillModel(recipe, [PROMPT], loras={"lora": loras["lora"]})
+    assert (draw(quantized, lora="lora") - draw(whole, lora="lora")).abs().mean() < 0.1
+
+
+@pytest.mark.parametrize(
+    ("quantize", "offload", "cuda", "message"),
+    [
+        ("nf4", True, True, "--offload and --quantize are two ways to the same end"),
+        (None, True, False, "--offload needs a CUDA GPU"),
+        ("int8", False, False, "--quantize int8 needs a CUDA GPU"),
+        ("nf4", False, True, "pip install bitsandbytes"),
+    ],
+)
+def test_means_that_this_machine_does_not_allow(quantize, offload, cuda, message, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(fill.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=message):
+        check_means(quantize, offload)
+
+
+def test_means_that_it_allows(monkeypatch):
+    check_means(None, False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(fill.importlib.util, "find_spec", lambda name: object())
+    check_means(None, True)
+    check_means("nf4", False)
+
+
+def test_same_model(tiny_flux_fill, tmp_path, monkeypatch):
+    assert same_model(str(tiny_flux_fill), f"{tiny_flux_fill}/") and same_model(CATVTON_FLUX_ALPHA, CATVTON_FLUX_ALPHA)
+    assert same_model(str(tiny_flux_fill), str(tiny_flux_fill / "transformer"))
+    monkeypatch.chdir(tiny_flux_fill.parent)
+    assert same_model("tiny_flux_fill", str(tiny_flux_fill))
+    (tmp_path / "link").symlink_to(tiny_flux_fill)
+    assert same_model(str(tmp_path / "link"), str(tiny_flux_fill))
+    assert not same_model(str(tiny_flux_fill), str(tmp_path))
+    assert not same_model(CATVTON_FLUX_ALPHA, FLUX_FILL)
+    assert not same_model(str(tiny_flux_fill), str(tiny_flux_fill / "vae"))
