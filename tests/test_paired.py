@@ -12,7 +12,6 @@ from skimage.color import deltaE_ciede2000, rgb2lab
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from deepfashion_training.metrics.paired import (
-    bootstrap_interval,
     ciede2000,
     ciede2000_masked,
     drift,
@@ -270,41 +269,3 @@ def test_an_empty_mask_has_all_of_the_picture_outside():
     one, other = pair("random")
     everywhere = 255 * (one - other).abs().mean().item()
     assert drift(one, other, torch.zeros(1, HEIGHT, WIDTH)).item() == pytest.approx(everywhere, rel=1e-5)
-
-
-def test_bootstrap_of_two_values_is_the_binomial_one():
-    # Means of 0 and 1 drawn twice: 0, 1/2, 1 with the shares 1/4, 1/2, 1/4.
-    assert bootstrap_interval([0.0, 1.0], seed=0) == (0.0, 1.0)
-    assert bootstrap_interval([0.0, 1.0], seed=0, level=0.4) == (0.5, 0.5)
-
-
-def test_bootstrap_nears_the_normal_interval_and_repeats_itself():
-    values = np.random.default_rng(5).normal(3, 1, 400).tolist()
-    low, high = bootstrap_interval(values, seed=1, rounds=2000)
-    half = 1.96 * np.std(values) / math.sqrt(400)
-    assert low == pytest.approx(np.mean(values) - half, abs=0.01)
-    assert high == pytest.approx(np.mean(values) + half, abs=0.01)
-    assert bootstrap_interval(values, seed=1, rounds=2000) == (low, high)
-    assert bootstrap_interval(values, seed=2, rounds=2000) != (low, high)
-    narrow = bootstrap_interval(values, seed=1, level=0.5)
-    assert low < narrow[0] < narrow[1] < high
-
-
-def test_bootstrap_of_one_or_of_equal_values_has_no_width():
-    assert bootstrap_interval([0.3], seed=0) == (0.3, 0.3)
-    assert bootstrap_interval([2.0] * 9, seed=0) == (2.0, 2.0)
-
-
-@pytest.mark.parametrize(
-    ("keywords", "said"),
-    [
-        ({"values": []}, "at least one value"),
-        ({"values": [1.0, math.inf]}, "value 1 is inf"),
-        ({"values": [math.nan]}, "value 0 is nan"),
-        ({"values": [1.0], "rounds": 0}, "rounds is 0"),
-        ({"values": [1.0], "level": 95}, "level is 95"),
-    ],
-)
-def test_bootstrap_refuses(keywords, said):
-    with pytest.raises(ValueError, match=said):
-        bootstrap_interval(seed=0, **keywords)

@@ -49,6 +49,10 @@ class DocumentedRows:
         """Caption of the garment; an empty string where the row has none."""
         return self._texts["caption"][row] or ""
 
+    def provenance(self, row: int, column: str) -> Any:
+        """What ``column`` of the provenance says of a row; None where the data has no such column."""
+        return self._texts[column][row] if column in self._texts else None
+
     def name(self, row: int, view: str) -> str:
         """A readable name such as ``id_00000001/01_1_front/row-12``, with whatever provenance there is.
 

@@ -9,9 +9,7 @@ device of the pictures, and one picture's figures do not depend on the rest of i
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -122,34 +120,6 @@ def paired_figures(
     }
     columns = [values.tolist() for values in figures.values()]
     return [dict(zip(figures, row, strict=True)) for row in zip(*columns, strict=True)]
-
-
-def bootstrap_interval(
-    values: Sequence[float], seed: int, rounds: int = 1000, level: float = 0.95
-) -> tuple[float, float]:
-    """Percentile bootstrap interval ``(low, high)`` of the mean (Efron 1979): the same for the same arguments.
-
-    The mean of ``values`` drawn again with replacement, ``rounds`` times; the interval holds the middle ``level`` of
-    those means. One value gives itself twice. The values count as independent: several of one person make it too
-    narrow. ``ValueError`` without values, with NaN or infinity among them (PSNR of equal pictures), with ``rounds``
-    under 1 or ``level`` outside (0, 1).
-    """
-    found = np.asarray(values, dtype=np.float64)
-    if found.ndim != 1 or not len(found):
-        raise ValueError(f"an interval needs a sequence of at least one value, not one of shape {found.shape}")
-    if not np.isfinite(found).all():
-        place = int(np.flatnonzero(~np.isfinite(found))[0])
-        raise ValueError(f"value {place} is {found[place]}: leave out what is not finite, and say how many")
-    if rounds < 1:
-        raise ValueError(f"rounds is {rounds}: give at least 1")
-    if not 0 < level < 1:
-        raise ValueError(f"level is {level}: give a share between 0 and 1, such as 0.95")
-    if len(found) == 1:
-        return float(found[0]), float(found[0])
-    rng = np.random.default_rng(seed)
-    means = [found[rng.integers(0, len(found), len(found))].mean() for _ in range(rounds)]
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
 
 
 def lab(pictures: Tensor) -> Tensor:

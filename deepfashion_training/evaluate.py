@@ -1,0 +1,209 @@
+"""What a LoRA changed, by garment type, beside its base: the same people, the same noise, with and without it.
+
+    python -m deepfashion_training.evaluate --data PAIRS --split test --lora outputs/full --output_dir REPORT
+
+Writes metrics.json, metrics.csv, pictures/ and report.html. A run that is stopped goes on where it stopped when the
+same command is given again. On several GPUs: ``accelerate launch -m deepfashion_training.evaluate ...``. Exit codes:
+0 done, 1 failed, 2 wrong use, 130 stopped by Ctrl-C.
+"""
+
+# Nothing heavy is imported up here, so that --help answers at once.
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deepfashion_training.console.endings import run_command
+from deepfashion_training.console.flags import FlagParser, number
+from deepfashion_training.dressing.choice import add_drawing_flags, add_model_flags
+
+if TYPE_CHECKING:
+    from deepfashion_training.evaluation.drawing import Setting
+    from deepfashion_training.evaluation.measuring import Measured
+    from deepfashion_training.evaluation.plan import Plan
+
+#: How long processes wait for one another: the slowest of them may have hours of pictures left.
+_PATIENCE = timedelta(days=2)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = FlagParser("evaluate", "Say by garment type what a LoRA changed: base and LoRA from the same noise.")
+    switch = argparse.BooleanOptionalAction
+    add = parser.add_argument_group("data").add_argument
+    add("--data", metavar="PAIRS", help="pairs of prepare: parquet folder, save_to_disk folder or Hub id")
+    add("--data_revision", help="branch, tag or commit of a Hub dataset")
+    add("--split", default="test", help="split to evaluate on (test)")
+    add("--limit", type=number(int, 1), metavar="N", help="this many rows, garment types in proportion")
+    add("--cloth_types", default="upper,lower,full", metavar="LIST", help="garment types (upper,lower,full)")
+    add("--resize_mode", choices=("pad", "stretch"), default="pad", help="as in training (pad)")
+    add("--parser", metavar="MODEL", help="human parser that finds the worn garment, or none (default: on a GPU)")
+    add_model_flags(parser)
+    add("--against", metavar="LORA", help="another LoRA, at scale 1, to compare with in place of the bare base")
+    add_drawing_flags(parser, guidance=False)
+    add = parser.add_argument_group("evaluation").add_argument
+    scale: dict[str, Any] = {"type": number(float, 0), "nargs": "+", "metavar": "X"}
+    add("--guidance_scale", **scale, help="one, or several to find the best of (default: the LoRA's)")
+    add("--unpaired", action=switch, default=True, help="also try on garments of other people (on)")
+    add("--repaint", action=switch, default=False, help="paste results into the photos before measuring (off)")
+    add("--batch_size", type=number(int, 1), default=1, metavar="N", help="pictures that are drawn at once (1)")
+    add("--dino_model", metavar="MODEL", help="DINOv2, folder or Hub id (facebook/dinov2-base)")
+    add("--bootstrap_rounds", type=number(int, 100), default=1000, metavar="N", help="rounds of the intervals (1000)")
+    add = parser.add_argument_group("output").add_argument
+    add("--output_dir", type=Path, required=True, metavar="REPORT", help="folder of the report")
+    add("--overwrite", action="store_true", help="replace an earlier evaluation in --output_dir")
+    add("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    """Draw, measure and report, on as many processes as were launched; the first of them measures.
+
+    Raises ``ValueError``, one line, for what cannot be done, before models are loaded where that is possible.
+    """
+    from accelerate import PartialState
+    from accelerate.utils import parse_flag_from_env
+
+    from deepfashion_training.evaluation.plan import make_plan
+
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=_PATIENCE)
+    plan = make_plan(args, state)
+    if state.is_main_process:
+        sys.stderr.write("".join(f"{line}\n" for line in _opening_lines(plan)))
+    artist = Artist(plan, args, state)
+    paired = [plan.setting(guidance, unpaired=False) for guidance in plan.guidances]
+    if len(paired) == 1:  # the usual case: all is drawn before anything is measured
+        best = plan.guidances[0]
+        artist.draw([*paired, *([plan.setting(best, unpaired=True)] if args.unpaired else [])])
+        sweep = _measured(plan, paired) if state.is_main_process else []
+    else:
+        artist.draw(paired)
+        sweep = _measured(plan, paired) if state.is_main_process else []
+        best = _agreed(_best_guidance(plan, args, sweep) if state.is_main_process else 0.0, state)
+        artist.draw([plan.setting(best, unpaired=True)] if args.unpaired else [])
+    if state.is_main_process:
+        unpaired = _measured(plan, [plan.setting(best, unpaired=True)]) if args.unpaired else []
+        _report(plan, args, best, sweep, unpaired)
+
+
+class Artist:
+    """Draws what is missing, with a model that is loaded only if something is."""
+
+    def __init__(self, plan: Plan, args: argparse.Namespace, state: Any) -> None:
+        self.plan, self.args, self.state = plan, args, state
+        self._model: Any = None
+
+    def draw(self, settings: Sequence[Setting]) -> None:
+        """Draw this process's share of ``settings``, then wait for the others."""
+        from tqdm import tqdm
+
+        from deepfashion_training.evaluation.drawing import draw_missing
+
+        plan, rank, ranks = self.plan, self.state.process_index, self.state.num_processes
+        mine = plan.cases.cases[rank::ranks]
+        missing = sum(one.missing(mine) for one in settings)
+        total = sum(len(one.looks) for one in settings) * len(mine)
+        if missing:
+            if missing < total and self.state.is_main_process:
+                sys.stderr.write(f"going on  {total - missing} of {total} pictures are drawn already\n")
+            bar = tqdm(total=total, initial=total - missing, unit="picture", desc="drawing", disable=self._silent)
+            with bar:
+                draw_missing(
+                    self._loaded(),
+                    plan.choice.recipe,
+                    plan.cases,
+                    settings,
+                    seed=self.args.seed,
+                    batch_size=self.args.batch_size,
+                    share=(rank, ranks),
+                    drawn=bar.update,
+                )
+        self.state.wait_for_everyone()
+
+    @property
+    def _silent(self) -> bool | None:
+        return None if self.state.is_main_process else True
+
+    def _loaded(self) -> Any:
+        if self._model is None:
+            plan = self.plan
+            prompts = [plan.choice.recipe.prompt_of(caption) for caption in plan.cases.captions()]
+            others = {} if plan.against is None else {"against": plan.against}
+            self._model = plan.choice.load(prompts, device=self.state.device, **others)
+        return self._model
+
+
+def _agreed(value: float, state: Any) -> float:
+    """The first process's value, on every process."""
+    if state.num_processes == 1:
+        return value
+    from accelerate.utils import broadcast_object_list
+
+    return float(broadcast_object_list([value])[0])
+
+
+def _measured(plan: Plan, settings: Sequence[Setting]) -> list[Measured]:
+    """The pictures of ``settings``, measured."""
+    from tqdm import tqdm
+
+    from deepfashion_training.evaluation.measuring import Instruments, measure
+
+    instruments = Instruments(plan.dino, plan.extras)
+    with tqdm(total=len(settings) * len(plan.cases), unit="case", desc="measuring", disable=None) as bar:
+        return [measure(plan.cases, one, instruments, bar.update) for one in settings]
+
+
+def _best_guidance(plan: Plan, args: argparse.Namespace, sweep: Sequence[Measured]) -> float:
+    from deepfashion_training.evaluation.results import best_of
+
+    return best_of(sweep)[0]
+
+
+def _report(
+    plan: Plan, args: argparse.Namespace, best: float, sweep: Sequence[Measured], unpaired: Sequence[Measured]
+) -> None:
+    """Write everything that people and programs read, and say where it is."""
+    from deepfashion_training.evaluation import results
+
+    facts = results.write_results(plan, best, sweep, unpaired, args.seed, args.bootstrap_rounds)
+    sys.stdout.write(results.closing_lines(plan, facts))
+
+
+def _opening_lines(plan: Plan) -> list[str]:
+    """What is about to be compared."""
+    recipe, cases = plan.choice.recipe, plan.cases
+    base = recipe.transformer if plan.against is None else f"{recipe.transformer} with {plan.against.path}"
+    lora = "none: the base alone" if plan.choice.lora is None else str(plan.choice.lora.path)
+    counts = ", ".join(f"{count} {name}" for name, count in cases.counts().items())
+    repaint = "on: the photo is kept beyond the mask" if plan.settings["repaint"] else "off: all that is drawn counts"
+    lines = [
+        f"base      {base}",
+        f"LoRA      {lora}" + (f", scale {plan.choice.lora_scale:g}" if plan.choice.lora else ""),
+        f"data      {cases.source}, split {cases.split}: {counts}",
+        f"drawing   {recipe.height}x{recipe.width} (height x width), {plan.settings['num_inference_steps']} steps, "
+        f"guidance {', '.join(f'{guidance:g}' for guidance in plan.guidances)}, seed {plan.settings['seed']}",
+        f"repaint   {repaint}",
+    ]
+    if cases.same_photo:
+        lines.append(f"note      {cases.same_photo} rows whose garment was cut out of the same photo are left out")
+    if cases.split == "train":
+        lines.append("note      a LoRA may have seen the people of this split: take test for a fair comparison")
+    return lines + [f"note      {note}" for note in plan.choice.notes]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    if args.data is None and not args.embedded:
+        parser.error("--data is needed, or --embedded for drawn people")
+    stopped = "the same command goes on where it stopped"
+    return run_command("evaluate", lambda: evaluate(args), debug=args.debug, stopped=stopped)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

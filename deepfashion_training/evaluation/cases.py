@@ -1,0 +1,212 @@
+"""The cases of an evaluation: held-out people, each with the own garment and with another person's."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from deepfashion_training.data.documented_rows import DocumentedRows
+from deepfashion_training.data.picture_cells import stored_bytes, undecoded
+from deepfashion_training.data.sources import open_splits, source_fingerprint
+from deepfashion_training.models.parser import Parser
+from deepfashion_training.pairs import sampling
+from deepfashion_training.pairs.garment_types import TYPE_NAMES
+from deepfashion_training.pairs.layout import Box, ResizeMode, fit_box, pair_tensors, place_mask, place_picture
+from deepfashion_training.pairs.masks import align_mask
+from deepfashion_training.pairs.pictures import PictureError, open_picture, orientation, to_rgb, turn
+from deepfashion_training.pairs.regions import UnresolvedRegionError, garment_region
+from deepfashion_training.pairs.schema import check_documented
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row of the split: who wears what, and whose garment is tried on instead in the unpaired setting."""
+
+    row: int
+    partner: int
+    cloth_type: int
+    name: str
+    garment_name: str
+    partner_name: str
+    group: str  # the person
+
+    @property
+    def type_name(self) -> str:
+        """``upper``, ``lower`` or ``full``."""
+        return TYPE_NAMES[self.cloth_type]
+
+    @property
+    def file(self) -> str:
+        """Name of the case's pictures."""
+        return f"{self.row:06d}.png"
+
+
+@dataclass(frozen=True)
+class Truth:
+    """A case as it is: float32 in [0, 1] at the size that the model draws at, without padding."""
+
+    photo: torch.Tensor  # [3, h, w]
+    mask: torch.Tensor  # [1, h, w] in {0, 1}: the area that the model fills in
+    garment_area: torch.Tensor  # [1, h, w] in {0, 1}: the garment itself within it, as far as that is known
+    area_known: bool
+
+
+class Cases:
+    """The rows of ``split`` of a documented dataset, of ``types``, and at most ``limit`` of them (types in proportion).
+
+    Garments are permuted within a type by ``seed``, never to another picture of the same person where that can be.
+    Rows whose garment picture was cut out of the same photo are left out: a model could copy its pixels. ``size`` is
+    (height, width) of one half of the pair. The garment's own area comes from the column ``parse`` (the 18 ATR labels)
+    where the rows have one, else from ``parser`` where that is set, else it is the mask.
+
+    Raises ``ValueError``, one line, for data that cannot be opened or leaves nothing to evaluate.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        split: str,
+        size: tuple[int, int],
+        *,
+        types: tuple[int, ...] = (1, 2, 3),
+        limit: int | None = None,
+        seed: int = 0,
+        revision: str | None = None,
+        resize_mode: ResizeMode = "pad",
+    ) -> None:
+        splits = open_splits(source, check_columns=lambda found: check_documented(found, source), revision=revision)
+        if split not in splits:
+            raise ValueError(f"--data {source} has no split {split!r}: it has {', '.join(splits)}")
+        self.source, self.split, self.size, self.resize_mode = source, split, size, resize_mode
+        #: Finds the worn garment where the rows do not say; may be set before cases are read.
+        self.parser: Parser | None = None
+        self.fingerprint = source_fingerprint(source, splits)
+        self._rows = DocumentedRows(splits[split], source)
+        has_parse = "parse" in splits[split].column_names
+        self._parse = undecoded(splits[split], ("parse",), source) if has_parse else None
+        self.same_photo = 0
+        self.cases = self._choose(types, limit, seed)
+
+    def __len__(self) -> int:
+        return len(self.cases)
+
+    def _choose(self, types: tuple[int, ...], limit: int | None, seed: int) -> list[Case]:
+        rows, data = [], self._rows
+        for row, kind in enumerate(data.types):
+            if kind in types and data.provenance(row, "garment_source") == "same_photo":
+                self.same_photo += 1
+            elif kind in types:
+                rows.append(row)
+        if not rows:
+            raise ValueError(
+                f"--data {self.source}: split {self.split!r} has no row to evaluate on "
+                f"({len(data)} rows, {self.same_photo} with garments cut out of the same photo)"
+            )
+        if limit is not None:
+            chosen = sampling.stratified_subset([data.types[row] for row in rows], limit, seed)
+            rows = [rows[position] for position in chosen]
+        groups = [data.group(row) for row in rows]
+        partners = sampling.unpaired_partners([data.types[row] for row in rows], groups, seed)
+        return [
+            Case(
+                row=row,
+                partner=rows[partner],
+                cloth_type=data.types[row],
+                name=data.name(row, "view"),
+                garment_name=data.name(row, "garment_view"),
+                partner_name=data.name(rows[partner], "garment_view"),
+                group=group,
+            )
+            for row, partner, group in zip(rows, partners, groups, strict=True)
+        ]
+
+    def counts(self) -> dict[str, int]:
+        """How many cases there are of each type."""
+        found = Counter(case.type_name for case in self.cases)
+        return {name: found[name] for name in TYPE_NAMES.values() if found[name]}
+
+    def captions(self) -> list[str]:
+        """Captions of the garments, in the order of the cases; unpaired they are the same in another order."""
+        return [self._rows.caption(case.row) for case in self.cases]
+
+    def caption(self, case: Case, unpaired: bool) -> str:
+        """Caption of the garment that is tried on."""
+        return self._rows.caption(case.partner if unpaired else case.row)
+
+    def sample(self, case: Case, unpaired: bool) -> dict[str, Any]:
+        """The tensors of ``pair_tensors``; ``PictureError`` where a picture of the case cannot be used."""
+        photo, mask = self._rows.pictures(case.row, ("image", "mask"))
+        garment = self.garment(case, unpaired)
+        return pair_tensors(photo, garment, mask, self.size, self.resize_mode)
+
+    def garment(self, case: Case, unpaired: bool) -> Image.Image:
+        """The garment picture that is tried on, as it is stored."""
+        return self._rows.picture(case.partner if unpaired else case.row, "cloth")
+
+    def box(self, case: Case) -> Box:
+        """Where the person's photo lies within its half of the pair; beyond it is padding."""
+        photo = self._rows.picture(case.row, "image")
+        turned = orientation(photo) in (5, 6, 7, 8)
+        size = (photo.width, photo.height) if turned else (photo.height, photo.width)
+        return fit_box(size, self.size, self.resize_mode)
+
+    def truth(self, case: Case) -> Truth:
+        """The person as photographed. Raises ``PictureError`` for an unusable picture, or a mask of everything."""
+        photo, given = self._rows.pictures(case.row, ("image", "mask"))
+        upright, mask = align_mask(photo, given)
+        if not mask.any():
+            raise PictureError("mask is empty")
+        if mask.all():
+            raise PictureError("mask covers the whole photo")
+        area = self._garment_area(case, upright, mask)
+        box = self.box(case)
+        rows, columns = slice(box.top, box.top + box.height), slice(box.left, box.left + box.width)
+
+        def cut(placed: np.ndarray) -> torch.Tensor:
+            return torch.from_numpy(placed[..., rows, columns].astype(np.float32))
+
+        placed = cut(place_mask(mask, self.size, self.resize_mode))[None]
+        known = area is not None and bool(area.any())
+        garment_area = cut(place_mask(area, self.size, self.resize_mode))[None] if area is not None else placed
+        if not garment_area.any():  # gone in the shrinking
+            known, garment_area = False, placed
+        return Truth(cut(place_picture(upright, self.size, self.resize_mode)) / 255, placed, garment_area, known)
+
+    def _garment_area(self, case: Case, photo: Image.Image, mask: np.ndarray) -> np.ndarray | None:
+        """Pixels of the worn garment within ``mask``, uint8 ``[h, w]``; None where nobody can tell."""
+        if self._parse is not None:
+            stored = self._parse[case.row]["parse"]
+            picture = open_picture(stored_bytes(stored))
+            parse = np.asarray(turn(picture, orientation(picture)))
+            if parse.shape != mask.shape:
+                raise PictureError(f"parse: {parse.shape[::-1]} pixels on a photo of {photo.size}")
+        elif self.parser is not None:
+            parse = self.parser.parse([photo])[0]
+        else:
+            return None
+        try:
+            return garment_region(mask, case.cloth_type, "", photo, None, parse).mask
+        except UnresolvedRegionError:
+            return None
+
+    @property
+    def has_parse(self) -> bool:
+        """Whether the data brings parse maps, so that no parser is needed."""
+        return self._parse is not None
+
+    @property
+    def area_source(self) -> str:
+        """Where the garment's own area comes from, in words."""
+        if self._parse is not None:
+            return "the column parse of the data"
+        return "the human parser" if self.parser is not None else "the mask, for want of a parser"
+
+
+def garment_rgb(garment: Image.Image) -> Image.Image:
+    """A garment picture upright in RGB."""
+    return turn(to_rgb(garment), orientation(garment))

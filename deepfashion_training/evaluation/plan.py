@@ -1,0 +1,177 @@
+"""What an evaluation is going to do: everything that can be known, and refused, before models are loaded."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+
+from deepfashion_training.dressing.choice import Choice, choose
+from deepfashion_training.dressing.dress import Look
+from deepfashion_training.dressing.records import differences
+from deepfashion_training.evaluation.cases import Cases
+from deepfashion_training.evaluation.drawing import Setting, setting
+from deepfashion_training.metrics import inception
+from deepfashion_training.models.access import check_writable
+from deepfashion_training.models.features import DEFAULT_DINO, find_dino
+from deepfashion_training.models.lora_files import LoraFile, check_fits, find_config, find_lora, read_lora
+from deepfashion_training.models.parser import check_parser, default_parser, load_parser
+from deepfashion_training.pairs.garment_types import parse_cloth_types
+
+SETTINGS = "settings.json"
+#: What an evaluation writes into its folder, and --overwrite may remove.
+WRITTEN = (SETTINGS, "metrics.json", "metrics.csv", "report.html", "pictures", "wardrobe")
+#: Figures of papers that need torchvision.
+EXTRAS = ("lpips", "fid", "kid")
+#: Settings that say where something lies, and not what it is.
+_PLACES = ("lora", "against", "data")
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The cases, how they are drawn, and what cannot be measured here."""
+
+    folder: Path
+    choice: Choice
+    against: LoraFile | None
+    cases: Cases
+    guidances: tuple[float, ...]
+    looks: dict[str, Look]
+    dino: str | None
+    extras: tuple[str, ...]
+    """Those of ``EXTRAS`` that this machine can compute; known to the first process only."""
+    left_out: dict[str, str]
+    """Figures that cannot be had here, and how to get them."""
+    settings: dict[str, Any]
+    """What decides which pictures are drawn, ready for JSON."""
+
+    def setting(self, guidance: float, unpaired: bool) -> Setting:
+        """The pictures at one guidance."""
+        looks = {name: dataclasses.replace(look, guidance_scale=guidance) for name, look in self.looks.items()}
+        return setting(self.folder, guidance, unpaired, looks)
+
+
+def make_plan(args: argparse.Namespace, state: PartialState) -> Plan:
+    """Check what the flags ask for. Raises ``ValueError``, one line, for whatever cannot be done."""
+    folder = args.output_dir.expanduser().resolve()
+    _check_folder(folder)
+    choice = choose(args)
+    against = None
+    if args.against is not None:
+        against = read_lora(find_lora(args.against), assume_alpha=True)
+        check_fits(against, find_config(choice.recipe.transformer))
+    types = parse_cloth_types(args.cloth_types)
+    parser = _parser_name(args)
+    dino, left_out = _dino_name(args)
+    extras = {name: inception.unavailable(name) for name in EXTRAS} if state.is_main_process else {}
+    left_out |= {name: why for name, why in extras.items() if why is not None}
+    size = (choice.recipe.height, choice.recipe.width)
+    cases = Cases(
+        args.data or _drawn_wardrobe(folder),
+        args.split,
+        size,
+        types=types,
+        limit=args.limit,
+        seed=args.seed,
+        revision=args.data_revision,
+        resize_mode=args.resize_mode,
+    )
+    if parser is not None and not cases.has_parse:
+        cases.parser = load_parser(parser)
+    look = choice.look(args.steps, repaint=args.repaint, resize_mode=args.resize_mode)
+    looks = {"base": dataclasses.replace(look, lora="against" if against else None, lora_scale=1.0)}
+    if choice.lora is not None:
+        looks["lora"] = look
+    settings = {
+        **choice.described(),
+        "against": None if against is None else str(against.path),
+        "against_sha256": None if against is None else against.sha256,
+        "data": cases.source,
+        "data_fingerprint": cases.fingerprint,
+        "split": args.split,
+        "limit": args.limit,
+        "cloth_types": list(types),
+        "height": size[0],
+        "width": size[1],
+        "resize_mode": args.resize_mode,
+        "num_inference_steps": args.steps,
+        "repaint": args.repaint,
+        "batch_size": args.batch_size,
+        "seed": args.seed,
+    }
+    guidances = tuple(dict.fromkeys(args.guidance_scale or [choice.recipe.guidance_scale]))
+    possible = tuple(name for name, why in extras.items() if why is None)
+    plan = Plan(folder, choice, against, cases, guidances, looks, dino, possible, left_out, settings)
+    if state.is_main_process:
+        _take_folder(plan, args.overwrite)
+    state.wait_for_everyone()
+    return plan
+
+
+def _check_folder(folder: Path) -> None:
+    """Raise ``ValueError`` for a folder that holds something else, or cannot be written to."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--output_dir {folder} is a file: name a folder")
+    other = sorted(path.name for path in folder.iterdir() if path.name not in WRITTEN) if folder.exists() else []
+    if other:
+        raise ValueError(f"--output_dir {folder} holds other files ({other[0]}): name a new or empty folder")
+    check_writable(folder)
+
+
+def _take_folder(plan: Plan, overwrite: bool) -> None:
+    """Make the folder this evaluation's own; raises ``ValueError`` where it is another's, unless ``overwrite``."""
+    file = plan.folder / SETTINGS
+    try:
+        earlier = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        earlier = None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file} cannot be read: {error}; name another --output_dir, or give --overwrite") from error
+    if earlier is not None:
+        changed = [name for name in differences(earlier, plan.settings) if name not in _PLACES]
+        if changed and not overwrite:
+            raise ValueError(
+                f"--output_dir {plan.folder} holds an evaluation with other settings ({', '.join(changed)}): name "
+                "another folder, or replace it with --overwrite"
+            )
+        if overwrite:
+            shutil.rmtree(plan.folder / "pictures", ignore_errors=True)
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    staged = file.with_name(f".{file.name}")
+    staged.write_text(json.dumps(plan.settings, indent=2) + "\n", encoding="utf-8")
+    staged.replace(file)
+
+
+def _parser_name(args: argparse.Namespace) -> str | None:
+    """The human parser to look for garments with, once it is known to be there."""
+    if args.parser is None:
+        return None if args.embedded else default_parser()
+    if args.parser.lower() == "none":
+        return None
+    check_parser(args.parser)
+    return str(args.parser)
+
+
+def _dino_name(args: argparse.Namespace) -> tuple[str | None, dict[str, str]]:
+    """The DINOv2 model, and what is left out where there is none; one that was asked for has to be there."""
+    name = args.dino_model or DEFAULT_DINO
+    try:
+        find_dino(name)
+    except ValueError as error:
+        if args.dino_model is not None:
+            raise
+        return None, dict.fromkeys(("dino", "fd_dinov2", "kd_dinov2"), str(error))
+    return name, {}
+
+
+def _drawn_wardrobe(folder: Path) -> str:
+    """The drawn people of ``--embedded``."""
+    from deepfashion_training.train_deepfashion_lora import draw_wardrobe
+
+    draw_wardrobe(folder / "wardrobe")
+    return str(folder / "wardrobe")

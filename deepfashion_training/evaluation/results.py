@@ -1,0 +1,238 @@
+"""What an evaluation found: metrics.json, metrics.csv, report.html, and the table for the LoRA's model card."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import platform
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from deepfashion_training.evaluation.cases import Case, garment_rgb
+from deepfashion_training.evaluation.measuring import FEWEST_FOR_SETS, OF_A_SET, Measured, differences, summarise
+from deepfashion_training.evaluation.plan import Plan
+from deepfashion_training.reports.evaluation_report import ShownCase, write_evaluation_report
+from deepfashion_training.reports.figures import FIGURES, figure_of
+from deepfashion_training.reports.model_card import local_name, write_model_card
+
+METRICS, TABLE, REPORT = "metrics.json", "metrics.csv", "report.html"
+#: Beside a trained LoRA: its evaluation, for the model card.
+BESIDE_THE_LORA = "evaluation.json"
+#: What the best guidance and the best and worst cases are told by: the first of these that was measured.
+CRITERIA = ("dino", "ciede2000_masked")
+#: Best, worst and unpaired cases that the report shows.
+SHOWN = 10
+_PACKAGES = ("torch", "diffusers", "transformers", "peft", "torchmetrics", "numpy", "Pillow")
+
+
+def criterion(measured: Measured) -> str:
+    """The figure that cases and guidances are ordered by."""
+    return next(name for name in CRITERIA if name in measured.rows[0]["figures"])
+
+
+def best_of(sweep: Sequence[Measured]) -> tuple[float, str, str]:
+    """The guidance whose pictures are best on average, the figure that says so, and the model that it is best for."""
+    name = criterion(sweep[0])
+    model = list(sweep[0].setting.looks)[-1]  # the LoRA where there is one
+
+    def mean(one: Measured) -> float:
+        return float(np.mean([row["figures"][name] for row in one.rows if row["model"] == model]))
+
+    sign = 1 if figure_of(name).better == "higher" else -1
+    return max(sweep, key=lambda one: sign * mean(one)).setting.guidance_scale, name, model
+
+
+def write_results(
+    plan: Plan, best: float, sweep: Sequence[Measured], unpaired: Sequence[Measured], seed: int, rounds: int
+) -> dict[str, Any]:
+    """Write everything, the page last; returns what ``metrics.json`` holds."""
+    paired = next(one for one in sweep if one.setting.guidance_scale == best)
+    shown = [paired, *unpaired]
+    facts: dict[str, Any] = {
+        "settings": {**plan.settings, "guidance_scale": best, "garment_area": plan.cases.area_source},
+        "models": summarise(shown, seed, rounds),
+        "difference": differences(shown, seed, rounds) if plan.choice.lora is not None else {},
+        "left_out": plan.left_out,
+        "left_out_cases": {str(row): why for one in shown for row, why in one.left_out.items()},
+        "same_photo_rows_left_out": plan.cases.same_photo,
+        "garment_areas_unknown": paired.areas_unknown,
+        "bootstrap": {"rounds": rounds, "level": 0.95, "over": "people", "seed": seed},
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES},
+    }
+    if len(sweep) > 1:
+        _, by, model = best_of(sweep)
+        facts["best_guidance_scale"] = {"guidance_scale": best, "by": by, "of": model}
+        facts["sweep"] = {f"{one.setting.guidance_scale:g}": summarise([one], seed, rounds) for one in sweep}
+    facts["warnings"] = _warnings(facts)
+    _write_json(plan.folder / METRICS, facts)
+    _write_table(plan.folder / TABLE, [row for one in (*sweep, *unpaired) for row in one.rows])
+    by = criterion(paired)
+    order = _ordered(paired, by)
+    write_evaluation_report(
+        plan.folder / REPORT,
+        facts,
+        by,
+        best=[_shown(plan, paired, case, by) for case in order[:SHOWN]],
+        worst=[_shown(plan, paired, case, by) for case in order[: -SHOWN - 1 : -1]],
+        unpaired=[_shown(plan, one, case, by) for one in unpaired for case in _in_turn(one.cases)[:SHOWN]],
+    )
+    _tell_the_card(plan, facts)
+    return facts
+
+
+def _warnings(facts: Mapping[str, Any]) -> list[str]:
+    """What a reader has to know before believing the figures."""
+    found = []
+    counts = {kind: figures["n"] for kind, figures in next(iter(facts["models"].values())).items()}
+    has_sets = any(name.startswith(OF_A_SET) for name in next(iter(facts["models"].values()))["all"])
+    few = [f"{count} of {kind}" for kind, count in counts.items() if count < FEWEST_FOR_SETS]
+    if few and has_sets:
+        found.append(
+            f"fewer than {FEWEST_FOR_SETS} pictures ({', '.join(few)}): distances between sets (FD, KD, FID, KID) say "
+            "more about that number than about the model"
+        )
+    elif few:
+        found.append(f"fewer than {FEWEST_FOR_SETS} pictures ({', '.join(few)}): the intervals are wide")
+    missing = [name for name in ("upper", "lower", "full") if name not in counts]
+    if missing:
+        found.append(f"no case of the garment type {', '.join(missing)}")
+    if left_out := facts["left_out_cases"]:
+        found.append(f"{len(left_out)} cases could not be measured, first row {next(iter(left_out.items()))}")
+    if unknown := facts["garment_areas_unknown"]:
+        found.append(
+            f"the garment's own area is not known in {unknown} of {counts['all']} photos: there the colour difference "
+            "is that of the whole mask"
+        )
+    if facts["settings"]["split"] == "train":
+        found.append("the split train was evaluated: the LoRA may have seen these people")
+    return found
+
+
+def _ordered(paired: Measured, by: str) -> list[Case]:
+    """Cases by what the LoRA gained on its base, most first; by the figure itself where there is no LoRA."""
+    values: dict[int, dict[str, float]] = {}
+    for row in paired.rows:
+        values.setdefault(row["row"], {})[row["model"]] = row["figures"][by]
+    sign = 1 if figure_of(by).better == "higher" else -1
+
+    def gain(case: Case) -> float:
+        found = values[case.row]
+        return sign * (found.get("lora", 2 * found["base"]) - found["base"])
+
+    return sorted(paired.cases, key=lambda case: (-gain(case), case.row))
+
+
+def _in_turn(cases: Iterable[Case]) -> list[Case]:
+    """Cases with their garment types in turn."""
+    seen: dict[int, int] = {}
+    places = []
+    for case in cases:
+        seen[case.cloth_type] = seen.get(case.cloth_type, 0) + 1
+        places.append((seen[case.cloth_type], case.cloth_type, case))
+    return [case for *_, case in sorted(places, key=lambda place: place[:2])]
+
+
+def _shown(plan: Plan, measured: Measured, case: Case, by: str) -> ShownCase:
+    truth = plan.cases.truth(case)
+    levels = (truth.photo.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
+    masked = levels.copy()
+    masked[truth.mask[0].numpy() > 0] = 127
+    results = {}
+    for model in measured.setting.looks:
+        with Image.open(measured.setting.file(model, case)) as picture:
+            results[model] = picture.convert("RGB")
+    figures = {row["model"]: row["figures"] for row in measured.rows if row["row"] == case.row}
+    name = by if not measured.setting.unpaired else f"{by}_unpaired"
+    return ShownCase(
+        garment=garment_rgb(plan.cases.garment(case, measured.setting.unpaired)),
+        person=Image.fromarray(masked),
+        results=results,
+        truth=None if measured.setting.unpaired else Image.fromarray(levels),
+        title=case.name,
+        garment_title=case.partner_name if measured.setting.unpaired else "",
+        type_name=case.type_name,
+        figures={model: found[name] for model, found in figures.items() if name in found},
+    )
+
+
+def _tell_the_card(plan: Plan, facts: Mapping[str, Any]) -> None:
+    """Put the figures beside a LoRA of our own training, and into its model card; paths of this machine stay here."""
+    from deepfashion_training.models.access import subfolder_of_transformer
+
+    if plan.choice.lora is None:
+        return
+    folder = plan.choice.lora.path.parent
+    if not (folder / "run.json").is_file() or plan.choice.lora_scale != 1:
+        return
+    settings = dict(facts["settings"])
+    for name in ("lora", "against", "data", "transformer", "pipeline"):
+        settings[name] = None if settings[name] is None else local_name(settings[name])
+    _write_json(folder / BESIDE_THE_LORA, {**facts, "settings": settings})
+    write_model_card(folder, subfolder_of_transformer(plan.choice.recipe.transformer))
+
+
+def _write_json(file: Path, content: Mapping[str, Any]) -> None:
+    """JSON that every reader takes: what is not finite is null."""
+    staged = file.with_name(f".{file.name}")
+    staged.write_text(json.dumps(_finite(content), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    staged.replace(file)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(name): _finite(one) for name, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _write_table(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """One line for each picture."""
+    facts = ("row", "name", "garment", "type", "model", "guidance_scale")
+    figures = list(dict.fromkeys(name for row in rows for name in row["figures"]))
+    staged = file.with_name(f".{file.name}")
+    with staged.open("w", newline="", encoding="utf-8") as lines:
+        writer = csv.writer(lines)
+        writer.writerow([*facts, *figures])
+        for row in rows:
+            writer.writerow([*(row[name] for name in facts), *(row["figures"].get(name, "") for name in figures)])
+    staged.replace(file)
+
+
+def closing_lines(plan: Plan, facts: Mapping[str, Any]) -> str:
+    """What came out, in lines for people."""
+    lines = []
+    if "best_guidance_scale" in facts:
+        found = facts["best_guidance_scale"]
+        label = figure_of(found["by"]).label
+        lines.append(f"guidance  best {found['guidance_scale']:g}, by {label} of {found['of']}")
+    main = [name for name in ("ciede2000_masked", "ssim_masked", "dino") if name in facts["models"]["base"]["all"]]
+    for kind, base in facts["models"]["base"].items():
+        told = []
+        for name in main:
+            figure, lora = FIGURES[name], facts["models"].get("lora", {}).get(kind, {}).get(name)
+            after = "" if lora is None else f" -> {figure.written(lora)}"
+            told.append(f"{figure.label} {figure.written(base[name])}{after}")
+        lines.append(f"{kind:<9} {', '.join(told)} (n {base['n']}){_verdict(facts, kind, main)}")
+    reasons: dict[str, list[str]] = {}
+    for name, why in facts["left_out"].items():
+        reasons.setdefault(why, []).append(figure_of(name).label)
+    lines += [f"left out  {', '.join(names)}: {why}" for why, names in reasons.items()]
+    lines += [f"warning   {line}" for line in facts["warnings"]]
+    lines.append(f"look at   {plan.folder / REPORT}, figures in {plan.folder / METRICS}")
+    return "\n".join(["", *lines, ""])
+
+
+def _verdict(facts: Mapping[str, Any], kind: str, names: Sequence[str]) -> str:
+    found = {facts["difference"].get(kind, {}).get(name, {}).get("better") for name in names} - {None}
+    if not facts["difference"]:
+        return ""
+    told = {frozenset(): "no clear difference", frozenset({"lora"}): "the LoRA is better"}
+    told |= {frozenset({"base"}): "the LoRA is worse"}
+    return f": {told.get(frozenset(found), 'better in some, worse in others')}"
