@@ -56,6 +56,9 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("output").add_argument
     add("--output_dir", type=Path, required=True, metavar="REPORT", help="folder of the report")
     add("--overwrite", action="store_true", help="replace an earlier evaluation in --output_dir")
+    add("--push_to_hub", action="store_true", help="upload the LoRA with its card, which then has the figures")
+    add("--hub_model_id", metavar="OWNER/NAME", help="where to (default: YOU/NAME of the LoRA's folder)")
+    add("--hub_private", action="store_true", help="make the repository a private one")
     add("--debug", action="store_true", help="show the traceback of an error")
     return parser
 
@@ -171,6 +174,10 @@ def _report(
 
     facts = results.write_results(plan, best, sweep, unpaired, args.seed, args.bootstrap_rounds)
     sys.stdout.write(results.closing_lines(plan, facts))
+    if plan.publish_as is not None:
+        from deepfashion_training.models.publish import push
+
+        sys.stdout.write(f"published {push(plan.trained_folder, plan.publish_as, args.hub_private)}\n")
 
 
 def _opening_lines(plan: Plan) -> list[str]:
@@ -201,6 +208,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.data is None and not args.embedded:
         parser.error("--data is needed, or --embedded for drawn people")
+    if not args.push_to_hub and (args.hub_model_id or args.hub_private):
+        parser.error("--hub_model_id and --hub_private go with --push_to_hub")
     stopped = "the same command goes on where it stopped"
     return run_command("evaluate", lambda: evaluate(args), debug=args.debug, stopped=stopped)
 

@@ -49,6 +49,19 @@ class Plan:
     """Figures that cannot be had here, and how to get them."""
     settings: dict[str, Any]
     """What decides which pictures are drawn, ready for JSON."""
+    publish_as: str | None
+    """Where the LoRA and its card go in the end."""
+
+    @property
+    def trained_folder(self) -> Path | None:
+        """The output folder of our own training that the LoRA lies in, whose card gets the figures; None elsewhere.
+
+        Figures of a LoRA at another scale, or beside another LoRA, are not what a card is about.
+        """
+        if self.choice.lora is None or self.choice.lora_scale != 1 or self.against is not None:
+            return None
+        folder = self.choice.lora.path.parent
+        return folder if (folder / "run.json").is_file() else None
 
     def setting(self, guidance: float, unpaired: bool) -> Setting:
         """The pictures at one guidance."""
@@ -106,11 +119,23 @@ def make_plan(args: argparse.Namespace, state: PartialState) -> Plan:
     }
     guidances = tuple(dict.fromkeys(args.guidance_scale or [choice.recipe.guidance_scale]))
     possible = tuple(name for name, why in extras.items() if why is None)
-    plan = Plan(folder, choice, against, cases, guidances, looks, dino, possible, left_out, settings)
+    plan = Plan(folder, choice, against, cases, guidances, looks, dino, possible, left_out, settings, None)
+    if args.push_to_hub:
+        plan = dataclasses.replace(plan, publish_as=_publish_as(plan, args))
     if state.is_main_process:
         _take_folder(plan, args.overwrite)
     state.wait_for_everyone()
     return plan
+
+
+def _publish_as(plan: Plan, args: argparse.Namespace) -> str:
+    from deepfashion_training.models.publish import check_push
+
+    if plan.trained_folder is None:
+        raise ValueError("--push_to_hub uploads a LoRA in the folder that training wrote, at scale 1 and not --against")
+    if args.embedded:
+        raise ValueError("--push_to_hub: a LoRA of the embedded model dresses nobody")
+    return check_push(args.hub_model_id, plan.trained_folder.name, args.hub_private)
 
 
 def _check_folder(folder: Path) -> None:
@@ -162,10 +187,11 @@ def _dino_name(args: argparse.Namespace) -> tuple[str | None, dict[str, str]]:
     name = args.dino_model or DEFAULT_DINO
     try:
         find_dino(name)
-    except ValueError as error:
+    except ValueError:
         if args.dino_model is not None:
             raise
-        return None, dict.fromkeys(("dino", "fd_dinov2", "kd_dinov2"), str(error))
+        why = f"the weights of {name} are not on this machine: hf download {name}, or name a folder with --dino_model"
+        return None, dict.fromkeys(("dino", "fd_dinov2", "kd_dinov2"), why)
     return name, {}
 
 

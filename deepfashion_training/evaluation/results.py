@@ -17,7 +17,7 @@ from PIL import Image
 from deepfashion_training.evaluation.cases import Case, garment_rgb
 from deepfashion_training.evaluation.measuring import FEWEST_FOR_SETS, OF_A_SET, Measured, differences, summarise
 from deepfashion_training.evaluation.plan import Plan
-from deepfashion_training.reports.evaluation_report import ShownCase, write_evaluation_report
+from deepfashion_training.reports.evaluation_report import ShownCase, left_out_by_reason, write_evaluation_report
 from deepfashion_training.reports.figures import FIGURES, figure_of
 from deepfashion_training.reports.model_card import local_name, write_model_card
 
@@ -165,16 +165,14 @@ def _tell_the_card(plan: Plan, facts: Mapping[str, Any]) -> None:
     """Put the figures beside a LoRA of our own training, and into its model card; paths of this machine stay here."""
     from deepfashion_training.models.access import subfolder_of_transformer
 
-    if plan.choice.lora is None:
-        return
-    folder = plan.choice.lora.path.parent
-    if not (folder / "run.json").is_file() or plan.choice.lora_scale != 1:
+    folder = plan.trained_folder
+    if folder is None:
         return
     settings = dict(facts["settings"])
     for name in ("lora", "against", "data", "transformer", "pipeline"):
         settings[name] = None if settings[name] is None else local_name(settings[name])
     _write_json(folder / BESIDE_THE_LORA, {**facts, "settings": settings})
-    write_model_card(folder, subfolder_of_transformer(plan.choice.recipe.transformer))
+    write_model_card(folder, subfolder_of_transformer(plan.choice.recipe.transformer), plan.publish_as)
 
 
 def _write_json(file: Path, content: Mapping[str, Any]) -> None:
@@ -220,10 +218,7 @@ def closing_lines(plan: Plan, facts: Mapping[str, Any]) -> str:
             after = "" if lora is None else f" -> {figure.written(lora)}"
             told.append(f"{figure.label} {figure.written(base[name])}{after}")
         lines.append(f"{kind:<9} {', '.join(told)} (n {base['n']}){_verdict(facts, kind, main)}")
-    reasons: dict[str, list[str]] = {}
-    for name, why in facts["left_out"].items():
-        reasons.setdefault(why, []).append(figure_of(name).label)
-    lines += [f"left out  {', '.join(names)}: {why}" for why, names in reasons.items()]
+    lines += [f"left out  {', '.join(names)}: {why}" for why, names in left_out_by_reason(facts["left_out"]).items()]
     lines += [f"warning   {line}" for line in facts["warnings"]]
     lines.append(f"look at   {plan.folder / REPORT}, figures in {plan.folder / METRICS}")
     return "\n".join(["", *lines, ""])

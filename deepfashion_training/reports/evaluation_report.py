@@ -79,8 +79,16 @@ def write_evaluation_report(
         best=[_tile(case, figure) for case in best],
         worst=[_tile(case, figure) for case in worst],
         unpaired=[_tile(case, None) for case in unpaired],
-        figure_of=figure_of,
+        left_out=left_out_by_reason(facts["left_out"]),
     )
+
+
+def left_out_by_reason(left_out: Mapping[str, str]) -> dict[str, list[str]]:
+    """Labels of the figures that were left out, by the reason."""
+    found: dict[str, list[str]] = {}
+    for name, why in left_out.items():
+        found.setdefault(why, []).append(figure_of(name).label)
+    return found
 
 
 def _title(settings: Mapping[str, Any]) -> str:

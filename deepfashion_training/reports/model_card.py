@@ -121,7 +121,7 @@ def _evaluation(output_dir: Path) -> dict[str, Any] | None:
         "counts": [trained[name]["n"] for name in types],
         "rows": rows,
         "settings": settings,
-        "left_out": {name: " ".join(str(why).split()) for name, why in left_out.items()},
+        "left_out": [figure_of(name).label for name in left_out],
     }
 
 
