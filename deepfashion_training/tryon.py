@@ -144,19 +144,23 @@ def tryon(args: argparse.Namespace) -> None:
     """Draw what the flags ask for. Raises ``ValueError``, one line, where it can before models are loaded."""
     from deepfashion_training.dressing.records import check_form
     from deepfashion_training.dressing.wishes import make_ready
+    from deepfashion_training.embedded.make_base import TINY_FLUX_FILL
     from deepfashion_training.models.access import check_writable
+    from deepfashion_training.models.fill import same_model
     from deepfashion_training.models.parser import load_parser
 
     wishes = wishes_of(args)
     check_targets(wishes, args)
-    needs_parser = any(wish.mask is None for wish in wishes)
-    parser = find_parser(args.parser, args.embedded) if needs_parser else None
     choice = choose(args)
+    parser = None
+    if any(wish.mask is None for wish in wishes):
+        # A LoRA of the small model knows drawn people only, and so does its base.
+        parser = find_parser(args.parser, args.embedded or same_model(choice.recipe.transformer, str(TINY_FLUX_FILL)))
     look = choice.look(args.steps, repaint=args.repaint)
     check_writable(wishes[0].output.parent, "--output")
     settings = _settings(choice, look, parser)
     left = _left(wishes, settings, args)
-    lines = _opening_lines(choice, look, args) + [f"note      {note}" for note in _notes(choice, wishes, args)]
+    lines = _opening_lines(choice, look, args, parser) + [f"note      {note}" for note in _notes(choice, wishes, args)]
     sys.stderr.write("".join(f"{line}\n" for line in lines))
     if not left:
         sys.stdout.write(f"all {len(wishes)} rows are drawn already: {args.output}\n")
@@ -309,7 +313,7 @@ def _notes(choice: Choice, wishes: Sequence[Wish], args: argparse.Namespace) -> 
     return notes
 
 
-def _opening_lines(choice: Choice, look: Look, args: argparse.Namespace) -> list[str]:
+def _opening_lines(choice: Choice, look: Look, args: argparse.Namespace, parser: str | None) -> list[str]:
     """What is about to be drawn, and with what."""
     recipe = choice.recipe
     lora = "none: the bare base" if choice.lora is None else f"{choice.lora.path}, scale {choice.lora_scale:g}"
@@ -322,6 +326,7 @@ def _opening_lines(choice: Choice, look: Look, args: argparse.Namespace) -> list
         f"drawing   {recipe.height}x{recipe.width} (height x width), {look.steps} steps, guidance "
         f"{recipe.guidance_scale:g}, seed {args.seed}",
         f"repaint   {shown}",
+        *([] if parser is None else [f"masks     made with the human parser {parser}"]),
     ]
 
 

@@ -61,6 +61,8 @@ def mask_of_type(photo: Image.Image, cloth_type: int, parser: Parser) -> np.ndar
     mask = agnostic(region, cloth_type, None, parse)
     if not mask.any():
         raise PictureError("the part of the body that this garment covers is not in the photo: pass a mask")
+    if inverted(mask):
+        raise PictureError("the parser sees clothes up to the photo's corners: take one of a person, or pass a mask")
     return mask
 
 

@@ -85,5 +85,7 @@ def _reason(error: Exception) -> str:
 
 
 def upright(photo: Image.Image) -> Image.Image:
-    """``photo`` in RGB as it is meant to be seen."""
-    return turn(to_rgb(photo), orientation(photo))
+    """``photo`` in RGB as it is meant to be seen, without its EXIF: whoever reads that would turn it once more."""
+    seen = turn(to_rgb(photo), orientation(photo)).copy()
+    seen.info = {}
+    return seen
