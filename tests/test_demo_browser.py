@@ -1,0 +1,302 @@
+"""The demo's page in a real Chromium: examples of every type, uploads that are refused, the brush, both widths."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import FluxTransformer2DModel
+from PIL import Image
+
+import train_flux_inpaint as trainer
+from deepfashion_training.dressing.records import made_from
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+if CHROMIUM is None:
+    pytest.skip("no Chromium: apt-get install chromium", allow_module_level=True)
+pytest.importorskip("gradio", reason="the demo needs gradio: pip install -r requirements-demo.txt")
+playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install -r requirements-dev.txt")
+
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
+
+ROOT = Path(__file__).resolve().parents[1]
+#: Milliseconds: the machine may be busy with other tests.
+PATIENCE = 60_000
+#: Places of the galleries: a person, a garment, and the value of its type.
+EXAMPLES = {"upper": (0, 1, "1"), "lower": (2, 4, "2"), "full": (5, 7, "3")}
+
+
+def save_random_lora(tiny_flux_fill: Path, folder: Path) -> None:
+    transformer = FluxTransformer2DModel.from_pretrained(tiny_flux_fill, subfolder="transformer")
+    models = ["--pretrained_model_name_or_path", "--pretrained_inpaint_model_name_or_path"]
+    flags = [part for model in models for part in (model, str(tiny_flux_fill))]
+    args = trainer.parse_args(["--dataroot", "data", *flags, "--lora_rank", "4", "--height", "128", "--width", "96"])
+    torch.manual_seed(3)
+    for parameter in trainer.make_trainable(transformer, args):
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    folder.mkdir()
+    trainer.save_lora(transformer, args, folder)
+
+
+@dataclass
+class Server:
+    """The real command in a process of its own; ``temporary`` is where it keeps uploads and results."""
+
+    process: subprocess.Popen[str]
+    url: str
+    temporary: Path
+    errors: list[str] = field(default_factory=list)
+
+
+@contextlib.contextmanager
+def serving(folder: Path, *flags: str) -> Iterator[Server]:
+    with contextlib.closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "deepfashion_training.demo", "--embedded", "--port", str(port), "--steps", "2"]
+    environment = {**os.environ, "GRADIO_TEMP_DIR": str(folder), "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        [*command, *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        assert process.stdout and process.stderr
+        server = Server(process, f"http://127.0.0.1:{port}", folder)
+        reader = threading.Thread(target=lambda: server.errors.extend(process.stderr or ()))
+        reader.start()
+        try:
+            line = process.stdout.readline()  # comes once the page is served, or is empty when the command has ended
+            assert line.startswith(server.url), "".join(server.errors)
+            yield server
+        finally:
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+            reader.join()
+
+
+@pytest.fixture(scope="module")
+def server(tiny_flux_fill: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("demo")
+    save_random_lora(tiny_flux_fill, folder / "bold")
+    with serving(folder / "temporary", "--lora", str(folder / "bold")) as running:
+        yield running
+        # The last test's end: Ctrl-C ends cleanly and leaves no uploads behind.
+        running.process.send_signal(signal.SIGINT)
+        assert running.process.wait(timeout=60) == 130
+        assert not any(running.temporary.iterdir())
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with playwright.sync_playwright() as started:
+        flags = ["--no-sandbox", "--disable-dev-shm-usage"]
+        chromium = started.chromium.launch(executable_path=CHROMIUM, args=flags)
+        yield chromium
+        chromium.close()
+
+
+@contextlib.contextmanager
+def opened(browser: Any, server: Server, width: int = 1280, scheme: str = "light") -> Iterator[Any]:
+    """The page; at its end nothing was asked of another machine, refused, or complained of on the console."""
+    seen: list[str] = []
+    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    page = context.new_page()
+    page.set_default_timeout(PATIENCE)
+    own = (f"{server.url}/", "data:", f"blob:{server.url}/")
+    page.on("request", lambda request: request.url.startswith(own) or seen.append(f"request {request.url}"))
+    page.on("response", lambda answer: answer.status < 400 or seen.append(f"{answer.status} {answer.url}"))
+    # Gradio itself warns after every upload ("Method not implemented."), so only errors count.
+    page.on("console", lambda said: said.type != "error" or seen.append(f"console {said.text}"))
+    page.on("pageerror", lambda error: seen.append(f"error {error}"))
+    page.goto(server.url)
+    page.wait_for_selector("#people img")
+    page.wait_for_selector("#canvas canvas", state="attached")
+    yield page
+    assert page.evaluate("document.scrollingElement.scrollWidth <= innerWidth")
+    assert not seen, "\n".join(seen)
+    context.close()
+
+
+def wait_for_mask(page: Any, before: str | None) -> None:
+    """Until the canvas has loaded another mask than the ``before``-th."""
+    wanted = "before => (document.querySelector('#canvas canvas').dataset.loads ?? null) !== before"
+    page.wait_for_function(wanted, arg=before)
+
+
+def loads(page: Any) -> str | None:
+    return page.get_attribute("#canvas canvas", "data-loads")
+
+
+def pick(page: Any, name: str) -> None:
+    """An example person and an example garment of the type, with the mask for them."""
+    person, garment, cloth_type = EXAMPLES[name]
+    before = loads(page)
+    page.locator("#people img").nth(person).click()
+    wait_for_mask(page, before)
+    before, changes = loads(page), page.locator("#type input:checked").input_value() != cloth_type
+    page.locator("#garments img").nth(garment).click()
+    page.get_by_text(f"garment: example {name}").wait_for()
+    if changes:
+        wait_for_mask(page, before)
+    assert page.locator("#type input:checked").input_value() == cloth_type
+
+
+def dress(page: Any, kind: str = "good") -> str:
+    """Press the button; the message once the job has ended, well or badly."""
+    page.evaluate("document.querySelector('#status .note').replaceChildren()")
+    page.click("#run")
+    page.wait_for_selector(f"#status p.{kind}")
+    return page.inner_text("#status")
+
+
+def results(page: Any) -> list[str]:
+    """Addresses of the pictures that are shown, once they are loaded."""
+    shown = page.locator("#base-result img, #lora-result img")
+    playwright.expect(shown).to_have_count(2)
+    page.wait_for_function(
+        "[...document.querySelectorAll('#base-result img, #lora-result img')].every(one => one.naturalWidth === 288)"
+    )
+    return [one.get_attribute("src") for one in shown.all()]
+
+
+def download(page: Any, name: str, folder: Path) -> Path:
+    with page.expect_download() as started:
+        page.click(f"#{name}-download")
+    file = folder / started.value.suggested_filename
+    started.value.save_as(file)
+    return file
+
+
+def still_works(page: Any, name: str = "upper") -> None:
+    pick(page, name)
+    dress(page)
+    results(page)
+
+
+def test_examples_of_every_type_are_drawn_with_base_and_lora(browser: Any, server: Server, tmp_path: Path) -> None:
+    with opened(browser, server) as page:
+        shown = []
+        for number, name in enumerate(EXAMPLES, start=1):
+            pick(page, name)
+            assert "seed 0, 2 steps" in dress(page)
+            shown += results(page)
+            record = made_from(download(page, "lora", tmp_path))
+            assert record and record["garment_type"] == number and record["lora"] == "bold"
+            assert str(server.temporary.parent) not in json.dumps(record)
+        assert len(set(shown)) == 6
+        base = download(page, "base", tmp_path)
+        assert made_from(base)["lora"] is None
+        with Image.open(base) as picture:
+            assert picture.size == (288, 384)
+
+
+def test_uploads_that_will_not_do_are_refused_and_the_page_lives_on(
+    browser: Any, server: Server, tmp_path: Path
+) -> None:
+    (tmp_path / "text.png").write_text("this is no picture")
+    Image.new("1", (20_000, 20_000)).save(tmp_path / "huge.png")
+    with opened(browser, server) as page:
+        for what in ("person", "garment"):
+            for name, message in (("text", "not readable as a picture"), ("huge", "more than 64,000,000 pixels")):
+                page.set_input_files(f"#{what}-file input[type=file]", tmp_path / f"{name}.png")
+                note = page.locator(f"#{what}-note p.bad", has_text=message)
+                note.wait_for()
+                assert note.is_visible() and f"{what} {name}.png" in note.inner_text()
+                assert str(server.temporary) not in note.inner_text()
+        still_works(page)
+
+
+def test_what_is_missing_is_said_and_stays_on_the_page(browser: Any, server: Server) -> None:
+    with opened(browser, server) as page:
+        assert "no person yet" in dress(page, "bad")
+        before = loads(page)
+        page.locator("#people img").nth(1).click()
+        wait_for_mask(page, before)
+        assert "no garment yet" in dress(page, "bad")
+        pick(page, "lower")
+        page.get_by_role("button", name="Clear").click()
+        assert "the mask is empty" in dress(page, "bad")
+        assert page.locator("#status p.bad").is_visible()
+        page.click("#make")
+        wait_for_mask(page, loads(page))
+        dress(page)
+        results(page)
+
+
+def test_the_painted_mask_is_the_one_that_is_used(browser: Any, server: Server, tmp_path: Path) -> None:
+    """A stroke across an empty mask: pixels far from it are the photo's, those under it are not."""
+    with opened(browser, server) as page:
+        pick(page, "upper")
+        page.get_by_role("button", name="Clear").click()
+        canvas = page.locator("#canvas canvas")
+        canvas.scroll_into_view_if_needed()
+        box = canvas.bounding_box()
+
+        def stroke(row: float) -> None:
+            page.mouse.move(box["x"] + 0.3 * box["width"], box["y"] + row * box["height"])
+            page.mouse.down()
+            page.mouse.move(box["x"] + 0.7 * box["width"], box["y"] + row * box["height"], steps=4)
+            page.mouse.up()
+
+        stroke(0.5)
+        stroke(0.9)
+        page.get_by_role("button", name="Undo").click()
+        dress(page)
+        results(page)
+        photo = server.temporary.glob("*/examples/person-1.jpg")
+        with Image.open(next(photo)) as before, Image.open(download(page, "base", tmp_path)) as after:
+            changed = np.abs(np.asarray(before, int) - np.asarray(after, int)).max(axis=2) > 0
+        rows, columns = np.nonzero(changed)
+        assert changed[192, 100:190].mean() > 0.9
+        assert 160 < rows.min() < 192 < rows.max() < 225
+        assert 60 < columns.min() < 100 and 190 < columns.max() < 230
+
+
+def test_a_job_that_fails_says_why_and_the_next_one_runs(browser: Any, server: Server, tmp_path: Path) -> None:
+    """The uploaded photo is gone when its turn comes, as after some hours."""
+    Image.new("RGB", (300, 400), (200, 210, 220)).save(tmp_path / "mine.png")
+    with opened(browser, server) as page:
+        pick(page, "full")
+        before = loads(page)
+        page.set_input_files("#person-file input[type=file]", tmp_path / "mine.png")
+        page.get_by_text("person: mine.png, 300x400").wait_for()
+        if not page.locator("#mask-note p.bad").count():
+            wait_for_mask(page, before)
+        for file in server.temporary.glob("**/mine.png"):
+            file.unlink()
+        assert "no longer has the picture of the person: choose it again" in dress(page, "bad")
+        still_works(page)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_narrow_page_fits_and_works(browser: Any, server: Server, scheme: str) -> None:
+    with opened(browser, server, width=390, scheme=scheme) as page:
+        still_works(page, "lower")
+
+
+def test_a_forged_request_is_refused(server: Server) -> None:
+    for path in ("/etc/passwd", "http://127.0.0.1:9/x.png"):
+        data = [{"path": path, "meta": {"_type": "gradio.FileData"}}, 1]
+        body = json.dumps({"data": data, "fn_index": 0, "session_hash": "x"}).encode()
+        asked = urllib.request.Request(
+            f"{server.url}/gradio_api/queue/join", body, {"Content-Type": "application/json"}
+        )
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.build_opener(urllib.request.ProxyHandler({})).open(asked, timeout=60)
+        assert refused.value.code == 400 and b"not uploaded here" in refused.value.read()
+        refused.value.close()
