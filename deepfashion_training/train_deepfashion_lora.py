@@ -519,11 +519,12 @@ def quiet_libraries() -> None:
     """Keep the libraries' progress bars out of the bar of the training, and a warning that no user can act on away."""
     import warnings
 
-    import datasets
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
-    datasets.disable_progress_bars()
+    os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"  # for datasets, which is not imported for this alone
+    if "datasets" in sys.modules:
+        sys.modules["datasets"].disable_progress_bars()
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
     # CLIP reads 77 tokens, so with captions this would be said of every row; T5 reads the whole prompt.

@@ -6,6 +6,7 @@ import argparse
 import gc
 import importlib.util
 import math
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,6 +121,7 @@ class FillModel:
             **dict.fromkeys(("revision", "inpaint_revision", "variant", "cache_dir")),
         )
         self._embeddings = self._encode(list(dict.fromkeys(prompts)))
+        self._loras = tuple(loras or {})
         self._transformer = self._load_transformer(loras or {}, offload)
         self._pipeline = self._load_pipeline()
 
@@ -180,14 +182,14 @@ class FillModel:
             if lora is not None:
                 raise ValueError(f"no LoRA {lora!r}: this model was made without any")
             return
-        if lora is not None and lora not in self._transformer.peft_config:
-            raise ValueError(f"no LoRA {lora!r}: this model was made with {', '.join(self._transformer.peft_config)}")
+        if lora is not None and lora not in self._loras:
+            raise ValueError(f"no LoRA {lora!r}: this model was made with {', '.join(self._loras)}")
         # DoRA at scale 0 would still set the magnitudes that it learned.
         if lora is None or scale == 0:
             self._transformer.disable_adapters()
         else:
             self._transformer.enable_adapters()
-            self._transformer.set_adapters([lora], weights=[scale])
+            self._transformer.set_adapters([_adapter(lora)], weights=[scale])
 
     def _embedding(self, prompt: str) -> tuple[torch.Tensor, torch.Tensor]:
         if prompt not in self._embeddings:
@@ -219,7 +221,11 @@ class FillModel:
         transformer = trainer.load_transformer(self._loading, self.dtype).requires_grad_(False)
         for name, lora in loras.items():
             weights = {key: tensor.to(self.dtype) for key, tensor in lora.weights.items()}
-            transformer.load_lora_adapter(weights, prefix=None, metadata=lora.config.to_dict(), adapter_name=name)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Already found a `peft_config`")  # a second LoRA is meant
+                transformer.load_lora_adapter(
+                    weights, prefix=None, metadata=lora.config.to_dict(), adapter_name=_adapter(name)
+                )
         transformer.eval()
         if offload:
             transformer.enable_group_offload(
@@ -241,6 +247,11 @@ class FillModel:
         pipeline.vae.to(self.device).requires_grad_(False)
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
+
+
+def _adapter(name: str) -> str:
+    """peft's name of a LoRA. Not ``lora``: diffusers tells whose weights are missing by a name that theirs contain."""
+    return f"worn_{name}"
 
 
 def check_means(quantize: str | None, offload: bool) -> None:
