@@ -13,6 +13,7 @@ from PIL import Image
 from deepfashion_training.data.documented_rows import DocumentedRows
 from deepfashion_training.data.picture_cells import stored_bytes, undecoded
 from deepfashion_training.data.sources import open_splits, source_fingerprint
+from deepfashion_training.metrics.paired import SSIM_WINDOW
 from deepfashion_training.models.parser import Parser
 from deepfashion_training.pairs import sampling
 from deepfashion_training.pairs.garment_types import TYPE_NAMES
@@ -34,6 +35,7 @@ class Case:
     garment_name: str
     partner_name: str
     group: str  # the person
+    other_person: bool  # whether the partner is one: a type with few people may not have enough
 
     @property
     def type_name(self) -> str:
@@ -59,7 +61,8 @@ class Truth:
 class Cases:
     """The rows of ``split`` of a documented dataset, of ``types``, and at most ``limit`` of them (types in proportion).
 
-    Garments are permuted within a type by ``seed``, never to another picture of the same person where that can be.
+    Garments are permuted within a type by ``seed``. Where a type has too few people, some are left with a garment of
+    their own, and no unpaired case is made of them.
     Rows whose garment picture was cut out of the same photo are left out: a model could copy its pixels. ``size`` is
     (height, width) of one half of the pair. The garment's own area comes from the column ``parse`` (the 18 ATR labels)
     where the rows have one, else from ``parser`` where that is set, else it is the mask.
@@ -89,11 +92,16 @@ class Cases:
         self._rows = DocumentedRows(splits[split], source)
         has_parse = "parse" in splits[split].column_names
         self._parse = undecoded(splits[split], ("parse",), source) if has_parse else None
+        self._boxes: dict[int, Box] = {}
         self.same_photo = 0
         self.cases = self._choose(types, limit, seed)
 
     def __len__(self) -> int:
         return len(self.cases)
+
+    def of(self, unpaired: bool) -> list[Case]:
+        """The cases of the paired or of the unpaired setting: in the latter everybody gets another person's garment."""
+        return [case for case in self.cases if case.other_person] if unpaired else self.cases
 
     def _choose(self, types: tuple[int, ...], limit: int | None, seed: int) -> list[Case]:
         rows, data = [], self._rows
@@ -121,6 +129,7 @@ class Cases:
                 garment_name=data.name(row, "garment_view"),
                 partner_name=data.name(rows[partner], "garment_view"),
                 group=group,
+                other_person=groups[partner] != group,
             )
             for row, partner, group in zip(rows, partners, groups, strict=True)
         ]
@@ -129,10 +138,6 @@ class Cases:
         """How many cases there are of each type."""
         found = Counter(case.type_name for case in self.cases)
         return {name: found[name] for name in TYPE_NAMES.values() if found[name]}
-
-    def captions(self) -> list[str]:
-        """Captions of the garments, in the order of the cases; unpaired they are the same in another order."""
-        return [self._rows.caption(case.row) for case in self.cases]
 
     def caption(self, case: Case, unpaired: bool) -> str:
         """Caption of the garment that is tried on."""
@@ -150,10 +155,12 @@ class Cases:
 
     def box(self, case: Case) -> Box:
         """Where the person's photo lies within its half of the pair; beyond it is padding."""
-        photo = self._rows.picture(case.row, "image")
-        turned = orientation(photo) in (5, 6, 7, 8)
-        size = (photo.width, photo.height) if turned else (photo.height, photo.width)
-        return fit_box(size, self.size, self.resize_mode)
+        if case.row not in self._boxes:
+            photo = self._rows.picture(case.row, "image")
+            turned = orientation(photo) in (5, 6, 7, 8)
+            size = (photo.width, photo.height) if turned else (photo.height, photo.width)
+            self._boxes[case.row] = fit_box(size, self.size, self.resize_mode)
+        return self._boxes[case.row]
 
     def truth(self, case: Case) -> Truth:
         """The person as photographed. Raises ``PictureError`` for an unusable picture, or a mask of everything."""
@@ -163,14 +170,18 @@ class Cases:
             raise PictureError("mask is empty")
         if mask.all():
             raise PictureError("mask covers the whole photo")
+        box = fit_box(mask.shape, self.size, self.resize_mode)
+        if min(box.height, box.width) < SSIM_WINDOW:
+            raise PictureError(f"the photo is so narrow that it has {box.width}x{box.height} pixels in the pair")
         area = self._garment_area(case, upright, mask)
-        box = self.box(case)
         rows, columns = slice(box.top, box.top + box.height), slice(box.left, box.left + box.width)
 
         def cut(placed: np.ndarray) -> torch.Tensor:
             return torch.from_numpy(placed[..., rows, columns].astype(np.float32))
 
         placed = cut(place_mask(mask, self.size, self.resize_mode))[None]
+        if not placed.any() or placed.all():  # what was there was lost in the shrinking
+            raise PictureError(f"mask {'covers the whole photo' if placed.any() else 'is empty'} in the pair's size")
         known = area is not None and bool(area.any())
         garment_area = cut(place_mask(area, self.size, self.resize_mode))[None] if area is not None else placed
         if not garment_area.any():  # gone in the shrinking
@@ -181,7 +192,12 @@ class Cases:
         """Pixels of the worn garment within ``mask``, uint8 ``[h, w]``; None where nobody can tell."""
         if self._parse is not None:
             stored = self._parse[case.row]["parse"]
-            picture = open_picture(stored_bytes(stored))
+            if stored is None:
+                return None
+            try:
+                picture = open_picture(stored_bytes(stored))
+            except PictureError as error:
+                raise PictureError(f"parse: {error}") from error
             parse = np.asarray(turn(picture, orientation(picture)))
             if parse.shape != mask.shape:
                 raise PictureError(f"parse: {parse.shape[::-1]} pixels on a photo of {photo.size}")

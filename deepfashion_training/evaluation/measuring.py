@@ -23,7 +23,7 @@ from deepfashion_training.evaluation.drawing import Setting
 from deepfashion_training.metrics import inception
 from deepfashion_training.metrics.distribution import cosine_similarity, frechet_distance, kernel_distance
 from deepfashion_training.metrics.intervals import bootstrap_interval
-from deepfashion_training.metrics.paired import paired_figures
+from deepfashion_training.metrics.paired import drift, paired_figures
 from deepfashion_training.models.features import Dino
 from deepfashion_training.pairs.garment_types import TYPE_NAMES
 from deepfashion_training.pairs.layout import garment_mask
@@ -33,16 +33,18 @@ from deepfashion_training.reports.figures import UNPAIRED, figure_of
 #: Figures of single pictures, and figures of sets of them.
 OF_A_PICTURE = ("ssim", "ssim_masked", "psnr", "psnr_masked", "ciede2000_masked", "drift", "dino", "lpips")
 OF_A_SET = ("fd_dinov2", "kd_dinov2", "fid", "kid")
-#: Of fewer people no interval is wide enough to say which model is better.
-FEWEST_FOR_VERDICT = 5
+#: Of fewer people nobody is told which model is better: their bootstrap intervals are too narrow. By Student's t, one
+#: of 95% misses the truth in one of 6 cases with 5 people, in one of 10 with 10 and in one of 14 with 20.
+FEWEST_FOR_VERDICT = 10
 #: Below this many pictures a Fréchet distance says more about their number than about the model.
 FEWEST_FOR_SETS = 500
 
 
 class Instruments:
-    """What figures are measured with beyond arithmetic: DINOv2 where a model is named, LPIPS where it is possible."""
+    """What figures are measured with: DINOv2 where a model is named, ``extras`` of papers, on ``device``."""
 
-    def __init__(self, dino: str | None, extras: Sequence[str]) -> None:
+    def __init__(self, dino: str | None, extras: Sequence[str], device: torch.device | None = None) -> None:
+        self.device = device or torch.device("cpu")
         self.dino = None if dino is None else Dino(dino)
         self.lpips = inception.lpips if "lpips" in extras else None
         self.distances = tuple(name for name in ("fid", "kid") if name in extras)
@@ -52,15 +54,15 @@ class Measured:
     """Pictures of one ``Setting``, measured: ``rows`` as above, and what ``OF_A_SET`` need.
 
     ``features`` [n, D] are DINOv2's by model, and of the photos under ``truth``, in the order of ``cases``.
-    ``left_out`` says of which rows nothing could be measured, and why; ``areas_unknown`` counts cases whose garment's
-    own area is not known, so that the mask stands for it.
+    ``left_out`` says by name of which cases nothing could be measured, and why; ``areas_unknown`` counts cases whose
+    garment's own area is not known, so that the mask stands for it.
     """
 
     def __init__(self, setting: Setting, instruments: Instruments) -> None:
         self.setting, self.instruments = setting, instruments
         self.rows: list[dict[str, Any]] = []
         self.cases: list[Case] = []
-        self.left_out: dict[int, str] = {}
+        self.left_out: dict[str, str] = {}
         self.areas_unknown = 0
         self.features: dict[str, torch.Tensor] = {}
 
@@ -75,14 +77,15 @@ def measure(
     """
     found, dino = Measured(setting, instruments), instruments.dino
     features: dict[str, list[torch.Tensor]] = {}
-    for case in cases.cases:
+    chosen = cases.of(setting.unpaired)
+    for case in chosen:
         told(1)
         try:
             truth = cases.truth(case)
             garment = cases.garment(case, setting.unpaired)
             pictures = {model: read_result(setting.file(model, case), truth) for model in setting.looks}
         except PictureError as error:
-            found.left_out[case.row] = str(error)
+            found.left_out[case.name] = str(error)
             continue
         found.cases.append(case)
         found.areas_unknown += not truth.area_known
@@ -98,10 +101,8 @@ def measure(
                 features.setdefault(name, []).append(dino.embed([picture_of(seen)]))
     found.features = {name: torch.cat(parts) for name, parts in features.items()}
     if not found.cases:
-        first = next(iter(found.left_out.values()), "no case")
-        raise ValueError(
-            f"nothing could be measured: {len(found.left_out)} of {len(cases)} cases are unusable: {first}"
-        )
+        name, why = next(iter(found.left_out.items()))
+        raise ValueError(f"nothing could be measured: none of {len(chosen)} cases can be used, such as {name}: {why}")
     return found
 
 
@@ -120,11 +121,14 @@ def _row(case: Case, model: str, setting: Setting, figures: Mapping[str, float])
 
 
 def _figures(picture: torch.Tensor, truth: Truth, unpaired: bool, instruments: Instruments) -> dict[str, float]:
-    figures = paired_figures(picture, truth.photo, truth.mask, truth.garment_area)[0]
+    result, photo, mask, area = (
+        each.to(instruments.device) for each in (picture, truth.photo, truth.mask, truth.garment_area)
+    )
     if unpaired:
-        return {"drift": figures["drift"]}
+        return {"drift": float(drift(result, photo, mask)[0])}
+    figures = paired_figures(result, photo, mask, area)[0]
     if instruments.lpips is not None:
-        figures["lpips"] = instruments.lpips(picture, truth.photo)[0]
+        figures["lpips"] = instruments.lpips(result, photo)[0]
     return figures
 
 
@@ -161,8 +165,11 @@ def read_result(file: Path, truth: Truth) -> torch.Tensor:
     """A drawn picture as float32 [3, h, w] in [0, 1]; ``PictureError`` for one that is not there or of another size."""
     if not file.is_file():
         raise PictureError("it was not drawn: a picture of it cannot be used")
-    with Image.open(file, formats=("PNG",)) as stored:
-        levels = np.asarray(stored.convert("RGB"))
+    try:
+        with Image.open(file, formats=("PNG",)) as stored:
+            levels = np.asarray(stored.convert("RGB"))
+    except Exception as error:  # decoders raise OSError, SyntaxError, zlib.error and others
+        raise PictureError(f"{file} cannot be read ({error}): delete it, and give the command again") from error
     if levels.shape[:2] != truth.photo.shape[1:]:
         raise PictureError(f"{file.name} has {levels.shape[1]}x{levels.shape[0]} pixels, of another size or run")
     return torch.from_numpy(levels.astype(np.float32)).permute(2, 0, 1) / 255
@@ -237,11 +244,12 @@ def _add_inception(
 
 
 def differences(measured: Sequence[Measured], seed: int, rounds: int) -> dict[str, dict[str, dict[str, Any]]]:
-    """What the LoRA changed: ``{type or "all": {figure: {"n", "mean", "ci", "better"}}}`` over cases that both drew.
+    """What the LoRA changed: ``{type or "all": {figure: {"n", "people", "mean", "ci", "better"}}}``.
 
-    ``mean`` is that of LoRA minus base, case by case, with its 95% bootstrap interval over people; ``better`` is
+    ``mean`` is that of LoRA minus base, case by case, with its 95% bootstrap interval over ``people``; ``better`` is
     ``"lora"`` or ``"base"`` where the interval lies on one side of 0, else None: no difference that chance would not
-    make, or fewer than ``FEWEST_FOR_VERDICT`` people.
+    make, or fewer than ``FEWEST_FOR_VERDICT`` people. Cases of which one figure is infinite and the other not (PSNR of
+    equal pictures) do not count, as ``n`` says.
     """
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for kind in (*TYPE_NAMES.values(), "all"):
@@ -275,6 +283,7 @@ def _change(
         return None
     low, high = bootstrap_interval(numbers, seed, rounds, groups=groups)
     better = None
-    if len(set(groups)) >= FEWEST_FOR_VERDICT and (low > 0 or high < 0):
+    people = len(set(groups))
+    if people >= FEWEST_FOR_VERDICT and (low > 0 or high < 0):
         better = "lora" if (low > 0) == (figure_of(name).better == "higher") else "base"
-    return {"n": len(numbers), "mean": float(np.mean(numbers)), "ci": [low, high], "better": better}
+    return {"n": len(numbers), "people": people, "mean": float(np.mean(numbers)), "ci": [low, high], "better": better}

@@ -6,6 +6,8 @@ import argparse
 import dataclasses
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +47,14 @@ class Plan:
     dino: str | None
     extras: tuple[str, ...]
     """Those of ``EXTRAS`` that this machine can compute; known to the first process only."""
+    parser: str | None
+    """The human parser that finds the worn garment, where the data does not say which it is."""
     left_out: dict[str, str]
     """Figures that cannot be had here, and how to get them."""
     settings: dict[str, Any]
     """What decides which pictures are drawn, ready for JSON."""
     publish_as: str | None
-    """Where the LoRA and its card go in the end."""
+    """Where the LoRA and its card go in the end; known to the first process only."""
 
     @property
     def trained_folder(self) -> Path | None:
@@ -69,23 +73,62 @@ class Plan:
         return setting(self.folder, guidance, unpaired, looks)
 
 
+@contextmanager
+def first_process_first(state: PartialState) -> Iterator[None]:
+    """Let the first process go ahead: what it fetches is there for the others, and what it refuses is told once."""
+    if not state.is_main_process:
+        wait_for_others(state)
+    yield
+    if state.is_main_process:
+        wait_for_others(state)
+
+
+def wait_for_others(state: PartialState) -> None:
+    """Wait until every process is here; ``ValueError`` where another one ended, whose own message says why."""
+    try:
+        state.wait_for_everyone()
+    except RuntimeError as error:
+        raise ValueError(
+            f"process {state.process_index} stopped because another one did, whose message counts"
+        ) from error
+
+
 def make_plan(args: argparse.Namespace, state: PartialState) -> Plan:
     """Check what the flags ask for. Raises ``ValueError``, one line, for whatever cannot be done."""
     folder = args.output_dir.expanduser().resolve()
-    _check_folder(folder)
-    choice = choose(args)
-    against = None
-    if args.against is not None:
-        against = read_lora(find_lora(args.against), assume_alpha=True)
-        check_fits(against, find_config(choice.recipe.transformer))
-    types = parse_cloth_types(args.cloth_types)
-    parser = _parser_name(args)
-    dino, left_out = _dino_name(args)
-    extras = {name: inception.unavailable(name) for name in EXTRAS} if state.is_main_process else {}
-    left_out |= {name: why for name, why in extras.items() if why is not None}
+    with first_process_first(state):
+        _check_folder(folder)
+        choice = choose(args)
+        against = None
+        if args.against is not None:
+            against = read_lora(find_lora(args.against), assume_alpha=True)
+            check_fits(against, find_config(choice.recipe.transformer))
+        dino, left_out = _dino_name(args)
+        parser = _parser_name(args)
+    # The first process draws it, and the others wait inside.
+    source = args.data or _drawn_wardrobe(folder)
+    with first_process_first(state):
+        plan = _planned(args, folder, choice, against, source, state.is_main_process)
+        plan = dataclasses.replace(plan, dino=dino, parser=None if plan.cases.has_parse else parser)
+        plan.left_out.update(left_out)
+        if state.is_main_process:
+            if args.push_to_hub:
+                plan = dataclasses.replace(plan, publish_as=_publish_as(plan, args))
+            if plan.parser is not None:
+                plan.cases.parser = load_parser(plan.parser)
+            _take_folder(plan, args.overwrite)
+    return plan
+
+
+def _planned(
+    args: argparse.Namespace, folder: Path, choice: Choice, against: LoraFile | None, source: str, is_first: bool
+) -> Plan:
+    """The plan without DINOv2, parser and where to publish. Only the first process measures, and knows ``extras``."""
+    extras = {name: inception.unavailable(name) for name in EXTRAS} if is_first else {}
     size = (choice.recipe.height, choice.recipe.width)
+    types = parse_cloth_types(args.cloth_types)
     cases = Cases(
-        args.data or _drawn_wardrobe(folder),
+        source,
         args.split,
         size,
         types=types,
@@ -94,8 +137,6 @@ def make_plan(args: argparse.Namespace, state: PartialState) -> Plan:
         revision=args.data_revision,
         resize_mode=args.resize_mode,
     )
-    if parser is not None and not cases.has_parse:
-        cases.parser = load_parser(parser)
     look = choice.look(args.steps, repaint=args.repaint, resize_mode=args.resize_mode)
     looks = {"base": dataclasses.replace(look, lora="against" if against else None, lora_scale=1.0)}
     if choice.lora is not None:
@@ -119,13 +160,8 @@ def make_plan(args: argparse.Namespace, state: PartialState) -> Plan:
     }
     guidances = tuple(dict.fromkeys(args.guidance_scale or [choice.recipe.guidance_scale]))
     possible = tuple(name for name, why in extras.items() if why is None)
-    plan = Plan(folder, choice, against, cases, guidances, looks, dino, possible, left_out, settings, None)
-    if args.push_to_hub:
-        plan = dataclasses.replace(plan, publish_as=_publish_as(plan, args))
-    if state.is_main_process:
-        _take_folder(plan, args.overwrite)
-    state.wait_for_everyone()
-    return plan
+    left_out = {name: why for name, why in extras.items() if why is not None}
+    return Plan(folder, choice, against, cases, guidances, looks, None, possible, None, left_out, settings, None)
 
 
 def _publish_as(plan: Plan, args: argparse.Namespace) -> str:
@@ -142,30 +178,37 @@ def _check_folder(folder: Path) -> None:
     """Raise ``ValueError`` for a folder that holds something else, or cannot be written to."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--output_dir {folder} is a file: name a folder")
-    other = sorted(path.name for path in folder.iterdir() if path.name not in WRITTEN) if folder.exists() else []
+    names = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+    # What a killed process was writing begins with a point and goes on with the name.
+    other = [name for name in names if name not in WRITTEN and not name.startswith(tuple(f".{own}" for own in WRITTEN))]
     if other:
         raise ValueError(f"--output_dir {folder} holds other files ({other[0]}): name a new or empty folder")
+    if "pictures" in names and SETTINGS not in names:
+        raise ValueError(f"--output_dir {folder} holds pictures that are not of an evaluation: name another folder")
     check_writable(folder)
 
 
 def _take_folder(plan: Plan, overwrite: bool) -> None:
     """Make the folder this evaluation's own; raises ``ValueError`` where it is another's, unless ``overwrite``."""
     file = plan.folder / SETTINGS
-    try:
-        earlier = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        earlier = None
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{file} cannot be read: {error}; name another --output_dir, or give --overwrite") from error
-    if earlier is not None:
-        changed = [name for name in differences(earlier, plan.settings) if name not in _PLACES]
-        if changed and not overwrite:
+    if overwrite:
+        for name in ("metrics.json", "metrics.csv", "report.html"):
+            (plan.folder / name).unlink(missing_ok=True)
+        for pictures in plan.folder.glob("pictures/guidance-*"):
+            shutil.rmtree(pictures)
+    elif file.exists():
+        try:
+            earlier = json.loads(file.read_text(encoding="utf-8"))
+            changed = [name for name in differences(earlier, plan.settings) if name not in _PLACES]
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"{file} cannot be read ({error}): name another folder, or replace the evaluation with --overwrite"
+            ) from error
+        if changed:
             raise ValueError(
                 f"--output_dir {plan.folder} holds an evaluation with other settings ({', '.join(changed)}): name "
                 "another folder, or replace it with --overwrite"
             )
-        if overwrite:
-            shutil.rmtree(plan.folder / "pictures", ignore_errors=True)
     plan.folder.mkdir(parents=True, exist_ok=True)
     staged = file.with_name(f".{file.name}")
     staged.write_text(json.dumps(plan.settings, indent=2) + "\n", encoding="utf-8")

@@ -15,18 +15,32 @@ import numpy as np
 from PIL import Image
 
 from deepfashion_training.evaluation.cases import Case, garment_rgb
-from deepfashion_training.evaluation.measuring import FEWEST_FOR_SETS, OF_A_SET, Measured, differences, summarise
+from deepfashion_training.evaluation.measuring import (
+    FEWEST_FOR_SETS,
+    FEWEST_FOR_VERDICT,
+    OF_A_SET,
+    Measured,
+    differences,
+    summarise,
+)
 from deepfashion_training.evaluation.plan import Plan
-from deepfashion_training.reports.evaluation_report import ShownCase, left_out_by_reason, write_evaluation_report
+from deepfashion_training.reports.evaluation_report import (
+    SIDES,
+    ShownCase,
+    left_out_by_reason,
+    no_verdict,
+    write_evaluation_report,
+)
 from deepfashion_training.reports.figures import FIGURES, figure_of
 from deepfashion_training.reports.model_card import local_name, write_model_card
 
 METRICS, TABLE, REPORT = "metrics.json", "metrics.csv", "report.html"
+CARD = "README.md"
 #: Beside a trained LoRA: its evaluation, for the model card.
 BESIDE_THE_LORA = "evaluation.json"
 #: What the best guidance and the best and worst cases are told by: the first of these that was measured.
 CRITERIA = ("dino", "ciede2000_masked")
-#: Best, worst and unpaired cases that the report shows.
+#: Best, worst and unpaired cases that the report shows; of fewer than twice as many, half are best and half worst.
 SHOWN = 10
 _PACKAGES = ("torch", "diffusers", "transformers", "peft", "torchmetrics", "numpy", "Pillow")
 
@@ -55,13 +69,14 @@ def write_results(
     paired = next(one for one in sweep if one.setting.guidance_scale == best)
     shown = [paired, *unpaired]
     facts: dict[str, Any] = {
-        "settings": {**plan.settings, "guidance_scale": best, "garment_area": plan.cases.area_source},
+        "settings": {**plan.settings, "guidance_scale": best, **_measured_with(plan, paired)},
         "models": summarise(shown, seed, rounds),
         "difference": differences(shown, seed, rounds) if plan.choice.lora is not None else {},
         "left_out": plan.left_out,
-        "left_out_cases": {str(row): why for one in shown for row, why in one.left_out.items()},
+        "left_out_cases": _left_out_cases(shown),
         "same_photo_rows_left_out": plan.cases.same_photo,
         "garment_areas_unknown": paired.areas_unknown,
+        "without_another_person": len(plan.cases) - len(plan.cases.of(unpaired=True)),
         "bootstrap": {"rounds": rounds, "level": 0.95, "over": "people", "seed": seed},
         "versions": {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES},
     }
@@ -74,16 +89,38 @@ def write_results(
     _write_table(plan.folder / TABLE, [row for one in (*sweep, *unpaired) for row in one.rows])
     by = criterion(paired)
     order = _ordered(paired, by)
+    many = min(SHOWN, max(1, len(order) // 2))
     write_evaluation_report(
         plan.folder / REPORT,
         facts,
         by,
-        best=[_shown(plan, paired, case, by) for case in order[:SHOWN]],
-        worst=[_shown(plan, paired, case, by) for case in order[: -SHOWN - 1 : -1]],
+        best=[_shown(plan, paired, case, by) for case in order[:many]],
+        worst=[_shown(plan, paired, case, by) for case in order[: -many - 1 : -1]],
         unpaired=[_shown(plan, one, case, by) for one in unpaired for case in _in_turn(one.cases)[:SHOWN]],
     )
     _tell_the_card(plan, facts)
     return facts
+
+
+def _measured_with(plan: Plan, measured: Measured) -> dict[str, Any]:
+    """What the figures depend on beside the pictures: those of another DINOv2 are other figures."""
+    dino, parser = measured.instruments.dino, plan.cases.parser
+    return {
+        "dino_model": plan.dino,
+        "dino_revision": None if dino is None else dino.revision,
+        "parser": plan.parser,
+        "parser_revision": None if parser is None else parser.revision,
+        "garment_area": plan.cases.area_source,
+    }
+
+
+def _left_out_cases(measured: Iterable[Measured]) -> dict[str, str]:
+    """Why cases could not be measured, by their name; of one that could be paired it is said that it is unpaired."""
+    found: dict[str, str] = {}
+    for one in measured:
+        for name, why in one.left_out.items():
+            found.setdefault(name, f"unpaired only: {why}" if one.setting.unpaired else why)
+    return found
 
 
 def _warnings(facts: Mapping[str, Any]) -> list[str]:
@@ -103,7 +140,21 @@ def _warnings(facts: Mapping[str, Any]) -> list[str]:
     if missing:
         found.append(f"no case of the garment type {', '.join(missing)}")
     if left_out := facts["left_out_cases"]:
-        found.append(f"{len(left_out)} cases could not be measured, first row {next(iter(left_out.items()))}")
+        name, why = next(iter(left_out.items()))
+        found.append(f"{len(left_out)} of the cases could not be measured, first {name}: {why}")
+    if alone := facts["without_another_person"]:
+        found.append(f"{alone} cases are not among the unpaired ones: nobody else wears a garment of their type")
+    few_people = [kind for kind, changes in facts["difference"].items() if _few_people(changes)]
+    if few_people:
+        found.append(
+            f"fewer than {FEWEST_FOR_VERDICT} people ({', '.join(few_people)}): nothing is called better or worse there"
+        )
+    if "sweep" in facts:
+        whose = "LoRA" if facts["best_guidance_scale"]["of"] == "lora" else "base"
+        found.append(
+            f"the guidance was chosen by these very pictures, and by those of the {whose}, which flatters it: another "
+            "split tells more"
+        )
     if unknown := facts["garment_areas_unknown"]:
         found.append(
             f"the garment's own area is not known in {unknown} of {counts['all']} photos: there the colour difference "
@@ -112,6 +163,10 @@ def _warnings(facts: Mapping[str, Any]) -> list[str]:
     if facts["settings"]["split"] == "train":
         found.append("the split train was evaluated: the LoRA may have seen these people")
     return found
+
+
+def _few_people(changes: Mapping[str, Mapping[str, Any]]) -> bool:
+    return max(change["people"] for change in changes.values()) < FEWEST_FOR_VERDICT
 
 
 def _ordered(paired: Measured, by: str) -> list[Case]:
@@ -169,9 +224,12 @@ def _tell_the_card(plan: Plan, facts: Mapping[str, Any]) -> None:
     if folder is None:
         return
     settings = dict(facts["settings"])
-    for name in ("lora", "against", "data", "transformer", "pipeline"):
+    for name in ("lora", "against", "data", "transformer", "pipeline", "dino_model", "parser"):
         settings[name] = None if settings[name] is None else local_name(settings[name])
-    _write_json(folder / BESIDE_THE_LORA, {**facts, "settings": settings})
+    told = {name: value for name, value in facts.items() if name not in ("settings", "left_out", "left_out_cases")}
+    # The reasons name paths, and the cases rows of the data: neither is for those who get the LoRA.
+    left_out = dict.fromkeys(facts["left_out"], "what it needs was not on the machine")
+    _write_json(folder / BESIDE_THE_LORA, {"settings": settings, **told, "left_out": left_out})
     write_model_card(folder, subfolder_of_transformer(plan.choice.recipe.transformer), plan.publish_as)
 
 
@@ -208,26 +266,32 @@ def closing_lines(plan: Plan, facts: Mapping[str, Any]) -> str:
     lines = []
     if "best_guidance_scale" in facts:
         found = facts["best_guidance_scale"]
-        label = figure_of(found["by"]).label
-        lines.append(f"guidance  best {found['guidance_scale']:g}, by {label} of {found['of']}")
+        figure = figure_of(found["by"])
+        swept = {name: models[found["of"]]["all"][found["by"]] for name, models in facts["sweep"].items()}
+        values = ", ".join(f"{name}: {figure.written(value)}" for name, value in swept.items())
+        of = "the LoRA" if found["of"] == "lora" else "the base"
+        lines.append(f"guidance  best {found['guidance_scale']:g}, by {figure.label} of {of} ({values})")
     main = [name for name in ("ciede2000_masked", "ssim_masked", "dino") if name in facts["models"]["base"]["all"]]
     for kind, base in facts["models"]["base"].items():
         told = []
         for name in main:
-            figure, lora = FIGURES[name], facts["models"].get("lora", {}).get(kind, {}).get(name)
-            after = "" if lora is None else f" -> {figure.written(lora)}"
+            figure, lora = FIGURES[name], facts["models"].get("lora", {}).get(kind)
+            after = "" if lora is None else f" -> {figure.written(lora[name])}"
             told.append(f"{figure.label} {figure.written(base[name])}{after}")
         lines.append(f"{kind:<9} {', '.join(told)} (n {base['n']}){_verdict(facts, kind, main)}")
     lines += [f"left out  {', '.join(names)}: {why}" for why, names in left_out_by_reason(facts["left_out"]).items()]
     lines += [f"warning   {line}" for line in facts["warnings"]]
+    if plan.trained_folder is not None:
+        lines.append(f"card      {plan.trained_folder / CARD} has these figures now")
     lines.append(f"look at   {plan.folder / REPORT}, figures in {plan.folder / METRICS}")
     return "\n".join(["", *lines, ""])
 
 
 def _verdict(facts: Mapping[str, Any], kind: str, names: Sequence[str]) -> str:
-    found = {facts["difference"].get(kind, {}).get(name, {}).get("better") for name in names} - {None}
-    if not facts["difference"]:
+    """What the differences of the figures ``names`` say of one type, as the end of a line."""
+    changes = facts["difference"].get(kind)
+    if not changes:
         return ""
-    told = {frozenset(): "no clear difference", frozenset({"lora"}): "the LoRA is better"}
-    told |= {frozenset({"base"}): "the LoRA is worse"}
-    return f": {told.get(frozenset(found), 'better in some, worse in others')}"
+    better = {side: [FIGURES[name].label for name in names if changes[name]["better"] == side] for side in SIDES}
+    told = [f"{word} by {', '.join(better[side])}" for side, word in SIDES.items() if better[side]]
+    return f": {'; '.join(told) or no_verdict(changes[names[0]])}"

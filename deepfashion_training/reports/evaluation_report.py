@@ -19,14 +19,16 @@ SECTIONS = {
     "warnings": "Warnings",
     "figures": "Figures by garment type",
     "sweep": "Guidance",
-    "best": "Ten best cases",
-    "worst": "Ten worst cases",
+    "best": "Best cases",
+    "worst": "Worst cases",
     "unpaired": "Garments of other people",
     "left-out": "Left out",
     "settings": "Settings and versions",
 }
 TYPE_LABELS = {"upper": "Upper body", "lower": "Lower body", "full": "Full body", "all": "All"}
 MODEL_LABELS = {"base": "Base", "lora": "LoRA"}
+#: Which model a difference favours, and what that makes of the LoRA.
+SIDES = {"lora": "better", "base": "worse"}
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,8 @@ def write_evaluation_report(
         "left-out": facts["left_out"] or facts["left_out_cases"],
     }
     sections = {name: heading for name, heading in SECTIONS.items() if present.get(name, True)}
-    figure = figure_of(by)
+    figure, labels = figure_of(by), _model_labels(facts["settings"])
+    tables = {TYPE_LABELS[kind]: _table(facts, kind) for kind in next(iter(facts["models"].values()))}
     write_page(
         file,
         "evaluation_report.html.jinja",
@@ -71,14 +74,15 @@ def write_evaluation_report(
         sections=sections,
         facts=facts,
         models=list(facts["models"]),
-        model_labels=_model_labels(facts["settings"]),
+        model_labels=labels,
         verdicts=_verdicts(facts, figure),
-        tables={TYPE_LABELS[kind]: _table(facts, kind) for kind in next(iter(facts["models"].values()))},
+        tables=tables,
+        explained=list({line.figure.name: line.figure for lines in tables.values() for line in lines}.values()),
         sweep=_sweep(facts, figure),
         by=figure,
-        best=[_tile(case, figure) for case in best],
-        worst=[_tile(case, figure) for case in worst],
-        unpaired=[_tile(case, None) for case in unpaired],
+        best=[_tile(case, figure, labels) for case in best],
+        worst=[_tile(case, figure, labels) for case in worst],
+        unpaired=[_tile(case, None, labels) for case in unpaired],
         left_out=left_out_by_reason(facts["left_out"]),
     )
 
@@ -93,13 +97,19 @@ def left_out_by_reason(left_out: Mapping[str, str]) -> dict[str, list[str]]:
 
 def _title(settings: Mapping[str, Any]) -> str:
     if settings["lora"] is None:
-        return f"The base {settings['transformer']} by garment type"
-    return f"{Path(settings['lora']).parent.name or settings['lora']} beside its base"
+        return f"The base {Path(settings['transformer']).name} by garment type"
+    beside = "its base" if settings["against"] is None else _lora_name(settings["against"])
+    return f"{_lora_name(settings['lora'])} beside {beside}"
+
+
+def _lora_name(file: str) -> str:
+    """The folder of a LoRA's file, as the file is called alike everywhere."""
+    return Path(file).parent.name or Path(file).name
 
 
 def _model_labels(settings: Mapping[str, Any]) -> dict[str, str]:
     against = settings["against"]
-    return MODEL_LABELS if against is None else MODEL_LABELS | {"base": Path(against).parent.name or "Base"}
+    return MODEL_LABELS if against is None else MODEL_LABELS | {"base": f"against: {_lora_name(against)}"}
 
 
 @dataclass(frozen=True)
@@ -116,7 +126,7 @@ class _Line:
     """A figure in the table of one garment type."""
 
     figure: Figure
-    n: int
+    n: str  # how many pictures; of both models where they differ
     cells: list[_Cell]
     change: str
     interval: str
@@ -139,15 +149,15 @@ def _table(facts: Mapping[str, Any], kind: str) -> list[_Line]:
             for model, value in values.items()
         ]
         change = facts["difference"].get(kind, {}).get(name)
-        one = next(iter(models.values()))
+        counts = dict.fromkeys(f"{found.get(f'{name}_n', found['n']):,}" for found in models.values())
         lines.append(
             _Line(
                 figure,
-                one.get(f"{name}_n", one["n"]),
+                " / ".join(counts),
                 cells,
                 "" if change is None else _signed(figure, change["mean"]),
                 "" if change is None else _interval(figure, change["ci"], sign=True),
-                {"lora": "better", "base": "worse"}.get((change or {}).get("better") or "", ""),
+                "" if change is None else SIDES.get(change["better"], ""),
             )
         )
     return lines
@@ -180,14 +190,22 @@ def _verdicts(facts: Mapping[str, Any], figure: Figure) -> list[tuple[str, str, 
             found.append((TYPE_LABELS[kind], f"{figure.label} {figure.written(base[figure.name])}, n {n}", ""))
             continue
         lora, change = facts["models"]["lora"][kind], facts["difference"][kind][figure.name]
-        told = {"lora": ("better", "good"), "base": ("worse", "bad"), None: ("no clear difference", "")}
-        word, colour = told[change["better"]]
+        word = SIDES.get(change["better"]) or no_verdict(change)
+        colour = {"lora": "good", "base": "bad"}.get(change["better"], "")
         text = (
             f"{word}: {figure.label} {figure.written(base[figure.name])} to {figure.written(lora[figure.name])}, "
             f"changed by {_signed(figure, change['mean'])} ({_interval(figure, change['ci'], sign=True)}), n {n}"
         )
         found.append((TYPE_LABELS[kind], text, colour))
     return found
+
+
+def no_verdict(change: Mapping[str, Any]) -> str:
+    """Why a difference favours neither model."""
+    low, high = change["ci"]
+    if low == high == 0:
+        return "no difference"
+    return f"too few people ({change['people']}) to say" if low > 0 or high < 0 else "no clear difference"
 
 
 def _sweep(facts: Mapping[str, Any], figure: Figure) -> list[tuple[str, list[str], bool]]:
@@ -211,13 +229,13 @@ class _Tile:
     figures: str
 
 
-def _tile(case: ShownCase, figure: Figure | None) -> _Tile:
+def _tile(case: ShownCase, figure: Figure | None, labels: Mapping[str, str]) -> _Tile:
     pictures = [("garment", case.garment), ("person", case.person), *case.results.items()]
     if case.truth is not None:
         pictures.append(("truth", case.truth))
     said = ""
     if figure is not None:
-        told = ", ".join(f"{MODEL_LABELS[model]} {figure.written(value)}" for model, value in case.figures.items())
+        told = ", ".join(f"{labels[model]} {figure.written(value)}" for model, value in case.figures.items())
         said = f"{figure.label}: {told}"
-    named = [(MODEL_LABELS.get(name, name), picture_uri(picture)) for name, picture in pictures]
+    named = [(labels.get(name, name), picture_uri(picture)) for name, picture in pictures]
     return _Tile(case, TYPE_LABELS[case.type_name], case.person.width / case.person.height, named, said)

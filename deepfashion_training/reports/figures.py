@@ -47,6 +47,13 @@ _LISTED = (
     Figure("kid", "KID x1000", "lower", 2, "kernel distance of Inception features x 1000, by clean-fid"),
 )
 
+#: What figures say where nobody photographed the person in the garment; the others say the same.
+_UNPAIRED_SAYS = {
+    "dino": "cosine of the DINOv2 features of the garment picture and of the repainted area, which shows skin too",
+    "fd_dinov2": "Fréchet distance of the results' DINOv2 features and those of the photos, in other garments",
+    "kd_dinov2": "kernel distance of the results' DINOv2 features and those of the photos, in other garments",
+}
+
 #: Every figure by its name, in the order in which tables show them.
 FIGURES: dict[str, Figure] = {figure.name: figure for figure in _LISTED}
 
@@ -56,7 +63,10 @@ def figure_of(name: str) -> Figure:
     known = FIGURES.get(name.removesuffix(UNPAIRED))
     if known is None:
         raise ValueError(f"unknown figure {name!r}: it is none of {', '.join(FIGURES)}, nor one with {UNPAIRED}")
-    return replace(known, name=name, label=f"{known.label}, unpaired") if name.endswith(UNPAIRED) else known
+    if not name.endswith(UNPAIRED):
+        return known
+    says = _UNPAIRED_SAYS.get(known.name, known.says)
+    return replace(known, name=name, label=f"{known.label}, unpaired", says=says)
 
 
 def better(name: str, one: float | None, other: float | None) -> Literal[-1, 0, 1]:

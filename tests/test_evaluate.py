@@ -1,0 +1,694 @@
+"""The command `evaluate`, as a user types it: what it writes, what it refuses, and that it goes on where it stopped."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import importlib.util
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+import torch
+from conftest import forget_accelerator
+from diffusers import FluxTransformer2DModel
+from PIL import Image
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+from test_inception import asked, nothing_loaded, torchvision  # noqa: F401 (fixtures)
+from test_publish import TOKEN, Hub, hub, no_token  # noqa: F401 (fixtures)
+from transformers import Dinov2Config, Dinov2Model
+
+import train_flux_inpaint as trainer
+from deepfashion_training import evaluate as command
+from deepfashion_training.dressing.choice import Choice
+from deepfashion_training.embedded.wardrobe import write_wardrobe
+from deepfashion_training.evaluation.cases import Cases
+from deepfashion_training.models.fill import FillModel
+from deepfashion_training.pairs.paste import feathered, seam_of
+
+ROOT = Path(__file__).resolve().parents[1]
+HEIGHT, WIDTH = 64, 48
+KINDS = {"upper", "lower", "full", "all"}
+PAIRED = ("ssim", "ssim_masked", "psnr", "psnr_masked", "ciede2000_masked", "drift", "dino")
+UNPAIRED = ("drift_unpaired", "dino_unpaired")
+OF_SETS = ("fd_dinov2", "kd_dinov2", "fd_dinov2_unpaired", "kd_dinov2_unpaired")
+
+
+@pytest.fixture(scope="module")
+def wardrobe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Drawn people in the documented schema: 9 test rows, three people in three garments each. For reading only."""
+    return write_wardrobe(tmp_path_factory.mktemp("evaluate") / "wardrobe", rows=90, size=(96, 72))
+
+
+@pytest.fixture(scope="module")
+def dino(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a DINOv2 with random weights."""
+    torch.manual_seed(0)
+    size = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28, "mlp_ratio": 2}
+    folder = tmp_path_factory.mktemp("dino")
+    Dinov2Model(Dinov2Config(patch_size=14, **size)).save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text(json.dumps({"crop_size": 28}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def make_lora(
+    tiny_args: Callable[..., Any], tiny_flux_fill: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Path]:
+    """Makes folders as training leaves them, of a LoRA whose weights are moved by ``strength`` times noise."""
+
+    def make(strength: float) -> Path:
+        args = tiny_args("--lora_rank", 4, "--height", HEIGHT, "--width", WIDTH, "--max_sequence_length", 128)
+        transformer = FluxTransformer2DModel.from_pretrained(tiny_flux_fill, subfolder="transformer")
+        torch.manual_seed(3)
+        for parameter in trainer.make_trainable(transformer, args):
+            parameter.data += strength * torch.randn_like(parameter)
+        folder = tmp_path_factory.mktemp("trained") / "skirts"
+        folder.mkdir()
+        trainer.save_lora(transformer, args, folder)
+        counts = {"upper": 30, "lower": 20, "full": 14}
+        run = {"arguments": {**vars(args), "raw_dataset_name": None, "embedded": True}, "step": 100}
+        run |= {"dataset": {"train": {"source": "/home/x/pairs", "split": "train", "rows": 64, "by_type": counts}}}
+        run |= {"seconds_per_step": 1.0, "world_size": 1, "device": "CPU"}
+        (folder / "run.json").write_text(json.dumps(run, default=str), encoding="utf-8")
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def lora(make_lora: Callable[..., Path]) -> Path:
+    return make_lora(0.1)
+
+
+@pytest.fixture(scope="module")
+def evaluated(wardrobe: Path) -> Iterator[Callable[..., int]]:
+    """Runs the command on the drawn test split; the flags given come last and so win."""
+    forget_accelerator()
+
+    def run(out: Path, *more: object) -> int:
+        size = f"--height {HEIGHT} --width {WIDTH} --steps 2 --bootstrap_rounds 100".split()
+        flags = ["--embedded", "--data", str(wardrobe), *size, "--output_dir", str(out)]
+        return command.main([*flags, *map(str, more)])
+
+    yield run
+    forget_accelerator()
+
+
+@dataclass
+class Done:
+    folder: Path
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        return json.loads((self.folder / "metrics.json").read_text(encoding="utf-8"))
+
+    @property
+    def rows(self) -> list[dict[str, str]]:
+        with (self.folder / "metrics.csv").open(newline="", encoding="utf-8") as lines:
+            return list(csv.DictReader(lines))
+
+    @property
+    def pictures(self) -> dict[str, bytes]:
+        root = self.folder / "pictures"
+        return {file.relative_to(root).as_posix(): file.read_bytes() for file in sorted(root.rglob("*.png"))}
+
+
+@pytest.fixture(scope="module")
+def first(
+    evaluated: Callable[..., int], lora: Path, dino: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Done]:
+    """A LoRA beside its base, in all settings. For reading only."""
+    done = Done(tmp_path_factory.mktemp("first") / "report")
+    assert evaluated(done.folder, "--lora", lora, "--dino_model", dino) == 0
+    before = done.pictures
+    yield done
+    assert done.pictures == before
+
+
+@pytest.fixture
+def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loading a model fails the test."""
+
+    def load(*_: Any, **__: Any) -> None:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr(Choice, "load", load)
+
+
+# ---- what it writes
+
+
+def test_metrics_json_is_as_the_design_says(first: Done) -> None:
+    facts = first.facts
+    assert set(facts["models"]) == {"base", "lora"}
+    for models in facts["models"].values():
+        assert set(models) == KINDS
+        assert {kind: found["n"] for kind, found in models.items()} == {"upper": 3, "lower": 3, "full": 3, "all": 9}
+        for found in models.values():
+            assert {*found} == {"n", *OF_SETS, *(name + end for name in (*PAIRED, *UNPAIRED) for end in ("", "_ci"))}
+            for name in (*PAIRED, *UNPAIRED):
+                low, high = found[f"{name}_ci"]
+                assert low <= found[name] <= high
+    for kind, changes in facts["difference"].items():
+        assert set(changes) == {*PAIRED, *UNPAIRED}
+        for name, change in changes.items():
+            gained = facts["models"]["lora"][kind][name] - facts["models"]["base"][kind][name]
+            assert change["mean"] == pytest.approx(gained, abs=1e-9)
+            assert change["people"] == 3 and change["better"] is None
+    settings = facts["settings"]
+    assert (settings["seed"], settings["num_inference_steps"], settings["split"], settings["repaint"]) == (
+        0,
+        2,
+        "test",
+        False,
+    )
+    assert (
+        settings["dino_revision"].startswith("sha256:") and settings["garment_area"] == "the column parse of the data"
+    )
+    assert facts["left_out_cases"] == {} and facts["garment_areas_unknown"] == 0
+    assert any("fewer than 500 pictures (3 of upper, 3 of lower" in line for line in facts["warnings"])
+    assert any("fewer than 10 people (upper, lower, full, all)" in line for line in facts["warnings"])
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torchvision") is not None, reason="torchvision is installed")
+def test_what_this_machine_lacks_is_left_out_by_name_with_the_mend(first: Done) -> None:
+    assert set(first.facts["left_out"]) == {"lpips", "fid", "kid"}
+    assert all(why.endswith("pip install -r requirements-fid.txt") for why in first.facts["left_out"].values())
+
+
+def test_figures_are_those_of_the_pictures_and_the_photos(first: Done, wardrobe: Path) -> None:
+    table = pyarrow.parquet.read_table(next((wardrobe / "data").glob("test-*.parquet"))).to_pylist()
+    checked = 0
+    for row in first.rows:
+        if not row["ssim"]:
+            continue
+        cells = {name: Image.open(io.BytesIO(table[int(row["row"])][name]["bytes"])) for name in ("image", "mask")}
+        photo = np.asarray(cells["image"].convert("RGB").resize((WIDTH, HEIGHT), Image.Resampling.LANCZOS)) / 255
+        mask = np.asarray(cells["mask"].convert("L").resize((WIDTH, HEIGHT), Image.Resampling.NEAREST)) > 127
+        with Image.open(first.folder / f"pictures/guidance-1/paired/{row['model']}/{int(row['row']):06d}.png") as file:
+            drawn = np.asarray(file) / 255
+        how = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 1}
+        assert float(row["ssim"]) == pytest.approx(structural_similarity(photo, drawn, channel_axis=2, **how), abs=1e-4)
+        assert float(row["psnr"]) == pytest.approx(peak_signal_noise_ratio(photo, drawn, data_range=1), abs=1e-4)
+        assert float(row["drift"]) == pytest.approx(255 * np.abs(photo - drawn)[~mask].mean(), abs=1e-4)
+        checked += 1
+    assert checked == 18
+
+
+def test_means_are_those_of_the_table_by_type_and_in_all(first: Done) -> None:
+    rows, facts = first.rows, first.facts
+    assert len(rows) == 9 * 2 * 2
+    for model, kinds in facts["models"].items():
+        for kind, found in kinds.items():
+            for name in (*PAIRED, *UNPAIRED):
+                mine = [row for row in rows if row["model"] == model and kind in (row["type"], "all") and row[name]]
+                assert len(mine) == found["n"]
+                assert found[name] == pytest.approx(np.mean([float(row[name]) for row in mine]), rel=1e-12)
+
+
+def test_the_card_gets_the_table_and_no_path(first: Done, lora: Path, wardrobe: Path, dino: Path) -> None:
+    card = (lora / "README.md").read_text(encoding="utf-8")
+    facts = first.facts
+    base, after = (facts["models"][model]["lower"]["ciede2000_masked"] for model in ("base", "lora"))
+    line = next(line for line in card.splitlines() if line.startswith("| CIEDE2000"))
+    assert f"{base:.2f}" in line and f"{after:.2f}" in line
+    assert "3 |" in next(line for line in card.splitlines() if line.startswith("| pictures"))
+    evaluation = json.loads((lora / "evaluation.json").read_text(encoding="utf-8"))
+    assert evaluation["models"] == facts["models"] and evaluation["difference"] == facts["difference"]
+    assert (
+        evaluation["settings"]["lora_sha256"]
+        == hashlib.sha256((lora / "pytorch_lora_weights.safetensors").read_bytes()).hexdigest()
+    )
+    for path in (lora.parent, wardrobe, dino, ROOT, first.folder):
+        assert str(path) not in card + json.dumps(evaluation)
+
+
+# ---- the same noise
+
+
+def identical(done: Done, pictures_of_each: int) -> None:
+    """Both models drew the same, and no figure says anything else."""
+    facts = done.facts
+    pictures = done.pictures
+    drawn = {name: content for name, content in pictures.items() if "/lora/" in name}
+    assert len(drawn) == pictures_of_each
+    assert all(content == pictures[name.replace("/lora/", "/base/")] for name, content in drawn.items())
+    assert facts["models"]["base"] == facts["models"]["lora"]
+    for changes in facts["difference"].values():
+        for change in changes.values():
+            assert (change["mean"], change["ci"], change["better"]) == (0, [0, 0], None)
+
+
+def test_a_lora_of_zeros_draws_what_its_base_draws(
+    evaluated: Callable[..., int], make_lora: Callable[..., Path], first: Done, tmp_path: Path
+) -> None:
+    done = Done(tmp_path / "zero")
+    assert evaluated(done.folder, "--lora", make_lora(0.0), "--no-unpaired") == 0
+    identical(done, 9)
+    base = {name: content for name, content in first.pictures.items() if "/paired/base/" in name}
+    assert base.items() < done.pictures.items()  # and the base that of the other run
+    changed = [name for name in base if first.pictures[name.replace("/base/", "/lora/")] != base[name]]
+    assert changed == list(base)  # which the other LoRA changed in every picture
+
+
+def test_a_lora_against_itself_differs_in_no_metric(
+    evaluated: Callable[..., int], lora: Path, dino: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done = Done(tmp_path / "itself")
+    before = (lora / "evaluation.json").read_bytes()
+    assert evaluated(done.folder, "--lora", lora, "--against", lora, "--dino_model", dino) == 0
+    identical(done, 18)
+    assert set(done.facts["models"]["lora"]["all"]) >= {*PAIRED, *UNPAIRED, *OF_SETS}
+    out = capsys.readouterr().out
+    assert out.count(": no difference\n") == 4
+    assert (lora / "evaluation.json").read_bytes() == before  # a card compares with the base
+
+
+# ---- going on
+
+
+def test_only_what_is_missing_or_spoilt_is_drawn_again(
+    evaluated: Callable[..., int],
+    first: Done,
+    lora: Path,
+    dino: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    done = Done(Path(shutil.copytree(first.folder, tmp_path / "report")))
+    (done.folder / ".metrics.json").touch()  # what a killed process was writing
+    files = sorted(done.folder.rglob("pictures/**/*.png"))
+    gone, cut, other, text = files[3], files[10], files[20], files[33]
+    gone.unlink()
+    cut.write_bytes(cut.read_bytes()[:-200])
+    Image.new("RGB", (WIDTH, HEIGHT + 1)).save(other)
+    text.write_text("no picture")
+    times = {file: file.stat().st_mtime_ns for file in files if file.exists()}
+    draw, calls = FillModel.draw, []
+    monkeypatch.setattr(FillModel, "draw", lambda *a, **k: (calls.append(1), draw(*a, **k))[1])
+    flags = ("--lora", lora, "--dino_model", dino)
+    assert evaluated(done.folder, *flags) == 0
+    assert len(calls) == 4
+    assert "going on  32 of 36 pictures are drawn already" in capsys.readouterr().err
+    assert done.pictures == first.pictures
+    kept = {file for file, time in times.items() if file.stat().st_mtime_ns == time}
+    assert set(files) - kept == {gone, cut, other, text}
+    assert done.facts == first.facts and done.rows == first.rows
+
+    monkeypatch.setattr(Choice, "load", lambda *a, **k: pytest.fail("a model was loaded"))
+    (done.folder / "metrics.json").unlink()
+    assert evaluated(done.folder, *flags) == 0
+    assert done.facts == first.facts
+
+
+def test_ctrl_c_loses_nothing(
+    evaluated: Callable[..., int],
+    first: Done,
+    lora: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    done, draw, calls = Done(tmp_path / "report"), FillModel.draw, []
+
+    def interrupted(*args: Any, **more: Any) -> torch.Tensor:
+        calls.append(1)
+        if len(calls) == 6:
+            raise KeyboardInterrupt
+        return draw(*args, **more)
+
+    monkeypatch.setattr(FillModel, "draw", interrupted)
+    flags = ("--lora", lora, "--no-unpaired")
+    assert evaluated(done.folder, *flags) == 130
+    assert capsys.readouterr().err.endswith("\nevaluate: stopped; the same command goes on where it stopped\n")
+    assert len(done.pictures) == 5 and not (done.folder / "metrics.json").exists()
+    assert evaluated(done.folder, *flags) == 0
+    assert len(calls) == 6 + 13
+    assert done.pictures == {name: content for name, content in first.pictures.items() if "/paired/" in name}
+    figures = {name: value for name, value in first.facts["models"]["lora"]["all"].items() if name.startswith("ssim")}
+    assert figures.items() < done.facts["models"]["lora"]["all"].items()
+    assert {name for name in done.facts["models"]["lora"]["all"] if "unpaired" in name} == set()
+    assert set(done.facts["left_out"]) >= {"dino", "fd_dinov2", "kd_dinov2"}
+    assert "hf download facebook/dinov2-base" in done.facts["left_out"]["dino"]
+
+
+def test_other_settings_are_refused_and_overwritten_on_demand(
+    evaluated: Callable[..., int],
+    first: Done,
+    lora: Path,
+    tmp_path: Path,
+    no_model: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    done = Done(Path(shutil.copytree(first.folder, tmp_path / "report")))
+    assert evaluated(done.folder, "--lora", lora, "--seed", 1, "--limit", 3) == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert f"{done.folder} holds an evaluation with other settings (limit, seed): name another folder" in said
+    assert done.pictures == first.pictures
+    (done.folder / "settings.json").write_text("[]")
+    assert evaluated(done.folder, "--lora", lora) == 1
+    assert "settings.json cannot be read" in capsys.readouterr().err
+    (done.folder / "pictures" / "mine.png").touch()
+    monkeypatch.undo()  # now it may load
+    assert evaluated(done.folder, "--lora", lora, "--seed", 1, "--limit", 3, "--no-unpaired", "--overwrite") == 0
+    assert len(done.pictures) == 6 + 1 and "mine.png" in done.pictures
+    assert done.facts["models"]["lora"]["all"]["n"] == 3
+    assert not set(done.pictures.values()) & set(first.pictures.values())
+
+
+# ---- what is asked for
+
+
+def test_a_sweep_names_the_best_guidance_by_the_figures_direction(
+    evaluated: Callable[..., int], lora: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done = Done(tmp_path / "sweep")
+    assert evaluated(done.folder, "--lora", lora, "--cloth_types", "lower", "--guidance_scale", 1, 30, 3.5) == 0
+    facts = done.facts
+    values = {float(name): found["lora"]["all"]["ciede2000_masked"] for name, found in facts["sweep"].items()}
+    assert list(values) == [1, 30, 3.5] and len(set(values.values())) == 3
+    best = min(values, key=values.__getitem__)  # a colour difference: lower is better
+    assert facts["best_guidance_scale"] == {"guidance_scale": best, "by": "ciede2000_masked", "of": "lora"}
+    assert facts["settings"]["guidance_scale"] == best
+    assert facts["models"]["lora"]["all"]["ciede2000_masked"] == values[best]
+    assert {name.split("/")[0] for name in done.pictures if "/unpaired/" in name} == {f"guidance-{best:g}"}
+    assert len(done.pictures) == 3 * 2 * 4
+    assert any("the guidance was chosen by these very pictures" in line for line in facts["warnings"])
+    page = (done.folder / "report.html").read_text(encoding="utf-8")
+    assert 'id="sweep"' in page and all(f"{value:.2f}" in page for value in values.values())
+    assert f"<strong>{values[best]:.2f}</strong>" in page
+    assert f"guidance  best {best:g}, by CIEDE2000 of the LoRA (1: {values[1]:.2f}, 30: " in capsys.readouterr().out
+
+
+def test_unpaired_garments_are_permuted_among_people_of_a_type(wardrobe: Path) -> None:
+    cases = Cases(str(wardrobe), "train", (HEIGHT, WIDTH), seed=0)
+    assert cases.counts() == {"upper": 24, "lower": 24, "full": 24}
+    types = {case.row: case.cloth_type for case in cases.cases}
+    groups = {case.row: case.group for case in cases.cases}
+    assert sorted(case.partner for case in cases.cases) == sorted(types)
+    for case in cases.cases:
+        assert types[case.partner] == case.cloth_type and groups[case.partner] != case.group
+    assert cases.of(unpaired=True) == cases.cases
+    again, other = (Cases(str(wardrobe), "train", (HEIGHT, WIDTH), seed=seed) for seed in (0, 1))
+    assert again.cases == cases.cases
+    assert [case.partner for case in other.cases] != [case.partner for case in cases.cases]
+
+
+def test_limit_takes_types_in_proportion_and_nobody_is_his_own_partner(
+    evaluated: Callable[..., int], lora: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done = Done(tmp_path / "three")
+    assert evaluated(done.folder, "--lora", lora, "--limit", 3, "--repaint") == 0
+    facts = done.facts
+    assert {kind: found["n"] for kind, found in facts["models"]["base"].items()} == {
+        "upper": 1,
+        "lower": 1,
+        "full": 1,
+        "all": 3,
+    }
+    # One of each type is left, whose "other" garment would be the own.
+    assert not [name for name in facts["models"]["base"]["all"] if name.endswith("_unpaired")]
+    assert not [name for name in done.pictures if "/unpaired/" in name]
+    assert "3 cases are not among the unpaired ones: nobody else wears" in " ".join(facts["warnings"])
+    assert "note      3 cases are not drawn unpaired: nobody else" in capsys.readouterr().err
+
+
+def test_repaint_keeps_the_photo_beyond_the_feathered_mask(
+    evaluated: Callable[..., int],
+    first: Done,
+    wardrobe: Path,
+    lora: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    done = Done(tmp_path / "repainted")
+    assert evaluated(done.folder, "--lora", lora, "--no-unpaired", "--repaint") == 0
+    assert "repaint   on: the photo is kept beyond the mask" in capsys.readouterr().err
+    assert "repaint on" in (done.folder / "report.html").read_text(encoding="utf-8")
+    cases = Cases(str(wardrobe), "test", (HEIGHT, WIDTH))
+    for case in cases.cases:
+        truth = cases.truth(case)
+        photo = (truth.photo.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
+        beyond = feathered(truth.mask[0].numpy().astype(np.uint8), seam_of((HEIGHT, WIDTH))) == 0
+        assert beyond.any()
+        for model in ("base", "lora"):
+            with Image.open(done.folder / "pictures/guidance-1/paired" / model / case.file) as file:
+                drawn = np.asarray(file)
+            assert (drawn[beyond] == photo[beyond]).all()
+            assert (drawn[truth.mask[0].numpy() > 0] != photo[truth.mask[0].numpy() > 0]).any()
+    for model in ("base", "lora"):  # the seam is what is left
+        assert done.facts["models"][model]["all"]["drift"] < 0.5 * first.facts["models"][model]["all"]["drift"]
+
+
+@pytest.fixture
+def spoilt(wardrobe: Path, tmp_path: Path) -> Path:
+    """The test split with a broken photo in row 0, a broken garment in row 4, and row 8 of the same photo."""
+    table = pyarrow.parquet.read_table(next((wardrobe / "data").glob("test-*.parquet")))
+    rows = table.to_pylist()
+    rows[0]["image"]["bytes"] = b"no picture"
+    rows[4]["cloth"]["bytes"] = rows[4]["cloth"]["bytes"][:100]
+    rows[8]["garment_source"] = "same_photo"
+    (tmp_path / "spoilt" / "data").mkdir(parents=True)
+    changed = pyarrow.Table.from_pylist(rows, schema=table.schema)
+    pyarrow.parquet.write_table(changed, tmp_path / "spoilt" / "data" / "test-00000-of-00001.parquet")
+    return tmp_path / "spoilt"
+
+
+def test_rows_that_cannot_be_used_are_left_out_by_name(
+    evaluated: Callable[..., int],
+    spoilt: Path,
+    lora: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    done = Done(tmp_path / "report")
+    assert evaluated(done.folder, "--data", spoilt, "--lora", lora) == 0
+    cases = Cases(str(spoilt), "test", (HEIGHT, WIDTH))
+    named = {case.row: case.name for case in cases.cases}
+    partner = next(case.row for case in cases.cases if case.partner == 4)
+    facts = done.facts
+    assert set(facts["left_out_cases"]) == {named[0], named[4], named[partner]}
+    assert facts["left_out_cases"][named[0]].startswith("image: not readable as a picture")
+    assert facts["left_out_cases"][named[4]].startswith("cloth: ")
+    if partner != 0:
+        assert facts["left_out_cases"][named[partner]].startswith("unpaired only: cloth: ")
+    assert facts["same_photo_rows_left_out"] == 1 and 8 not in named
+    assert "1 rows whose garment was cut out of the same photo are left out" in capsys.readouterr().err
+    paired = {int(row["row"]) for row in done.rows if row["ssim"]}
+    unpaired = {int(row["row"]) for row in done.rows if row["drift_unpaired"]}
+    assert paired == {1, 2, 3, 5, 6, 7} and unpaired == set(range(8)) - {0, partner}
+    assert f"{len(facts['left_out_cases'])} of the cases could not be measured" in " ".join(facts["warnings"])
+    assert len([name for name in done.pictures if "/paired/" in name]) == 6 * 2
+    page = (done.folder / "report.html").read_text(encoding="utf-8")
+    assert named[0] in page.split('id="left-out"')[1]
+    # What cannot be drawn is no reason to load a model again.
+    monkeypatch.setattr(Choice, "load", lambda *a, **k: pytest.fail("a model was loaded"))
+    assert evaluated(done.folder, "--data", spoilt, "--lora", lora) == 0
+
+
+def test_without_a_lora_the_base_is_measured_alone(
+    evaluated: Callable[..., int], first: Done, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done = Done(tmp_path / "base")
+    assert evaluated(done.folder, "--no-unpaired", "--cloth_types", "lower") == 0
+    facts = done.facts
+    assert set(facts["models"]) == {"base"} and set(facts["models"]["base"]) == {"lower", "all"}
+    assert facts["difference"] == {} and facts["settings"]["lora"] is None
+    assert facts["models"]["base"]["lower"]["ssim"] == first.facts["models"]["base"]["lower"]["ssim"]
+    assert "no case of the garment type upper, full" in " ".join(facts["warnings"])
+    said = capsys.readouterr()
+    assert "LoRA      none: the base alone" in said.err
+    line = next(line for line in said.out.splitlines() if line.startswith("lower"))
+    assert line.endswith("(n 3)") and "->" not in line
+
+
+# ---- refusals
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "said"),
+    [
+        (["--split", "holdout"], 1, "has no split 'holdout': it has "),
+        (["--data", "/nowhere/pairs"], 1, "no such folder: /nowhere/pairs"),
+        (["--lora", "/nowhere/lora"], 1, "/nowhere/lora"),
+        (["--cloth_types", "hats"], 1, "hats"),
+        (["--dino_model", "/nowhere/dino"], 1, "--dino_model /nowhere/dino"),
+        (["--lora_scale", "2"], 1, "--lora_scale 2 scales nothing"),
+        (["--lara", "x"], 2, "unknown argument --lara: did you mean --lora?"),
+        (["--limit", "0"], 2, "0 is not at least 1"),
+        (["--against", "x"], 2, "--against compares a LoRA with another one: name the first with --lora"),
+        (["--hub_private"], 2, "--hub_model_id and --hub_private go with --push_to_hub"),
+        (["--guidance_scale", "-1"], 2, "-1"),
+    ],
+)
+def test_wrong_use_is_one_line(
+    flags: list[str],
+    code: int,
+    said: str,
+    evaluated: Callable[..., int],
+    tmp_path: Path,
+    no_model: None,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    try:
+        ended = evaluated(tmp_path / "report", *flags)
+    except SystemExit as stop:
+        ended = int(stop.code or 0)
+    assert ended == code
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("evaluate: ") and said in lines[0]
+    assert not (tmp_path / "report" / "metrics.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [("notes.txt", "holds other files (notes.txt)"), ("pictures/me.png", "holds pictures that are not of an")],
+)
+def test_a_folder_of_something_else_is_left_alone(
+    content: str,
+    said: str,
+    evaluated: Callable[..., int],
+    tmp_path: Path,
+    no_model: None,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "mine" / content).parent.mkdir(parents=True)
+    (tmp_path / "mine" / content).write_text("mine")
+    assert evaluated(tmp_path / "mine", "--overwrite") == 1
+    assert said in capsys.readouterr().err
+    assert [path.relative_to(tmp_path / "mine").as_posix() for path in (tmp_path / "mine").rglob("*.*")] == [content]
+
+
+def test_neither_data_nor_embedded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        command.main(["--output_dir", str(tmp_path / "report")])
+    assert "--data is needed, or --embedded for drawn people" in capsys.readouterr().err
+
+
+# ---- figures of papers
+
+
+def test_figures_of_papers_appear_for_each_type_where_they_can_be_had(
+    asked: list[tuple[Any, ...]],  # noqa: F811
+    evaluated: Callable[..., int],
+    lora: Path,
+    tmp_path: Path,
+) -> None:
+    done = Done(tmp_path / "papers")
+    assert evaluated(done.folder, "--lora", lora, "--no-unpaired", "--limit", 6) == 0
+    facts = done.facts
+    assert not {"lpips", "fid", "kid"} & set(facts["left_out"])
+    for models in facts["models"].values():
+        for found in models.values():
+            assert found["fid"] == 12.5 and found["kid"] > 0 and found["lpips"] > 0 and "lpips_ci" in found
+    calls = [call for call in asked if call[0] == "fid"]
+    assert len(calls) == 4 * 2
+    assert not list((done.folder / "pictures").rglob("tmp*"))
+
+
+# ---- publishing
+
+
+def test_a_lora_of_the_embedded_model_is_not_published(
+    hub: Hub,  # noqa: F811
+    evaluated: Callable[..., int],
+    lora: Path,
+    tmp_path: Path,
+    no_model: None,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert evaluated(tmp_path / "a", "--lora", lora, "--push_to_hub") == 1
+    assert "a LoRA of the embedded model dresses nobody" in capsys.readouterr().err
+    for more in (["--lora_scale", "0.5"], ["--against", str(lora)]):
+        assert evaluated(tmp_path / "a", "--lora", lora, "--push_to_hub", *more) == 1
+        assert "at scale 1 and not --against" in capsys.readouterr().err
+    assert hub.asked == [] and not (tmp_path / "a" / "settings.json").exists()
+
+
+def test_the_lora_goes_to_the_hub_with_its_figures(
+    hub: Hub,  # noqa: F811
+    wardrobe: Path,
+    lora: Path,
+    tmp_path: Path,
+    evaluated: Callable[..., int],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = Path(shutil.copytree(lora, tmp_path / "skirts"))
+    flags = f"--data {wardrobe} --lora {folder} --steps 1 --limit 3 --no-unpaired --output_dir {tmp_path / 'r'}".split()
+    hub.role = "read"
+    assert command.main([*flags, "--push_to_hub"]) == 1
+    assert "may only read" in capsys.readouterr().err and not (tmp_path / "r" / "pictures").exists()
+    hub.role = "write"
+    assert command.main([*flags, "--push_to_hub", "--hub_model_id", "acme/skirts"]) == 0
+    uploaded = hub.uploads["acme/skirts"]
+    assert set(uploaded) == {"pytorch_lora_weights.safetensors", "README.md", "evaluation.json"}
+    assert b"CIEDE2000" in uploaded["README.md"] and b'load_lora_weights("acme/skirts")' in uploaded["README.md"]
+    assert json.loads(uploaded["evaluation.json"])["models"]["lora"]["all"]["n"] == 3
+    assert not any(str(tmp_path).encode() in content or TOKEN.encode() in content for content in uploaded.values())
+    assert capsys.readouterr().out.endswith("published https://huggingface.co/acme/skirts\n")
+
+
+# ---- several processes
+
+WATCHED = """
+import json, os, sys
+from pathlib import Path
+from deepfashion_training import evaluate
+from deepfashion_training.models.fill import FillModel
+
+draw, seeds = FillModel.draw, []
+
+def watched(model, samples, given, **more):
+    seeds.extend(given)
+    return draw(model, samples, given, **more)
+
+FillModel.draw = watched
+code = evaluate.main(sys.argv[2:])
+from accelerate import PartialState
+told = {"world": PartialState().num_processes, "seeds": seeds}
+Path(sys.argv[1], f"rank-{os.environ['RANK']}.json").write_text(json.dumps(told))
+sys.exit(code)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_draw_and_measure_what_one_does(
+    first: Done, wardrobe: Path, lora: Path, dino: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "watched.py").write_text(WATCHED, encoding="utf-8")
+    done = Done(tmp_path / "report")
+    size = f"--height {HEIGHT} --width {WIDTH} --steps 2 --bootstrap_rounds 100".split()
+    flags = ["--embedded", "--data", str(wardrobe), *size, "--lora", str(lora), "--dino_model", str(dino)]
+    launch = [*(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    ran = subprocess.run(
+        [*launch, str(tmp_path / "watched.py"), str(tmp_path), *flags, "--output_dir", str(done.folder)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert ran.returncode == 0, ran.stderr[-5000:]
+    ranks = [json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in (0, 1)]
+    assert [rank["world"] for rank in ranks] == [2, 2]
+    assert [len(rank["seeds"]) for rank in ranks] == [5 * 4, 4 * 4]
+    assert not set(ranks[0]["seeds"]) & set(ranks[1]["seeds"])
+    assert done.pictures == first.pictures
+    assert done.facts["models"] == first.facts["models"] and done.facts["difference"] == first.facts["difference"]
+    assert done.rows == first.rows
+    assert ran.stdout.count("look at ") == 1 and ran.stderr.count("LoRA      ") == 1

@@ -1,0 +1,289 @@
+"""The report of an evaluation: read as HTML, and opened in a browser."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from test_pairs_report import HOSTILE, Page
+
+from deepfashion_training.reports.evaluation_report import (
+    SECTIONS,
+    ShownCase,
+    left_out_by_reason,
+    no_verdict,
+    write_evaluation_report,
+)
+from deepfashion_training.reports.figures import FIGURES, figure_of
+
+
+def change(mean: float, low: float, high: float, better: str | None = None, people: int = 40) -> dict[str, Any]:
+    return {"n": 60, "people": people, "mean": mean, "ci": [low, high], "better": better}
+
+
+def figures(ciede: float, dino: float, fd: float, psnr: float | None = 20.0, **more: Any) -> dict[str, Any]:
+    found = {"ciede2000_masked": ciede, "ciede2000_masked_ci": [ciede - 1, ciede + 1], "dino": dino}
+    found |= {"dino_ci": [dino - 0.01, dino + 0.01], "fd_dinov2": fd, "psnr": psnr, "dino_unpaired": 0.5}
+    return {"n": 60, **found, **more}
+
+
+def facts(**changes: Any) -> dict[str, Any]:
+    base = {"upper": figures(10.0, 0.8, 100.0), "lower": figures(12.25, 0.7, 120.0), "full": figures(11.0, 0.6, 90.0)}
+    lora = {
+        "upper": figures(10.0, 0.81, 100.04, psnr_n=57),
+        "lower": figures(9.125, 0.75, 110.0),
+        "full": figures(12.0, 0.61, 95.0),
+    }
+    settings = {"lora": "/runs/skirts/pytorch_lora_weights.safetensors", "against": None, "data": "/data/pairs"}
+    settings |= {"transformer": "/models/flux", "split": "test", "height": 768, "width": 576, "seed": 0}
+    settings |= {"num_inference_steps": 28, "guidance_scale": 30.0, "repaint": False, "lora_scale": 1.0}
+    settings |= {"garment_area": "the human parser", "cloth_types": [1, 2, 3]}
+
+    return {
+        "settings": settings,
+        "models": {"base": {**base, "all": figures(11, 0.7, 80)}, "lora": {**lora, "all": figures(10.4, 0.72, 78)}},
+        "difference": {
+            "upper": {"ciede2000_masked": change(0, 0, 0), "dino": change(0.01, -0.01, 0.03)},
+            "lower": {"ciede2000_masked": change(-3.125, -4, -2, "lora"), "dino": change(0.05, 0.04, 0.06, "lora")},
+            "full": {"ciede2000_masked": change(1, 0.5, 1.5, "base"), "dino": change(0.01, 0.001, 0.02, None, 3)},
+            "all": {"ciede2000_masked": change(-0.6, -1, 0.1), "dino": change(0.02, 0.01, 0.03, "lora")},
+        },
+        "left_out": {"lpips": "no torchvision: pip", "fid": "no torchvision: pip", "kid": "no weights"},
+        "left_out_cases": {"id_1/row-7": "image: not readable"},
+        "warnings": ["fewer than 500 pictures"],
+        "versions": {"torch": "2.9"},
+        **changes,
+    }
+
+
+def case(title: str = "id_00000001/01_1_front/row-1", models: tuple[str, ...] = ("base", "lora"), **more: Any) -> Any:
+    picture = Image.new("RGB", (144, 192), (200, 180, 160))
+    given: dict[str, Any] = {
+        "garment": Image.new("RGB", (100, 192), (20, 120, 220)),
+        "person": picture,
+        "results": dict.fromkeys(models, picture),
+        "truth": picture,
+        "title": title,
+        "garment_title": "",
+        "type_name": "lower",
+        "figures": {"base": 12.0, "lora": 9.0} if "lora" in models else {"base": 12.0},
+    }
+    return ShownCase(**{**given, **more})
+
+
+def written(folder: Path, given: dict[str, Any] | None = None, by: str = "ciede2000_masked", **shown: Any) -> Page:
+    tiles: dict[str, Any] = {"best": [case()], "worst": [case()], "unpaired": [case(truth=None)], **shown}
+    write_evaluation_report(folder / "report.html", facts() if given is None else given, by, **tiles)
+    return Page((folder / "report.html").read_text(encoding="utf-8"))
+
+
+def table_line(folder: Path, kind: str, heading: str) -> list[str]:
+    """The cells of a figure's line in the table of a garment type, tags kept."""
+    html = (folder / "report.html").read_text(encoding="utf-8")
+    table = html.split(f"<h3>{kind}</h3>")[1].split("</table>")[0]
+    line = next(line for line in table.split("<tr>") if f"<td>{heading} " in line)
+    return [" ".join(cell.split()) for cell in re.findall(r"<td[^>]*>(.*?)</td>", line, re.DOTALL)]
+
+
+# ---- as HTML
+
+
+def test_every_section_is_there_and_linked(tmp_path: Path) -> None:
+    page = written(tmp_path, sweeping(facts()))
+    assert list(page.sections) == list(SECTIONS)
+    links = [attrs["href"] for tag, attrs in page.tags if tag == "a"]
+    assert links == [f"#{name}" for name in SECTIONS]
+    assert "skirts beside its base" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_numbers_stand_where_they_belong_and_the_better_is_bold(tmp_path: Path) -> None:
+    written(tmp_path)
+    colour, base, lora, change_, n = table_line(tmp_path, "Lower body", "CIEDE2000")
+    assert colour == "CIEDE2000 ↓" and n == "60"
+    assert base.startswith("12.25") and "<strong>" not in base and "11.25 to 13.25" in base
+    assert lora.startswith("<strong>9.12</strong>") and "8.12 to 10.12" in lora
+    assert change_.startswith("-3.12 better") and "-4.00 to -2.00" in change_
+    _, base, lora, change_, _ = table_line(tmp_path, "Full body", "CIEDE2000")
+    assert base.startswith("<strong>11.00</strong>") and "<strong>" not in lora
+    assert change_.startswith("+1.00 worse")
+
+
+def test_equal_values_are_neither_bold(tmp_path: Path) -> None:
+    written(tmp_path)
+    for name in ("CIEDE2000", "FD-DINOv2"):  # 100.0 and 100.04 are written alike
+        _, base, lora, *_ = table_line(tmp_path, "Upper body", name)
+        assert "<strong>" not in base + lora
+    assert table_line(tmp_path, "Upper body", "CIEDE2000")[3].startswith("0.00<small")
+    assert table_line(tmp_path, "Upper body", "FD-DINOv2")[3].startswith("<small")  # sets have no difference
+
+
+def test_counts_that_differ_between_models_are_both_told(tmp_path: Path) -> None:
+    written(tmp_path)
+    assert table_line(tmp_path, "Upper body", "PSNR")[-1] == "60 / 57"
+    assert table_line(tmp_path, "Lower body", "PSNR")[-1] == "60"
+
+
+def test_in_short_every_type_has_a_verdict(tmp_path: Path) -> None:
+    page = written(tmp_path)
+    words = page.words("headline")
+    assert "Upper body no difference: CIEDE2000 10.00 to 10.00, changed by 0.00 (0.00 to 0.00), n 60" in words
+    assert "Lower body better: CIEDE2000 12.25 to 9.12, changed by -3.12 (-4.00 to -2.00), n 60" in words
+    assert "Full body worse: CIEDE2000 11.00 to 12.00" in words
+    assert "All no clear difference: " in words
+    assert (page.classes()["good"], page.classes()["bad"]) == (1 + 3, 1 + 1)  # in short, and in the tables
+    assert "too few people (3) to say: DINO similarity" in written(tmp_path, by="dino").words("headline")
+
+
+def test_a_difference_that_favours_nobody_says_why() -> None:
+    assert no_verdict(change(0, 0, 0)) == "no difference"
+    assert no_verdict(change(1, -1, 2)) == "no clear difference"
+    assert no_verdict(change(1, 0.5, 2, people=9)) == "too few people (9) to say"
+    assert no_verdict(change(0, -1, 1)) == "no clear difference"
+
+
+def test_reasons_are_given_once_with_the_figures_that_they_concern(tmp_path: Path) -> None:
+    given = facts()
+    assert left_out_by_reason(given["left_out"]) == {
+        "no torchvision: pip": ["LPIPS", "FID"],
+        "no weights": ["KID x1000"],
+    }
+    words = written(tmp_path).words("left-out")
+    assert "LPIPS, FID no torchvision: pip" in words and "KID x1000 no weights" in words
+    assert "id_1/row-7 image: not readable" in words
+
+
+def test_every_figure_of_the_tables_is_explained(tmp_path: Path) -> None:
+    words = written(tmp_path).words("figures")
+    for name in ("ciede2000_masked", "dino", "dino_unpaired", "fd_dinov2", "psnr"):
+        assert f"{figure_of(name).heading} {figure_of(name).says}" in words
+    assert "of the garment picture and of the repainted area" in figure_of("dino_unpaired").says
+    assert figure_of("dino").says != figure_of("dino_unpaired").says
+    assert figure_of("drift_unpaired").says == FIGURES["drift"].says
+
+
+def test_best_and_worst_are_in_the_order_given_with_all_their_pictures(tmp_path: Path) -> None:
+    best, worst = ([case(f"row-{number}") for number in numbers] for numbers in (range(10), range(29, 19, -1)))
+    page = written(tmp_path, best=best, worst=worst, unpaired=[case(truth=None, garment_title="row-99")])
+    assert re.findall(r"row-\d+", page.words("best")) == [f"row-{number}" for number in range(10)]
+    assert re.findall(r"row-\d+", page.words("worst")) == [f"row-{number}" for number in range(29, 19, -1)]
+    assert page.words("best").count("garment person Base LoRA truth row-") == 10
+    assert page.words("best").count("Lower body · CIEDE2000: Base 12.00, LoRA 9.00") == 10
+    assert "garment person Base LoRA id_00000001" in page.words("unpaired")  # nobody knows the truth
+    assert "Lower body · garment of row-99" in page.words("unpaired")
+    images = [attrs["src"] or "" for tag, attrs in page.tags if tag == "img"]
+    assert len(images) == 20 * 5 + 4 and all(source.startswith("data:image/jpeg;base64,") for source in images)
+
+
+def sweeping(given: dict[str, Any]) -> dict[str, Any]:
+    def of(ciede: float) -> dict[str, Any]:
+        return {"base": {"all": {"ciede2000_masked": 20.0}}, "lora": {"all": {"ciede2000_masked": ciede}}}
+
+    best = {"guidance_scale": 30.0, "by": "ciede2000_masked", "of": "lora"}
+    return {**given, "sweep": {"1": of(10.25), "30": of(10.4)}, "best_guidance_scale": best}
+
+
+def test_a_sweep_has_a_table_with_the_best_in_bold(tmp_path: Path) -> None:
+    page = written(tmp_path, sweeping(facts()))
+    assert "guidance Base LoRA 1 20.00 10.25 30 20.00 10.40" in page.words("sweep")
+    html = (tmp_path / "report.html").read_text(encoding="utf-8").split('id="sweep"')[1].split("</section>")[0]
+    assert re.findall(r"<strong>(.*?)</strong>", html) == ["10.40"]
+    assert "sweep" not in written(tmp_path).sections
+
+
+def test_another_lora_is_named_wherever_the_base_would_be(tmp_path: Path) -> None:
+    given = facts()
+    given["settings"]["against"] = "/runs/old/pytorch_lora_weights.safetensors"
+    page = written(tmp_path, given)
+    assert "skirts beside old" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "figure against: old LoRA difference n" in page.words("figures")
+    assert "garment person against: old LoRA truth" in page.words("best")
+    assert "Base" not in page.words("best")
+
+
+def test_the_base_alone_has_neither_differences_nor_bold(tmp_path: Path) -> None:
+    given = facts(difference={})
+    given["models"] = {"base": given["models"]["base"]}
+    given["settings"] |= {"lora": None, "lora_scale": None}
+    alone = case(models=("base",))
+    page = written(tmp_path, given, best=[alone], worst=[alone], unpaired=[])
+    assert "The base flux by garment type" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "Lower body CIEDE2000 12.25, n 60" in page.words("headline")
+    assert "difference" not in page.words("figures").split("What the figures are")[0].split("Upper body")[1]
+    assert table_line(tmp_path, "Lower body", "CIEDE2000")[1].startswith("12.25<small")
+    assert "unpaired" not in page.sections
+
+
+def hostile(folder: Path) -> Page:
+    given = facts(warnings=[HOSTILE], left_out={"lpips": HOSTILE}, left_out_cases={HOSTILE: HOSTILE})
+    given["settings"] |= {"data": HOSTILE, "lora": f"/runs/{HOSTILE}/x/{HOSTILE}/lora.safetensors"}
+    given["settings"] |= {"prompt": HOSTILE, "garment_area": HOSTILE}
+    given["versions"] = {HOSTILE: HOSTILE}
+    shown = case(HOSTILE, garment_title=HOSTILE)
+    return written(folder, sweeping(given), best=[shown] * 10, worst=[shown] * 3, unpaired=[shown])
+
+
+def test_strings_of_the_data_are_text_and_load_nothing(tmp_path: Path) -> None:
+    page = hostile(tmp_path)
+    assert not {"script", "iframe", "object", "embed"} & {tag for tag, _ in page.tags}
+    for section in ("warnings", "best", "unpaired", "left-out", "settings"):
+        assert HOSTILE in page.words(section)
+    for _, attrs in page.tags:
+        assert not [name for name in attrs if name.startswith("on")]
+        for name in ("src", "href", "srcset", "action", "data"):
+            assert (attrs.get(name) or "#").startswith(("#", "data:"))
+    policy = next(attrs["content"] for _, attrs in page.tags if attrs.get("http-equiv") == "Content-Security-Policy")
+    assert policy == "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+
+
+# ---- in a browser
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    playwright = pytest.importorskip("playwright.sync_api")
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if found is None:
+        pytest.skip("no Chromium: apt-get install chromium")
+    with playwright.sync_playwright() as running:
+        opened = running.chromium.launch(executable_path=found, args=["--no-sandbox", "--disable-dev-shm-usage"])
+        yield opened
+        opened.close()
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("content", ["usual", "hostile"])
+def test_a_browser_shows_it_whole_and_asks_for_nothing(
+    content: str, width: int, scheme: Any, browser: Any, tmp_path: Path
+) -> None:
+    if content == "hostile":
+        hostile(tmp_path)
+    else:
+        written(tmp_path, sweeping(facts()), best=[case()] * 4)
+    said: list[str] = []
+    asked: list[str] = []
+    page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("request", lambda request: asked.append(request.url))
+    address = (tmp_path / "report.html").as_uri()
+    page.goto(address)
+    page.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
+    page.evaluate("window.scrollTo(0, document.body.scrollHeight)")
+    assert said == []
+    assert [url for url in asked if not url.startswith("data:")] == [address]
+    assert page.evaluate("document.scrollingElement.scrollWidth") <= width
+    low = "[...document.querySelectorAll('section')].filter(one => one.offsetHeight < 40).map(one => one.id)"
+    assert page.evaluate(low) == []
+    assert page.evaluate("[...document.images].every(one => one.complete && one.naturalWidth > 0)")
+    # Text that nobody could tell from its ground, as in a style for the other scheme, would have little contrast.
+    colours = page.evaluate("[getComputedStyle(document.body).color, getComputedStyle(document.body).backgroundColor]")
+    text, ground = (sum(map(int, re.findall(r"\d+", colour)[:3])) / 3 for colour in colours)
+    assert abs(text - ground) > 150 and (text < ground) == (scheme == "light")
+    page.close()
