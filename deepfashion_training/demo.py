@@ -56,8 +56,8 @@ def demo(args: argparse.Namespace) -> None:
     if importlib.util.find_spec("gradio") is None:
         raise ValueError("needs the package gradio: pip install -r requirements-demo.txt")
     check_port(args.host, args.port)
-    parser = find_parser(args.parser, args.embedded)
     choice = choose(args)
+    parser = find_parser(args.parser, choice)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # without this, uploads would be left behind
     with private_folder() as folder:
         serve(args, choice, parser, folder)

@@ -128,11 +128,16 @@ def check_targets(wishes: Sequence[Wish], args: argparse.Namespace) -> None:
             drawn.add(place)
 
 
-def find_parser(named: str | None, embedded: bool) -> str:
-    """The human parser that makes masks, once it is known to be there: ``named``, or the usual one."""
+def find_parser(named: str | None, choice: Choice) -> str:
+    """The human parser that makes masks, once it is known to be there: ``named``, or the usual one.
+
+    That of the small embedded model is the one for drawn people, whom alone it knows.
+    """
+    from deepfashion_training.embedded.make_base import TINY_FLUX_FILL
+    from deepfashion_training.models.fill import same_model
     from deepfashion_training.models.parser import DEFAULT_PARSER, check_parser
 
-    if named is None and embedded:
+    if named is None and same_model(choice.recipe.transformer, str(TINY_FLUX_FILL)):
         from deepfashion_training.embedded.make_parser import DRAWN_PARSER
 
         return str(DRAWN_PARSER)
@@ -144,18 +149,13 @@ def tryon(args: argparse.Namespace) -> None:
     """Draw what the flags ask for. Raises ``ValueError``, one line, where it can before models are loaded."""
     from deepfashion_training.dressing.records import check_form
     from deepfashion_training.dressing.wishes import make_ready
-    from deepfashion_training.embedded.make_base import TINY_FLUX_FILL
     from deepfashion_training.models.access import check_writable
-    from deepfashion_training.models.fill import same_model
     from deepfashion_training.models.parser import load_parser
 
     wishes = wishes_of(args)
     check_targets(wishes, args)
     choice = choose(args)
-    parser = None
-    if any(wish.mask is None for wish in wishes):
-        # A LoRA of the small model knows drawn people only, and so does its base.
-        parser = find_parser(args.parser, args.embedded or same_model(choice.recipe.transformer, str(TINY_FLUX_FILL)))
+    parser = find_parser(args.parser, choice) if any(wish.mask is None for wish in wishes) else None
     look = choice.look(args.steps, repaint=args.repaint)
     check_writable(wishes[0].output.parent, "--output")
     settings = _settings(choice, look, parser)
