@@ -281,7 +281,10 @@ def test_a_browser_shows_it_whole_and_asks_for_nothing(
     assert page.evaluate("document.scrollingElement.scrollWidth") <= width
     low = "[...document.querySelectorAll('section')].filter(one => one.offsetHeight < 40).map(one => one.id)"
     assert page.evaluate(low) == []
-    assert page.evaluate("[...document.images].every(one => one.complete && one.naturalWidth > 0)")
+    # They are loaded when they come into sight; decode() waits for one, and fails for a broken one.
+    load = "Promise.all([...document.images].map(one => { one.loading = 'eager'; return one.decode() }))"
+    page.evaluate(f"{load}.then(() => null)")
+    assert page.evaluate("[...document.images].every(one => one.naturalWidth > 0)")
     # Text that nobody could tell from its ground, as in a style for the other scheme, would have little contrast.
     colours = page.evaluate("[getComputedStyle(document.body).color, getComputedStyle(document.body).backgroundColor]")
     text, ground = (sum(map(int, re.findall(r"\d+", colour)[:3])) / 3 for colour in colours)
