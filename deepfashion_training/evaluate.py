@@ -170,7 +170,10 @@ def _agreed(value: float, state: Any) -> float:
 
 
 def _measured(plan: Plan, settings: Sequence[Setting], instruments: Instruments) -> list[Measured]:
-    """The pictures of ``settings``, measured: about a second a case of 768x576 on one CPU core, DINOv2 apart."""
+    """The pictures of ``settings``, measured.
+
+    On one CPU core a case of 768x576 takes some 20 s, most of them in DINOv2: see benchmarks/evaluate.py.
+    """
     from tqdm import tqdm
 
     from deepfashion_training.evaluation.measuring import measure

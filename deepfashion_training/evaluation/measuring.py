@@ -91,14 +91,14 @@ def measure(
         found.areas_unknown += not truth.area_known
         if instruments.distances:
             save_picture(picture_of(truth.photo), setting.file("truth", case), {"row": case.row})
+        seen = {} if dino is None else _seen(dino, pictures, truth, garment, setting.unpaired)
         for model, picture in pictures.items():
             figures = _figures(picture, truth, setting.unpaired, instruments)
-            if dino is not None:
-                figures["dino"] = _likeness(dino, picture, truth, garment, setting.unpaired)
+            if seen:
+                figures["dino"] = float(cosine_similarity(seen[f"{model} area"], seen["worn"])[0])
             found.rows.append(_row(case, model, setting, figures))
-        if dino is not None:
-            for name, seen in {**pictures, "truth": truth.photo}.items():
-                features.setdefault(name, []).append(dino.embed([picture_of(seen)]))
+        for name in (*pictures, "truth") if seen else ():
+            features.setdefault(name, []).append(seen[name])
     found.features = {name: torch.cat(parts) for name, parts in features.items()}
     if not found.cases:
         name, why = next(iter(found.left_out.items()))
@@ -132,21 +132,31 @@ def _figures(picture: torch.Tensor, truth: Truth, unpaired: bool, instruments: I
     return figures
 
 
-def _likeness(dino: Dino, picture: torch.Tensor, truth: Truth, garment: Image.Image, unpaired: bool) -> float:
-    """Cosine of DINOv2 features of two garment areas: the truth's and the same area of the result.
+def _seen(
+    dino: Dino, pictures: Mapping[str, torch.Tensor], truth: Truth, garment: Image.Image, unpaired: bool
+) -> dict[str, torch.Tensor]:
+    """DINOv2 features [1, D]: of each picture under its model's name and of the photo under ``truth``.
 
-    Unpaired there is no truth: the garment picture and the repainted area, whose person shows too, so that it is lower.
+    And of garment areas, to compare by cosine: each result's under ``<model> area``, and under ``worn`` the same area
+    of the photo. Unpaired there is no truth: the garment picture and the repainted area, whose person shows too, so
+    that it is lower.
     """
-    if unpaired:
-        alone = garment_rgb(garment)
-        shown = torch.from_numpy(np.asarray(alone, np.float32) / 255).permute(2, 0, 1)
-        own = garment_mask(np.asarray(alone).transpose(2, 0, 1), border_colour(alone))
-        whole = torch.from_numpy(own if own.any() else np.ones_like(own))[None]
-        pair = [picture_of(_only(picture, truth.mask)), picture_of(_only(shown, whole))]
-    else:
-        pair = [picture_of(_only(each, truth.garment_area)) for each in (picture, truth.photo)]
-    one, other = dino.embed(pair)[:, None]
-    return float(cosine_similarity(one, other)[0])
+    area = truth.mask if unpaired else truth.garment_area
+    worn = _garment_alone(garment) if unpaired else _only(truth.photo, area)
+    shown = {**pictures, "truth": truth.photo, "worn": worn}
+    shown |= {f"{model} area": _only(picture, area) for model, picture in pictures.items()}
+    # In one call: on a GPU a picture takes as long as a batch.
+    features = dino.embed([picture_of(picture) for picture in shown.values()])
+    return dict(zip(shown, features[:, None], strict=True))
+
+
+def _garment_alone(garment: Image.Image) -> torch.Tensor:
+    """A garment picture without its background, as ``_only`` makes it."""
+    alone = garment_rgb(garment)
+    levels = np.asarray(alone)
+    own = garment_mask(levels.transpose(2, 0, 1), border_colour(alone))
+    whole = torch.from_numpy(own if own.any() else np.ones_like(own))[None]
+    return _only(torch.from_numpy(levels.astype(np.float32) / 255).permute(2, 0, 1), whole)
 
 
 def _only(picture: torch.Tensor, area: torch.Tensor) -> torch.Tensor:
