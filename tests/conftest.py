@@ -1,4 +1,4 @@
-"""What several test files share: the small FLUX-Fill, a drawn VITON-HD folder, and arguments of a small run."""
+"""What several test files share: the small FLUX-Fill and LoRAs of it, drawn pictures and folders, small runs."""
 
 from __future__ import annotations
 
@@ -9,18 +9,23 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports a Hugging Face lib
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import argparse
-from collections.abc import Callable, Iterator
+import io
+import shutil
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 ROOT = Path(__file__).resolve().parents[1]
 HEIGHT, WIDTH = 128, 96
 TRAIN_ROWS, TEST_ROWS = 8, 3
 #: Where a drawn garment mask and a drawn agnostic mask are white: left, top, right, bottom.
 GARMENT_BOX, MASK_BOX = (16, 24, 80, 112), (24, 40, 72, 100)
+#: Names of the garment types as users give them.
+TYPES = ("upper", "lower", "full")
 
 
 def draw_viton(root: Path, train_rows: int, test_rows: int) -> None:
@@ -114,3 +119,209 @@ def accelerator() -> Iterator[Any]:
     forget_accelerator()
     yield Accelerator(cpu=True)
     forget_accelerator()
+
+
+# ----------------------------------------------------------------------------------------------- LoRAs and pictures
+
+
+@pytest.fixture(scope="session")
+def save_random_lora(tiny_flux_fill: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Saves a LoRA of the small model in a new folder ``name``; returns its file. Flags are the trainer's.
+
+    Every trained weight is what training begins with plus ``size`` times noise, so that 0 leaves the model as it is.
+    """
+
+    def save(*flags: str, size: float = 0.1, seed: int = 3, name: str = "lora") -> Path:
+        import torch
+        from diffusers import FluxTransformer2DModel
+
+        import train_flux_inpaint as trainer
+
+        models = ["--pretrained_model_name_or_path", "--pretrained_inpaint_model_name_or_path"]
+        named = [part for model in models for part in (model, str(tiny_flux_fill))]
+        args = trainer.parse_args(["--dataroot", "data", *named, "--lora_rank", "4", *flags])
+        transformer = FluxTransformer2DModel.from_pretrained(tiny_flux_fill, subfolder="transformer")
+        torch.manual_seed(seed)
+        for parameter in trainer.make_trainable(transformer, args):
+            parameter.data += size * torch.randn_like(parameter)
+        folder = tmp_path_factory.mktemp("saved") / name
+        folder.mkdir()
+        return Path(trainer.save_lora(transformer, args, folder))
+
+    return save
+
+
+def noise(height: int, width: int, channels: int = 3) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(1).integers(0, 256, (height, width, channels), np.uint8))
+
+
+def box_mask(size: tuple[int, int] = (60, 80), box: tuple[int, int, int, int] = (20, 20, 40, 60)) -> Image.Image:
+    """White within ``box`` (left, top, right, bottom) on black; ``size`` is (width, height)."""
+    mask = Image.new("L", size, 0)
+    mask.paste(255, box)
+    return mask
+
+
+def turned(picture: Image.Image, path: Path) -> Path:
+    """Stored a quarter turned, with the EXIF tag that turns it back: how phones write upright photos."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    picture.transpose(Image.Transpose.ROTATE_90).save(path, exif=exif)
+    return path
+
+
+def spoiled(name: str, folder: Path) -> Path:
+    """A file of the given name that is no picture to use."""
+    path = folder / name
+    photo = noise(400, 300)
+    whole = io.BytesIO()
+    photo.save(whole, "JPEG")
+    if name == "text.png":
+        path.write_text("I am no picture")
+    elif name == "half.jpg":
+        path.write_bytes(whole.getvalue()[: len(whole.getvalue()) // 2])
+    elif name == "huge.png":
+        Image.new("1", (20_000, 20_000)).save(path)
+    elif name == "large.png":
+        Image.new("1", (10_000, 9_500)).save(path)
+    elif name == "thin.png":
+        Image.new("L", (10, 10_000)).save(path)
+    elif name == "empty.png":
+        path.touch()
+    elif name == "folder.png":
+        path.mkdir()
+    elif name == "pipe.png":
+        os.mkfifo(path)
+    elif name == "dangling.png":
+        path.symlink_to(folder / "nothing.png")
+    elif name == "vector.eps":
+        path.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 100 100\n")
+    return path
+
+
+# ------------------------------------------------------------------------------------------------ the command tryon
+
+
+@pytest.fixture(scope="session")
+def wardrobe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """For each type <type>-person.png, -garment.png and -mask.png of 256x192 (height x width), for reading only."""
+    from deepfashion_training.embedded.drawing import draw_flat
+    from deepfashion_training.embedded.rows import documented_specs
+
+    folder = tmp_path_factory.mktemp("wardrobe")
+    for kind, spec in zip(TYPES, documented_specs(3, 5), strict=True):
+        drawing = spec.draw((256, 192))
+        drawing.photo.save(folder / f"{kind}-person.png")
+        flat, _ = draw_flat(spec.garment(), drawing.person.gender, (256, 192), drawing.outfit.inner)
+        flat.save(folder / f"{kind}-garment.png")
+        mask = drawing.agnostic[spec.cloth_type].astype(np.uint8) * np.uint8(255)
+        Image.fromarray(mask).save(folder / f"{kind}-mask.png")
+    return folder
+
+
+@pytest.fixture
+def wardrobe_copy(wardrobe: Path, tmp_path: Path) -> Path:
+    """A copy of the wardrobe that a test may spoil."""
+    return Path(shutil.copytree(wardrobe, tmp_path / "copy"))
+
+
+@pytest.fixture(scope="session")
+def tryon_loras(save_random_lora: Callable[..., Path]) -> dict[str, Path]:
+    """Folders of LoRAs trained at 64x48 with guidance 3.5: one of zeros, one that changes things."""
+    own = "--height 64 --width 48 --guidance_scale 3.5 --max_sequence_length 128 --instance_prompt".split()
+    sizes = {"zero": 0.0, "lora": 0.1}
+    return {name: save_random_lora(*own, "a pair of pictures", size=size).parent for name, size in sizes.items()}
+
+
+@pytest.fixture(scope="session")
+def loaded_models() -> dict[object, Any]:
+    """What ``tryon_run`` has loaded, by what it was loaded for."""
+    return {}
+
+
+@pytest.fixture
+def tryon_run(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, loaded_models: dict[object, Any]
+) -> Callable[..., str]:
+    """Runs ``tryon``, 2 steps of the embedded model unless flags say otherwise; returns stdout and stderr.
+
+    A model that an earlier run has loaded is used again; tests/test_fill.py shows that it draws as a fresh one does.
+    """
+    from deepfashion_training import tryon
+    from deepfashion_training.dressing.choice import Choice
+
+    load = Choice.load
+
+    def load_once(choice: Choice, prompts: Iterable[str]) -> Any:
+        prompts = tuple(prompts)
+        key = (choice.recipe, None if choice.lora is None else choice.lora.sha256, frozenset(prompts))
+        if key not in loaded_models:
+            loaded_models[key] = load(choice, prompts)
+        return loaded_models[key]
+
+    monkeypatch.setattr(Choice, "load", load_once)
+
+    def run(*flags: object, code: int = 0, steps: int = 2) -> str:
+        words = tuple(map(str, flags))
+        base = [] if "--lora" in words or "--base" in words else ["--embedded"]
+        assert tryon.main([*words, *base, "--steps", str(steps)]) == code
+        said = capsys.readouterr()
+        if code:
+            assert said.err.splitlines()[-1].startswith("tryon: ") and "Traceback" not in said.err
+        return said.out + said.err
+
+    return run
+
+
+@pytest.fixture
+def tryon_refused(tryon_run: Callable[..., str]) -> Callable[..., str]:
+    """Runs ``tryon``, which fails before it draws: one line on stderr."""
+
+    def refused(*flags: object) -> str:
+        message = tryon_run(*flags, code=1)
+        assert message.startswith("tryon: ") and message.count("\n") == 1
+        return message
+
+    return refused
+
+
+@pytest.fixture
+def tryon_misused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs ``tryon``, which ends with exit code 2 and one line."""
+    from deepfashion_training import tryon
+
+    def misused(*flags: object) -> str:
+        with pytest.raises(SystemExit) as stopped:
+            tryon.main([str(flag) for flag in flags])
+        message = capsys.readouterr().err
+        assert stopped.value.code == 2 and message.startswith("tryon: ") and message.count("\n") == 1
+        return message
+
+    return misused
+
+
+def pieces(folder: Path, kind: str = "lower") -> list[object]:
+    """Flags of the pictures of one type, with their mask."""
+    named = {what: folder / f"{kind}-{what}.png" for what in ("person", "garment", "mask")}
+    return [part for what, path in named.items() for part in (f"--{what}", path)]
+
+
+def pixels(path: Path) -> np.ndarray:
+    """RGB values as int [H, W, 3]."""
+    with Image.open(path) as picture:
+        return np.asarray(picture.convert("RGB"), int)
+
+
+def stop_after(pictures: int, monkeypatch: pytest.MonkeyPatch, error: BaseException | None = None) -> None:
+    """Let the picture after so many ones end in Ctrl-C, or in ``error``."""
+    from deepfashion_training.dressing import dress as dressing
+
+    real, drawn = dressing.dress, []
+
+    def counted(*args, **more):
+        if len(drawn) == pictures:
+            raise error or KeyboardInterrupt
+        drawn.append(1)
+        return real(*args, **more)
+
+    monkeypatch.setattr(dressing, "dress", counted)

@@ -10,13 +10,12 @@ import io
 import json
 import os
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from diffusers import FluxTransformer2DModel
 from PIL import Image
 
 pytest.importorskip("gradio", reason="the demo needs gradio: pip install -r requirements-demo.txt")
@@ -31,7 +30,7 @@ from deepfashion_training.embedded.make_parser import DRAWN_PARSER
 from deepfashion_training.models.parser import load_parser
 from deepfashion_training.webpage import painter
 from deepfashion_training.webpage.examples import SIZE, Example, draw_examples
-from deepfashion_training.webpage.guard import MAX_BODY, Guard
+from deepfashion_training.webpage.guard import MAX_BODY, UPLOAD, Guard
 from deepfashion_training.webpage.jobs import Studio, plain_name, read_number, why
 from deepfashion_training.webpage.layout import Page, build
 from deepfashion_training.webpage.shelf import Picked, Shelf, inside, shown_name, uploaded
@@ -40,19 +39,9 @@ STEPS = 2
 
 
 @pytest.fixture(scope="module")
-def lora(tiny_flux_fill: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def lora(save_random_lora: Callable[..., Path]) -> Path:
     """Folder of a LoRA of the small model, with random B."""
-    folder = tmp_path_factory.mktemp("secret") / "bold"
-    folder.mkdir()
-    transformer = FluxTransformer2DModel.from_pretrained(tiny_flux_fill, subfolder="transformer")
-    models = ["--pretrained_model_name_or_path", "--pretrained_inpaint_model_name_or_path"]
-    flags = [part for model in models for part in (model, str(tiny_flux_fill))]
-    args = trainer.parse_args(["--dataroot", "data", *flags, "--lora_rank", "4", "--height", "128", "--width", "96"])
-    torch.manual_seed(3)
-    for parameter in trainer.make_trainable(transformer, args):
-        parameter.data += 0.1 * torch.randn_like(parameter)
-    trainer.save_lora(transformer, args, folder)
-    return folder
+    return save_random_lora("--height", "128", "--width", "96", name="bold").parent
 
 
 @pytest.fixture(scope="module")
@@ -456,13 +445,38 @@ def test_the_guard_passes_on_what_names_uploads_only(tmp_path: Path) -> None:
     status, headers, seen = ask(tmp_path, fine)
     assert status == 200 and seen == fine.decode()
     assert "connect-src 'self'" in headers[b"content-security-policy"].decode()
-    assert ask(tmp_path, b"no json")[0] == ask(tmp_path, b"")[0] == 200
+    assert ask(tmp_path, b"")[0] == 200
     assert ask(tmp_path, b"", "/", "GET")[0] == 200
     for path in ("/etc/passwd", "http://127.0.0.1/x.png", "https://huggingface.co/x", f"{tmp_path}/../x", 7):
         status, headers, seen = ask(tmp_path, json.dumps({"data": [[{"value": {"path": path}}]]}).encode())
         assert status == 400 and seen == "" and b"content-security-policy" in headers
+
+
+def test_the_guard_refuses_what_cannot_be_read(tmp_path: Path) -> None:
+    """Lists in lists do not hide a path, whether or not Python's parser gives up on them."""
+    for depth in (0, 300, 995, 100_000):
+        deep = b'{"data": [{"path": "/etc/passwd"}], "x": ' + b"[" * depth + b"1" + b"]" * depth + b"}"
+        assert ask(tmp_path, deep)[0] == 400, depth
+        assert ask(tmp_path, b"[" * depth + b'{"path": "/etc/passwd"}' + b"]" * depth)[0] == 400, depth
+    fine = json.dumps({"path": str(tmp_path / "x.png")}).encode()
+    assert ask(tmp_path, b"[" * 900 + fine + b"]" * 900)[0] == 200
+    for unread in (b"no json", b'{"data": [', b"\xff\xfe{", b'--x\r\nContent-Disposition: form-data; name="a"\r\n\r\n'):
+        status, _, seen = ask(tmp_path, unread)
+        assert status == 400 and seen == ""
+
+
+def test_only_the_upload_route_goes_past_the_guard(tmp_path: Path) -> None:
+    """It is there in this Gradio, and has a limit of its own."""
+    from gradio.route_utils import API_PREFIX
+
+    assert f"{API_PREFIX}/upload" == UPLOAD
     assert ask(tmp_path, b" " * (MAX_BODY + 1))[0] == 413
-    assert ask(tmp_path, b" " * 3_000_000, "/gradio_api/upload")[0] == 200  # Gradio's own limit holds there
+    assert ask(tmp_path, b"no json" * 1_200_000, UPLOAD)[0] == 200
+    forged = json.dumps({"data": [{"path": "/etc/passwd"}]}).encode()
+    for end in ("run/upload", "run/upload/", "api/upload", "call/upload", "call/v2/upload", "upload/", "x/upload"):
+        assert ask(tmp_path, forged, f"/gradio_api/{end}")[0] == ask(tmp_path, forged, f"/{end}")[0] == 400
+        assert ask(tmp_path, b" " * (MAX_BODY + 1), f"/gradio_api/{end}")[0] == 413
+    assert ask(tmp_path, forged, "/upload")[0] == 400
 
 
 # -------------------------------------------------------------------------------------------------------- command

@@ -13,18 +13,15 @@ import sys
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from diffusers import FluxTransformer2DModel
 from PIL import Image
 
-import train_flux_inpaint as trainer
 from deepfashion_training.dressing.records import made_from
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -40,18 +37,6 @@ ROOT = Path(__file__).resolve().parents[1]
 PATIENCE = 60_000
 #: Places of the galleries: a person, a garment, and the value of its type.
 EXAMPLES = {"upper": (0, 1, "1"), "lower": (2, 4, "2"), "full": (5, 7, "3")}
-
-
-def save_random_lora(tiny_flux_fill: Path, folder: Path) -> None:
-    transformer = FluxTransformer2DModel.from_pretrained(tiny_flux_fill, subfolder="transformer")
-    models = ["--pretrained_model_name_or_path", "--pretrained_inpaint_model_name_or_path"]
-    flags = [part for model in models for part in (model, str(tiny_flux_fill))]
-    args = trainer.parse_args(["--dataroot", "data", *flags, "--lora_rank", "4", "--height", "128", "--width", "96"])
-    torch.manual_seed(3)
-    for parameter in trainer.make_trainable(transformer, args):
-        parameter.data += 0.1 * torch.randn_like(parameter)
-    folder.mkdir()
-    trainer.save_lora(transformer, args, folder)
 
 
 @dataclass
@@ -90,10 +75,9 @@ def serving(folder: Path, *flags: str) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="module")
-def server(tiny_flux_fill: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    folder = tmp_path_factory.mktemp("demo")
-    save_random_lora(tiny_flux_fill, folder / "bold")
-    with serving(folder / "temporary", "--lora", str(folder / "bold")) as running:
+def server(save_random_lora: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    lora = save_random_lora("--height", "128", "--width", "96", name="bold")
+    with serving(tmp_path_factory.mktemp("demo") / "temporary", "--lora", str(lora.parent)) as running:
         yield running
         # The last test's end: Ctrl-C ends cleanly and leaves no uploads behind.
         running.process.send_signal(signal.SIGINT)
@@ -290,13 +274,21 @@ def test_a_narrow_page_fits_and_works(browser: Any, server: Server, scheme: str)
 
 
 def test_a_forged_request_is_refused(server: Server) -> None:
-    for path in ("/etc/passwd", "http://127.0.0.1:9/x.png"):
-        data = [{"path": path, "meta": {"_type": "gradio.FileData"}}, 1]
-        body = json.dumps({"data": data, "fn_index": 0, "session_hash": "x"}).encode()
-        asked = urllib.request.Request(
-            f"{server.url}/gradio_api/queue/join", body, {"Content-Type": "application/json"}
-        )
+    forged = {"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}
+    asked = {"data": [forged, 1], "fn_index": 0, "session_hash": "x"}
+    fetched = {**asked, "data": [{**forged, "path": "http://127.0.0.1:9/x.png"}, 1]}
+    deep = json.dumps(asked)[:-1] + ', "x": ' + "[" * 995 + "]" * 995 + "}"
+    for route, body in (
+        ("queue/join", json.dumps(asked)),
+        ("queue/join", json.dumps(fetched)),
+        ("queue/join", deep),
+        ("queue/join", "no json"),
+        ("run/upload", json.dumps(asked)),
+        ("call/upload", json.dumps(asked)),
+    ):
+        headers = {"Content-Type": "application/json"}
+        request = urllib.request.Request(f"{server.url}/gradio_api/{route}", body.encode(), headers)
         with pytest.raises(urllib.error.HTTPError) as refused:
-            urllib.request.build_opener(urllib.request.ProxyHandler({})).open(asked, timeout=60)
+            urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=60)
         assert refused.value.code == 400 and b"not uploaded here" in refused.value.read()
         refused.value.close()

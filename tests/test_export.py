@@ -36,23 +36,10 @@ def pipeline(tiny_flux_fill) -> FluxFillPipeline:
 
 
 @pytest.fixture(scope="module")
-def loras(tiny_flux_fill, tmp_path_factory) -> dict[str, Path]:
+def loras(save_random_lora) -> dict[str, Path]:
     """Folders of LoRAs that the trainer saved, with random B, by the names of FLAGS."""
-    folders = {}
-    for name, flags in FLAGS.items():
-        transformer = FluxTransformer2DModel.from_pretrained(tiny_flux_fill, subfolder="transformer")
-        models = ["--pretrained_model_name_or_path", "--pretrained_inpaint_model_name_or_path"]
-        rank = ["--lora_rank", str(RANK), "--lora_alpha", str(ALPHA)]
-        args = tfi.parse_args(
-            ["--dataroot", "data", *(part for model in models for part in (model, str(tiny_flux_fill))), *rank, *flags]
-        )
-        torch.manual_seed(3)
-        for parameter in tfi.make_trainable(transformer, args):
-            parameter.data += 0.1 * torch.randn_like(parameter)
-        folders[name] = tmp_path_factory.mktemp("lora") / name
-        folders[name].mkdir()
-        tfi.save_lora(transformer, args, folders[name])
-    return folders
+    scale = ("--lora_rank", str(RANK), "--lora_alpha", str(ALPHA))
+    return {name: save_random_lora(*scale, *flags, name=name).parent for name, flags in FLAGS.items()}
 
 
 def forward(transformer: torch.nn.Module) -> torch.Tensor:
@@ -276,6 +263,50 @@ def test_a_file_that_is_not_our_lora(loras, tmp_path, capsys):
     save_file({"x_embedder.weight": torch.zeros(2)}, file)
     assert "it holds x_embedder.weight" in refused(capsys, *rest)
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("lora_alpha", "NaN", "alpha nan, not a finite number"),
+        ("lora_alpha", "Infinity", "alpha inf, not a finite number"),
+        ("lora_alpha", "-Infinity", "alpha -inf, not a finite number"),
+        ("lora_alpha", "1" + "0" * 400, "not a finite number"),
+        ("lora_alpha", '"abc"', "alpha 'abc', not a finite number"),
+        ("lora_alpha", "null", "alpha None, not a finite number"),
+        ("lora_alpha", "true", "alpha True, not a finite number"),
+        ("r", "0", "rank 0, not a whole number from 1"),
+        ("r", "-4", "rank -4, not a whole number from 1"),
+        ("r", '"x"', "rank 'x', not a whole number from 1"),
+        ("r", "2.5", "rank 2.5, not a whole number from 1"),
+    ],
+)
+def test_a_rank_or_alpha_that_is_no_number_to_scale_by(key, value, message, loras, tmp_path, capsys):
+    file, output = tmp_path / "l.safetensors", tmp_path / "k.safetensors"
+    said = {"r": "4", "lora_alpha": "8", "target_modules": '["to_q"]', key: value}
+    settings = ", ".join(f'"transformer.{name}": {text}' for name, text in said.items())
+    save_file(load_file(loras["all"] / tfi.LORA_FILE), file, {"lora_adapter_metadata": f"{{{settings}}}"})
+    told = refused(capsys, "--lora", file, "--format", "kohya", "--output", output)
+    assert message in told and told.startswith(f"export: --lora {file}: ") and "train it with this project" in told
+    assert not output.exists()
+    with pytest.raises(ValueError, match=f"--against {file}: its metadata say"):
+        lora_files.read_lora(file, assume_alpha=True, flag="--against")
+
+
+def test_errors_name_the_flag_that_the_user_typed(loras, tmp_path):
+    spoilt = tmp_path / "spoilt.safetensors"
+    spoilt.write_bytes(b"not safetensors")
+    other = tmp_path / "other.safetensors"
+    save_file({"x": torch.zeros(2)}, other)
+    bare = tmp_path / "bare.safetensors"
+    save_file(load_file(loras["all"] / tfi.LORA_FILE), bare)
+    for name in (tmp_path / "none", tmp_path, "nobody/nothing"):
+        with pytest.raises(ValueError, match=f"^--against {name}: no "):
+            lora_files.find_lora(str(name), flag="--against")
+    for file in (spoilt, other, bare):
+        with pytest.raises(ValueError, match=f"^--against {file} ") as told:
+            lora_files.read_lora(file, flag="--against")
+        assert "--lora" not in str(told.value)
 
 
 def test_what_kohya_cannot_hold(loras, tmp_path, capsys):

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from diffusers import FluxFillPipeline, FluxTransformer2DModel
+from diffusers import FluxFillPipeline
 from PIL import Image
 
 import train_flux_inpaint as tfi
@@ -26,38 +25,18 @@ STEPS, GUIDANCE = 2, 3.5
 
 
 @pytest.fixture(scope="module")
-def make_lora(tiny_flux_fill, tmp_path_factory) -> Callable[..., LoraFile]:
-    """Writes a LoRA as the trainer does; its B (and DoRA's magnitudes) grow by ``size`` times noise."""
-
-    def make(seed: int, size: float, *flags: str) -> LoraFile:
-        models = ["--pretrained_model_name_or_path", "--pretrained_inpaint_model_name_or_path"]
-        named = [part for model in models for part in (model, str(tiny_flux_fill))]
-        args = tfi.parse_args(["--dataroot", "data", *named, "--lora_rank", "4", "--lora_alpha", "8", *flags])
-        transformer = FluxTransformer2DModel.from_pretrained(tiny_flux_fill, subfolder="transformer")
-        torch.manual_seed(seed)
-        tfi.make_trainable(transformer, args)
-        for name, parameter in transformer.named_parameters():
-            if "lora_B" in name or "magnitude" in name:
-                parameter.data += size * torch.randn_like(parameter)
-        return read_lora(tfi.save_lora(transformer, args, tmp_path_factory.mktemp("lora")))
-
-    return make
-
-
-@pytest.fixture(scope="module")
 def recipe(tiny_flux_fill) -> Recipe:
     where = str(tiny_flux_fill)
     return Recipe(pipeline=where, transformer=where, height=128, width=96, max_sequence_length=64)
 
 
 @pytest.fixture(scope="module")
-def loras(make_lora) -> dict[str, LoraFile]:
+def loras(save_random_lora) -> dict[str, LoraFile]:
+    made = {"lora": (1, 0.1), "second": (2, 0.1), "zero": (3, 0.0), "rslora": (4, 0.05), "dora": (5, 0.05)}
+    kinds = {"rslora": ["--use_rslora"], "dora": ["--use_dora"]}
     return {
-        "lora": make_lora(1, 0.1),
-        "second": make_lora(2, 0.1),
-        "zero": make_lora(3, 0.0),
-        "rslora": make_lora(4, 0.05, "--use_rslora"),
-        "dora": make_lora(5, 0.05, "--use_dora"),
+        name: read_lora(save_random_lora("--lora_alpha", "8", *kinds.get(name, []), size=size, seed=seed))
+        for name, (seed, size) in made.items()
     }
 
 

@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import re
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -29,6 +30,8 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 _STORED = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 #: What peft puts before a layer's name. ``PeftModel`` expects it.
 _PEFT_PREFIX = "base_model.model"
+#: What helps where a file does not say how its LoRA is scaled.
+_MEND = "train it with this project, or save it with save_lora_weights of diffusers 0.35 or later"
 
 #: Layers of Black Forest Labs' FLUX and the diffusers layers that each is made of, in order. Read off diffusers'
 #: ``_convert_kohya_flux_lora_to_diffusers``, of which ``to_kohya`` is the inverse.
@@ -89,22 +92,25 @@ class LoraFile:
         return self if factor == 1 else replace(self, weights=grown)
 
 
-def find_lora(name: str) -> Path:
-    """The LoRA file that a folder, a file or a Hub id names; ``ValueError`` where there is none."""
+def find_lora(name: str, *, flag: str = "--lora") -> Path:
+    """The LoRA file that a folder, a file or a Hub id names; ``ValueError`` where there is none.
+
+    ``flag`` is the option that ``name`` was given with, for what the errors say.
+    """
     path = Path(name).expanduser()
     if path.is_file():
         return path.resolve()
     if path.is_dir():
         if not (path / LORA_WEIGHT_NAME_SAFE).is_file():
-            raise ValueError(f"--lora {name}: no {LORA_WEIGHT_NAME_SAFE} in this folder")
+            raise ValueError(f"{flag} {name}: no {LORA_WEIGHT_NAME_SAFE} in this folder")
         return (path / LORA_WEIGHT_NAME_SAFE).resolve()
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
-        raise ValueError(f"--lora {name}: no such file or folder")
+        raise ValueError(f"{flag} {name}: no such file or folder")
     try:
         return Path(hf_hub_download(name, LORA_WEIGHT_NAME_SAFE))
     except Exception as error:  # no such repository or file, no network: each HTTP library has its own classes
         raise ValueError(
-            f"--lora {name}: no such folder, and no {LORA_WEIGHT_NAME_SAFE} from the Hub: {_first_line(error)}"
+            f"{flag} {name}: no such folder, and no {LORA_WEIGHT_NAME_SAFE} from the Hub: {_first_line(error)}"
         ) from error
 
 
@@ -112,30 +118,30 @@ def _first_line(error: Exception) -> str:
     return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
-def read_lora(path: Path, *, assume_alpha: bool = False) -> LoraFile:
+def read_lora(path: Path, *, assume_alpha: bool = False, flag: str = "--lora") -> LoraFile:
     """The LoRA in ``path``; ``ValueError`` for a file that is not one, or does not say its rank and alpha.
 
     With ``assume_alpha`` a file that does not say them has the rank of its first layer and alpha equal to it, as
-    diffusers takes it; its ``metadata`` is empty then.
+    diffusers takes it; its ``metadata`` is empty then. ``flag`` is as in ``find_lora``.
     """
     try:
         with safe_open(path, "pt") as file:
             stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             metadata = dict(file.metadata() or {})
     except SafetensorError as error:
-        raise ValueError(f"--lora {path} is not a safetensors file: {error}") from error
+        raise ValueError(f"{flag} {path} is not a safetensors file: {error}") from error
     weights = {name.removeprefix("transformer."): tensor for name, tensor in stored.items()}
     known = re.compile(r"transformer\..+\.(lora_[AB]\.weight|lora_magnitude_vector)")
     if not stored or (other := next((name for name in stored if not known.fullmatch(name)), None)):
         other = other if stored else "nothing"
-        raise ValueError(f"--lora {path} is not a LoRA of a FLUX transformer as diffusers names it: it holds {other}")
+        raise ValueError(f"{flag} {path} is not a LoRA of a FLUX transformer as diffusers names it: it holds {other}")
     silent = assume_alpha and LORA_ADAPTER_METADATA_KEY not in metadata
-    config = _assumed_config(weights) if silent else _config(path, metadata)
+    config = _assumed_config(weights) if silent else _config(path, metadata, flag)
     lora = LoraFile(path, weights, config, {} if silent else metadata)
     for layer in lora.layers:
         down, up = (weights.get(f"{layer}.lora_{part}.weight") for part in "AB")
         if down is None or up is None or not down.shape[0] == up.shape[1] == lora.config.r:
-            raise ValueError(f"--lora {path}: {layer} is not of the rank {lora.config.r} that the metadata says")
+            raise ValueError(f"{flag} {path}: {layer} is not of the rank {lora.config.r} that the metadata says")
     return lora
 
 
@@ -147,21 +153,26 @@ def _assumed_config(weights: dict[str, torch.Tensor]) -> LoraConfig:
     return LoraConfig(r=rank, lora_alpha=rank, target_modules=layers, use_dora=dora)
 
 
-def _config(path: Path, metadata: dict[str, str]) -> LoraConfig:
+def _config(path: Path, metadata: dict[str, str], flag: str) -> LoraConfig:
     """The adapter's settings, as the trainer and diffusers write them into a file."""
     try:
         adapter = json.loads(metadata[LORA_ADAPTER_METADATA_KEY])
         settings = {name.removeprefix("transformer."): value for name, value in adapter.items()}
-        config = LoraConfig.from_peft_type(**{"peft_type": "LORA", **settings})
-        if not {"r", "lora_alpha"} <= set(settings):
-            raise KeyError("lora_alpha")
+        rank, alpha = settings["r"], settings["lora_alpha"]
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise ValueError(
-            f"--lora {path} does not say its rank and alpha ({LORA_ADAPTER_METADATA_KEY} in its metadata): "
-            "train it with this project, or save it with save_lora_weights of diffusers 0.35 or later"
+            f"{flag} {path} does not say its rank and alpha ({LORA_ADAPTER_METADATA_KEY} in its metadata): {_MEND}"
         ) from error
+    if type(rank) is not int or rank < 1:
+        raise ValueError(f"{flag} {path}: its metadata say rank {rank!r}, not a whole number from 1: {_MEND}")
+    if type(alpha) not in (int, float) or not abs(alpha) <= sys.float_info.max:  # NaN compares as false
+        raise ValueError(f"{flag} {path}: its metadata say alpha {alpha!r}, not a finite number: {_MEND}")
+    try:
+        config = LoraConfig.from_peft_type(**{"peft_type": "LORA", **settings})
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{flag} {path}: peft cannot use its metadata: {_first_line(error)}: {_MEND}") from error
     if config.rank_pattern or config.alpha_pattern:
-        raise ValueError(f"--lora {path}: layers of different rank or alpha are not supported")
+        raise ValueError(f"{flag} {path}: layers of different rank or alpha are not supported")
     return config
 
 

@@ -12,6 +12,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deepfashion_training.webpage.shelf import inside
 
+#: Gradio's route for uploads, which are no JSON and for which it has a limit of its own.
+UPLOAD = "/gradio_api/upload"
 #: Longest request that is no upload: the painted mask is the largest part of one.
 MAX_BODY = 8_000_000
 #: The page talks to the server that it came from, and to nobody else.
@@ -43,23 +45,26 @@ class Guard:
                 message["headers"] = [*message["headers"], (b"content-security-policy", POLICY.encode())]
             await send(message)
 
-        if scope["method"] != "POST" or scope["path"].rstrip("/").endswith("/upload"):  # has a limit of its own
+        if scope["method"] != "POST" or scope["path"] == UPLOAD:
             await self.app(scope, receive, sending)
             return
         body = await _body(receive)
         if body is None:
             await PlainTextResponse("the request is too long", 413)(scope, receive, sending)
         elif not self._allowed(body):
-            await PlainTextResponse("the request names a file that was not uploaded here", 400)(scope, receive, sending)
+            await PlainTextResponse("the request is no JSON, or names a file that was not uploaded here", 400)(
+                scope, receive, sending
+            )
         else:
             await self.app(scope, _again(body, receive), sending)
 
     def _allowed(self, body: bytes) -> bool:
+        """Whether every file that the request names was uploaded here; what cannot be read as JSON may name any."""
         try:
-            paths = list(_paths(json.loads(body))) if body else []
-        except (ValueError, RecursionError):  # no JSON: Gradio says so
-            return True
-        return all(path is None or (isinstance(path, str) and inside(path, self.folder)) for path in paths)
+            request = json.loads(body) if body else None
+        except (ValueError, RecursionError):
+            return False
+        return all(path is None or (isinstance(path, str) and inside(path, self.folder)) for path in _paths(request))
 
 
 async def _body(receive: Receive) -> bytes | None:
@@ -87,13 +92,14 @@ def _again(body: bytes, receive: Receive) -> Receive:
     return receiving
 
 
-def _paths(value: Any) -> Iterator[Any]:
-    """Values of every key ``path`` in a request."""
-    if isinstance(value, dict):
-        if "path" in value:
-            yield value["path"]
-        for inner in value.values():
-            yield from _paths(inner)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _paths(inner)
+def _paths(request: Any) -> Iterator[Any]:
+    """Values of every key ``path`` in a request, however deep: without recursion, which has a limit."""
+    rest = [request]
+    while rest:
+        value = rest.pop()
+        if isinstance(value, dict):
+            if "path" in value:
+                yield value["path"]
+            rest.extend(value.values())
+        elif isinstance(value, list):
+            rest.extend(value)

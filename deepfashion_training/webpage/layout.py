@@ -7,6 +7,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import gradio as gr
 import numpy as np
 from PIL import Image
 
+from deepfashion_training.dressing.choice import Choice
 from deepfashion_training.dressing.pictures import upright
 from deepfashion_training.pairs.garment_types import FULL, LOWER, UPPER, parse_cloth_type
 from deepfashion_training.pairs.pictures import PictureError
@@ -192,91 +194,167 @@ def scale_limits(lora_scale: float) -> tuple[float, float]:
     return min(0.0, lora_scale), max(2.0, lora_scale)
 
 
+@dataclass(frozen=True)
+class _Person:
+    """Fields of the first step."""
+
+    file: gr.File
+    note: gr.HTML
+    examples: gr.Gallery
+
+
+@dataclass(frozen=True)
+class _Garment:
+    """Fields of the second step; ``name`` is the garment's on the shelf."""
+
+    file: gr.File
+    note: gr.HTML
+    name: gr.Textbox
+    shown: gr.Image
+    examples: gr.Gallery
+
+
+@dataclass(frozen=True)
+class _Mask:
+    """Fields of the third step."""
+
+    cloth_type: gr.Radio
+    canvas: gr.HTML
+    note: gr.HTML
+    make: gr.Button
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Fields of the fourth step; ``numbers`` are in the order of ``Page.run``."""
+
+    numbers: list[gr.components.Component]
+    button: gr.Button
+    note: gr.HTML
+
+
 def build(page: Page, steps: int, seed: int, lines: Sequence[str], max_upload_mb: int) -> gr.Blocks:
     """The page with its events, yet to be launched; ``lines`` stand under its title."""
-    choice = page.studio.choice
     blocks = gr.Blocks(title="Try-on", analytics_enabled=False, delete_cache=(LOOK, KEEP))
     with blocks:
         text = "".join(f"<p>{html.escape(line, quote=False)}</p>" for line in lines)
         gr.HTML(f"<h1>Try a garment on</h1>{text}", elem_id="head")
         with gr.Row():
-            with gr.Column(min_width=280, elem_classes="step"):
-                gr.HTML("<h2>1 · Person</h2>")
-                person_file = _upload("Photo of the whole person", "person-file", max_upload_mb)
-                person_note = _note("person-note")
-                people = _gallery([one for _, one in page.people], "people", 2)
-            with gr.Column(min_width=280, elem_classes="step"):
-                gr.HTML("<h2>2 · Garment</h2>")
-                garment_file = _upload("Picture of the garment, best alone", "garment-file", max_upload_mb)
-                garment_note = _note("garment-note")
-                garment = gr.Textbox(visible="hidden")  # the garment's name on the shelf
-                shown = gr.Image(
-                    interactive=False, format="png", height=190, show_label=False, buttons=[], elem_id="garment"
-                )
-                garments = _gallery([one for _, one in page.garments], "garments", 3)
-            with gr.Column(min_width=300, elem_classes="step"):
-                gr.HTML("<h2>3 · What to repaint</h2>")
-                names = [("Upper", UPPER), ("Lower", LOWER), ("Full body", FULL)]
-                cloth_type = gr.Radio(names, value=UPPER, label="Garment type", elem_id="type")
-                canvas = gr.HTML(
-                    value="",
-                    html_template=(_HERE / "painter.html").read_text(encoding="utf-8"),
-                    js_on_load=(_HERE / "painter.js").read_text(encoding="utf-8"),
-                    elem_id="canvas",
-                )
-                mask_note = _note("mask-note")
-                make = gr.Button("Make the mask", size="sm", elem_id="make")
+            person = _person_step(page, max_upload_mb)
+            garment = _garment_step(page, max_upload_mb)
+            mask = _mask_step()
         with gr.Row():
-            with gr.Column(min_width=280, elem_classes="step"):
-                gr.HTML("<h2>4 · Dress</h2>")
-                with gr.Row():
-                    seed_field = gr.Number(seed, label="Seed", precision=0, minimum=0, min_width=90, elem_id="seed")
-                    steps_field = gr.Slider(
-                        1, MAX_STEPS, value=steps, step=1, label="Steps", min_width=150, elem_id="steps"
-                    )
-                guidance = gr.Slider(0, MAX_GUIDANCE, value=choice.recipe.guidance_scale, step=0.5, label="Guidance")
-                low, high = scale_limits(choice.lora_scale)
-                has_lora = choice.lora is not None
-                scale = gr.Slider(
-                    low, high, value=choice.lora_scale, step=0.05, label="LoRA scale", visible=has_lora
-                )  # fmt: skip
-                repaint = gr.Checkbox(True, label="Keep the photo outside the mask", elem_id="repaint")
-                run = gr.Button("Dress", variant="primary", elem_id="run")
-                status = _note("status", note("Choose a person and a garment, look at the mask, then press “Dress”."))
-            base, base_file = _result("Base", "base")
-            lora, lora_file = _result("LoRA", "lora", visible=has_lora)
-            if not has_lora:
-                with gr.Column(min_width=280):
-                    gr.HTML(note("No LoRA was given: start the page with --lora to see one here, beside the base."))
-
-        of_person = [person_note, canvas, mask_note]
-        person_file.upload(
-            page.upload_person, [person_file, cloth_type], [person_file, *of_person], preprocess=False, **_QUEUED
-        )
-        people.select(_indexed(page.pick_person), cloth_type, of_person, preprocess=False, **_QUEUED)
-        garment_file.upload(
-            page.upload_garment, garment_file, [garment_file, garment_note, garment, shown], preprocess=False, **_QUEUED
-        )
-        garments.select(
-            _indexed(page.pick_garment), None, [garment_note, garment, shown, cloth_type], preprocess=False, **_QUEUED
-        )
-        of_mask = {"inputs": [canvas, cloth_type], "outputs": [canvas, mask_note], "preprocess": False, **_QUEUED}
-        make.click(lambda *values: page.make_mask(*values, asked=True), **of_mask)
-        cloth_type.change(lambda *values: page.make_mask(*values, asked=False), **of_mask)
-        ticking = gr.Progress()
-
-        def dress(*values: Any, progress: gr.Progress = ticking) -> list[Any]:
-            return page.run(progress, *values)
-
-        run.click(
-            dress,
-            [canvas, garment, cloth_type, seed_field, steps_field, guidance, scale, repaint],
-            [status, base, base_file, lora, lora_file],
-            preprocess=False,
-            show_progress_on=[base],
-            **_QUEUED,
-        )
+            run = _run_step(page.studio.choice, steps, seed)
+            results = _results(has_lora=page.studio.choice.lora is not None)
+        _choosing_events(page, person, garment, mask)
+        _mask_events(page, mask)
+        _run_event(page, garment, mask, run, results)
     return blocks
+
+
+def _person_step(page: Page, max_upload_mb: int) -> _Person:
+    with gr.Column(min_width=280, elem_classes="step"):
+        gr.HTML("<h2>1 · Person</h2>")
+        return _Person(
+            file=_upload("Photo of the whole person", "person-file", max_upload_mb),
+            note=_note("person-note"),
+            examples=_gallery([one for _, one in page.people], "people", 2),
+        )
+
+
+def _garment_step(page: Page, max_upload_mb: int) -> _Garment:
+    with gr.Column(min_width=280, elem_classes="step"):
+        gr.HTML("<h2>2 · Garment</h2>")
+        return _Garment(
+            file=_upload("Picture of the garment, best alone", "garment-file", max_upload_mb),
+            note=_note("garment-note"),
+            name=gr.Textbox(visible="hidden"),
+            shown=gr.Image(
+                interactive=False, format="png", height=190, show_label=False, buttons=[], elem_id="garment"
+            ),
+            examples=_gallery([one for _, one in page.garments], "garments", 3),
+        )
+
+
+def _mask_step() -> _Mask:
+    with gr.Column(min_width=300, elem_classes="step"):
+        gr.HTML("<h2>3 · What to repaint</h2>")
+        names = [("Upper", UPPER), ("Lower", LOWER), ("Full body", FULL)]
+        return _Mask(
+            cloth_type=gr.Radio(names, value=UPPER, label="Garment type", elem_id="type"),
+            canvas=gr.HTML(
+                value="",
+                html_template=(_HERE / "painter.html").read_text(encoding="utf-8"),
+                js_on_load=(_HERE / "painter.js").read_text(encoding="utf-8"),
+                elem_id="canvas",
+            ),
+            note=_note("mask-note"),
+            make=gr.Button("Make the mask", size="sm", elem_id="make"),
+        )
+
+
+def _run_step(choice: Choice, steps: int, seed: int) -> _Run:
+    low, high = scale_limits(choice.lora_scale)
+    with gr.Column(min_width=280, elem_classes="step"):
+        gr.HTML("<h2>4 · Dress</h2>")
+        with gr.Row():
+            seed_field = gr.Number(seed, label="Seed", precision=0, minimum=0, min_width=90, elem_id="seed")
+            steps_field = gr.Slider(1, MAX_STEPS, value=steps, step=1, label="Steps", min_width=150, elem_id="steps")
+        guidance = gr.Slider(0, MAX_GUIDANCE, value=choice.recipe.guidance_scale, step=0.5, label="Guidance")
+        has_lora = choice.lora is not None
+        scale = gr.Slider(low, high, value=choice.lora_scale, step=0.05, label="LoRA scale", visible=has_lora)
+        repaint = gr.Checkbox(True, label="Keep the photo outside the mask", elem_id="repaint")
+        return _Run(
+            numbers=[seed_field, steps_field, guidance, scale, repaint],
+            button=gr.Button("Dress", variant="primary", elem_id="run"),
+            note=_note("status", note("Choose a person and a garment, look at the mask, then press “Dress”.")),
+        )
+
+
+def _results(*, has_lora: bool) -> list[gr.components.Component]:
+    """Picture and file of the base, picture and file of the LoRA."""
+    fields = [*_result("Base", "base"), *_result("LoRA", "lora", visible=has_lora)]
+    if not has_lora:
+        with gr.Column(min_width=280):
+            gr.HTML(note("No LoRA was given: start the page with --lora to see one here, beside the base."))
+    return fields
+
+
+def _choosing_events(page: Page, person: _Person, garment: _Garment, mask: _Mask) -> None:
+    """What uploads and examples do."""
+    of_person = [person.note, mask.canvas, mask.note]
+    of_garment = [garment.note, garment.name, garment.shown]
+    person.file.upload(
+        page.upload_person, [person.file, mask.cloth_type], [person.file, *of_person], preprocess=False, **_QUEUED
+    )
+    person.examples.select(_indexed(page.pick_person), mask.cloth_type, of_person, preprocess=False, **_QUEUED)
+    garment.file.upload(page.upload_garment, garment.file, [garment.file, *of_garment], preprocess=False, **_QUEUED)
+    garment.examples.select(
+        _indexed(page.pick_garment), None, [*of_garment, mask.cloth_type], preprocess=False, **_QUEUED
+    )
+
+
+def _mask_events(page: Page, mask: _Mask) -> None:
+    fields = [mask.canvas, mask.cloth_type]
+    how = {"inputs": fields, "outputs": [mask.canvas, mask.note], "preprocess": False, **_QUEUED}
+    mask.make.click(lambda *values: page.make_mask(*values, asked=True), **how)
+    mask.cloth_type.change(lambda *values: page.make_mask(*values, asked=False), **how)
+
+
+def _run_event(page: Page, garment: _Garment, mask: _Mask, run: _Run, results: list[gr.components.Component]) -> None:
+    ticking = gr.Progress()
+
+    def dress(*values: Any, progress: gr.Progress = ticking) -> list[Any]:
+        return page.run(progress, *values)
+
+    run.button.click(
+        dress,
+        [mask.canvas, garment.name, mask.cloth_type, *run.numbers],
+        [run.note, *results],
+        preprocess=False,
+        show_progress_on=[results[0]],
+        **_QUEUED,
+    )
 
 
 def _indexed(function: Any) -> Any:

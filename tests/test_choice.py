@@ -1,0 +1,189 @@
+"""The models and settings that `tryon` and the page choose from flags and from what a LoRA says."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from deepfashion_training.console.flags import FlagParser
+from deepfashion_training.dressing.choice import Choice, add_drawing_flags, add_model_flags, choose
+from deepfashion_training.dressing.dress import Look
+
+
+@pytest.fixture(scope="module")
+def trained(save_random_lora) -> Path:
+    """A LoRA as the trainer saves it: 64x48, guidance 3.5, a prompt of its own, captions."""
+    own = "--height 64 --width 48 --guidance_scale 3.5 --instance_prompt mine --use_captions --max_sequence_length 96"
+    return save_random_lora(*own.split())
+
+
+@pytest.fixture
+def lora_with(trained, tmp_path) -> Callable[..., Path]:
+    """The same LoRA with other metadata; None takes one away."""
+
+    def make(**changes: str | None) -> Path:
+        with safe_open(trained, "pt") as file:
+            said = {**file.metadata(), **changes}
+        path = tmp_path / "changed.safetensors"
+        save_file(load_file(trained), path, {name: value for name, value in said.items() if value is not None})
+        return path
+
+    return make
+
+
+def chosen(*flags: object) -> Choice:
+    parser = FlagParser("tryon", "")
+    add_model_flags(parser)
+    add_drawing_flags(parser)
+    return choose(parser.parse_args([str(flag) for flag in flags]))
+
+
+def refused(*flags: object) -> str:
+    with pytest.raises(ValueError) as error:
+        chosen(*flags)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_size_prompt_and_guidance_are_the_loras(trained, tiny_flux_fill):
+    choice = chosen("--lora", trained)
+    recipe = choice.recipe
+    assert (recipe.height, recipe.width, recipe.prompt, recipe.guidance_scale) == (64, 48, "mine", 3.5)
+    assert recipe.use_captions and recipe.max_sequence_length == 96 and choice.notes == ()
+    assert chosen("--lora", trained.parent).described() == choice.described()
+    look = choice.look(7, repaint=False)
+    assert look == Look((64, 48), 7, 3.5, "lora", 1.0, False)
+    described = choice.described()
+    assert described["lora"] == str(trained) and len(described["lora_sha256"]) == 64
+    assert json.loads(json.dumps(described)) == described
+
+
+def test_flags_win_and_are_noted(trained):
+    choice = chosen(*f"--lora {trained} --height 128 --width 96 --prompt other --guidance_scale 1".split())
+    recipe = choice.recipe
+    assert (recipe.height, recipe.width, recipe.prompt, recipe.guidance_scale) == (128, 96, "other", 1.0)
+    assert choice.notes == (
+        "the LoRA was trained at 64x48 (height x width), and draws 128x96 here",
+        "the LoRA was trained with another prompt",
+    )
+
+
+def test_another_base_is_noted(trained, tiny_flux_fill, tmp_path):
+    shutil.copytree(tiny_flux_fill / "transformer", tmp_path / "mine")
+    choice = chosen("--lora", trained, "--base", tmp_path / "mine")
+    assert choice.recipe.transformer == str(tmp_path / "mine") and choice.recipe.pipeline == str(tiny_flux_fill)
+    assert choice.notes == (f"the LoRA was trained on {tiny_flux_fill}, and is worn by {tmp_path / 'mine'} here",)
+    assert chosen("--lora", trained, "--base", tiny_flux_fill / "transformer").notes == ()
+
+
+def test_a_lora_that_says_little(trained, lora_with, tiny_flux_fill):
+    """Nothing is said to be known of it, least of all the base that is taken where nobody says."""
+    path = lora_with(transformer=None, base_model=None, height=None, width=None, prompt=None, guidance_scale=None)
+    choice = chosen("--lora", path, "--base", tiny_flux_fill)
+    assert choice.notes == (
+        "the LoRA does not say which base, height, width, prompt and guidance it was trained with: the usual ones, or "
+        "what the flags say",
+    )
+    assert (choice.recipe.height, choice.recipe.guidance_scale) == (768, 30.0)
+    partly = chosen("--lora", lora_with(prompt=None)).notes
+    assert len(partly) == 1 and "which prompt it was trained with" in partly[0]
+
+
+def test_a_lora_without_metadata_draws_at_the_small_models_own_size(trained, tmp_path):
+    save_file(load_file(trained), tmp_path / "silent.safetensors")
+    recipe = chosen("--lora", tmp_path / "silent.safetensors", "--embedded").recipe
+    assert (recipe.height, recipe.width, recipe.guidance_scale, recipe.max_sequence_length) == (128, 96, 1.0, 128)
+    recipe = chosen("--lora", trained, "--embedded").recipe
+    assert (recipe.height, recipe.width, recipe.guidance_scale, recipe.max_sequence_length) == (64, 48, 3.5, 96)
+
+
+def test_a_base_as_pipeline_folder_as_transformer_folder_and_by_relative_path(tiny_flux_fill, monkeypatch):
+    whole = chosen("--base", tiny_flux_fill)
+    assert whole.recipe.pipeline == whole.recipe.transformer == str(tiny_flux_fill)
+    parts = chosen("--base", tiny_flux_fill / "transformer", "--pipeline", tiny_flux_fill)
+    assert parts.recipe.transformer == str(tiny_flux_fill / "transformer")
+    monkeypatch.chdir(tiny_flux_fill.parent)
+    assert chosen("--base", "tiny_flux_fill").described() == whole.described()
+    embedded = chosen("--embedded")
+    assert embedded.described() == whole.described() and (embedded.recipe.height, embedded.recipe.width) == (128, 96)
+
+
+def test_models_that_cannot_be_had(trained, lora_with, tiny_flux_fill, tmp_path):
+    gone = tmp_path / "none"
+    assert refused("--base", gone, "--pipeline", tiny_flux_fill) == f"--base {gone}: no such folder"
+    assert "no transformer at its root" in refused("--base", tmp_path, "--pipeline", tiny_flux_fill)
+    assert "not a FluxTransformer2DModel" in refused("--embedded", "--base", tiny_flux_fill / "vae")
+    assert f"--pipeline {tmp_path}: no diffusers pipeline" in refused("--embedded", "--pipeline", tmp_path)
+    assert "no such file or folder" in refused("--lora", tmp_path / "none")
+    assert "no pytorch_lora_weights.safetensors in this folder" in refused("--lora", tmp_path)
+    (tmp_path / "text.safetensors").write_text("no")
+    (tmp_path / "empty.safetensors").touch()
+    for name in ("text", "empty"):
+        assert "is not a safetensors file" in refused("--lora", tmp_path / f"{name}.safetensors")
+    assert "metadata cannot be read: a side of 65" in refused("--lora", lora_with(height="65"))
+    save_file({"x": torch.ones(2)}, tmp_path / "other.safetensors")
+    assert "is not a LoRA of a FLUX transformer" in refused("--lora", tmp_path / "other.safetensors")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="what a machine without a GPU is told")
+def test_a_machine_without_a_gpu():
+    assert refused() == "no CUDA GPU is visible, and a 12B model needs one: add --embedded to try it on this machine"
+    assert "--offload needs a CUDA GPU" in refused("--embedded", "--offload")
+    assert "--quantize nf4 needs a CUDA GPU" in refused("--embedded", "--quantize", "nf4")
+
+
+def test_a_base_that_is_gone_is_to_be_named(lora_with, tiny_flux_fill):
+    """The LoRA of another machine: its base lay in a folder there."""
+    path = lora_with(transformer="/gone/net", base_model="/gone/pipe")
+    message = refused("--lora", path)
+    assert "was trained with the transformer in /gone/net, which is not here: name it with --base" in message
+    message = refused("--lora", path, "--base", tiny_flux_fill / "transformer")
+    assert "VAE and text encoders in /gone/pipe, which is not here: name it with --pipeline" in message
+    for flags in (["--base", tiny_flux_fill], ["--embedded"]):
+        choice = chosen("--lora", path, *flags)
+        assert choice.recipe.transformer == choice.recipe.pipeline == str(tiny_flux_fill)
+        assert "was trained on /gone/net" in choice.notes[0]
+
+
+def test_a_lora_for_another_size_of_model(trained, lora_with, tiny_flux_fill, tmp_path):
+    weights = {name: torch.cat([tensor, tensor], -1) for name, tensor in load_file(trained).items() if "lora_A" in name}
+    weights |= {name: tensor for name, tensor in load_file(trained).items() if "lora_B" in name}
+    with safe_open(trained, "pt") as file:
+        save_file(weights, tmp_path / "wide.safetensors", file.metadata())
+    assert "the LoRA is for another transformer than" in refused("--lora", tmp_path / "wide.safetensors")
+
+
+def test_a_scale_without_a_lora_is_refused(trained):
+    assert refused("--embedded", "--lora_scale", "0.5").startswith("--lora_scale 0.5 scales nothing")
+    assert chosen("--embedded", "--lora_scale", "1").lora is None
+    choice = chosen("--lora", trained, "--lora_scale", "-0.5")
+    assert choice.look(1).lora_scale == choice.described()["lora_scale"] == -0.5
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--steps", "0"], "0 is not from 1 to 1000"),
+        (["--steps", "9" * 400], "is not from 1 to 1000"),
+        (["--height", "100"], "100 is not from 16 to 4096 and a multiple of 16"),
+        (["--width", "100000"], "is not from 16 to 4096"),
+        (["--guidance_scale", "-1"], "-1 is not at least 0"),
+        (["--guidance_scale", "inf"], "inf is not at least 0"),
+        (["--lora_scale", "nan"], "nan is not a finite number"),
+        (["--seed", "-1"], "-1 is not from 0"),
+        (["--seed", "1.5"], "invalid int value: '1.5'"),
+        (["--quantize", "fp8"], "'fp8'"),
+    ],
+)
+def test_numbers_out_of_range(flags, message, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        chosen(*flags)
+    err = capsys.readouterr().err
+    assert stopped.value.code == 2 and message in err and err.count("\n") == 1

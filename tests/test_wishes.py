@@ -1,0 +1,167 @@
+"""What one picture is to be made of, and tables of many: `tryon --batch` reads these."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import box_mask, noise, spoiled, turned
+from PIL import Image
+
+from deepfashion_training.dressing.records import differences
+from deepfashion_training.dressing.wishes import LONGEST_NAME, Wish, default_name, make_ready, read_wishes
+
+UPPER, LOWER, FULL = 1, 2, 3
+
+
+@pytest.fixture
+def shop(tmp_path) -> Path:
+    """A folder with a person, a garment and a mask."""
+    noise(80, 60).save(tmp_path / "p.png")
+    noise(70, 70).save(tmp_path / "g.png")
+    box_mask().save(tmp_path / "m.png")
+    return tmp_path
+
+
+def table(folder: Path, *rows: str, head: str = "person,garment,mask,garment_type,caption,output") -> Path:
+    path = folder / "t.csv"
+    path.write_text("\n".join([head, *rows]) + "\n", encoding="utf-8")
+    return path
+
+
+def test_rows_of_a_table(shop):
+    lines = ["p.png,g.png,m.png,,,", ' p.png ,g.png,,lower,"red, long",a.png', "", f"{shop}/p.png,g.png,,,,"]
+    wishes = read_wishes(table(shop, *lines), shop / "out", FULL)
+    person, garment = shop / "p.png", shop / "g.png"
+    assert wishes == [
+        Wish(person, garment, shop / "m.png", FULL, "", shop / "out" / "2-p-g.png"),
+        Wish(person, garment, None, LOWER, "red, long", shop / "out" / "a.png"),
+        Wish(person, garment, None, FULL, "", shop / "out" / "5-p-g.png"),
+    ]
+    assert wishes[0].files() == {"person": person, "garment": garment, "mask": shop / "m.png"}
+    assert wishes[1].files() == {"person": person, "garment": garment}
+
+
+def test_two_columns_are_enough_in_any_order_with_blanks_and_a_byte_order_mark(shop):
+    path = table(shop, "g.png, p.png", head="\ufeffgarment, person")
+    assert [wish.person.name for wish in read_wishes(path, shop, UPPER)] == ["p.png"]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("none.png,g.png,m.png,,,", "person .*none.png: no such file"),
+        ("p.png,g.png,t.csv,,,", "mask .*t.csv: not readable as a picture"),
+        ("p.png,,m.png,,,", "no garment"),
+        (",g.png,m.png,,,", "no person"),
+        ("p.png,g.png,,,,", "neither mask nor garment_type"),
+        ("p.png,g.png,,shoes,,", "shoes"),
+        ("p.png,g.png,m.png", "another number of cells"),
+        ("p.png,g.png,m.png,,,a.png,more", "another number of cells"),
+        ("p.png,g.png,m.png,,,a.jpg", "a file name without folders that ends in .png"),
+        ("p.png,g.png,m.png,,,../a.png", "a file name without folders"),
+        ("p.png,g.png,m.png,,,/tmp/a.png", "a file name without folders"),
+        ("p.png,g.png,m.png,,,.png", "a file name without folders"),
+        (f"p.png,g.png,m.png,,,{'x' * 200}.png", "more than 200 bytes"),
+        ("p.png,g.png,m.png,,,first.png", "output first.png is that of line 2 too"),
+    ],
+)
+def test_rows_that_are_refused_by_their_line(row, message, shop):
+    path = table(shop, "p.png,g.png,m.png,,,first.png", row)
+    with pytest.raises(ValueError, match=message) as refused:
+        read_wishes(path, shop / "out", None)
+    assert str(refused.value).startswith(f"--batch {path} line 3: ") and "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("person,garment\n", "has no rows"),
+        ("", "names the columns none"),
+        ("person,cloth\np.png,g.png\n", "names the columns person, cloth"),
+        ("person;garment\np.png;g.png\n", "with commas between them"),
+        ("person,garment,person\np.png,g.png,p.png\n", "each once"),
+        ("person,garment,size\np.png,g.png,1\n", "mask, garment_type, caption, output may be there"),
+        (b"person,garment\n\xff\xfe\n", "no CSV in UTF-8"),
+    ],
+)
+def test_tables_that_are_refused(text, message, shop):
+    path = shop / "t.csv"
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    with pytest.raises(ValueError, match=message) as refused:
+        read_wishes(path, shop, UPPER)
+    assert str(refused.value).startswith(f"--batch {path}")
+
+
+def test_a_table_that_is_no_file(tmp_path):
+    with pytest.raises(ValueError, match=r"--batch .*none.csv: no such file"):
+        read_wishes(tmp_path / "none.csv", tmp_path, UPPER)
+    os.mkfifo(tmp_path / "pipe.csv")
+    for path in (tmp_path / "pipe.csv", tmp_path, Path("/dev/zero")):
+        with pytest.raises(ValueError, match="a CSV file is needed, and this is a folder, pipe or device"):
+            read_wishes(path, tmp_path, UPPER)
+
+
+def test_default_names_stay_short():
+    assert default_name(Path("a/anna.k.jpg"), Path("coat.webp")) == "anna.k-coat.png"
+    long = default_name(Path("ä" * 100 + ".jpg"), Path("y" * 200 + ".jpg"))
+    assert long == "ä" * 40 + "-" + "y" * 80 + ".png" and len(long.encode()) < LONGEST_NAME
+
+
+def ready(shop: Path, size=None, **changes) -> object:
+    wish = Wish(shop / "p.png", shop / "g.png", shop / "m.png", None, "", shop / "o.png")
+    return make_ready(dataclasses.replace(wish, **changes), None, size)
+
+
+def test_ready_has_the_photo_upright_and_the_mask_on_it(shop):
+    turned(noise(80, 60), shop / "turned.png")
+    made = ready(shop, person=shop / "turned.png")
+    assert made.photo.tobytes() == noise(80, 60).tobytes()
+    assert (made.mask == (np.asarray(box_mask()) > 0)).all() and made.garment.size == (70, 70)
+
+
+def test_what_will_not_do_is_named(shop):
+    clear, float_, speck = shop / "clear.png", shop / "float.tiff", shop / "speck.png"
+    Image.new("RGBA", (64, 64), (200, 0, 0, 0)).save(clear)
+    Image.fromarray(np.ones((80, 60), np.float32)).save(float_)
+    box_mask((600, 800), (301, 401, 302, 402)).save(speck)
+    Image.new("L", (60, 80), 0).save(shop / "black.png")
+    for changes, message in (
+        ({"garment": clear}, f"the garment {clear}: it is transparent all over"),
+        ({"garment": float_}, f"the garment {float_}: floating-point picture"),
+        ({"person": float_}, f"the person {float_}: floating-point picture"),
+        ({"mask": shop / "black.png"}, f"the mask {shop / 'black.png'}: the mask is empty"),
+        ({"person": spoiled("half.jpg", shop)}, f"the person {shop / 'half.jpg'}: not readable"),
+    ):
+        with pytest.raises(ValueError) as refused:
+            ready(shop, **changes)
+        assert str(refused.value).startswith(message)
+    noise(800, 600).save(shop / "large.png")
+    assert ready(shop, person=shop / "large.png", mask=speck).mask.sum() == 1
+    with pytest.raises(ValueError, match=r"the mask .*speck.png: .* nothing of it is left at 128x96"):
+        ready(shop, (128, 96), person=shop / "large.png", mask=speck)
+
+
+def test_a_record_knows_pictures_by_their_content(shop):
+    wish = Wish(shop / "p.png", shop / "g.png", None, LOWER, "blue", shop / "o.png")
+    record = wish.record({"steps": 3})
+    assert record["steps"] == 3 and record["garment_type"] == LOWER and record["caption"] == "blue"
+    shutil.copy(shop / "p.png", shop / "copy.png")
+    assert dataclasses.replace(wish, person=shop / "copy.png").record({"steps": 3}) == record
+    noise(81, 60).save(shop / "p.png")
+    assert differences(record, wish.record({"steps": 4})) == ["pictures", "steps"]
+
+
+def test_quotes_and_commas_in_names(shop):
+    """A table written by Python's csv module, with quotes and a comma in a name, is read as it was written."""
+    noise(80, 60).save(shop / 'a "big", one.png')
+    path = shop / "written.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerows([["person", "garment"], ['a "big", one.png', "g.png"]])
+    assert read_wishes(path, shop, LOWER)[0].person == shop / 'a "big", one.png'
