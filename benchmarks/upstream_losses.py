@@ -27,6 +27,7 @@ import torch
 import train_flux_inpaint as trainer
 from deepfashion_training import train_deepfashion_lora as wrapper
 from deepfashion_training import upstream
+from deepfashion_training.console.endings import quiet_libraries
 from deepfashion_training.embedded.wardrobe import write_wardrobe
 
 #: Largest difference of a step's loss that rounding may make, by precision.
@@ -100,7 +101,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     tolerance = args.tolerance or TOLERANCE[args.mixed_precision]
     logging.basicConfig(level=logging.WARNING)  # before the script does
-    wrapper.quiet_libraries()
+    quiet_libraries()
     with tempfile.TemporaryDirectory() as folder:
         write_wardrobe(Path(folder) / "pairs", rows=72, seed=0, size=(128, 96), num_proc=1)
         flags = ["--preset=quick_test", "--embedded", f"--dataset_name={folder}/pairs", "--validation_steps=0"]

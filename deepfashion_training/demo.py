@@ -98,15 +98,14 @@ def private_folder() -> Iterator[Path]:
 
 def page_lines(choice: Choice, args: argparse.Namespace) -> list[str]:
     """What the page says of its models. Folders of the server go by their last name."""
-    from deepfashion_training.embedded.make_base import TINY_FLUX_FILL
-    from deepfashion_training.models.fill import same_model
+    from deepfashion_training.models.fill import is_embedded
     from deepfashion_training.webpage.jobs import plain_name
 
     models = f"Base {plain_name(choice.recipe.transformer)}"
     if choice.lora is not None:
         models += f", LoRA {plain_name(args.lora)}: both draw from the same noise"
     lines = [f"{models}. Drawn at {choice.recipe.width}x{choice.recipe.height}, shown in the photo's own size."]
-    if same_model(choice.recipe.transformer, str(TINY_FLUX_FILL)):
+    if is_embedded(choice.recipe.transformer):
         lines.append("This small model shows how the page works; it knows nothing of people and clothes.")
     if choice.recipe.use_captions:
         lines.append("The LoRA was trained with captions: here it draws without one.")

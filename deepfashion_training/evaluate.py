@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deepfashion_training.console.endings import run_command
-from deepfashion_training.console.flags import FlagParser, number
+from deepfashion_training.console.flags import FlagParser, garment_types, number
 from deepfashion_training.dressing.choice import add_drawing_flags, add_model_flags
 
 if TYPE_CHECKING:
@@ -41,7 +41,13 @@ def build_parser() -> argparse.ArgumentParser:
     add("--data_revision", help="branch, tag or commit of a Hub dataset")
     add("--split", default="test", help="split to evaluate on (test)")
     add("--limit", type=number(int, 1), metavar="N", help="this many rows, garment types in proportion")
-    add("--cloth_types", default="upper,lower,full", metavar="LIST", help="garment types (upper,lower,full)")
+    add(
+        "--cloth_types",
+        type=garment_types,
+        default="upper,lower,full",
+        metavar="LIST",
+        help="garment types (upper,lower,full)",
+    )
     add("--resize_mode", choices=("pad", "stretch"), default="pad", help="as in training (pad)")
     add("--parser", metavar="MODEL", help="human parser that finds the worn garment, or none (default: on a GPU)")
     add_model_flags(parser)
@@ -189,8 +195,8 @@ def _report(
     """Write everything that people and programs read, and say where it is."""
     from deepfashion_training.evaluation import results
 
-    facts = results.write_results(plan, best, sweep, unpaired, args.seed, args.bootstrap_rounds)
-    sys.stdout.write(results.closing_lines(plan, facts))
+    facts, card = results.write_results(plan, best, sweep, unpaired, args.seed, args.bootstrap_rounds)
+    sys.stdout.write(results.closing_lines(plan, facts, card))
     if plan.publish_as is not None and plan.trained_folder is not None:
         from deepfashion_training.models.publish import push
 

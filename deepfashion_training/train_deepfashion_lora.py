@@ -43,17 +43,10 @@ class _Parser(argparse.ArgumentParser):
         raise WrongUseError(message)
 
 
-def _cloth_types(text: str) -> str:
-    from deepfashion_training.pairs.garment_types import TYPE_NAMES, parse_cloth_types
-
-    try:
-        return ",".join(TYPE_NAMES[number] for number in parse_cloth_types(text))
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-
-
 def build_parser() -> argparse.ArgumentParser:
     """Parser of the wrapper's own flags."""
+    from deepfashion_training.console.flags import garment_types
+
     parser = _Parser(
         prog="train_deepfashion_lora.py",
         description="Train a try-on LoRA for upper-body, lower-body and full-body garments.",
@@ -77,7 +70,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--validation_fraction", type=float, default=0.05, help="share of people held out when it has to be made")
     add("--max_train_samples", type=int, help="train on this many rows, of all garment types")
     add("--max_validation_samples", type=int, help="validate on this many rows, of all garment types")
-    add("--cloth_types", type=_cloth_types, default="upper,lower,full", metavar="LIST", help="garment types to use")
+    add("--cloth_types", type=garment_types, default="upper,lower,full", metavar="LIST", help="garment types to use")
     switch = argparse.BooleanOptionalAction
     add("--balance_cloth_types", action=switch, default=False, help="draw every garment type equally often")
     add(
@@ -310,15 +303,6 @@ def check(args: argparse.Namespace, script: upstream.Script) -> None:
             DeepFashionDataset(args.dataset_name, "train", options=dataset_options(args))
 
 
-def draw_wardrobe(folder: Path) -> None:
-    """The drawn wardrobe of ``--embedded`` in ``folder``, unless it is there already; rank 0 draws it."""
-    from deepfashion_training.embedded.wardrobe import write_wardrobe
-
-    with process_state().main_process_first():
-        if not folder.exists():
-            write_wardrobe(folder, rows=720, seed=0, size=(256, 192), num_proc=os.cpu_count() or 1)
-
-
 def needs_preparation(args: argparse.Namespace) -> bool:
     """Whether the rows are raw: not documented, but such as ``prepare`` makes pairs from."""
     from deepfashion_training.data.sources import source_columns
@@ -403,12 +387,13 @@ def run(args: argparse.Namespace, script: upstream.Script) -> None:
     """
     from deepfashion_training import upstream
     from deepfashion_training.deepfashion_dataset import DeepFashionDataset
+    from deepfashion_training.embedded.wardrobe import draw_wardrobe
     from deepfashion_training.models.access import subfolder_of_transformer
     from deepfashion_training.models.publish import push
     from deepfashion_training.reports.model_card import write_model_card
 
     if _draws_wardrobe(args):
-        draw_wardrobe(Path(args.dataset_name))
+        draw_wardrobe(Path(args.dataset_name), process_state())
     elif needs_preparation(args):
         make_pairs(args)
     if isinstance(script, upstream.DrivenScript) and process_state().is_main_process:
@@ -433,6 +418,7 @@ def run(args: argparse.Namespace, script: upstream.Script) -> None:
 def check_upstream(path: str) -> int:
     """Print how the script at ``path`` can be driven; returns the exit code, 1 when it cannot."""
     from deepfashion_training import upstream
+    from deepfashion_training.console.endings import quiet_libraries
 
     quiet_libraries()
     text, problem = upstream.inspect_script(path)
@@ -476,6 +462,8 @@ def closing_lines(args: argparse.Namespace, card: Path) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command with ``argv``; returns the exit code."""
+    from deepfashion_training.console.endings import close_progress_bars, describe, quiet_libraries
+
     argv = sys.argv[1:] if argv is None else argv
     # Read when torch is loaded: threads that spin while they wait make a CPU step 15 times slower on a shared core.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -505,42 +493,6 @@ def main(argv: list[str] | None = None) -> int:
             traceback.print_exc()
         sys.stderr.write(f"train_deepfashion_lora: {describe(error)}\n")
         return 1
-
-
-def close_progress_bars() -> None:
-    """End the line of a progress bar that an error has cut short, so that the message has its own."""
-    from tqdm import tqdm
-
-    for bar in list(getattr(tqdm, "_instances", ())):
-        bar.close()
-
-
-def quiet_libraries() -> None:
-    """Keep the libraries' progress bars out of the bar of the training, and a warning that no user can act on away."""
-    import warnings
-
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
-    os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"  # for datasets, which is not imported for this alone
-    if "datasets" in sys.modules:
-        sys.modules["datasets"].disable_progress_bars()
-    diffusers_logging.disable_progress_bar()
-    transformers_logging.disable_progress_bar()
-    # CLIP reads 77 tokens, so with captions this would be said of every row; T5 reads the whole prompt.
-    logging.getLogger("diffusers.pipelines.flux").setLevel(logging.ERROR)
-    # diffusers before 0.38 knows this argument by no other name, so the trainer has to use it.
-    warnings.filterwarnings("ignore", message=".*torch_dtype.*", category=FutureWarning)
-
-
-def describe(error: Exception) -> str:
-    """One line that says what went wrong; the type's name is given where the message is not meant for users."""
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    # A data loader puts the worker's traceback before the message, so the message is the last line.
-    message = (lines[-1] if "Traceback" in str(error) else " ".join(lines)) if lines else "no message"
-    if isinstance(error, (ValueError, OSError)):
-        return message
-    return f"{type(error).__name__}: {message} (--debug shows the traceback)"
 
 
 if __name__ == "__main__":

@@ -55,7 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="paste the result into the photo through a feathered mask, beyond which nothing changes (on)",
     )
     add("--save_pair", action="store_true", help="also write the pair as the model drew it, as <name>-pair.png")
-    add("--save_mask", action="store_true", help="also write the area that was repainted, as <name>-mask.png")
+    add("--save_mask", action="store_true", help="also write the mask, without its seam, as <name>-mask.png")
     add("--overwrite", action="store_true", help="replace pictures that are there")
     add("--debug", action="store_true", help="show the traceback of an error")
     return parser
@@ -133,11 +133,10 @@ def find_parser(named: str | None, choice: Choice) -> str:
 
     That of the small embedded model is the one for drawn people, whom alone it knows.
     """
-    from deepfashion_training.embedded.make_base import TINY_FLUX_FILL
-    from deepfashion_training.models.fill import same_model
+    from deepfashion_training.models.fill import is_embedded
     from deepfashion_training.models.parser import DEFAULT_PARSER, check_parser
 
-    if named is None and same_model(choice.recipe.transformer, str(TINY_FLUX_FILL)):
+    if named is None and is_embedded(choice.recipe.transformer):
         from deepfashion_training.embedded.make_parser import DRAWN_PARSER
 
         return str(DRAWN_PARSER)

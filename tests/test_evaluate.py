@@ -235,6 +235,37 @@ def test_the_card_gets_the_table_and_no_path(first: Done, lora: Path, wardrobe: 
         assert str(path) not in card + json.dumps(evaluation)
 
 
+def test_a_quick_look_does_not_replace_the_table_of_more_pictures(
+    evaluated: Callable[..., int], first: Done, lora: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {name: (lora / name).read_bytes() for name in ("README.md", "evaluation.json")}
+    assert evaluated(tmp_path / "quick", "--lora", lora, "--limit", 3, "--steps", 1, "--no-unpaired") == 0
+    assert "keeps its table of 9 pictures, these are 3" in capsys.readouterr().out
+    assert {name: (lora / name).read_bytes() for name in before} == before
+
+
+@pytest.mark.parametrize(
+    "other", [["--prompt", "a cat"], ["--split", "train"], ["--height", 80], ["--lora_scale", 0.5]]
+)
+def test_figures_of_other_circumstances_are_not_the_cards(
+    other: list[str], lora: Path, wardrobe: Path, tmp_path: Path
+) -> None:
+    from accelerate import PartialState
+
+    from deepfashion_training.evaluation.plan import make_plan
+
+    flags = ["--embedded", "--data", str(wardrobe), "--lora", str(lora)]
+    plain = command.build_parser().parse_args([*flags, "--output_dir", str(tmp_path / "plain")])
+    assert make_plan(plain, PartialState()).trained_folder == lora
+    parts = [*flags, "--output_dir", str(tmp_path / "other"), *map(str, other)]
+    assert make_plan(command.build_parser().parse_args(parts), PartialState()).trained_folder is None
+
+
+def test_the_cards_code_loads_the_transformer_that_was_trained_on(first: Done, lora: Path) -> None:
+    card = (lora / "README.md").read_text(encoding="utf-8")
+    assert 'FluxTransformer2DModel.from_pretrained("PATH/TO/tiny_flux_fill", subfolder="transformer"' in card
+
+
 # ---- the same noise
 
 
@@ -423,6 +454,7 @@ def test_limit_takes_types_in_proportion_and_nobody_is_his_own_partner(
     # One of each type is left, whose "other" garment would be the own.
     assert not [name for name in facts["models"]["base"]["all"] if name.endswith("_unpaired")]
     assert not [name for name in done.pictures if "/unpaired/" in name]
+    assert facts["without_another_person"] == 3
     assert "3 cases are not among the unpaired ones: nobody else wears" in " ".join(facts["warnings"])
     assert "note      3 cases are not drawn unpaired: nobody else" in capsys.readouterr().err
 
@@ -526,7 +558,7 @@ def test_without_a_lora_the_base_is_measured_alone(
         (["--split", "holdout"], 1, "has no split 'holdout': it has "),
         (["--data", "/nowhere/pairs"], 1, "no such folder: /nowhere/pairs"),
         (["--lora", "/nowhere/lora"], 1, "/nowhere/lora"),
-        (["--cloth_types", "hats"], 1, "hats"),
+        (["--cloth_types", "hats"], 2, "hats"),
         (["--dino_model", "/nowhere/dino"], 1, "--dino_model /nowhere/dino"),
         (["--lora_scale", "2"], 1, "--lora_scale 2 scales nothing"),
         (["--lara", "x"], 2, "unknown argument --lara: did you mean --lora?"),
@@ -616,7 +648,7 @@ def test_a_lora_of_the_embedded_model_is_not_published(
     assert "a LoRA of the embedded model dresses nobody" in capsys.readouterr().err
     for more in (["--lora_scale", "0.5"], ["--against", str(lora)]):
         assert evaluated(tmp_path / "a", "--lora", lora, "--push_to_hub", *more) == 1
-        assert "at scale 1 and not --against" in capsys.readouterr().err
+        assert "evaluated as it was trained: at scale 1" in capsys.readouterr().err
     assert hub.asked == [] and not (tmp_path / "a" / "settings.json").exists()
 
 
@@ -629,6 +661,7 @@ def test_the_lora_goes_to_the_hub_with_its_figures(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     folder = Path(shutil.copytree(lora, tmp_path / "skirts"))
+    (folder / "evaluation.json").unlink(missing_ok=True)  # of more pictures than these
     flags = f"--data {wardrobe} --lora {folder} --steps 1 --limit 3 --no-unpaired --output_dir {tmp_path / 'r'}".split()
     hub.role = "read"
     assert command.main([*flags, "--push_to_hub"]) == 1

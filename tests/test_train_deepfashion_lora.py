@@ -14,6 +14,7 @@ from PIL import Image
 from safetensors import safe_open
 
 from deepfashion_training import train_deepfashion_lora as wrapper
+from deepfashion_training.console.endings import describe
 from deepfashion_training.embedded.make_base import TINY_FLUX_FILL
 from deepfashion_training.embedded.wardrobe import write_wardrobe
 
@@ -186,8 +187,8 @@ def test_check_trains_nothing_and_leaves_nothing(tmp_path: Path) -> None:
 
 def test_a_workers_traceback_is_told_as_its_last_line() -> None:
     wrapped = ValueError("Caught ValueError in DataLoader worker process 0.\nOriginal Traceback:\n x\nrow 3 is empty\n")
-    assert wrapper.describe(wrapped) == "row 3 is empty"
-    assert wrapper.describe(KeyError("x")) == "KeyError: 'x' (--debug shows the traceback)"
+    assert describe(wrapped) == "row 3 is empty"
+    assert describe(KeyError("x")) == "KeyError: 'x' (--debug shows the traceback)"
 
 
 # ---- whole runs

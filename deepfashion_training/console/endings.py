@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import traceback
@@ -14,8 +15,6 @@ def run_command(command: str, work: Callable[[], int | None], *, debug: bool, st
     An error is one line on stderr, with its traceback before it where ``debug`` is set; ``stopped`` says what Ctrl-C
     leaves behind.
     """
-    from deepfashion_training.train_deepfashion_lora import close_progress_bars, describe, quiet_libraries
-
     # Read when torch is loaded: threads that spin while they wait make a CPU step 15 times slower on a shared core.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
@@ -31,3 +30,39 @@ def run_command(command: str, work: Callable[[], int | None], *, debug: bool, st
             traceback.print_exc()
         sys.stderr.write(f"{command}: {describe(error)}\n")
         return 1
+
+
+def close_progress_bars() -> None:
+    """End the line of a progress bar that an error has cut short, so that the message has its own."""
+    from tqdm import tqdm
+
+    for bar in list(getattr(tqdm, "_instances", ())):
+        bar.close()
+
+
+def quiet_libraries() -> None:
+    """Keep the libraries' progress bars out of the bar of the training, and a warning that no user can act on away."""
+    import warnings
+
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"  # for datasets, which is not imported for this alone
+    if "datasets" in sys.modules:
+        sys.modules["datasets"].disable_progress_bars()
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
+    # CLIP reads 77 tokens, so with captions this would be said of every row; T5 reads the whole prompt.
+    logging.getLogger("diffusers.pipelines.flux").setLevel(logging.ERROR)
+    # diffusers before 0.38 knows this argument by no other name, so the trainer has to use it.
+    warnings.filterwarnings("ignore", message=".*torch_dtype.*", category=FutureWarning)
+
+
+def describe(error: Exception) -> str:
+    """One line that says what went wrong; the type's name is given where the message is not meant for users."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    # A data loader puts the worker's traceback before the message, so the message is the last line.
+    message = (lines[-1] if "Traceback" in str(error) else " ".join(lines)) if lines else "no message"
+    if isinstance(error, (ValueError, OSError)):
+        return message
+    return f"{type(error).__name__}: {message} (--debug shows the traceback)"

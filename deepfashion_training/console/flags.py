@@ -61,3 +61,13 @@ def number(
 
     read.__name__ = kind.__name__  # what argparse calls it in its messages
     return read
+
+
+def garment_types(text: str) -> str:
+    """Converter for argparse: a comma-separated list of garment types, in ascending order and without repeats."""
+    from deepfashion_training.pairs.garment_types import TYPE_NAMES, parse_cloth_types
+
+    try:
+        return ",".join(TYPE_NAMES[number] for number in parse_cloth_types(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error

@@ -75,6 +75,8 @@ class Choice:
 
     def described(self) -> dict[str, Any]:
         """What a record of the pictures has to say about the models, ready for JSON."""
+        import torch
+
         return {
             "lora": None if self.lora is None else str(self.lora.path),
             "lora_sha256": None if self.lora is None else self.lora.sha256,
@@ -82,6 +84,7 @@ class Choice:
             "transformer": _full_name(self.recipe.transformer),
             "pipeline": _full_name(self.recipe.pipeline),
             "quantize": self.quantize,
+            "precision": "bf16" if torch.cuda.is_available() else "fp32",
             "prompt": self.recipe.prompt,
             "use_captions": self.recipe.use_captions,
         }

@@ -27,6 +27,7 @@ from deepfashion_training.pairs.schema import DOCUMENTED_COLUMNS, PROVENANCE_COL
 
 if TYPE_CHECKING:
     import datasets
+    from accelerate import PartialState
 
 SCHEMAS = ("documented", "hub")
 
@@ -82,6 +83,13 @@ def write_wardrobe(
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return target
+
+
+def draw_wardrobe(folder: Path, state: PartialState) -> None:
+    """The drawn wardrobe of ``--embedded`` in ``folder``, unless it is there; the first process draws it."""
+    with state.main_process_first():
+        if not folder.exists():
+            write_wardrobe(folder, rows=720, seed=0, size=(256, 192), num_proc=os.cpu_count() or 1)
 
 
 def _write_rows(folder: Path, schema: str, rows: int, seed: int, size: tuple[int, int], num_proc: int) -> None:

@@ -28,16 +28,11 @@ from deepfashion_training.models.features import Dino
 from deepfashion_training.pairs.garment_types import TYPE_NAMES
 from deepfashion_training.pairs.layout import garment_mask
 from deepfashion_training.pairs.pictures import PictureError, border_colour
-from deepfashion_training.reports.figures import UNPAIRED, figure_of
+from deepfashion_training.reports.figures import FEWEST_FOR_VERDICT, UNPAIRED, figure_of
 
 #: Figures of single pictures, and figures of sets of them.
 OF_A_PICTURE = ("ssim", "ssim_masked", "psnr", "psnr_masked", "ciede2000_masked", "drift", "dino", "lpips")
 OF_A_SET = ("fd_dinov2", "kd_dinov2", "fid", "kid")
-#: Of fewer people nobody is told which model is better: their bootstrap intervals are too narrow. By Student's t, one
-#: of 95% misses the truth in one of 6 cases with 5 people, in one of 10 with 10 and in one of 14 with 20.
-FEWEST_FOR_VERDICT = 10
-#: Below this many pictures a Fréchet distance says more about their number than about the model.
-FEWEST_FOR_SETS = 500
 
 
 class Instruments:
@@ -189,7 +184,7 @@ def summarise(measured: Sequence[Measured], seed: int, rounds: int) -> dict[str,
     """``{model: {type or "all": {"n", figure: mean, figure_ci: [low, high], ...}}}`` over paired and unpaired pictures.
 
     ``n`` counts pictures of cases, ``<figure>_n`` those that a mean is over where these are fewer (PSNR of equal
-    pictures is infinite and does not count). Intervals are 95% bootstrap ones over people.
+    pictures is infinite and does not count). Intervals are 95% bootstrap ones over people, None of one person.
     """
     rows = [row for one in measured for row in one.rows]
     models: dict[str, dict[str, dict[str, Any]]] = {}
@@ -216,8 +211,13 @@ def _means(rows: Sequence[Mapping[str, Any]], seed: int, rounds: int) -> dict[st
             continue
         numbers, groups = [value for value, _ in finite], [group for _, group in finite]
         found[name] = float(np.mean(numbers))
-        found[f"{name}_ci"] = list(bootstrap_interval(numbers, seed, rounds, groups=groups))
+        found[f"{name}_ci"] = _interval(numbers, groups, seed, rounds)
     return found
+
+
+def _interval(numbers: Sequence[float], groups: Sequence[str], seed: int, rounds: int) -> list[float] | None:
+    """The 95% interval of a mean over people; None of one person, who says nothing of others."""
+    return list(bootstrap_interval(numbers, seed, rounds, groups=groups)) if len(set(groups)) > 1 else None
 
 
 def _add_distances(models: dict[str, dict[str, dict[str, Any]]], one: Measured, seed: int) -> None:
@@ -291,9 +291,7 @@ def _change(
             groups.append(base["group"])
     if not numbers:
         return None
-    low, high = bootstrap_interval(numbers, seed, rounds, groups=groups)
-    better = None
-    people = len(set(groups))
-    if people >= FEWEST_FOR_VERDICT and (low > 0 or high < 0):
-        better = "lora" if (low > 0) == (figure_of(name).better == "higher") else "base"
-    return {"n": len(numbers), "people": people, "mean": float(np.mean(numbers)), "ci": [low, high], "better": better}
+    interval, people, better = _interval(numbers, groups, seed, rounds), len(set(groups)), None
+    if interval is not None and people >= FEWEST_FOR_VERDICT and (interval[0] > 0 or interval[1] < 0):
+        better = "lora" if (interval[0] > 0) == (figure_of(name).better == "higher") else "base"
+    return {"n": len(numbers), "people": people, "mean": float(np.mean(numbers)), "ci": interval, "better": better}

@@ -21,6 +21,7 @@ from deepfashion_training.evaluation.drawing import Setting, setting
 from deepfashion_training.metrics import inception
 from deepfashion_training.models.access import check_writable
 from deepfashion_training.models.features import DEFAULT_DINO, find_dino
+from deepfashion_training.models.fill import Recipe, same_model
 from deepfashion_training.models.lora_files import LoraFile, check_fits, find_config, find_lora, read_lora
 from deepfashion_training.models.parser import check_parser, default_parser, load_parser
 from deepfashion_training.pairs.garment_types import parse_cloth_types
@@ -53,6 +54,8 @@ class Plan:
     """Figures that cannot be had here, and how to get them."""
     settings: dict[str, Any]
     """What decides which pictures are drawn, ready for JSON."""
+    unpaired: bool
+    """Whether garments of other people are tried on too."""
     publish_as: str | None
     """Where the LoRA and its card go in the end; known to the first process only."""
 
@@ -60,12 +63,26 @@ class Plan:
     def trained_folder(self) -> Path | None:
         """The output folder of our own training that the LoRA lies in, whose card gets the figures; None elsewhere.
 
-        Figures of a LoRA at another scale, or beside another LoRA, are not what a card is about.
+        A card is about the LoRA as it was trained, on people that it has not seen: at scale 1, beside its own base, in
+        full precision, with its own prompt and size.
         """
-        if self.choice.lora is None or self.choice.lora_scale != 1 or self.against is not None:
+        choice = self.choice
+        if choice.lora is None or choice.lora_scale != 1 or choice.quantize or self.against is not None:
             return None
-        folder = self.choice.lora.path.parent
-        return folder if (folder / "run.json").is_file() else None
+        trained = Recipe.of(choice.lora)
+        same = (
+            same_model(trained.transformer, choice.recipe.transformer)
+            and same_model(trained.pipeline, choice.recipe.pipeline)
+            and dataclasses.replace(
+                trained,
+                transformer=choice.recipe.transformer,
+                pipeline=choice.recipe.pipeline,
+                guidance_scale=choice.recipe.guidance_scale,
+            )
+            == choice.recipe
+        )
+        folder = choice.lora.path.parent
+        return folder if same and self.settings["split"] != "train" and (folder / "run.json").is_file() else None
 
     def setting(self, guidance: float, unpaired: bool) -> Setting:
         """The pictures at one guidance."""
@@ -101,12 +118,12 @@ def make_plan(args: argparse.Namespace, state: PartialState) -> Plan:
         choice = choose(args)
         against = None
         if args.against is not None:
-            against = read_lora(find_lora(args.against), assume_alpha=True)
+            against = read_lora(find_lora(args.against, flag="--against"), assume_alpha=True, flag="--against")
             check_fits(against, find_config(choice.recipe.transformer))
         dino, left_out = _dino_name(args)
         parser = _parser_name(args)
     # The first process draws it, and the others wait inside.
-    source = args.data or _drawn_wardrobe(folder)
+    source = args.data or _drawn_wardrobe(folder, state)
     with first_process_first(state):
         plan = _planned(args, folder, choice, against, source, state.is_main_process)
         plan = dataclasses.replace(plan, dino=dino, parser=None if plan.cases.has_parse else parser)
@@ -161,14 +178,19 @@ def _planned(
     guidances = tuple(dict.fromkeys(args.guidance_scale or [choice.recipe.guidance_scale]))
     possible = tuple(name for name, why in extras.items() if why is None)
     left_out = {name: why for name, why in extras.items() if why is not None}
-    return Plan(folder, choice, against, cases, guidances, looks, None, possible, None, left_out, settings, None)
+    return Plan(
+        folder, choice, against, cases, guidances, looks, None, possible, None, left_out, settings, args.unpaired, None
+    )
 
 
 def _publish_as(plan: Plan, args: argparse.Namespace) -> str:
     from deepfashion_training.models.publish import check_push
 
     if plan.trained_folder is None:
-        raise ValueError("--push_to_hub uploads a LoRA in the folder that training wrote, at scale 1 and not --against")
+        raise ValueError(
+            "--push_to_hub uploads a LoRA from the folder that training wrote, evaluated as it was trained: at scale "
+            "1, on its own base, size and prompt, without --quantize and --against, and not on the split train"
+        )
     if args.embedded:
         raise ValueError("--push_to_hub: a LoRA of the embedded model dresses nobody")
     return check_push(args.hub_model_id, plan.trained_folder.name, args.hub_private)
@@ -230,17 +252,16 @@ def _dino_name(args: argparse.Namespace) -> tuple[str | None, dict[str, str]]:
     name = args.dino_model or DEFAULT_DINO
     try:
         find_dino(name)
-    except ValueError:
+    except ValueError as error:
         if args.dino_model is not None:
             raise
-        why = f"the weights of {name} are not on this machine: hf download {name}, or name a folder with --dino_model"
-        return None, dict.fromkeys(("dino", "fd_dinov2", "kd_dinov2"), why)
+        return None, dict.fromkeys(("dino", "fd_dinov2", "kd_dinov2"), str(error))
     return name, {}
 
 
-def _drawn_wardrobe(folder: Path) -> str:
+def _drawn_wardrobe(folder: Path, state: PartialState) -> str:
     """The drawn people of ``--embedded``."""
-    from deepfashion_training.train_deepfashion_lora import draw_wardrobe
+    from deepfashion_training.embedded.wardrobe import draw_wardrobe
 
-    draw_wardrobe(folder / "wardrobe")
+    draw_wardrobe(folder / "wardrobe", state)
     return str(folder / "wardrobe")

@@ -15,24 +15,13 @@ import numpy as np
 from PIL import Image
 
 from deepfashion_training.evaluation.cases import Case, garment_rgb
-from deepfashion_training.evaluation.measuring import (
-    FEWEST_FOR_SETS,
-    FEWEST_FOR_VERDICT,
-    OF_A_SET,
-    Measured,
-    differences,
-    summarise,
-)
+from deepfashion_training.evaluation.measuring import OF_A_SET, Measured, differences, summarise
 from deepfashion_training.evaluation.plan import Plan
-from deepfashion_training.reports.evaluation_report import (
-    SIDES,
-    ShownCase,
-    left_out_by_reason,
-    no_verdict,
-    write_evaluation_report,
-)
-from deepfashion_training.reports.figures import FIGURES, figure_of
+from deepfashion_training.models.access import subfolder_of_transformer
+from deepfashion_training.reports.evaluation_report import ShownCase, left_out_by_reason, write_evaluation_report
+from deepfashion_training.reports.figures import FEWEST_FOR_SETS, FEWEST_FOR_VERDICT, FIGURES, figure_of
 from deepfashion_training.reports.model_card import local_name, write_model_card
+from deepfashion_training.reports.verdicts import decisive, verdict
 
 METRICS, TABLE, REPORT = "metrics.json", "metrics.csv", "report.html"
 CARD = "README.md"
@@ -64,8 +53,8 @@ def best_of(sweep: Sequence[Measured]) -> tuple[float, str, str]:
 
 def write_results(
     plan: Plan, best: float, sweep: Sequence[Measured], unpaired: Sequence[Measured], seed: int, rounds: int
-) -> dict[str, Any]:
-    """Write everything, the page last; returns what ``metrics.json`` holds."""
+) -> tuple[dict[str, Any], str | None]:
+    """Write everything, the page last; returns what ``metrics.json`` holds, and what became of the LoRA's card."""
     paired = next(one for one in sweep if one.setting.guidance_scale == best)
     shown = [paired, *unpaired]
     facts: dict[str, Any] = {
@@ -76,7 +65,7 @@ def write_results(
         "left_out_cases": _left_out_cases(shown),
         "same_photo_rows_left_out": plan.cases.same_photo,
         "garment_areas_unknown": paired.areas_unknown,
-        "without_another_person": len(plan.cases) - len(plan.cases.of(unpaired=True)),
+        "without_another_person": len(plan.cases) - len(plan.cases.of(unpaired=True)) if plan.unpaired else 0,
         "bootstrap": {"rounds": rounds, "level": 0.95, "over": "people", "seed": seed},
         "versions": {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES},
     }
@@ -98,8 +87,7 @@ def write_results(
         worst=[_shown(plan, paired, case, by) for case in order[: -many - 1 : -1]],
         unpaired=[_shown(plan, one, case, by) for one in unpaired for case in _in_turn(one.cases)[:SHOWN]],
     )
-    _tell_the_card(plan, facts)
-    return facts
+    return facts, _tell_the_card(plan, facts)
 
 
 def _measured_with(plan: Plan, measured: Measured) -> dict[str, Any]:
@@ -147,7 +135,8 @@ def _warnings(facts: Mapping[str, Any]) -> list[str]:
     few_people = [kind for kind, changes in facts["difference"].items() if _few_people(changes)]
     if few_people:
         found.append(
-            f"fewer than {FEWEST_FOR_VERDICT} people ({', '.join(few_people)}): nothing is called better or worse there"
+            f"fewer than {FEWEST_FOR_VERDICT} people ({', '.join(few_people)}): their intervals are too narrow, and "
+            "nothing is called better or worse there"
         )
     if "sweep" in facts:
         whose = "LoRA" if facts["best_guidance_scale"]["of"] == "lora" else "base"
@@ -216,21 +205,43 @@ def _shown(plan: Plan, measured: Measured, case: Case, by: str) -> ShownCase:
     )
 
 
-def _tell_the_card(plan: Plan, facts: Mapping[str, Any]) -> None:
-    """Put the figures beside a LoRA of our own training, and into its model card; paths of this machine stay here."""
-    from deepfashion_training.models.access import subfolder_of_transformer
+def _tell_the_card(plan: Plan, facts: Mapping[str, Any]) -> str | None:
+    """Put the figures beside a LoRA of our own training and into its card; returns what was done, None for nothing.
 
+    A table of more pictures stays: a quick look must not replace an evaluation. Paths of this machine stay here.
+    """
     folder = plan.trained_folder
     if folder is None:
-        return
+        return None
+    beside, n = folder / BESIDE_THE_LORA, facts["models"]["lora"]["all"]["n"]
+    there = _pictures_of(beside, facts["settings"]["lora_sha256"])
+    if there > n:
+        return f"{folder / CARD} keeps its table of {there} pictures, these are {n}; delete {beside} to change that"
     settings = dict(facts["settings"])
     for name in ("lora", "against", "data", "transformer", "pipeline", "dino_model", "parser"):
         settings[name] = None if settings[name] is None else local_name(settings[name])
     told = {name: value for name, value in facts.items() if name not in ("settings", "left_out", "left_out_cases")}
     # The reasons name paths, and the cases rows of the data: neither is for those who get the LoRA.
     left_out = dict.fromkeys(facts["left_out"], "what it needs was not on the machine")
-    _write_json(folder / BESIDE_THE_LORA, {"settings": settings, **told, "left_out": left_out})
-    write_model_card(folder, subfolder_of_transformer(plan.choice.recipe.transformer), plan.publish_as)
+    _write_json(beside, {"settings": settings, **told, "left_out": left_out})
+    arguments = json.loads((folder / "run.json").read_text(encoding="utf-8"))["arguments"]
+    trained_on, revision = (
+        arguments.get(name) for name in ("pretrained_inpaint_model_name_or_path", "inpaint_revision")
+    )
+    subfolder = subfolder_of_transformer(trained_on, revision, arguments.get("cache_dir"))
+    write_model_card(folder, subfolder, plan.publish_as)
+    return f"{folder / CARD} has these figures now"
+
+
+def _pictures_of(evaluation: Path, lora_sha256: str) -> int:
+    """How many pictures an earlier evaluation of the same LoRA is of; 0 where there is none."""
+    if not evaluation.is_file():
+        return 0
+    try:
+        earlier = json.loads(evaluation.read_text(encoding="utf-8"))
+        return int(earlier["models"]["lora"]["all"]["n"]) if earlier["settings"]["lora_sha256"] == lora_sha256 else 0
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{evaluation} is no evaluation ({error}): delete it, and give the command again") from error
 
 
 def _write_json(file: Path, content: Mapping[str, Any]) -> None:
@@ -261,7 +272,7 @@ def _write_table(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     staged.replace(file)
 
 
-def closing_lines(plan: Plan, facts: Mapping[str, Any]) -> str:
+def closing_lines(plan: Plan, facts: Mapping[str, Any], card: str | None) -> str:
     """What came out, in lines for people."""
     lines = []
     if "best_guidance_scale" in facts:
@@ -271,27 +282,21 @@ def closing_lines(plan: Plan, facts: Mapping[str, Any]) -> str:
         values = ", ".join(f"{name}: {figure.written(value)}" for name, value in swept.items())
         of = "the LoRA" if found["of"] == "lora" else "the base"
         lines.append(f"guidance  best {found['guidance_scale']:g}, by {figure.label} of {of} ({values})")
-    main = [name for name in ("ciede2000_masked", "ssim_masked", "dino") if name in facts["models"]["base"]["all"]]
     for kind, base in facts["models"]["base"].items():
         told = []
-        for name in main:
+        for name in decisive(base):
             figure, lora = FIGURES[name], facts["models"].get("lora", {}).get(kind)
             after = "" if lora is None else f" -> {figure.written(lora[name])}"
             told.append(f"{figure.label} {figure.written(base[name])}{after}")
-        lines.append(f"{kind:<9} {', '.join(told)} (n {base['n']}){_verdict(facts, kind, main)}")
+        lines.append(f"{kind:<9} {', '.join(told)} (n {base['n']})" + _said(facts, kind))
     lines += [f"left out  {', '.join(names)}: {why}" for why, names in left_out_by_reason(facts["left_out"]).items()]
     lines += [f"warning   {line}" for line in facts["warnings"]]
-    if plan.trained_folder is not None:
-        lines.append(f"card      {plan.trained_folder / CARD} has these figures now")
+    if card is not None:
+        lines.append(f"card      {card}")
     lines.append(f"look at   {plan.folder / REPORT}, figures in {plan.folder / METRICS}")
     return "\n".join(["", *lines, ""])
 
 
-def _verdict(facts: Mapping[str, Any], kind: str, names: Sequence[str]) -> str:
-    """What the differences of the figures ``names`` say of one type, as the end of a line."""
+def _said(facts: Mapping[str, Any], kind: str) -> str:
     changes = facts["difference"].get(kind)
-    if not changes:
-        return ""
-    better = {side: [FIGURES[name].label for name in names if changes[name]["better"] == side] for side in SIDES}
-    told = [f"{word} by {', '.join(better[side])}" for side, word in SIDES.items() if better[side]]
-    return f": {'; '.join(told) or no_verdict(changes[names[0]])}"
+    return f": {verdict(changes).text}" if changes else ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import gc
 import importlib.util
+import json
 import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,6 +18,7 @@ import torch
 from diffusers import FluxFillPipeline
 
 import train_flux_inpaint as trainer
+from deepfashion_training.embedded.make_base import TINY_FLUX_FILL
 from deepfashion_training.models.access import CATVTON_FLUX_ALPHA
 from deepfashion_training.models.lora_files import LoraFile
 
@@ -264,6 +266,13 @@ def check_means(quantize: str | None, offload: bool) -> None:
         raise ValueError(f"--quantize {quantize} needs a CUDA GPU, and none is visible: leave it out")
     if quantize and importlib.util.find_spec("bitsandbytes") is None:
         raise ValueError(f"--quantize {quantize} needs the package bitsandbytes: pip install bitsandbytes")
+
+
+def is_embedded(transformer: str) -> bool:
+    """Whether a transformer is the small one that comes with the project, here or in another checkout of it."""
+    ours, given = (Path(name).expanduser() / "transformer" / "config.json" for name in (TINY_FLUX_FILL, transformer))
+    given = given if given.is_file() else Path(transformer).expanduser() / "config.json"
+    return given.is_file() and json.loads(given.read_text("utf-8")) == json.loads(ours.read_text("utf-8"))
 
 
 def same_model(one: str, other: str) -> bool:

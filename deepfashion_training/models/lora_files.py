@@ -180,6 +180,8 @@ def check_kohya(lora: LoraFile) -> None:
     """Raise ``ValueError`` for a LoRA that the kohya format cannot hold."""
     if lora.config.use_dora:
         raise ValueError("--format kohya cannot hold DoRA, whose magnitudes diffusers drops unread: use peft or fused")
+    if lora.config.lora_alpha <= 0:
+        raise ValueError(f"--format kohya cannot hold an alpha of {lora.config.lora_alpha}, read as the rank: use peft")
     for layer in lora.layers:
         _place(layer)
 

@@ -12,6 +12,7 @@ from PIL import Image
 
 from deepfashion_training.reports.figures import FIGURES, UNPAIRED, Figure, better, figure_of
 from deepfashion_training.reports.page import picture_uri, write_page
+from deepfashion_training.reports.verdicts import SIDES, decisive, verdict
 
 #: The sections of the page, in order, by their id; those without content are left out.
 SECTIONS = {
@@ -27,8 +28,6 @@ SECTIONS = {
 }
 TYPE_LABELS = {"upper": "Upper body", "lower": "Lower body", "full": "Full body", "all": "All"}
 MODEL_LABELS = {"base": "Base", "lora": "LoRA"}
-#: Which model a difference favours, and what that makes of the LoRA.
-SIDES = {"lora": "better", "base": "worse"}
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ def write_evaluation_report(
         facts=facts,
         models=list(facts["models"]),
         model_labels=labels,
-        verdicts=_verdicts(facts, figure),
+        verdicts=_verdicts(facts),
         tables=tables,
         explained=list({line.figure.name: line.figure for lines in tables.values() for line in lines}.values()),
         sweep=_sweep(facts, figure),
@@ -155,7 +154,7 @@ def _table(facts: Mapping[str, Any], kind: str) -> list[_Line]:
                 figure,
                 " / ".join(counts),
                 cells,
-                "" if change is None else _signed(figure, change["mean"]),
+                "" if change is None else figure.signed(change["mean"]),
                 "" if change is None else _interval(figure, change["ci"], sign=True),
                 "" if change is None else SIDES.get(change["better"], ""),
             )
@@ -172,40 +171,24 @@ def _names(models: Mapping[str, Mapping[str, Any]]) -> list[str]:
 def _interval(figure: Figure, interval: Sequence[float] | None, sign: bool = False) -> str:
     if interval is None:
         return ""
-    return " to ".join(_signed(figure, end) if sign else figure.written(end) for end in interval)
+    return " to ".join(figure.signed(end) if sign else figure.written(end) for end in interval)
 
 
-def _signed(figure: Figure, change: float) -> str:
-    """A change with its sign; nothing at all, which no table can tell from 0, has none."""
-    shown = round(change, figure.digits)
-    return f"{shown:+.{figure.digits}f}" if shown else figure.written(0.0)
-
-
-def _verdicts(facts: Mapping[str, Any], figure: Figure) -> list[tuple[str, str, str]]:
-    """Garment type, what the figure says of it, and ``good``, ``bad`` or nothing."""
+def _verdicts(facts: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Garment type, what the figures say of it, and ``good``, ``bad`` or nothing."""
     found = []
     for kind, base in facts["models"]["base"].items():
-        n = base["n"]
-        if "lora" not in facts["models"]:
-            found.append((TYPE_LABELS[kind], f"{figure.label} {figure.written(base[figure.name])}, n {n}", ""))
-            continue
-        lora, change = facts["models"]["lora"][kind], facts["difference"][kind][figure.name]
-        word = SIDES.get(change["better"]) or no_verdict(change)
-        colour = {"lora": "good", "base": "bad"}.get(change["better"], "")
-        text = (
-            f"{word}: {figure.label} {figure.written(base[figure.name])} to {figure.written(lora[figure.name])}, "
-            f"changed by {_signed(figure, change['mean'])} ({_interval(figure, change['ci'], sign=True)}), n {n}"
-        )
-        found.append((TYPE_LABELS[kind], text, colour))
+        lora, changes = facts["models"].get("lora", {}).get(kind), facts["difference"].get(kind, {})
+        told = verdict(changes) if lora is not None else None
+        figures = []
+        for name in decisive(base):
+            figure, change = figure_of(name), changes.get(name)
+            after = "" if lora is None else f" to {figure.written(lora[name])}"
+            interval = "" if change is None else _interval(figure, change["ci"], sign=True)
+            figures.append(f"{figure.label} {figure.written(base[name])}{after}{f' ({interval})' if interval else ''}")
+        text = f"{', '.join(figures)}, n {base['n']:,}"
+        found.append((TYPE_LABELS[kind], f"{told.text}: {text}" if told else text, told.tone if told else ""))
     return found
-
-
-def no_verdict(change: Mapping[str, Any]) -> str:
-    """Why a difference favours neither model."""
-    low, high = change["ci"]
-    if low == high == 0:
-        return "no difference"
-    return f"too few people ({change['people']}) to say" if low > 0 or high < 0 else "no clear difference"
 
 
 def _sweep(facts: Mapping[str, Any], figure: Figure) -> list[tuple[str, list[str], bool]]:

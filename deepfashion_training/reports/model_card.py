@@ -12,7 +12,8 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from deepfashion_training.reports.figures import FIGURES, UNPAIRED, Figure, better, figure_of
+from deepfashion_training.reports.figures import FEWEST_FOR_SETS, FIGURES, UNPAIRED, Figure, better, figure_of
+from deepfashion_training.reports.verdicts import verdict
 
 #: Arguments that a reader of the card wants to know, in this order.
 SHOWN_ARGUMENTS = (
@@ -109,26 +110,39 @@ def _evaluation(output_dir: Path) -> dict[str, Any] | None:
         raise ValueError(f"{path} is no evaluation ({error}): delete it, or run evaluate again") from error
     if settings.get("lora_sha256") != hashlib.sha256(lora.read_bytes()).hexdigest():
         return None
-    base, trained = models.get("base", {}), models.get("lora", {})
+    trained = models.get("lora", {})
     types = [name for name in ("upper", "lower", "full", "all") if name in trained]
     rows = [
-        (figure.heading, [_cell(figure, base.get(kind, {}).get(name), trained[kind].get(name)) for kind in types])
+        (figure.heading, [_cell(figure, found, kind) for kind in types])
         for name, figure in ((name, figure_of(name)) for name in SHOWN_FIGURES)
         if any(trained[kind].get(name) is not None for kind in types)
     ]
+    changes = found.get("difference", {})
     return {
         "types": [name if name == "all" else f"{name} body" for name in types],
         "counts": [trained[name]["n"] for name in types],
+        "verdicts": [verdict(changes[name]).text if name in changes else "" for name in types],
         "rows": rows,
         "settings": settings,
+        "warnings": found.get("warnings", []),
         "left_out": [figure_of(name).label for name in left_out],
     }
 
 
-def _cell(figure: Figure, base: float | None, lora: float | None) -> str:
-    """The base's value and the LoRA's, the better one in bold."""
-    shown = [figure.written(base), figure.written(lora)]
-    if ahead := better(figure.name, base, lora):
-        place = 0 if ahead > 0 else 1
-        shown[place] = f"**{shown[place]}**"
-    return " → ".join(shown)
+def _cell(figure: Figure, found: dict[str, Any], kind: str) -> str:
+    """The base's value and the LoRA's with the interval of the change; the better one in bold, unless by chance.
+
+    A distance between sets has no interval: there the better value of ``FEWEST_FOR_SETS`` pictures or more counts.
+    """
+    base, lora = (found["models"].get(model, {}).get(kind, {}) for model in ("base", "lora"))
+    values = {"base": base.get(figure.name), "lora": lora.get(figure.name)}
+    shown = {model: figure.written(value) for model, value in values.items()}
+    change = found.get("difference", {}).get(kind, {}).get(figure.name)
+    ahead = change["better"] if change else None
+    if change is None and lora.get("n", 0) >= FEWEST_FOR_SETS:
+        ahead = {1: "base", -1: "lora"}.get(better(figure.name, values["base"], values["lora"]))
+    if ahead is not None:
+        shown[ahead] = f"**{shown[ahead]}**"
+    interval = change["ci"] if change else None
+    ends = "" if interval is None else f" ({' to '.join(figure.signed(end) for end in interval)})"
+    return f"{shown['base']} → {shown['lora']}{ends}"

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from deepfashion_training.console.endings import describe
 from deepfashion_training.dressing.choice import Choice
 from deepfashion_training.dressing.dress import Look, dress, mask_of_type
 from deepfashion_training.dressing.pictures import upright
@@ -21,7 +22,6 @@ from deepfashion_training.dressing.records import save_picture
 from deepfashion_training.dressing.wishes import Wish
 from deepfashion_training.models.fill import FillModel
 from deepfashion_training.models.parser import Parser
-from deepfashion_training.train_deepfashion_lora import describe
 from deepfashion_training.webpage.shelf import Picked
 
 MAX_STEPS = 100
