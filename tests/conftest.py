@@ -28,6 +28,18 @@ GARMENT_BOX, MASK_BOX = (16, 24, 80, 112), (24, 40, 72, 100)
 TYPES = ("upper", "lower", "full")
 
 
+#: Files that take longest. They come first, so that no process is left with one of them at the end.
+LONGEST = (
+    "train_deepfashion_lora evaluate demo_browser prepare driven_run train_flux_inpaint_run tryon launcher "
+    "train_flux_inpaint_loss publish fill benchmark_train_step parser tryon_batch quality batch presets"
+).split()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {f"test_{name}": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
+
+
 def draw_viton(root: Path, train_rows: int, test_rows: int) -> None:
     """A VITON-HD folder of flat colours: person ``i`` is (200, 10 i, 50), garment ``i`` is (10 i, 100, 250).
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import itertools
 import sys
 import time
 import traceback
@@ -48,9 +49,15 @@ def css() -> str:
     return (_HERE / "page.css").read_text(encoding="utf-8")
 
 
+_NUMBERS = itertools.count()
+
+
 def note(text: str, kind: str = "info") -> str:
-    """A message that stays on the page; ``kind`` is ``info``, ``good`` or ``bad``. ``text`` is shown as it is."""
-    return f'<p class="{kind}">{html.escape(text, quote=False)}</p>' if text else ""
+    """A message that stays on the page; ``kind`` is ``info``, ``good`` or ``bad``. ``text`` is shown as it is.
+
+    Each has its own number: Gradio would not show, nor a screen reader say, the same words a second time.
+    """
+    return f'<p class="{kind}" data-number="{next(_NUMBERS)}">{html.escape(text, quote=False)}</p>' if text else ""
 
 
 def failed(error: Exception) -> str:
