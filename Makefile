@@ -2,15 +2,15 @@
 PYTHON ?= python3
 ARGS ?=
 PYTEST_ARGS ?=
-# Test processes; what a file prepares is prepared once, because its tests stay together. One more than cores: many
-# tests wait for a process that they started.
-WORKERS ?= 3
+# Test processes; what a file prepares is prepared once, because its tests stay together.
+WORKERS ?= 2
 VENV := .venv
+PYTEST = HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check -q install
 SCRIPTS := $(wildcard deepfashion_training/*.sh) .ci/run
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev quick-test test lint clean FORCE
+.PHONY: help setup setup-dev quick-test test test-long lint clean FORCE
 
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -18,7 +18,7 @@ help: ## what can be made
 	@echo '  PYTHON=python3.12   the Python that .venv is made from (3.10 to 3.13)'
 	@echo '  ARGS="--seed 7"     more flags for quick-test'
 	@echo '  PYTEST_ARGS="-x"    more flags for the tests'
-	@echo '  WORKERS=4           test processes (3)'
+	@echo '  WORKERS=4           test processes (2)'
 
 setup: $(VENV)/.requirements ## .venv with what training needs, when it is missing or stale
 
@@ -28,8 +28,11 @@ setup-dev: $(VENV)/.requirements-dev ## the same, and what the tests need
 quick-test: setup ## train a small LoRA end to end
 	@PYTHON=$(VENV)/bin/python bash deepfashion_training/train_deepfashion_lora.sh --quick-test $(ARGS)
 
-test: lint ## lint, types, shellcheck, then every test, without network
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+test: lint ## lint, types, shellcheck, then the tests, without network
+	$(PYTEST) -m "not long" $(PYTEST_ARGS)
+
+test-long: setup-dev ## the tests that take longest, which CI runs too
+	$(PYTEST) -m long $(PYTEST_ARGS)
 
 lint: setup-dev ## ruff, mypy, shellcheck
 	$(VENV)/bin/python -m ruff check .

@@ -139,6 +139,7 @@ def test_full_hands_its_transformer_over_in_memory(monkeypatch: pytest.MonkeyPat
     assert not folder.exists()
 
 
+@pytest.mark.long
 def test_figures_of_a_run(tmp_path: Path) -> None:
     report = tmp_path / "figures.json"
     done = subprocess.run(

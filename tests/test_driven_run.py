@@ -707,6 +707,7 @@ sys.exit(wrapper.main(sys.argv[2:]))
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_two_ranks_continue_one_lora_with_noise_of_their_own(begun: Trained, wardrobe: Path, tmp_path: Path) -> None:
     code, out = tmp_path / "noting.py", copied(begun, tmp_path / "out")
     code.write_text(NOTING, "utf-8")

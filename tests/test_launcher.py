@@ -325,6 +325,7 @@ def test_missing_packages_are_all_named(machine: Machine) -> None:
     assert listed and set(listed[1].split(", ")) == set(required) - {"torch"}
 
 
+@pytest.mark.long
 def test_packages_of_this_environment_are_found(machine: Machine) -> None:
     done = machine.run("--embedded", "--check", PYTHON=sys.executable, cwd=machine.folder)
     assert done.returncode == 0, done.stderr

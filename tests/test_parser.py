@@ -264,6 +264,7 @@ def test_the_drawn_parser_knows_people_it_never_saw() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_training_learns_and_repeats_itself(tmp_path: Path) -> None:
     for name in ("one", "two"):
         train_drawn_parser(tmp_path / name, [Stage(people=24, seed=11, every=1, steps=60, rate=6e-3)])

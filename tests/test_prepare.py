@@ -287,6 +287,7 @@ def command_lock(target: Path) -> Any:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_ray_gives_the_same_pairs(raw, prepared, tmp_path):
     pytest.importorskip("ray", reason="Ray is an optional extra")
     command.prepare(str(raw), tmp_path / "out", SETTINGS, num_proc=2, engine="ray")

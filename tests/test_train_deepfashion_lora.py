@@ -272,6 +272,7 @@ def test_the_model_card_tells_data_settings_and_use(quick_test) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_accelerate_launch_runs_the_wrapper(quick_test, tmp_path: Path) -> None:
     launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
     steps = ["--max_train_steps", "1", "--validation_steps", "0", "--output_dir", tmp_path / "out"]
@@ -365,6 +366,7 @@ def test_pairs_of_a_raw_dataset_are_kept_by_name_and_settings(
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_training_on_raw_rows_prepares_them_once(raw_rows: Path, tmp_path: Path) -> None:
     flags = ["--quick-test", "--embedded", "--dataset_name", raw_rows, "--pairs_dir", tmp_path / "pairs"]
     flags += ["--max_train_steps", "2", "--checkpointing_steps", "2", "--validation_steps", "0"]

@@ -381,6 +381,7 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_training_overfits_four_pairs(tiny_args, accelerator, one_thread):
     """A fixed batch of 4 pairs falls to a quarter of its loss within 300 steps of rank 16 on the random base."""
     flags = "--lora_rank 16 --learning_rate 1e-2 --lr_scheduler cosine --max_train_steps 300"

@@ -42,6 +42,7 @@ def test_each_type_with_a_mask_and_with_the_parser(kind, how, wardrobe, tryon_ru
     assert (changed[mask > 0] > 20).mean() > 0.5
 
 
+@pytest.mark.long
 def test_a_real_process_is_fast_enough_and_says_what_it_does(wardrobe, tmp_path):
     flags = ["--person", wardrobe / "full-person.png", "--garment", wardrobe / "full-garment.png"]
     flags += ["--garment_type", "full", "--embedded", "--output", tmp_path / "o.png"]
