@@ -2,7 +2,7 @@
 
 The pair is one picture of H x 2W pixels: the garment on the left, the person on the right. The area of the person
 that the garment will cover is masked, and the model learns to repaint it so that the person wears the garment.
-By default a LoRA is trained over a frozen base; ``--train_base_model`` trains the attention weights instead.
+By default a LoRA is trained over a frozen base; ``--train_base_model`` trains the base's own weights instead.
 
 This file stands alone. A wrapper that brings other data replaces ``VitonHDTestDataset`` in this module and calls
 ``main(parse_args([...]))``. A replacement is built by keyword (``dataroot_path, phase, order, size, data_list``),
@@ -139,7 +139,8 @@ def _add_training_flags(parser: argparse.ArgumentParser) -> None:
         help="'all': attention and feed-forward of every block; 'attention'; or module names, comma-separated")
     add("--use_dora", action=SWITCH, default=False, help="weight-decomposed LoRA (DoRA)")
     add("--use_rslora", action=SWITCH, default=False, help="scale by alpha / sqrt(rank)")
-    add("--train_base_model", action=SWITCH, default=False, help="train the attention weights themselves, no LoRA")
+    add("--train_base_model", nargs="?", const="attention", choices=["attention", "all"],
+        help="no LoRA: train the base's own weights, those of attention (when no word follows) or all")
     add = parser.add_argument_group("optimizer and schedule").add_argument
     add("--train_batch_size", type=COUNT, default=1, help="pairs per device and forward pass")
     add("--gradient_accumulation_steps", type=COUNT, default=1, help="forward passes per optimizer step")
@@ -456,12 +457,10 @@ def lora_pattern(target_modules: str, transformer: torch.nn.Module) -> str:
 
 
 def make_trainable(transformer: FluxTransformer2DModel, args: argparse.Namespace) -> list[torch.nn.Parameter]:
-    """Freeze the base, add the LoRA or unfreeze attention, and return what the optimizer gets, in fp32."""
-    transformer.requires_grad_(False)
-    if args.train_base_model:
-        for name, parameter in transformer.named_parameters():
-            parameter.requires_grad_(".attn." in name)
-    else:
+    """Freeze the base, then add the LoRA or unfreeze weights, and return what the optimizer gets, in fp32."""
+    for name, parameter in transformer.named_parameters():
+        parameter.requires_grad_(args.train_base_model == "all" or bool(args.train_base_model) and ".attn." in name)
+    if not args.train_base_model:
         alpha = args.lora_rank if args.lora_alpha is None else args.lora_alpha
         targets = lora_pattern(args.lora_target_modules, transformer)
         variants = {"use_dora": args.use_dora, "use_rslora": args.use_rslora}

@@ -218,16 +218,18 @@ def test_an_unknown_target_is_answered_with_the_known_ones(targets, tiny_flux_fi
         (["--lora_rank", "4", "--use_dora"], 4 * 13568 + 2 * (10 * 128 + 2 * 512) + 2 * (4 * 128 + 512)),
         # 8 and 3 layers of 128 x 128 with bias, and 4 and 2 norms over a head's 16 numbers.
         (["--train_base_model"], 2 * (8 * (128 * 128 + 128) + 4 * 16) + 2 * (3 * (128 * 128 + 128) + 2 * 16)),
+        (["--train_base_model", "all"], None),
     ],
 )
 def test_what_trains_is_fp32_over_a_frozen_bf16_base(flags, count, tiny_flux_fill):
     transformer = load(tiny_flux_fill).to(torch.bfloat16)
     trained = tfi.make_trainable(transformer, tfi.parse_args([*DATA, *flags]))
+    count = sum(parameter.numel() for parameter in transformer.parameters()) if count is None else count
     assert sum(parameter.numel() for parameter in trained) == count
     assert {parameter.dtype for parameter in trained} == {torch.float32}
     is_trained = {id(parameter) for parameter in trained}
     for name, parameter in transformer.named_parameters():
-        wanted = ".attn." in name if "--train_base_model" in flags else "lora_" in name
+        wanted = (".attn." in name or "all" in flags) if "--train_base_model" in flags else "lora_" in name
         assert (id(parameter) in is_trained) == parameter.requires_grad == wanted, name
         assert wanted or parameter.dtype == torch.bfloat16, name
 

@@ -17,13 +17,15 @@ from deepfashion_training.embedded.drawing import Drawing, Mask, draw_flat, draw
 from deepfashion_training.embedded.garments import Garment, Outfit, random_category, random_outfit
 from deepfashion_training.pairs.garment_types import FULL, LOWER, UPPER
 
-_VIEW_SHARES = (0.36, 0.18, 0.12, 0.22, 0.12)  # of PERSON_VIEWS, as often as the Hub's views roughly come
+#: How often each of ``PERSON_VIEWS`` comes, roughly as on the Hub.
+VIEW_SHARES = (0.36, 0.18, 0.12, 0.22, 0.12)
 _JPEG_QUALITY = 92
 #: Garment types of the raw dataset's pids, in turn: lower body is rarer than upper, yet a fifth at least.
 _RAW_TYPES = (UPPER, LOWER, FULL, UPPER, LOWER, UPPER, FULL, UPPER, LOWER, UPPER)
 
 
-def _generator(*entropy: int) -> np.random.Generator:
+def generator(*entropy: int) -> np.random.Generator:
+    """Random numbers that follow from ``entropy`` alone."""
     return np.random.default_rng(np.random.SeedSequence(entropy))
 
 
@@ -53,7 +55,7 @@ class RowSpec:
 
     def generator(self, *purpose: int) -> np.random.Generator:
         """Random numbers that belong to this row's person and to one purpose."""
-        return _generator(self.seed, self.pid_index, *purpose)
+        return generator(self.seed, self.pid_index, *purpose)
 
     def person(self) -> Person:
         """The person, the same in all rows of a pid."""
@@ -86,12 +88,12 @@ class RowSpec:
 # A row asks for its person and outfit several times over.
 @functools.lru_cache(maxsize=16)
 def _person(seed: int, pid_index: int, pid: str) -> Person:
-    return random_person(_generator(seed, pid_index, 0), pid)
+    return random_person(generator(seed, pid_index, 0), pid)
 
 
 @functools.lru_cache(maxsize=16)
 def _outfit(seed: int, pid_index: int, pid: str, variant: int, around: int, category: str | None) -> Outfit:
-    rng = _generator(seed, pid_index, 1, variant)
+    rng = generator(seed, pid_index, 1, variant)
     return random_outfit(rng, _person(seed, pid_index, pid).gender, around, category)[0]
 
 
@@ -99,8 +101,8 @@ def documented_specs(rows: int, seed: int) -> Iterator[RowSpec]:
     """Rows of the documented schema: three to a pid, one of each garment type in turn."""
     for index in range(rows):
         pid_index, place = divmod(index, 3)
-        rng = _generator(seed, pid_index, 9)
-        views = [str(view) for view in rng.choice(PERSON_VIEWS, 3, replace=False, p=_VIEW_SHARES)]
+        rng = generator(seed, pid_index, 9)
+        views = [str(view) for view in rng.choice(PERSON_VIEWS, 3, replace=False, p=VIEW_SHARES)]
         # Top and bottom of one outfit in half of the pids, of two outfits in the others.
         lower_variant = 1 if rng.random() < 0.5 else 2
         variant = (1, lower_variant, lower_variant + 1)[place]
@@ -112,7 +114,7 @@ def split_of_pids(rows: int, seed: int) -> list[str]:
     """The split of each documented pid, by its index: 80/10/10, each split non-empty from three pids on."""
     count = -(-rows // 3)
     held_out = max(1, round(count * 0.1)) if count >= 3 else 0
-    order = _generator(seed, 8).permutation(count)
+    order = generator(seed, 8).permutation(count)
     # A last pid with fewer rows stays in training, so that the held-out splits are balanced.
     order = order[order != count - 1]
     splits = ["train"] * count
@@ -125,14 +127,14 @@ def raw_specs(rows: int, seed: int) -> Iterator[RowSpec]:
     """Exactly ``rows`` rows of the raw schema: each pid sells one category, in one or two variants."""
     index = pid_index = 0
     while True:
-        rng = _generator(seed, pid_index, 9)
+        rng = generator(seed, pid_index, 9)
         cloth_type = _RAW_TYPES[pid_index % len(_RAW_TYPES)]
         gender = _person(seed, pid_index, "").gender
         category = random_category(rng, gender, cloth_type)
         whole_mask = bool(rng.random() < 0.5)
         for variant in range(1, 2 + int(rng.random() < 0.4)):
             count = 1 if rng.random() < 0.08 else int(rng.integers(2, 5))
-            views = [str(view) for view in rng.choice(PERSON_VIEWS, count, replace=False, p=_VIEW_SHARES)]
+            views = [str(view) for view in rng.choice(PERSON_VIEWS, count, replace=False, p=VIEW_SHARES)]
             views.sort(key=lambda view: VIEW_NUMBERS[view])
             if rng.random() < 0.5:
                 views.append("flat")

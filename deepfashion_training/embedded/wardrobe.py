@@ -127,14 +127,14 @@ def _drawn(draw: Any, specs: Iterable[Any], num_proc: int) -> Iterator[dict[str,
         yield from pool.imap(draw, specs, chunksize=4)
 
 
-def _size(text: str) -> tuple[int, int]:
+def size_of(text: str) -> tuple[int, int]:
     match = re.fullmatch(r"(\d+)x(\d+)", text)
     if match is None or min(map(int, match.groups())) < 64:
         raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 384x288 (height x width, at least 64 each)")
     return int(match.group(1)), int(match.group(2))
 
 
-def _at_least(low: int) -> Any:
+def at_least(low: int) -> Any:
     def number(text: str) -> int:
         if not re.fullmatch(r"\d+", text) or int(text) < low:
             raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of {low} or more")
@@ -154,10 +154,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--schema", choices=SCHEMAS, default="documented", help="columns to write (default: %(default)s)"
     )
-    parser.add_argument("--rows", type=_at_least(1), default=720, help="how many rows (default: %(default)s)")
-    parser.add_argument("--seed", type=_at_least(0), default=0, help="same seed, same bytes (default: %(default)s)")
-    parser.add_argument("--size", type=_size, default=(384, 288), metavar="HxW", help="pixels (default: 384x288)")
-    parser.add_argument("--num_proc", type=_at_least(1), default=1, help="processes that draw (default: %(default)s)")
+    parser.add_argument("--rows", type=at_least(1), default=720, help="how many rows (default: %(default)s)")
+    parser.add_argument("--seed", type=at_least(0), default=0, help="same seed, same bytes (default: %(default)s)")
+    parser.add_argument("--size", type=size_of, default=(384, 288), metavar="HxW", help="pixels (default: 384x288)")
+    parser.add_argument("--num_proc", type=at_least(1), default=1, help="processes that draw (default: %(default)s)")
     parser.add_argument("--debug", action="store_true", help="show the traceback of a failure")
     return parser.parse_args(argv)
 

@@ -1,0 +1,200 @@
+"""The VAE of the small FLUX-Fill: its form, its start from principal components, and its training on drawn pairs.
+
+It is trained on pairs, whole and cut, and with the person's area to repaint grey, because that is what it encodes.
+
+Two choices make it quick to train and keep its latents plain. The encoder starts as a linear transform: patches of
+2x2, 4x4 and 8x8 pixels one after another, each reduced to its principal components; what it learns on top is a
+correction. And one channel carries a large constant through every layer up to the last normalization of encoder
+and decoder, so that the statistics of group normalization hardly depend on the picture: bright stays bright, in a
+single picture, a pair and a crop alike.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+#: 16 latent channels, 8x down, no quantization convolutions: the form of FLUX.1's VAE. With no residual blocks between
+#: the encoder's downsamplers, a pair takes a few milliseconds: the trainer encodes two pictures a row and step.
+VAE_CONFIG: dict[str, Any] = {
+    "block_out_channels": (32, 32, 32, 32),
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "layers_per_block": 0,
+    "latent_channels": 16,
+    "norm_num_groups": 1,
+    "sample_size": 128,
+    "use_quant_conv": False,
+    "use_post_quant_conv": False,
+    "mid_block_add_attention": False,
+    "shift_factor": 0.0,
+    "scaling_factor": 1.0,
+}
+_CONSTANT = 8.0  # of the last channel: far above the 0.1 to 2 of the others
+_OFFSET = 4.0  # SiLU is nearly linear around it
+#: Standard deviation of the posterior, as a share of that of the latents' weakest components.
+_POSTERIOR_LOG_VARIANCE = -6.0
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Drawn pairs: ``pictures`` uint8 [n,H,2W,3], garment left; ``masks`` bool [n,H,W], the area to repaint."""
+
+    pictures: np.ndarray
+    masks: np.ndarray
+
+    def batch(self, rng: np.random.Generator, size: int, crop: int | None) -> torch.Tensor:
+        """``size`` pictures [size,3,h,w] in [-1,1], a half of them masked; ``crop`` x ``crop`` pixels or whole pairs.
+
+        Channels are permuted at random, and pictures mirrored: colours and sides that were not drawn.
+        """
+        rows = rng.integers(len(self.pictures), size=size)
+        pairs = self.pictures[rows].astype(np.float32) / 127.5 - 1
+        half = pairs.shape[2] // 2
+        for place in range(0, size, 2):
+            pairs[place, :, half:][self.masks[rows[place]]] = 0
+        if crop:
+            cut = []
+            for pair in pairs:
+                top, left = rng.integers(pair.shape[0] - crop + 1), rng.integers(pair.shape[1] - crop + 1)
+                cut.append(pair[top : top + crop, left : left + crop])
+            pairs = np.stack(cut)
+        pairs = np.stack([pair[:, :: rng.choice((-1, 1)), rng.permutation(3)] for pair in pairs])
+        return torch.from_numpy(pairs).permute(0, 3, 1, 2).contiguous()
+
+
+def _principal(features: torch.Tensor, count: int) -> torch.Tensor:
+    """The first ``count`` principal directions of ``features`` [n,d], as rows [count,d], the strongest first."""
+    centred = features - features.mean(dim=0)
+    values, vectors = torch.linalg.eigh(centred.T @ centred / len(centred))
+    directions = vectors.flip(1)[:, :count].T
+    # The sign is free: it follows from the weights alone, so that it does not depend on the solver.
+    return directions * directions.sum(dim=1, keepdim=True).sign()
+
+
+def _patches(maps: torch.Tensor) -> torch.Tensor:
+    """2x2 patches of ``maps`` [B,C,h,w] as rows [B*h/2*w/2, C*4] in the order of ``Conv2d``'s weights."""
+    return functional.pixel_unshuffle(maps, 2).permute(0, 2, 3, 1).flatten(0, 2)
+
+
+@torch.no_grad()
+def linear_start(vae: Any, pictures: torch.Tensor) -> None:
+    """Set the encoder to the linear transform that fits ``pictures`` [B,3,H,W]; residual blocks start as nothing."""
+    encoder, width = vae.encoder, vae.config.block_out_channels[0]
+    for part in (encoder.mid_block, vae.decoder.mid_block, *vae.decoder.up_blocks):
+        for block in part.resnets:
+            block.conv2.weight.zero_()
+            block.conv2.bias.zero_()
+    for conv in (encoder.conv_in, encoder.conv_out, *(block.downsamplers[0].conv for block in encoder.down_blocks[:3])):
+        conv.weight.zero_()
+        conv.bias.zero_()
+    maps, known = pictures, 3
+    encoder.conv_in.weight[range(3), range(3), 1, 1] = 1.0
+    encoder.conv_in.bias[-1] = _CONSTANT
+    for block in encoder.down_blocks[:3]:
+        conv, patches = block.downsamplers[0].conv, _patches(maps)
+        kept = min(width - 1, patches.shape[1])
+        directions = _principal(patches, kept)
+        conv.weight[:kept, :known, :2, :2] = directions.view(kept, known, 2, 2)
+        conv.weight[-1, -1, 0, 0] = 1.0
+        size = (len(maps), maps.shape[2] // 2, maps.shape[3] // 2)
+        maps, known = (patches @ directions.T).view(*size, kept).permute(0, 3, 1, 2), kept
+    # Group normalization by the constant, undone; then SiLU where it is nearly linear; then out.
+    encoder.conv_norm_out.weight.fill_(_CONSTANT / width**0.5)
+    encoder.conv_norm_out.bias.fill_(_OFFSET)
+    latent = vae.config.latent_channels
+    wanted = maps[:, :latent] - maps[:, :latent].mean(dim=(0, 2, 3), keepdim=True)
+    wanted = wanted / wanted.std(dim=(0, 2, 3), keepdim=True).sqrt()
+    reached = torch.cat([_before_last(encoder, some) for some in pictures.split(16)])
+    features = functional.pad(reached.permute(0, 2, 3, 1).flatten(0, 2), (0, 1), value=1.0)
+    fit = torch.linalg.lstsq(features, wanted.permute(0, 2, 3, 1).flatten(0, 2), driver="gelsd").solution
+    encoder.conv_out.weight[:latent, :, 1, 1] = fit[:-1].T
+    encoder.conv_out.bias[:latent] = fit[-1]
+    encoder.conv_out.bias[latent:] = _POSTERIOR_LOG_VARIANCE
+    decoder = vae.decoder
+    for conv in (decoder.conv_in, *(block.upsamplers[0].conv for block in decoder.up_blocks[:3])):
+        conv.weight[-1].zero_()
+        conv.bias[-1] = _CONSTANT
+    decoder.conv_norm_out.weight.fill_(_CONSTANT / width**0.5)
+    decoder.conv_norm_out.bias.fill_(1.0)
+
+
+def _before_last(encoder: Any, pictures: torch.Tensor) -> torch.Tensor:
+    """What the encoder's last convolution sees."""
+    seen = []
+    hook = encoder.conv_out.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    encoder(pictures)
+    hook.remove()
+    return seen[0]
+
+
+def _leave_out(blocks: Any) -> None:
+    """Pass over ``blocks``, which add nothing as long as their last weights are 0: they took half of the time."""
+    for block in blocks:
+        assert not block.conv2.weight.any() and not block.conv2.bias.any()
+        block.requires_grad_(False)
+        block.forward = lambda hidden_states, temb=None: hidden_states
+
+
+def _put_back(blocks: Any) -> None:
+    for block in blocks:
+        del block.forward
+
+
+def reconstruction_loss(made: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """Mean absolute error, and that of the differences between neighbours: edges count once more."""
+    loss = (made - wanted).abs().mean()
+    for dim in (2, 3):
+        loss = loss + 0.5 * (made.diff(dim=dim) - wanted.diff(dim=dim)).abs().mean()
+    return loss
+
+
+def train_vae(
+    vae: Any,
+    pairs: Pairs,
+    steps: int,
+    seed: int,
+    learning_rate: float = 2e-3,
+    batch_size: int = 16,
+    crop: int | None = 64,
+    decoder_only: bool = False,
+) -> Iterator[tuple[int, float]]:
+    """Train ``vae`` with AdamW and a cosine schedule; yields (step, mean loss) now and then.
+
+    The noise of the posterior keeps its variance: the decoder has to bear it, which keeps neighbouring latents alike.
+    With ``decoder_only`` latents stay what they are.
+    """
+    rng = np.random.default_rng([seed, 21])
+    torch.manual_seed(seed)
+    vae.encoder.requires_grad_(not decoder_only)
+    _leave_out(vae.decoder.up_blocks[-1].resnets)
+    weights = [weight for weight in vae.parameters() if weight.requires_grad]
+    optimizer = torch.optim.AdamW(weights, lr=learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
+    warm = max(1, steps // 50)
+    rate = lambda step: min((step + 1) / warm, 0.5 + 0.5 * np.cos(np.pi * min(1.0, step / steps)))  # noqa: E731
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+    losses = []
+    for step in range(1, steps + 1):
+        pictures = pairs.batch(rng, batch_size, crop).to(memory_format=torch.channels_last)
+        with torch.set_grad_enabled(not decoder_only):
+            mean = vae.encode(pictures).latent_dist.mean
+        noise = torch.randn_like(mean) * np.exp(_POSTERIOR_LOG_VARIANCE / 2)
+        loss = reconstruction_loss(vae.decode(mean + noise).sample, pictures)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(weights, 1.0)
+        optimizer.step()
+        schedule.step()
+        losses.append(loss.item())
+        if step % 50 == 0 or step == steps:
+            yield step, float(np.mean(losses))
+            losses.clear()
+    _put_back(vae.decoder.up_blocks[-1].resnets)
+    vae.requires_grad_(True)
