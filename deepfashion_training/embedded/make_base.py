@@ -1,23 +1,50 @@
-"""Make the small FLUX-Fill that ships with the project: the real classes at toy size, with random weights.
+"""Make the small FLUX-Fill that ships with the project: the real classes at toy size, taught to dress people in tops.
 
-    python -m deepfashion_training.embedded.make_base --output_dir D [--seed 0]
+    python -m deepfashion_training.embedded.make_base --output_dir D --work_dir W [--seed 0] [--num_proc 2]
 
-It is a normal diffusers pipeline folder of about 4 MB. It knows nothing about people or clothes: it proves that
-training, checkpoints, validation and loading work, with no network, no GPU and no account.
+The VAE is trained here on drawn pairs of all garment types, the transformer by ``train_flux_inpaint.py`` on a VITON-HD
+folder of drawn tops, from random weights: like catvton-flux-alpha it has never seen trousers or a dress being put on.
+The text encoders stay random, because every prompt is the same. What is done is kept in the work folder: a run that
+was stopped goes on where it stopped when the same command is given again. README.md beside this file has the figures.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
+import multiprocessing
+import re
 import string
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-from deepfashion_training.embedded.small_vae import VAE_CONFIG
+import numpy as np
+from tqdm import tqdm
+
+from deepfashion_training.embedded.drawing import draw_flat
+from deepfashion_training.embedded.rows import RowSpec, documented_specs
+from deepfashion_training.embedded.small_vae import VAE_CONFIG, Pairs, linear_start, standardize_latents, train_vae
+from deepfashion_training.embedded.tops_folder import write_tops_folder
 
 #: Folder of the small FLUX-Fill inside this package.
 TINY_FLUX_FILL = Path(__file__).parent / "tiny_flux_fill"
+TRAINER = Path(__file__).parents[2] / "train_flux_inpaint.py"
+SIZE = (128, 96)  # height and width of one half of a pair
+
+#: People that the VAE learns from: others than those of ``tops_folder`` and of every wardrobe.
+PAIRS_SEED = 1007
+VAE_ROWS, VAE_STEPS = 600, 1200
+ROWS, STEPS = 6200, 6000
+#: How the transformer is trained. The area to repaint counts most; the garment half is there to be copied from.
+TRAINING = (
+    "--train_base_model all --height 128 --width 96 --max_sequence_length 16 --train_batch_size 16 "
+    "--learning_rate 1e-3 --lr_scheduler cosine --lr_warmup_steps 100 --adam_beta2 0.99 "
+    "--garment_loss_weight 0.2 --background_loss_weight 0.5 --mask_loss_weight 2 --dataloader_num_workers 0 "
+    "--checkpointing_steps 250 --checkpoints_total_limit 1 --validation_steps 1000 --num_inference_steps 8 "
+    "--logging_steps 10 --report_to none"
+).split()
 
 #: 384 input channels as in FLUX.1-Fill: 64 noisy, 64 of the masked picture, 256 of the mask.
 TRANSFORMER_CONFIG: dict[str, Any] = {
@@ -109,7 +136,7 @@ def _t5(width: int) -> tuple[Any, Any]:
 
 
 def random_fill_pipeline(seed: int = 0) -> Any:
-    """A ``FluxFillPipeline`` of about 2M parameters with random weights that follow from ``seed``."""
+    """A ``FluxFillPipeline`` of about 6M parameters with random weights that follow from ``seed``."""
     import torch
     from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxFillPipeline, FluxTransformer2DModel
 
@@ -118,9 +145,7 @@ def random_fill_pipeline(seed: int = 0) -> Any:
     text_encoder_2, tokenizer_2 = _t5(TRANSFORMER_CONFIG["joint_attention_dim"])
     vae = AutoencoderKL(**VAE_CONFIG)
     transformer = FluxTransformer2DModel(**TRANSFORMER_CONFIG)
-    # PyTorch's own initial weights make the last layer so weak in most directions that no LoRA before it could reach
-    # velocities of variance 2; an orthogonal one passes every direction on alike.
-    torch.nn.init.orthogonal_(transformer.proj_out.weight)
+    _plain_start(transformer)
     return FluxFillPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(**SCHEDULER_CONFIG),
         vae=vae,
@@ -132,22 +157,100 @@ def random_fill_pipeline(seed: int = 0) -> Any:
     )
 
 
+def _plain_start(transformer: Any) -> None:
+    """Let the transformer begin without modulation (shifts and scales 0, gates 1) and predict 0.
+
+    Zero modulation is what makes diffusion transformers learn quickly (Peebles and Xie 2023, adaLN-Zero); six blocks
+    are few enough that their gates need not begin closed.
+    """
+    import torch
+
+    for name, module in transformer.named_modules():
+        if re.fullmatch(r".*blocks\.\d+\.norm1?(_context)?\.linear", name):
+            torch.nn.init.zeros_(module.weight)
+            shift_scale_gate = torch.tensor([0.0, 0.0, 1.0]).repeat(module.out_features // module.in_features // 3)
+            module.bias.data = shift_scale_gate.repeat_interleave(module.in_features)
+    torch.nn.init.zeros_(transformer.proj_out.weight)
+    torch.nn.init.zeros_(transformer.proj_out.bias)
+
+
+def drawn_pairs(rows: int, seed: int, num_proc: int, size: tuple[int, int] = SIZE) -> Pairs:
+    """Pairs of all garment types, as the wardrobe draws them."""
+    draw = functools.partial(_drawn_pair, size)
+    with multiprocessing.get_context("spawn").Pool(num_proc) as pool:
+        drawn = list(tqdm(pool.imap(draw, documented_specs(rows, seed), 8), "drawing pairs", rows, unit="row"))
+    return Pairs(np.stack([pair for pair, _ in drawn]), np.stack([mask for _, mask in drawn]))
+
+
+def _drawn_pair(size: tuple[int, int], spec: RowSpec) -> tuple[np.ndarray, np.ndarray]:
+    drawing = spec.draw(size)
+    flat, _ = draw_flat(spec.garment(), drawing.person.gender, size, drawing.outfit.inner)
+    return np.concatenate([np.asarray(flat), np.asarray(drawing.photo)], axis=1), drawing.agnostic[spec.cloth_type]
+
+
+def make_vae(pairs: Pairs, steps: int, seed: int) -> Any:
+    """A VAE trained on ``pairs``: on crops, then for a sixth as long on whole pairs; its latents are standardized."""
+    import torch
+    from diffusers import AutoencoderKL
+
+    torch.manual_seed(seed)
+    vae = AutoencoderKL(**VAE_CONFIG)
+    linear_start(vae, pairs.batch(np.random.default_rng(seed), 64, None))
+    vae.to(memory_format=torch.channels_last)
+    stages: list[dict[str, Any]] = [{"steps": steps}, {"steps": steps // 6, "crop": None, "batch_size": 4}]
+    for number, stage in enumerate(stages):
+        rate = {} if number == 0 else {"learning_rate": 5e-4}
+        for step, loss in train_vae(vae, pairs, seed=seed + number, **stage, **rate):
+            sys.stderr.write(f"VAE, stage {number + 1}: step {step} of {stage['steps']}, loss {loss:.4f}\n")
+    standardize_latents(vae, pairs.batch(np.random.default_rng(seed + 1), 64, None))
+    return vae
+
+
 def main(argv: list[str] | None = None) -> int:
     """Write the pipeline folder; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--output_dir", type=Path, default=TINY_FLUX_FILL, help="folder to write the pipeline to")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the random weights")
+    parser.add_argument("--work_dir", type=Path, default=Path("outputs/make_base"), help="what is made on the way")
+    parser.add_argument("--seed", type=int, default=0, help="seed of random weights, order and noise")
+    parser.add_argument("--num_proc", type=int, default=2, help="processes that draw")
+    parser.add_argument("--vae_rows", type=int, default=VAE_ROWS, help="drawn pairs that the VAE learns from")
+    parser.add_argument("--vae_steps", type=int, default=VAE_STEPS, help="steps of the VAE's training")
+    parser.add_argument("--rows", type=int, default=ROWS, help="drawn people in tops; each is mirrored, too")
+    parser.add_argument("--steps", type=int, default=STEPS, help="steps of the transformer's training")
     args = parser.parse_args(argv)
-    import torch
+    start, tops, run = args.work_dir / "start", args.work_dir / "tops", args.work_dir / "train"
+    if not (start / "model_index.json").is_file():
+        pipeline = random_fill_pipeline(args.seed)
+        pipeline.vae = make_vae(drawn_pairs(args.vae_rows, PAIRS_SEED, args.num_proc), args.vae_steps, args.seed)
+        pipeline.save_pretrained(start, safe_serialization=True)
+    if not tops.exists():
+        write_tops_folder(tops, args.rows, num_proc=args.num_proc)
+    flags = {"dataroot": tops, "output_dir": run, "pretrained_model_name_or_path": start}
+    flags |= {"pretrained_inpaint_model_name_or_path": start, "seed": args.seed, "max_train_steps": args.steps}
+    command = [
+        sys.executable,
+        str(TRAINER),
+        *(text for name, value in flags.items() for text in (f"--{name}", str(value))),
+    ]
+    if not (run / "transformer").is_dir():
+        subprocess.run([*command, *TRAINING, "--resume_from_checkpoint", "latest"], check=True)
+    save_base(start, run / "transformer", args.output_dir)
+    sys.stdout.write(f"small FLUX-Fill written to {args.output_dir}\n")
+    return 0
 
-    pipeline = random_fill_pipeline(args.seed)
+
+def save_base(start: Path, transformer: Path, output_dir: Path) -> None:
+    """Write the pipeline of folder ``start`` with the trained ``transformer``, VAE and transformer in fp16."""
+    import torch
+    from diffusers import FluxFillPipeline, FluxTransformer2DModel
+
+    trained = FluxTransformer2DModel.from_pretrained(transformer)
+    pipeline = FluxFillPipeline.from_pretrained(start, transformer=trained)
     # diffusers loads half-precision files as fp32 unless told otherwise, transformers leaves them as they are: with the
     # text encoders kept in fp32, a plain from_pretrained gives one precision throughout.
     pipeline.transformer.to(torch.float16)
     pipeline.vae.to(torch.float16)
-    pipeline.save_pretrained(args.output_dir, safe_serialization=True)
-    sys.stdout.write(f"small FLUX-Fill written to {args.output_dir}\n")
-    return 0
+    pipeline.save_pretrained(output_dir, safe_serialization=True)
 
 
 if __name__ == "__main__":

@@ -11,8 +11,6 @@ single picture, a pair and a crop alike.
 
 from __future__ import annotations
 
-import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -86,53 +84,99 @@ def _patches(maps: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def linear_start(vae: Any, pictures: torch.Tensor) -> None:
-    """Set the encoder to the linear transform that fits ``pictures`` [B,3,H,W]; residual blocks start as nothing."""
-    encoder, width = vae.encoder, vae.config.block_out_channels[0]
-    for part in (encoder.mid_block, vae.decoder.mid_block, *vae.decoder.up_blocks):
+    """Set encoder and decoder to linear transforms that fit ``pictures`` [B,3,H,W]; residual blocks start as nothing.
+
+    The encoder goes from patch to larger patch by principal components. Each layer of the decoder is fitted by least
+    squares to what the encoder had at that resolution.
+    """
+    for part in (vae.encoder.mid_block, vae.decoder.mid_block, *vae.decoder.up_blocks):
         for block in part.resnets:
             block.conv2.weight.zero_()
             block.conv2.bias.zero_()
+    levels = _start_encoder(vae, pictures)
+    _start_decoder(vae, levels)
+
+
+def _start_encoder(vae: Any, pictures: torch.Tensor) -> list[torch.Tensor]:
+    """Returns latents [B,16,h,w] and what they were made from, at an eighth, a quarter, a half and full size."""
+    encoder, width, latent = vae.encoder, vae.config.block_out_channels[0], vae.config.latent_channels
     for conv in (encoder.conv_in, encoder.conv_out, *(block.downsamplers[0].conv for block in encoder.down_blocks[:3])):
         conv.weight.zero_()
         conv.bias.zero_()
-    maps, known = pictures, 3
+    levels = [pictures]
     encoder.conv_in.weight[range(3), range(3), 1, 1] = 1.0
     encoder.conv_in.bias[-1] = _CONSTANT
     for block in encoder.down_blocks[:3]:
-        conv, patches = block.downsamplers[0].conv, _patches(maps)
+        conv, maps = block.downsamplers[0].conv, levels[0]
+        patches, known = _patches(maps), maps.shape[1]
         kept = min(width - 1, patches.shape[1])
         directions = _principal(patches, kept)
         conv.weight[:kept, :known, :2, :2] = directions.view(kept, known, 2, 2)
         conv.weight[-1, -1, 0, 0] = 1.0
         size = (len(maps), maps.shape[2] // 2, maps.shape[3] // 2)
-        maps, known = (patches @ directions.T).view(*size, kept).permute(0, 3, 1, 2), kept
+        levels.insert(0, (patches @ directions.T).view(*size, kept).permute(0, 3, 1, 2))
     # Group normalization by the constant, undone; then SiLU where it is nearly linear; then out.
     encoder.conv_norm_out.weight.fill_(_CONSTANT / width**0.5)
     encoder.conv_norm_out.bias.fill_(_OFFSET)
-    latent = vae.config.latent_channels
-    wanted = maps[:, :latent] - maps[:, :latent].mean(dim=(0, 2, 3), keepdim=True)
+    wanted = levels[0][:, :latent] - levels[0][:, :latent].mean(dim=(0, 2, 3), keepdim=True)
     wanted = wanted / wanted.std(dim=(0, 2, 3), keepdim=True).sqrt()
-    reached = torch.cat([_before_last(encoder, some) for some in pictures.split(16)])
-    features = functional.pad(reached.permute(0, 2, 3, 1).flatten(0, 2), (0, 1), value=1.0)
-    fit = torch.linalg.lstsq(features, wanted.permute(0, 2, 3, 1).flatten(0, 2), driver="gelsd").solution
-    encoder.conv_out.weight[:latent, :, 1, 1] = fit[:-1].T
-    encoder.conv_out.bias[:latent] = fit[-1]
+    reached = torch.cat([_before(encoder.conv_out, encoder, some) for some in pictures.split(16)])
+    weight, bias = _fitted(reached, wanted, 1)
+    encoder.conv_out.weight[:latent, :, 1:2, 1:2], encoder.conv_out.bias[:latent] = weight, bias
     encoder.conv_out.bias[latent:] = _POSTERIOR_LOG_VARIANCE
-    decoder = vae.decoder
-    for conv in (decoder.conv_in, *(block.upsamplers[0].conv for block in decoder.up_blocks[:3])):
+    return [wanted, *levels]
+
+
+def _start_decoder(vae: Any, levels: list[torch.Tensor]) -> None:
+    decoder, width = vae.decoder, vae.config.block_out_channels[0]
+    latents, *levels = levels
+    maps = latents
+    convs = [decoder.conv_in, *(block.upsamplers[0].conv for block in decoder.up_blocks[:3])]
+    for number, (conv, wanted) in enumerate(zip(convs, levels, strict=True)):
+        if number:
+            maps = functional.interpolate(maps, scale_factor=2, mode="nearest")
+        known = wanted.shape[1]
+        conv.weight[:known], conv.bias[:known] = _fitted(maps, wanted, 3)
         conv.weight[-1].zero_()
         conv.bias[-1] = _CONSTANT
+        maps = conv(maps)
     decoder.conv_norm_out.weight.fill_(_CONSTANT / width**0.5)
-    decoder.conv_norm_out.bias.fill_(1.0)
+    decoder.conv_norm_out.bias.fill_(_OFFSET)
+    reached = torch.cat([_before(decoder.conv_out, decoder, some) for some in latents.split(4)])
+    decoder.conv_out.weight.copy_(torch.zeros_like(decoder.conv_out.weight))
+    weight, bias = _fitted(reached, levels[-1], 1)
+    decoder.conv_out.weight[:, :, 1:2, 1:2], decoder.conv_out.bias[:] = weight, bias
 
 
-def _before_last(encoder: Any, pictures: torch.Tensor) -> torch.Tensor:
-    """What the encoder's last convolution sees."""
+def _fitted(given: torch.Tensor, wanted: torch.Tensor, side: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weights [c,C,side,side] and biases [c] of the convolution that turns ``given`` [B,C,h,w] into ``wanted`` best."""
+    count = given.shape[1] * side**2 + 1
+    squares = torch.zeros(count, count, dtype=torch.float64)
+    products = torch.zeros(count, wanted.shape[1], dtype=torch.float64)
+    for some, goal in zip(given, wanted, strict=True):
+        columns = functional.unfold(some[None], side, padding=side // 2)[0]
+        columns = torch.cat([columns, torch.ones_like(columns[:1])]).double()
+        squares += columns @ columns.T
+        products += columns @ goal.flatten(1).T.double()
+    squares += torch.eye(count) * squares.diagonal().mean() * 1e-6
+    found = torch.linalg.solve(squares, products).float()
+    return found[:-1].T.reshape(wanted.shape[1], given.shape[1], side, side), found[-1]
+
+
+def _before(layer: Any, model: Any, given: torch.Tensor) -> torch.Tensor:
+    """What ``layer`` sees when ``model`` is given ``given``."""
     seen = []
-    hook = encoder.conv_out.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
-    encoder(pictures)
+    hook = layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    model(given)
     hook.remove()
     return seen[0]
+
+
+@torch.no_grad()
+def standardize_latents(vae: Any, pictures: torch.Tensor) -> None:
+    """Choose shift and scale so that latents of ``pictures`` [B,3,H,W] have mean 0 and standard deviation 1."""
+    latents = torch.cat([vae.encode(some).latent_dist.mean for some in pictures.split(16)])
+    vae.register_to_config(shift_factor=latents.mean().item(), scaling_factor=1 / latents.std().item())
 
 
 def _leave_out(blocks: Any) -> None:

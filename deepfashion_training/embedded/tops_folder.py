@@ -111,9 +111,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--size", type=size_of, default=(128, 96), metavar="HxW", help="height x width in pixels")
     parser.add_argument("--num_proc", type=at_least(1), default=1, help="processes that draw")
     args = parser.parse_args(argv)
-    folder = write_tops_folder(
-        args.output_dir, args.rows, args.test_rows, args.seed, args.size, num_proc=args.num_proc
-    )
+    folder = write_tops_folder(args.output_dir, args.rows, args.test_rows, args.seed, args.size, num_proc=args.num_proc)
     sys.stdout.write(f"{args.rows} people in tops written to {folder}\n")
     return 0
 
