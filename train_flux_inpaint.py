@@ -459,7 +459,7 @@ def lora_pattern(target_modules: str, transformer: torch.nn.Module) -> str:
 def make_trainable(transformer: FluxTransformer2DModel, args: argparse.Namespace) -> list[torch.nn.Parameter]:
     """Freeze the base, then add the LoRA or unfreeze weights, and return what the optimizer gets, in fp32."""
     for name, parameter in transformer.named_parameters():
-        parameter.requires_grad_(args.train_base_model == "all" or bool(args.train_base_model) and ".attn." in name)
+        parameter.requires_grad_(args.train_base_model == "all" or (bool(args.train_base_model) and ".attn." in name))
     if not args.train_base_model:
         alpha = args.lora_rank if args.lora_alpha is None else args.lora_alpha
         targets = lora_pattern(args.lora_target_modules, transformer)
@@ -753,7 +753,7 @@ class Run:
         hub = {"revision": args.revision, "cache_dir": args.cache_dir}
         self.scheduler = FlowScheduler.from_pretrained(base, subfolder="scheduler", **hub)
         vae = AutoencoderKL.from_pretrained(base, subfolder="vae", **pipeline_options(args, dtype))
-        self.vae = vae.to(accelerator.device).requires_grad_(False)
+        self.vae = vae.to(accelerator.device, memory_format=torch.channels_last).requires_grad_(False)
         transformer = load_transformer(args, dtype)
         if args.quantize_base is None:  # a quantized base is on its device already and refuses to be moved
             transformer.to(accelerator.device)

@@ -35,8 +35,8 @@ VAE_CONFIG: dict[str, Any] = {
     "shift_factor": 0.0,
     "scaling_factor": 1.0,
 }
-_CONSTANT = 8.0  # of the last channel: far above the 0.1 to 2 of the others
-_OFFSET = 4.0  # SiLU is nearly linear around it
+_CONSTANT = 32.0  # of the last channel: far above the 0.1 to 6 of the others
+_OFFSET = 3.0  # SiLU is nearly linear around it
 #: Standard deviation of the posterior, as a share of that of the latents' weakest components.
 _POSTERIOR_LOG_VARIANCE = -6.0
 
@@ -71,7 +71,7 @@ class Pairs:
 def _principal(features: torch.Tensor, count: int) -> torch.Tensor:
     """The first ``count`` principal directions of ``features`` [n,d], as rows [count,d], the strongest first."""
     centred = features - features.mean(dim=0)
-    values, vectors = torch.linalg.eigh(centred.T @ centred / len(centred))
+    vectors = torch.linalg.eigh(centred.T @ centred / len(centred)).eigenvectors
     directions = vectors.flip(1)[:, :count].T
     # The sign is free: it follows from the weights alone, so that it does not depend on the solver.
     return directions * directions.sum(dim=1, keepdim=True).sign()
@@ -89,8 +89,15 @@ def linear_start(vae: Any, pictures: torch.Tensor) -> None:
     The encoder goes from patch to larger patch by principal components. Each layer of the decoder is fitted by least
     squares to what the encoder had at that resolution.
     """
+    width = vae.config.block_out_channels[0]
+    for module in vae.modules():
+        if isinstance(module, torch.nn.GroupNorm):  # natural scale again, and without the constant
+            module.weight[:-1] = _CONSTANT * (width - 1) ** 0.5 / width
+            module.bias[:-1] = _CONSTANT / width
+            module.weight[-1] = module.bias[-1] = 0.0
     for part in (vae.encoder.mid_block, vae.decoder.mid_block, *vae.decoder.up_blocks):
         for block in part.resnets:
+            _make_constant(block.conv1)
             block.conv2.weight.zero_()
             block.conv2.bias.zero_()
     levels = _start_encoder(vae, pictures)
@@ -115,9 +122,9 @@ def _start_encoder(vae: Any, pictures: torch.Tensor) -> list[torch.Tensor]:
         conv.weight[-1, -1, 0, 0] = 1.0
         size = (len(maps), maps.shape[2] // 2, maps.shape[3] // 2)
         levels.insert(0, (patches @ directions.T).view(*size, kept).permute(0, 3, 1, 2))
-    # Group normalization by the constant, undone; then SiLU where it is nearly linear; then out.
-    encoder.conv_norm_out.weight.fill_(_CONSTANT / width**0.5)
+    encoder.conv_norm_out.weight /= 8  # into the range where SiLU is nearly linear
     encoder.conv_norm_out.bias.fill_(_OFFSET)
+    encoder.conv_norm_out.bias[-1] = 0.0
     wanted = levels[0][:, :latent] - levels[0][:, :latent].mean(dim=(0, 2, 3), keepdim=True)
     wanted = wanted / wanted.std(dim=(0, 2, 3), keepdim=True).sqrt()
     reached = torch.cat([_before(encoder.conv_out, encoder, some) for some in pictures.split(16)])
@@ -128,8 +135,9 @@ def _start_encoder(vae: Any, pictures: torch.Tensor) -> list[torch.Tensor]:
 
 
 def _start_decoder(vae: Any, levels: list[torch.Tensor]) -> None:
-    decoder, width = vae.decoder, vae.config.block_out_channels[0]
+    decoder = vae.decoder
     latents, *levels = levels
+    levels[-1] = torch.cat([levels[-1], -levels[-1]], dim=1)  # SiLU(x) - SiLU(-x) = x
     maps = latents
     convs = [decoder.conv_in, *(block.upsamplers[0].conv for block in decoder.up_blocks[:3])]
     for number, (conv, wanted) in enumerate(zip(convs, levels, strict=True)):
@@ -137,15 +145,41 @@ def _start_decoder(vae: Any, levels: list[torch.Tensor]) -> None:
             maps = functional.interpolate(maps, scale_factor=2, mode="nearest")
         known = wanted.shape[1]
         conv.weight[:known], conv.bias[:known] = _fitted(maps, wanted, 3)
-        conv.weight[-1].zero_()
-        conv.bias[-1] = _CONSTANT
+        _make_constant(conv)
         maps = conv(maps)
-    decoder.conv_norm_out.weight.fill_(_CONSTANT / width**0.5)
-    decoder.conv_norm_out.bias.fill_(_OFFSET)
-    reached = torch.cat([_before(decoder.conv_out, decoder, some) for some in latents.split(4)])
-    decoder.conv_out.weight.copy_(torch.zeros_like(decoder.conv_out.weight))
-    weight, bias = _fitted(reached, levels[-1], 1)
-    decoder.conv_out.weight[:, :, 1:2, 1:2], decoder.conv_out.bias[:] = weight, bias
+    decoder.conv_out.weight.zero_()
+    decoder.conv_out.bias.zero_()
+    decoder.conv_out.weight[range(3), range(3), 1, 1] = 1.0
+    decoder.conv_out.weight[range(3), range(3, 6), 1, 1] = -1.0
+
+
+def _make_constant(conv: Any) -> None:
+    """Let the last channel be the constant, and nothing else depend on it."""
+    if conv.in_channels == conv.out_channels:
+        conv.weight[:, -1] = 0.0
+    conv.weight[-1] = 0.0
+    conv.bias[-1] = _CONSTANT
+
+
+def _hold_constant(vae: Any) -> list[Any]:
+    """Hooks that keep training away from the constant channel."""
+
+    def without_last(gradient: torch.Tensor) -> torch.Tensor:
+        gradient = gradient.clone()
+        gradient[-1] = 0.0
+        return gradient
+
+    def without_last_input(gradient: torch.Tensor) -> torch.Tensor:
+        gradient = without_last(gradient)
+        gradient[:, -1] = 0.0
+        return gradient
+
+    hooks = []
+    for name, weight in vae.named_parameters():
+        if weight.requires_grad and "conv_out" not in name:
+            hook = without_last_input if weight.ndim == 4 and "decoder.conv_in" not in name else without_last
+            hooks.append(weight.register_hook(hook))
+    return hooks
 
 
 def _fitted(given: torch.Tensor, wanted: torch.Tensor, side: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -217,9 +251,16 @@ def train_vae(
     """
     rng = np.random.default_rng([seed, 21])
     torch.manual_seed(seed)
-    vae.encoder.requires_grad_(not decoder_only)
+    vae.encoder.requires_grad_(False)
+    if not decoder_only:
+        vae.encoder.mid_block.requires_grad_(True)
+        # Not learned, but PyTorch 2.13's group normalization crashes on CPUs where it need not give every gradient.
+        for part in (vae.encoder.conv_norm_out, vae.encoder.down_blocks[2].downsamplers[0].conv):
+            part.requires_grad_(True)
     _leave_out(vae.decoder.up_blocks[-1].resnets)
-    weights = [weight for weight in vae.parameters() if weight.requires_grad]
+    hooks = _hold_constant(vae)
+    learned = [vae.decoder, *([] if decoder_only else [vae.encoder.mid_block])]
+    weights = [weight for part in learned for weight in part.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
     warm = max(1, steps // 50)
     rate = lambda step: min((step + 1) / warm, 0.5 + 0.5 * np.cos(np.pi * min(1.0, step / steps)))  # noqa: E731
@@ -231,7 +272,7 @@ def train_vae(
             mean = vae.encode(pictures).latent_dist.mean
         noise = torch.randn_like(mean) * np.exp(_POSTERIOR_LOG_VARIANCE / 2)
         loss = reconstruction_loss(vae.decode(mean + noise).sample, pictures)
-        optimizer.zero_grad()
+        vae.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
@@ -240,5 +281,7 @@ def train_vae(
         if step % 50 == 0 or step == steps:
             yield step, float(np.mean(losses))
             losses.clear()
+    for hook in hooks:
+        hook.remove()
     _put_back(vae.decoder.up_blocks[-1].resnets)
     vae.requires_grad_(True)

@@ -128,6 +128,7 @@ def _drawn(draw: Any, specs: Iterable[Any], num_proc: int) -> Iterator[dict[str,
 
 
 def size_of(text: str) -> tuple[int, int]:
+    """(height, width) of text such as 384x288, for argparse."""
     match = re.fullmatch(r"(\d+)x(\d+)", text)
     if match is None or min(map(int, match.groups())) < 64:
         raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 384x288 (height x width, at least 64 each)")
@@ -135,6 +136,8 @@ def size_of(text: str) -> tuple[int, int]:
 
 
 def at_least(low: int) -> Any:
+    """Converter for argparse: a whole number of ``low`` or more."""
+
     def number(text: str) -> int:
         if not re.fullmatch(r"\d+", text) or int(text) < low:
             raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of {low} or more")
