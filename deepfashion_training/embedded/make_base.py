@@ -17,16 +17,15 @@ import re
 import string
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from tqdm import tqdm
+if TYPE_CHECKING:  # commands ask this module where the small model lies, and are not to wait for torch
+    import numpy as np
 
-from deepfashion_training.embedded.drawing import draw_flat
-from deepfashion_training.embedded.rows import RowSpec, documented_specs
-from deepfashion_training.embedded.small_vae import VAE_CONFIG, Pairs, linear_start, standardize_latents, train_vae
-from deepfashion_training.embedded.tops_folder import write_tops_folder
+    from deepfashion_training.embedded.rows import RowSpec
+    from deepfashion_training.embedded.small_vae import Pairs
 
 #: Folder of the small FLUX-Fill inside this package.
 TINY_FLUX_FILL = Path(__file__).parent / "tiny_flux_fill"
@@ -35,12 +34,17 @@ SIZE = (128, 96)  # height and width of one half of a pair
 
 #: People that the VAE learns from: others than those of ``tops_folder`` and of every wardrobe.
 PAIRS_SEED = 1007
-VAE_ROWS, VAE_STEPS = 600, 1200
+VAE_ROWS = 600
+#: Encoder and decoder together on crops, then the decoder alone.
+VAE_STAGES: tuple[dict[str, Any], ...] = (
+    {"steps": 1200, "learning_rate": 1.5e-3},
+    {"steps": 800, "learning_rate": 8e-4, "decoder_only": True},
+)
 ROWS, STEPS = 6200, 6000
 #: How the transformer is trained. The area to repaint counts most; the garment half is there to be copied from.
 TRAINING = (
-    "--train_base_model all --height 128 --width 96 --max_sequence_length 16 --train_batch_size 16 "
-    "--learning_rate 1e-3 --lr_scheduler cosine --lr_warmup_steps 100 --adam_beta2 0.99 "
+    "--train_base_model all --height 128 --width 96 --max_sequence_length 8 --train_batch_size 8 "
+    "--learning_rate 1.5e-3 --lr_scheduler cosine --lr_warmup_steps 50 --adam_beta2 0.99 "
     "--garment_loss_weight 0.2 --background_loss_weight 0.5 --mask_loss_weight 2 --dataloader_num_workers 0 "
     "--checkpointing_steps 250 --checkpoints_total_limit 1 --validation_steps 1000 --num_inference_steps 8 "
     "--logging_steps 10 --report_to none"
@@ -140,6 +144,8 @@ def random_fill_pipeline(seed: int = 0) -> Any:
     import torch
     from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxFillPipeline, FluxTransformer2DModel
 
+    from deepfashion_training.embedded.small_vae import VAE_CONFIG
+
     torch.manual_seed(seed)
     text_encoder, tokenizer = _clip(TRANSFORMER_CONFIG["pooled_projection_dim"])
     text_encoder_2, tokenizer_2 = _t5(TRANSFORMER_CONFIG["joint_attention_dim"])
@@ -176,6 +182,12 @@ def _plain_start(transformer: Any) -> None:
 
 def drawn_pairs(rows: int, seed: int, num_proc: int, size: tuple[int, int] = SIZE) -> Pairs:
     """Pairs of all garment types, as the wardrobe draws them."""
+    import numpy as np
+    from tqdm import tqdm
+
+    from deepfashion_training.embedded.rows import documented_specs
+    from deepfashion_training.embedded.small_vae import Pairs
+
     draw = functools.partial(_drawn_pair, size)
     with multiprocessing.get_context("spawn").Pool(num_proc) as pool:
         drawn = list(tqdm(pool.imap(draw, documented_specs(rows, seed), 8), "drawing pairs", rows, unit="row"))
@@ -183,24 +195,29 @@ def drawn_pairs(rows: int, seed: int, num_proc: int, size: tuple[int, int] = SIZ
 
 
 def _drawn_pair(size: tuple[int, int], spec: RowSpec) -> tuple[np.ndarray, np.ndarray]:
+    import numpy as np
+
+    from deepfashion_training.embedded.drawing import draw_flat
+
     drawing = spec.draw(size)
     flat, _ = draw_flat(spec.garment(), drawing.person.gender, size, drawing.outfit.inner)
     return np.concatenate([np.asarray(flat), np.asarray(drawing.photo)], axis=1), drawing.agnostic[spec.cloth_type]
 
 
-def make_vae(pairs: Pairs, steps: int, seed: int) -> Any:
-    """A VAE trained on ``pairs``: on crops, then for a sixth as long on whole pairs; its latents are standardized."""
+def make_vae(pairs: Pairs, seed: int, stages: Sequence[Mapping[str, Any]] = VAE_STAGES) -> Any:
+    """A VAE trained on ``pairs`` in ``stages``, settings of ``train_vae``; its latents have mean 0 and deviation 1."""
+    import numpy as np
     import torch
     from diffusers import AutoencoderKL
 
+    from deepfashion_training.embedded.small_vae import VAE_CONFIG, linear_start, standardize_latents, train_vae
+
     torch.manual_seed(seed)
     vae = AutoencoderKL(**VAE_CONFIG)
-    linear_start(vae, pairs.batch(np.random.default_rng(seed), 64, None))
+    linear_start(vae, pairs.batch(np.random.default_rng(seed), 48, None))
     vae.to(memory_format=torch.channels_last)
-    stages: list[dict[str, Any]] = [{"steps": steps}, {"steps": steps // 6, "crop": None, "batch_size": 4}]
     for number, stage in enumerate(stages):
-        rate = {} if number == 0 else {"learning_rate": 5e-4}
-        for step, loss in train_vae(vae, pairs, seed=seed + number, **stage, **rate):
+        for step, loss in train_vae(vae, pairs, seed=seed + number, **stage):
             sys.stderr.write(f"VAE, stage {number + 1}: step {step} of {stage['steps']}, loss {loss:.4f}\n")
     standardize_latents(vae, pairs.batch(np.random.default_rng(seed + 1), 64, None))
     return vae
@@ -213,15 +230,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--work_dir", type=Path, default=Path("outputs/make_base"), help="what is made on the way")
     parser.add_argument("--seed", type=int, default=0, help="seed of random weights, order and noise")
     parser.add_argument("--num_proc", type=int, default=2, help="processes that draw")
-    parser.add_argument("--vae_rows", type=int, default=VAE_ROWS, help="drawn pairs that the VAE learns from")
-    parser.add_argument("--vae_steps", type=int, default=VAE_STEPS, help="steps of the VAE's training")
     parser.add_argument("--rows", type=int, default=ROWS, help="drawn people in tops; each is mirrored, too")
     parser.add_argument("--steps", type=int, default=STEPS, help="steps of the transformer's training")
     args = parser.parse_args(argv)
+    from deepfashion_training.embedded.tops_folder import write_tops_folder
+
     start, tops, run = args.work_dir / "start", args.work_dir / "tops", args.work_dir / "train"
     if not (start / "model_index.json").is_file():
         pipeline = random_fill_pipeline(args.seed)
-        pipeline.vae = make_vae(drawn_pairs(args.vae_rows, PAIRS_SEED, args.num_proc), args.vae_steps, args.seed)
+        pipeline.vae = make_vae(drawn_pairs(VAE_ROWS, PAIRS_SEED, args.num_proc), args.seed)
         pipeline.save_pretrained(start, safe_serialization=True)
     if not tops.exists():
         write_tops_folder(tops, args.rows, num_proc=args.num_proc)

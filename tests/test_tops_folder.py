@@ -1,0 +1,55 @@
+"""The VITON-HD folder of drawn tops: what the trainer reads of it, and that it repeats itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import train_flux_inpaint as tfi
+from deepfashion_training.embedded.drawing import draw_flat
+from deepfashion_training.embedded.tops_folder import SEED, main, top_specs, write_tops_folder
+from deepfashion_training.pairs.garment_types import UPPER
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tops_folder(tmp_path_factory.mktemp("tops") / "it", rows=3, test_rows=2)
+
+
+def test_the_trainer_reads_it(folder: Path) -> None:
+    train = tfi.VitonHDTestDataset(str(folder), "train", size=(128, 96))
+    assert [person for person, _ in train.pairs] == [f"00000{n}{m}.jpg" for n in range(3) for m in ("", "m")]
+    assert [person for person, _ in tfi.VitonHDTestDataset(str(folder), "test").pairs] == ["000003.jpg", "000004.jpg"]
+    spec = next(top_specs(1, SEED))
+    drawing = spec.draw((128, 96))
+    flat, lies = draw_flat(spec.garment(), drawing.person.gender, (128, 96), drawing.outfit.inner)
+    sample = train[0]
+    drawn = np.concatenate([np.asarray(flat), np.asarray(drawing.photo)], axis=1)
+    stored = (sample["image"].permute(1, 2, 0).numpy() + 1) * 127.5
+    assert np.abs(stored - drawn).mean() < 3  # JPEG
+    assert np.array_equal(sample["inpaint_mask"][0, :, 96:].numpy() == 1, drawing.agnostic[UPPER])
+    assert (sample["cloth_mask"][0].numpy() == lies).mean() > 0.99
+
+
+def test_mirror_images_are_mirrored_in_all_parts(folder: Path) -> None:
+    train = tfi.VitonHDTestDataset(str(folder), "train", size=(128, 96))
+    plain, mirrored = train[2], train[3]
+    assert torch.equal(plain["inpaint_mask"][..., 96:].flip(2), mirrored["inpaint_mask"][..., 96:])
+    for half in (slice(0, 96), slice(96, None)):
+        assert (plain["image"][..., half].flip(2) - mirrored["image"][..., half]).abs().mean() < 0.03
+
+
+def test_same_arguments_same_bytes(folder: Path, tmp_path: Path) -> None:
+    flags = f"--output_dir {tmp_path / 'again'} --rows 3 --test_rows 2 --num_proc 2"
+    assert main(flags.split()) == 0
+    files = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
+    assert len(files) == 2 + 4 * (6 + 2)
+    assert all((folder / file).read_bytes() == (tmp_path / "again" / file).read_bytes() for file in files)
+
+
+def test_a_folder_that_holds_something_is_left_alone(folder: Path) -> None:
+    with pytest.raises(FileExistsError, match="not an empty folder"):
+        write_tops_folder(folder, rows=1)
