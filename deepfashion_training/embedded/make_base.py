@@ -204,7 +204,7 @@ def _drawn_pair(size: tuple[int, int], spec: RowSpec) -> tuple[np.ndarray, np.nd
     return np.concatenate([np.asarray(flat), np.asarray(drawing.photo)], axis=1), drawing.agnostic[spec.cloth_type]
 
 
-def make_vae(pairs: Pairs, seed: int, stages: Sequence[Mapping[str, Any]] = VAE_STAGES) -> Any:
+def make_vae(pairs: Pairs, seed: int, stages: Sequence[Mapping[str, Any]]) -> Any:
     """A VAE trained on ``pairs`` in ``stages``, settings of ``train_vae``; its latents have mean 0 and deviation 1."""
     import numpy as np
     import torch
@@ -238,7 +238,7 @@ def main(argv: list[str] | None = None) -> int:
     start, tops, run = args.work_dir / "start", args.work_dir / "tops", args.work_dir / "train"
     if not (start / "model_index.json").is_file():
         pipeline = random_fill_pipeline(args.seed)
-        pipeline.vae = make_vae(drawn_pairs(VAE_ROWS, PAIRS_SEED, args.num_proc), args.seed)
+        pipeline.vae = make_vae(drawn_pairs(VAE_ROWS, PAIRS_SEED, args.num_proc), args.seed, VAE_STAGES)
         pipeline.save_pretrained(start, safe_serialization=True)
     if not tops.exists():
         write_tops_folder(tops, args.rows, num_proc=args.num_proc)
