@@ -29,14 +29,14 @@ _PATTERNS: dict[str, tuple[tuple[str, ...], tuple[float, ...]]] = {
     "top": (
         ("plain", "horizontal", "vertical", "diagonal", "dots", "check", "plaid", "leaves", "stars", "flowers",
          "block"),
-        (0.30, 0.13, 0.07, 0.06, 0.09, 0.06, 0.06, 0.05, 0.05, 0.06, 0.07),
+        (0.90, 0.13, 0.07, 0.06, 0.09, 0.06, 0.06, 0.05, 0.05, 0.06, 0.07),
     ),
     "legs": (
         ("plain", "vertical", "horizontal", "diagonal", "dots", "check", "plaid", "leaves", "flowers", "block"),
-        (0.42, 0.11, 0.06, 0.05, 0.07, 0.06, 0.07, 0.05, 0.06, 0.05),
+        (0.80, 0.11, 0.06, 0.05, 0.07, 0.06, 0.07, 0.05, 0.06, 0.05),
     ),
     "graphic": (("print", "stars", "leaves"), (0.8, 0.1, 0.1)),
-    "knit": (("plain", "horizontal", "block", "stars"), (0.5, 0.28, 0.16, 0.06)),
+    "knit": (("plain", "horizontal", "block", "stars"), (0.6, 0.22, 0.13, 0.05)),
     "suit": (("plain", "vertical", "check"), (0.68, 0.18, 0.14)),
     "denim": (("denim",), (1.0,)),
 }  # fmt: skip

@@ -214,9 +214,12 @@ class Canvas:
         return Image.fromarray(edge.view(np.uint8) * np.uint8(255)).reduce(self.factor)
 
     def finish(self) -> Image.Image:
-        """The window of the photo, shaded and outlined: RGB at the picture's size."""
+        """The window of the photo, shaded and outlined: RGB at the picture's size.
+
+        Small figures have no outlines: a line of one pixel would be a tenth of a sleeve.
+        """
         soft = self.shade.filter(ImageFilter.GaussianBlur(0.0055 * self.scale))
-        edges = self._edges()
+        edges = self._edges() if self.scale > 160 else Image.new("L", (self.width, self.height), 0)
         figure = self.ids.point([0, *[255] * 255]).reduce(self.factor)
         near = edges.filter(ImageFilter.BoxBlur(0.010 * self.scale))
         near = near.point([255 - min(60, value * 3 // 5) for value in range(256)])

@@ -94,9 +94,9 @@ def random_pattern(
         light = [name for name in ("white", "ivory", "black", "navy") if name in others]
         second = light[0] if light else second
     low, high = {
-        "horizontal": (0.034, 0.072), "vertical": (0.030, 0.055), "diagonal": (0.036, 0.068), "dots": (0.038, 0.066),
-        "check": (0.044, 0.076), "plaid": (0.060, 0.100), "leaves": (0.062, 0.090), "stars": (0.058, 0.090),
-        "flowers": (0.062, 0.092),
+        "horizontal": (0.058, 0.122), "vertical": (0.051, 0.093), "diagonal": (0.061, 0.116), "dots": (0.065, 0.112),
+        "check": (0.075, 0.129), "plaid": (0.102, 0.170), "leaves": (0.105, 0.153), "stars": (0.099, 0.153),
+        "flowers": (0.105, 0.156),
     }.get(kind, (0.05, 0.06))  # fmt: skip
     return Pattern(
         kind=kind,

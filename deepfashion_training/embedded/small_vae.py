@@ -48,10 +48,13 @@ class Pairs:
     pictures: np.ndarray
     masks: np.ndarray
 
-    def batch(self, rng: np.random.Generator, size: int, crop: int | None) -> torch.Tensor:
+    def batch(
+        self, rng: np.random.Generator, size: int, crop: int | None = None, on_clothes: float = 1.0
+    ) -> torch.Tensor:
         """``size`` pictures [size,3,h,w] in [-1,1], a half of them masked; ``crop`` x ``crop`` pixels or whole pairs.
 
-        Channels are permuted at random, and pictures mirrored: colours and sides that were not drawn.
+        A share ``on_clothes`` of the crops shows a point of the area to repaint, or of where garment pictures have
+        their garment; the others may show walls and white paper, which are easy. Channels are permuted at random, and pictures mirrored: colours and sides that were not drawn.
         """
         rows = rng.integers(len(self.pictures), size=size)
         pairs = self.pictures[rows].astype(np.float32) / 127.5 - 1
@@ -60,8 +63,15 @@ class Pairs:
             pairs[place, :, half:][self.masks[rows[place]]] = 0
         if crop:
             cut = []
-            for pair in pairs:
-                top, left = rng.integers(pair.shape[0] - crop + 1), rng.integers(pair.shape[1] - crop + 1)
+            for place, (row, pair) in enumerate(zip(rows, pairs, strict=True)):
+                free = np.array(pair.shape[:2]) - crop
+                if place < on_clothes * size:
+                    ys, xs = np.nonzero(self.masks[row])
+                    point = rng.integers(len(ys))
+                    centre = np.array([ys[point], xs[point] + half * rng.integers(2)]) + rng.integers(-16, 17, 2)
+                    top, left = np.clip(centre - crop // 2, 0, free)
+                else:
+                    top, left = rng.integers(free + 1)
                 cut.append(pair[top : top + crop, left : left + crop])
             pairs = np.stack(cut)
         pairs = np.stack([pair[:, :: rng.choice((-1, 1)), rng.permutation(3)] for pair in pairs])
@@ -242,12 +252,14 @@ def train_vae(
     learning_rate: float = 2e-3,
     batch_size: int = 16,
     crop: int | None = 64,
+    on_clothes: float = 1.0,
     decoder_only: bool = False,
 ) -> Iterator[tuple[int, float]]:
     """Train ``vae`` with AdamW and a cosine schedule; yields (step, mean loss) now and then.
 
     The noise of the posterior keeps its variance: the decoder has to bear it, which keeps neighbouring latents alike.
-    With ``decoder_only`` latents stay what they are.
+    With ``decoder_only`` latents stay what they are, and the decoder's blocks at full size, half of all its work,
+    learn too.
     """
     rng = np.random.default_rng([seed, 21])
     torch.manual_seed(seed)
@@ -257,7 +269,8 @@ def train_vae(
         # Not learned, but PyTorch 2.13's group normalization crashes on CPUs where it need not give every gradient.
         for part in (vae.encoder.conv_norm_out, vae.encoder.down_blocks[2].downsamplers[0].conv):
             part.requires_grad_(True)
-    _leave_out(vae.decoder.up_blocks[-1].resnets)
+    if not decoder_only:
+        _leave_out(vae.decoder.up_blocks[-1].resnets)
     hooks = _hold_constant(vae)
     learned = [vae.decoder, *([] if decoder_only else [vae.encoder.mid_block])]
     weights = [weight for part in learned for weight in part.parameters() if weight.requires_grad]
@@ -267,7 +280,7 @@ def train_vae(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
     losses = []
     for step in range(1, steps + 1):
-        pictures = pairs.batch(rng, batch_size, crop).to(memory_format=torch.channels_last)
+        pictures = pairs.batch(rng, batch_size, crop, on_clothes).to(memory_format=torch.channels_last)
         with torch.set_grad_enabled(not decoder_only):
             mean = vae.encode(pictures).latent_dist.mean
         noise = torch.randn_like(mean) * np.exp(_POSTERIOR_LOG_VARIANCE / 2)
@@ -283,5 +296,6 @@ def train_vae(
             losses.clear()
     for hook in hooks:
         hook.remove()
-    _put_back(vae.decoder.up_blocks[-1].resnets)
+    if not decoder_only:
+        _put_back(vae.decoder.up_blocks[-1].resnets)
     vae.requires_grad_(True)
