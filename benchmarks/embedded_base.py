@@ -3,7 +3,9 @@
     python benchmarks/embedded_base.py [--base FOLDER] [--lora FOLDER] [--people 60] [--json F] [--sheet PNG]
 
 Mean CIEDE2000 over the masked area and over the garment itself, and 1-SSIM over the masked area, of people of another
-seed than any training; beside a grey fill, and beside results for another person's garment of the same type.
+seed than any training; beside a grey fill, and beside results for another person's garment of the same type. ``swap``
+says how far the mean colour that such a result has on the garment is from the mean colour of the garment picture that
+it was given, and from that of the garment that the person wears: CIEDE2000 of two colours.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from PIL import Image
 from deepfashion_training.embedded.drawing import draw_flat
 from deepfashion_training.embedded.make_base import TINY_FLUX_FILL
 from deepfashion_training.embedded.rows import RowSpec, documented_specs
-from deepfashion_training.metrics.paired import ciede2000_masked, ssim_masked
+from deepfashion_training.metrics.paired import ciede2000, ciede2000_masked, ssim_masked
 from deepfashion_training.models.fill import FillModel, Recipe
 from deepfashion_training.models.lora_files import find_lora, read_lora
 from deepfashion_training.pairs.garment_types import TYPE_NAMES
@@ -34,10 +36,10 @@ SEED = 424242
 
 
 def drawn(spec: RowSpec) -> tuple[Any, ...]:
-    """Photo, garment, area to repaint, the garment's own area (pictures), and its type."""
+    """Photo, garment, and as pictures too the area to repaint, the garment's in the photo and in its own; its type."""
     drawing = spec.draw(SIZE)
-    flat, _ = draw_flat(spec.garment(), drawing.person.gender, SIZE, drawing.outfit.inner)
-    masks = (drawing.agnostic[spec.cloth_type], drawing.garment_mask(spec.cloth_type))
+    flat, lies = draw_flat(spec.garment(), drawing.person.gender, SIZE, drawing.outfit.inner)
+    masks = (drawing.agnostic[spec.cloth_type], drawing.garment_mask(spec.cloth_type), lies)
     return drawing.photo, flat, *(Image.fromarray(mask.astype(np.uint8) * 255) for mask in masks), spec.cloth_type
 
 
@@ -57,10 +59,17 @@ def figures(result: torch.Tensor, truth: torch.Tensor, mask: torch.Tensor, area:
     }
 
 
+def mean_colour(pictures: torch.Tensor, areas: torch.Tensor) -> torch.Tensor:
+    """Mean over areas [n,1,H,W] of pictures [n,3,H,W], as pictures [n,3,1,1]."""
+    weights = areas.float()
+    return (pictures * weights).sum(dim=(2, 3), keepdim=True) / weights.sum(dim=(2, 3), keepdim=True)
+
+
+@torch.inference_mode()
 def judge(args: argparse.Namespace) -> dict[str, Any]:
     """Draw, measure, and write the sheet."""
     rows = held_out(args.people, args.num_proc)
-    kinds = np.array([row[4] for row in rows])
+    kinds = np.array([row[5] for row in rows])
     partner = np.empty(len(rows), int)  # the next person of the same type
     for kind in TYPE_NAMES:
         places = np.flatnonzero(kinds == kind)
@@ -103,6 +112,16 @@ def judge(args: argparse.Namespace) -> dict[str, Any]:
             }
             for kind in TYPE_NAMES
         }
+    lies = torch.stack([torch.from_numpy(np.asarray(row[4]) > 127) for row in rows])[:, None]
+    flats = mean_colour(torch.stack([sample["cloth_pure"] for sample in samples]) / 2 + 0.5, lies)
+    worn = mean_colour(made["base, wrong garment"], area)
+    distances = {"to the garment given": ciede2000(worn, flats[partner]), "to their own": ciede2000(worn, flats)}
+    found["swap"] = {
+        TYPE_NAMES[kind]: {
+            name: round(far.flatten()[kinds == kind].mean().item(), 4) for name, far in distances.items()
+        }
+        for kind in TYPE_NAMES
+    }
     found["n"] = {TYPE_NAMES[kind]: int((kinds == kind).sum()) for kind in TYPE_NAMES}
     if args.sheet:
         sheet(args.sheet, kinds, [torch.stack([s["cloth_pure"] for s in samples]) / 2 + 0.5, masked,
@@ -120,21 +139,25 @@ def sheet(path: Path, kinds: np.ndarray, columns: list[torch.Tensor], each: int 
     picture.save(path)
 
 
-def main() -> int:
-    """Run the command."""
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--base", type=Path, default=TINY_FLUX_FILL, help="pipeline folder")
     parser.add_argument("--transformer", type=Path, help="another transformer for it, as the trainer saves one")
     parser.add_argument("--lora", type=Path, help="folder of a LoRA")
     parser.add_argument("--people", type=int, default=60, help="people of each type")
     parser.add_argument("--steps", type=int, default=8, help="denoising steps")
-    parser.add_argument("--max_sequence_length", type=int, default=16, help="T5 tokens")
+    parser.add_argument("--max_sequence_length", type=int, default=8, help="T5 tokens")
     parser.add_argument("--num_proc", type=int, default=2, help="processes that draw")
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--sheet", type=Path, help="write a picture to look at here")
-    args = parser.parse_args()
-    with torch.inference_mode():
-        found = judge(args)
+    return parser
+
+
+def main() -> int:
+    """Run the command."""
+    args = build_parser().parse_args()
+    found = judge(args)
     for name, by_type in found.items():
         sys.stdout.write(f"{name:<20} {json.dumps(by_type)}\n")
     if args.json:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,10 +72,40 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def evaluate(args: argparse.Namespace) -> None:
+@dataclass(frozen=True)
+class Alone:
+    """Stands for accelerate's state where this process evaluates by itself, whatever others are or were there."""
+
+    device: Any
+    is_main_process = True
+    process_index = 0
+    num_processes = 1
+
+    def wait_for_everyone(self) -> None:
+        """Nobody is waited for."""
+
+
+def evaluate_trained(lora: Path, data: str, split: str, report: Path, device: Any, **flags: Any) -> None:
+    """Evaluate a LoRA that was trained just now, as the command would; ``flags`` are its options by their names.
+
+    Other people's garments are not tried on: this is a first look. Only this process draws, as those that trained
+    beside it may have ended. Raises ``ValueError``, one line.
+    """
+    argv = ["--data", data, "--split", split, "--lora", str(lora), "--output_dir", str(report)]
+    argv += ["--no-unpaired", "--overwrite"]
+    for name, value in flags.items():
+        if value is True:
+            argv.append(f"--{name}")
+        elif value is not None and value is not False:
+            argv.append(f"--{name}={value}")
+    evaluate(build_parser().parse_args(argv), Alone(device))
+
+
+def evaluate(args: argparse.Namespace, state: Any = None) -> None:
     """Draw, measure and report, on as many processes as were launched; the first of them measures.
 
-    Raises ``ValueError``, one line, for what cannot be done, before models are loaded where that is possible.
+    ``state`` stands for accelerate's, which is made when there is none. Raises ``ValueError``, one line, for what
+    cannot be done, before models are loaded where that is possible.
     """
     from accelerate import PartialState
     from accelerate.utils import parse_flag_from_env
@@ -83,7 +114,7 @@ def evaluate(args: argparse.Namespace) -> None:
     from deepfashion_training.evaluation.plan import make_plan
     from deepfashion_training.evaluation.results import best_of
 
-    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=_PATIENCE)
+    state = state or PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=_PATIENCE)
     plan = make_plan(args, state)
     if state.is_main_process:
         sys.stderr.write("".join(f"{line}\n" for line in _opening_lines(plan)))

@@ -28,6 +28,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 PRESETS = Path(__file__).resolve().parent / "presets"
 LAUNCHER_FLAGS = ("--quick-test", "--h100", "--low-vram", "--dry-run")
 MODELS = ("pretrained_model_name_or_path", "pretrained_inpaint_model_name_or_path")
+LORA = "pytorch_lora_weights.safetensors"
 HUB_DATASET = "SaffalPoosh/deepFashion-with-masks"
 
 if __name__ == "__main__":  # run by path: the package is found from here, and its folders do not become top-level names
@@ -45,7 +46,7 @@ class _Parser(argparse.ArgumentParser):
 
 def build_parser() -> argparse.ArgumentParser:
     """Parser of the wrapper's own flags."""
-    from deepfashion_training.console.flags import garment_types
+    from deepfashion_training.console.flags import garment_types, number
 
     parser = _Parser(
         prog="train_deepfashion_lora.py",
@@ -77,6 +78,14 @@ def build_parser() -> argparse.ArgumentParser:
         "--resize_mode", choices=["pad", "stretch"], default="pad", help="pad keeps the aspect, stretch fills the frame"
     )
     add("--max_bad_rows", type=float, default=0.01, help="share of unreadable rows above which the run stops")
+    add = parser.add_argument_group("afterwards").add_argument
+    add(
+        "--evaluate_samples",
+        type=number(int, 0),
+        default=0,
+        metavar="N",
+        help="in the end compare LoRA and base on N held-out rows, garment types in proportion (0: do not)",
+    )
     # Their names in the run are not their flags': a script with flags of these names would upload all it has written.
     add = parser.add_argument_group("hub").add_argument
     add("--push_to_hub", dest="publish", action="store_true", help="upload LoRA, model card and pictures at the end")
@@ -406,13 +415,63 @@ def run(args: argparse.Namespace, script: upstream.Script) -> None:
         sys.stdout.write(f"\n{args.upstream} has ended; what it has written is in {args.output_dir}\n")
         if args.publish:
             raise ValueError("--push_to_hub: there is no run.json to write a model card from, so nothing was uploaded")
+        return
+    revision, cache_dir = getattr(args, "inpaint_revision", None), getattr(args, "cache_dir", None)
+    subfolder = subfolder_of_transformer(args.pretrained_inpaint_model_name_or_path, revision, cache_dir)
+    card = write_model_card(Path(args.output_dir), subfolder)
+    sys.stdout.write(closing_lines(args, card))
+    if args.evaluate_samples:
+        compare_with_base(args, card.parent)
+    if args.publish:
+        sys.stdout.write(f"published {push(card.parent, args.publish_as, args.publish_private)}\n")
+
+
+def compare_with_base(args: argparse.Namespace, folder: Path) -> None:
+    """Say by garment type what the LoRA in ``folder`` changed, on held-out people, and what the full run will take.
+
+    Raises ``ValueError``, one line, when that fails; what was trained is in ``folder`` all the same.
+    """
+    import gc
+    import json
+
+    import torch
+
+    from deepfashion_training.data.sources import open_splits
+    from deepfashion_training.evaluate import evaluate_trained
+    from deepfashion_training.pairs.schema import check_documented
+    from deepfashion_training.reports.forecast import forecast
+
+    run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    trained = run["arguments"]  # a script of its own ways names some of them otherwise
+    gc.collect()  # the trainer's models
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    columns = lambda found: check_documented(found, args.dataset_name)  # noqa: E731
+    splits = open_splits(args.dataset_name, check_columns=columns, revision=args.dataset_revision)
+    split = next((name for name in ("test", args.validation_split) if name in splits), None)
+    if run["weights"] != LORA:
+        sys.stdout.write("compared  nothing: no LoRA was trained\n")
+    elif split is None:
+        sys.stdout.write(f"compared  nothing: {args.dataset_name} has neither a split test nor a validation split\n")
     else:
-        revision, cache_dir = getattr(args, "inpaint_revision", None), getattr(args, "cache_dir", None)
-        subfolder = subfolder_of_transformer(args.pretrained_inpaint_model_name_or_path, revision, cache_dir)
-        card = write_model_card(Path(args.output_dir), subfolder)
-        sys.stdout.write(closing_lines(args, card))
-        if args.publish:
-            sys.stdout.write(f"published {push(card.parent, args.publish_as, args.publish_private)}\n")
+        sys.stdout.flush()
+        evaluate_trained(
+            folder,
+            args.dataset_name,
+            split,
+            folder / "evaluation",
+            process_state().device,
+            data_revision=args.dataset_revision,
+            limit=args.evaluate_samples,
+            cloth_types=args.cloth_types,
+            resize_mode=args.resize_mode,
+            steps=trained["num_inference_steps"],
+            batch_size=16 if args.embedded else 1,
+            quantize=trained["quantize_base"],
+            embedded=args.embedded,
+        )
+    if not args.embedded:
+        sys.stdout.write(forecast(run, load_preset("full"), "full"))
 
 
 def check_upstream(path: str) -> int:
@@ -442,7 +501,7 @@ def closing_lines(args: argparse.Namespace, card: Path) -> str:
     folder = card.parent.resolve()
     launcher = shown(Path(__file__).resolve().with_suffix(".sh"))
     pictures = sorted((folder / "validation").glob("step-*.png"), key=lambda path: path.stat().st_mtime)
-    names = ("pytorch_lora_weights.safetensors", "transformer")
+    names = (LORA, "transformer")
     weights = next(folder / name for name in names if (folder / name).exists())
     source = getattr(args, "raw_dataset_name", args.dataset_name)
     following = "--quick-test   (on a GPU: the real model)" if args.embedded else "--h100   (the full run)"

@@ -99,7 +99,7 @@ def test_a_lora_that_says_little(trained, lora_with, tiny_flux_fill):
 def test_a_lora_without_metadata_draws_at_the_small_models_own_size(trained, tmp_path):
     save_file(load_file(trained), tmp_path / "silent.safetensors")
     recipe = chosen("--lora", tmp_path / "silent.safetensors", "--embedded").recipe
-    assert (recipe.height, recipe.width, recipe.guidance_scale, recipe.max_sequence_length) == (128, 96, 1.0, 128)
+    assert (recipe.height, recipe.width, recipe.guidance_scale, recipe.max_sequence_length) == (128, 96, 1.0, 8)
     recipe = chosen("--lora", trained, "--embedded").recipe
     assert (recipe.height, recipe.width, recipe.guidance_scale, recipe.max_sequence_length) == (64, 48, 3.5, 96)
 

@@ -137,6 +137,7 @@ def train(data: Path, folder: Path, *flags: object, script: Path = SCRIPT) -> Tr
     Recorder.latest = None
     out, err = io.StringIO(), io.StringIO()
     argv = ["--preset", "quick_test", "--embedded", "--upstream", script, "--dataset_name", data]
+    argv += ["--evaluate_samples", "0"]
     argv += ["--output_dir", folder, *(SMALL if script == SCRIPT else []), *flags]
     with (
         upstream.patched(run_module, DrivenRun=Recorder),

@@ -198,7 +198,8 @@ def test_a_workers_traceback_is_told_as_its_last_line() -> None:
 def quick_test(tmp_path_factory: pytest.TempPathFactory) -> tuple[subprocess.CompletedProcess[str], Path]:
     """The launcher's quick test as a user types it, from its own folder, into a path with a space."""
     folder = tmp_path_factory.mktemp("quick test") / "the run"
-    steps = ["--max_train_steps", "8", "--validation_steps", "4", "--checkpointing_steps", "4"]
+    steps = ["--max_train_steps", "8", "--validation_steps", "4", "--checkpointing_steps", "4", "--lora_rank", "16"]
+    steps += ["--max_train_samples", "64", "--evaluate_samples", "6"]
     arguments = ["bash", LAUNCHER.name, "--quick-test", "--embedded", "--output_dir", folder, *steps]
     return command(*arguments, cwd=LAUNCHER.parent), folder
 
@@ -209,15 +210,32 @@ def test_the_quick_test_leaves_what_the_design_promises(quick_test) -> None:
     assert done.returncode == 0, done.stderr
     assert {path.name for path in folder.iterdir()} == {
         *("README.md", "checkpoint-4", "checkpoint-8", "logs", "pytorch_lora_weights.safetensors", "run.json"),
-        *("validation", "wardrobe"),
+        *("validation", "wardrobe", "evaluation", "evaluation.json"),
     }
     assert sorted(path.name for path in (folder / "validation").iterdir()) == ["step-0.png", "step-4.png", "step-8.png"]
     Image.open(folder / "validation" / "step-8.png").verify()
-    closing = done.stdout.strip().splitlines()
+    closing, compared = done.stdout.strip().split("\n\n")
+    closing = closing.splitlines()
     assert [line.split()[0] for line in closing] == ["LoRA", "pictures", "report", "curves", "next"]
     for line in closing[:3]:
         named = line.split("  ")[-1].split(", settings")[0].strip()
         assert (LAUNCHER.parent / named).exists(), line
+    # The comparison comes last: a line for each garment type, then where the pictures are.
+    lines = compared.splitlines()
+    assert [line.split()[:2] for line in lines[1:5]] == [["upper", "2"], ["lower", "2"], ["full", "2"], ["all", "6"]]
+    assert lines[0].split("  ")[0] == "" and "CIEDE2000, lower is better" in lines[0]
+    assert lines[-1].split() == ["picture", str(folder / "evaluation" / "before_after.png")]
+
+
+@pytest.mark.slow
+def test_the_comparison_is_beside_the_lora_and_in_its_card(quick_test) -> None:
+    _, folder = quick_test
+    facts = json.loads((folder / "evaluation" / "metrics.json").read_text(encoding="utf-8"))
+    assert facts["settings"]["split"] == "test" and facts["settings"]["num_inference_steps"] == 8
+    assert facts["models"]["lora"]["lower"] != facts["models"]["base"]["lower"]
+    with Image.open(folder / "evaluation" / "before_after.png") as picture:
+        assert picture.width > 2 * 5 * 192 and picture.height > 3 * 256  # two people and five tiles in each of 3 rows
+    assert "CIEDE2000" in (folder / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow
@@ -275,7 +293,8 @@ def test_the_model_card_tells_data_settings_and_use(quick_test) -> None:
 @pytest.mark.long
 def test_accelerate_launch_runs_the_wrapper(quick_test, tmp_path: Path) -> None:
     launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
-    steps = ["--max_train_steps", "1", "--validation_steps", "0", "--output_dir", tmp_path / "out"]
+    steps = ["--max_train_steps", "1", "--validation_steps", "0", "--evaluate_samples", "0"]
+    steps += ["--output_dir", tmp_path / "out"]
     drawn = ["--dataset_name", quick_test[1] / "wardrobe"]
     done = command(*launch, LAUNCHER.with_suffix(".py"), *QUICK, *drawn, *steps)
     assert done.returncode == 0, done.stderr
@@ -286,6 +305,7 @@ def test_accelerate_launch_runs_the_wrapper(quick_test, tmp_path: Path) -> None:
 def test_two_processes_write_one_lora_into_one_directory(quick_test, tmp_path: Path) -> None:
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     steps = ["--max_train_steps", "2", "--validation_steps", "2", "--num_validation_images", "1"]
+    steps += ["--evaluate_samples", "3"]
     out = tmp_path / "out"
     done = command(
         *launch, LAUNCHER.with_suffix(".py"), *QUICK, *steps, "--output_dir", out, "--dataset_name",
@@ -298,6 +318,8 @@ def test_two_processes_write_one_lora_into_one_directory(quick_test, tmp_path: P
         "pytorch_lora_weights.safetensors"
     ]
     assert done.stdout.count("LoRA  ") == 1
+    # The first process compares alone: the other has ended.
+    assert json.loads((out / "evaluation" / "metrics.json").read_text())["models"]["lora"]["all"]["n"] == 3
 
 
 # ---- the swap
@@ -370,6 +392,7 @@ def test_pairs_of_a_raw_dataset_are_kept_by_name_and_settings(
 def test_training_on_raw_rows_prepares_them_once(raw_rows: Path, tmp_path: Path) -> None:
     flags = ["--quick-test", "--embedded", "--dataset_name", raw_rows, "--pairs_dir", tmp_path / "pairs"]
     flags += ["--max_train_steps", "2", "--checkpointing_steps", "2", "--validation_steps", "0"]
+    flags += ["--evaluate_samples", "0"]
     first = command("bash", LAUNCHER, *flags, "--output_dir", tmp_path / "one", cwd=tmp_path)
     assert first.returncode == 0, first.stderr
     assert f"has raw rows: making pairs in {tmp_path / 'pairs'}" in first.stderr

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from deepfashion_training.models.lora_files import LoraFile
 
 #: Size and prompt length that the small embedded model is trained at, see presets/embedded.yaml.
-_EMBEDDED = {"height": 128, "width": 96, "max_sequence_length": 128, "guidance_scale": 1.0}
+_EMBEDDED = {"height": 128, "width": 96, "max_sequence_length": 8, "guidance_scale": 1.0}
 
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:

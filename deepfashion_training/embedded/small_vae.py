@@ -54,7 +54,8 @@ class Pairs:
         """``size`` pictures [size,3,h,w] in [-1,1], a half of them masked; ``crop`` x ``crop`` pixels or whole pairs.
 
         A share ``on_clothes`` of the crops shows a point of the area to repaint, or of where garment pictures have
-        their garment; the others may show walls and white paper, which are easy. Channels are permuted at random, and pictures mirrored: colours and sides that were not drawn.
+        their garment; the others may show walls and white paper, which are easy. Channels are permuted at random,
+        and pictures mirrored: colours and sides that were not drawn.
         """
         rows = rng.integers(len(self.pictures), size=size)
         pairs = self.pictures[rows].astype(np.float32) / 127.5 - 1

@@ -89,7 +89,7 @@ def draw_wardrobe(folder: Path, state: PartialState) -> None:
     """The drawn wardrobe of ``--embedded`` in ``folder``, unless it is there; the first process draws it."""
     with state.main_process_first():
         if not folder.exists():
-            write_wardrobe(folder, rows=720, seed=0, size=(256, 192), num_proc=os.cpu_count() or 1)
+            write_wardrobe(folder, rows=1800, seed=0, size=(128, 96), num_proc=os.cpu_count() or 1)
 
 
 def _write_rows(folder: Path, schema: str, rows: int, seed: int, size: tuple[int, int], num_proc: int) -> None:

@@ -28,7 +28,7 @@ from deepfashion_training.pairs.garment_types import parse_cloth_types
 
 SETTINGS = "settings.json"
 #: What an evaluation writes into its folder, and --overwrite may remove.
-WRITTEN = (SETTINGS, "metrics.json", "metrics.csv", "report.html", "pictures", "wardrobe")
+WRITTEN = (SETTINGS, "metrics.json", "metrics.csv", "report.html", "before_after.png", "pictures", "wardrobe")
 #: Figures of papers that need torchvision.
 EXTRAS = ("lpips", "fid", "kid")
 #: Settings that say where something lies, and not what it is.
@@ -214,7 +214,7 @@ def _take_folder(plan: Plan, overwrite: bool) -> None:
     """Make the folder this evaluation's own; raises ``ValueError`` where it is another's, unless ``overwrite``."""
     file = plan.folder / SETTINGS
     if overwrite:
-        for name in ("metrics.json", "metrics.csv", "report.html"):
+        for name in ("metrics.json", "metrics.csv", "report.html", "before_after.png"):
             (plan.folder / name).unlink(missing_ok=True)
         for pictures in plan.folder.glob("pictures/guidance-*"):
             shutil.rmtree(pictures)

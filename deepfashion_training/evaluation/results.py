@@ -18,12 +18,17 @@ from deepfashion_training.evaluation.cases import Case, garment_rgb
 from deepfashion_training.evaluation.measuring import OF_A_SET, Measured, differences, summarise
 from deepfashion_training.evaluation.plan import Plan
 from deepfashion_training.models.access import subfolder_of_transformer
+from deepfashion_training.pairs.garment_types import TYPE_NAMES
+from deepfashion_training.reports.before_after import save_before_after
 from deepfashion_training.reports.evaluation_report import ShownCase, left_out_by_reason, write_evaluation_report
-from deepfashion_training.reports.figures import FEWEST_FOR_SETS, FEWEST_FOR_VERDICT, FIGURES, figure_of
+from deepfashion_training.reports.figures import FEWEST_FOR_SETS, FEWEST_FOR_VERDICT, figure_of
 from deepfashion_training.reports.model_card import local_name, write_model_card
-from deepfashion_training.reports.verdicts import decisive, verdict
+from deepfashion_training.reports.verdicts import comparison_table
 
 METRICS, TABLE, REPORT = "metrics.json", "metrics.csv", "report.html"
+BEFORE_AFTER = "before_after.png"
+#: People of each garment type in that picture.
+_OF_EACH_TYPE = 2
 CARD = "README.md"
 #: Beside a trained LoRA: its evaluation, for the model card.
 BESIDE_THE_LORA = "evaluation.json"
@@ -87,7 +92,20 @@ def write_results(
         worst=[_shown(plan, paired, case, by) for case in order[: -many - 1 : -1]],
         unpaired=[_shown(plan, one, case, by) for one in unpaired for case in _in_turn(one.cases)[:SHOWN]],
     )
+    if plan.choice.lora is not None:
+        chosen = _typical(order)
+        save_before_after(plan.folder / BEFORE_AFTER, [_shown(plan, paired, case, by) for case in chosen])
     return facts, _tell_the_card(plan, facts)
+
+
+def _typical(order: Sequence[Case]) -> list[Case]:
+    """Of each garment type the cases in the middle of ``order``, so that neither luck nor bad luck is shown."""
+    found = []
+    for kind in TYPE_NAMES:
+        cases = [case for case in order if case.cloth_type == kind]
+        first = max(0, (len(cases) - _OF_EACH_TYPE) // 2)
+        found += cases[first : first + _OF_EACH_TYPE]
+    return found
 
 
 def _measured_with(plan: Plan, measured: Measured) -> dict[str, Any]:
@@ -282,21 +300,12 @@ def closing_lines(plan: Plan, facts: Mapping[str, Any], card: str | None) -> str
         values = ", ".join(f"{name}: {figure.written(value)}" for name, value in swept.items())
         of = "the LoRA" if found["of"] == "lora" else "the base"
         lines.append(f"guidance  best {found['guidance_scale']:g}, by {figure.label} of {of} ({values})")
-    for kind, base in facts["models"]["base"].items():
-        told = []
-        for name in decisive(base):
-            figure, lora = FIGURES[name], facts["models"].get("lora", {}).get(kind)
-            after = "" if lora is None else f" -> {figure.written(lora[name])}"
-            told.append(f"{figure.label} {figure.written(base[name])}{after}")
-        lines.append(f"{kind:<9} {', '.join(told)} (n {base['n']})" + _said(facts, kind))
+    lines += comparison_table(facts)
     lines += [f"left out  {', '.join(names)}: {why}" for why, names in left_out_by_reason(facts["left_out"]).items()]
     lines += [f"warning   {line}" for line in facts["warnings"]]
     if card is not None:
         lines.append(f"card      {card}")
     lines.append(f"look at   {plan.folder / REPORT}, figures in {plan.folder / METRICS}")
+    if plan.choice.lora is not None:
+        lines.append(f"picture   {plan.folder / BEFORE_AFTER}")
     return "\n".join(["", *lines, ""])
-
-
-def _said(facts: Mapping[str, Any], kind: str) -> str:
-    changes = facts["difference"].get(kind)
-    return f": {verdict(changes).text}" if changes else ""

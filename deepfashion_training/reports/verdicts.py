@@ -43,3 +43,24 @@ def verdict(changes: Mapping[str, Mapping[str, Any]]) -> Verdict:
     if people < FEWEST_FOR_VERDICT:
         return Verdict(f"too few people ({people}) to say", "")
     return Verdict("no clear difference", "")
+
+
+def comparison_table(facts: Mapping[str, Any]) -> list[str]:
+    """Lines of a table for the terminal: decisive figures by garment type, and a verdict on each.
+
+    ``facts`` is what ``metrics.json`` holds. A change is of the base's value, in percent.
+    """
+    models, base = facts["models"], facts["models"]["base"]
+    figures = [figure_of(name) for name in decisive(next(iter(base.values())))]
+    rows = [["", "n", *(f"{figure.label}, {figure.better} is better" for figure in figures), ""]]
+    for kind, found in base.items():
+        row = [kind, str(found["n"])]
+        for figure in figures:
+            before, after = found[figure.name], models.get("lora", {}).get(kind, {}).get(figure.name)
+            row.append(figure.written(before))
+            if after is not None:
+                row[-1] += f" -> {figure.written(after)}" + (f" ({after / before - 1:+.0%})" if before else "")
+        changes = facts["difference"].get(kind)
+        rows.append([*row, verdict(changes).text if changes else ""])
+    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

@@ -1,0 +1,75 @@
+"""Does the test of learning notice when something that learning depends on is broken? Exit 1 when it does not.
+
+    python benchmarks/sabotage.py [NAME ...]
+
+Copies the repository as git knows it, breaks one thing at a time in the copy, and runs ``tests/test_learning.py``
+there, which has to fail. Takes as long as the quick test for each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+TEST = "tests/test_learning.py"
+TRAINER, LAYOUT = "train_flux_inpaint.py", "deepfashion_training/pairs/layout.py"
+#: What is broken: the file, what stands there, and what stands there instead.
+SABOTAGES = {
+    "mask packing": (TRAINER, "pack_latents(mask_blocks)]", "pack_latents(mask_blocks.flip(2))]"),
+    "halves swapped": (
+        LAYOUT,
+        '    return {\n        "image": image,',
+        "    image, im_mask, inpaint_mask = (one.roll(width, 2) for one in (image, im_mask, inpaint_mask))\n"
+        '    return {\n        "image": image,',
+    ),
+    "no conditioning": (
+        TRAINER,
+        "torch.cat([pack_latents(noisy), batch.conditioning], dim=2)",
+        "torch.cat([pack_latents(noisy), 0 * batch.conditioning], dim=2)",
+    ),
+    "LoRA dropped on save": (
+        TRAINER,
+        'tensor.to("cpu").contiguous() for name, tensor in weights.items()}',
+        'tensor.to("cpu").contiguous() * ("lora_A" in name) for name, tensor in weights.items()}',
+    ),
+}
+
+
+def run_broken(name: str) -> tuple[bool, str]:
+    """Whether the test of learning notices the sabotage ``name``, and its last lines."""
+    file, there, instead = SABOTAGES[name]
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "copy"
+        subprocess.run(["git", "clone", "--quiet", str(ROOT), str(copy)], check=True)
+        text = (copy / file).read_text("utf-8")
+        if text.count(there) != 1:
+            raise SystemExit(f"{file} has {text.count(there)} places like {there!r}: bring SABOTAGES up to date")
+        (copy / file).write_text(text.replace(there, instead), "utf-8")
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=line", TEST]
+        environment = os.environ | {"PYTHON": sys.executable, "HF_HUB_OFFLINE": "1"}
+        done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True)
+    lines = [line for line in done.stdout.splitlines() if re.match(r"(FAILED|ERROR|=*\s*\d+ (failed|passed))", line)]
+    return done.returncode == 1, "\n".join(f"    {line}" for line in lines or done.stdout.splitlines()[-5:])
+
+
+def main() -> int:
+    """Run the command; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"what to break: {', '.join(SABOTAGES)} (all)")
+    names = parser.parse_args().names or list(SABOTAGES)
+    missed = 0
+    for name in names:
+        noticed, lines = run_broken(name)
+        missed += not noticed
+        print(f"{name}: {'noticed' if noticed else 'NOT NOTICED'}\n{lines}", flush=True)
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,84 @@
+"""The mission in miniature: a base that knows tops only, and the quick test that teaches it trousers and dresses.
+
+Everything that learning depends on is in here at once: data, masks, layout, loss, conditioning, the LoRA's file, the
+drawing. ``benchmarks/sabotage.py`` shows that breaking one of them is noticed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from benchmarks import embedded_base
+
+LAUNCHER = Path(__file__).resolve().parents[1] / "deepfashion_training" / "train_deepfashion_lora.sh"
+#: Errors of the LoRA as a share of the base's, at most: trousers and dresses are learned, tops are kept.
+BOUNDS = {"lower": 0.65, "full": 0.70, "upper": 1.05}
+
+pytestmark = [pytest.mark.slow, pytest.mark.long]
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """Folder and output of the quick test, as a user without a GPU types it."""
+    folder = tmp_path_factory.mktemp("quick") / "out"
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    environment.pop("OMP_NUM_THREADS", None)
+    done = subprocess.run(
+        ["bash", str(LAUNCHER), "--quick-test", "--output_dir", str(folder)],
+        env=environment, capture_output=True, text=True, timeout=3000,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    return folder, done.stdout
+
+
+@pytest.fixture(scope="module")
+def judged(quick: tuple[Path, str]) -> dict[str, Any]:
+    """Errors of base and LoRA on drawn people of a seed that no training draws."""
+    flags = ["--lora", str(quick[0]), "--people", "66"]
+    return embedded_base.judge(embedded_base.build_parser().parse_args(flags))
+
+
+@pytest.mark.parametrize("figure", ["ciede2000_masked", "dssim_masked"])
+@pytest.mark.parametrize("kind", BOUNDS)
+def test_the_lora_learns_trousers_and_dresses_and_keeps_tops(judged: dict[str, Any], kind: str, figure: str) -> None:
+    assert judged["n"][kind] >= 60
+    base, lora = judged["base"][kind][figure], judged["LoRA"][kind][figure]
+    assert lora <= BOUNDS[kind] * base, f"{figure} of {kind}: {base} -> {lora}"
+
+
+def test_the_base_dresses_people_in_the_tops_that_it_is_given(judged: dict[str, Any]) -> None:
+    error = judged["base"]["upper"]["ciede2000_masked"]
+    assert error < judged["grey fill"]["upper"]["ciede2000_masked"] / 3
+    assert error < judged["base, wrong garment"]["upper"]["ciede2000_masked"] / 3
+    swap = judged["swap"]["upper"]
+    assert swap["to the garment given"] < swap["to their own"] / 3
+
+
+@pytest.mark.parametrize("kind", ["lower", "full"])
+def test_the_base_fails_at_trousers_and_dresses(judged: dict[str, Any], kind: str) -> None:
+    for figure in ("ciede2000_masked", "dssim_masked"):
+        assert judged["base"][kind][figure] > 1.5 * judged["base"]["upper"][figure], figure
+
+
+def test_the_quick_test_ends_with_the_table_and_the_picture(quick: tuple[Path, str]) -> None:
+    folder, said = quick
+    facts = json.loads((folder / "evaluation" / "metrics.json").read_text("utf-8"))
+    models, lines = facts["models"], said.strip().splitlines()
+    assert all(models[name][kind]["n"] >= 60 for name in models for kind in BOUNDS)
+    for kind in ("lower", "full"):
+        line = next(line for line in lines if re.match(rf"{kind} +60 ", line))
+        assert "better by CIEDE2000, SSIM in the mask" in line
+        before, after = (f"{models[name][kind]['ciede2000_masked']:.2f}" for name in ("base", "lora"))
+        assert f"{before} -> {after}" in line
+    word, path = lines[-1].split()
+    assert word == "picture"
+    with Image.open(path) as picture:
+        assert min(picture.size) > 700
