@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from deepfashion_training.reports.verdicts import Verdict, verdict
+from deepfashion_training.reports.verdicts import Verdict, comparison_table, verdict
 
 
 def change(low: float, high: float, better: str | None = None, people: int = 40) -> dict[str, Any]:
@@ -40,3 +40,24 @@ NOTHING, UNCLEAR = change(0, 0), change(-1, 2)
 )
 def test_what_is_said(changes: dict[str, Any], expected: Verdict) -> None:
     assert verdict(changes) == expected
+
+
+def test_the_table_lines_up_and_ends_in_verdicts() -> None:
+    def found(n: int, colour: float, form: float) -> dict[str, Any]:
+        return {"n": n, "ciede2000_masked": colour, "ssim_masked": form, "drift": 1.0}
+
+    facts = {
+        "models": {
+            "base": {"lower": found(60, 20.0, 0.0), "all": found(120, 9.5, 0.5)},
+            "lora": {"lower": found(60, 10.0, 0.25), "all": found(120, 9.5, 0.45)},
+        },
+        "difference": {"lower": {"ciede2000_masked": change(-4, -2, "lora")}, "all": {"ciede2000_masked": UNCLEAR}},
+    }
+    assert comparison_table(facts) == [
+        "       n    CIEDE2000, lower is better  SSIM in the mask, higher is better",
+        "lower  60   20.00 -> 10.00 (-50%)       0.000 -> 0.250                      better by CIEDE2000",
+        "all    120  9.50 -> 9.50 (+0%)          0.500 -> 0.450 (-10%)               no clear difference",
+    ]
+    del facts["models"]["lora"]
+    facts["difference"] = {}
+    assert comparison_table(facts)[1] == "lower  60   20.00                       0.000"

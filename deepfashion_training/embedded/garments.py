@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -63,6 +63,12 @@ class Garment:
         if self.kind in TOP_KINDS:
             return UPPER
         return FULL if self.kind in FULL_KINDS else LOWER
+
+    def in_plain(self) -> Garment:
+        """The same garment in its ground colour alone; denim, prints and colour blocks are what they are."""
+        if self.pattern.kind in ("denim", "print", "block"):
+            return self
+        return replace(self, pattern=replace(self.pattern, kind="plain"))
 
     @property
     def skirted(self) -> bool:

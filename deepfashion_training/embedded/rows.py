@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import io
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from deepfashion_training.embedded.body import PERSON_VIEWS, VIEW_NUMBERS, Perso
 from deepfashion_training.embedded.captions import caption, caption_flat
 from deepfashion_training.embedded.drawing import Drawing, Mask, draw_flat, draw_person
 from deepfashion_training.embedded.garments import Garment, Outfit, random_category, random_outfit
-from deepfashion_training.pairs.garment_types import FULL, LOWER, UPPER
+from deepfashion_training.pairs.garment_types import FULL, LOWER, TYPE_NAMES, UPPER
 
 #: How often each of ``PERSON_VIEWS`` comes, roughly as on the Hub.
 VIEW_SHARES = (0.36, 0.18, 0.12, 0.22, 0.12)
@@ -42,6 +42,7 @@ class RowSpec:
     around: int  # type of the garment that the outfit is drawn around
     category: str | None = None  # of that garment; None draws one
     whole_mask: bool = False  # the raw mask covers all clothes, not only the named garment
+    patterned: float = 0.5  # share of the garments drawn with a pattern that keep it; the others become plain
 
     @property
     def pid(self) -> str:
@@ -63,7 +64,8 @@ class RowSpec:
 
     def outfit(self) -> Outfit:
         """The outfit, the same in all rows of a variant."""
-        return _outfit(self.seed, self.pid_index, self.pid, self.variant, self.around, self.category)
+        which = (self.seed, self.pid_index, self.pid, self.variant, self.around, self.category)
+        return _outfit(*which, self.patterned)
 
     def garment(self) -> Garment:
         """The garment that the row is named after."""
@@ -92,9 +94,20 @@ def _person(seed: int, pid_index: int, pid: str) -> Person:
 
 
 @functools.lru_cache(maxsize=16)
-def _outfit(seed: int, pid_index: int, pid: str, variant: int, around: int, category: str | None) -> Outfit:
+def _outfit(
+    seed: int, pid_index: int, pid: str, variant: int, around: int, category: str | None, patterned: float
+) -> Outfit:
     rng = generator(seed, pid_index, 1, variant)
-    return random_outfit(rng, _person(seed, pid_index, pid).gender, around, category)[0]
+    outfit = random_outfit(rng, _person(seed, pid_index, pid).gender, around, category)[0]
+    keep = generator(seed, pid_index, 4, variant).random(2) < patterned
+    # The garment that the outfit is drawn around comes first, so that it looks alike whatever else is worn.
+    worn = sorted(outfit.garments(), key=lambda garment: garment.cloth_type != around)
+    changed = {
+        TYPE_NAMES[garment.cloth_type]: garment.in_plain()
+        for garment, kept in zip(worn, keep.tolist(), strict=False)
+        if not kept
+    }
+    return replace(outfit, **changed)
 
 
 def documented_specs(rows: int, seed: int) -> Iterator[RowSpec]:
