@@ -69,7 +69,7 @@ def make_lora(
     """Makes folders as training leaves them, of a LoRA whose weights are moved by ``strength`` times noise."""
 
     def make(strength: float) -> Path:
-        args = tiny_args("--lora_rank", 4, "--height", HEIGHT, "--width", WIDTH, "--max_sequence_length", 128)
+        args = tiny_args("--lora_rank", 4, "--height", HEIGHT, "--width", WIDTH, "--max_sequence_length", 8)
         transformer = FluxTransformer2DModel.from_pretrained(tiny_flux_fill, subfolder="transformer")
         torch.manual_seed(3)
         for parameter in trainer.make_trainable(transformer, args):

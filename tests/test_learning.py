@@ -78,7 +78,7 @@ def test_the_quick_test_ends_with_the_table_and_the_picture(quick: tuple[Path, s
         assert "better by CIEDE2000, SSIM in the mask" in line
         before, after = (f"{models[name][kind]['ciede2000_masked']:.2f}" for name in ("base", "lora"))
         assert f"{before} -> {after}" in line
-    word, path = lines[-1].split()
+    word, path = lines[-1].split(maxsplit=1)
     assert word == "picture"
     with Image.open(path) as picture:
         assert min(picture.size) > 700
