@@ -25,7 +25,7 @@ setup: $(VENV)/.requirements ## .venv with what training needs, when it is missi
 setup-dev: $(VENV)/.requirements-dev ## the same, and what the tests need
 
 # PYTHON is the base interpreter here and the training interpreter for the launcher, hence the change.
-quick-test: setup ## train a small LoRA end to end
+quick-test: setup ## train a small LoRA and compare it with its base
 	@PYTHON=$(VENV)/bin/python bash deepfashion_training/train_deepfashion_lora.sh --quick-test $(ARGS)
 
 test: lint ## lint, types, shellcheck, then the tests, without network

@@ -2,10 +2,10 @@
 
     python -m deepfashion_training.evaluate --data PAIRS --split test --lora outputs/full --output_dir REPORT
 
-Writes metrics.json, metrics.csv, pictures/ and report.html. A run that is stopped goes on where it stopped when the
-same command is given again (without --overwrite). On several GPUs, of which all draw and the first measures:
-``accelerate launch -m deepfashion_training.evaluate ...``. Exit codes: 0 done, 1 failed, 2 wrong use, 130 stopped by
-Ctrl-C.
+Writes metrics.json, metrics.csv, pictures/, report.html and before_after.png. A run that is stopped goes on where it
+stopped when the same command is given again (without --overwrite). On several GPUs, of which all draw and the first
+measures: ``accelerate launch -m deepfashion_training.evaluate ...``. Exit codes: 0 done, 1 failed, 2 wrong use, 130
+stopped by Ctrl-C.
 """
 
 # Nothing heavy is imported up here, so that --help answers at once.
@@ -60,7 +60,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--unpaired", action=switch, default=True, help="also try on garments of other people (on)")
     add("--repaint", action=switch, default=False, help="paste results into the photos before measuring (off)")
     add("--batch_size", type=number(int, 1), default=1, metavar="N", help="pictures that are drawn at once (1)")
-    add("--dino_model", metavar="MODEL", help="DINOv2, folder or Hub id (facebook/dinov2-base)")
+    add("--dino_model", metavar="MODEL", help="DINOv2, folder or Hub id, or none (facebook/dinov2-base)")
+    add("--extras", action=switch, default=True, help="LPIPS, FID and KID, where they can be had (on)")
     add("--bootstrap_rounds", type=number(int, 100), default=1000, metavar="N", help="rounds of the intervals (1000)")
     add = parser.add_argument_group("output").add_argument
     add("--output_dir", type=Path, required=True, metavar="REPORT", help="folder of the report")

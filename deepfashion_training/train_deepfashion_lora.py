@@ -290,6 +290,12 @@ def check(args: argparse.Namespace, script: upstream.Script) -> None:
     for name in ("check_packages", "refuse_earlier_run"):  # what our own trainer can tell beforehand
         if hasattr(script, name):
             getattr(script, name)(args)
+    for name in ("revision", "inpaint_revision", "variant", "cache_dir"):
+        if args.evaluate_samples and getattr(args, name, None):
+            raise ValueError(
+                f"--{name} and --evaluate_samples do not go together: the comparison would load the base without it; "
+                "add --evaluate_samples 0"
+            )
     output_dir = Path(args.output_dir)
     access.check_writable(output_dir)
     if args.publish:
@@ -390,11 +396,12 @@ def dataset_options(args: argparse.Namespace) -> Any:
 
 
 def run(args: argparse.Namespace, script: upstream.Script) -> None:
-    """Train with ``script`` on our dataset, write the model card, say where everything is, and publish if asked to.
+    """Train with ``script`` on our dataset, write the model card, say where all is, compare and publish if asked.
 
-    Raises ``ValueError`` when publishing fails; what was trained is in the output directory all the same.
+    Raises ``ValueError`` when comparing or publishing fails; what was trained is in the output directory all the same.
     """
     from deepfashion_training import upstream
+    from deepfashion_training.console.endings import describe
     from deepfashion_training.deepfashion_dataset import DeepFashionDataset
     from deepfashion_training.embedded.wardrobe import draw_wardrobe
     from deepfashion_training.models.access import subfolder_of_transformer
@@ -408,6 +415,8 @@ def run(args: argparse.Namespace, script: upstream.Script) -> None:
     if isinstance(script, upstream.DrivenScript) and process_state().is_main_process:
         sys.stderr.write("".join(f"{line}\n" for line in script.notes()))
     dataset = functools.partial(DeepFashionDataset, options=dataset_options(args))
+    if getattr(args, "overwrite_output_dir", False) and process_state().is_main_process:
+        forget_comparison(Path(args.output_dir))
     upstream.train(script, args, dataset)
     if not process_state().is_main_process:
         return
@@ -415,21 +424,40 @@ def run(args: argparse.Namespace, script: upstream.Script) -> None:
         sys.stdout.write(f"\n{args.upstream} has ended; what it has written is in {args.output_dir}\n")
         if args.publish:
             raise ValueError("--push_to_hub: there is no run.json to write a model card from, so nothing was uploaded")
+        if args.evaluate_samples:
+            raise ValueError("--evaluate_samples: there is no run.json that says what was trained: compare by hand")
         return
     revision, cache_dir = getattr(args, "inpaint_revision", None), getattr(args, "cache_dir", None)
     subfolder = subfolder_of_transformer(args.pretrained_inpaint_model_name_or_path, revision, cache_dir)
     card = write_model_card(Path(args.output_dir), subfolder)
     sys.stdout.write(closing_lines(args, card))
+    failed = None
     if args.evaluate_samples:
-        compare_with_base(args, card.parent)
+        try:
+            compare_with_base(args, card.parent)
+        except Exception as error:
+            failed = error  # what was trained is published all the same
     if args.publish:
         sys.stdout.write(f"published {push(card.parent, args.publish_as, args.publish_private)}\n")
+    if failed is not None:
+        raise ValueError(
+            f"the LoRA is in {card.parent}, but comparing it with its base failed: {describe(failed)}; try again with "
+            f"python -m deepfashion_training.evaluate --data {shlex.quote(args.dataset_name)} "
+            f"--lora {shlex.quote(str(card.parent))} --output_dir {shlex.quote(str(card.parent / 'evaluation'))}"
+        ) from failed
+
+
+def forget_comparison(folder: Path) -> None:
+    """Remove what an earlier run's LoRA was compared by: another one takes its place."""
+    import shutil
+
+    shutil.rmtree(folder / "evaluation", ignore_errors=True)
+    (folder / "evaluation.json").unlink(missing_ok=True)
 
 
 def compare_with_base(args: argparse.Namespace, folder: Path) -> None:
-    """Say by garment type what the LoRA in ``folder`` changed, on held-out people, and what the full run will take.
-
-    Raises ``ValueError``, one line, when that fails; what was trained is in ``folder`` all the same.
+    """Say by garment type what the LoRA in ``folder`` changed, on held-out people, and after a quick test of the real
+    model what the full run will take. Raises ``ValueError``, one line, when that fails.
     """
     import gc
     import json
@@ -448,17 +476,17 @@ def compare_with_base(args: argparse.Namespace, folder: Path) -> None:
         torch.cuda.empty_cache()
     columns = lambda found: check_documented(found, args.dataset_name)  # noqa: E731
     splits = open_splits(args.dataset_name, check_columns=columns, revision=args.dataset_revision)
-    split = next((name for name in ("test", args.validation_split) if name in splits), None)
+    held_out = [name for name in ("test", args.validation_split) if name in splits and name != args.train_split]
     if run["weights"] != LORA:
         sys.stdout.write("compared  nothing: no LoRA was trained\n")
-    elif split is None:
+    elif not held_out:
         sys.stdout.write(f"compared  nothing: {args.dataset_name} has neither a split test nor a validation split\n")
     else:
         sys.stdout.flush()
         evaluate_trained(
             folder,
             args.dataset_name,
-            split,
+            held_out[0],
             folder / "evaluation",
             process_state().device,
             data_revision=args.dataset_revision,
@@ -466,11 +494,11 @@ def compare_with_base(args: argparse.Namespace, folder: Path) -> None:
             cloth_types=args.cloth_types,
             resize_mode=args.resize_mode,
             steps=trained["num_inference_steps"],
-            batch_size=16 if args.embedded else 1,
             quantize=trained["quantize_base"],
-            embedded=args.embedded,
+            # The small model's pictures are judged by what is at hand: nothing is downloaded.
+            **({"batch_size": 16, "parser": "none", "dino_model": "none", "no-extras": True} if args.embedded else {}),
         )
-    if not args.embedded:
+    if Path(args.preset).stem == "quick_test" and not args.embedded and run["device"] != "cpu":
         sys.stdout.write(forecast(run, load_preset("full"), "full"))
 
 

@@ -65,7 +65,7 @@ def draw_viton(root: Path, train_rows: int, test_rows: int) -> None:
 
 @pytest.fixture(scope="session")
 def tiny_flux_fill() -> Path:
-    """Folder of the small FLUX-Fill pipeline with random weights."""
+    """Folder of the small FLUX-Fill pipeline."""
     return ROOT / "deepfashion_training" / "embedded" / "tiny_flux_fill"
 
 

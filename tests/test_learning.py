@@ -10,6 +10,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.long]
 def quick(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """Folder and output of the quick test, as a user without a GPU types it."""
     folder = tmp_path_factory.mktemp("quick") / "out"
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHON": sys.executable}
     environment.pop("OMP_NUM_THREADS", None)
     done = subprocess.run(
         ["bash", str(LAUNCHER), "--quick-test", "--output_dir", str(folder)],

@@ -77,6 +77,9 @@ class Choice:
         """What a record of the pictures has to say about the models, ready for JSON."""
         import torch
 
+        from deepfashion_training.models.fill import precision_of
+
+        drawn_on = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         return {
             "lora": None if self.lora is None else str(self.lora.path),
             "lora_sha256": None if self.lora is None else self.lora.sha256,
@@ -84,7 +87,7 @@ class Choice:
             "transformer": _full_name(self.recipe.transformer),
             "pipeline": _full_name(self.recipe.pipeline),
             "quantize": self.quantize,
-            "precision": "bf16" if torch.cuda.is_available() else "fp32",
+            "precision": "bf16" if precision_of(self.recipe.transformer, drawn_on) == torch.bfloat16 else "fp32",
             "prompt": self.recipe.prompt,
             "use_captions": self.recipe.use_captions,
         }

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import json
 import multiprocessing
 import re
 import string
@@ -45,7 +46,7 @@ ROWS, STEPS = 8000, 8000
 #: How the transformer is trained. The area to repaint counts most; the garment half is there to be copied from. Most
 #: steps see nearly pure noise, from which a small model has to tell shapes and colours by the condition alone.
 TRAINING = (
-    "--train_base_model all --height 128 --width 96 --max_sequence_length 8 --train_batch_size 8 "
+    f"--train_base_model all --height {SIZE[0]} --width {SIZE[1]} --max_sequence_length 8 --train_batch_size 8 "
     "--learning_rate 1.5e-3 --lr_scheduler cosine --lr_warmup_steps 50 --adam_beta2 0.99 "
     "--weighting_scheme logit_normal --logit_mean -2 --logit_std 1.2 "
     "--garment_loss_weight 0.2 --background_loss_weight 0.5 --mask_loss_weight 2 --dataloader_num_workers 0 "
@@ -73,7 +74,7 @@ WORDS = (
     "the pair of images highlights a clothing and its styling on model high resolution detailed product shot image "
     "same cloth is worn by in lifestyle setting wears with top shirt trousers shorts skirt dress jumpsuit sleeve "
     "sleeves pattern plain striped dots checks man woman red blue green yellow black white grey pink "
-    # The words of the drawn wardrobe's captions that turn up in six rows or more of 720.
+    # The words of the drawn wardrobe's captions that turn up often.
     "patterns long length has stripe neckline there are feet wearing dressed her ankle sleeveless round t short knee "
     "wide leg tank three straight brown horizontal vertical slim denim navy dotted medium cropped color block beige "
     "pencil line plaid mini magenta point sneakers his jeans jacket coral forest rust turquoise low teal orange "
@@ -143,7 +144,7 @@ def _t5(width: int) -> tuple[Any, Any]:
 
 
 def random_fill_pipeline(seed: int = 0) -> Any:
-    """A ``FluxFillPipeline`` of about 6M parameters with random weights that follow from ``seed``."""
+    """A ``FluxFillPipeline`` with a transformer of 5.3M parameters and random weights that follow from ``seed``."""
     import torch
     from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxFillPipeline, FluxTransformer2DModel
 
@@ -253,7 +254,8 @@ def main(argv: list[str] | None = None) -> int:
         str(TRAINER),
         *(text for name, value in flags.items() for text in (f"--{name}", str(value))),
     ]
-    if not (run / "transformer").is_dir():
+    done = run / "run.json"
+    if not done.is_file() or json.loads(done.read_text("utf-8"))["status"] != "done":
         subprocess.run([*command, *TRAINING, "--resume_from_checkpoint", "latest"], check=True)
     save_base(start, run / "transformer", args.output_dir)
     sys.stdout.write(f"small FLUX-Fill written to {args.output_dir}\n")

@@ -102,7 +102,7 @@ def _outfit(
     keep = generator(seed, pid_index, 4, variant).random(2) < patterned
     # The garment that the outfit is drawn around comes first, so that it looks alike whatever else is worn.
     worn = sorted(outfit.garments(), key=lambda garment: garment.cloth_type != around)
-    changed = {
+    changed: dict[str, Any] = {
         TYPE_NAMES[garment.cloth_type]: garment.in_plain()
         for garment, kept in zip(worn, keep.tolist(), strict=False)
         if not kept

@@ -37,7 +37,7 @@ VAE_CONFIG: dict[str, Any] = {
 }
 _CONSTANT = 32.0  # of the last channel: far above the 0.1 to 6 of the others
 _OFFSET = 3.0  # SiLU is nearly linear around it
-#: Standard deviation of the posterior, as a share of that of the latents' weakest components.
+#: Of the posterior: a standard deviation of 0.05, where the weakest of the latents' components have about 0.5.
 _POSTERIOR_LOG_VARIANCE = -6.0
 
 

@@ -1,6 +1,6 @@
 """Writes a VITON-HD folder of drawn people in drawn tops: what the small FLUX-Fill learns from, as the real one did.
 
-    python -m deepfashion_training.embedded.tops_folder --output_dir D --rows N --seed S [--size HxW] [--num_proc P]
+    python -m deepfashion_training.embedded.tops_folder --output_dir D [--rows N] [--seed S] [--size HxW] [--num_proc P]
 
 Tops only, as in VITON-HD: a person wears whatever goes with the top, and the area to repaint is the upper body's. The
 files are the same bytes for the same arguments, whatever ``num_proc`` is.
@@ -12,6 +12,7 @@ import argparse
 import functools
 import io
 import multiprocessing
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,10 +20,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+from deepfashion_training.console.flags import number
 from deepfashion_training.embedded.body import PERSON_VIEWS
 from deepfashion_training.embedded.drawing import draw_flat
 from deepfashion_training.embedded.rows import VIEW_SHARES, RowSpec, generator
-from deepfashion_training.embedded.wardrobe import at_least, size_of
+from deepfashion_training.embedded.wardrobe import size_of
 from deepfashion_training.pairs.garment_types import UPPER
 
 #: Folders of a phase of VITON-HD that the trainer reads.
@@ -51,18 +53,20 @@ def write_tops_folder(
     """Draw a VITON-HD folder with ``rows`` people in ``train/`` and ``test_rows`` others in ``test/``.
 
     ``size`` is (height, width) in pixels. With ``mirrored`` each training pair is there a second time as its mirror
-    image, so the list has twice as many lines. Raises ``FileExistsError`` where ``output_dir`` holds anything already.
+    image, so the list has twice as many lines. The folder appears only once it is complete. Raises
+    ``FileExistsError`` where ``output_dir`` holds anything already.
     """
     from tqdm import tqdm
 
     target = Path(output_dir)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise FileExistsError(f"{target} is not an empty folder: choose another --output_dir or remove it")
+    draft = target.parent / f".{target.name}.{os.getpid()}.tmp"
     for folder in FOLDERS:
         for phase in ("train", "test"):
-            (target / phase / folder).mkdir(parents=True)
+            (draft / phase / folder).mkdir(parents=True)
     specs = list(top_specs(rows + test_rows, seed))
-    draw = functools.partial(_write_row, target, rows, size, mirrored)
+    draw = functools.partial(_write_row, draft, rows, size, mirrored)
     if num_proc == 1:
         for _ in tqdm(map(draw, specs), total=len(specs), desc="drawing tops", unit="row"):
             pass
@@ -73,7 +77,8 @@ def write_tops_folder(
     for phase, part in (("train", specs[:rows]), ("test", specs[rows:])):
         names = [name for spec in part for name in _names(spec, mirrored and phase == "train")]
         lines = (f"{name}.jpg {name}.jpg\n" for name in names)
-        (target / f"{phase}_pairs.txt").write_text("".join(lines), "utf-8")
+        (draft / f"{phase}_pairs.txt").write_text("".join(lines), "utf-8")
+    draft.replace(target)
     return target
 
 
@@ -105,11 +110,11 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--output_dir", type=Path, required=True, help="folder to write; must not exist or be empty")
-    parser.add_argument("--rows", type=at_least(1), default=12000, help="people in train/")
-    parser.add_argument("--test_rows", type=at_least(1), default=16, help="people in test/")
-    parser.add_argument("--seed", type=at_least(0), default=SEED, help="seed of people, poses and clothes")
+    parser.add_argument("--rows", type=number(int, 1), default=8000, help="people in train/")
+    parser.add_argument("--test_rows", type=number(int, 1), default=16, help="people in test/")
+    parser.add_argument("--seed", type=number(int, 0), default=SEED, help="seed of people, poses and clothes")
     parser.add_argument("--size", type=size_of, default=(128, 96), metavar="HxW", help="height x width in pixels")
-    parser.add_argument("--num_proc", type=at_least(1), default=1, help="processes that draw")
+    parser.add_argument("--num_proc", type=number(int, 1), default=1, help="processes that draw")
     args = parser.parse_args(argv)
     folder = write_tops_folder(args.output_dir, args.rows, args.test_rows, args.seed, args.size, num_proc=args.num_proc)
     sys.stdout.write(f"{args.rows} people in tops written to {folder}\n")

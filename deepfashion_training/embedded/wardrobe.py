@@ -22,6 +22,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deepfashion_training.console.flags import number
 from deepfashion_training.embedded.rows import documented_row, documented_specs, raw_row, raw_specs, split_of_pids
 from deepfashion_training.pairs.schema import DOCUMENTED_COLUMNS, PROVENANCE_COLUMNS, RAW_COLUMNS
 
@@ -135,17 +136,6 @@ def size_of(text: str) -> tuple[int, int]:
     return int(match.group(1)), int(match.group(2))
 
 
-def at_least(low: int) -> Any:
-    """Converter for argparse: a whole number of ``low`` or more."""
-
-    def number(text: str) -> int:
-        if not re.fullmatch(r"\d+", text) or int(text) < low:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of {low} or more")
-        return int(text)
-
-    return number
-
-
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line; exits with 2 on wrong use."""
     parser = argparse.ArgumentParser(
@@ -157,10 +147,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--schema", choices=SCHEMAS, default="documented", help="columns to write (default: %(default)s)"
     )
-    parser.add_argument("--rows", type=at_least(1), default=720, help="how many rows (default: %(default)s)")
-    parser.add_argument("--seed", type=at_least(0), default=0, help="same seed, same bytes (default: %(default)s)")
+    parser.add_argument("--rows", type=number(int, 1), default=720, help="how many rows (default: %(default)s)")
+    parser.add_argument("--seed", type=number(int, 0), default=0, help="same seed, same bytes (default: %(default)s)")
     parser.add_argument("--size", type=size_of, default=(384, 288), metavar="HxW", help="pixels (default: 384x288)")
-    parser.add_argument("--num_proc", type=at_least(1), default=1, help="processes that draw (default: %(default)s)")
+    parser.add_argument("--num_proc", type=number(int, 1), default=1, help="processes that draw (default: %(default)s)")
     parser.add_argument("--debug", action="store_true", help="show the traceback of a failure")
     return parser.parse_args(argv)
 

@@ -141,7 +141,9 @@ def _planned(
     args: argparse.Namespace, folder: Path, choice: Choice, against: LoraFile | None, source: str, is_first: bool
 ) -> Plan:
     """The plan without DINOv2, parser and where to publish. Only the first process measures, and knows ``extras``."""
-    extras = {name: inception.unavailable(name) for name in EXTRAS} if is_first else {}
+    # Asking whether they can be had loads their networks, and fetches what is missing of them.
+    unasked = None if args.extras else "--no-extras"
+    extras = {name: unasked or inception.unavailable(name) for name in EXTRAS} if is_first else {}
     size = (choice.recipe.height, choice.recipe.width)
     types = parse_cloth_types(args.cloth_types)
     cases = Cases(
@@ -250,6 +252,8 @@ def _parser_name(args: argparse.Namespace) -> str | None:
 def _dino_name(args: argparse.Namespace) -> tuple[str | None, dict[str, str]]:
     """The DINOv2 model, and what is left out where there is none; one that was asked for has to be there."""
     name = args.dino_model or DEFAULT_DINO
+    if name.lower() == "none":
+        return None, dict.fromkeys(("dino", "fd_dinov2", "kd_dinov2"), "--dino_model none")
     try:
         find_dino(name)
     except ValueError as error:

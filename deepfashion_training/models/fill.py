@@ -93,9 +93,9 @@ def _guidance(value: str | float) -> float:
 class FillModel:
     """A FLUX-Fill pipeline with the LoRAs that it may wear, on the GPU where there is one.
 
-    Weights are bf16 on CUDA (the computation of a quantized transformer too) and fp32 on the CPU. Every one of
-    ``prompts`` is encoded when the model is made, before the transformer is loaded, and the text encoders leave memory
-    again: 10 GB less of it are needed.
+    Weights are bf16 on CUDA (the computation of a quantized transformer too); fp32 on the CPU and for the small model.
+    Every one of ``prompts`` is encoded when the model is made, before the transformer is loaded, and the text encoders
+    leave memory again: 10 GB less of it are needed.
 
     ``quantize`` keeps the transformer in 4 or 8 bit (bitsandbytes, CUDA): 12B weights in 7 or 12 GB. ``offload`` keeps
     it in main memory and brings one block at a time to the GPU, for cards too small for its 24 GB. They exclude one
@@ -114,7 +114,7 @@ class FillModel:
     ) -> None:
         check_means(quantize, offload)
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
+        self.dtype = precision_of(recipe.transformer, self.device)
         self._loading = argparse.Namespace(
             pretrained_model_name_or_path=recipe.pipeline,
             pretrained_inpaint_model_name_or_path=recipe.transformer,
@@ -266,6 +266,11 @@ def check_means(quantize: str | None, offload: bool) -> None:
         raise ValueError(f"--quantize {quantize} needs a CUDA GPU, and none is visible: leave it out")
     if quantize and importlib.util.find_spec("bitsandbytes") is None:
         raise ValueError(f"--quantize {quantize} needs the package bitsandbytes: pip install bitsandbytes")
+
+
+def precision_of(transformer: str, device: torch.device) -> torch.dtype:
+    """The precision to draw in: bf16 on CUDA, but fp32 for the small model, whose VAE carries colours on an offset."""
+    return torch.bfloat16 if device.type == "cuda" and not is_embedded(transformer) else torch.float32
 
 
 def is_embedded(transformer: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -48,7 +49,7 @@ def verdict(changes: Mapping[str, Mapping[str, Any]]) -> Verdict:
 def comparison_table(facts: Mapping[str, Any]) -> list[str]:
     """Lines of a table for the terminal: decisive figures by garment type, and a verdict on each.
 
-    ``facts`` is what ``metrics.json`` holds. A change is of the base's value, in percent.
+    ``facts`` is what ``metrics.json`` holds. Changes of errors are in percent of the base's.
     """
     models, base = facts["models"], facts["models"]["base"]
     figures = [figure_of(name) for name in decisive(next(iter(base.values())))]
@@ -59,7 +60,10 @@ def comparison_table(facts: Mapping[str, Any]) -> list[str]:
             before, after = found[figure.name], models.get("lora", {}).get(kind, {}).get(figure.name)
             row.append(figure.written(before))
             if after is not None:
-                row[-1] += f" -> {figure.written(after)}" + (f" ({after / before - 1:+.0%})" if before else "")
+                # A share of an error means something, a share of a similarity does not.
+                share = figure.better == "lower" and before not in (None, 0) and math.isfinite(after / before)
+                change = f"{after / before - 1:+.0%}" if share else figure.signed(after - before) if before else ""
+                row[-1] += f" -> {figure.written(after)}" + (f" ({change})" if change else "")
         changes = facts["difference"].get(kind)
         rows.append([*row, verdict(changes).text if changes else ""])
     widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
