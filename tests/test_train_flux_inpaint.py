@@ -175,10 +175,10 @@ def test_a_flux_without_fill_channels_is_refused(tiny_flux_fill, tmp_path):
 DOUBLE_ATTENTION = "to_q to_k to_v to_out.0 add_q_proj add_k_proj add_v_proj to_add_out".split()
 DOUBLE_FEED_FORWARD = "ff.net.0.proj ff.net.2 ff_context.net.0.proj ff_context.net.2".split()
 ATTENTION = {f"transformer_blocks.{i}.attn.{name}" for i in range(2) for name in DOUBLE_ATTENTION} | {
-    f"single_transformer_blocks.{i}.attn.{name}" for i in range(2) for name in ("to_q", "to_k", "to_v")
+    f"single_transformer_blocks.{i}.attn.{name}" for i in range(4) for name in ("to_q", "to_k", "to_v")
 }
 FEED_FORWARD = {f"transformer_blocks.{i}.{name}" for i in range(2) for name in DOUBLE_FEED_FORWARD} | {
-    f"single_transformer_blocks.{i}.{name}" for i in range(2) for name in ("proj_mlp", "proj_out")
+    f"single_transformer_blocks.{i}.{name}" for i in range(4) for name in ("proj_mlp", "proj_out")
 }
 
 
@@ -188,7 +188,7 @@ FEED_FORWARD = {f"transformer_blocks.{i}.{name}" for i in range(2) for name in D
         ("all", ATTENTION | FEED_FORWARD),
         ("attention", ATTENTION),
         ("to_q, proj_out", {name for name in ATTENTION | FEED_FORWARD if name.endswith((".to_q", "s.0.proj_out"))}
-         | {"single_transformer_blocks.1.proj_out"}),
+         | {f"single_transformer_blocks.{block}.proj_out" for block in range(1, 4)}),
         ("ff.net.2", {"transformer_blocks.0.ff.net.2", "transformer_blocks.1.ff.net.2"}),
     ],
 )  # fmt: skip
@@ -210,14 +210,14 @@ def test_an_unknown_target_is_answered_with_the_known_ones(targets, tiny_flux_fi
 @pytest.mark.parametrize(
     ("flags", "count"),
     [
-        # Per rank: 8 layers 128 -> 128 and 4 between 128 and 512 in each of 2 double blocks; 3 of 128 -> 128, one
-        # 128 -> 512 and one 640 -> 128 in each of 2 single blocks. A layer has in + out numbers per rank.
-        (["--lora_rank", "4"], 4 * (2 * (8 * 256 + 4 * 640) + 2 * (3 * 256 + 640 + 768))),
-        (["--lora_rank", "3", "--lora_target_modules", "attention"], 3 * (2 * 8 * 256 + 2 * 3 * 256)),
-        # DoRA adds a magnitude for each output: 8 of 128, 2 of 512 and 2 of 128; 3 of 128, 512 and 128.
-        (["--lora_rank", "4", "--use_dora"], 4 * 13568 + 2 * (10 * 128 + 2 * 512) + 2 * (4 * 128 + 512)),
-        # 8 and 3 layers of 128 x 128 with bias, and 4 and 2 norms over a head's 16 numbers.
-        (["--train_base_model"], 2 * (8 * (128 * 128 + 128) + 4 * 16) + 2 * (3 * (128 * 128 + 128) + 2 * 16)),
+        # Per rank: 8 layers 192 -> 192 and 4 between 192 and 768 in each of 2 double blocks; 3 of 192 -> 192, one
+        # 192 -> 768 and one 960 -> 192 in each of 4 single blocks. A layer has in + out numbers per rank.
+        (["--lora_rank", "4"], 4 * (2 * (8 * 384 + 4 * 960) + 4 * (3 * 384 + 960 + 1152))),
+        (["--lora_rank", "3", "--lora_target_modules", "attention"], 3 * (2 * 8 * 384 + 4 * 3 * 384)),
+        # DoRA adds a magnitude for each output: 8 of 192, 2 of 768 and 2 of 192; 3 of 192, 768 and 192.
+        (["--lora_rank", "4", "--use_dora"], 4 * 26880 + 2 * (10 * 192 + 2 * 768) + 4 * (4 * 192 + 768)),
+        # 8 and 3 layers of 192 x 192 with bias, and 4 and 2 norms over a head's 32 numbers.
+        (["--train_base_model"], 2 * (8 * (192 * 192 + 192) + 4 * 32) + 4 * (3 * (192 * 192 + 192) + 2 * 32)),
         (["--train_base_model", "all"], None),
     ],
 )
@@ -278,7 +278,7 @@ def test_alpha_scales_the_update(tiny_flux_fill):
     layer = "transformer_blocks.0.attn.to_q"
     for flags, scale in ((["--lora_alpha", "6"], 6 / 4), ([], 1), (["--lora_alpha", "6", "--use_rslora"], 6 / 2)):
         transformer, _ = trained_lora(tiny_flux_fill, "--lora_rank", "4", *flags)
-        linear, x = transformer.get_submodule(layer), torch.randn(3, 128, generator=torch.Generator().manual_seed(2))
+        linear, x = transformer.get_submodule(layer), torch.randn(3, 192, generator=torch.Generator().manual_seed(2))
         down, up = linear.lora_A["default"].weight, linear.lora_B["default"].weight
         torch.testing.assert_close(linear(x) - linear.base_layer(x), scale * (x @ down.T @ up.T), rtol=1e-4, atol=1e-4)
 

@@ -383,7 +383,7 @@ def one_thread() -> Iterator[None]:
 @pytest.mark.slow
 @pytest.mark.long
 def test_training_overfits_four_pairs(tiny_args, accelerator, one_thread):
-    """A fixed batch of 4 pairs falls to a quarter of its loss within 300 steps of rank 16 on the random base."""
+    """A fixed batch of 4 pairs falls to a quarter of its loss within 300 steps of rank 16."""
     flags = "--lora_rank 16 --learning_rate 1e-2 --lr_scheduler cosine --max_train_steps 300"
     run, rows = run_on(tiny_args(*flags.split()), accelerator)
     batch = run.encode(collate(rows[:4]), 0)
@@ -392,4 +392,4 @@ def test_training_overfits_four_pairs(tiny_args, accelerator, one_thread):
         totals = run.optimizer_step([batch])
         losses.append((totals[3, 0] / totals[3, 1]).item())
     assert losses[-1] < losses[0] / 4, f"{losses[0]:.3f} -> {losses[-1]:.3f} in {run.step} steps"
-    assert losses[0] > 1  # the noise alone has a variance of 1: the random base knew nothing
+    assert losses[0] > 0.5

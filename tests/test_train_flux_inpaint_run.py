@@ -138,7 +138,7 @@ def test_run_json_says_what_ran(straight):
     facts = straight.read("run.json")
     assert (facts["status"], facts["step"], facts["world_size"], facts["device"]) == ("done", 4, 1, "cpu")
     assert facts["weights"] == "pytorch_lora_weights.safetensors"
-    assert facts["trainable_parameters"] == 4 * 13568  # worked out in test_train_flux_inpaint.py
+    assert facts["trainable_parameters"] == 4 * 26880  # worked out in test_train_flux_inpaint.py
     assert facts["resumed_from_step"] is None
     assert facts["arguments"] == {**vars(straight.run.args)} and facts["arguments"]["lora_alpha"] == 6
     assert facts["dataset"]["train"]["rows"] == 8 and facts["dataset"]["validation"]["rows"] == 3
@@ -226,7 +226,7 @@ def test_the_lora_file_tells_how_to_use_it(straight):
     assert (told["height"], told["width"], told["max_sequence_length"]) == ("128", "96", "96")
     adapter = json.loads(told["lora_adapter_metadata"])
     assert (adapter["transformer.r"], adapter["transformer.lora_alpha"]) == (4, 6.0)
-    layers = 2 * (8 + 4) + 2 * (3 + 2)
+    layers = 2 * (8 + 4) + 4 * (3 + 2)
     assert len(names) == 2 * layers and all(name.startswith("transformer.") for name in names)
     assert dtypes == {torch.float32}
 
