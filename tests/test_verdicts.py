@@ -48,16 +48,16 @@ def test_the_table_lines_up_and_ends_in_verdicts() -> None:
 
     facts = {
         "models": {
-            "base": {"lower": found(60, 20.0, 0.0), "all": found(120, 9.5, 0.5)},
+            "base": {"lower": found(60, 20.0, -0.1), "all": found(120, 9.5, 0.5)},
             "lora": {"lower": found(60, 10.0, 0.25), "all": found(120, 9.5, 0.45)},
         },
         "difference": {"lower": {"ciede2000_masked": change(-4, -2, "lora")}, "all": {"ciede2000_masked": UNCLEAR}},
     }
     assert comparison_table(facts) == [
         "       n    CIEDE2000, lower is better  SSIM in the mask, higher is better",
-        "lower  60   20.00 -> 10.00 (-50%)       0.000 -> 0.250                      better by CIEDE2000",
-        "all    120  9.50 -> 9.50 (+0%)          0.500 -> 0.450 (-10%)               no clear difference",
+        "lower  60   20.00 -> 10.00 (-50%)       -0.100 -> 0.250 (+0.350)            better by CIEDE2000",
+        "all    120  9.50 -> 9.50 (+0%)          0.500 -> 0.450 (-0.050)             no clear difference",
     ]
     del facts["models"]["lora"]
     facts["difference"] = {}
-    assert comparison_table(facts)[1] == "lower  60   20.00                       0.000"
+    assert comparison_table(facts)[1] == "lower  60   20.00                       -0.100"

@@ -413,3 +413,18 @@ def test_importing_the_wardrobe_loads_no_heavy_library():
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "set()"
+
+
+def test_half_of_the_patterned_garments_are_in_plain_and_nothing_else_changes() -> None:
+    specs = list(documented_specs(240, seed=1))
+    patterned = [replace(spec, patterned=1.0) for spec in specs]
+    plain = ("plain", "denim", "print", "block")
+    before = [spec.garment() for spec in patterned]
+    after = [spec.garment() for spec in specs]
+    had = [one for one in before if one.pattern.kind not in plain]
+    kept = [one for one in after if one.pattern.kind not in plain]
+    assert 0.35 < len(kept) / len(had) < 0.65
+    for one, other in zip(before, after, strict=True):
+        assert other in (one, one.in_plain())
+    # A row's own garment follows from the row, whatever is worn beside it.
+    assert after == [spec.garment() for spec in reversed(specs)][::-1]
