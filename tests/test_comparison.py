@@ -99,7 +99,8 @@ def test_a_failed_comparison_keeps_nothing_from_the_hub(
     args, script = wrapper.resolve(["--preset", "quick_test", "--embedded", "--output_dir", str(tmp_path)])
     args.publish, args.dataset_name = True, "some/pairs"
     monkeypatch.setattr(wrapper, "needs_preparation", lambda _: False)
-    with pytest.raises(ValueError, match=f"the LoRA is in {tmp_path}, but comparing .* failed: .*{problem}.*; try again"):
+    told = f"the LoRA is in {tmp_path}, but comparing it with its base failed: .*{problem}.*; try again with python -m"
+    with pytest.raises(ValueError, match=told):
         wrapper.run(args, script)
     assert capsys.readouterr().out.endswith("published https://huggingface.co/me/it\n")
 
