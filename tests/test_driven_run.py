@@ -192,7 +192,7 @@ def whole(wardrobe: Path, before: dict[str, Any], tmp_path_factory: pytest.TempP
     return done
 
 
-SAME = "--lora_alpha 8 --guidance_scale 2.5 --no-balance_cloth_types --checkpointing_steps 2".split()
+SAME = "--lora_alpha 8 --guidance_scale 2.5 --no-balance_cloth_types --checkpointing_steps 2 --lr_scheduler constant".split()
 
 
 @pytest.fixture(scope="module")
@@ -685,7 +685,7 @@ def main(args):
     rows, *closing = done.out.splitlines()
     assert int(rows) > 10
     assert closing == ["", f"{script} has ended; what it has written is in {tmp_path / 'out'}"]
-    assert f"unknown to {script} and without effect: " in caplog.text and "--max_train_steps 60" in caplog.text
+    assert f"unknown to {script} and without effect: " in caplog.text and "--max_train_steps " in caplog.text
 
 
 # ---- as a user types it

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import FluxFillPipeline
+from safetensors.torch import load_file
 
-from deepfashion_training.embedded import make_base
+from deepfashion_training.embedded import make_base, small_vae
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +41,21 @@ def test_it_begins_without_modulation_and_predicts_nothing(start: FluxFillPipeli
         modulation = norm.linear(torch.randn(2, 192))
         assert modulation.unflatten(1, (parts, 192)).mean(dim=2).tolist() == [[0.0, 0.0, 1.0] * (parts // 3)] * 2
     assert not any(weight.any() for weight in start.transformer.proj_out.parameters())
+
+
+def test_the_base_that_ships_is_of_that_form_and_small() -> None:
+    folder = make_base.TINY_FLUX_FILL
+    assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < 20e6
+    for part, wanted in (("transformer", make_base.TRANSFORMER_CONFIG), ("vae", small_vae.VAE_CONFIG)):
+        config = json.loads((folder / part / "config.json").read_text("utf-8"))
+        learned = ("shift_factor", "scaling_factor")
+        told = {name: list(value) if isinstance(value, tuple) else value for name, value in wanted.items()}
+        assert {name: config[name] for name in wanted if name not in learned} == {
+            name: value for name, value in told.items() if name not in learned
+        }
+        weights = load_file(folder / part / "diffusion_pytorch_model.safetensors")
+        assert {tensor.dtype for tensor in weights.values()} == {torch.float16}
+        assert sum(tensor.numel() for tensor in weights.values()) < 8e6
 
 
 @pytest.mark.slow

@@ -289,7 +289,7 @@ def flags(wardrobe: Path, out: Path, *more: str) -> list[str]:
         *("--preset", "embedded", "--pretrained_model_name_or_path", base),
         *("--pretrained_inpaint_model_name_or_path", base, "--dataset_name", str(wardrobe), "--output_dir", str(out)),
         *"--max_train_steps 2 --checkpointing_steps 1 --validation_steps 1 --num_validation_images 1".split(),
-        *"--num_inference_steps 1 --lora_rank 4 --train_batch_size 2 --push_to_hub".split(),
+        *"--num_inference_steps 1 --lora_rank 4 --train_batch_size 2 --evaluate_samples 0 --push_to_hub".split(),
         *more,
     ]
 
