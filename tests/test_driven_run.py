@@ -137,7 +137,7 @@ def train(data: Path, folder: Path, *flags: object, script: Path = SCRIPT) -> Tr
     Recorder.latest = None
     out, err = io.StringIO(), io.StringIO()
     argv = ["--preset", "quick_test", "--embedded", "--upstream", script, "--dataset_name", data]
-    argv += ["--evaluate_samples", "0"]
+    argv += ["--evaluate_samples", "0", "--lr_scheduler", "constant"]
     argv += ["--output_dir", folder, *(SMALL if script == SCRIPT else []), *flags]
     with (
         upstream.patched(run_module, DrivenRun=Recorder),
@@ -192,7 +192,8 @@ def whole(wardrobe: Path, before: dict[str, Any], tmp_path_factory: pytest.TempP
     return done
 
 
-SAME = "--lora_alpha 8 --guidance_scale 2.5 --no-balance_cloth_types --checkpointing_steps 2 --lr_scheduler constant".split()
+SAME = "--lora_alpha 8 --guidance_scale 2.5 --no-balance_cloth_types --checkpointing_steps 2".split()
+SAME += ["--lr_scheduler", "constant"]
 
 
 @pytest.fixture(scope="module")
