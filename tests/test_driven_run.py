@@ -137,7 +137,7 @@ def train(data: Path, folder: Path, *flags: object, script: Path = SCRIPT) -> Tr
     Recorder.latest = None
     out, err = io.StringIO(), io.StringIO()
     argv = ["--preset", "quick_test", "--embedded", "--upstream", script, "--dataset_name", data]
-    argv += ["--evaluate_samples", "0", "--lr_scheduler", "constant"]
+    argv += ["--evaluate_samples", "0"]
     argv += ["--output_dir", folder, *(SMALL if script == SCRIPT else []), *flags]
     with (
         upstream.patched(run_module, DrivenRun=Recorder),
@@ -186,14 +186,15 @@ def assert_nothing_stays(module: ModuleType, before: dict[str, Any]) -> None:
 def whole(wardrobe: Path, before: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """Five steps in fp32 with pictures and checkpoints, and a token that nobody must ever see."""
     flags = "--max_train_steps 5 --checkpointing_steps 2 --checkpoints_total_limit 2 --validation_steps 2 "
-    flags += f"--lora_alpha 8 --guidance_scale 2.5 --no-balance_cloth_types --hub_token {TOKEN}"
+    flags += "--lora_alpha 8 --guidance_scale 2.5 --no-balance_cloth_types --lr_scheduler constant "
+    flags += f"--hub_token {TOKEN}"
     done = train(wardrobe, tmp_path_factory.mktemp("whole") / "out", *flags.split())
     assert done.code == 0, done.err
     return done
 
 
 SAME = "--lora_alpha 8 --guidance_scale 2.5 --no-balance_cloth_types --checkpointing_steps 2".split()
-SAME += ["--lr_scheduler", "constant"]
+SAME += ["--lr_scheduler", "constant", "--evaluate_samples", "0"]
 
 
 @pytest.fixture(scope="module")
