@@ -69,6 +69,7 @@ def test_the_command_makes_a_pipeline_and_goes_on(tmp_path: Path, monkeypatch: p
     assert (run["arguments"]["train_base_model"], run["trainable_parameters"]) == ("all", 5_269_440)
     made = FluxFillPipeline.from_pretrained(out)
     assert abs(made.vae.config.scaling_factor - 1) > 1e-3
+    assert not [path for path in out.rglob("*.json") if str(tmp_path) in path.read_text("utf-8")]
     assert sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) < 20e6
     changed = [path.stat().st_mtime_ns for path in sorted(work.rglob("*.safetensors"))]
     assert make_base.main([*flags, "--steps", "1"]) == 0

@@ -274,6 +274,17 @@ def save_base(start: Path, transformer: Path, output_dir: Path) -> None:
     pipeline.transformer.to(torch.float16)
     pipeline.vae.to(torch.float16)
     pipeline.save_pretrained(output_dir, safe_serialization=True)
+    forget_origin(output_dir)
+
+
+def forget_origin(folder: Path) -> None:
+    """Take out of the settings in ``folder`` where on this machine its parts were loaded from."""
+    for file in folder.rglob("*.json"):
+        settings = json.loads(file.read_text("utf-8"))
+        if {"_name_or_path", "is_local", "local_files_only"} & set(settings):
+            for name in ("_name_or_path", "is_local", "local_files_only"):
+                settings.pop(name, None)
+            file.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
 if __name__ == "__main__":
