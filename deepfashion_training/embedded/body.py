@@ -123,6 +123,7 @@ class Pose:
     size: float  # body height over canvas height
     shift: float  # sideways shift of the person on the canvas, in canvas heights
     from_top: bool = False  # the head, not the feet, is what the crop keeps
+    half: str | None = None  # "upper": head to thighs, "lower": chest to feet; elbows may then stick out of the picture
 
 
 def random_person(rng: np.random.Generator, pid: str, gender: str | None = None) -> Person:
@@ -151,8 +152,12 @@ def random_person(rng: np.random.Generator, pid: str, gender: str | None = None)
     )
 
 
-def random_pose(rng: np.random.Generator, view: str) -> Pose:
-    """A pose for one of ``PERSON_VIEWS``; raises ``ValueError`` for any other view."""
+def random_pose(rng: np.random.Generator, view: str, half: str | None = None) -> Pose:
+    """A pose for one of ``PERSON_VIEWS``; raises ``ValueError`` for any other view.
+
+    ``half`` shows the "upper" or the "lower" half of the body, as shops show tops and trousers; the view "full" shows
+    all of it all the same.
+    """
     if view not in PERSON_VIEWS:
         raise ValueError(f"no pose for view {view!r}: choose from {', '.join(PERSON_VIEWS)}")
     turn = 1.0 if rng.random() < 0.5 else -1.0
@@ -164,7 +169,9 @@ def random_pose(rng: np.random.Generator, view: str) -> Pose:
         "full": rng.normal(0, 14),
         "additional": turn * rng.uniform(8, 30),
     }[view]
+    half = None if view == "full" else half
     low, high = {"additional": (1.10, 1.24), "full": (0.85, 0.90)}.get(view, (0.89, 0.95))
+    low, high = {"upper": (1.40, 1.60), "lower": (1.24, 1.38)}.get(half or "", (low, high))
     sideways = view == "side"
     stance = rng.random()
     if sideways:
@@ -188,7 +195,8 @@ def random_pose(rng: np.random.Generator, view: str) -> Pose:
         head_turn=float(rng.normal(0, 9)),
         size=float(rng.uniform(low, high)),
         shift=float(rng.uniform(-0.035, 0.035)),
-        from_top=view == "additional",
+        from_top=half == "upper" or (half is None and view == "additional"),
+        half=half,
     )
 
 

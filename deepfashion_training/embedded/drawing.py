@@ -76,8 +76,10 @@ def draw_person(
         raise ValueError(f"size {size[0]}x{size[1]} is too small: people need at least 64x64")
     body = Body(person.gender, person.girth, pose)
     factor = supersampling(size[0])
-    scale = min(size[0] * pose.size, size[1] / 0.62)
-    top = 0.045 * size[0] if pose.from_top else max(0.0, 0.965 * size[0] - scale * 0.995)
+    scale = min(size[0] * pose.size, size[1] / (0.46 if pose.half else 0.62))
+    top = 0.045 * size[0] if pose.from_top else 0.965 * size[0] - scale * 0.995
+    if pose.half is None:
+        top = max(0.0, top)
     origin = (size[1] / 2 + pose.shift * min(size), top)
     photo = background(np.random.default_rng([background_seed, 77]), size, soles=top + scale)
     _floor_shadow(photo, body, scale, origin)

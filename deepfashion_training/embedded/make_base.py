@@ -185,7 +185,7 @@ def _plain_start(transformer: Any) -> None:
 
 
 def drawn_pairs(rows: int, seed: int, num_proc: int, size: tuple[int, int] = SIZE) -> Pairs:
-    """Pairs of all garment types, as the wardrobe draws them, with all their patterns: plain cloth is easy."""
+    """Pairs of all garment types with all their patterns and seen whole: plain cloth, seen from nearby, is easy."""
     import numpy as np
     from tqdm import tqdm
 
@@ -194,7 +194,7 @@ def drawn_pairs(rows: int, seed: int, num_proc: int, size: tuple[int, int] = SIZ
 
     draw = functools.partial(_drawn_pair, size)
     with multiprocessing.get_context("spawn").Pool(num_proc) as pool:
-        specs = (replace(spec, patterned=1.0) for spec in documented_specs(rows, seed))
+        specs = (replace(spec, patterned=1.0, near=False) for spec in documented_specs(rows, seed))
         drawn = list(tqdm(pool.imap(draw, specs, 8), "drawing pairs", rows, unit="row"))
     return Pairs(np.stack([pair for pair, _ in drawn]), np.stack([mask for _, mask in drawn]))
 

@@ -124,6 +124,7 @@ class Canvas:
         self.window = window
         self.height, self.width, self.factor, self.scale = window.height, window.width, window.factor, window.scale
         self.origin = np.array(window.origin)
+        self.outlined = ground.height > 168
         self.colours = ground.crop(window.box).resize(window.large, Image.Resampling.NEAREST)
         self.ids = Image.new("L", window.large, 0)
         self.shade = Image.new("L", (self.width, self.height), 255)
@@ -216,10 +217,10 @@ class Canvas:
     def finish(self) -> Image.Image:
         """The window of the photo, shaded and outlined: RGB at the picture's size.
 
-        Small figures have no outlines: a line of one pixel would be a tenth of a sleeve.
+        Small pictures have no outlines: a line of one pixel would be a tenth of a sleeve.
         """
         soft = self.shade.filter(ImageFilter.GaussianBlur(0.0055 * self.scale))
-        edges = self._edges() if self.scale > 160 else Image.new("L", (self.width, self.height), 0)
+        edges = self._edges() if self.outlined else Image.new("L", (self.width, self.height), 0)
         figure = self.ids.point([0, *[255] * 255]).reduce(self.factor)
         near = edges.filter(ImageFilter.BoxBlur(0.010 * self.scale))
         near = near.point([255 - min(60, value * 3 // 5) for value in range(256)])

@@ -20,6 +20,8 @@ from deepfashion_training.pairs.garment_types import FULL, LOWER, TYPE_NAMES, UP
 #: How often each of ``PERSON_VIEWS`` comes, roughly as on the Hub.
 VIEW_SHARES = (0.36, 0.18, 0.12, 0.22, 0.12)
 _JPEG_QUALITY = 92
+#: Which half of the body pictures from nearby show with a garment type; with dresses and jumpsuits all of it.
+_HALVES = {UPPER: "upper", LOWER: "lower"}
 #: Garment types of the raw dataset's pids, in turn: lower body is rarer than upper, yet a fifth at least.
 _RAW_TYPES = (UPPER, LOWER, FULL, UPPER, LOWER, UPPER, FULL, UPPER, LOWER, UPPER)
 
@@ -42,6 +44,7 @@ class RowSpec:
     around: int  # type of the garment that the outfit is drawn around
     category: str | None = None  # of that garment; None draws one
     whole_mask: bool = False  # the raw mask covers all clothes, not only the named garment
+    near: bool = False  # the picture shows no more of the body than the garment calls for, but for the view "full"
     patterned: float = 0.5  # share of the garments drawn with a pattern that keep it; the others become plain
 
     @property
@@ -76,9 +79,8 @@ class RowSpec:
     def draw(self, size: tuple[int, int]) -> Drawing:
         """The person's picture: rows of one pid, variant and view show the same one."""
         place = self.generator(2, self.variant, VIEW_NUMBERS[self.view])
-        return draw_person(
-            self.person(), self.outfit(), random_pose(place, self.view), size, int(place.integers(1 << 30))
-        )
+        pose = random_pose(place, self.view, half=_HALVES.get(self.cloth_type) if self.near else None)
+        return draw_person(self.person(), self.outfit(), pose, size, int(place.integers(1 << 30)))
 
     def caption(self) -> str:
         """The caption, the same for all views of a variant."""
@@ -111,16 +113,18 @@ def _outfit(
 
 
 def documented_specs(rows: int, seed: int) -> Iterator[RowSpec]:
-    """Rows of the documented schema: three to a pid, one of each garment type in turn."""
+    """Rows of the documented schema: three to a pid, one of each garment type in turn, shown from nearby."""
     for index in range(rows):
         pid_index, place = divmod(index, 3)
         rng = generator(seed, pid_index, 9)
         views = [str(view) for view in rng.choice(PERSON_VIEWS, 3, replace=False, p=VIEW_SHARES)]
+        if views[0] == "full":  # tops are shown from nearby, and the whole person with trousers or a dress
+            views[0], views[1] = views[1], views[0]
         # Top and bottom of one outfit in half of the pids, of two outfits in the others.
         lower_variant = 1 if rng.random() < 0.5 else 2
         variant = (1, lower_variant, lower_variant + 1)[place]
         around = (UPPER, UPPER if lower_variant == 1 else LOWER, FULL)[place]
-        yield RowSpec(seed, index, pid_index, variant, views[place], (UPPER, LOWER, FULL)[place], around)
+        yield RowSpec(seed, index, pid_index, variant, views[place], (UPPER, LOWER, FULL)[place], around, near=True)
 
 
 def split_of_pids(rows: int, seed: int) -> list[str]:

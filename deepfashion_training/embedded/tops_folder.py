@@ -2,8 +2,8 @@
 
     python -m deepfashion_training.embedded.tops_folder --output_dir D [--rows N] [--seed S] [--size HxW] [--num_proc P]
 
-Tops only, as in VITON-HD: a person wears whatever goes with the top, and the area to repaint is the upper body's. The
-files are the same bytes for the same arguments, whatever ``num_proc`` is.
+Tops only, and people from head to thighs, as in VITON-HD: a person wears whatever goes with the top, and the area to
+repaint is the upper body's. The files are the same bytes for the same arguments, whatever ``num_proc`` is.
 """
 
 from __future__ import annotations
@@ -35,10 +35,12 @@ _JPEG_QUALITY = 95
 
 
 def top_specs(rows: int, seed: int) -> Iterator[RowSpec]:
-    """``rows`` people, each once, in an outfit drawn around a top; views as often as in the wardrobe."""
+    """``rows`` people, each once, in an outfit drawn around a top, from head to thighs; views as in the wardrobe."""
+    shares = {view: share for view, share in zip(PERSON_VIEWS, VIEW_SHARES, strict=True) if view != "full"}
+    chances = np.array(list(shares.values())) / sum(shares.values())
     for index in range(rows):
-        view = str(generator(seed, index, 9).choice(PERSON_VIEWS, p=VIEW_SHARES))
-        yield RowSpec(seed, index, index, 1, view, UPPER, UPPER)
+        view = str(generator(seed, index, 9).choice(list(shares), p=chances))
+        yield RowSpec(seed, index, index, 1, view, UPPER, UPPER, near=True)
 
 
 def write_tops_folder(
