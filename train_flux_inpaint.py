@@ -4,7 +4,8 @@ The pair is one picture of H x 2W pixels: the garment on the left, the person on
 that the garment will cover is masked, and the model learns to repaint it so that the person wears the garment.
 By default a LoRA is trained over a frozen base; ``--train_base_model`` trains the base's own weights instead.
 
-This file stands alone. A wrapper that brings other data replaces ``VitonHDTestDataset`` in this module and calls
+This file stands alone, but for ``training_run`` beside it, which keeps a run from losing anything. A wrapper that
+brings other data replaces ``VitonHDTestDataset`` in this module and calls
 ``main(parse_args([...]))``. A replacement is built by keyword (``dataroot_path, phase, order, size, data_list``),
 yields the sample dict that ``VitonHDTestDataset`` documents, and may offer four methods, each used when present:
 ``captions()`` and ``cloth_types()`` (a list with one entry per row, read without opening pictures),
@@ -22,13 +23,10 @@ import json
 import logging
 import math
 import re
-import shutil
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -37,7 +35,7 @@ import psutil
 import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
-from accelerate.utils import ProjectConfiguration, set_seed
+from accelerate.utils import ProjectConfiguration, gather_object, set_seed
 from diffusers import AutoencoderKL, BitsAndBytesConfig, FluxFillPipeline, FluxTransformer2DModel
 from diffusers import FlowMatchEulerDiscreteScheduler as FlowScheduler
 from diffusers import training_utils as flow
@@ -45,9 +43,22 @@ from diffusers.optimization import get_scheduler
 from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
 from PIL import Image, ImageDraw, ImageFont
 from safetensors import safe_open
+from safetensors.torch import load_file
 from safetensors.torch import save as serialize
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm.auto import tqdm
+
+from training_run import checkpoints, guards
+from training_run import state as saved_state
+from training_run.output_dir import (
+    LORA_FILE,
+    find_checkpoint,
+    prepare_output_dir,
+    refuse_changes,
+    refuse_earlier_run,
+)  # fmt: skip
+from training_run.record import RunRecord, checkpoint_facts
+from training_run.stopping import StoppedError, Stopping, worker_ignores_signals
 
 logger = get_logger(__name__)
 
@@ -56,11 +67,8 @@ DEFAULT_PROMPT = (
     "The pair of images highlights a clothing and its styling on a model, high resolution, 4K, 8K; [IMAGE1] Detailed "
     "product shot of a clothing[IMAGE2] The same cloth is worn by a model in a lifestyle setting."
 )
-LORA_FILE = "pytorch_lora_weights.safetensors"
 #: Precision of everything frozen, by ``--mixed_precision``.
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-#: Packages that decide what a run computes; their versions go on record.
-PACKAGES = "torch diffusers transformers accelerate peft safetensors numpy Pillow"
 #: Linear layers inside a double or single block, by the ending of their name.
 ATTENTION = (
     "attn.to_q attn.to_k attn.to_v attn.to_out.0 attn.add_q_proj attn.add_k_proj attn.add_v_proj attn.to_add_out"
@@ -175,14 +183,17 @@ def _add_loss_and_output_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("output").add_argument
     add("--output_dir", default="outputs/train", help="where LoRA, checkpoints, validation pictures and logs go")
     add("--overwrite_output_dir", action=SWITCH, default=False, help="delete an earlier run's files in --output_dir")
-    add("--resume_from_checkpoint", help="checkpoint folder to continue from, or 'latest'")
+    add("--resume_from_checkpoint", help="checkpoint folder to continue from, or 'latest': the newest undamaged one")
+    add("--allow_changed_arguments", action=SWITCH, default=False, help="continue although the result will differ")
     add("--checkpointing_steps", type=FROM_ZERO, default=500, help="optimizer steps between checkpoints; 0: none")
+    add("--save_every_minutes", type=AMOUNT, default=0.0, help="minutes between checkpoints, beside steps; 0: none")
     add("--checkpoints_total_limit", type=COUNT, help="how many of the newest checkpoints are kept (default: all)")
     add("--validation_steps", type=FROM_ZERO, default=500, help="steps between validation pictures; 0: none at all")
     add("--num_validation_images", type=COUNT, default=6, help="rows in the validation picture")
     add("--num_inference_steps", type=COUNT, default=28, help="denoising steps of validation pictures")
     add("--report_to", default="tensorboard", choices=["tensorboard", "wandb", "none"], help="where curves are logged")
     add("--logging_steps", type=COUNT, default=1, help="optimizer steps between two readings of the loss")
+    add("--max_skipped_steps", type=FROM_ZERO, default=10, help="steps that may be left out for not being finite")
 # fmt: on
 
 
@@ -202,6 +213,10 @@ def parse_args(input_args: Sequence[str] | None = None) -> argparse.Namespace:
     if args.use_8bit_adam and args.optimizer != "adamw":
         parser.error(f"--use_8bit_adam goes with --optimizer adamw, not {args.optimizer}")
     return args
+
+
+#: Names of this script's own arguments; a wrapper may add others.
+OWN_ARGUMENTS = frozenset(vars(parse_args(["--dataroot", ""])))
 
 
 class VitonHDTestDataset(Dataset):
@@ -330,7 +345,7 @@ def make_loader(dataset: Any, args: argparse.Namespace, accelerator: Accelerator
     return DataLoader(
         dataset, batch_sampler=PairStream(len(dataset), args.train_batch_size, batches, args.seed, *ranks, weights),
         num_workers=workers, prefetch_factor=args.dataloader_prefetch_factor if workers else None,
-        pin_memory=accelerator.device.type == "cuda",
+        pin_memory=accelerator.device.type == "cuda", worker_init_fn=worker_ignores_signals if workers else None,
     )  # fmt: skip
 
 
@@ -484,15 +499,18 @@ def lora_metadata(transformer: FluxTransformer2DModel, args: argparse.Namespace)
     return {"format": "pt", "lora_adapter_metadata": adapter_json, **{key: str(fact) for key, fact in facts.items()}}
 
 
-def save_lora(transformer: FluxTransformer2DModel, args: argparse.Namespace, folder: Path) -> Path:
-    """Write ``pytorch_lora_weights.safetensors``, which ``FluxFillPipeline.load_lora_weights(folder)`` reads."""
+def save_lora(transformer: FluxTransformer2DModel, args: argparse.Namespace, folder: Path, moved: bool = False) -> Path:
+    """Write ``pytorch_lora_weights.safetensors``, which ``FluxFillPipeline.load_lora_weights(folder)`` reads.
+
+    Raises ``ValueError`` when it is not finite, when a layer has learned nothing although it has ``moved``, and when
+    the file does not read back as it is in memory.
+    """
     weights = get_peft_model_state_dict(transformer)
     weights = {f"transformer.{name}": tensor.to("cpu").contiguous() for name, tensor in weights.items()}
-    if not all(tensor.isfinite().all() for tensor in weights.values()):
-        raise ValueError("the LoRA has weights that are not finite, so it is not saved: lower --learning_rate")
-    staged = folder / f".{LORA_FILE}"
-    staged.write_bytes(serialize(weights, lora_metadata(transformer, args)))  # save_file would hide it from colleagues
-    return staged.replace(folder / LORA_FILE)
+    guards.check_lora(weights, moved)
+    checkpoints.write_file(folder / LORA_FILE, serialize(weights, lora_metadata(transformer, args)))
+    saved_state.loads_back(lambda: load_file(folder / LORA_FILE), weights, LORA_FILE)
+    return folder / LORA_FILE
 
 
 def load_lora(transformer: FluxTransformer2DModel, args: argparse.Namespace, folder: Path) -> None:
@@ -674,63 +692,6 @@ def labelled_grid(rows: Sequence[Sequence[Image.Image]], columns: Sequence[str],
     return sheet
 
 
-def git_revision() -> str | None:
-    """Commit of this file's repository, with '-dirty' when it has uncommitted changes; None outside of one."""
-    command = ["git", "-C", str(Path(__file__).resolve().parent), "describe", "--always", "--abbrev=40", "--dirty"]
-    found = subprocess.run(command, capture_output=True, text=True).stdout.strip() if shutil.which("git") else ""
-    return found or None
-
-
-def earlier_run(folder: Path) -> list[Path]:
-    """What an earlier run has left in ``folder``."""
-    made = (folder / name for name in (LORA_FILE, "transformer", "run.json"))
-    return [*checkpoints_in(folder), *filter(Path.exists, made)]
-
-
-def continues(args: argparse.Namespace) -> bool:
-    """Whether the run goes on from a checkpoint in its own output directory."""
-    checkpoint, folder = args.resume_from_checkpoint, Path(args.output_dir).resolve()
-    return checkpoint == "latest" or (checkpoint is not None and Path(checkpoint).resolve().parent == folder)
-
-
-def refuse_earlier_run(args: argparse.Namespace) -> None:
-    """Raise ``ValueError`` when the output directory holds a run that nobody said to continue or delete."""
-    earlier = earlier_run(Path(args.output_dir))
-    if earlier and not args.overwrite_output_dir and not continues(args):
-        raise ValueError(
-            f"{args.output_dir} holds an earlier run ({earlier[0].name}): choose another --output_dir, continue it "
-            "with --resume_from_checkpoint latest, or delete it with --overwrite_output_dir"
-        )
-
-
-def prepare_output_dir(args: argparse.Namespace) -> None:
-    """Make the output directory; an earlier run in it is deleted unless this one continues it."""
-    folder = Path(args.output_dir)
-    refuse_earlier_run(args)
-    if not continues(args) and (earlier := earlier_run(folder)):
-        for path in [*earlier, folder / "validation", folder / "logs", folder / "README.md"]:
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    (folder / "logs").mkdir(parents=True, exist_ok=True)
-
-
-def find_checkpoint(args: argparse.Namespace) -> Path | None:
-    """Checkpoint to continue from. None, a fresh start: none was asked for, or 'latest' of an empty directory."""
-    if args.resume_from_checkpoint == "latest":
-        found = checkpoints_in(Path(args.output_dir))
-        logger.info(f"Continuing from {found[-1]}" if found else f"No checkpoint in {args.output_dir}: starting afresh")
-        return found[-1] if found else None
-    path = Path(args.resume_from_checkpoint) if args.resume_from_checkpoint else None
-    if path and not (path / "training_state.pt").is_file():
-        raise ValueError(f"--resume_from_checkpoint {path}: no complete checkpoint there")
-    return path
-
-
-def checkpoints_in(folder: Path) -> list[Path]:
-    """Checkpoint folders, earliest step first; other names that begin alike are not checkpoints."""
-    found = [path for path in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
-    return sorted(found, key=lambda path: int(path.name.split("-")[1]))
-
-
 def start(args: argparse.Namespace) -> Accelerator:
     """Accelerator of this process, with seeds set."""
     accelerator = Accelerator(
@@ -748,6 +709,9 @@ class Run:
 
     def __init__(self, args: argparse.Namespace, accelerator: Accelerator, prompts: PromptTable) -> None:
         self.args, self.accelerator, self.prompts, self.step = args, accelerator, prompts, 0
+        self.skipped = guards.SkippedSteps(args.max_skipped_steps, Path(args.output_dir))
+        self.moved, self.saved_at, self.spikes, self.stopping = False, 0, guards.SpikeWatch(), Stopping()
+        self.unlogged = torch.zeros(4, 2, device=accelerator.device)  # sums of optimizer_step since the last reading
         self.folder, base = Path(args.output_dir), args.pretrained_model_name_or_path
         dtype = DTYPES[args.mixed_precision]
         hub = {"revision": args.revision, "cache_dir": args.cache_dir}
@@ -782,32 +746,54 @@ class Run:
         regions = region_maps(mask, *latents.shape[-2:])
         return FillBatch(latents, conditioning, regions, *text, noise, timesteps.to(device), sigmas.to(device))
 
-    def optimizer_step(self, batches: Iterable[FillBatch]) -> torch.Tensor:
-        """Take one step over ``batches``. Returns [4,2]: error and count of each region, loss and number of passes."""
-        totals = torch.zeros(4, 2, device=self.accelerator.device)
-        for batch in batches:
+    def optimizer_step(self, batches: Iterator[tuple[FillBatch, list[str]]]) -> torch.Tensor:
+        """Take one step over ``batches``, each with the names of its rows, unless loss or gradient is not finite.
+
+        Returns [4,2]: error and count of each region, loss and number of passes; zeros where no step was taken.
+        """
+        totals, rows, parts = torch.zeros(4, 2, device=self.accelerator.device), list[str](), self.parameters
+        for batch, names in batches:
+            rows += names
             with self.accelerator.accumulate(self.transformer):
                 prediction = predict_velocity(self.transformer, batch, self.args.guidance_scale, self.takes_guidance)
                 loss, regions = flow_matching_loss(prediction, batch, self.args)
                 self.accelerator.backward(loss)
-                if self.accelerator.sync_gradients and self.args.max_grad_norm:
-                    self.accelerator.clip_grad_norm_(self.parameters, self.args.max_grad_norm)
-                self.optimizer.step()
-                self.optimizer.zero_grad()
-            totals[:3] += regions
-            totals[3] += torch.stack([loss.detach(), torch.ones_like(loss)])
+                totals[:3] += regions
+                totals[3] += torch.stack([loss.detach(), torch.ones_like(loss)])
+                if self.accelerator.sync_gradients:
+                    norm = self.accelerator.clip_grad_norm_(parts, self.args.max_grad_norm or math.inf)
+                    finite = self.is_finite(totals, norm)
+                    if finite or self.accelerator.scaler is not None:  # a scaler leaves such steps out by itself
+                        self.optimizer.step()
+                    self.optimizer.zero_grad()
+        self.step += 1
+        if finite:
+            self.moved = self.moved or any(group["lr"] > 0 for group in self.optimizer.param_groups)
+        else:
+            rows = gather_object(rows)
+            means = (totals[3, 0] / totals[3, 1]).item(), float(norm)
+            self.skipped.add(self.step, rows, *means, writes=self.accelerator.is_main_process)
+            totals.zero_()
         if not self.accelerator.optimizer_step_was_skipped:
             self.lr_scheduler.step()
-        self.step += 1
         return totals
 
-    def log(self, totals: torch.Tensor, progress: tqdm) -> None:
-        """Log losses over all ranks, from summed ``optimizer_step`` results; a region without pixels is left out."""
-        sums = self.accelerator.reduce(totals, "sum").tolist()
+    def is_finite(self, totals: torch.Tensor, norm: Any) -> bool:
+        """Whether losses and gradient of a step are finite on all ranks; an overflow that a scaler mends is."""
+        checked = totals if self.accelerator.scaler is not None else torch.cat([totals.flatten(), norm.view(1)])
+        wrong = (~checked.isfinite()).sum()
+        return not self.accelerator.reduce(wrong, "sum").item()
+
+    def log(self, progress: tqdm) -> None:
+        """Log the losses of all ranks since the last reading; a region without pixels is left out."""
+        sums = self.accelerator.reduce(self.unlogged, "sum").tolist()
+        self.unlogged.zero_()
         names = ("loss_garment", "loss_mask", "loss_background", "loss")
         curves = {name: total / count for name, (total, count) in zip(names, sums, strict=True) if count}
-        if not all(map(math.isfinite, curves.values())):
-            raise ValueError(f"the loss is not finite at step {self.step} (or before): lower --learning_rate")
+        if not curves:  # all steps were skipped
+            return
+        if told := self.spikes.see(self.step, curves["loss"]):
+            logger.warning(told)
         curves["lr"] = self.lr_scheduler.get_last_lr()[0]
         progress.set_postfix_str(f"loss {curves['loss']:.4f}, lr {curves['lr']:.2g}")
         self.accelerator.log(curves, step=self.step)
@@ -816,13 +802,15 @@ class Run:
                 lines.write(json.dumps({"step": self.step, **curves}) + "\n")
 
     def validate(self, samples: Sequence[dict[str, Any]]) -> None:
-        """Draw the validation pictures of this step, on fixed samples and seeds, with the models in memory."""
+        """Draw the validation pictures of this step, on fixed samples and seeds; none when the run is to stop."""
         args, device, rows = self.args, self.accelerator.device, []
         no_text = dict.fromkeys(("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"))
         scheduler = FlowScheduler.from_config(self.scheduler.config)  # sampling changes timesteps, training draws them
         pipeline = FluxFillPipeline(scheduler=scheduler, vae=self.vae, transformer=self.model, **no_text)
         pipeline.set_progress_bar_config(disable=True)
         for number, sample in enumerate(tqdm(samples, desc=f"Validation at step {self.step}", leave=False)):
+            if self.stopping.asked:
+                return
             embeds, pooled = self.prompts.look_up([prompt_of(args, sample["caption_cloth"])], device)
             packed = pipeline(
                 image=(sample["im_mask"][None] + 1) / 2, mask_image=sample["inpaint_mask"][None],
@@ -846,20 +834,18 @@ class Run:
             form = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
             tracker.log_images({"validation": np.asarray(sheet)[None]}, step=self.step, **form)
 
-    def save_checkpoint(self) -> None:
-        """Write ``checkpoint-<step>`` under a hidden name, rename it when complete, then delete the oldest ones."""
+    def save_checkpoint(self, data: Any) -> None:
+        """Write ``checkpoint-<step>`` complete or not at all, then delete the oldest ones. All ranks call this."""
+        ranks = gather_object([{"random": saved_state.random_state(), "unlogged": self.unlogged.cpu()}])
+        self.saved_at, self.stopping.saved_at = self.step, time.monotonic()
+        if not self.accelerator.is_main_process:
+            return
         final = self.folder / f"checkpoint-{self.step}"
-        staged = self.folder / f".saving-{final.name}"
-        shutil.rmtree(staged, ignore_errors=True)
-        staged.mkdir()
-        self.save_weights(staged)
-        state = {name: part.state_dict() for name, part in self.stateful().items()}
-        torch.save({"step": self.step, **state}, staged / "training_state.pt")
-        shutil.rmtree(final, ignore_errors=True)
-        staged.rename(final)
-        others = [path for path in checkpoints_in(self.folder) if path != final]
-        for path in others[: len(others) + 1 - (self.args.checkpoints_total_limit or len(others) + 1)]:
-            shutil.rmtree(path)
+        with checkpoints.staged(final) as draft:
+            self.save_weights(draft)
+            parts = {name: part.state_dict() for name, part in self.stateful().items()}
+            saved_state.write_state(draft, {**checkpoint_facts(self, data, OWN_ARGUMENTS), "ranks": ranks, **parts})
+        checkpoints.prune(final, self.args.checkpoints_total_limit)
 
     def stateful(self) -> dict[str, Any]:
         """What a checkpoint keeps beside the weights."""
@@ -869,84 +855,75 @@ class Run:
     def save_weights(self, folder: Path) -> Path:
         """Write what was trained to ``folder``: the LoRA file, or the whole transformer."""
         if not self.args.train_base_model:
-            return save_lora(self.model, self.args, folder)
+            return save_lora(self.model, self.args, folder, self.moved)
         self.model.save_pretrained(folder / "transformer")
         return folder / "transformer"
 
-    def resume(self, checkpoint: Path) -> None:
-        """Continue from ``checkpoint``: weights, optimizer, schedule and step."""
-        state = torch.load(checkpoint / "training_state.pt", map_location="cpu", weights_only=True)
+    def resume(self, checkpoint: Path, saved: dict[str, Any]) -> None:
+        """Continue from ``checkpoint``, whose state is ``saved``, but for the random numbers: the loader draws one."""
         if self.args.train_base_model:
-            saved = FluxTransformer2DModel.from_pretrained(checkpoint / "transformer", torch_dtype=torch.float32)
-            self.model.load_state_dict(saved.state_dict())
+            place = {"torch_dtype": torch.float32, "use_safetensors": True}
+            self.model.load_state_dict(
+                FluxTransformer2DModel.from_pretrained(checkpoint / "transformer", **place).state_dict()
+            )
         else:
             load_lora(self.model, self.args, checkpoint)
         for name, part in self.stateful().items():
-            part.load_state_dict(state[name])
-        self.step, losses = state["step"], self.folder / "logs" / "losses.jsonl"
+            part.load_state_dict(saved[name])
+        self.step = self.saved_at = saved["step"]
+        self.moved, self.skipped.count = saved["moved"], saved["skipped_steps"]
+        losses = self.folder / "logs" / "losses.jsonl"
         if self.accelerator.is_main_process and losses.exists():  # forget the steps that will be taken again
             whole = [line for line in losses.read_text("utf-8").splitlines(keepends=True) if line.endswith("\n")]
             losses.write_text("".join(line for line in whole if json.loads(line)["step"] <= self.step), "utf-8")
+        if len(saved["ranks"]) == self.accelerator.num_processes:
+            self.unlogged.copy_(saved["ranks"][self.accelerator.process_index]["unlogged"])
 
 
-class RunRecord:
-    """What ``run.json`` says of a run: arguments, versions, data, device, rate and outcome."""
+def train(
+    run: Run, loader: DataLoader, pictures: Sequence[dict[str, Any]], record: RunRecord, saved: dict[str, Any] | None
+) -> None:
+    """Take the remaining steps, with progress, curves, validation pictures and checkpoints on the way.
 
-    def __init__(self, run: Run, datasets: dict[str, Any]) -> None:
-        self.run, self.datasets, self.seconds = run, datasets, list[float]()
-        self.facts: dict[str, Any] = {
-            "status": "running",
-            "started": time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime()),
-            "arguments": vars(run.args),
-            "versions": {"python": sys.version.split()[0]} | {name: version(name) for name in PACKAGES.split()},
-            "git_revision": git_revision(),
-            "device": torch.cuda.get_device_name() if run.accelerator.device.type == "cuda" else "cpu",
-            "world_size": run.accelerator.num_processes,
-            "resumed_from_step": run.step or None,
-            "trainable_parameters": sum(parameter.numel() for parameter in run.parameters),
-        }
-
-    def write(self) -> None:
-        """Write ``run.json`` as things stand now; only the main process does."""
-        if not self.run.accelerator.is_main_process:
-            return
-        args, world_size = self.run.args, self.run.accelerator.num_processes
-        if steady := self.seconds[1:] or self.seconds:  # the first step also starts workers and warms up kernels
-            rows = args.train_batch_size * args.gradient_accumulation_steps * world_size
-            self.facts["seconds_per_step"] = sum(steady) / len(steady)
-            self.facts["pairs_per_second"] = rows * len(steady) / sum(steady)
-        if torch.cuda.is_available():
-            self.facts["peak_gpu_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
-        self.facts["step"] = self.run.step
-        summaries = {name: data.summary() for name, data in self.datasets.items() if hasattr(data, "summary")}
-        staged = self.run.folder / ".run.json"
-        staged.write_text(json.dumps({**self.facts, "dataset": summaries}, indent=2, default=str), "utf-8")
-        staged.replace(self.run.folder / "run.json")
-
-
-def train(run: Run, loader: DataLoader, pictures: Sequence[dict[str, Any]], record: RunRecord) -> None:
-    """Take the remaining steps, with progress, curves, validation pictures and checkpoints on the way."""
+    ``saved`` is the state that the run continues from. Raises ``StoppedError`` after a signal, with the checkpoint of
+    the last whole step written.
+    """
     args, accelerator, main_process = run.args, run.accelerator, run.accelerator.is_main_process
     scalars = {name: value for name, value in vars(args).items() if isinstance(value, (bool, int, float, str))}
     accelerator.init_trackers("catvton-flux-lora", config=scalars)
     passes, batches = args.gradient_accumulation_steps, iter(loader)
-    totals = torch.zeros(4, 2, device=accelerator.device)
+    if saved and accelerator.num_processes == len(saved["ranks"]):
+        saved_state.set_random_state(saved["ranks"][accelerator.process_index]["random"])
     progress = tqdm(total=args.max_train_steps, desc="Training", initial=run.step, disable=not main_process)
+    run.stopping.saving = True
     if main_process and run.step == 0 and pictures:
         run.validate(pictures)
+
+    def save() -> None:
+        run.save_checkpoint(loader.dataset)
+        record.write()
+
+    def encoded() -> Iterator[tuple[FillBatch, list[str]]]:
+        for forward_pass in range(run.step * passes, (run.step + 1) * passes):
+            if signum := run.stopping.agreed(accelerator)[0]:
+                progress.close()
+                if run.step > run.saved_at:
+                    save()
+                raise StoppedError(signum, run.step)
+            samples = guards.next_batch(batches)
+            yield run.encode(samples, forward_pass), list(samples["im_name"])
+
     while run.step < args.max_train_steps:
-        began, first_pass = time.perf_counter(), run.step * passes
-        totals += run.optimizer_step(run.encode(next(batches), first_pass + k) for k in range(passes))
+        began = time.perf_counter()
+        run.unlogged += run.optimizer_step(encoded())
         progress.update()
         last = run.step == args.max_train_steps
-        saves = args.checkpointing_steps and (run.step % args.checkpointing_steps == 0 or last)
-        if run.step % args.logging_steps == 0 or last or saves:  # a loss that is not finite is never saved
-            run.log(totals, progress)
-            totals.zero_()
+        if run.step % args.logging_steps == 0 or last:
+            run.log(progress)
         record.seconds.append(time.perf_counter() - began)
-        if main_process and saves:
-            run.save_checkpoint()
-            record.write()
+        on_step = args.checkpointing_steps and (run.step % args.checkpointing_steps == 0 or last)
+        if on_step or run.stopping.agreed(accelerator)[1]:
+            save()
         if main_process and pictures and (run.step % args.validation_steps == 0 or last):
             run.validate(pictures)
         accelerator.wait_for_everyone()
@@ -954,7 +931,16 @@ def train(run: Run, loader: DataLoader, pictures: Sequence[dict[str, Any]], reco
 
 
 def main(args: argparse.Namespace) -> None:
-    """Train as ``args`` of ``parse_args`` say. Raises ``ValueError`` for what the user can mend, early where it can."""
+    """Train as ``args`` of ``parse_args`` say. Raises ``ValueError`` for what the user can mend, early where it can.
+
+    A signal ends it with ``StoppedError``, exit code 143 or 130, after the checkpoint of the last whole step.
+    """
+    with Stopping(args.save_every_minutes) as stopping:
+        run_with(args, stopping)
+
+
+def run_with(args: argparse.Namespace, stopping: Stopping) -> None:
+    """What ``main`` does while ``stopping`` is listened to."""
     check_packages(args)
     refuse_earlier_run(args)
     accelerator = start(args)
@@ -965,6 +951,13 @@ def main(args: argparse.Namespace) -> None:
     accelerator.wait_for_everyone()
     rows_per_step = args.train_batch_size * args.gradient_accumulation_steps * accelerator.num_processes
     args.max_train_steps = args.max_train_steps or math.ceil(args.num_train_epochs * len(train_data) / rows_per_step)
+    saved = saved_state.read_state(checkpoint) if checkpoint else None
+    if saved:
+        refuse_changes(args, OWN_ARGUMENTS, saved, train_data, accelerator)
+        if saved["step"] >= args.max_train_steps:
+            raise ValueError(
+                f"{checkpoint} is at step {saved['step']} of {args.max_train_steps}: raise --max_train_steps"
+            )
     shown = validation_rows(validation_data, args.num_validation_images) if args.validation_steps else []
     pictures = [validation_data[row] for row in shown]
     captions = train_data.captions() if args.use_captions and hasattr(train_data, "captions") else []
@@ -972,16 +965,22 @@ def main(args: argparse.Namespace) -> None:
     prompts = encode_prompts_once(args, distinct_prompts(args, captions), accelerator)
     logger.info(f"Loading the transformer {args.pretrained_inpaint_model_name_or_path}")
     run = Run(args, accelerator, prompts)
-    if checkpoint:
-        run.resume(checkpoint)
-        if run.step >= args.max_train_steps:
-            raise ValueError(f"{checkpoint} is at step {run.step} of {args.max_train_steps}: raise --max_train_steps")
+    run.stopping = stopping
+    if checkpoint and saved:
+        run.resume(checkpoint, saved)
     record = RunRecord(run, {"train": train_data, "validation": validation_data})
     try:
-        train(run, make_loader(train_data, args, accelerator, run.step), pictures, record)
+        train(run, make_loader(train_data, args, accelerator, run.step), pictures, record, saved)
         if accelerator.is_main_process:
             record.facts["weights"] = run.save_weights(run.folder).name
         record.facts["status"] = "done"
+    except StoppedError as stopped:
+        record.facts["status"] = f"stopped by {stopped}"
+        logger.info(f"Stopped by {stopped} at step {run.step}; --resume_from_checkpoint latest continues")
+        raise
+    except torch.OutOfMemoryError as error:
+        record.facts["status"] = "failed"
+        raise guards.out_of_memory(run.step + 1, args) from error
     except BaseException:
         record.facts["status"] = "failed"
         raise

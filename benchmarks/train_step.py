@@ -22,7 +22,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -35,6 +34,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler as FlowScheduler
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # `python benchmarks/train_step.py` has only this folder on its path
 import train_flux_inpaint as trainer  # noqa: E402
+from training_run.record import package_versions  # noqa: E402
 
 #: The pipeline that ships with the project, on any machine.
 EMBEDDED = ROOT / "deepfashion_training" / "embedded" / "tiny_flux_fill"
@@ -305,7 +305,7 @@ def measure(run: trainer.Run, args: argparse.Namespace) -> Measured:
         losses["bare"] = bare.step(*inputs[number % len(inputs)])
 
     def trainer_step(number: int) -> None:
-        losses["trainer"] = run.optimizer_step([batches[number % len(batches)]])
+        losses["trainer"] = run.optimizer_step(iter([(batches[number % len(batches)], [])]))
 
     variants = {"bare": bare_step, "trainer": trainer_step}
     times: dict[str, list[float]] = {name: [] for name in variants}
@@ -375,7 +375,7 @@ def benchmark(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     figures = {
         "device": device_name(device), "ceiling_tflops": ceiling, "rows": rows, "ratio": ratio,
         "encode_s": measured.encode_s, "settings": settings,
-        "versions": {name: version(name) for name in trainer.PACKAGES.split()},
+        "versions": package_versions(),
     }  # fmt: skip
     bare_s, trainer_s = measured.seconds["bare"], measured.seconds["trainer"]
     note = (

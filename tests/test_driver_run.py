@@ -37,7 +37,7 @@ def test_latest_is_the_highest_number_and_nothing_else(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "files", "message"),
     [
-        ("out/checkpoint-3", (LORA, "optimizer.bin", "training_state.pt"), "written by train_flux_inpaint.py: leave"),
+        ("out/checkpoint-3", (LORA, "optimizer.bin", "training_state.json"), "written by train_flux_inpaint.py: leave"),
         ("out/checkpoint-3", (LORA,), "no complete checkpoint there"),
         ("out/checkpoint-3", ("optimizer.bin",), "no complete checkpoint there"),
         ("out/other", (LORA, "optimizer.bin"), "its name is not checkpoint-<step>"),

@@ -24,6 +24,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 import train_flux_inpaint as tfi
+from training_run import checkpoints
+from training_run.output_dir import continues
 
 NO_TEXT = dict.fromkeys(("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"))
 #: Flags of the straight run and of those that are compared with it.
@@ -124,7 +126,7 @@ def test_a_run_leaves_exactly_its_files(straight):
         "logs",
         "run.json",
     }
-    saved = {"pytorch_lora_weights.safetensors", "training_state.pt"}
+    saved = {"pytorch_lora_weights.safetensors", "training_state.safetensors", "training_state.json", "manifest.json"}
     for step in (3, 4):
         assert {path.name for path in (straight.folder / f"checkpoint-{step}").iterdir()} == saved
     assert {path.name for path in (straight.folder / "validation").iterdir()} == {
@@ -291,12 +293,14 @@ def test_resuming_equals_never_having_stopped(straight, broken, tiny_args, tmp_p
 def test_latest_in_an_empty_folder_starts_afresh_and_a_missing_checkpoint_is_named(tiny_args, tmp_path, accelerator):
     args = tiny_args("--resume_from_checkpoint", "latest", "--output_dir", tmp_path)
     assert tfi.find_checkpoint(args) is None
-    for name in (2, 10, 9):
-        (tmp_path / f"checkpoint-{name}").mkdir()
+    for name in (2, 10):
+        with checkpoints.staged(tmp_path / f"checkpoint-{name}") as draft:
+            (draft / "part").write_text("whole")
+    (tmp_path / "checkpoint-11").mkdir()  # there, but not complete
     (tmp_path / "checkpoint-99-tmp").mkdir()
     assert tfi.find_checkpoint(args) == tmp_path / "checkpoint-10"
-    args.resume_from_checkpoint = str(tmp_path / "checkpoint-9")  # there, but not complete
-    with pytest.raises(ValueError, match=r"--resume_from_checkpoint .*checkpoint-9: no complete checkpoint there"):
+    args.resume_from_checkpoint = str(tmp_path / "checkpoint-11")
+    with pytest.raises(ValueError, match=r"--resume_from_checkpoint .*checkpoint-11 has no manifest.json: no complete"):
         tfi.find_checkpoint(args)
     args.resume_from_checkpoint = None
     assert tfi.find_checkpoint(args) is None
@@ -322,7 +326,7 @@ def test_an_earlier_run_is_neither_overwritten_nor_mixed(tiny_args, tmp_path):
 def test_another_runs_lora_does_not_resume(broken, tiny_args, tmp_path):
     args = tiny_args(
         "--max_train_steps", 4, "--lora_target_modules", "attention", "--validation_steps", 0,
-        "--resume_from_checkpoint", broken / "checkpoint-2",
+        "--resume_from_checkpoint", broken / "checkpoint-2", "--allow_changed_arguments",
     )  # fmt: skip
     with pytest.raises(ValueError, match=r"checkpoint-2 holds another LoRA than these flags make"):
         drive(args)
@@ -339,8 +343,9 @@ def test_another_runs_lora_does_not_resume(broken, tiny_args, tmp_path):
 def test_a_lora_of_another_form_or_scale_does_not_resume(straight, tiny_args, tmp_path, flags):
     checkpoint = straight.folder / "checkpoint-4"
     args = tiny_args(
-        *STRAIGHT, "--max_train_steps", 5, "--output_dir", tmp_path, "--resume_from_checkpoint", checkpoint, *flags
-    )
+        *STRAIGHT, "--max_train_steps", 5, "--output_dir", tmp_path, "--resume_from_checkpoint", checkpoint, *flags,
+        "--allow_changed_arguments",
+    )  # fmt: skip
     with pytest.raises(ValueError, match="another LoRA than these flags make"):
         drive(args)
 
@@ -362,7 +367,7 @@ def test_an_older_checkpoint_continued_is_not_the_one_deleted(straight, tiny_arg
         shutil.copytree(folder / "checkpoint-4", folder / f"checkpoint-{step}")
     drive(tiny_args(*STRAIGHT, "--output_dir", folder, "--resume_from_checkpoint", folder / "checkpoint-3"))
     assert (folder / "checkpoint-4").is_dir()
-    assert len(tfi.checkpoints_in(folder)) == 2
+    assert len(checkpoints.checkpoints_in(folder)) == 2
 
 
 def test_files_of_the_user_are_not_an_earlier_run(tiny_args, tmp_path):
@@ -383,7 +388,7 @@ def test_the_record_of_a_failed_run_is_an_earlier_run(tiny_args, tmp_path):
 def test_only_checkpoints_are_checkpoints(tiny_args, tmp_path):
     for name in ("checkpoint-10", "checkpoint-2", "checkpoint-best-3", "checkpoint-2-old1", "checkpoint-v9"):
         (tmp_path / name).mkdir()
-    assert [path.name for path in tfi.checkpoints_in(tmp_path)] == ["checkpoint-2", "checkpoint-10"]
+    assert [path.name for path in checkpoints.checkpoints_in(tmp_path)] == ["checkpoint-2", "checkpoint-10"]
     tfi.prepare_output_dir(tiny_args("--output_dir", tmp_path, "--overwrite_output_dir"))
     left = {path.name for path in tmp_path.iterdir()}
     assert left == {"checkpoint-best-3", "checkpoint-2-old1", "checkpoint-v9", "logs"}
@@ -397,16 +402,22 @@ def test_a_caption_of_two_lines_is_a_label_of_one():
     assert two.tobytes() == one.tobytes()
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_is_never_saved(tiny_args):
-    args = tiny_args(
-        "--max_train_steps", 4, "--learning_rate", 1e30, "--checkpointing_steps", 1, "--validation_steps", 0
+def test_steps_that_are_not_finite_are_skipped_and_then_stop_the_run(tiny_args):
+    flags = (
+        "--max_train_steps 9 --learning_rate 1e30 --checkpointing_steps 1 --validation_steps 0 --max_skipped_steps 2"
     )
-    with pytest.raises(ValueError, match="the loss is not finite at step 2"):
+    args = tiny_args(*flags.split())
+    with pytest.raises(ValueError, match=r"not finite at step 4: .*rows 005_00.jpg, 000_00.jpg; with it 3 steps were "
+                       r"skipped, .* last good checkpoint is .*checkpoint-3$"):  # fmt: skip
         drive(args)
     folder = Path(args.output_dir)
-    assert [path.name for path in tfi.checkpoints_in(folder)] == ["checkpoint-1"]
+    first, last = (load_file(folder / f"checkpoint-{step}" / tfi.LORA_FILE) for step in (1, 3))
+    assert all(torch.equal(first[name], last[name]) for name in first)  # what was skipped has changed nothing
+    skipped = [json.loads(line) for line in (folder / "logs" / "skipped.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["loss"]) for line in skipped] == [(2, "nan"), (3, "nan"), (4, "nan")]
     assert not (folder / tfi.LORA_FILE).exists()
-    assert json.loads((folder / "run.json").read_text())["status"] == "failed"
+    facts = json.loads((folder / "run.json").read_text())
+    assert (facts["status"], facts["skipped_steps"]) == ("failed", 3)
 
 
 def test_a_checkpoint_of_elsewhere_is_not_continued_into_an_earlier_run(straight, tiny_args, tmp_path):
@@ -414,9 +425,9 @@ def test_a_checkpoint_of_elsewhere_is_not_continued_into_an_earlier_run(straight
     flags = ["--output_dir", tmp_path, "--resume_from_checkpoint", straight.folder / "checkpoint-3"]
     with pytest.raises(ValueError, match=r"earlier run \(checkpoint-9\)"):
         tfi.main(tiny_args(*flags))
-    assert not tfi.continues(tiny_args(*flags))
+    assert not continues(tiny_args(*flags))
     inside = tiny_args("--output_dir", tmp_path, "--resume_from_checkpoint", tmp_path / "checkpoint-9")
-    assert tfi.continues(inside)
+    assert continues(inside)
 
 
 def test_a_run_that_is_already_at_its_last_step_says_so_and_keeps_its_record(straight, tiny_args, tmp_path):
@@ -457,7 +468,7 @@ def test_the_base_models_attention_trains_and_nothing_else(tiny_args, tiny_flux_
     done = drive(tiny_args(*flags.split(), "--checkpointing_steps", 1, "--logging_steps", 2, "--num_train_epochs", 9))
     assert done.names() == {"transformer", "checkpoint-1", "checkpoint-2", "logs", "run.json"}  # no pictures
     assert {path.name for path in (done.folder / "logs").iterdir()} == {"losses.jsonl"}  # and no tracker
-    assert [line["step"] for line in done.losses()] == [1, 2]  # read before a checkpoint, whatever --logging_steps
+    assert [line["step"] for line in done.losses()] == [2]
     assert done.read("run.json")["weights"] == "transformer"
 
     saved = FluxTransformer2DModel.from_pretrained(done.folder / "transformer")

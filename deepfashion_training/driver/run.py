@@ -21,6 +21,7 @@ from torch.utils.data import Dataset
 import train_flux_inpaint as trainer
 from deepfashion_training.driver.pictures import Sheets
 from deepfashion_training.driver.pipeline import PipelineOnDemand
+from training_run import checkpoints, guards
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +29,8 @@ logger = logging.getLogger(__name__)
 TRAIN_LIST, VERIFICATION_LIST, VALIDATION_LIST = "train", "train verification", "validation"
 #: Arguments that neither trackers nor run.json may show.
 SECRETS = ("hub_token",)
+#: Files of a checkpoint that other ranks add when they have written theirs.
+OTHER_RANKS = "random_states_*"
 #: A step that no run reaches: for "never" where a script divides by the number of steps.
 NEVER = 2**62
 
@@ -64,6 +67,7 @@ class DrivenRun:
         self.settings, self.script_args, self.dataset, self.facts = settings, args, dataset, facts
         self.folder = Path(settings.output_dir)
         self.first_step = self.step = step_of(settings.resume_from_checkpoint)
+        self.skipped = guards.SkippedSteps(0, self.folder)
         self.accelerator: Any = None
         self.model: Any = None
         self.parameters: list[torch.nn.Parameter] = []
@@ -139,7 +143,7 @@ class DrivenRun:
         for secret in SECRETS:
             if getattr(self.settings, secret, None):
                 setattr(self.settings, secret, "not recorded")
-        self.record = trainer.RunRecord(self, self.datasets)  # type: ignore[arg-type]  # it reads what both have
+        self.record = trainer.RunRecord(self, self.datasets)
         self.record.facts.update(self.facts)
         if not self.prompt_known:
             self.settings.instance_prompt = ""  # unknown: the script has no encode_prompt to take it from
@@ -240,11 +244,8 @@ class DrivenRun:
 
     def checkpoint_saved(self, staged: Path, final: Path) -> None:
         """Put a complete checkpoint in its place, then delete the oldest ones. Of the main process."""
-        shutil.rmtree(final, ignore_errors=True)
-        staged.rename(final)
-        others = [path for path in trainer.checkpoints_in(self.folder) if path != final]
-        for path in others[: max(0, len(others) + 1 - (self.settings.checkpoints_total_limit or NEVER))]:
-            shutil.rmtree(path)
+        checkpoints.publish(staged, final)
+        checkpoints.prune(final, self.settings.checkpoints_total_limit)
         if self.record is not None:
             self.record.write()
 
@@ -318,17 +319,19 @@ def find_checkpoint(settings: Namespace) -> str | None:
     if wanted is None:
         return None
     if wanted == "latest":
-        found = trainer.checkpoints_in(folder)
-        if not found:
+        newest = checkpoints.newest_whole(folder, OTHER_RANKS)
+        if newest is None:
             return None
-        path = found[-1]
+        path = newest
     else:
         path = Path(wanted)
     step_of(str(path))
-    if (path / "training_state.pt").exists():
+    if (path / "training_state.json").exists():
         raise ValueError(f"--resume_from_checkpoint {path} was written by train_flux_inpaint.py: leave --upstream out")
-    if not (path / trainer.LORA_FILE).is_file() or not (path / "optimizer.bin").is_file():
-        raise ValueError(f"--resume_from_checkpoint {path}: no complete checkpoint there")
+    try:
+        checkpoints.verify(path, OTHER_RANKS)
+    except checkpoints.DamagedCheckpointError as error:
+        raise ValueError(f"--resume_from_checkpoint {path}: {error}") from error
     if path.resolve().parent != folder.resolve():
         raise ValueError(
             f"--resume_from_checkpoint {path} is not in --output_dir {folder}, and this script continues nowhere else"

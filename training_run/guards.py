@@ -1,0 +1,119 @@
+"""What has to be true of a training step, and one line for the user where it is not."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections import deque
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+logger = logging.getLogger(__name__)
+
+
+class SkippedSteps:
+    """Steps that were not taken because their loss or gradient was not finite; ``limit`` of them are borne."""
+
+    def __init__(self, limit: int, folder: Path) -> None:
+        self.limit, self.folder, self.count = limit, folder, 0
+
+    def add(self, step: int, rows: Sequence[str], loss: float, norm: float, writes: bool) -> None:
+        """Note one; the rank that ``writes`` keeps a line. Raises ``ValueError`` when it is one too many."""
+        self.count += 1
+        what = f"step {step}: loss {loss}, gradient norm {norm}; rows {', '.join(rows)}"
+        if writes:
+            logger.warning("skipping a step that is not finite, %d of %d: %s", self.count, self.limit, what)
+            (self.folder / "logs").mkdir(exist_ok=True)
+            with (self.folder / "logs" / "skipped.jsonl").open("a", encoding="utf-8") as lines:
+                lines.write(json.dumps({"step": step, "rows": list(rows), "loss": str(loss), "norm": str(norm)}) + "\n")
+        if self.count > self.limit:
+            from training_run.checkpoints import newest_whole
+
+            last = newest_whole(self.folder)
+            raise ValueError(
+                f"loss or gradient is not finite at {what}; with it {self.count} steps were skipped, and "
+                f"--max_skipped_steps is {self.limit}: lower --learning_rate, or look at these rows; "
+                + (f"the last good checkpoint is {last}" if last else "there is no checkpoint yet")
+            )
+
+
+class SpikeWatch:
+    """Says when a loss stands out from those before it: more than six deviations above the mean of the last 50."""
+
+    def __init__(self) -> None:
+        self.recent: deque[float] = deque(maxlen=50)
+
+    def see(self, step: int, loss: float) -> str | None:
+        """Note the loss of ``step``; returns a line where it is a spike."""
+        told, known = None, list(self.recent)
+        if len(known) >= 20:
+            mean = sum(known) / len(known)
+            spread = math.sqrt(sum((each - mean) ** 2 for each in known) / len(known))
+            if loss > mean + 6 * max(spread, 0.01 * abs(mean)):
+                told = f"loss spike at step {step}: {loss:.4f}, after a mean of {mean:.4f}"
+        self.recent.append(loss)
+        return told
+
+
+def next_batch(batches: Iterator[Any]) -> Any:
+    """The next of a loader's batches. Raises ``ValueError``, one line, where a process that loads pictures has died."""
+    try:
+        return next(batches)
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error) or "Traceback" in str(error):  # those of a worker's own code have one
+            raise
+        raise ValueError(
+            f"a process that loads pictures has died ({str(error).splitlines()[0]}): too little memory is the usual "
+            "cause; lower --dataloader_num_workers or --dataloader_prefetch_factor"
+        ) from error
+
+
+def out_of_memory(step: int, args: Any) -> ValueError:
+    """What to say when a GPU's memory was too small for ``step``: the peak, and the flags that lower it."""
+    peak = ""
+    if torch.cuda.is_available():
+        _free, total = torch.cuda.mem_get_info()
+        peak = f" (peak {torch.cuda.max_memory_allocated() / 2**30:.1f} of {total / 2**30:.1f} GiB)"
+    lower = []
+    if args.train_batch_size > 1:
+        lower.append(f"--train_batch_size below {args.train_batch_size}, with more --gradient_accumulation_steps")
+    if not args.gradient_checkpointing:
+        lower.append("--gradient_checkpointing")
+    if args.mixed_precision == "no":
+        lower.append("--mixed_precision bf16")
+    if not args.quantize_base and not args.train_base_model:
+        lower.append("--quantize_base nf4")
+    if args.optimizer == "adamw" and not args.use_8bit_adam:
+        lower.append("--use_8bit_adam")
+    lower += [f"--height and --width below {args.height} and {args.width}", f"--lora_rank below {args.lora_rank}"]
+    return ValueError(f"the GPU's memory was too small at step {step}{peak}. What lowers it: {'; '.join(lower)}")
+
+
+def check_safetensors(folder: Path) -> None:
+    """Raise ``ValueError`` for a safetensors file below ``folder`` that is cut short or damaged in its header."""
+    for path in sorted(folder.rglob("*.safetensors")):
+        try:
+            with safe_open(path, "pt") as file:
+                file.keys()
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{path} is damaged or incomplete ({error}): fetch or copy it again") from error
+
+
+def check_lora(weights: dict[str, torch.Tensor], moved: bool) -> None:
+    """Raise ``ValueError`` for a LoRA that is not finite, or has learned nothing although it has ``moved``."""
+    if broken := [name for name, tensor in weights.items() if not tensor.isfinite().all()]:
+        raise ValueError(
+            f"{broken[0]} and {len(broken) - 1} others are not finite, so nothing is saved: lower --learning_rate"
+        )
+    ups = [name for name in weights if ".lora_B." in name]
+    still = [name for name in ups if not weights[name].any()]
+    if moved and still:
+        raise ValueError(
+            f"{len(still)} of the LoRA's {len(ups)} B matrices are all zero after training, {still[0]} first: these "
+            "layers get no gradient, so leave them out of --lora_target_modules"
+        )

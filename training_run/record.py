@@ -1,0 +1,83 @@
+"""``run.json``: what a run was asked, what it ran on, how fast it was and how it ended."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from training_run.checkpoints import write_file
+from training_run.output_dir import data_facts
+
+#: Packages that decide what a run computes; their versions go on record.
+PACKAGES = "torch diffusers transformers accelerate peft safetensors numpy Pillow"
+
+
+def git_revision() -> str | None:
+    """Commit of this file's repository, with '-dirty' when it has uncommitted changes; None outside of one."""
+    command = ["git", "-C", str(Path(__file__).resolve().parent), "describe", "--always", "--abbrev=40", "--dirty"]
+    found = subprocess.run(command, capture_output=True, text=True).stdout.strip() if shutil.which("git") else ""
+    return found or None
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide what a run computes."""
+    return {"python": sys.version.split()[0]} | {name: version(name) for name in PACKAGES.split()}
+
+
+def checkpoint_facts(run: Any, data: Any, own: frozenset[str]) -> dict[str, Any]:
+    """What a checkpoint of ``run`` on ``data`` keeps beside weights and optimizer; ``own`` names its arguments."""
+    args, processes = run.args, run.accelerator.num_processes
+    return {
+        "step": run.step,
+        "rows_seen": run.step * args.train_batch_size * args.gradient_accumulation_steps * processes,
+        "moved": run.moved,
+        "skipped_steps": run.skipped.count,
+        "processes": processes,
+        "arguments": {name: value for name, value in vars(args).items() if name in own},
+        "data": data_facts(data),
+        "versions": package_versions(),
+        "git_revision": git_revision(),
+    }
+
+
+class RunRecord:
+    """What ``run.json`` says of a run: arguments, versions, data, device, rate and outcome."""
+
+    def __init__(self, run: Any, datasets: dict[str, Any]) -> None:
+        self.run, self.datasets, self.seconds = run, datasets, list[float]()
+        self.facts: dict[str, Any] = {
+            "status": "running",
+            "started": time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime()),
+            "arguments": vars(run.args),
+            "versions": package_versions(),
+            "git_revision": git_revision(),
+            "device": torch.cuda.get_device_name() if run.accelerator.device.type == "cuda" else "cpu",
+            "world_size": run.accelerator.num_processes,
+            "resumed_from_step": run.step or None,
+            "trainable_parameters": sum(parameter.numel() for parameter in run.parameters),
+        }
+
+    def write(self) -> None:
+        """Write ``run.json`` as things stand now; only the main process does."""
+        if not self.run.accelerator.is_main_process:
+            return
+        args, world_size = self.run.args, self.run.accelerator.num_processes
+        if steady := self.seconds[1:] or self.seconds:  # the first step also starts workers and warms up kernels
+            rows = args.train_batch_size * args.gradient_accumulation_steps * world_size
+            self.facts["seconds_per_step"] = sum(steady) / len(steady)
+            self.facts["pairs_per_second"] = rows * len(steady) / sum(steady)
+        if torch.cuda.is_available():
+            self.facts["peak_gpu_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
+        self.facts["step"] = self.run.step
+        summaries = {name: data.summary() for name, data in self.datasets.items() if hasattr(data, "summary")}
+        self.facts["skipped_steps"] = self.run.skipped.count
+        facts = json.dumps({**self.facts, "dataset": summaries}, indent=2, default=str)
+        write_file(self.run.folder / "run.json", facts.encode())

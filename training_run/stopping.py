@@ -1,0 +1,100 @@
+"""SIGTERM and Ctrl-C: let a run end at a whole step, with its checkpoint written, on all ranks alike.
+
+While ``Stopping`` is held a signal only leaves a note; the run looks at it between forward passes. Before a run has
+anything to save, and at a second Ctrl-C, the signal ends it at once.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+import threading
+import time
+from types import FrameType
+from typing import Any
+
+import torch
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_PR_SET_PDEATHSIG = 1
+
+
+class StoppedError(SystemExit):
+    """The run was stopped by a signal; as an exit code 128 + its number: 143 after SIGTERM, 130 after Ctrl-C."""
+
+    def __init__(self, signum: int, step: int | None = None) -> None:
+        super().__init__(128 + signum)
+        self.signum, self.step = signum, step
+
+    def __str__(self) -> str:
+        return "Ctrl-C" if self.signum == signal.SIGINT else signal.Signals(self.signum).name
+
+
+class Stopping:
+    """Context manager: from here on a signal asks the run to stop.
+
+    ``saving`` says that there is something to save, so that a signal is a note and not the end; ``asked`` is the
+    signal that came first, or 0. Handlers are put back on leaving.
+    """
+
+    def __init__(self, every_minutes: float = 0) -> None:
+        self.asked, self.saving, self.every = 0, False, 60 * every_minutes
+        self.saved_at = time.monotonic()
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Stopping:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {signum: signal.signal(signum, self._note) for signum in SIGNALS}
+            end_with_launcher()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)
+
+    def _note(self, signum: int, frame: FrameType | None) -> None:
+        again = self.asked == signum == signal.SIGINT
+        self.asked = self.asked or signum
+        if not self.saving or again:
+            raise StoppedError(self.asked)
+        if self.asked == signum:
+            sys.stderr.write("\nstopping: the checkpoint is written first\n")
+
+    def agreed(self, accelerator: Any) -> tuple[int, bool]:
+        """What all ranks do now: the signal that any of them got, or 0, and whether a checkpoint is due by the clock.
+
+        Every rank calls this at the same place.
+        """
+        due = bool(self.every) and time.monotonic() - self.saved_at >= self.every
+        if accelerator.num_processes == 1:
+            return self.asked, due
+        notes = torch.tensor([self.asked, due and accelerator.is_main_process], device=accelerator.device).float()
+        signum, due_anywhere = accelerator.gather(notes[None]).max(dim=0).values.int().tolist()
+        self.asked = self.asked or signum
+        return signum, bool(due_anywhere)
+
+
+def worker_ignores_signals(_worker: int) -> None:
+    """``worker_init_fn`` of a loader: a signal to the whole group leaves the rows for the last step coming."""
+    for signum in SIGNALS:
+        signal.signal(signum, signal.SIG_IGN)
+
+
+def end_with_launcher() -> None:
+    """Ask Linux for SIGTERM when the parent ends, where that is ``accelerate launch`` with a single process.
+
+    It hands no signal on, so a run whose launcher was told to stop would go on unseen. Any other parent, such as a
+    shell that was closed after ``nohup``, may end without ending the run.
+    """
+    if not sys.platform.startswith("linux") or "LOCAL_RANK" in os.environ:
+        return
+    import psutil
+
+    try:
+        words = psutil.Process(os.getppid()).cmdline()
+    except psutil.Error:
+        return
+    if any("accelerate" in word for word in words[:4]) and "launch" in words:
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
