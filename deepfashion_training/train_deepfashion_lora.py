@@ -3,7 +3,8 @@
     accelerate launch deepfashion_training/train_deepfashion_lora.py --preset quick_test --embedded
 
 Flags that are not listed here go to the training script. A value is taken from the command line, else from the
-preset, else from the script's own default. Exit codes: 0 done, 1 failed, 2 wrong use.
+preset, else from the script's own default. Exit codes: 0 done, 1 failed, 2 wrong use, 143 stopped by SIGTERM and 130 by
+Ctrl-C, both after saving a checkpoint.
 """
 
 # Nothing heavy is imported up here, so that --help answers at once.
@@ -559,7 +560,7 @@ def main(argv: list[str] | None = None) -> int:
             build_parser().print_help()
             return 0
         logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-        for name in ("deepfashion_training", "train_flux_inpaint"):
+        for name in ("deepfashion_training", "train_flux_inpaint", "training_run"):
             logging.getLogger(name).setLevel(logging.INFO)
         quiet_libraries()
         if (path := build_parser().parse_known_args(argv)[0].upstream_check) is not None:
@@ -582,5 +583,23 @@ def main(argv: list[str] | None = None) -> int:
         return 1
 
 
+def main_under_launcher() -> int:
+    """``main``, with what the launcher has to know: which processes to hand a signal to, and how the first one ends."""
+    folder = os.environ.get("DEEPFASHION_LAUNCH")
+    if folder is None or "--check" in sys.argv:
+        return main()
+    (Path(folder) / f"pid-{os.getpid()}").touch()
+    code: Any = 1
+    try:
+        code = main()
+    except SystemExit as ending:  # argparse's, or the trainer's after a signal
+        code = ending.code
+        raise
+    finally:
+        if os.environ.get("RANK", "0") == "0" and isinstance(code, int):
+            (Path(folder) / "status").write_text(str(code), encoding="utf-8")
+    return code
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main_under_launcher())

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Train a try-on LoRA: choose a preset, look at the machine, then exec `accelerate launch` on
-# train_deepfashion_lora.py beside this file. See usage() below, or --help.
+# Train a try-on LoRA: choose a preset, look at the machine, then run `accelerate launch` on
+# train_deepfashion_lora.py beside this file, and hand on to it what this script is told by signals.
+# See usage() below, or --help.
 #
 # It installs nothing, changes no directory (so relative paths stay the user's), and hands every argument that
 # is not its own to train_deepfashion_lora.py, whole and in order.
@@ -309,4 +310,52 @@ fi
 # One process says what is wrong before several start.
 "$python" "$wrapper" --check ${arguments[@]+"${arguments[@]}"} || exit $?
 [[ $check_only == no ]] || exit 0
-exec "${command[@]}"
+
+# accelerate hands on neither signals nor exit statuses. So the trainer's processes leave their numbers in a folder, and
+# the first of them its status; a signal goes to them, and this script ends when the last of them has.
+DEEPFASHION_LAUNCH="$(mktemp -d)" || die 1 "no temporary folder could be made; is the disk full?"
+export DEEPFASHION_LAUNCH
+trap 'rm -rf -- "$DEEPFASHION_LAUNCH"' EXIT
+
+running() { # prints the trainer's processes that have not ended
+  local file
+  for file in "$DEEPFASHION_LAUNCH"/pid-*; do
+    if [[ -e $file ]] && kill -0 "${file##*-}" 2>/dev/null; then printf '%s\n' "${file##*-}"; fi
+  done
+}
+
+# shellcheck disable=SC2329  # the traps call it
+pass_on() { # pass_on SIGNAL
+  local processes
+  processes="$(running)"
+  if [[ -n $processes ]]; then
+    # shellcheck disable=SC2086  # one word each
+    kill -s "$1" $processes 2>/dev/null || true
+  else
+    kill -s TERM "$launched" 2>/dev/null || true # nothing has been loaded yet
+    stopped=$1
+  fi
+}
+
+stopped=''
+set -m # a process group of its own: Ctrl-C comes through this script, and once
+"${command[@]}" &
+launched=$!
+set +m
+trap 'pass_on TERM' TERM
+trap 'pass_on INT' INT
+status=0
+while :; do
+  status=0
+  wait "$launched" || status=$?
+  kill -0 "$launched" 2>/dev/null || break # a signal to this script also ends the wait
+done
+while [[ -n $(running) ]]; do sleep 0.2; done
+if [[ -s $DEEPFASHION_LAUNCH/status ]]; then
+  status="$(<"$DEEPFASHION_LAUNCH/status")"
+elif [[ $stopped == INT ]]; then
+  status=130
+elif [[ $stopped == TERM ]]; then
+  status=143
+fi
+exit "$status"

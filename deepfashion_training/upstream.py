@@ -29,6 +29,7 @@ from deepfashion_training.driver.imports import ScriptImports, is_missing, needs
 from deepfashion_training.driver.inspection import lora_kind, table
 from deepfashion_training.driver.quirks import SETTLED, quirks_of, reads_global_args, settle
 from deepfashion_training.driver.source import Source, attributes_read, read_source
+from training_run.stopping import StoppedError, Stopping
 
 logger = logging.getLogger(__name__)
 
@@ -318,9 +319,14 @@ class DrivenScript:
                 for target, quiet in quiet_libraries():
                     patches.enter_context(patched(target, **quiet))
                 patches.enter_context(patched(self.module, create=True, **names))
+                run.stopping = patches.enter_context(Stopping())
                 _call(self.module, self.script_args)
                 run.finish()
             status = "done"
+        except StoppedError as stopped:
+            status = f"stopped by {stopped}"
+            logger.info(f"Stopped by {stopped} at step {run.step}; --resume_from_checkpoint latest continues")
+            raise
         finally:
             run.end(status)
 
@@ -329,6 +335,8 @@ def _call(module: ModuleType, args: argparse.Namespace) -> None:
     """The script's ``main``, from which it may leave by ``sys.exit``; ``ValueError`` when that tells of a failure."""
     try:
         module.main(args)
+    except StoppedError:  # by a signal, after saving
+        raise
     except SystemExit as stop:
         if stop.code not in (None, 0):
             raise ValueError(f"{module.__file__} has stopped itself: {stop.code}") from stop

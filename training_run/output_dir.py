@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-import logging
 import shutil
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
+from accelerate.logging import get_logger
 from accelerate.utils import broadcast_object_list
 
 from training_run.checkpoints import DamagedCheckpointError, checkpoints_in, clear_leftovers, newest_whole, verify
 from training_run.state import FREE, changed
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 

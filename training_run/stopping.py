@@ -15,8 +15,6 @@ import time
 from types import FrameType
 from typing import Any
 
-import torch
-
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _PR_SET_PDEATHSIG = 1
 
@@ -70,6 +68,8 @@ class Stopping:
         due = bool(self.every) and time.monotonic() - self.saved_at >= self.every
         if accelerator.num_processes == 1:
             return self.asked, due
+        import torch  # commands ask this module for its error, and are not to wait for torch
+
         notes = torch.tensor([self.asked, due and accelerator.is_main_process], device=accelerator.device).float()
         signum, due_anywhere = accelerator.gather(notes[None]).max(dim=0).values.int().tolist()
         self.asked = self.asked or signum

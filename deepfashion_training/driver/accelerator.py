@@ -137,7 +137,8 @@ class DrivenAccelerator(Accelerator):
 
     @contextlib.contextmanager
     def accumulate(self, *models: Any) -> Iterator[None]:
-        """A forward and backward pass, as ever; training's own randomness goes on in it."""
+        """A forward and backward pass, as ever, unless the run is to stop; training's own randomness goes on in it."""
+        self.run.stop_if_asked()
         self.run.release_randomness()
         with super().accumulate(*models):
             yield

@@ -22,6 +22,7 @@ import train_flux_inpaint as trainer
 from deepfashion_training.driver.pictures import Sheets
 from deepfashion_training.driver.pipeline import PipelineOnDemand
 from training_run import checkpoints, guards
+from training_run.stopping import StoppedError, Stopping
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +68,7 @@ class DrivenRun:
         self.settings, self.script_args, self.dataset, self.facts = settings, args, dataset, facts
         self.folder = Path(settings.output_dir)
         self.first_step = self.step = step_of(settings.resume_from_checkpoint)
+        self.stopping = Stopping()
         self.skipped = guards.SkippedSteps(0, self.folder)
         self.accelerator: Any = None
         self.model: Any = None
@@ -176,6 +178,15 @@ class DrivenRun:
             torch.set_rng_state(self._held[0])
             torch.cuda.set_rng_state_all(self._held[1])
             self._held = None
+
+    def stop_if_asked(self) -> None:
+        """Between forward passes, on every rank: end after a signal, with the checkpoint of the last whole step."""
+        self.stopping.saving = True
+        if signum := self.stopping.agreed(self.accelerator)[0]:
+            final = self.folder / f"checkpoint-{self.step}"
+            if self.step > self.first_step and not final.exists():
+                self.accelerator.save_state(str(final))
+            raise StoppedError(signum, self.step)
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:

@@ -1,0 +1,255 @@
+"""A run stopped anywhere and continued ends as one that never was: losses, adapter, optimizer, random states."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, forget_accelerator
+
+import train_flux_inpaint as tfi
+from training_run.checkpoints import checkpoints_in
+from training_run.state import read_state
+from training_run.stopping import StoppedError
+
+#: Eight rows: an epoch of one process is 8 forward passes of 1, so that stops fall into epochs and on their edges.
+FLAGS = (
+    "--max_train_steps 6 --lr_scheduler cosine --learning_rate 1e-2 --checkpointing_steps 4 --validation_steps 0 "
+    "--report_to none --logging_steps 4 --train_batch_size 1"
+).split()
+
+
+def run(args: argparse.Namespace, stop_at_pass: int | None = None) -> None:
+    """Drive ``main``; a SIGTERM arrives while forward pass ``stop_at_pass`` is being encoded."""
+    encode = tfi.Run.encode
+
+    def signalled(self: tfi.Run, samples: dict, forward_pass: int) -> tfi.FillBatch:
+        if forward_pass == stop_at_pass:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return encode(self, samples, forward_pass)
+
+    forget_accelerator()
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(tfi.Run, "encode", signalled)
+            tfi.main(args)
+    finally:
+        forget_accelerator()
+
+
+def trace(folder: Path) -> dict:
+    """Everything that has to be the same: what the last checkpoint holds, the losses, the LoRA file's tensors."""
+    state = read_state(checkpoints_in(folder)[-1])
+    kept = {name: state[name] for name in ("step", "rows_seen", "optimizer", "lr_scheduler", "ranks", "moved", "data")}
+    with_lora = tfi.load_file(folder / tfi.LORA_FILE)
+    return {**kept, "lora": with_lora, "losses": (folder / "logs" / "losses.jsonl").read_text().splitlines()}
+
+
+def same(ours: object, theirs: object) -> bool:
+    """Equal bit for bit, tensors too."""
+    if isinstance(ours, torch.Tensor):
+        return isinstance(theirs, torch.Tensor) and ours.dtype == theirs.dtype and torch.equal(ours, theirs)
+    if isinstance(ours, dict):
+        return isinstance(theirs, dict) and ours.keys() == theirs.keys() and all(same(ours[k], theirs[k]) for k in ours)
+    if isinstance(ours, list):
+        return isinstance(theirs, list) and len(ours) == len(theirs) and all(map(same, ours, theirs))
+    return ours == theirs
+
+
+def assert_same(ours: dict, theirs: dict) -> None:
+    assert [name for name in theirs if not same(ours[name], theirs[name])] == []
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny_args: Callable[..., argparse.Namespace]) -> Callable[[int], dict]:
+    """Trace of the run with this many forward passes a step that nothing has stopped."""
+
+    @functools.cache
+    def traced(passes: int) -> dict:
+        args = tiny_args(*FLAGS, "--gradient_accumulation_steps", passes, "--dataloader_num_workers", 0)
+        run(args)
+        return trace(Path(args.output_dir))
+
+    return traced
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("passes", "stop_at_pass", "workers"),
+    [
+        (1, 1, 0),  # in the second step, before its pass is added
+        (1, 4, 0),  # just after the checkpoint of step 4
+        (1, 3, 2),
+        (1, 2, 2),
+        (2, 1, 0),  # in the middle of the first step's second pass: step 1 is completed first
+        (2, 4, 0),
+        (2, 7, 2),  # the last pass of an epoch
+        (2, 8, 0),  # the first pass of the second epoch
+        (3, 4, 0),  # in the middle of a step
+        (3, 8, 2),  # in the middle of a step that lies across the epoch's edge
+        (3, 16, 0),
+    ],
+)  # fmt: skip
+def test_a_stopped_run_continued_equals_the_undisturbed_one(tiny_args, undisturbed, passes, stop_at_pass, workers):
+    flags = [*FLAGS, "--gradient_accumulation_steps", passes]
+    args = tiny_args(*flags, "--dataloader_num_workers", workers)
+    with pytest.raises(StoppedError) as stopped:
+        run(args, stop_at_pass)
+    folder = Path(args.output_dir)
+    # The pass in which the signal came is done; a step that is not whole then is taken again.
+    step = (stop_at_pass + 1) // passes
+    assert stopped.value.code == 143 and stopped.value.step == step
+    assert [path.name for path in checkpoints_in(folder)][-1:] == ([f"checkpoint-{step}"] if step else [])
+    facts = json.loads((folder / "run.json").read_text())
+    assert (facts["status"], facts["step"]) == ("stopped by SIGTERM", step)
+    assert not (folder / tfi.LORA_FILE).exists()  # what is not done does not look done
+    again = tiny_args(*flags, "--output_dir", folder, "--resume_from_checkpoint", "latest",
+                      "--dataloader_num_workers", 2 - workers)  # fmt: skip
+    run(again)
+    assert_same(trace(folder), undisturbed(passes))
+    assert json.loads((folder / "run.json").read_text())["status"] == "done"
+
+
+@pytest.mark.slow
+def test_ctrl_c_is_130_and_a_second_one_does_not_wait(tiny_args, monkeypatch):
+    encode, passes = tfi.Run.encode, []
+
+    def interrupted(self: tfi.Run, samples: dict, forward_pass: int) -> tfi.FillBatch:
+        passes.append(forward_pass)
+        for _ in range(1 if forward_pass < 2 else 2):
+            os.kill(os.getpid(), signal.SIGINT)
+        return encode(self, samples, forward_pass)
+
+    args = tiny_args(*FLAGS, "--gradient_accumulation_steps", 2)
+    forget_accelerator()
+    monkeypatch.setattr(tfi.Run, "encode", interrupted)
+    with pytest.raises(StoppedError) as stopped:
+        tfi.main(args)
+    assert stopped.value.code == 130 and passes == [0] and checkpoints_in(Path(args.output_dir)) == []
+    forget_accelerator()
+    passes.clear()
+    monkeypatch.setattr(tfi.Run, "encode", lambda self, samples, number: interrupted(self, samples, number + 2))
+    with pytest.raises(StoppedError) as stopped:
+        tfi.main(tiny_args(*FLAGS))
+    forget_accelerator()
+    assert stopped.value.code == 130 and stopped.value.step is None
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler  # as it was before
+
+
+def test_changed_arguments_are_named_and_refused(tiny_args):
+    args = tiny_args(*FLAGS, "--max_train_steps", 1, "--checkpointing_steps", 1)
+    run(args)
+    folder = Path(args.output_dir)
+    changes = [
+        "--output_dir",
+        folder,
+        "--max_train_steps",
+        2,
+        "--learning_rate",
+        3e-3,
+        "--seed",
+        7,
+        "--resume_from_checkpoint",
+    ]
+    with pytest.raises(
+        ValueError, match=r"learning_rate was 0\.01 and is 0\.003; max_train_steps was 1 and is 2; seed was"
+    ):
+        run(tiny_args(*FLAGS, *changes, "latest"))
+    run(tiny_args(*FLAGS, *changes, folder / "checkpoint-1", "--allow_changed_arguments"))
+    assert json.loads((folder / "run.json").read_text())["step"] == 2
+
+
+def test_a_constant_schedule_may_go_on_longer_and_what_only_shows_may_change(tiny_args):
+    constant = [*FLAGS, "--lr_scheduler", "constant"]
+    args = tiny_args(*constant, "--max_train_steps", 1, "--checkpointing_steps", 1)
+    run(args)
+    shown = "--max_train_steps 2 --checkpointing_steps 2 --logging_steps 1 --max_skipped_steps 3".split()
+    run(tiny_args(*constant, *shown, "--output_dir", args.output_dir, "--resume_from_checkpoint", "latest"))
+    assert json.loads((Path(args.output_dir) / "run.json").read_text())["step"] == 2
+
+
+def test_other_rows_are_refused(tiny_args, tmp_path):
+    args = tiny_args(*FLAGS, "--max_train_steps", 1, "--checkpointing_steps", 1, "--lr_scheduler", "constant")
+    run(args)
+    pairs = Path(args.dataroot) / "fewer.txt"
+    pairs.write_text("".join((Path(args.dataroot) / "train_pairs.txt").read_text().splitlines(keepends=True)[:4]))
+    again = tiny_args(*FLAGS, "--max_train_steps", 2, "--lr_scheduler", "constant", "--train_data_list", "fewer.txt",
+                      "--output_dir", args.output_dir, "--resume_from_checkpoint", "latest")  # fmt: skip
+    with pytest.raises(ValueError, match=r"rows was 8 and is 4"):
+        run(again)
+
+
+def test_checkpoints_by_the_clock(tiny_args):
+    args = tiny_args(*FLAGS, "--max_train_steps", 3, "--checkpointing_steps", 0, "--save_every_minutes", 1e-6)
+    run(args)
+    assert [path.name for path in checkpoints_in(Path(args.output_dir))] == [f"checkpoint-{step}" for step in (1, 2, 3)]
+
+
+# -------------------------------------------------------------------------------------------------- two processes
+
+STOPPED = """
+import os, signal, sys
+import train_flux_inpaint as tfi
+
+at, encode = int(sys.argv[1]), tfi.Run.encode
+
+def signalled(run, samples, forward_pass):
+    assert run.accelerator.num_processes == 2
+    if forward_pass == at and os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGTERM)
+    with open(os.path.join(run.args.output_dir, "rows-" + os.environ["RANK"]), "a") as lines:
+        lines.write(f"{forward_pass} {' '.join(samples['im_name'])}\\n")
+    return encode(run, samples, forward_pass)
+
+tfi.Run.encode = signalled
+tfi.main(tfi.parse_args(sys.argv[2:]))
+"""
+
+
+def two_ranks(script: Path, stop_at_pass: int, flags: list[str]) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [*command, str(stop_at_pass), *flags], env=environment, capture_output=True, text=True, timeout=200
+    )
+
+
+@pytest.mark.long
+def test_two_ranks_of_which_one_is_stopped(tiny_flags, tmp_path):
+    """Four stops over two numbers of passes: one rank gets the signal, both save the same step."""
+    script = tmp_path / "stopped.py"
+    script.write_text(STOPPED, encoding="utf-8")
+    for passes, stops in ((1, (1, 3)), (2, (2, 7))):
+        flags = [*FLAGS, "--gradient_accumulation_steps", passes, "--dataloader_num_workers", 0]
+        straight = tmp_path / f"straight-{passes}"
+        done = two_ranks(script, -1, tiny_flags(*flags, "--output_dir", straight))
+        assert done.returncode == 0, done.stderr[-3000:]
+        for stop in stops:
+            folder = tmp_path / f"stopped-{passes}-{stop}"
+            stopped = two_ranks(script, stop, tiny_flags(*flags, "--output_dir", folder))
+            step = (stop + 1) // passes
+            assert stopped.returncode != 0 and "exitcode  : 143" in stopped.stderr, stopped.stderr[-3000:]
+            assert checkpoints_in(folder)[-1].name == f"checkpoint-{step}"
+            again = [*flags, "--output_dir", folder, "--resume_from_checkpoint", "latest"]
+            done = two_ranks(script, -1, tiny_flags(*again))
+            assert done.returncode == 0, done.stderr[-3000:]
+            assert_same(trace(folder), trace(straight))
+            # Each row as often as in the undisturbed run: passes of a step that was not whole are taken again.
+            for rank in (0, 1):
+                name = f"rows-{rank}"
+                seen = dict(line.split(" ", 1) for line in (folder / name).read_text().splitlines())
+                wanted = dict(line.split(" ", 1) for line in (straight / name).read_text().splitlines())
+                assert seen == wanted
+        rows = [line.split()[1:] for rank in (0, 1) for line in (straight / f"rows-{rank}").read_text().splitlines()]
+        assert len(rows) == 2 * 6 * passes
+        first_epoch = [(straight / f"rows-{rank}").read_text().splitlines()[:4] for rank in (0, 1)]
+        assert len({name for lines in first_epoch for line in lines for name in line.split()[1:]}) == 8  # none twice
