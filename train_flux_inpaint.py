@@ -942,6 +942,7 @@ def main(args: argparse.Namespace) -> None:
 def run_with(args: argparse.Namespace, stopping: Stopping) -> None:
     """What ``main`` does while ``stopping`` is listened to."""
     check_packages(args)
+    guards.check_base(args.pretrained_model_name_or_path, args.pretrained_inpaint_model_name_or_path)
     refuse_earlier_run(args)
     accelerator = start(args)
     checkpoint = find_checkpoint(args)

@@ -13,12 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 from conftest import ROOT, forget_accelerator
 
 import train_flux_inpaint as tfi
+from benchmarks.kills import ended, same
 from training_run.checkpoints import checkpoints_in
-from training_run.state import read_state
 from training_run.stopping import StoppedError
 
 #: Eight rows: an epoch of one process is 8 forward passes of 1, so that stops fall into epochs and on their edges.
@@ -46,25 +45,6 @@ def run(args: argparse.Namespace, stop_at_pass: int | None = None) -> None:
         forget_accelerator()
 
 
-def trace(folder: Path) -> dict:
-    """Everything that has to be the same: what the last checkpoint holds, the losses, the LoRA file's tensors."""
-    state = read_state(checkpoints_in(folder)[-1])
-    kept = {name: state[name] for name in ("step", "rows_seen", "optimizer", "lr_scheduler", "ranks", "moved", "data")}
-    with_lora = tfi.load_file(folder / tfi.LORA_FILE)
-    return {**kept, "lora": with_lora, "losses": (folder / "logs" / "losses.jsonl").read_text().splitlines()}
-
-
-def same(ours: object, theirs: object) -> bool:
-    """Equal bit for bit, tensors too."""
-    if isinstance(ours, torch.Tensor):
-        return isinstance(theirs, torch.Tensor) and ours.dtype == theirs.dtype and torch.equal(ours, theirs)
-    if isinstance(ours, dict):
-        return isinstance(theirs, dict) and ours.keys() == theirs.keys() and all(same(ours[k], theirs[k]) for k in ours)
-    if isinstance(ours, list):
-        return isinstance(theirs, list) and len(ours) == len(theirs) and all(map(same, ours, theirs))
-    return ours == theirs
-
-
 def assert_same(ours: dict, theirs: dict) -> None:
     assert [name for name in theirs if not same(ours[name], theirs[name])] == []
 
@@ -77,7 +57,7 @@ def undisturbed(tiny_args: Callable[..., argparse.Namespace]) -> Callable[[int],
     def traced(passes: int) -> dict:
         args = tiny_args(*FLAGS, "--gradient_accumulation_steps", passes, "--dataloader_num_workers", 0)
         run(args)
-        return trace(Path(args.output_dir))
+        return ended(Path(args.output_dir))
 
     return traced
 
@@ -115,7 +95,7 @@ def test_a_stopped_run_continued_equals_the_undisturbed_one(tiny_args, undisturb
     again = tiny_args(*flags, "--output_dir", folder, "--resume_from_checkpoint", "latest",
                       "--dataloader_num_workers", 2 - workers)  # fmt: skip
     run(again)
-    assert_same(trace(folder), undisturbed(passes))
+    assert_same(ended(folder), undisturbed(passes))
     assert json.loads((folder / "run.json").read_text())["status"] == "done"
 
 
@@ -242,7 +222,7 @@ def test_two_ranks_of_which_one_is_stopped(tiny_flags, tmp_path):
             again = [*flags, "--output_dir", folder, "--resume_from_checkpoint", "latest"]
             done = two_ranks(script, -1, tiny_flags(*again))
             assert done.returncode == 0, done.stderr[-3000:]
-            assert_same(trace(folder), trace(straight))
+            assert_same(ended(folder), ended(straight))
             # Each row as often as in the undisturbed run: passes of a step that was not whole are taken again.
             for rank in (0, 1):
                 name = f"rows-{rank}"

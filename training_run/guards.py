@@ -94,9 +94,9 @@ def out_of_memory(step: int, args: Any) -> ValueError:
     return ValueError(f"the GPU's memory was too small at step {step}{peak}. What lowers it: {'; '.join(lower)}")
 
 
-def check_safetensors(folder: Path) -> None:
-    """Raise ``ValueError`` for a safetensors file below ``folder`` that is cut short or damaged in its header."""
-    for path in sorted(folder.rglob("*.safetensors")):
+def check_base(*models: str) -> None:
+    """Raise ``ValueError`` for a safetensors file of a local model that is cut short or damaged in its header."""
+    for path in (path for folder in dict.fromkeys(models) for path in sorted(Path(folder).rglob("*.safetensors"))):
         try:
             with safe_open(path, "pt") as file:
                 file.keys()

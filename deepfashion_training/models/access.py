@@ -11,6 +11,8 @@ from pathlib import Path
 from huggingface_hub import HfApi, constants, get_token, try_to_load_from_cache
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
+from training_run.guards import check_base
+
 #: Parts of a FLUX pipeline that training takes from --pretrained_model_name_or_path.
 PIPELINE_PARTS = ("text_encoder/", "text_encoder_2/", "tokenizer/", "tokenizer_2/", "vae/", "scheduler/")
 
@@ -41,6 +43,7 @@ def check_models(
         _check_is_transformer(Path(transformer), flags[1])
     elif _is_path(transformer):
         raise ValueError(f"{flags[1]} {transformer}: no such folder")
+    check_base(pipeline, transformer)
     needed, cache = 0, cache_dir or constants.HF_HUB_CACHE
     if not Path(pipeline).is_dir():
         needed += _bytes_to_download(pipeline, revision, cache, _is_pipeline_file)

@@ -1,0 +1,178 @@
+"""What has to be true of a training step and of what it writes; each guard is seen to act."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import forget_accelerator
+
+import train_flux_inpaint as tfi
+from training_run import guards
+from training_run.checkpoints import checkpoints_in
+
+SHORT = "--max_train_steps 3 --checkpointing_steps 1 --validation_steps 0 --report_to none --train_batch_size 1".split()
+
+
+def run(args: argparse.Namespace) -> Path:
+    forget_accelerator()
+    try:
+        tfi.main(args)
+    finally:
+        forget_accelerator()
+    return Path(args.output_dir)
+
+
+def test_one_step_that_is_not_finite_is_left_out_and_named(tiny_args, monkeypatch, caplog):
+    loss_of, calls = tfi.flow_matching_loss, []
+
+    def sometimes_broken(prediction: torch.Tensor, *rest: object) -> tuple[torch.Tensor, torch.Tensor]:
+        calls.append(1)
+        loss, regions = loss_of(prediction, *rest)
+        return (loss * float("inf"), regions) if len(calls) == 2 else (loss, regions)
+
+    monkeypatch.setattr(tfi, "flow_matching_loss", sometimes_broken)
+    folder = run(tiny_args(*SHORT))
+    facts = json.loads((folder / "run.json").read_text())
+    assert (facts["status"], facts["skipped_steps"]) == ("done", 1)
+    lines = [json.loads(line) for line in (folder / "logs" / "losses.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 3]  # no reading of step 2
+    skipped = json.loads((folder / "logs" / "skipped.jsonl").read_text())
+    assert skipped["step"] == 2 and skipped["loss"] == "inf" and skipped["rows"][0].endswith(".jpg")
+    assert f"step 2: loss inf, gradient norm nan; rows {skipped['rows'][0]}" in caplog.text
+    weights = [tfi.load_file(folder / f"checkpoint-{step}" / tfi.LORA_FILE) for step in (1, 2, 3)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert any(not torch.equal(weights[1][name], weights[2][name]) for name in weights[0])
+
+
+def test_no_step_is_left_out_when_none_may_be(tiny_args, monkeypatch):
+    loss_of = tfi.flow_matching_loss
+    monkeypatch.setattr(tfi, "flow_matching_loss", lambda *rest: (loss_of(*rest)[0] * float("nan"), loss_of(*rest)[1]))
+    with pytest.raises(
+        ValueError, match=r"not finite at step 1: .*--max_skipped_steps is 0.*there is no checkpoint yet"
+    ):
+        run(tiny_args(*SHORT, "--max_skipped_steps", 0))
+
+
+def test_too_little_gpu_memory_names_the_flags_that_lower_it(tiny_args, monkeypatch):
+    monkeypatch.setattr(tfi, "predict_velocity", lambda *rest: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA")))
+    args = tiny_args(*SHORT, "--train_batch_size", 2)
+    with pytest.raises(ValueError, match="memory was too small at step 1") as told:
+        run(args)
+    for flag in ("--train_batch_size below 2", "--gradient_checkpointing", "--mixed_precision bf16", "--use_8bit_adam"):
+        assert flag in str(told.value)
+    assert "\n" not in str(told.value)
+    facts = json.loads((Path(args.output_dir) / "run.json").read_text())
+    assert facts["status"] == "failed" and facts["arguments"]["train_batch_size"] == 2  # nothing changed silently
+    lean = argparse.Namespace(**{**vars(args), "train_batch_size": 1, "gradient_checkpointing": True})
+    lean.mixed_precision, lean.quantize_base, lean.use_8bit_adam = "bf16", "nf4", True
+    left = str(guards.out_of_memory(3, lean))
+    assert not any(flag in left for flag in ("--train_batch", "--gradient_ch", "--mixed", "--quantize", "--use_8bit"))
+    assert "--height and --width below" in left
+
+
+class Dies(tfi.VitonHDTestDataset):
+    """A worker process that reads a training row is killed, as the system does when memory ends."""
+
+    def __getitem__(self, index: int) -> dict:
+        if self.phase == "train" and torch.utils.data.get_worker_info() is not None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__getitem__(index)
+
+
+def test_a_worker_that_dies_is_named(tiny_args, monkeypatch):
+    monkeypatch.setattr(tfi, "VitonHDTestDataset", Dies)
+    with pytest.raises(
+        ValueError, match=r"process that loads pictures has died .DataLoader worker .*--dataloader_num_workers"
+    ):
+        run(tiny_args(*SHORT, "--dataloader_num_workers", 1))
+
+
+@pytest.mark.parametrize("part", ["transformer", "vae", "text_encoder_2"])
+def test_a_damaged_base_is_named_before_anything_is_made(tiny_args, tiny_flux_fill, tmp_path, part):
+    base = tmp_path / "base"
+    shutil.copytree(tiny_flux_fill, base)
+    (file,) = (base / part).glob("*.safetensors")
+    file.write_bytes(file.read_bytes()[:20_000])
+    models = ("--pretrained_model_name_or_path", base, "--pretrained_inpaint_model_name_or_path", base)
+    args = tiny_args(*SHORT, *models)
+    with pytest.raises(ValueError, match=f"{file} is damaged or incomplete"):
+        run(args)
+    assert not Path(args.output_dir).exists()
+
+
+def test_a_loss_far_above_the_others_is_a_spike():
+    watch = guards.SpikeWatch()
+    assert [watch.see(step, 1 + 0.01 * (step % 5)) for step in range(40)] == [None] * 40
+    assert watch.see(40, 1.05) is None  # within six deviations of 0.014
+    assert watch.see(41, 1.2) == "loss spike at step 41: 1.2000, after a mean of 1.0207"
+    early = guards.SpikeWatch()
+    assert [early.see(step, loss) for step, loss in enumerate((1, 1, 1, 50))] == [None] * 4  # too few to tell
+
+
+# --------------------------------------------------------------------------------------------- the LoRA that is written
+
+
+@pytest.fixture
+def lora(tiny_flux_fill: Path, tiny_args: Callable[..., argparse.Namespace]) -> SimpleNamespace:
+    """A LoRA in memory whose B matrices have moved."""
+    transformer = tfi.FluxTransformer2DModel.from_pretrained(tiny_flux_fill / "transformer")
+    args = tiny_args()
+    tfi.make_trainable(transformer, args)
+    matrices = {name: parameter for name, parameter in transformer.named_parameters() if "lora_B" in name}
+    for parameter in matrices.values():
+        torch.nn.init.constant_(parameter, 0.1)
+    return SimpleNamespace(transformer=transformer, args=args, matrices=matrices)
+
+
+def test_a_lora_is_read_back_as_it_is_in_memory(lora, tmp_path):
+    assert tfi.save_lora(lora.transformer, lora.args, tmp_path, moved=True) == tmp_path / tfi.LORA_FILE
+
+
+@pytest.mark.parametrize("fault", ["value", "missing", "shape"])
+def test_a_lora_that_reads_back_otherwise_is_an_error(lora, tmp_path, monkeypatch, fault):
+    read = tfi.load_file
+
+    def otherwise(path: Path) -> dict[str, torch.Tensor]:
+        weights = read(path)
+        name = sorted(weights)[0]
+        if fault == "value":
+            weights[name].view(-1)[0] += 1e-6
+        elif fault == "shape":
+            weights[name] = weights[name].T.contiguous()
+        else:
+            del weights[name]
+        return weights
+
+    monkeypatch.setattr(tfi, "load_file", otherwise)
+    with pytest.raises(ValueError, match=f"{tfi.LORA_FILE}.*(read back otherwise|written without)"):
+        tfi.save_lora(lora.transformer, lora.args, tmp_path, moved=True)
+
+
+def test_a_layer_that_has_learned_nothing_is_an_error_once_steps_were_taken(lora, tmp_path):
+    _, still = sorted(lora.matrices.items())[0]
+    torch.nn.init.zeros_(still)
+    tfi.save_lora(lora.transformer, lora.args, tmp_path, moved=False)
+    with pytest.raises(ValueError, match=rf"1 of the LoRA's {len(lora.matrices)} B matrices are all zero"):
+        tfi.save_lora(lora.transformer, lora.args, tmp_path, moved=True)
+
+
+def test_a_lora_that_is_not_finite_is_not_written(lora, tmp_path):
+    with torch.no_grad():
+        next(iter(lora.matrices.values()))[0, 0] = float("nan")
+    with pytest.raises(ValueError, match="not finite, so nothing is saved"):
+        tfi.save_lora(lora.transformer, lora.args, tmp_path, moved=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_learned_at_a_rate_of_zero_is_no_error(tiny_args):
+    folder = run(tiny_args(*SHORT, "--learning_rate", 0))
+    assert len(checkpoints_in(folder)) == 3
