@@ -42,17 +42,21 @@ VAE_STAGES: tuple[dict[str, Any], ...] = (
     {"steps": 1500, "learning_rate": 2e-3},
     {"steps": 1200, "learning_rate": 1.5e-3, "decoder_only": True, "on_clothes": 0.5},
 )
-ROWS, STEPS = 8000, 8000
-#: How the transformer is trained. The area to repaint counts most; the garment half is there to be copied from. Most
-#: steps see nearly pure noise, from which a small model has to tell shapes and colours by the condition alone.
+ROWS = 6000
+#: How the transformer is trained. The area to repaint counts most; the garment half is there to be copied from.
 TRAINING = (
     f"--train_base_model all --height {SIZE[0]} --width {SIZE[1]} --max_sequence_length 8 --train_batch_size 8 "
-    "--learning_rate 1.5e-3 --lr_scheduler cosine --lr_warmup_steps 50 --adam_beta2 0.99 "
-    "--weighting_scheme logit_normal --logit_mean -2 --logit_std 1.2 "
+    "--lr_scheduler cosine --lr_warmup_steps 50 --adam_beta2 0.99 "
     "--garment_loss_weight 0.2 --background_loss_weight 0.5 --mask_loss_weight 2 --dataloader_num_workers 0 "
-    "--checkpointing_steps 250 --checkpoints_total_limit 1 --validation_steps 1000 --num_inference_steps 2 "
+    "--checkpointing_steps 250 --checkpoints_total_limit 1 --validation_steps 1000 --num_inference_steps 1 "
     "--logging_steps 10 --report_to none"
 ).split()
+#: What differs between its phases. Most steps see nearly pure noise, those of the second phase almost nothing else: a
+#: small model has to tell shapes and colours by the condition alone, and is drawn from in one step.
+PHASES: tuple[tuple[int, list[str]], ...] = (
+    (6000, "--learning_rate 1.5e-3 --weighting_scheme logit_normal --logit_mean -2 --logit_std 1.2".split()),
+    (4000, "--learning_rate 1e-3 --weighting_scheme logit_normal --logit_mean -4 --logit_std 0.8".split()),
+)
 
 #: 384 input channels as in FLUX.1-Fill: 64 noisy, 64 of the masked picture, 256 of the mask.
 TRANSFORMER_CONFIG: dict[str, Any] = {
@@ -236,28 +240,32 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="seed of random weights, order and noise")
     parser.add_argument("--num_proc", type=int, default=2, help="processes that draw")
     parser.add_argument("--rows", type=int, default=ROWS, help="drawn people in tops; each is mirrored, too")
-    parser.add_argument("--steps", type=int, default=STEPS, help="steps of the transformer's training")
+    parser.add_argument(
+        "--steps", type=int, help="steps of each phase of the training (default: its own)"
+    )
     args = parser.parse_args(argv)
     from deepfashion_training.embedded.tops_folder import write_tops_folder
 
-    start, tops, run = args.work_dir / "start", args.work_dir / "tops", args.work_dir / "train"
+    start, tops = args.work_dir / "start", args.work_dir / "tops"
     if not (start / "model_index.json").is_file():
         pipeline = random_fill_pipeline(args.seed)
         pipeline.vae = make_vae(drawn_pairs(VAE_ROWS, PAIRS_SEED, args.num_proc), args.seed, VAE_STAGES)
         pipeline.save_pretrained(start, safe_serialization=True)
     if not tops.exists():
         write_tops_folder(tops, args.rows, num_proc=args.num_proc)
-    flags = {"dataroot": tops, "output_dir": run, "pretrained_model_name_or_path": start}
-    flags |= {"pretrained_inpaint_model_name_or_path": start, "seed": args.seed, "max_train_steps": args.steps}
-    command = [
-        sys.executable,
-        str(TRAINER),
-        *(text for name, value in flags.items() for text in (f"--{name}", str(value))),
-    ]
-    done = run / "run.json"
-    if not done.is_file() or json.loads(done.read_text("utf-8"))["status"] != "done":
-        subprocess.run([*command, *TRAINING, "--resume_from_checkpoint", "latest"], check=True)
-    save_base(start, run / "transformer", args.output_dir)
+    transformer = start
+    for number, (steps, own_flags) in enumerate(PHASES, start=1):
+        run = args.work_dir / f"train-{number}"
+        flags = {"dataroot": tops, "output_dir": run, "pretrained_model_name_or_path": start}
+        flags |= {"pretrained_inpaint_model_name_or_path": transformer, "max_train_steps": args.steps or steps}
+        flags |= {"seed": args.seed + number - 1}
+        given = [text for name, value in flags.items() for text in (f"--{name}", str(value))]
+        done = run / "run.json"
+        if not done.is_file() or json.loads(done.read_text("utf-8"))["status"] != "done":
+            command = [sys.executable, str(TRAINER), *given, *TRAINING, *own_flags]
+            subprocess.run([*command, "--resume_from_checkpoint", "latest"], check=True)
+        transformer = run
+    save_base(start, transformer / "transformer", args.output_dir)
     sys.stdout.write(f"small FLUX-Fill written to {args.output_dir}\n")
     return 0
 
