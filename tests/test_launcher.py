@@ -5,11 +5,13 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -445,3 +447,71 @@ def test_real_accelerate_hands_everything_on(machine: Machine) -> None:
     assert seen["cwd"] == str(machine.folder)
     assert done.returncode == 1  # accelerate turns any failure of one process into 1
     assert len(done.stderr.splitlines()) == 1, done.stderr  # the note; no traceback, no list of defaults
+
+
+# ------------------------------------------------------------------------------------------------------------ signals
+
+#: A wrapper that registers as the real one does, waits, and on a signal takes its time before it ends.
+PATIENT = """
+import os, pathlib, signal, sys, time
+if '--check' in sys.argv: sys.exit(0)
+folder = pathlib.Path(os.environ['DEEPFASHION_LAUNCH'])
+def stop(number, frame):
+    time.sleep(0.5)
+    pathlib.Path('saved').write_text(str(number))
+    (folder / 'status').write_text(str(128 + number))
+    sys.exit(128 + number)
+for each in (signal.SIGTERM, signal.SIGINT): signal.signal(each, stop)
+sys.path.insert(0, {root!r})
+from training_run.stopping import end_with_launcher
+end_with_launcher()
+(folder / f'pid-{{os.getpid()}}').touch()
+pathlib.Path('started').write_text(str(os.getpid()))
+time.sleep(60)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("receiver", "signum"),
+    [
+        ("launcher", signal.SIGTERM),
+        ("launcher", signal.SIGINT),
+        ("group", signal.SIGINT),  # Ctrl-C in a terminal
+        ("accelerate", signal.SIGTERM),
+        ("accelerate", signal.SIGKILL),
+        ("trainer", signal.SIGTERM),
+    ],
+)
+def test_a_signal_reaches_the_trainer_and_its_status_comes_back(machine: Machine, receiver: str, signum: int) -> None:
+    script = copy_of_the_scripts(machine.folder)
+    script.with_suffix(".py").write_text(PATIENT.format(root=str(ROOT)))
+    work = machine.folder / "work"
+    work.mkdir()
+
+    def like_a_shell() -> None:
+        os.setpgid(0, 0)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a process that was started in the background ignores it
+
+    environment = {**os.environ, "PYTHON": sys.executable, "TMPDIR": str(work)}
+    launcher = subprocess.Popen(
+        ["bash", str(script), "--quick-test", "--embedded"], cwd=work, env=environment, stderr=subprocess.PIPE,
+        preexec_fn=like_a_shell, text=True,
+    )  # fmt: skip
+    until = time.monotonic() + 60
+    while not (work / "started").exists() and time.monotonic() < until:
+        time.sleep(0.05)
+    trainer = psutil.Process(int((work / "started").read_text()))
+    accelerate = trainer.parent()
+    pids = {"launcher": launcher.pid, "accelerate": accelerate.pid, "trainer": trainer.pid}
+    if receiver == "group":
+        os.killpg(launcher.pid, signum)
+    else:
+        os.kill(pids[receiver], signum)
+    said = launcher.communicate(timeout=30)[1]
+    ended_by = signal.SIGINT if signum == signal.SIGINT else signal.SIGTERM
+    assert launcher.returncode == 128 + ended_by, said
+    assert (work / "saved").read_text() == str(int(ended_by))  # once, and before the launcher ended
+    assert not psutil.pid_exists(trainer.pid) or trainer.status() == psutil.STATUS_ZOMBIE
+    assert "Traceback" not in said
+    assert [path for path in work.iterdir() if path.name.startswith("tmp")] == []  # its folder is gone
