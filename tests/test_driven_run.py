@@ -416,7 +416,7 @@ def test_the_samples_of_validation_are_as_many_as_wanted_and_of_several_types(wh
 
 def test_a_checkpoint_holds_a_lora_and_its_optimizer_and_not_the_base(whole: Trained) -> None:
     files = {path.name: path.stat().st_size for path in (whole.folder / "checkpoint-4").iterdir()}
-    assert set(files) == {LORA, "optimizer.bin", "scheduler.bin", "random_states_0.pkl"}
+    assert set(files) == {LORA, "optimizer.bin", "scheduler.bin", "random_states_0.pkl", "manifest.json"}
     assert files["optimizer.bin"] < 3 * files[LORA]
     moments = torch.load(whole.folder / "checkpoint-4" / "optimizer.bin", weights_only=True)["state"]
     assert len(moments) == len(whole.lora())
@@ -489,7 +489,7 @@ def test_a_fresh_run_never_lands_on_an_earlier_one(begun: Trained, wardrobe: Pat
 def test_a_bad_checkpoint_is_refused_before_anything_is_loaded(wardrobe: Path, tmp_path: Path) -> None:
     made = tmp_path / "ours" / "checkpoint-3"
     made.mkdir(parents=True)
-    for file in (LORA, "optimizer.bin", "training_state.pt"):
+    for file in (LORA, "optimizer.bin", "training_state.json"):
         (made / file).touch()
     done = train(wardrobe, tmp_path / "ours", "--resume_from_checkpoint", made)
     assert (done.code, done.transformers, done.err.count("\n")) == (1, 0, 1)
@@ -585,7 +585,7 @@ def test_dying_in_a_checkpoint_costs_no_earlier_one(
         done = train(wardrobe, tmp_path / "out", *flags)
     assert (done.code, done.problem) == (1, "no space left")
     assert [path.name for path in done.folder.glob("checkpoint-*")] == ["checkpoint-1"]
-    assert len(list((done.folder / "checkpoint-1").iterdir())) == 4
+    assert len(list((done.folder / "checkpoint-1").iterdir())) == 5
     assert done.record["status"] == "failed"
     assert not (done.folder / LORA).exists()
     assert_nothing_stays(module, before)

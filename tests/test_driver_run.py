@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from deepfashion_training.driver import run as run_module
+from training_run import checkpoints
 
 LORA = "pytorch_lora_weights.safetensors"
 
@@ -21,6 +22,7 @@ def checkpoint(folder: Path, *files: str) -> Path:
     folder.mkdir(parents=True)
     for file in files:
         (folder / file).touch()
+    checkpoints.seal(folder)
     return folder
 
 

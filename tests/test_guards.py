@@ -90,9 +90,7 @@ class Dies(tfi.VitonHDTestDataset):
 
 def test_a_worker_that_dies_is_named(tiny_args, monkeypatch):
     monkeypatch.setattr(tfi, "VitonHDTestDataset", Dies)
-    with pytest.raises(
-        ValueError, match=r"process that loads pictures has died .DataLoader worker .*--dataloader_num_workers"
-    ):
+    with pytest.raises(ValueError, match=r"process that loads pictures has died .DataLoader.*--dataloader_num_workers"):
         run(tiny_args(*SHORT, "--dataloader_num_workers", 1))
 
 

@@ -343,6 +343,8 @@ def find_checkpoint(settings: Namespace) -> str | None:
         checkpoints.verify(path, OTHER_RANKS)
     except checkpoints.DamagedCheckpointError as error:
         raise ValueError(f"--resume_from_checkpoint {path}: {error}") from error
+    if not (path / trainer.LORA_FILE).is_file() or not (path / "optimizer.bin").is_file():
+        raise ValueError(f"--resume_from_checkpoint {path}: no complete checkpoint there")
     if path.resolve().parent != folder.resolve():
         raise ValueError(
             f"--resume_from_checkpoint {path} is not in --output_dir {folder}, and this script continues nowhere else"
