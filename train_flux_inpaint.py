@@ -267,8 +267,7 @@ class VitonHDTestDataset(Dataset):
         return tuple(self._inside(self.phase, folder, name) for folder, name in named.items())
 
     def _read(self, path: Path, mode: str, resample: Image.Resampling) -> torch.Tensor:
-        with Image.open(path) as picture:
-            pixels = np.array(picture.convert(mode).resize((self.width, self.height), resample))
+        pixels = np.array(guards.read_picture(path, mode).resize((self.width, self.height), resample))
         return torch.from_numpy(pixels if pixels.ndim == 3 else pixels[..., None]).permute(2, 0, 1)
 
     def __len__(self) -> int:

@@ -126,7 +126,7 @@ class DeepFashionDataset(Dataset[dict[str, Any]]):
         self.source, self.phase, self.order, self.options = str(dataroot_path), phase, order, options
         self.height, self.width = size
         split, self.split, held_out_side = self._choose_split()
-        self._data = DocumentedRows(split, self.source)
+        self._data = DocumentedRows(split, self.source, options.cache_dir)
         self._rows = self._choose_rows(held_out_side)
         self._types = [self._data.types[row] for row in self._rows]
         self._garment_rows = self._choose_garments()

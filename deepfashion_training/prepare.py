@@ -403,6 +403,8 @@ def closing_lines(folder: Path, facts: Mapping[str, Any], *, made: bool = True) 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
+    from deepfashion_training.console.endings import in_one_line
+
     args = build_parser().parse_args(argv)
     try:
         try:
@@ -424,7 +426,7 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:
         if args.debug:
             traceback.print_exc()
-        message = " ".join(str(error).split()) or "no message"
+        message = in_one_line(" ".join(str(error).split())) or "no message"
         if not isinstance(error, (ValueError, OSError, RuntimeError)):
             message = f"{type(error).__name__}: {message} (--debug shows the traceback)"
         sys.stderr.write(f"prepare: {message}\n")

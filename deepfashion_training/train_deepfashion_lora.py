@@ -95,6 +95,12 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+#: What a flag's value in a preset may be: no collections, bytes or dates.
+_PRESET_VALUES = (bool, int, float, str, type(None))
+#: Longest value of a preset: far above any prompt or number.
+_LONGEST_VALUE = 4000
+
+
 def load_preset(name: str) -> dict[str, Any]:
     """Flags of a preset, by its name in ``presets/`` or by the path of a YAML file."""
     import yaml
@@ -107,11 +113,16 @@ def load_preset(name: str) -> dict[str, Any]:
         raise WrongUseError(f"--preset {name}: no such preset or file; the presets are {', '.join(known)}")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise WrongUseError(f"--preset {path} is no valid YAML: {' '.join(str(error).split())}") from error
     flags = content.get("flags", {}) if isinstance(content, dict) else None
-    if not isinstance(flags, dict) or any(isinstance(value, (dict, list)) for value in flags.values()):
+    if not isinstance(flags, dict) or not all(isinstance(value, _PRESET_VALUES) for value in flags.values()):
         raise WrongUseError(f"--preset {path}: it needs a mapping 'flags' of flag names to single values")
+    if odd := [flag for flag in flags if not re.fullmatch(r"[a-z]\w*", str(flag), re.ASCII)]:
+        raise WrongUseError(f"--preset {path}: {odd[0]!r} is no name of a flag")
+    for flag, value in flags.items():  # a number of more digits cannot even be written
+        if value.bit_length() > 64 if isinstance(value, int) else len(str(value)) > _LONGEST_VALUE:
+            raise WrongUseError(f"--preset {path}: the value of {flag} is longer than any that a flag takes")
     typed_only = {"preset", "upstream", "embedded", "check", "debug", "output_dir", "dataroot"}
     if misplaced := (typed_only | {"push_to_hub", "hub_model_id", "hub_private"}) & set(flags):
         raise WrongUseError(f"--preset {path}: {sorted(misplaced)[0]} belongs on the command line, not in a preset")
@@ -229,8 +240,9 @@ def _refuse_unknown(parsers: list[argparse.ArgumentParser], typed: list[str], kn
     for parser in parsers:
         unknown = explicit(parser, unknown)[1]
     if unknown:
-        near = difflib.get_close_matches(unknown[0].split("=")[0], known, n=1)
-        raise WrongUseError(f"unknown argument {unknown[0]}" + (f": did you mean {near[0]}?" if near else ""))
+        name = unknown[0].split("=")[0]  # without its value, which may be a token
+        near = difflib.get_close_matches(name, known, n=1)
+        raise WrongUseError(f"unknown argument {name}" + (f": did you mean {near[0]}?" if near else ""))
 
 
 def _output_dir(own: argparse.Namespace, for_script: list[str]) -> Path:
@@ -571,7 +583,7 @@ def main(argv: list[str] | None = None) -> int:
             run(args, script)
         return 0
     except WrongUseError as error:
-        sys.stderr.write(f"train_deepfashion_lora: {error} (see --help)\n")
+        sys.stderr.write(f"train_deepfashion_lora: {describe(ValueError(error))} (see --help)\n")
         return 2
     except KeyboardInterrupt:
         return 130

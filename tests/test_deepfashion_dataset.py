@@ -390,7 +390,7 @@ def test_the_substitute_is_of_the_same_type_and_depends_on_the_index_only(tmp_pa
     ("changed", "reason"),
     [
         ({"image": None}, "image: missing: the row holds no bytes"),
-        ({"cloth": b"no picture"}, "cloth: not readable as a picture: UnidentifiedImageError"),
+        ({"cloth": b"no picture"}, "cloth: not readable as a picture: none of JPEG, PNG"),
         ({"mask": encoded(255, (0, 0, 0, 0), 0)}, EMPTY_MASK),
         ({"mask": encoded(255, (0, 0, 9, 9), 0, (32, 32))}, "mask of 32x32 on a photo of 24x32: another aspect"),
         ({"image": encoded((0, 0, 0), (0, 0, 0, 0), (0, 0, 0), (48, 64))}, None),  # the same aspect is fine
@@ -557,12 +557,13 @@ def test_arguments_out_of_range(tmp_path, name, value):
 
 def test_a_picture_file_named_by_its_path(tmp_path):
     cells = rows()
-    (tmp_path / "photo.png").write_bytes(cells[0]["image"])
+    photo = cells[0]["image"]
     for number, cell in enumerate(cells):
-        cell["image"] = str(tmp_path / ("photo.png" if number == 0 else "gone.png"))
+        cell["image"] = "photo.png" if number == 0 else str(tmp_path / "saved" / "gone.png")
     data = datasets.Dataset.from_list(cells)
     datasets.DatasetDict(train=data, validation=data).save_to_disk(tmp_path / "saved")
+    (tmp_path / "saved" / "photo.png").write_bytes(photo)
     dataset = build(str(tmp_path / "saved"), max_bad_rows=1.0)
     assert shades(dataset[0]) == (0, 0)
     assert dataset[1]["caption_cloth"] == "garment 0"
-    assert f"image: No such file or directory: {tmp_path / 'gone.png'}" in dataset.skipped_rows[0]["reason"]
+    assert f"image: No such file or directory: '{tmp_path / 'saved' / 'gone.png'}'" in dataset.skipped_rows[0]["reason"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import forget_accelerator
+from PIL import Image
 
 import train_flux_inpaint as tfi
 from training_run import guards
@@ -105,6 +107,17 @@ def test_a_damaged_base_is_named_before_anything_is_made(tiny_args, tiny_flux_fi
     with pytest.raises(ValueError, match=f"{file} is damaged or incomplete"):
         run(args)
     assert not Path(args.output_dir).exists()
+
+
+@pytest.mark.parametrize("kind", ["garbage", "eps", "bomb", "short"])
+def test_a_picture_that_is_none_is_named(tmp_path, kind):
+    file, sink = tmp_path / "person.jpg", io.BytesIO()
+    Image.new("L", (9000, 9000)).save(sink, "PNG")  # 81 million pixels in 80 kB
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"
+    content = {"garbage": b"garbage", "eps": eps, "bomb": sink.getvalue(), "short": sink.getvalue()[:200]}
+    file.write_bytes(content[kind])
+    with pytest.raises(ValueError, match=f"{file} cannot be read as a picture: [^\n]+$"):
+        guards.read_picture(file, "RGB")
 
 
 def test_a_loss_far_above_the_others_is_a_spike():

@@ -50,7 +50,8 @@ def test_a_cell_without_bytes_says_so(tmp_path):
     features = datasets.Features({"images": datasets.Image(), "mask": datasets.Image()})
     cells = [None, {"bytes": None, "path": str(tmp_path / "gone.png")}, {"bytes": b"", "path": None}]
     given = datasets.Dataset.from_dict({"images": cells, "mask": [{"bytes": png(1), "path": None}] * 3}, features)
-    found = SourceRows({"train": given}, {"image": "images", "mask": "mask"}, "here").pictures([0, 1, 2])["image"]
+    rows = SourceRows({"train": given}, {"image": "images", "mask": "mask"}, str(tmp_path))
+    found = rows.pictures([0, 1, 2])["image"]
     assert found[0] == found[2] == "missing: the row holds no bytes"
     assert found[1].startswith("No such file or directory") and "gone.png" in found[1]
 

@@ -127,7 +127,7 @@ def test_check_names_a_missing_package(tmp_path: Path, capsys: pytest.CaptureFix
     ("argv", "message"),
     [
         (["--lora_rnk", "4"], "unknown argument --lora_rnk: did you mean --lora_rank?"),
-        (["--cloth_type=lower"], "unknown argument --cloth_type=lower: did you mean --cloth_types?"),
+        (["--cloth_type=lower"], "unknown argument --cloth_type: did you mean --cloth_types?"),
         (["stray"], "unknown argument stray"),
         (["--preset", "fulll"], "the presets are full, h100, low_vram, quick_test"),
         (["--cloth_types", "socks"], "unknown garment type 'socks'"),

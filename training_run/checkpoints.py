@@ -103,7 +103,7 @@ def verify(folder: Path, beside: str = "") -> None:
     try:
         listed = json.loads(manifest.read_text("utf-8"))["files"]
         wanted = {str(name): (int(facts["bytes"]), str(facts["sha256"])) for name, facts in listed.items()}
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise DamagedCheckpointError(f"{manifest} is damaged: this checkpoint cannot be trusted") from error
     there = {path.relative_to(folder).as_posix(): path for path in _files(folder)}
     for name, (size, digest) in wanted.items():

@@ -58,11 +58,27 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", message=".*torch_dtype.*", category=FutureWarning)
 
 
+#: Longest message, and how much of a longer one's end is kept: the mend stands there.
+_LONGEST, _END = 1200, 300
+
+
+def in_one_line(text: str) -> str:
+    """``text`` as one line to read: cut in its middle, control characters as escapes.
+
+    What data or a file name put into a message must neither fill the screen nor steer the terminal.
+    """
+    line = " ".join(line for line in text.splitlines() if line.strip())
+    if len(line) > _LONGEST:
+        line = f"{line[: _LONGEST - _END]} ... {line[-_END:]}"
+    return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in line)
+
+
 def describe(error: Exception) -> str:
     """One line that says what went wrong; the type's name is given where the message is not meant for users."""
     lines = [line for line in str(error).splitlines() if line.strip()]
     # A data loader puts the worker's traceback before the message, so the message is the last line.
     message = (lines[-1] if "Traceback" in str(error) else " ".join(lines)) if lines else "no message"
+    message = in_one_line(message)
     if isinstance(error, (ValueError, OSError)):
         return message
     return f"{type(error).__name__}: {message} (--debug shows the traceback)"

@@ -7,9 +7,9 @@ from typing import Any
 import datasets
 from PIL import Image
 
-from deepfashion_training.data.picture_cells import stored_bytes, undecoded
+from deepfashion_training.data.picture_cells import picture_roots, stored_bytes, undecoded
 from deepfashion_training.pairs.garment_types import parse_cloth_type
-from deepfashion_training.pairs.pictures import PictureError, open_picture
+from deepfashion_training.pairs.pictures import MIN_SIDE, PictureError, open_picture
 from deepfashion_training.pairs.schema import PROVENANCE_COLUMNS
 
 PICTURE_COLUMNS = ("image", "cloth", "mask")
@@ -20,11 +20,13 @@ class DocumentedRows:
 
     ``datasets`` is kept from decoding pictures, so that one broken file concerns one row and not the whole batch.
     Raises ``ValueError``, naming ``source`` and the row, for a picture column that holds something else, a
-    ``cloth_type`` that is none and a caption that is no text. The columns have been checked before.
+    ``cloth_type`` that is none and a caption that is no text. The columns have been checked before. ``cache_dir`` is
+    where ``datasets`` keeps its files, if not where it usually does.
     """
 
-    def __init__(self, split: datasets.Dataset, source: str) -> None:
+    def __init__(self, split: datasets.Dataset, source: str, cache_dir: str | None = None) -> None:
         self._source = source
+        self._roots = picture_roots(source, cache_dir)
         self._pictures = undecoded(split, PICTURE_COLUMNS, source)
         texts = [name for name in ("caption", *PROVENANCE_COLUMNS) if name in split.column_names]
         # Selecting first keeps Arrow from touching a single picture.
@@ -70,7 +72,7 @@ class DocumentedRows:
     def pictures(self, row: int, columns: tuple[str, ...]) -> list[Image.Image]:
         """The decoded pictures in ``columns`` of one row; ``PictureError`` names the first broken one."""
         cells = self._pictures[row]
-        return [_decoded(cells[column], column) for column in columns]
+        return [self._decoded(cells[column], column) for column in columns]
 
     def stored_bytes(self, row: int) -> list[bytes]:
         """What is stored for each of ``PICTURE_COLUMNS``, undecoded; nothing (``b""``) where it cannot be read."""
@@ -78,7 +80,7 @@ class DocumentedRows:
         stored = []
         for column in PICTURE_COLUMNS:
             try:
-                stored.append(stored_bytes(cells[column]))
+                stored.append(stored_bytes(cells[column], self._roots))
             except PictureError:
                 stored.append(b"")
         return stored
@@ -101,9 +103,8 @@ class DocumentedRows:
             if not (value is None or isinstance(value, str)):
                 raise ValueError(f"caption in row {row} of {self._source} is {value!r}: a text is needed")
 
-
-def _decoded(cell: dict[str, Any] | None, column: str) -> Image.Image:
-    try:
-        return open_picture(stored_bytes(cell))
-    except PictureError as error:
-        raise PictureError(f"{column}: {error}") from error
+    def _decoded(self, cell: dict[str, Any] | None, column: str) -> Image.Image:
+        try:
+            return open_picture(stored_bytes(cell, self._roots), min_side=MIN_SIDE)
+        except PictureError as error:
+            raise PictureError(f"{column}: {error}") from error

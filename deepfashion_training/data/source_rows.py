@@ -9,7 +9,7 @@ from typing import Any
 
 import datasets
 
-from deepfashion_training.data.picture_cells import stored_bytes, undecoded
+from deepfashion_training.data.picture_cells import picture_roots, stored_bytes, undecoded
 from deepfashion_training.pairs.pictures import PictureError
 
 PICTURES = ("image", "mask", "cloth")
@@ -33,6 +33,7 @@ class SourceRows:
         self._texts = {name: column for name, column in columns.items() if name not in PICTURES}
         self._rows = rows.with_format(None)
         self._length = len(rows)
+        self._roots = picture_roots(source)
         # Pickled, it is a list of files. Opened for each batch and closed after it, their memory-mapped pages do not
         # add up to the size of the dataset.
         self._stored = pickle.dumps(undecoded(rows, list(self._pictures.values()), source))
@@ -62,7 +63,10 @@ class SourceRows:
         """The stored bytes of ``rows`` in each picture column, by canonical name; a ``str`` says why there are none."""
         stored = pickle.loads(self._stored)  # bytes of this object's own making
         cells = stored[list(rows)]
-        return {name: [_bytes_or_reason(cell) for cell in cells[column]] for name, column in self._pictures.items()}
+        return {
+            name: [_bytes_or_reason(cell, self._roots) for cell in cells[column]]
+            for name, column in self._pictures.items()
+        }
 
 
 def _class_names(feature: Any, values: list[Any]) -> list[Any]:
@@ -71,8 +75,8 @@ def _class_names(feature: Any, values: list[Any]) -> list[Any]:
     return values
 
 
-def _bytes_or_reason(cell: Any) -> bytes | str:
+def _bytes_or_reason(cell: Any, roots: Sequence[Path]) -> bytes | str:
     try:
-        return stored_bytes(cell)
+        return stored_bytes(cell, roots)
     except PictureError as error:
         return str(error)

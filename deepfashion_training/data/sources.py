@@ -102,14 +102,13 @@ def _open_folder(
             f"{folder} {what}: expected parquet files in it or in its folder 'data', or what save_to_disk wrote"
         )
     if saved_dict or saved:
-        _check_saved_splits(folder)
-    try:
-        if saved_dict or saved:
+        try:
+            _check_saved_splits(folder)
             return _by_name(datasets.load_from_disk(str(folder)))
-        columns = pyarrow.parquet.read_schema(parquet[0]).names
-    except (OSError, ValueError, DatasetsError) as error:
-        raise ValueError(f"cannot read the dataset in {folder}: {_first_line(error)}") from error
-    check_columns(columns)
+        except Exception as error:  # datasets does not check what its files hold: TypeError, KeyError and others
+            raise ValueError(f"cannot read the dataset in {folder}: {_first_line(error)}") from error
+    columns = [_parquet_columns(file) for file in parquet]
+    check_columns(columns[0])
     # datasets 5.2 knows a folder whose card names data files by the folder's name alone, and takes the rows of another
     # folder, or those of yesterday, from its cache. So each content gets a cache of its own.
     cache = Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / f"local-{source_fingerprint(str(folder))}"
@@ -120,6 +119,13 @@ def _open_folder(
             if pyarrow.parquet.read_metadata(file).num_rows == 0:
                 raise ValueError(f"{file} is empty: no rows to read; remove it") from error
         raise ValueError(f"cannot read the parquet files in {folder}: {_first_line(error)}") from error
+
+
+def _parquet_columns(file: Path) -> list[str]:
+    try:
+        return pyarrow.parquet.read_schema(file).names
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot read the dataset in {file.parent}: {file.name}: {_first_line(error)}") from error
 
 
 def _check_saved_splits(folder: Path) -> None:

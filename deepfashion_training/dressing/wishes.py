@@ -108,7 +108,7 @@ def _wish(line: int, row: Mapping[Any, Any], home: Path, folder: Path, garment_t
     name = cells["output"] or f"{line}-{default_name(paths['person'], paths['garment'])}"
     if len(name.encode()) > LONGEST_NAME:
         raise ValueError(f"output {name!r} has more than {LONGEST_NAME} bytes: shorten it")
-    if Path(name).name != name or name.startswith(".") or not name.lower().endswith(".png"):
+    if Path(name).name != name or name[0] == "." or not name.isprintable() or not name.lower().endswith(".png"):
         raise ValueError(f"output {name!r}: a file name without folders that ends in .png is needed")
     return Wish(paths["person"], paths["garment"], paths.get("mask"), cloth_type, cells["caption"], folder / name)
 

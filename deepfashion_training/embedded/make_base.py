@@ -19,7 +19,7 @@ import string
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,11 +51,24 @@ TRAINING = (
     "--checkpointing_steps 250 --checkpoints_total_limit 1 --validation_steps 1000 --num_inference_steps 1 "
     "--logging_steps 10 --report_to none"
 ).split()
-#: What differs between its phases. Most steps see nearly pure noise, those of the second phase almost nothing else: a
-#: small model has to tell shapes and colours by the condition alone, and is drawn from in one step.
-PHASES: tuple[tuple[int, list[str]], ...] = (
-    (6000, "--learning_rate 1.5e-3 --weighting_scheme logit_normal --logit_mean -2 --logit_std 1.2".split()),
-    (4000, "--learning_rate 1e-3 --weighting_scheme logit_normal --logit_mean -4 --logit_std 0.8".split()),
+
+
+@dataclass(frozen=True)
+class Phase:
+    """What differs between the phases of the transformer's training."""
+
+    people_seed: int
+    elsewhere: float  # share of rows that are plain inpainting
+    steps: int
+    flags: str
+
+
+#: Most steps see nearly pure noise, those of the second phase almost nothing else: a small model has to tell shapes and
+#: colours by the condition alone, and is drawn from in one step. In the second phase it also learns what FLUX.1-Fill
+#: knew before CatVTON-Flux: to paint legs and whole outfits that no garment picture shows.
+PHASES = (
+    Phase(1006, 0.0, 6000, "--learning_rate 1.5e-3 --weighting_scheme logit_normal --logit_mean -2 --logit_std 1.2"),
+    Phase(1008, 0.4, 2600, "--learning_rate 1e-3 --weighting_scheme logit_normal --logit_mean -4 --logit_std 0.8"),
 )
 
 #: 384 input channels as in FLUX.1-Fill: 64 noisy, 64 of the masked picture, 256 of the mask.
@@ -240,29 +253,28 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="seed of random weights, order and noise")
     parser.add_argument("--num_proc", type=int, default=2, help="processes that draw")
     parser.add_argument("--rows", type=int, default=ROWS, help="drawn people in tops; each is mirrored, too")
-    parser.add_argument(
-        "--steps", type=int, help="steps of each phase of the training (default: its own)"
-    )
+    parser.add_argument("--steps", type=int, help="steps of each phase of the training (default: its own)")
     args = parser.parse_args(argv)
     from deepfashion_training.embedded.tops_folder import write_tops_folder
 
-    start, tops = args.work_dir / "start", args.work_dir / "tops"
+    start = args.work_dir / "start"
     if not (start / "model_index.json").is_file():
         pipeline = random_fill_pipeline(args.seed)
         pipeline.vae = make_vae(drawn_pairs(VAE_ROWS, PAIRS_SEED, args.num_proc), args.seed, VAE_STAGES)
         pipeline.save_pretrained(start, safe_serialization=True)
-    if not tops.exists():
-        write_tops_folder(tops, args.rows, num_proc=args.num_proc)
     transformer = start
-    for number, (steps, own_flags) in enumerate(PHASES, start=1):
-        run = args.work_dir / f"train-{number}"
+    for number, phase in enumerate(PHASES, start=1):
+        tops, run = args.work_dir / f"tops-{number}", args.work_dir / f"train-{number}"
+        if not tops.exists():
+            people, share = phase.people_seed, phase.elsewhere
+            write_tops_folder(tops, args.rows, seed=people, num_proc=args.num_proc, elsewhere=share)
         flags = {"dataroot": tops, "output_dir": run, "pretrained_model_name_or_path": start}
-        flags |= {"pretrained_inpaint_model_name_or_path": transformer, "max_train_steps": args.steps or steps}
+        flags |= {"pretrained_inpaint_model_name_or_path": transformer, "max_train_steps": args.steps or phase.steps}
         flags |= {"seed": args.seed + number - 1}
         given = [text for name, value in flags.items() for text in (f"--{name}", str(value))]
         done = run / "run.json"
         if not done.is_file() or json.loads(done.read_text("utf-8"))["status"] != "done":
-            command = [sys.executable, str(TRAINER), *given, *TRAINING, *own_flags]
+            command = [sys.executable, str(TRAINER), *given, *TRAINING, *phase.flags.split()]
             subprocess.run([*command, "--resume_from_checkpoint", "latest"], check=True)
         transformer = run
     save_base(start, transformer / "transformer", args.output_dir)

@@ -1,9 +1,12 @@
 """Writes a VITON-HD folder of drawn people in drawn tops: what the small FLUX-Fill learns from, as the real one did.
 
     python -m deepfashion_training.embedded.tops_folder --output_dir D [--rows N] [--seed S] [--size HxW] [--num_proc P]
+                                                        [--elsewhere SHARE]
 
 Tops only, and people from head to thighs, as in VITON-HD: a person wears whatever goes with the top, and the area to
-repaint is the upper body's. The files are the same bytes for the same arguments, whatever ``num_proc`` is.
+repaint is the upper body's. With ``--elsewhere`` a share of the rows is plain inpainting, as FLUX.1-Fill learned it
+before CatVTON-Flux: legs or all clothes are to be repainted, and the top in the garment half says nothing about them.
+The files are the same bytes for the same arguments, whatever ``num_proc`` is.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import multiprocessing
 import os
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +29,7 @@ from deepfashion_training.embedded.body import PERSON_VIEWS
 from deepfashion_training.embedded.drawing import draw_flat
 from deepfashion_training.embedded.rows import VIEW_SHARES, RowSpec, generator
 from deepfashion_training.embedded.wardrobe import size_of
-from deepfashion_training.pairs.garment_types import UPPER
+from deepfashion_training.pairs.garment_types import FULL, LOWER, UPPER
 
 #: Folders of a phase of VITON-HD that the trainer reads.
 FOLDERS = ("image", "cloth", "cloth-mask", "agnostic-mask")
@@ -43,6 +47,12 @@ def top_specs(rows: int, seed: int) -> Iterator[RowSpec]:
         yield RowSpec(seed, index, index, 1, view, UPPER, UPPER, near=True)
 
 
+def repainted_type(spec: RowSpec, elsewhere: float) -> int:
+    """Garment type whose area is to be repainted: the top's, or for a share ``elsewhere`` of the rows another's."""
+    draw = spec.generator(11).random(2)
+    return UPPER if draw[0] >= elsewhere else (LOWER if draw[1] < 0.5 else FULL)
+
+
 def write_tops_folder(
     output_dir: str | Path,
     rows: int,
@@ -51,11 +61,13 @@ def write_tops_folder(
     size: tuple[int, int] = (128, 96),
     mirrored: bool = True,
     num_proc: int = 1,
+    elsewhere: float = 0.0,
 ) -> Path:
     """Draw a VITON-HD folder with ``rows`` people in ``train/`` and ``test_rows`` others in ``test/``.
 
     ``size`` is (height, width) in pixels. With ``mirrored`` each training pair is there a second time as its mirror
-    image, so the list has twice as many lines. The folder appears only once it is complete. Raises
+    image, so the list has twice as many lines. ``elsewhere`` is the share of rows that are plain inpainting. The folder
+    appears only once it is complete. Raises
     ``FileExistsError`` where ``output_dir`` holds anything already.
     """
     from tqdm import tqdm
@@ -68,7 +80,7 @@ def write_tops_folder(
         for phase in ("train", "test"):
             (draft / phase / folder).mkdir(parents=True)
     specs = list(top_specs(rows + test_rows, seed))
-    draw = functools.partial(_write_row, draft, rows, size, mirrored)
+    draw = functools.partial(_write_row, draft, rows, size, mirrored, elsewhere)
     if num_proc == 1:
         for _ in tqdm(map(draw, specs), total=len(specs), desc="drawing tops", unit="row"):
             pass
@@ -88,11 +100,12 @@ def _names(spec: RowSpec, mirrored: bool) -> list[str]:
     return [f"{spec.index:06d}", f"{spec.index:06d}m"][: 1 + mirrored]
 
 
-def _write_row(target: Path, rows: int, size: tuple[int, int], mirrored: bool, spec: RowSpec) -> None:
+def _write_row(target: Path, rows: int, size: tuple[int, int], mirrored: bool, elsewhere: float, spec: RowSpec) -> None:
     """Draw one row and write its four pictures, and with ``mirrored`` their mirror images, too."""
-    drawing = spec.draw(size)
+    repainted = repainted_type(spec, elsewhere)
+    drawing = replace(spec, cloth_type=repainted).draw(size)  # shows the part of the body that is repainted
     flat, lies = draw_flat(spec.garment(), drawing.person.gender, size, drawing.outfit.inner)
-    masks = [Image.fromarray(mask.astype(np.uint8) * np.uint8(255)) for mask in (lies, drawing.agnostic[UPPER])]
+    masks = [Image.fromarray(mask.astype(np.uint8) * np.uint8(255)) for mask in (lies, drawing.agnostic[repainted])]
     training = spec.index < rows
     for name in _names(spec, mirrored and training):
         pictures = [drawing.photo, flat, *masks]
@@ -117,8 +130,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=number(int, 0), default=SEED, help="seed of people, poses and clothes")
     parser.add_argument("--size", type=size_of, default=(128, 96), metavar="HxW", help="height x width in pixels")
     parser.add_argument("--num_proc", type=number(int, 1), default=1, help="processes that draw")
+    parser.add_argument("--elsewhere", type=number(float, 0, 1), default=0.0, help="share of plain inpainting rows")
     args = parser.parse_args(argv)
-    folder = write_tops_folder(args.output_dir, args.rows, args.test_rows, args.seed, args.size, num_proc=args.num_proc)
+    folder = write_tops_folder(
+        args.output_dir, args.rows, args.test_rows, args.seed, args.size,
+        num_proc=args.num_proc, elsewhere=args.elsewhere,
+    )  # fmt: skip
     sys.stdout.write(f"{args.rows} people in tops written to {folder}\n")
     return 0
 

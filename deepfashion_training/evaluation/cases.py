@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from deepfashion_training.data.documented_rows import DocumentedRows
-from deepfashion_training.data.picture_cells import stored_bytes, undecoded
+from deepfashion_training.data.picture_cells import picture_roots, stored_bytes, undecoded
 from deepfashion_training.data.sources import open_splits, source_fingerprint
 from deepfashion_training.metrics.paired import SSIM_WINDOW
 from deepfashion_training.models.parser import Parser
@@ -90,6 +90,7 @@ class Cases:
         self.parser: Parser | None = None
         self.fingerprint = source_fingerprint(source, splits)
         self._rows = DocumentedRows(splits[split], source)
+        self._roots = picture_roots(source)
         has_parse = "parse" in splits[split].column_names
         self._parse = undecoded(splits[split], ("parse",), source) if has_parse else None
         self._boxes: dict[int, Box] = {}
@@ -195,7 +196,7 @@ class Cases:
             if stored is None:
                 return None
             try:
-                picture = open_picture(stored_bytes(stored))
+                picture = open_picture(stored_bytes(stored, self._roots))
             except PictureError as error:
                 raise PictureError(f"parse: {error}") from error
             parse = np.asarray(turn(picture, orientation(picture)))

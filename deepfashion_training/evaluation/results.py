@@ -286,8 +286,14 @@ def _write_table(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         writer = csv.writer(lines)
         writer.writerow([*facts, *figures])
         for row in rows:
-            writer.writerow([*(row[name] for name in facts), *(row["figures"].get(name, "") for name in figures)])
+            told = (_as_text(row[name]) for name in facts)
+            writer.writerow([*told, *(row["figures"].get(name, "") for name in figures)])
     staged.replace(file)
+
+
+def _as_text(value: Any) -> Any:
+    """``value`` for a table: a text that a spreadsheet would run as a formula gets an apostrophe before it."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
 
 
 def closing_lines(plan: Plan, facts: Mapping[str, Any], card: str | None) -> str:

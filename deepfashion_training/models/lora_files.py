@@ -135,6 +135,11 @@ def read_lora(path: Path, *, assume_alpha: bool = False, flag: str = "--lora") -
     if not stored or (other := next((name for name in stored if not known.fullmatch(name)), None)):
         other = other if stored else "nothing"
         raise ValueError(f"{flag} {path} is not a LoRA of a FLUX transformer as diffusers names it: it holds {other}")
+    for name, tensor in weights.items():
+        if not tensor.is_floating_point() or not tensor.float().isfinite().all():
+            raise ValueError(f"{flag} {path}: {name} holds values that are not finite numbers: it is damaged")
+        if name.endswith(".weight") and (tensor.ndim != 2 or not tensor.numel()):
+            raise ValueError(f"{flag} {path}: {name} has the shape {tuple(tensor.shape)} and is no matrix")
     silent = assume_alpha and LORA_ADAPTER_METADATA_KEY not in metadata
     config = _assumed_config(weights) if silent else _config(path, metadata, flag)
     lora = LoraFile(path, weights, config, {} if silent else metadata)
@@ -159,7 +164,7 @@ def _config(path: Path, metadata: dict[str, str], flag: str) -> LoraConfig:
         adapter = json.loads(metadata[LORA_ADAPTER_METADATA_KEY])
         settings = {name.removeprefix("transformer."): value for name, value in adapter.items()}
         rank, alpha = settings["r"], settings["lora_alpha"]
-    except (KeyError, ValueError, TypeError, AttributeError) as error:
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(
             f"{flag} {path} does not say its rank and alpha ({LORA_ADAPTER_METADATA_KEY} in its metadata): {_MEND}"
         ) from error
@@ -167,8 +172,10 @@ def _config(path: Path, metadata: dict[str, str], flag: str) -> LoraConfig:
         raise ValueError(f"{flag} {path}: its metadata say rank {rank!r}, not a whole number from 1: {_MEND}")
     if type(alpha) not in (int, float) or not abs(alpha) <= sys.float_info.max:  # NaN compares as false
         raise ValueError(f"{flag} {path}: its metadata say alpha {alpha!r}, not a finite number: {_MEND}")
+    if settings.setdefault("peft_type", "LORA") != "LORA":
+        raise ValueError(f"{flag} {path}: its metadata say that it is a {settings['peft_type']} adapter, not a LoRA")
     try:
-        config = LoraConfig.from_peft_type(**{"peft_type": "LORA", **settings})
+        config = LoraConfig.from_peft_type(**settings)
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{flag} {path}: peft cannot use its metadata: {_first_line(error)}: {_MEND}") from error
     if config.rank_pattern or config.alpha_pattern:
@@ -271,11 +278,24 @@ def find_transformer(name: str) -> Path:
                 "name a folder with --base"
             ) from error
     folder = folder / (subfolder_of_transformer(str(folder)) or "")
-    config = folder / "config.json"
-    kind = json.loads(config.read_text(encoding="utf-8")).get("_class_name") if config.is_file() else "no model"
+    kind = _kind(folder / "config.json")
     if kind != "FluxTransformer2DModel" or not any(folder.glob("*.safetensors")):
         raise ValueError(f"the base {name} holds {kind} with .safetensors weights, not a FluxTransformer2DModel")
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(file, "pt"):
+                pass
+        except SafetensorError as error:
+            raise ValueError(f"the base {name} is damaged: {file.name}: {error}") from error
     return folder.resolve()
+
+
+def _kind(config: Path) -> str:
+    """The model's class that a ``config.json`` names."""
+    try:
+        return str(json.loads(config.read_text(encoding="utf-8"))["_class_name"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return "no model"
 
 
 def find_config(name: str) -> Path:

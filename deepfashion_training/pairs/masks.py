@@ -118,6 +118,8 @@ def _values(mask: Image.Image | np.ndarray) -> np.ndarray:
 def _over_black(values: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     """``values`` seen through ``alpha`` over black, so that a transparent pixel is 0."""
     opaque = alpha.max(initial=0)
+    if not opaque:
+        return np.zeros_like(values)
     if alpha.min(initial=opaque) == opaque:
         return values
     return values * (alpha / opaque)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import io
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 #: Formats that are opened. Pillow knows more, but some of them call other programs (EPS starts Ghostscript).
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
+
+#: Shortest side of a stored picture that shows anything: a dot would be blown up into a whole person or mask.
+MIN_SIDE = 8
 
 WHITE = (255, 255, 255)
 
@@ -32,21 +35,27 @@ class TooManyPixelsError(PictureError):
     """A picture with more pixels than ``PIL.Image.MAX_IMAGE_PIXELS``: perhaps a decompression bomb."""
 
 
-def open_picture(data: bytes, max_pixels: int | None = None) -> Image.Image:
+def open_picture(data: bytes, max_pixels: int | None = None, min_side: int = 1) -> Image.Image:
     """The picture in ``data``, decoded to its last pixel, in the mode in which it was stored.
 
-    Raises ``PictureError`` for anything that Pillow cannot read completely and for formats beyond ``FORMATS``,
-    ``TooManyPixelsError`` above ``max_pixels``, by default ``PIL.Image.MAX_IMAGE_PIXELS`` (Pillow itself refuses only
-    twice as many).
+    Raises ``PictureError`` for anything that Pillow cannot read completely, for formats beyond ``FORMATS`` and for a
+    side under ``min_side``, ``TooManyPixelsError`` above ``max_pixels``, by default ``PIL.Image.MAX_IMAGE_PIXELS``
+    (Pillow itself refuses only twice as many).
     """
     try:
         picture = Image.open(io.BytesIO(data), formats=FORMATS)
         limit = Image.MAX_IMAGE_PIXELS if max_pixels is None else max_pixels
         if limit is not None and picture.width * picture.height > limit:
             raise TooManyPixelsError(f"{picture.width}x{picture.height} pixels, above the limit of {limit}")
+        if min(picture.size) < min_side:
+            raise PictureError(f"{picture.width}x{picture.height} pixels, a side under {min_side}")
         picture.load()
     except PictureError:
         raise
+    except Image.DecompressionBombError as error:
+        raise TooManyPixelsError(str(error)) from error
+    except UnidentifiedImageError as error:  # whose message is an address in memory
+        raise PictureError(f"not readable as a picture: none of {', '.join(FORMATS)}") from error
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, zlib.error and others
         raise PictureError(f"not readable as a picture: {type(error).__name__}: {error}") from error
     return picture

@@ -27,6 +27,7 @@ from deepfashion_training.pairs.masks import align_mask, inverted, repaint_mask
 from deepfashion_training.pairs.parts import LABELS
 from deepfashion_training.pairs.person import Person, find_person
 from deepfashion_training.pairs.pictures import (
+    MIN_SIDE,
     PictureError,
     TooManyPixelsError,
     open_picture,
@@ -195,7 +196,7 @@ def _turned(mask: np.ndarray) -> bool:
 def _opened(stored: bytes | str, settings: Settings) -> Image.Image:
     if isinstance(stored, str):
         raise PictureError(stored)
-    return open_picture(stored, settings.gates.max_megapixels * 1_000_000)
+    return open_picture(stored, settings.gates.max_megapixels * 1_000_000, MIN_SIDE)
 
 
 def _check_garment_column(photo: _Photo, settings: Settings) -> None:

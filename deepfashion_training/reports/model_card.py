@@ -13,6 +13,7 @@ from huggingface_hub.utils import validate_repo_id
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from deepfashion_training.reports.figures import FEWEST_FOR_SETS, FIGURES, UNPAIRED, Figure, better, figure_of
+from deepfashion_training.reports.page import in_code
 from deepfashion_training.reports.verdicts import verdict
 
 #: Arguments that a reader of the card wants to know, in this order.
@@ -56,7 +57,7 @@ def write_model_card(output_dir: Path, transformer_subfolder: str | None = None,
     environment = Environment(
         loader=PackageLoader("deepfashion_training.reports"), undefined=StrictUndefined, trim_blocks=True
     )
-    environment.filters |= {"named": local_name, "source": _source}
+    environment.filters |= {"named": lambda source: in_code(local_name(source)), "source": _source, "in_code": in_code}
     text = environment.get_template("model_card.md.jinja").render(
         run=run,
         arguments=arguments,

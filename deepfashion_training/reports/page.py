@@ -22,6 +22,11 @@ _JPEG_QUALITY = 85
 _EXACT_MODES = ("1", "L", "P")
 
 
+def in_code(text: str) -> str:
+    """``text`` for a Markdown code span in a table, which nothing in it ends: cards are no HTML and escape nothing."""
+    return "".join(sign for sign in text if sign.isprintable() and sign not in "`|")
+
+
 def picture_uri(picture: Image.Image, height: int = PICTURE_HEIGHT) -> Markup:
     """``picture`` as a ``data:`` URI, at most ``height`` pixels high: PNG for masks (mode 1, L, P), else JPEG."""
     exact = picture.mode in _EXACT_MODES

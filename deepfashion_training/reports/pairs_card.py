@@ -8,6 +8,8 @@ from typing import Any
 
 import jinja2
 
+from deepfashion_training.reports.page import in_code
+
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 
 
@@ -20,6 +22,7 @@ def write_pairs_card(file: Path, facts: Mapping[str, Any]) -> None:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES), undefined=jinja2.StrictUndefined, autoescape=False
     )
+    environment.filters["in_code"] = in_code
     splits = [split for split, pairs in facts["by_split"].items() if pairs]
     order = [split for split in facts["by_split_and_type"] if split in splits]
     file.write_text(environment.get_template("pairs_card.md.jinja").render(facts=facts, splits=order), encoding="utf-8")

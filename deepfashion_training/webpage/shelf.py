@@ -84,7 +84,7 @@ def inside(path: str, folder: Path) -> bool:
     """Whether ``path``, once links and ``..`` are resolved, lies under ``folder``."""
     try:
         return Path(path).resolve().is_relative_to(folder.resolve())
-    except (OSError, ValueError):  # a null byte, a loop of links
+    except (OSError, RuntimeError, ValueError):  # a null byte, a loop of links (before Python 3.13)
         return False
 
 
