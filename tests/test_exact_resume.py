@@ -100,6 +100,34 @@ def test_a_stopped_run_continued_equals_the_undisturbed_one(tiny_args, undisturb
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("place", ["validation", "save"])
+def test_a_signal_while_pictures_are_drawn_or_a_checkpoint_is_written(tiny_args, undisturbed, monkeypatch, place):
+    where, name = {"validation": (tfi, "to_picture"), "save": (tfi.saved_state, "write_state")}[place]
+    plain, calls = getattr(where, name), []
+
+    def signalled(*given: object) -> object:
+        calls.append(1)
+        if len(calls) == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return plain(*given)
+
+    flags = [*FLAGS, "--gradient_accumulation_steps", 2, "--num_validation_images", 2]
+    args = tiny_args(*flags, "--validation_steps", 4 if place == "validation" else 0)
+    monkeypatch.setattr(where, name, signalled)
+    # At step 0 nothing is drawn here, so that the signal comes in step 4's pictures, after step 4's checkpoint.
+    monkeypatch.setattr(tfi.Run, "validate", lambda run, rows, draw=tfi.Run.validate: run.step and draw(run, rows))
+    with pytest.raises(StoppedError) as stopped:
+        run(args)
+    folder = Path(args.output_dir)
+    assert (stopped.value.code, stopped.value.step) == (143, 4)
+    assert [path.name for path in checkpoints_in(folder)] == ["checkpoint-4"]  # whole, and not written twice
+    assert not (folder / "validation").exists()  # half a sheet is none
+    assert len(calls) == (4 if place == "validation" else 1)  # four pictures of the first of two rows
+    run(tiny_args(*flags, "--output_dir", folder, "--resume_from_checkpoint", "latest"))
+    assert_same(ended(folder), undisturbed(2))
+
+
+@pytest.mark.slow
 def test_ctrl_c_is_130_and_a_second_one_does_not_wait(tiny_args, monkeypatch):
     encode, passes = tfi.Run.encode, []
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 
 from training_run.checkpoints import write_file
 from training_run.output_dir import data_facts
@@ -48,6 +49,17 @@ def checkpoint_facts(run: Any, data: Any, own: frozenset[str]) -> dict[str, Any]
     }
 
 
+def commit_of(model: str, revision: str | None, cache_dir: str | None) -> str | None:
+    """Commit on the Hub of the files of ``model`` that were loaded; None for a folder on this machine."""
+    if Path(model).is_dir():
+        return None
+    for name in ("model_index.json", "transformer/config.json", "config.json"):
+        found = try_to_load_from_cache(model, name, cache_dir=cache_dir, revision=revision)
+        if isinstance(found, str):
+            return Path(found).parents[name.count("/")].name  # .../snapshots/<commit>/<name>
+    return None
+
+
 class RunRecord:
     """What ``run.json`` says of a run: arguments, versions, data, device, rate and outcome."""
 
@@ -59,6 +71,12 @@ class RunRecord:
             "arguments": vars(run.args),
             "versions": package_versions(),
             "git_revision": git_revision(),
+            "model_commits": {
+                "pipeline": commit_of(run.args.pretrained_model_name_or_path, run.args.revision, run.args.cache_dir),
+                "transformer": commit_of(
+                    run.args.pretrained_inpaint_model_name_or_path, run.args.inpaint_revision, run.args.cache_dir
+                ),
+            },
             "device": torch.cuda.get_device_name() if run.accelerator.device.type == "cuda" else "cpu",
             "world_size": run.accelerator.num_processes,
             "resumed_from_step": run.step or None,
