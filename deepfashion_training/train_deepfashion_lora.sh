@@ -324,33 +324,48 @@ running() { # prints the trainer's processes that have not ended
   done
 }
 
+stopped=''  # the signal that this script got
+launched='' # accelerate
+told=' '    # processes that know of it
+
+tell() { # tell SIGNAL: each of the trainer's processes
+  local process
+  for process in $(running); do
+    told+="$process "
+    kill -s "$1" "$process" 2>/dev/null || true
+  done
+}
+
 # shellcheck disable=SC2329  # the traps call it
 pass_on() { # pass_on SIGNAL
-  local processes
-  processes="$(running)"
-  if [[ -n $processes ]]; then
-    # shellcheck disable=SC2086  # one word each
-    kill -s "$1" $processes 2>/dev/null || true
-  else
+  stopped=$1
+  if [[ -n $(running) ]]; then
+    tell "$1"
+  elif [[ -n $launched ]]; then
     kill -s TERM "$launched" 2>/dev/null || true # nothing has been loaded yet
-    stopped=$1
   fi
 }
 
-stopped=''
+trap 'pass_on TERM' TERM HUP
+trap 'pass_on INT' INT
 set -m # a process group of its own: Ctrl-C comes through this script, and once
 "${command[@]}" &
 launched=$!
 set +m
-trap 'pass_on TERM' TERM
-trap 'pass_on INT' INT
+[[ -z $stopped ]] || kill -s TERM "$launched" 2>/dev/null || true
 status=0
 while :; do
   status=0
   wait "$launched" || status=$?
   kill -0 "$launched" 2>/dev/null || break # a signal to this script also ends the wait
 done
-while [[ -n $(running) ]]; do sleep 0.2; done
+# What outlives accelerate has lost it to a signal: it is to save and end, once it can hear.
+while processes="$(running)" && [[ -n $processes ]]; do
+  for process in $processes; do
+    [[ $told == *" $process "* ]] || tell TERM
+  done
+  sleep 0.2
+done
 if [[ -s $DEEPFASHION_LAUNCH/status ]]; then
   status="$(<"$DEEPFASHION_LAUNCH/status")"
 elif [[ $stopped == INT ]]; then
