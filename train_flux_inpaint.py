@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import gc
+import hashlib
 import importlib.util
 import itertools
 import json
@@ -41,7 +42,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler as FlowScheduler
 from diffusers import training_utils as flow
 from diffusers.optimization import get_scheduler
 from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 from safetensors.torch import save as serialize
@@ -53,11 +54,14 @@ from training_run import state as saved_state
 from training_run.output_dir import (
     LORA_FILE,
     find_checkpoint,
+    forget_future,
     prepare_output_dir,
     refuse_changes,
     refuse_earlier_run,
+    refuse_finished,
 )  # fmt: skip
 from training_run.record import RunRecord, checkpoint_facts
+from training_run.sheets import labelled_grid, to_picture
 from training_run.stopping import StoppedError, Stopping, worker_ignores_signals
 
 logger = get_logger(__name__)
@@ -288,7 +292,8 @@ class VitonHDTestDataset(Dataset):
 
     def summary(self) -> dict[str, Any]:
         """Facts for ``run.json``."""
-        return {"source": str(self.root), "split": self.phase, "rows": len(self), "by_type": {"upper": len(self)}}
+        facts = {"source": str(self.root), "split": self.phase, "rows": len(self), "by_type": {"upper": len(self)}}
+        return facts | {"fingerprint": hashlib.sha256(repr(self.pairs).encode()).hexdigest()}
 
 
 def seed_for(seed: int, *place: int) -> int:
@@ -516,17 +521,26 @@ def load_lora(transformer: FluxTransformer2DModel, args: argparse.Namespace, fol
     """Put the LoRA that ``save_lora`` wrote to ``folder`` into the adapter; ``ValueError`` where the two differ."""
     with safe_open(folder / LORA_FILE, "pt") as file:
         weights = {name.removeprefix("transformer."): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        there, here = file.metadata(), lora_metadata(transformer, args)
+        written, here = file.metadata() or {}, lora_metadata(transformer, args)
     keys = ("rank", "alpha", "target_modules", "use_dora", "use_rslora")
-    if wrong := [f"{key} {there.get(key)}, not {here[key]}" for key in keys if there.get(key) != here[key]]:
+    if wrong := [f"{key} {written.get(key)}, not {here[key]}" for key in keys if written.get(key) != here[key]]:
         raise ValueError(f"{folder} holds another LoRA than these flags make: {', '.join(wrong)}")
+    shapes = {name: tensor.shape for name, tensor in get_peft_model_state_dict(transformer).items()}
+    there = {name: tensor.shape for name, tensor in weights.items()}
+    if wrong := [name for name in shapes | there if shapes.get(name) != there.get(name)]:
+        raise ValueError(f"{folder} holds another LoRA than these flags make: {wrong[0]} and {len(wrong) - 1} others")
     set_peft_model_state_dict(transformer, weights)
+
+
+def optimizer_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """What the optimizer's parameter groups are set to."""
+    betas = (args.adam_beta1, args.adam_beta2)
+    return {"lr": args.learning_rate, "betas": betas, "weight_decay": args.adam_weight_decay, "eps": args.adam_epsilon}
 
 
 def make_optimizer(parameters: list[torch.nn.Parameter], args: argparse.Namespace) -> torch.optim.Optimizer:
     """AdamW (fused where the device has it), 8-bit AdamW or Prodigy. ``check_packages`` has seen to their packages."""
-    settings: dict[str, Any] = {"lr": args.learning_rate, "betas": (args.adam_beta1, args.adam_beta2)}
-    settings |= {"weight_decay": args.adam_weight_decay, "eps": args.adam_epsilon}
+    settings = optimizer_settings(args)
     if args.optimizer == "prodigy":
         from prodigyopt import Prodigy
 
@@ -664,33 +678,6 @@ def validation_rows(dataset: Any, count: int) -> list[int]:
     return in_turn[:count]
 
 
-def to_picture(tensor: torch.Tensor) -> Image.Image:
-    """Picture of a [3,H,W] tensor in [-1,1]."""
-    pixels = ((tensor.float().clamp(-1, 1) + 1) * 127.5).round().to("cpu", torch.uint8)
-    return Image.fromarray(pixels.permute(1, 2, 0).numpy())
-
-
-def labelled_grid(rows: Sequence[Sequence[Image.Image]], columns: Sequence[str], labels: Sequence[str]) -> Image.Image:
-    """One picture of ``rows`` of equally large pictures, each column under its name, each row under its label."""
-    enlarge = max(1, round(256 / rows[0][0].height))
-    width, height = rows[0][0].width * enlarge, rows[0][0].height * enlarge
-    size, gap = max(13, height // 28), max(6, height // 64)
-    font, line = ImageFont.load_default(size), round(size * 1.7)
-    sheet = Image.new("RGB", ((width + gap) * len(columns) + gap, line + (line + height + gap) * len(rows)), "white")
-    draw = ImageDraw.Draw(sheet)
-    for column, name in enumerate(columns):
-        draw.text((gap + column * (width + gap), line // 2), name, "black", font, anchor="lm")
-    for number, (row, label) in enumerate(zip(rows, labels, strict=True)):
-        top, label = line + number * (line + height + gap), " ".join(label.split())
-        while label and draw.textlength(label, font) > sheet.width - 2 * gap:
-            label = label.removesuffix("…")[:-1] + "…"
-        draw.text((gap, top + line // 2), label, "dimgray", font, anchor="lm")
-        for column, picture in enumerate(row):
-            place = (gap + column * (width + gap), top + line)
-            sheet.paste(picture.resize((width, height), Image.Resampling.NEAREST), place)
-    return sheet
-
-
 def start(args: argparse.Namespace) -> Accelerator:
     """Accelerator of this process, with seeds set."""
     accelerator = Accelerator(
@@ -766,9 +753,9 @@ class Run:
                         self.optimizer.step()
                     self.optimizer.zero_grad()
         self.step += 1
-        if finite:
+        if finite and not self.accelerator.optimizer_step_was_skipped:
             self.moved = self.moved or any(group["lr"] > 0 for group in self.optimizer.param_groups)
-        else:
+        if not finite:
             rows = gather_object(rows)
             means = (totals[3, 0] / totals[3, 1]).item(), float(norm)
             self.skipped.add(self.step, rows, *means, writes=self.accelerator.is_main_process)
@@ -808,15 +795,16 @@ class Run:
         pipeline = FluxFillPipeline(scheduler=scheduler, vae=self.vae, transformer=self.model, **no_text)
         pipeline.set_progress_bar_config(disable=True)
         for number, sample in enumerate(tqdm(samples, desc=f"Validation at step {self.step}", leave=False)):
-            if self.stopping.asked:
-                return
             embeds, pooled = self.prompts.look_up([prompt_of(args, sample["caption_cloth"])], device)
             packed = pipeline(
                 image=(sample["im_mask"][None] + 1) / 2, mask_image=sample["inpaint_mask"][None],
                 prompt_embeds=embeds, pooled_prompt_embeds=pooled, height=args.height, width=2 * args.width,
                 guidance_scale=args.guidance_scale, num_inference_steps=args.num_inference_steps,
                 generator=torch.Generator(device=device).manual_seed(seed_for(args.seed, number)), output_type="latent",
+                callback_on_step_end=self.interrupt,
             ).images  # fmt: skip
+            if self.stopping.asked:
+                return
             # Decoded here and not by the pipeline, because the prediction can be fp32 over a bf16 VAE.
             latents = pipeline._unpack_latents(packed, args.height, 2 * args.width, pipeline.vae_scale_factor)
             latents = latents / self.vae.config.scaling_factor + self.vae.config.shift_factor
@@ -832,6 +820,11 @@ class Run:
         for tracker in self.accelerator.trackers:
             form = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
             tracker.log_images({"validation": np.asarray(sheet)[None]}, step=self.step, **form)
+
+    def interrupt(self, pipeline: Any, *_: Any) -> dict[str, Any]:
+        """Between denoising steps: draw no further when the run is to stop."""
+        pipeline._interrupt = bool(self.stopping.asked)
+        return {}
 
     def save_checkpoint(self, data: Any) -> None:
         """Write ``checkpoint-<step>`` complete or not at all, then delete the oldest ones. All ranks call this."""
@@ -855,7 +848,7 @@ class Run:
         """Write what was trained to ``folder``: the LoRA file, or the whole transformer."""
         if not self.args.train_base_model:
             return save_lora(self.model, self.args, folder, self.moved)
-        self.model.save_pretrained(folder / "transformer")
+        checkpoints.replace_folder(folder / "transformer", self.model.save_pretrained)
         return folder / "transformer"
 
     def resume(self, checkpoint: Path, saved: dict[str, Any]) -> None:
@@ -869,12 +862,16 @@ class Run:
             load_lora(self.model, self.args, checkpoint)
         for name, part in self.stateful().items():
             part.load_state_dict(saved[name])
-        self.step = self.saved_at = saved["step"]
+        for group in self.optimizer.param_groups if self.args.allow_changed_arguments else []:
+            factor = group["lr"] / (group["initial_lr"] or 1)
+            group |= optimizer_settings(self.args) | {"initial_lr": self.args.learning_rate}
+            group["lr"] = self.args.learning_rate * factor
+            self.lr_scheduler.base_lrs = [self.args.learning_rate] * len(self.lr_scheduler.base_lrs)
+        self.step, here = saved["step"], checkpoint.resolve().parent == self.folder.resolve()
+        self.saved_at = self.step if here else -1  # a checkpoint of elsewhere is not yet in this directory
         self.moved, self.skipped.count = saved["moved"], saved["skipped_steps"]
-        losses = self.folder / "logs" / "losses.jsonl"
-        if self.accelerator.is_main_process and losses.exists():  # forget the steps that will be taken again
-            whole = [line for line in losses.read_text("utf-8").splitlines(keepends=True) if line.endswith("\n")]
-            losses.write_text("".join(line for line in whole if json.loads(line)["step"] <= self.step), "utf-8")
+        if self.accelerator.is_main_process:
+            forget_future(self.folder, self.step)
         if len(saved["ranks"]) == self.accelerator.num_processes:
             self.unlogged.copy_(saved["ranks"][self.accelerator.process_index]["unlogged"])
 
@@ -908,6 +905,7 @@ def train(
                 progress.close()
                 if run.step > run.saved_at:
                     save()
+                accelerator.wait_for_everyone()  # whoever ends first lets elastic count 30 s for the others
                 raise StoppedError(signum, run.step)
             samples = guards.next_batch(batches)
             yield run.encode(samples, forward_pass), list(samples["im_name"])
@@ -935,7 +933,10 @@ def main(args: argparse.Namespace) -> None:
     A signal ends it with ``StoppedError``, exit code 143 or 130, after the checkpoint of the last whole step.
     """
     with Stopping(args.save_every_minutes) as stopping:
-        run_with(args, stopping)
+        try:
+            run_with(args, stopping)
+        except torch.OutOfMemoryError as error:
+            raise guards.out_of_memory(0, args) from error
 
 
 def run_with(args: argparse.Namespace, stopping: Stopping) -> None:
@@ -952,12 +953,9 @@ def run_with(args: argparse.Namespace, stopping: Stopping) -> None:
     rows_per_step = args.train_batch_size * args.gradient_accumulation_steps * accelerator.num_processes
     args.max_train_steps = args.max_train_steps or math.ceil(args.num_train_epochs * len(train_data) / rows_per_step)
     saved = saved_state.read_state(checkpoint) if checkpoint else None
-    if saved:
+    if saved is not None:
         refuse_changes(args, OWN_ARGUMENTS, saved, train_data, accelerator)
-        if saved["step"] >= args.max_train_steps:
-            raise ValueError(
-                f"{checkpoint} is at step {saved['step']} of {args.max_train_steps}: raise --max_train_steps"
-            )
+        refuse_finished(args, saved["step"])
     shown = validation_rows(validation_data, args.num_validation_images) if args.validation_steps else []
     pictures = [validation_data[row] for row in shown]
     captions = train_data.captions() if args.use_captions and hasattr(train_data, "captions") else []
@@ -966,27 +964,30 @@ def run_with(args: argparse.Namespace, stopping: Stopping) -> None:
     logger.info(f"Loading the transformer {args.pretrained_inpaint_model_name_or_path}")
     run = Run(args, accelerator, prompts)
     run.stopping = stopping
-    if checkpoint and saved:
+    if checkpoint and saved is not None:
         run.resume(checkpoint, saved)
     record = RunRecord(run, {"train": train_data, "validation": validation_data})
     try:
         train(run, make_loader(train_data, args, accelerator, run.step), pictures, record, saved)
         if accelerator.is_main_process:
             record.facts["weights"] = run.save_weights(run.folder).name
-        record.facts["status"] = "done"
+        accelerator.wait_for_everyone()
+        record.facts["status"], asked = "done", stopping.agreed(accelerator)[0]
+        record.write()
     except StoppedError as stopped:
-        record.facts["status"] = f"stopped by {stopped}"
+        record.end(f"stopped by {stopped}")
         logger.info(f"Stopped by {stopped} at step {run.step}; --resume_from_checkpoint latest continues")
         raise
     except torch.OutOfMemoryError as error:
-        record.facts["status"] = "failed"
+        record.end("failed")
         raise guards.out_of_memory(run.step + 1, args) from error
     except BaseException:
-        record.facts["status"] = "failed"
+        record.end("failed")
         raise
     finally:
-        record.write()
         accelerator.end_training()
+    if asked:  # in the last step: all is done, and nothing else is to begin
+        raise StoppedError(asked, run.step)
 
 
 if __name__ == "__main__":

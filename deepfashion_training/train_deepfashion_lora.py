@@ -11,6 +11,7 @@ Ctrl-C, both after saving a checkpoint.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import functools
 import logging
@@ -428,7 +429,8 @@ def run(args: argparse.Namespace, script: upstream.Script) -> None:
     if isinstance(script, upstream.DrivenScript) and process_state().is_main_process:
         sys.stderr.write("".join(f"{line}\n" for line in script.notes()))
     dataset = functools.partial(DeepFashionDataset, options=dataset_options(args))
-    if getattr(args, "overwrite_output_dir", False) and process_state().is_main_process:
+    begins = getattr(args, "overwrite_output_dir", False) or getattr(args, "resume_from_checkpoint", None)
+    if begins and process_state().is_main_process:
         forget_comparison(Path(args.output_dir))
     upstream.train(script, args, dataset)
     if not process_state().is_main_process:
@@ -596,11 +598,15 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def main_under_launcher() -> int:
-    """``main``, with what the launcher has to know: which processes to hand a signal to, and how the first one ends."""
+    """``main``, with what the launcher has to know: which processes to hand a signal to, and how each of them ends."""
+    from training_run.stopping import end_with_launcher
+
+    end_with_launcher()
     folder = os.environ.get("DEEPFASHION_LAUNCH")
     if folder is None or "--check" in sys.argv:
         return main()
-    (Path(folder) / f"pid-{os.getpid()}").touch()
+    own = Path(folder) / f"pid-{os.getpid()}"
+    own.touch()
     code: Any = 1
     try:
         code = main()
@@ -608,8 +614,9 @@ def main_under_launcher() -> int:
         code = ending.code
         raise
     finally:
-        if os.environ.get("RANK", "0") == "0" and isinstance(code, int):
-            (Path(folder) / "status").write_text(str(code), encoding="utf-8")
+        with contextlib.suppress(OSError):  # a full disk: the launcher then has accelerate's status
+            own.unlink()
+            (Path(folder) / f"status-{os.environ.get('RANK', '0')}").write_text(str(code), encoding="utf-8")
     return code
 
 

@@ -366,8 +366,11 @@ while processes="$(running)" && [[ -n $processes ]]; do
   done
   sleep 0.2
 done
-if [[ -s $DEEPFASHION_LAUNCH/status ]]; then
-  status="$(<"$DEEPFASHION_LAUNCH/status")"
+# A rank that failed has stopped the others, so its status counts; otherwise the first rank's.
+statuses="$(cat "$DEEPFASHION_LAUNCH"/status-* 2>/dev/null | tr '\n' ' ' || true)"
+if [[ -n $statuses ]]; then
+  failed="$(for file in "$DEEPFASHION_LAUNCH"/status-*; do grep -vxE '0|130|143' "$file"; done | head -n 1 || true)"
+  status="${failed:-$(cat "$DEEPFASHION_LAUNCH/status-0" 2>/dev/null || echo "$status")}"
 elif [[ $stopped == INT ]]; then
   status=130
 elif [[ $stopped == TERM ]]; then

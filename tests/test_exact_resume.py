@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import math
 import os
 import signal
 import subprocess
@@ -14,10 +15,13 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, forget_accelerator
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 import train_flux_inpaint as tfi
 from benchmarks.kills import ended, same
-from training_run.checkpoints import checkpoints_in
+from training_run.checkpoints import checkpoints_in, seal
+from training_run.state import read_state, write_state
 from training_run.stopping import StoppedError
 
 #: Eight rows: an epoch of one process is 8 forward passes of 1, so that stops fall into epochs and on their edges.
@@ -200,6 +204,126 @@ def test_checkpoints_by_the_clock(tiny_args):
     args = tiny_args(*FLAGS, "--max_train_steps", 3, "--checkpointing_steps", 0, "--save_every_minutes", 1e-6)
     run(args)
     assert [path.name for path in checkpoints_in(Path(args.output_dir))] == [f"checkpoint-{step}" for step in (1, 2, 3)]
+
+
+def test_a_run_that_lost_only_its_last_file_is_finished_and_not_refused(tiny_args, undisturbed):
+    args = tiny_args(*FLAGS, "--gradient_accumulation_steps", 2)
+    with pytest.MonkeyPatch.context() as patch:  # killed between the last checkpoint and the LoRA beside it
+        patch.setattr(tfi.Run, "save_weights", dies_outside(".saving"))
+        with pytest.raises(KeyboardInterrupt):
+            run(args)
+    folder = Path(args.output_dir)
+    assert checkpoints_in(folder)[-1].name == "checkpoint-6" and not (folder / tfi.LORA_FILE).exists()
+    again = ["--gradient_accumulation_steps", 2, "--output_dir", folder, "--resume_from_checkpoint", "latest"]
+    run(tiny_args(*FLAGS, *again))
+    assert_same(ended(folder), undisturbed(2))
+    with pytest.raises(ValueError, match="at step 6 of 6: raise --max_train_steps"):
+        run(tiny_args(*FLAGS, *again))
+
+
+def dies_outside(part: str) -> Callable[[tfi.Run, Path], Path]:
+    """``save_weights`` that raises where it is to write into another folder than one whose name has ``part``."""
+    plain = tfi.Run.save_weights
+
+    def save(run: tfi.Run, folder: Path) -> Path:
+        if part not in folder.name:
+            raise KeyboardInterrupt
+        return plain(run, folder)
+
+    return save
+
+
+def test_a_signal_in_the_last_step_ends_the_run_done_and_lets_nothing_else_begin(tiny_args, undisturbed):
+    args = tiny_args(*FLAGS, "--gradient_accumulation_steps", 2)
+    with pytest.raises(StoppedError) as stopped:
+        run(args, 11)
+    folder = Path(args.output_dir)
+    assert stopped.value.code == 143 and json.loads((folder / "run.json").read_text())["status"] == "done"
+    assert_same(ended(folder), undisturbed(2))
+
+
+def test_an_earlier_checkpoint_continued_sets_the_other_future_aside(tiny_args):
+    short = [*FLAGS, "--checkpointing_steps", 1, "--lr_scheduler", "constant", "--max_train_steps", 4]
+    args = tiny_args(*short)
+    run(args)
+    folder = Path(args.output_dir)
+    with pytest.raises(StoppedError):
+        run(tiny_args(*short, "--output_dir", folder, "--resume_from_checkpoint", folder / "checkpoint-1"), 2)
+    assert [path.name for path in checkpoints_in(folder)] == ["checkpoint-1", "checkpoint-2", "checkpoint-3"]
+    assert [json.loads(line)["step"] for line in (folder / "logs" / "losses.jsonl").read_text().splitlines()] == []
+    aside = {path.name for path in folder.glob("before-1-*")}
+    assert aside == {f"before-1-{name}" for name in ("checkpoint-2", "checkpoint-3", "checkpoint-4", tfi.LORA_FILE)}
+
+
+def test_a_checkpoint_of_elsewhere_is_saved_here_before_the_first_step_ends(tiny_args):
+    args = tiny_args(*FLAGS, "--max_train_steps", 4, "--lr_scheduler", "constant")
+    run(args)
+    again = tiny_args(*FLAGS, "--lr_scheduler", "constant", "--gradient_accumulation_steps", 1,
+                      "--resume_from_checkpoint", Path(args.output_dir) / "checkpoint-4")  # fmt: skip
+    with pytest.raises(StoppedError), pytest.MonkeyPatch.context() as patch:
+        plain = tfi.train
+        patch.setattr(tfi, "train", lambda *given: (setattr(given[0].stopping, "asked", 15), plain(*given)))
+        run(again)
+    assert [path.name for path in checkpoints_in(Path(again.output_dir))] == ["checkpoint-4"]
+
+
+def test_a_changed_rate_that_is_allowed_takes_effect(tiny_args):
+    flags = [*FLAGS, "--logging_steps", 1, "--checkpointing_steps", 1]
+    args = tiny_args(*flags, "--max_train_steps", 2)
+    run(args)
+    changed = ["--learning_rate", 3e-4, "--adam_weight_decay", 0.5, "--max_train_steps", 4, "--allow_changed_arguments"]
+    run(tiny_args(*flags, *changed, "--output_dir", args.output_dir, "--resume_from_checkpoint", "latest"))
+    losses = (Path(args.output_dir) / "logs" / "losses.jsonl").read_text().splitlines()
+    assert json.loads(losses[2])["lr"] == pytest.approx(3e-4 * (1 + math.cos(math.pi * 3 / 4)) / 2)
+    group = read_state(checkpoints_in(Path(args.output_dir))[-1])["optimizer"]["param_groups"][0]
+    assert (group["weight_decay"], group["initial_lr"]) == (0.5, 3e-4)
+
+
+def test_other_pairs_of_the_same_number_are_refused(tiny_args):
+    args = tiny_args(*FLAGS, "--max_train_steps", 1, "--checkpointing_steps", 1)
+    run(args)
+    pairs = Path(args.dataroot) / "turned.txt"
+    pairs.write_text("".join((Path(args.dataroot) / "train_pairs.txt").read_text().splitlines(keepends=True)[::-1]))
+    with pytest.raises(ValueError, match="fingerprint was"):
+        run(tiny_args(*FLAGS, "--max_train_steps", 1, "--train_data_list", "turned.txt", "--output_dir",
+                      args.output_dir, "--resume_from_checkpoint", "latest"))  # fmt: skip
+
+
+def empty_state(checkpoint: Path) -> None:
+    write_state(checkpoint, {})
+
+
+def words_for_numbers(checkpoint: Path) -> None:
+    write_state(checkpoint, {**read_state(checkpoint), "step": "x"})
+
+
+def garbage_tensors(checkpoint: Path) -> None:
+    (checkpoint / "training_state.safetensors").write_bytes(b"garbage")
+
+
+def fewer_layers(checkpoint: Path) -> None:
+    with safe_open(checkpoint / tfi.LORA_FILE, "pt") as file:
+        facts = file.metadata()
+    weights = tfi.load_file(checkpoint / tfi.LORA_FILE)
+    save_file(dict(sorted(weights.items())[4:]), checkpoint / tfi.LORA_FILE, facts)
+
+
+def no_metadata(checkpoint: Path) -> None:
+    save_file(tfi.load_file(checkpoint / tfi.LORA_FILE), checkpoint / tfi.LORA_FILE)
+
+
+@pytest.mark.parametrize("change", [empty_state, words_for_numbers, garbage_tensors, fewer_layers, no_metadata])
+def test_a_checkpoint_that_a_stranger_has_sealed_is_refused_in_one_line(tiny_args, change):
+    args = tiny_args(*FLAGS, "--max_train_steps", 1, "--checkpointing_steps", 1, "--lr_scheduler", "constant")
+    run(args)
+    (checkpoint,) = checkpoints_in(Path(args.output_dir))
+    change(checkpoint)
+    (checkpoint / "manifest.json").unlink()
+    seal(checkpoint)
+    with pytest.raises(ValueError, match=r"checkpoint-1|latest") as told:
+        run(tiny_args(*FLAGS, "--max_train_steps", 2, "--lr_scheduler", "constant", "--output_dir", args.output_dir,
+                      "--resume_from_checkpoint", "latest"))  # fmt: skip
+    assert "\n" not in str(told.value)
 
 
 # -------------------------------------------------------------------------------------------------- two processes

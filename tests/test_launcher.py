@@ -459,7 +459,7 @@ folder = pathlib.Path(os.environ['DEEPFASHION_LAUNCH'])
 def stop(number, frame):
     time.sleep(0.5)
     pathlib.Path('saved').write_text(str(number))
-    (folder / 'status').write_text(str(128 + number))
+    (folder / 'status-0').write_text(str(128 + number))
     sys.exit(128 + number)
 for each in (signal.SIGTERM, signal.SIGINT): signal.signal(each, stop)
 sys.path.insert(0, {root!r})

@@ -15,7 +15,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 logger = logging.getLogger(__name__)
@@ -60,6 +60,9 @@ def write_file(path: Path, content: bytes) -> None:
             sink.flush()
             os.fsync(sink.fileno())
         staged.replace(path)
+    except OSError as error:
+        staged.unlink(missing_ok=True)
+        raise OSError(error.errno, f"{path} could not be written: {error.strerror or error}") from error
     except BaseException:
         staged.unlink(missing_ok=True)
         raise
@@ -95,6 +98,13 @@ def verify(folder: Path, beside: str = "") -> None:
 
     Files that match the pattern ``beside`` may have been added later.
     """
+    try:
+        _verify(folder, beside)
+    except OSError as error:
+        raise DamagedCheckpointError(f"{error.filename or folder} cannot be read: {error.strerror or error}") from error
+
+
+def _verify(folder: Path, beside: str) -> None:
     if not folder.is_dir():
         raise DamagedCheckpointError(f"{folder} is not there: no complete checkpoint")
     manifest = folder / MANIFEST
@@ -103,7 +113,7 @@ def verify(folder: Path, beside: str = "") -> None:
     try:
         listed = json.loads(manifest.read_text("utf-8"))["files"]
         wanted = {str(name): (int(facts["bytes"]), str(facts["sha256"])) for name, facts in listed.items()}
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
         raise DamagedCheckpointError(f"{manifest} is damaged: this checkpoint cannot be trusted") from error
     there = {path.relative_to(folder).as_posix(): path for path in _files(folder)}
     for name, (size, digest) in wanted.items():
@@ -156,6 +166,23 @@ def _unwritable(final: Path, error: OSError) -> OSError:
         f"{final.name} could not be written: {reason}{kept}. Make room, or keep fewer with "
         "--checkpoints_total_limit, and continue with --resume_from_checkpoint latest",
     )
+
+
+def replace_folder(final: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` fill a folder under a hidden name, then put it in the place of ``final``."""
+    draft = final.with_name(f"{SAVING}{final.name}")
+    shutil.rmtree(draft, ignore_errors=True)
+    try:
+        write(draft)
+        for path in draft.rglob("*"):
+            sync(path)
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+    if final.exists():
+        remove(final)
+    draft.rename(final)
+    sync(final.parent)
 
 
 def publish(draft: Path, final: Path) -> None:

@@ -90,7 +90,7 @@ def next_batch(batches: Iterator[Any]) -> Any:
 
 
 def out_of_memory(step: int, args: Any) -> ValueError:
-    """What to say when a GPU's memory was too small for ``step``: the peak, and the flags that lower it."""
+    """What to say when a GPU's memory was too small for ``step``, 0 before the first: the peak, and what lowers it."""
     peak = ""
     if torch.cuda.is_available():
         _free, total = torch.cuda.mem_get_info()
@@ -107,7 +107,8 @@ def out_of_memory(step: int, args: Any) -> ValueError:
     if args.optimizer == "adamw" and not args.use_8bit_adam:
         lower.append("--use_8bit_adam")
     lower += [f"--height and --width below {args.height} and {args.width}", f"--lora_rank below {args.lora_rank}"]
-    return ValueError(f"the GPU's memory was too small at step {step}{peak}. What lowers it: {'; '.join(lower)}")
+    when = f"at step {step}" if step else "for the models"
+    return ValueError(f"the GPU's memory was too small {when}{peak}. What lowers it: {'; '.join(lower)}")
 
 
 def check_base(*models: str) -> None:

@@ -11,7 +11,15 @@ from typing import Any
 from accelerate.logging import get_logger
 from accelerate.utils import broadcast_object_list
 
-from training_run.checkpoints import DamagedCheckpointError, checkpoints_in, clear_leftovers, newest_whole, verify
+from training_run.checkpoints import (
+    DamagedCheckpointError,
+    checkpoints_in,
+    clear_leftovers,
+    newest_whole,
+    step_of,
+    verify,
+    write_file,
+)
 from training_run.state import FREE, changed
 
 logger = get_logger(__name__)
@@ -69,12 +77,49 @@ def find_checkpoint(args: Namespace) -> Path | None:
     return path
 
 
+def refuse_finished(args: Namespace, step: int) -> None:
+    """Raise ``ValueError`` when the checkpoint at ``step`` leaves nothing to do.
+
+    At the last step there is something to do as long as the weights that come after it are not there.
+    """
+    folder = Path(args.output_dir)
+    written = any((folder / name).exists() for name in (LORA_FILE, "transformer"))
+    if step > args.max_train_steps or (step == args.max_train_steps and written):
+        found = args.resume_from_checkpoint
+        raise ValueError(
+            f"--resume_from_checkpoint {found} is at step {step} of {args.max_train_steps}: raise --max_train_steps"
+        )
+
+
+def forget_future(folder: Path, step: int) -> None:
+    """Set aside what lies after ``step`` in a directory that is continued from there, and forget its curves.
+
+    Checkpoints and weights of that other course get names that nothing reads; nothing is deleted.
+    """
+    later = [path for path in checkpoints_in(folder) if (step_of(path) or 0) > step]
+    for path in [*later, *(path for path in (folder / LORA_FILE, folder / "transformer") if path.exists())]:
+        aside, number = path.with_name(f"before-{step}-{path.name}"), 1
+        while aside.exists():
+            number += 1
+            aside = path.with_name(f"before-{step}-{number}-{path.name}")
+        path.rename(aside)
+    for name in ("losses.jsonl", "skipped.jsonl"):
+        lines = folder / "logs" / name
+        if lines.exists():
+            whole = [line for line in lines.read_text("utf-8").splitlines(keepends=True) if line.endswith("\n")]
+            kept = "".join(line for line in whole if json.loads(line)["step"] <= step)
+            write_file(lines, kept.encode())
+
+
 def refuse_changes(args: Namespace, own: frozenset[str], saved: dict[str, Any], data: Any, accelerator: Any) -> None:
     """Raise ``ValueError`` for what has changed since ``saved`` was written and would change the result.
 
     ``own`` names the trainer's own arguments, which are compared; a wrapper's are told apart by the data.
     ``--allow_changed_arguments`` makes a warning of it. The rank that reads all data tells the others.
     """
+    wanted = {"step": int, "processes": int, "arguments": dict, "data": dict, "ranks": list, "moved": bool}
+    if odd := [name for name, kind in wanted.items() if not isinstance(saved.get(name), kind)]:
+        raise ValueError(f"--resume_from_checkpoint {args.resume_from_checkpoint}: its state has no {odd[0]} that fits")
     told: list[str] = []
     if accelerator.is_main_process:
         steps = {"max_train_steps"} if args.lr_scheduler.startswith("constant") else set()

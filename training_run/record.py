@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,8 @@ from huggingface_hub import try_to_load_from_cache
 
 from training_run.checkpoints import write_file
 from training_run.output_dir import data_facts
+
+logger = logging.getLogger(__name__)
 
 #: Packages that decide what a run computes; their versions go on record.
 PACKAGES = "torch diffusers transformers accelerate peft safetensors numpy Pillow"
@@ -82,6 +85,14 @@ class RunRecord:
             "resumed_from_step": run.step or None,
             "trainable_parameters": sum(parameter.numel() for parameter in run.parameters),
         }
+
+    def end(self, status: str) -> None:
+        """Write how a run ended that did not come to its end; a full disk must not hide why."""
+        self.facts["status"] = status
+        try:
+            self.write()
+        except OSError as error:
+            logger.warning("%s", error)
 
     def write(self) -> None:
         """Write ``run.json`` as things stand now; only the main process does."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 NAME = "training_state"
@@ -33,7 +34,7 @@ def read_state(folder: Path) -> dict[str, Any]:
     try:
         tensors = load((folder / f"{NAME}.safetensors").read_bytes())
         state = _decode(json.loads((folder / f"{NAME}.json").read_text("utf-8")), tensors)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
         raise ValueError(f"{folder} holds no readable training state: {error}") from error
     if not isinstance(state, dict):
         raise ValueError(f"{folder / NAME}.json holds no training state")
@@ -42,6 +43,8 @@ def read_state(folder: Path) -> dict[str, Any]:
 
 def _encode(value: Any, place: str, tensors: dict[str, torch.Tensor]) -> Any:
     if isinstance(value, torch.Tensor):
+        if place in tensors:
+            raise ValueError(f"training state {place}: two tensors have this name")
         tensors[place] = value.detach().to("cpu", copy=True).contiguous()  # safetensors refuses shared memory
         return {_TENSOR: place}
     if isinstance(value, dict):

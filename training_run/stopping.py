@@ -92,9 +92,12 @@ def end_with_launcher() -> None:
         return
     import psutil
 
+    parent = os.getppid()
     try:
-        words = psutil.Process(os.getppid()).cmdline()
+        words = psutil.Process(parent).cmdline()
     except psutil.Error:
         return
     if any("accelerate" in word for word in words[:4]) and "launch" in words:
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+        if os.getppid() != parent:
+            raise StoppedError(signal.SIGTERM)

@@ -124,6 +124,7 @@ class DrivenAccelerator(Accelerator):
                 self.run.checkpoint_saved(staged, final)
             else:
                 self.run.add_to_checkpoint(staged, final)
+        self.run.saved_at = self.run.step
         return str(final)
 
     def load_state(self, input_dir: str | None = None, **kwargs: Any) -> None:

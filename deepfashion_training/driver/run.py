@@ -22,6 +22,7 @@ import train_flux_inpaint as trainer
 from deepfashion_training.driver.pictures import Sheets
 from deepfashion_training.driver.pipeline import PipelineOnDemand
 from training_run import checkpoints, guards
+from training_run.output_dir import forget_future
 from training_run.stopping import StoppedError, Stopping
 
 logger = logging.getLogger(__name__)
@@ -68,7 +69,7 @@ class DrivenRun:
         self.settings, self.script_args, self.dataset, self.facts = settings, args, dataset, facts
         self.folder = Path(settings.output_dir)
         self.first_step = self.step = step_of(settings.resume_from_checkpoint)
-        self.stopping = Stopping()
+        self.stopping, self.saved_at = Stopping(), self.first_step
         self.skipped = guards.SkippedSteps(0, self.folder)
         self.accelerator: Any = None
         self.model: Any = None
@@ -149,15 +150,9 @@ class DrivenRun:
         self.record.facts.update(self.facts)
         if not self.prompt_known:
             self.settings.instance_prompt = ""  # unknown: the script has no encode_prompt to take it from
-        if self.step:
-            self._forget_later_steps()
+        if self.step and self.accelerator.is_main_process:
+            forget_future(self.folder, self.step)
         self.started, self.clock = time.time(), time.perf_counter()
-
-    def _forget_later_steps(self) -> None:
-        losses = self.folder / "logs" / "losses.jsonl"
-        if self.accelerator.is_main_process and losses.exists():
-            whole = [line for line in losses.read_text("utf-8").splitlines(keepends=True) if line.endswith("\n")]
-            losses.write_text("".join(line for line in whole if json.loads(line)["step"] <= self.step), "utf-8")
 
     def add_loss(self, loss: torch.Tensor) -> None:
         """Note the loss of a forward pass. Raises ``ValueError`` when it is not finite, before it moves a weight."""
@@ -182,10 +177,12 @@ class DrivenRun:
     def stop_if_asked(self) -> None:
         """Between forward passes, on every rank: end after a signal, with the checkpoint of the last whole step."""
         self.stopping.saving = True
+        if self.losses:  # in the middle of a step, whose random numbers are partly drawn
+            return
         if signum := self.stopping.agreed(self.accelerator)[0]:
-            final = self.folder / f"checkpoint-{self.step}"
-            if self.step > self.first_step and not final.exists():
-                self.accelerator.save_state(str(final))
+            if self.step > self.saved_at:
+                self.accelerator.save_state(str(self.folder / f"checkpoint-{self.step}"))
+            self.accelerator.wait_for_everyone()
             raise StoppedError(signum, self.step)
 
     @contextlib.contextmanager
@@ -332,6 +329,8 @@ def find_checkpoint(settings: Namespace) -> str | None:
     if wanted == "latest":
         newest = checkpoints.newest_whole(folder, OTHER_RANKS)
         if newest is None:
+            if damaged := checkpoints.checkpoints_in(folder):
+                checkpoints.verify(damaged[-1], OTHER_RANKS)
             return None
         path = newest
     else:
