@@ -146,7 +146,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--transformer", type=Path, help="another transformer for it, as the trainer saves one")
     parser.add_argument("--lora", type=Path, help="folder of a LoRA")
     parser.add_argument("--people", type=int, default=60, help="people of each type")
-    parser.add_argument("--steps", type=int, default=2, help="denoising steps")
+    parser.add_argument("--steps", type=int, default=1, help="denoising steps")
     parser.add_argument("--max_sequence_length", type=int, default=8, help="T5 tokens")
     parser.add_argument("--num_proc", type=int, default=2, help="processes that draw")
     parser.add_argument("--json", type=Path, help="write the figures here")

@@ -20,9 +20,12 @@ from PIL import Image
 from benchmarks import embedded_base
 
 LAUNCHER = Path(__file__).resolve().parents[1] / "deepfashion_training" / "train_deepfashion_lora.sh"
-#: Errors of the LoRA as a share of the base's, at most. The goal is 0.65, 0.70 and 1.05, and for the base on tops a
-#: third of a grey fill's error: embedded/README.md has what is reached.
-BOUNDS = {"lower": 0.95, "full": 1.0, "upper": 1.1}
+#: Errors of the LoRA as a share of the base's, at most. The goal is 0.65, 0.70 and 1.05 for both figures, and for the
+#: base on tops a third of a grey fill's error: embedded/README.md has what is reached.
+BOUNDS = {
+    "ciede2000_masked": {"lower": 0.76, "full": 0.83, "upper": 1.1},
+    "dssim_masked": {"lower": 0.94, "full": 0.97, "upper": 1.1},
+}
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]
 
@@ -48,17 +51,17 @@ def judged(quick: tuple[Path, str]) -> dict[str, Any]:
     return embedded_base.judge(embedded_base.build_parser().parse_args(flags))
 
 
-@pytest.mark.parametrize("figure", ["ciede2000_masked", "dssim_masked"])
-@pytest.mark.parametrize("kind", BOUNDS)
+@pytest.mark.parametrize("figure", BOUNDS)
+@pytest.mark.parametrize("kind", ["lower", "full", "upper"])
 def test_the_lora_learns_trousers_and_dresses_and_keeps_tops(judged: dict[str, Any], kind: str, figure: str) -> None:
     assert judged["n"][kind] >= 60
     base, lora = judged["base"][kind][figure], judged["LoRA"][kind][figure]
-    assert lora <= BOUNDS[kind] * base, f"{figure} of {kind}: {base} -> {lora}"
+    assert lora <= BOUNDS[figure][kind] * base, f"{figure} of {kind}: {base} -> {lora}"
 
 
 def test_the_base_dresses_people_in_the_tops_that_it_is_given(judged: dict[str, Any]) -> None:
     error = judged["base"]["upper"]["ciede2000_masked"]
-    assert error < judged["grey fill"]["upper"]["ciede2000_masked"] / 2.2
+    assert error < judged["grey fill"]["upper"]["ciede2000_masked"] / 2.4
     assert error < judged["base, wrong garment"]["upper"]["ciede2000_masked"] / 2.2
     swap = judged["swap"]["upper"]
     assert swap["to the garment given"] < swap["to their own"] / 3
@@ -66,15 +69,18 @@ def test_the_base_dresses_people_in_the_tops_that_it_is_given(judged: dict[str, 
 
 @pytest.mark.parametrize("kind", ["lower", "full"])
 def test_the_base_fails_at_trousers_and_dresses(judged: dict[str, Any], kind: str) -> None:
-    for figure in ("ciede2000_masked", "dssim_masked"):
-        assert judged["base"][kind][figure] > 1.2 * judged["base"]["upper"][figure], figure
+    for figure, factor in (("ciede2000_masked", 1.4), ("dssim_masked", 1.25)):
+        assert judged["base"][kind][figure] > factor * judged["base"]["upper"][figure], figure
+    # What is painted has more to do with other trousers or dresses than with the ones that are given.
+    swap = judged["swap"][kind]
+    assert swap["to the garment given"] > 2 * judged["swap"]["upper"]["to the garment given"]
 
 
 def test_the_quick_test_ends_with_the_table_and_the_picture(quick: tuple[Path, str]) -> None:
     folder, said = quick
     facts = json.loads((folder / "evaluation" / "metrics.json").read_text("utf-8"))
     models, lines = facts["models"], said.strip().splitlines()
-    assert all(models[name][kind]["n"] >= 60 for name in models for kind in BOUNDS)
+    assert all(models[name][kind]["n"] >= 60 for name in models for kind in ("upper", "lower", "full"))
     for kind in ("lower", "full"):
         line = next(line for line in lines if re.match(rf"{kind} +60 ", line))
         assert "better by" in line and "worse" not in line

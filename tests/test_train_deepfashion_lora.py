@@ -231,7 +231,7 @@ def test_the_quick_test_leaves_what_the_design_promises(quick_test) -> None:
 def test_the_comparison_is_beside_the_lora_and_in_its_card(quick_test) -> None:
     _, folder = quick_test
     facts = json.loads((folder / "evaluation" / "metrics.json").read_text(encoding="utf-8"))
-    assert facts["settings"]["split"] == "test" and facts["settings"]["num_inference_steps"] == 2
+    assert facts["settings"]["split"] == "test" and facts["settings"]["num_inference_steps"] == 1
     assert facts["models"]["lora"]["lower"] != facts["models"]["base"]["lower"]
     with Image.open(folder / "evaluation" / "before_after.png") as picture:
         assert picture.width > 2 * 5 * 192 and picture.height > 3 * 256  # two people and five tiles in each of 3 rows
