@@ -349,7 +349,7 @@ pass_on() { # pass_on SIGNAL
 trap 'pass_on TERM' TERM HUP
 trap 'pass_on INT' INT
 set -m # a process group of its own: Ctrl-C comes through this script, and once
-"${command[@]}" &
+"${command[@]}" </dev/null & # in the background a question would wait for ever
 launched=$!
 set +m
 [[ -z $stopped ]] || kill -s TERM "$launched" 2>/dev/null || true

@@ -8,6 +8,7 @@ after that, and only then may older checkpoints go.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fnmatch
 import hashlib
 import json
@@ -47,6 +48,9 @@ def sync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if not (path.is_dir() and error.errno in (errno.EINVAL, errno.ENOTSUP)):  # some network file systems have none
+            raise
     finally:
         os.close(handle)
 
@@ -215,6 +219,12 @@ def prune(newest: Path, limit: int | None) -> None:
 
 
 def clear_leftovers(folder: Path) -> None:
-    """Delete what a killed run was writing or deleting."""
+    """Delete what a killed run was writing or deleting; a checkpoint that was about to be replaced comes back."""
+    for path in folder.glob(f"{REMOVING}*"):
+        final = path.with_name(path.name.removeprefix(REMOVING))
+        with contextlib.suppress(DamagedCheckpointError):
+            verify(path)
+            if not final.exists():
+                path.rename(final)
     for path in [*folder.glob(f"{SAVING}*"), *folder.glob(f"{REMOVING}*")]:
         shutil.rmtree(path, ignore_errors=True)
