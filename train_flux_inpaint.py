@@ -26,7 +26,7 @@ import math
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -618,6 +618,7 @@ class FillBatch:
     noise: torch.Tensor  # [B,16,h,w], standard normal
     timesteps: torch.Tensor  # [B] in (0, 1000]
     sigmas: torch.Tensor  # [B], the share of noise at that timestep
+    names: Sequence[str] = ()  # of the rows, for who has to look at them
 
 
 def sample_timesteps(
@@ -729,17 +730,17 @@ class Run:
         keep = (torch.rand(len(latents), generator=on_cpu) >= args.caption_dropout).tolist()
         captions = [caption if kept else "" for caption, kept in zip(samples["caption_cloth"], keep, strict=True)]
         text = self.prompts.look_up([prompt_of(args, caption) for caption in captions], device)
-        regions = region_maps(mask, *latents.shape[-2:])
-        return FillBatch(latents, conditioning, regions, *text, noise, timesteps.to(device), sigmas.to(device))
+        regions, names = region_maps(mask, *latents.shape[-2:]), samples.get("im_name", ())
+        return FillBatch(latents, conditioning, regions, *text, noise, timesteps.to(device), sigmas.to(device), names)
 
-    def optimizer_step(self, batches: Iterator[tuple[FillBatch, list[str]]]) -> torch.Tensor:
-        """Take one step over ``batches``, each with the names of its rows, unless loss or gradient is not finite.
+    def optimizer_step(self, batches: Iterable[FillBatch]) -> torch.Tensor:
+        """Take one step over ``batches``, unless loss or gradient is not finite.
 
         Returns [4,2]: error and count of each region, loss and number of passes; zeros where no step was taken.
         """
         totals, rows, parts = torch.zeros(4, 2, device=self.accelerator.device), list[str](), self.parameters
-        for batch, names in batches:
-            rows += names
+        for batch in batches:
+            rows += batch.names
             with self.accelerator.accumulate(self.transformer):
                 prediction = predict_velocity(self.transformer, batch, self.args.guidance_scale, self.takes_guidance)
                 loss, regions = flow_matching_loss(prediction, batch, self.args)
@@ -899,7 +900,7 @@ def train(
         run.save_checkpoint(loader.dataset)
         record.write()
 
-    def encoded() -> Iterator[tuple[FillBatch, list[str]]]:
+    def encoded() -> Iterator[FillBatch]:
         for forward_pass in range(run.step * passes, (run.step + 1) * passes):
             if signum := run.stopping.agreed(accelerator)[0]:
                 progress.close()
@@ -907,8 +908,7 @@ def train(
                     save()
                 accelerator.wait_for_everyone()  # whoever ends first lets elastic count 30 s for the others
                 raise StoppedError(signum, run.step)
-            samples = guards.next_batch(batches)
-            yield run.encode(samples, forward_pass), list(samples["im_name"])
+            yield run.encode(guards.next_batch(batches), forward_pass)
 
     while run.step < args.max_train_steps:
         began = time.perf_counter()

@@ -305,7 +305,7 @@ def measure(run: trainer.Run, args: argparse.Namespace) -> Measured:
         losses["bare"] = bare.step(*inputs[number % len(inputs)])
 
     def trainer_step(number: int) -> None:
-        losses["trainer"] = run.optimizer_step(iter([(batches[number % len(batches)], [])]))
+        losses["trainer"] = run.optimizer_step([batches[number % len(batches)]])
 
     variants = {"bare": bare_step, "trainer": trainer_step}
     times: dict[str, list[float]] = {name: [] for name in variants}
