@@ -109,14 +109,14 @@ def test_what_a_user_types_for_the_script_alone_is_handed_on() -> None:
     ("typed", "message"),
     [
         (["--dropout_prop", "0.1"], "unknown argument --dropout_prop: did you mean --dropout_prob?"),
-        (["--lerning_rate=1"], "unknown argument --lerning_rate=1: did you mean --learning_rate?"),
+        (["--lerning_rate=1"], "unknown argument --lerning_rate: did you mean --learning_rate?"),
         (["--garment_loss_weight", "2"], "--garment_loss_weight does nothing here: this --upstream script does not kn"),
         (["--use_captions"], "--use_captions does nothing here: this --upstream script does not know it"),
         (["--lora_rank", "0"], "--lora_rank: 0 is not at least 1"),
         (["--prodigy_decouple="], "--prodigy_decouple does nothing here: this --upstream script never looks at it"),
         (["--train_data_list", "x"], "--train_data_list does nothing here: it is decided by what --upstream is driven"),
         (["--train_base_model"], "--train_base_model does nothing here: it is decided by what --upstream is driven"),
-        (["--resume=latest"], "unknown argument --resume=latest"),
+        (["--resume=latest"], "unknown argument --resume: did you mean"),
         (["--dropout_prob", "much"], "argument --dropout_prob: invalid float value: 'much'"),
     ],
 )

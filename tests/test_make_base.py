@@ -65,8 +65,9 @@ def test_the_command_makes_a_pipeline_and_goes_on(tmp_path: Path, monkeypatch: p
     work, out = tmp_path / "work", tmp_path / "out"
     flags = f"--output_dir {out} --work_dir {work} --rows 2 --num_proc 1".split()
     assert make_base.main([*flags, "--steps", "1"]) == 0
-    run = json.loads((work / "train" / "run.json").read_text("utf-8"))
-    assert (run["arguments"]["train_base_model"], run["trainable_parameters"]) == ("all", 5_269_440)
+    first, second = (json.loads((work / f"train-{phase}" / "run.json").read_text("utf-8")) for phase in (1, 2))
+    assert (first["arguments"]["train_base_model"], first["trainable_parameters"]) == ("all", 5_269_440)
+    assert second["arguments"]["pretrained_inpaint_model_name_or_path"] == str(work / "train-1")
     made = FluxFillPipeline.from_pretrained(out)
     assert abs(made.vae.config.scaling_factor - 1) > 1e-3
     assert not [path for path in out.rglob("*.json") if str(tmp_path) in path.read_text("utf-8")]

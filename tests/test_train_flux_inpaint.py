@@ -102,11 +102,13 @@ def test_a_switch_can_be_turned_off_again():
 
 
 def test_every_flag_does_something():
-    tree = ast.parse(Path(tfi.__file__).read_text(encoding="utf-8"))
-    tree.body = [node for node in tree.body if getattr(node, "name", "") != "parse_args"]  # checking is not using
-    used = {
+    script = Path(tfi.__file__)
+    trees = [ast.parse(path.read_text("utf-8")) for path in (script, *(script.parent / "training_run").glob("*.py"))]
+    nodes = [node for tree in trees for node in tree.body if getattr(node, "name", "") != "parse_args"]
+    used = {  # outside parse_args: checking is not using
         node.attr
-        for node in ast.walk(tree)
+        for top in nodes
+        for node in ast.walk(top)
         if isinstance(node, ast.Attribute)
         and (getattr(node.value, "id", None) == "args" or getattr(node.value, "attr", None) == "args")
         and isinstance(node.ctx, ast.Load)

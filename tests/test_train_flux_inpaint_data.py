@@ -103,6 +103,8 @@ def test_blank_lines_are_no_pairs(viton_copy):
 
 def test_summary_counts_the_rows(viton_root):
     facts = VitonHDTestDataset(str(viton_root), "train", size=SIZE).summary()
+    pairs = facts.pop("fingerprint"), VitonHDTestDataset(str(viton_root), "test", size=SIZE).summary()["fingerprint"]
+    assert len(pairs[0]) == 64 and pairs[0] != pairs[1]
     assert facts == {"source": str(viton_root), "split": "train", "rows": 8, "by_type": {"upper": 8}}
 
 
