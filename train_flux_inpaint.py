@@ -887,7 +887,8 @@ def train(
     """
     args, accelerator, main_process = run.args, run.accelerator, run.accelerator.is_main_process
     scalars = {name: value for name, value in vars(args).items() if isinstance(value, (bool, int, float, str))}
-    accelerator.init_trackers("catvton-flux-lora", config=scalars)
+    afresh = {"tensorboard": {"purge_step": run.step + 1}}  # curves of steps that are taken again are not drawn twice
+    accelerator.init_trackers("catvton-flux-lora", config=scalars, init_kwargs=afresh)
     passes, batches = args.gradient_accumulation_steps, iter(loader)
     if saved and accelerator.num_processes == len(saved["ranks"]):
         saved_state.set_random_state(saved["ranks"][accelerator.process_index]["random"])

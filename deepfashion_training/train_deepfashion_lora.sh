@@ -375,5 +375,9 @@ elif [[ $stopped == INT ]]; then
   status=130
 elif [[ $stopped == TERM ]]; then
   status=143
+elif [[ -n $(compgen -G "$DEEPFASHION_LAUNCH/pid-*") ]]; then
+  status=1
+  printf '%s\n' "error: the trainer was killed and could say nothing: most often the machine's main memory was too small" \
+    "(dmesg tells). The same command with --resume_from_checkpoint latest continues." >&2
 fi
 exit "$status"

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from training_run import checkpoints
 from training_run.checkpoints import DamagedCheckpointError
@@ -136,6 +137,33 @@ def test_a_write_that_fails_at_any_size(tmp_path, small_files):
             resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
     assert failed == 60  # at all of these but the last, which is larger than the largest file
     assert names(tmp_path) == {"checkpoint-1", "checkpoint-2"}
+
+
+def test_a_model_that_its_own_library_cannot_write(tmp_path, small_files):
+    """safetensors tells of a full disk by an error of its own, which is no ``OSError``."""
+    save(tmp_path, 1)
+
+    def model(folder: Path) -> None:
+        folder.mkdir()
+        save_file({"weight": torch.zeros(10_000)}, folder / "model.safetensors")
+
+    def save_model() -> None:
+        with checkpoints.staged(tmp_path / "checkpoint-2") as draft:
+            checkpoints.replace_folder(draft / "transformer", model)
+
+    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(OSError, match=r"checkpoint-2 could not be written: .*File too large.*-1 is whole"):
+            save_model()
+        with pytest.raises(OSError, match=r"final could not be written: File too large$") as raised:
+            checkpoints.replace_folder(tmp_path / "final", model)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    assert raised.value.errno == errno.EFBIG
+    assert names(tmp_path) == {"checkpoint-1"}
+    save_model()
+    checkpoints.verify(tmp_path / "checkpoint-2")
 
 
 def test_a_disk_that_is_full_after_any_page(tmp_path):

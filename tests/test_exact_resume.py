@@ -10,9 +10,11 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 from conftest import ROOT, forget_accelerator
 from safetensors import safe_open
@@ -20,7 +22,7 @@ from safetensors.torch import save_file
 
 import train_flux_inpaint as tfi
 from benchmarks.kills import ended, same
-from training_run.checkpoints import checkpoints_in, seal
+from training_run.checkpoints import checkpoints_in, seal, step_of
 from training_run.state import read_state, write_state
 from training_run.stopping import StoppedError
 
@@ -377,11 +379,49 @@ def test_two_ranks_of_which_one_is_stopped(tiny_flags, tmp_path):
             assert_same(ended(folder), ended(straight))
             # Each row as often as in the undisturbed run: passes of a step that was not whole are taken again.
             for rank in (0, 1):
-                name = f"rows-{rank}"
-                seen = dict(line.split(" ", 1) for line in (folder / name).read_text().splitlines())
-                wanted = dict(line.split(" ", 1) for line in (straight / name).read_text().splitlines())
-                assert seen == wanted
+                seen, wanted = ((place / f"rows-{rank}").read_text().splitlines() for place in (folder, straight))
+                assert sorted(set(seen)) == sorted(wanted) and len(wanted) == 6 * passes
+                again_taken = [int(line.split()[0]) for line in set(seen) for _ in range(seen.count(line) - 1)]
+                assert sorted(again_taken) == list(range(step * passes, stop + 1))
         rows = [line.split()[1:] for rank in (0, 1) for line in (straight / f"rows-{rank}").read_text().splitlines()]
         assert len(rows) == 2 * 6 * passes
         first_epoch = [(straight / f"rows-{rank}").read_text().splitlines()[:4] for rank in (0, 1)]
         assert len({name for lines in first_epoch for line in lines for name in line.split()[1:]}) == 8  # none twice
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("receiver", ["accelerate", "group", "rank 0", "rank 1"])
+def test_accelerate_with_two_ranks_is_told_to_stop(tiny_flags, tmp_path, receiver):
+    """Whoever gets the signal, both ranks save the same step within 30 s, and nothing is left running."""
+    script, folder = tmp_path / "slow.py", tmp_path / "out"
+    slow = STOPPED.replace("    return encode(", "    __import__('time').sleep(0.3)\n    return encode(")
+    script.write_text(slow, encoding="utf-8")
+    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--quiet", "--cpu"]
+    command += "--num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no".split()
+    command += ["--main_process_port", "0", str(script), "-1", *tiny_flags(*FLAGS, "--output_dir", folder)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    launched = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    rows, until = folder / "rows-0", time.monotonic() + 150
+    while not (rows.exists() and len(rows.read_text().splitlines()) > 1) and time.monotonic() < until:
+        time.sleep(0.05)
+    below = psutil.Process(launched.pid).children(recursive=True)
+    ranks = sorted(
+        (child for child in below if str(script) in child.cmdline() and "RANK" in child.environ()),
+        key=lambda child: child.environ()["RANK"],
+    )
+    told = time.monotonic()
+    if receiver == "group":
+        os.killpg(launched.pid, signal.SIGINT)
+    elif receiver == "accelerate":
+        launched.send_signal(signal.SIGTERM)
+    else:
+        ranks[int(receiver[-1])].terminate()
+    said = launched.communicate(timeout=60)[1]
+    assert launched.returncode != 0 and time.monotonic() - told < 30
+    assert not [child for child in below if child.is_running() and child.status() != psutil.STATUS_ZOMBIE], said
+    (saved,) = checkpoints_in(folder)
+    assert 1 < step_of(saved) < 6
+    resumed = two_ranks(script, -1, tiny_flags(*FLAGS, "--output_dir", folder, "--resume_from_checkpoint", "latest"))
+    assert resumed.returncode == 0, resumed.stderr[-3000:]
+    passes = [int(line.split()[0]) for line in rows.read_text().splitlines()]
+    assert passes == list(range(6))

@@ -515,3 +515,14 @@ def test_a_signal_reaches_the_trainer_and_its_status_comes_back(machine: Machine
     assert not psutil.pid_exists(trainer.pid) or trainer.status() == psutil.STATUS_ZOMBIE
     assert "Traceback" not in said
     assert [path for path in work.iterdir() if path.name.startswith("tmp")] == []  # its folder is gone
+
+
+@pytest.mark.slow
+def test_a_trainer_that_was_killed_is_not_silent(machine: Machine) -> None:
+    """As the system does where main memory ends: nothing of the trainer's own can say it."""
+    script = copy_of_the_scripts(machine.folder)
+    killed = PATIENT.format(root=str(ROOT)).replace("time.sleep(60)", "os.kill(os.getpid(), signal.SIGKILL)")
+    script.with_suffix(".py").write_text(killed)
+    done = machine.run("--quick-test", "--embedded", script=script, PYTHON=sys.executable)
+    assert done.returncode == 1
+    assert "the trainer was killed and could say nothing" in done.stderr and "Traceback" not in done.stderr

@@ -19,6 +19,8 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
@@ -153,12 +155,21 @@ def staged(final: Path) -> Iterator[Path]:
         draft.mkdir(parents=True)
         yield draft
         publish(draft, final)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         shutil.rmtree(draft, ignore_errors=True)
-        raise _unwritable(final, error) from error
+        raise _unwritable(final, as_os_error(error)) from error
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise
+
+
+def as_os_error(error: Exception) -> OSError:
+    """``error`` itself, or what the system said where safetensors tells of it in words: "... (os error 28)"."""
+    if isinstance(error, OSError):
+        return error
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    number = int(found[1]) if found else errno.EIO
+    return OSError(number, os.strerror(number) if found else str(error))
 
 
 def _unwritable(final: Path, error: OSError) -> OSError:
@@ -180,6 +191,10 @@ def replace_folder(final: Path, write: Callable[[Path], object]) -> None:
         write(draft)
         for path in draft.rglob("*"):
             sync(path)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(draft, ignore_errors=True)
+        told = as_os_error(error)
+        raise OSError(told.errno, f"{final} could not be written: {told.strerror or told}") from error
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise
