@@ -15,7 +15,6 @@ yields the sample dict that ``VitonHDTestDataset`` documents, and may offer four
 from __future__ import annotations
 
 import argparse
-import difflib
 import gc
 import hashlib
 import importlib.util
@@ -26,10 +25,10 @@ import math
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 import numpy as np
 import psutil
@@ -51,6 +50,7 @@ from tqdm.auto import tqdm
 
 from training_run import checkpoints, guards
 from training_run import state as saved_state
+from training_run.flags import FlagParser, add_loss_and_output_flags, add_model_and_data_flags, add_training_flags
 from training_run.output_dir import (
     LORA_FILE,
     find_checkpoint,
@@ -81,132 +81,12 @@ FEED_FORWARD = "ff.net.0.proj ff.net.2 ff_context.net.0.proj ff_context.net.2 pr
 LORA_TARGETS = {"attention": ATTENTION.split(), "all": f"{ATTENTION} {FEED_FORWARD}".split()}
 
 
-class _FlagParser(argparse.ArgumentParser):
-    """Parser that answers an unknown flag with the nearest known one; exit code 2."""
-
-    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        parsed, unknown = self.parse_known_args(args, namespace)
-        if unknown:
-            near = difflib.get_close_matches(unknown[0].split("=")[0], self._option_string_actions, n=1)
-            self.error(f"unknown argument {unknown[0]}" + (f": did you mean {near[0]}?" if near else ""))
-        return parsed
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
-
-
-def _number(kind: type[int] | type[float], low: float, high: float = math.inf, step: int = 0) -> Callable[[str], Any]:
-    """Converter for argparse: a finite number in [low, high], and a multiple of ``step`` where one is given."""
-
-    def number(text: str) -> Any:
-        value = kind(text)
-        if not low <= value <= high or math.isinf(value) or (step and value % step):
-            limits = f"at least {low}" if high == math.inf else f"from {low} to {high}"
-            raise argparse.ArgumentTypeError(f"{text} is not {limits}" + (f" and a multiple of {step}" if step else ""))
-        return value
-
-    return number
-
-
-COUNT, FROM_ZERO, SIDE = _number(int, 1), _number(int, 0), _number(int, 16, step=16)
-AMOUNT, SHARE, FINITE = _number(float, 0), _number(float, 0, 1), _number(float, -math.inf)
-SEED, SWITCH = _number(int, 0, 2**32 - 1), argparse.BooleanOptionalAction
-SCHEDULES = ["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"]
-SCHEMES = ["sigma_sqrt", "logit_normal", "mode", "cosmap", "none"]
-
-
-# fmt: off
-def _add_model_and_data_flags(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group("models").add_argument
-    add("--pretrained_model_name_or_path", default="black-forest-labs/FLUX.1-Fill-dev",
-        help="FLUX.1-Fill pipeline that gives VAE, text encoders, tokenizers and scheduler: folder or Hub id")
-    add("--pretrained_inpaint_model_name_or_path", default="xiaozaa/catvton-flux-alpha",
-        help="transformer to train: folder or Hub id, with its files at the root or under transformer/")
-    add("--revision", help="branch, tag or commit of the pipeline on the Hub")
-    add("--inpaint_revision", help="branch, tag or commit of the transformer on the Hub")
-    add("--variant", help="variant of the model files, such as bf16")
-    add("--cache_dir", help="where downloaded models are kept (default: the Hub's own cache)")
-    add("--quantize_base", choices=["nf4", "int8"], help="keep the frozen base in 4 or 8 bit (bitsandbytes, CUDA)")
-    add("--mixed_precision", choices=["no", "bf16", "fp16"], default="no", help="precision of the frozen base")
-    add("--allow_tf32", action=SWITCH, default=False, help="TF32 for fp32 matrix products on CUDA")
-    add = parser.add_argument_group("data and text").add_argument
-    add("--dataroot", required=True, help="VITON-HD folder with train/, test/ and the pair lists")
-    add("--train_data_list", default="train_pairs.txt", help="pair list of the training rows, inside the data root")
-    add("--validation_data_list", default="test_pairs.txt", help="pair list of the validation rows")
-    add("--height", type=SIDE, default=768, help="height of one picture in pixels, a multiple of 16")
-    add("--width", type=SIDE, default=576, help="width of one picture, a multiple of 16; a pair is twice as wide")
-    add("--dataloader_num_workers", type=FROM_ZERO, default=4, help="processes that load pictures; 0: between steps")
-    add("--dataloader_prefetch_factor", type=COUNT, default=2, help="batches that each worker prepares ahead")
-    add("--instance_prompt", default=DEFAULT_PROMPT, help="prompt of every pair")
-    add("--use_captions", action=SWITCH, default=False, help="append the row's caption to the prompt")
-    add("--caption_dropout", type=SHARE, default=0.0, help="share of rows with the bare prompt under --use_captions")
-    add("--max_sequence_length", type=_number(int, 1, 512), default=512, help="T5 tokens per prompt, at most 512")
-
-
-def _add_training_flags(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group("what is trained").add_argument
-    add("--lora_rank", type=COUNT, default=16, help="rank of the LoRA matrices")
-    add("--lora_alpha", type=AMOUNT, help="LoRA alpha; the update is scaled by alpha / rank (default: the rank)")
-    add("--lora_target_modules", default="all",
-        help="'all': attention and feed-forward of every block; 'attention'; or module names, comma-separated")
-    add("--use_dora", action=SWITCH, default=False, help="weight-decomposed LoRA (DoRA)")
-    add("--use_rslora", action=SWITCH, default=False, help="scale by alpha / sqrt(rank)")
-    add("--train_base_model", nargs="?", const="attention", choices=["attention", "all"],
-        help="no LoRA: train the base's own weights, those of attention (when no word follows) or all")
-    add = parser.add_argument_group("optimizer and schedule").add_argument
-    add("--train_batch_size", type=COUNT, default=1, help="pairs per device and forward pass")
-    add("--gradient_accumulation_steps", type=COUNT, default=1, help="forward passes per optimizer step")
-    add("--max_train_steps", type=COUNT, help="optimizer steps (default: from --num_train_epochs)")
-    add("--num_train_epochs", type=COUNT, default=1, help="passes over the rows where --max_train_steps is not given")
-    add("--learning_rate", type=AMOUNT, default=1e-4, help="learning rate after warm-up; Prodigy wants 1")
-    add("--lr_scheduler", default="constant", choices=SCHEDULES, help="learning-rate schedule")
-    add("--lr_warmup_steps", type=FROM_ZERO, default=0, help="optimizer steps of warm-up")
-    add("--lr_num_cycles", type=COUNT, default=1, help="restarts of cosine_with_restarts")
-    add("--lr_power", type=AMOUNT, default=1.0, help="power of the polynomial schedule")
-    add("--optimizer", choices=["adamw", "prodigy"], type=str.lower, default="adamw", help="optimizer")
-    add("--use_8bit_adam", action=SWITCH, default=False, help="8-bit AdamW (bitsandbytes, CUDA)")
-    add("--adam_beta1", type=SHARE, default=0.9, help="beta1 of AdamW and Prodigy")
-    add("--adam_beta2", type=SHARE, default=0.999, help="beta2 of AdamW and Prodigy")
-    add("--adam_weight_decay", type=AMOUNT, default=1e-4, help="weight decay of AdamW and Prodigy")
-    add("--adam_epsilon", type=AMOUNT, default=1e-8, help="epsilon of AdamW and Prodigy")
-    add("--max_grad_norm", type=AMOUNT, default=1.0, help="gradients are clipped to this norm; 0: not clipped")
-    add("--gradient_checkpointing", action=SWITCH, default=False, help="recompute activations: less memory, more time")
-    add("--seed", type=SEED, default=42, help="seed of LoRA weights, row order, noise, timesteps and validation")
-
-
-def _add_loss_and_output_flags(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group("loss").add_argument
-    add("--guidance_scale", type=AMOUNT, default=1.0, help="embedded guidance, in training and validation pictures")
-    add("--weighting_scheme", default="none", choices=SCHEMES, help="how timesteps are drawn and weighted")
-    add("--logit_mean", type=FINITE, default=0.0, help="mean of logit_normal")
-    add("--logit_std", type=AMOUNT, default=1.0, help="standard deviation of logit_normal")
-    add("--mode_scale", type=FINITE, default=1.29, help="scale of mode")
-    add("--garment_loss_weight", type=AMOUNT, default=1.0, help="weight of the loss on the garment half")
-    add("--mask_loss_weight", type=AMOUNT, default=1.0, help="weight of the loss on the masked area")
-    add("--background_loss_weight", type=AMOUNT, default=1.0, help="weight of the loss on the rest of the person half")
-    add = parser.add_argument_group("output").add_argument
-    add("--output_dir", default="outputs/train", help="where LoRA, checkpoints, validation pictures and logs go")
-    add("--overwrite_output_dir", action=SWITCH, default=False, help="delete an earlier run's files in --output_dir")
-    add("--resume_from_checkpoint", help="checkpoint folder to continue from, or 'latest': the newest undamaged one")
-    add("--allow_changed_arguments", action=SWITCH, default=False, help="continue although the result will differ")
-    add("--checkpointing_steps", type=FROM_ZERO, default=500, help="optimizer steps between checkpoints; 0: none")
-    add("--save_every_minutes", type=AMOUNT, default=0.0, help="minutes between checkpoints, beside steps; 0: none")
-    add("--checkpoints_total_limit", type=COUNT, help="how many of the newest checkpoints are kept (default: all)")
-    add("--validation_steps", type=FROM_ZERO, default=500, help="steps between validation pictures; 0: none at all")
-    add("--num_validation_images", type=COUNT, default=6, help="rows in the validation picture")
-    add("--num_inference_steps", type=COUNT, default=28, help="denoising steps of validation pictures")
-    add("--report_to", default="tensorboard", choices=["tensorboard", "wandb", "none"], help="where curves are logged")
-    add("--logging_steps", type=COUNT, default=1, help="optimizer steps between two readings of the loss")
-    add("--max_skipped_steps", type=FROM_ZERO, default=10, help="steps that may be left out for not being finite")
-# fmt: on
-
-
 def parse_args(input_args: Sequence[str] | None = None) -> argparse.Namespace:
     """Arguments of a run, from ``input_args`` or the command line. Wrong use exits with code 2."""
-    parser = _FlagParser(description="Train FLUX.1-Fill on garment|person pairs.", allow_abbrev=False)
-    _add_model_and_data_flags(parser)
-    _add_training_flags(parser)
-    _add_loss_and_output_flags(parser)
+    parser = FlagParser(description="Train FLUX.1-Fill on garment|person pairs.", allow_abbrev=False)
+    add_model_and_data_flags(parser, DEFAULT_PROMPT)
+    add_training_flags(parser)
+    add_loss_and_output_flags(parser)
     args = parser.parse_args(input_args)
     if args.caption_dropout and not args.use_captions:
         parser.error("--caption_dropout does nothing without --use_captions")

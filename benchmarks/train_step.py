@@ -34,6 +34,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler as FlowScheduler
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # `python benchmarks/train_step.py` has only this folder on its path
 import train_flux_inpaint as trainer  # noqa: E402
+from training_run.flags import COUNT, SIDE  # noqa: E402
 from training_run.record import package_versions  # noqa: E402
 
 #: The pipeline that ships with the project, on any machine.
@@ -84,10 +85,10 @@ def parse_args(input_args: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Measure a training step beside the floor.", allow_abbrev=False)
     add = parser.add_argument
     add("--size", choices=SIZES, required=True, help="model and pictures; full is FLUX.1-Fill's and needs a CUDA GPU")
-    add("--steps", type=trainer.COUNT, help="timed steps of each variant (default: by size)")
-    add("--batch_size", type=trainer.COUNT, default=1, help="pairs per step")
-    add("--height", type=trainer.SIDE, help="height of one picture in pixels, a multiple of 16 (default: by size)")
-    add("--width", type=trainer.SIDE, help="width of one picture, a multiple of 16; a pair is twice as wide")
+    add("--steps", type=COUNT, help="timed steps of each variant (default: by size)")
+    add("--batch_size", type=COUNT, default=1, help="pairs per step")
+    add("--height", type=SIDE, help="height of one picture in pixels, a multiple of 16 (default: by size)")
+    add("--width", type=SIDE, help="width of one picture, a multiple of 16; a pair is twice as wide")
     add("--mixed_precision", choices=["no", "bf16"], help="as the trainer's (default: bf16 on CUDA, no elsewhere)")
     add("--gradient_checkpointing", action="store_true", help="as the trainer's; recomputation is not useful work")
     add("--json", type=Path, metavar="F", help="also write the figures to F")

@@ -76,7 +76,7 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Refused:
         assert code in (1, 2) and said.out == "", (code, said)
         name = command.__name__.rpartition(".")[2]
         # The trainer's own parser calls itself by the file that was started.
-        return one_line(re.sub(r"\A[\w.]+: error: ", f"{name}: ", said.err), name)
+        return one_line(re.sub(r"\A[\w.-]+: error: ", f"{name}: ", said.err), name)
 
     return run
 
