@@ -15,6 +15,7 @@ yields the sample dict that ``VitonHDTestDataset`` documents, and may offer four
 from __future__ import annotations
 
 import argparse
+import functools
 import gc
 import hashlib
 import importlib.util
@@ -28,7 +29,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import psutil
@@ -48,7 +49,7 @@ from safetensors.torch import save as serialize
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm.auto import tqdm
 
-from training_run import checkpoints, guards
+from training_run import checkpoints, guards, latents
 from training_run import state as saved_state
 from training_run.flags import FlagParser, add_loss_and_output_flags, add_model_and_data_flags, add_training_flags
 from training_run.output_dir import (
@@ -60,7 +61,7 @@ from training_run.output_dir import (
     refuse_earlier_run,
     refuse_finished,
 )  # fmt: skip
-from training_run.record import RunRecord, checkpoint_facts
+from training_run.record import RunRecord, checkpoint_facts, commit_of
 from training_run.sheets import labelled_grid, to_picture
 from training_run.stopping import StoppedError, Stopping, worker_ignores_signals
 
@@ -175,6 +176,11 @@ class VitonHDTestDataset(Dataset):
         facts = {"source": str(self.root), "split": self.phase, "rows": len(self), "by_type": {"upper": len(self)}}
         return facts | {"fingerprint": hashlib.sha256(repr(self.pairs).encode()).hexdigest()}
 
+    def content_key(self) -> str:
+        """Changes with the pairs and with size or time of change of any of their files."""
+        stats = [path.stat() for pair in self.pairs for path in self._files(*pair)]
+        return hashlib.sha256(repr((self.pairs, [(s.st_size, s.st_mtime_ns) for s in stats])).encode()).hexdigest()
+
 
 def seed_for(seed: int, *place: int) -> int:
     """A 64-bit seed for a ``place`` in the run, such as rank and forward pass: draws need no saved state."""
@@ -233,6 +239,13 @@ def make_loader(dataset: Any, args: argparse.Namespace, accelerator: Accelerator
     )  # fmt: skip
 
 
+def load_vae(args: argparse.Namespace, device: torch.device) -> AutoencoderKL:
+    """The frozen VAE of the base pipeline."""
+    options = pipeline_options(args, DTYPES[args.mixed_precision])
+    vae = AutoencoderKL.from_pretrained(args.pretrained_model_name_or_path, subfolder="vae", **options)
+    return vae.to(device, memory_format=torch.channels_last).requires_grad_(False)
+
+
 def load_transformer(args: argparse.Namespace, dtype: torch.dtype) -> FluxTransformer2DModel:
     """The transformer to train, from files at the root or under ``transformer/``; else raises ``ValueError``."""
     where = args.pretrained_inpaint_model_name_or_path
@@ -286,6 +299,12 @@ def encode_prompt(
     return embeds, pooled
 
 
+def free_memory() -> None:
+    """Give back what models that are gone have held."""
+    gc.collect()
+    torch.cuda.empty_cache()  # nothing happens without CUDA
+
+
 @dataclass
 class PromptTable:
     """Embeddings of every distinct prompt of a run: ``embeds`` [P,L,D], ``pooled`` [P,E], and the row of each."""
@@ -293,6 +312,11 @@ class PromptTable:
     rows: dict[str, int]
     embeds: torch.Tensor
     pooled: torch.Tensor
+
+    @classmethod
+    def of(cls, prompts: Sequence[str], embeds: torch.Tensor, pooled: torch.Tensor) -> PromptTable:
+        """The table of ``prompts``, whose embeddings are in the same order."""
+        return cls({prompt: row for row, prompt in enumerate(prompts)}, embeds, pooled)
 
     def look_up(self, prompts: Sequence[str], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """Embeddings of ``prompts`` on ``device``: [B,L,D] and [B,E]."""
@@ -336,10 +360,27 @@ def encode_prompts_once(args: argparse.Namespace, prompts: list[str], accelerato
         encoded = encode_prompt(text_encoders, [prompt], args.max_sequence_length, device)
         parts.append([tensor.to(keep, dtype) for tensor in encoded])
     del text_encoders
-    gc.collect()
-    torch.cuda.empty_cache()  # nothing happens without CUDA
-    rows = {prompt: row for row, prompt in enumerate(prompts)}
-    return PromptTable(rows, *map(torch.cat, zip(*parts, strict=True)))
+    free_memory()
+    return PromptTable.of(prompts, *map(torch.cat, zip(*parts, strict=True)))
+
+
+def cached_prompts(args: argparse.Namespace, prompts: list[str], accelerator: Accelerator) -> PromptTable:
+    """``encode_prompts_once``, kept on disk by ``--cache_latents``: T5 and CLIP are loaded the first time only."""
+    base, dtype = args.pretrained_model_name_or_path, DTYPES[args.mixed_precision]
+    commit = commit_of(base, args.revision, args.cache_dir)
+    files = latents.files_of(base, ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"))
+    facts = {"base": base, "commit": commit, "files": files, "variant": args.variant, "dtype": str(dtype)}
+    facts |= {"length": args.max_sequence_length, "prompts": prompts}
+    path = latents_dir(args) / f"prompts-{latents.digest(facts)}.safetensors"
+
+    def encode() -> dict[str, torch.Tensor]:
+        table = encode_prompts_once(args, prompts, accelerator)
+        return {"embeds": table.embeds, "pooled": table.pooled}
+
+    if commit is None and not files:  # nothing tells these text encoders from later ones of the same name
+        return encode_prompts_once(args, prompts, accelerator)
+    found = latents.kept_tensors(path, encode, writes=accelerator.is_main_process)
+    return PromptTable.of(prompts, found["embeds"], found["pooled"])
 
 
 def lora_pattern(target_modules: str, transformer: torch.nn.Module) -> str:
@@ -453,9 +494,23 @@ def encode_images_to_latents(
     vae: AutoencoderKL, pixel_values: torch.Tensor, dtype: torch.dtype, generator: torch.Generator | None = None
 ) -> torch.Tensor:
     """Latents [B,16,h,w] of pictures [B,3,8h,8w] in [-1,1]: a draw from the VAE's posterior, shifted and scaled."""
+    return draw_latents(encode_posterior(vae, pixel_values), vae.config, dtype, generator)
+
+
+def encode_posterior(vae: AutoencoderKL, pixel_values: torch.Tensor) -> torch.Tensor:
+    """The VAE's posterior of pictures [B,3,8h,8w] in [-1,1]: mean and standard deviation, [B,2,16,h,w]."""
     with torch.no_grad():
-        latents = vae.encode(pixel_values.to(vae.device, vae.dtype)).latent_dist.sample(generator)
-    return ((latents - vae.config.shift_factor) * vae.config.scaling_factor).to(dtype)
+        found = vae.encode(pixel_values.to(vae.device, vae.dtype)).latent_dist
+    return torch.stack([found.mean, found.std], dim=1)
+
+
+def draw_latents(
+    posterior: torch.Tensor, vae_config: Any, dtype: torch.dtype, generator: torch.Generator | None = None
+) -> torch.Tensor:
+    """Latents [B,16,h,w] drawn from a posterior of ``encode_posterior``, shifted and scaled."""
+    mean, deviation = posterior.unbind(1)
+    noise = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
+    return ((mean + deviation * noise - vae_config.shift_factor) * vae_config.scaling_factor).to(dtype)
 
 
 def pack_latents(latents: torch.Tensor) -> torch.Tensor:
@@ -472,10 +527,41 @@ def prepare_fill_with_mask(
     ``masked_image`` [B,3,8h,8w] in [-1,1] with the masked area 0, ``mask`` [B,1,8h,8w] in {0,1}. 64 channels are the
     packed latents of the masked picture, 256 the mask: 8x8 pixels un-shuffled into 64 channels and packed alike.
     """
-    image_latents = encode_images_to_latents(vae, masked_image, dtype, generator)
+    return fill_conditioning(encode_images_to_latents(vae, masked_image, dtype, generator), mask, dtype)
+
+
+def fill_conditioning(image_latents: torch.Tensor, mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """What ``prepare_fill_with_mask`` returns, from the latents [B,16,h,w] of the masked picture."""
     scale = mask.shape[-1] // image_latents.shape[-1]
     mask_blocks = torch.nn.functional.pixel_unshuffle(mask, scale).to(image_latents.device, dtype)
     return torch.cat([pack_latents(image_latents), pack_latents(mask_blocks)], dim=2)
+
+
+def encode_rows(vae: AutoencoderKL, samples: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """Posteriors of collated samples, each [B,2,16,h,w]: ``target`` of the pair, ``masked`` of the masked pair."""
+    return {"target": encode_posterior(vae, samples["image"]), "masked": encode_posterior(vae, samples["im_mask"])}
+
+
+def cache_latents(args: argparse.Namespace, data: Any, accelerator: Accelerator) -> tuple[latents.CachedRows, Any]:
+    """The rows of ``data`` with their posteriors in the place of pictures, and the settings of the VAE.
+
+    Encodes what the cache lacks; the VAE leaves memory then.
+    """
+    vae = load_vae(args, accelerator.device)
+    scale = 2 ** (len(vae.config.block_out_channels) - 1)
+    height, width = args.height, 2 * args.width
+    facts = {"vae": latents.weights_digest(vae), "dtype": str(vae.dtype)}
+    rows = latents.cached_rows(
+        data, latents_dir(args), facts, functools.partial(encode_rows, vae), accelerator,
+        latent_shape=(vae.config.latent_channels, height // scale, width // scale), mask_shape=(height, width),
+        dtype=vae.dtype, batch_size=args.train_batch_size, workers=args.dataloader_num_workers,
+    )  # fmt: skip
+    return rows, vae.config
+
+
+def latents_dir(args: argparse.Namespace) -> Path:
+    """Where ``--cache_latents`` keeps what it has encoded."""
+    return Path(args.latents_dir or Path(args.output_dir, "latents"))
 
 
 def region_maps(inpaint_mask: torch.Tensor, height: int, width: int) -> torch.Tensor:
@@ -567,14 +653,17 @@ def start(args: argparse.Namespace) -> Accelerator:
         project_config=ProjectConfiguration(project_dir=args.output_dir, logging_dir=f"{args.output_dir}/logs"),
     )  # fmt: skip
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = args.allow_tf32
-    set_seed(args.seed)  # the same on every rank, so that every rank begins with the same LoRA
+    set_seed(args.seed)
     return accelerator
 
 
 class Run:
     """A training run: the models, what is trained, and how a step is taken. ``main`` builds one and drives it."""
 
-    def __init__(self, args: argparse.Namespace, accelerator: Accelerator, prompts: PromptTable) -> None:
+    def __init__(
+        self, args: argparse.Namespace, accelerator: Accelerator, prompts: PromptTable, vae_config: Any = None
+    ) -> None:
+        """Load the models. With ``vae_config`` the VAE stays away, as samples have its posteriors already."""
         self.args, self.accelerator, self.prompts, self.step = args, accelerator, prompts, 0
         self.skipped = guards.SkippedSteps(args.max_skipped_steps, Path(args.output_dir))
         self.moved, self.saved_at, self.spikes, self.stopping = False, 0, guards.SpikeWatch(), Stopping()
@@ -583,11 +672,12 @@ class Run:
         dtype = DTYPES[args.mixed_precision]
         hub = {"revision": args.revision, "cache_dir": args.cache_dir}
         self.scheduler = FlowScheduler.from_pretrained(base, subfolder="scheduler", **hub)
-        vae = AutoencoderKL.from_pretrained(base, subfolder="vae", **pipeline_options(args, dtype))
-        self.vae = vae.to(accelerator.device, memory_format=torch.channels_last).requires_grad_(False)
+        self.vae = load_vae(args, accelerator.device) if vae_config is None else None
+        self.vae_config = vae_config if self.vae is None else self.vae.config
         transformer = load_transformer(args, dtype)
         if args.quantize_base is None:  # a quantized base is on its device already and refuses to be moved
             transformer.to(accelerator.device)
+        set_seed(args.seed)  # whatever was loaded or encoded before, on every rank: the LoRA begins the same
         self.parameters = make_trainable(transformer, args)
         self.takes_guidance = transformer.config.guidance_embeds
         optimizer = make_optimizer(self.parameters, args)
@@ -601,10 +691,11 @@ class Run:
         args, device, dtype = self.args, self.accelerator.device, DTYPES[self.args.mixed_precision]
         draw = seed_for(args.seed, self.accelerator.process_index, forward_pass)
         on_device, on_cpu = torch.Generator(device).manual_seed(draw), torch.Generator().manual_seed(draw)
-        names = ("image", "im_mask", "inpaint_mask")
-        image, masked_image, mask = (samples[name].to(device, non_blocking=True) for name in names)
-        latents = encode_images_to_latents(self.vae, image, dtype, on_device)
-        conditioning = prepare_fill_with_mask(self.vae, masked_image, mask, dtype, on_device)
+        mask = samples["inpaint_mask"].to(device, non_blocking=True)
+        posteriors = samples if self.vae is None else encode_rows(self.vae, samples)
+        target, masked = (posteriors[name].to(device, non_blocking=True) for name in ("target", "masked"))
+        latents = draw_latents(target, self.vae_config, dtype, on_device)
+        conditioning = fill_conditioning(draw_latents(masked, self.vae_config, dtype, on_device), mask, dtype)
         noise = torch.randn(latents.shape, generator=on_device, device=device, dtype=dtype)
         timesteps, sigmas = sample_timesteps(self.scheduler, len(latents), args, on_cpu)
         keep = (torch.rand(len(latents), generator=on_cpu) >= args.caption_dropout).tolist()
@@ -673,7 +764,8 @@ class Run:
         args, device, rows = self.args, self.accelerator.device, []
         no_text = dict.fromkeys(("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"))
         scheduler = FlowScheduler.from_config(self.scheduler.config)  # sampling changes timesteps, training draws them
-        pipeline = FluxFillPipeline(scheduler=scheduler, vae=self.vae, transformer=self.model, **no_text)
+        vae = self.vae or load_vae(args, device)  # with cached latents it is here for these pictures alone
+        pipeline = FluxFillPipeline(scheduler=scheduler, vae=vae, transformer=self.model, **no_text)
         pipeline.set_progress_bar_config(disable=True)
         for number, sample in enumerate(tqdm(samples, desc=f"Validation at step {self.step}", leave=False)):
             embeds, pooled = self.prompts.look_up([prompt_of(args, sample["caption_cloth"])], device)
@@ -687,10 +779,10 @@ class Run:
             if self.stopping.asked:
                 return
             # Decoded here and not by the pipeline, because the prediction can be fp32 over a bf16 VAE.
-            latents = pipeline._unpack_latents(packed, args.height, 2 * args.width, pipeline.vae_scale_factor)
-            latents = latents / self.vae.config.scaling_factor + self.vae.config.shift_factor
+            drawn = pipeline._unpack_latents(packed, args.height, 2 * args.width, pipeline.vae_scale_factor)
+            drawn = drawn / vae.config.scaling_factor + vae.config.shift_factor
             with torch.no_grad():
-                pair = self.vae.decode(latents.to(self.vae.dtype)).sample[0]
+                pair = vae.decode(drawn.to(vae.dtype)).sample[0]
             person = [tensor[..., args.width :] for tensor in (sample["im_mask"], pair, sample["image"])]
             rows.append([to_picture(tensor) for tensor in (sample["cloth_pure"], *person)])
         labels = [f"{sample['im_name']}  {sample['caption_cloth']}" for sample in samples]
@@ -769,7 +861,7 @@ def train(
     scalars = {name: value for name, value in vars(args).items() if isinstance(value, (bool, int, float, str))}
     afresh = {"tensorboard": {"purge_step": run.step + 1}}  # curves of steps that are taken again are not drawn twice
     accelerator.init_trackers("catvton-flux-lora", config=scalars, init_kwargs=afresh)
-    passes, batches = args.gradient_accumulation_steps, iter(loader)
+    passes, batches = args.gradient_accumulation_steps, cast(Iterator[dict[str, Any]], iter(loader))
     if saved and accelerator.num_processes == len(saved["ranks"]):
         saved_state.set_random_state(saved["ranks"][accelerator.process_index]["random"])
     progress = tqdm(total=args.max_train_steps, desc="Training", initial=run.step, disable=not main_process)
@@ -791,20 +883,23 @@ def train(
                 raise StoppedError(signum, run.step)
             yield run.encode(guards.next_batch(batches), forward_pass)
 
-    while run.step < args.max_train_steps:
-        began = time.perf_counter()
-        run.unlogged += run.optimizer_step(encoded())
-        progress.update()
-        last = run.step == args.max_train_steps
-        if run.step % args.logging_steps == 0 or last:
-            run.log(progress)
-        record.seconds.append(time.perf_counter() - began)
-        on_step = args.checkpointing_steps and (run.step % args.checkpointing_steps == 0 or last)
-        if on_step or run.stopping.agreed(accelerator)[1]:
-            save()
-        if main_process and pictures and (run.step % args.validation_steps == 0 or last):
-            run.validate(pictures)
-        accelerator.wait_for_everyone()
+    try:
+        while run.step < args.max_train_steps:
+            began = time.perf_counter()
+            run.unlogged += run.optimizer_step(encoded())
+            progress.update()
+            last = run.step == args.max_train_steps
+            if run.step % args.logging_steps == 0 or last:
+                run.log(progress)
+            record.seconds.append(time.perf_counter() - began)
+            on_step = args.checkpointing_steps and (run.step % args.checkpointing_steps == 0 or last)
+            if on_step or run.stopping.agreed(accelerator)[1]:
+                save()
+            if main_process and pictures and (run.step % args.validation_steps == 0 or last):
+                run.validate(pictures)
+            accelerator.wait_for_everyone()
+    finally:
+        batches = iter(())  # an error that somebody keeps would keep the processes that load rows, too
     progress.close()
 
 
@@ -841,15 +936,18 @@ def run_with(args: argparse.Namespace, stopping: Stopping) -> None:
     pictures = [validation_data[row] for row in shown]
     captions = train_data.captions() if args.use_captions and hasattr(train_data, "captions") else []
     captions = [*captions, *(sample["caption_cloth"] for sample in pictures)]
-    prompts = encode_prompts_once(args, distinct_prompts(args, captions), accelerator)
+    make_table = cached_prompts if args.cache_latents else encode_prompts_once
+    prompts = make_table(args, distinct_prompts(args, captions), accelerator)
+    rows, vae_config = cache_latents(args, train_data, accelerator) if args.cache_latents else (train_data, None)
+    free_memory()
     logger.info(f"Loading the transformer {args.pretrained_inpaint_model_name_or_path}")
-    run = Run(args, accelerator, prompts)
+    run = Run(args, accelerator, prompts, vae_config)
     run.stopping = stopping
     if checkpoint and saved is not None:
         run.resume(checkpoint, saved)
     record = RunRecord(run, {"train": train_data, "validation": validation_data})
     try:
-        train(run, make_loader(train_data, args, accelerator, run.step), pictures, record, saved)
+        train(run, make_loader(rows, args, accelerator, run.step), pictures, record, saved)
         if accelerator.is_main_process:
             record.facts["weights"] = run.save_weights(run.folder).name
         accelerator.wait_for_everyone()

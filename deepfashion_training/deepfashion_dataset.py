@@ -325,8 +325,6 @@ class DeepFashionDataset(Dataset[dict[str, Any]]):
         files is, and differs when a single byte does. It reads everything once, at about the speed of the disk,
         and is kept for the next call.
         """
-        if self._fingerprint is None:
-            self._fingerprint = self._hash_rows()
         sizes = Counter(self._types)
         return {
             "source": self.source,
@@ -336,10 +334,21 @@ class DeepFashionDataset(Dataset[dict[str, Any]]):
             "order": self.order,
             "rows": len(self),
             "by_type": {name: sizes[number] for number, name in TYPE_NAMES.items()},
-            "fingerprint": self._fingerprint,
+            "fingerprint": self.fingerprint(),
             "bad_rows": self.skipped_rows,
             "options": {**asdict(self.options), "cloth_types": list(self.options.cloth_types)},
         }
+
+    def fingerprint(self) -> str:
+        """The ``fingerprint`` of ``summary``."""
+        if self._fingerprint is None:
+            self._fingerprint = self._hash_rows()
+        return self._fingerprint
+
+    def content_key(self) -> str:
+        """Changes with anything that a sample's tensors and texts are made of, and with nothing else."""
+        made_of = (self.fingerprint(), self._rows, self._garment_rows, self.options.resize_mode)
+        return hashlib.sha256(repr(made_of).encode()).hexdigest()
 
     def _hash_rows(self) -> str:
         digest = hashlib.sha256()

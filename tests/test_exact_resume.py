@@ -6,6 +6,7 @@ import argparse
 import functools
 import json
 import math
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -22,6 +23,7 @@ from safetensors.torch import save_file
 
 import train_flux_inpaint as tfi
 from benchmarks.kills import ended, same
+from training_run import stopping
 from training_run.checkpoints import checkpoints_in, seal, step_of
 from training_run.state import read_state, write_state
 from training_run.stopping import StoppedError
@@ -134,6 +136,33 @@ def test_a_signal_while_pictures_are_drawn_or_a_checkpoint_is_written(tiny_args,
 
 
 @pytest.mark.slow
+def test_who_keeps_the_error_of_a_stopped_run_keeps_no_workers(tiny_args):
+    with pytest.raises(StoppedError) as kept:
+        run(tiny_args(*FLAGS, "--dataloader_num_workers", 2), stop_at_pass=2)
+    assert kept.value.step == 3
+    assert multiprocessing.active_children() == []
+
+
+def test_a_worker_goes_some_time_after_it_was_told_to(monkeypatch):
+    """Later than the last step of a run that was stopped, but it goes: multiprocessing waits for it."""
+    monkeypatch.setattr(stopping, "WORKERS_STAY", 2)
+    worker = multiprocessing.get_context("fork").Process(target=_works_on, daemon=True)
+    worker.start()
+    time.sleep(0.5)
+    os.kill(worker.pid, signal.SIGINT)
+    worker.terminate()
+    worker.join(timeout=1)
+    assert worker.is_alive()
+    worker.join(timeout=20)
+    assert worker.exitcode == -signal.SIGALRM
+
+
+def _works_on() -> None:
+    stopping.worker_ignores_signals(0)
+    while True:
+        time.sleep(0.1)
+
+
 def test_ctrl_c_is_130_and_a_second_one_does_not_wait(tiny_args, monkeypatch):
     encode, passes = tfi.Run.encode, []
 

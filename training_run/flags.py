@@ -69,6 +69,8 @@ def add_model_and_data_flags(parser: argparse.ArgumentParser, prompt: str) -> No
     add("--width", type=SIDE, default=576, help="width of one picture, a multiple of 16; a pair is twice as wide")
     add("--dataloader_num_workers", type=FROM_ZERO, default=4, help="processes that load pictures; 0: between steps")
     add("--dataloader_prefetch_factor", type=COUNT, default=2, help="batches that each worker prepares ahead")
+    add("--cache_latents", action=SWITCH, default=False, help="encode rows and prompts once and keep that on disk")
+    add("--latents_dir", help="where --cache_latents keeps it, for all runs (default: latents in --output_dir)")
     add("--instance_prompt", default=prompt, help="prompt of every pair")
     add("--use_captions", action=SWITCH, default=False, help="append the row's caption to the prompt")
     add("--caption_dropout", type=SHARE, default=0.0, help="share of rows with the bare prompt under --use_captions")

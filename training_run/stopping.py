@@ -17,6 +17,8 @@ from typing import Any
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _PR_SET_PDEATHSIG = 1
+#: How long the processes that load rows outlive a SIGTERM; the run has ended by then.
+WORKERS_STAY = 30
 
 
 class StoppedError(SystemExit):
@@ -77,9 +79,14 @@ class Stopping:
 
 
 def worker_ignores_signals(_worker: int) -> None:
-    """``worker_init_fn`` of a loader: a signal to the whole group leaves the rows for the last step coming."""
-    for signum in SIGNALS:
-        signal.signal(signum, signal.SIG_IGN)
+    """``worker_init_fn`` of a loader: a signal to the whole group leaves the rows for the last step coming.
+
+    SIGTERM is also how multiprocessing ends a worker that nobody has told to, and then it waits for it: so the worker
+    goes, but ``WORKERS_STAY`` seconds later.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(WORKERS_STAY))
 
 
 def end_with_launcher() -> None:
