@@ -46,10 +46,10 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 from safetensors.torch import save as serialize
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 from tqdm.auto import tqdm
 
-from training_run import checkpoints, guards, latents
+from training_run import checkpoints, guards, latents, speed
 from training_run import state as saved_state
 from training_run.flags import FlagParser, add_loss_and_output_flags, add_model_and_data_flags, add_training_flags
 from training_run.output_dir import (
@@ -406,8 +406,11 @@ def make_trainable(transformer: FluxTransformer2DModel, args: argparse.Namespace
         variants = {"use_dora": args.use_dora, "use_rslora": args.use_rslora}
         transformer.add_adapter(LoraConfig(r=args.lora_rank, lora_alpha=alpha, target_modules=targets, **variants))
     flow.cast_training_params(transformer, dtype=torch.float32)
-    if args.gradient_checkpointing:
-        transformer.enable_gradient_checkpointing()
+    if args.gradient_checkpointing != "auto":  # which is decided when there is a step to measure
+        blocks = len(transformer.transformer_blocks) + len(transformer.single_transformer_blocks)
+        speed.recompute(transformer, speed.recomputed_by(args.gradient_checkpointing, blocks))
+    if args.compile_blocks:
+        transformer.compile_repeated_blocks(fullgraph=True, dynamic=False)
     return [parameter for parameter in transformer.parameters() if parameter.requires_grad]
 
 
@@ -704,6 +707,18 @@ class Run:
         regions, names = region_maps(mask, *latents.shape[-2:]), samples.get("im_name", ())
         return FillBatch(latents, conditioning, regions, *text, noise, timesteps.to(device), sigmas.to(device), names)
 
+    def fit_memory(self, samples: dict[str, Any]) -> None:
+        """For ``--gradient_checkpointing auto``: measure forward and backward passes on ``samples``, train nothing."""
+
+        def step() -> None:
+            prediction = predict_velocity(self.transformer, batch, self.args.guidance_scale, self.takes_guidance)
+            self.accelerator.backward(flow_matching_loss(prediction, batch, self.args)[0])
+            self.optimizer.zero_grad()
+
+        batch = self.encode(samples, 0)
+        moments = 2 * sum(parameter.numel() * 4 for parameter in self.parameters)
+        self.recomputed = speed.choose_recomputed(self.model, step, moments, self.accelerator)
+
     def optimizer_step(self, batches: Iterable[FillBatch]) -> torch.Tensor:
         """Take one step over ``batches``, unless loss or gradient is not finite.
 
@@ -799,9 +814,12 @@ class Run:
         pipeline._interrupt = bool(self.stopping.asked)
         return {}
 
-    def save_checkpoint(self, data: Any) -> None:
-        """Write ``checkpoint-<step>`` complete or not at all, then delete the oldest ones. All ranks call this."""
-        ranks = gather_object([{"random": saved_state.random_state(), "unlogged": self.unlogged.cpu()}])
+    def save_checkpoint(self, data: Any, random: dict[str, Any]) -> None:
+        """Write ``checkpoint-<step>`` complete or not at all, then delete the oldest ones. All ranks call this.
+
+        ``random`` is this rank's random state as it was after the last whole step.
+        """
+        ranks = gather_object([{"random": random, "unlogged": self.unlogged.cpu()}])
         self.saved_at, self.stopping.saved_at = self.step, time.monotonic()
         if not self.accelerator.is_main_process:
             return
@@ -861,6 +879,9 @@ def train(
     scalars = {name: value for name, value in vars(args).items() if isinstance(value, (bool, int, float, str))}
     afresh = {"tensorboard": {"purge_step": run.step + 1}}  # curves of steps that are taken again are not drawn twice
     accelerator.init_trackers("catvton-flux-lora", config=scalars, init_kwargs=afresh)
+    if args.gradient_checkpointing == "auto":
+        data: Any = loader.dataset
+        run.fit_memory(default_collate([data[row % len(data)] for row in range(args.train_batch_size)]))
     passes, batches = args.gradient_accumulation_steps, cast(Iterator[dict[str, Any]], iter(loader))
     if saved and accelerator.num_processes == len(saved["ranks"]):
         saved_state.set_random_state(saved["ranks"][accelerator.process_index]["random"])
@@ -869,8 +890,8 @@ def train(
     if main_process and run.step == 0 and pictures:
         run.validate(pictures)
 
-    def save() -> None:
-        run.save_checkpoint(loader.dataset)
+    def save(random: dict[str, Any] | None = None) -> None:
+        run.save_checkpoint(loader.dataset, random or saved_state.random_state())
         record.write()
 
     def encoded() -> Iterator[FillBatch]:
@@ -878,14 +899,14 @@ def train(
             if signum := run.stopping.agreed(accelerator)[0]:
                 progress.close()
                 if run.step > run.saved_at:
-                    save()
+                    save(before)  # not as they are after passes that will be taken again
                 accelerator.wait_for_everyone()  # whoever ends first lets elastic count 30 s for the others
                 raise StoppedError(signum, run.step)
             yield run.encode(guards.next_batch(batches), forward_pass)
 
     try:
         while run.step < args.max_train_steps:
-            began = time.perf_counter()
+            began, before = time.perf_counter(), saved_state.random_state()
             run.unlogged += run.optimizer_step(encoded())
             progress.update()
             last = run.step == args.max_train_steps

@@ -8,6 +8,7 @@ import json
 import math
 import multiprocessing
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -15,8 +16,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
+import torch
 from conftest import ROOT, forget_accelerator
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -42,7 +45,8 @@ def run(args: argparse.Namespace, stop_at_pass: int | None = None) -> None:
     def signalled(self: tfi.Run, samples: dict, forward_pass: int) -> tfi.FillBatch:
         if forward_pass == stop_at_pass:
             os.kill(os.getpid(), signal.SIGTERM)
-        return encode(self, samples, forward_pass)
+        drawn = torch.rand(1) + np.random.rand() + random.random()  # as data that is augmented does
+        return encode(self, samples | {"image": samples["image"] * (1 - 0.1 * drawn)}, forward_pass)
 
     forget_accelerator()
     try:

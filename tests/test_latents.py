@@ -53,7 +53,7 @@ def test_losses_pictures_and_lora_are_the_same_bit_for_bit(tiny_args, plain, tmp
 
 
 def test_a_second_run_encodes_nothing_and_a_stopped_one_only_what_is_missing(tiny_args, tmp_path, monkeypatch):
-    monkeypatch.setattr(latents, "SHARD_BYTES", 110_000)  # two rows each
+    monkeypatch.setattr(latents, "SHARD_BYTES", 210_000)  # two rows each
     flags = [*FLAGS, "--cache_latents", "--latents_dir", tmp_path]
     losses, _ = run(tiny_args(*flags))
     made = shards(tmp_path)

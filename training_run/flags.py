@@ -39,6 +39,28 @@ def number_in(kind: type[int] | type[float], low: float, high: float = math.inf,
     return number
 
 
+class Recompute(argparse.Action):
+    """Every how many blocks one is recomputed: 1 without a word, 0 for 'none' and with ``--no-``, or 'auto'."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(nargs="?", **settings)
+
+    def __call__(
+        self, parser: Any, namespace: argparse.Namespace, value: Any, option_string: str | None = None
+    ) -> None:
+        """Store it."""
+        if option_string and option_string.startswith("--no-"):
+            if value is not None:
+                raise argparse.ArgumentError(self, f"{option_string} takes no value")
+            value = "none"
+        if value not in (None, "auto", "none"):
+            try:
+                value = COUNT(value)
+            except (ValueError, argparse.ArgumentTypeError):
+                raise argparse.ArgumentError(self, f"{value!r} is not auto, none or a number from 1") from None
+        setattr(namespace, self.dest, {None: 1, "none": 0}.get(value, value))
+
+
 COUNT, FROM_ZERO, SIDE = number_in(int, 1), number_in(int, 0), number_in(int, 16, step=16)
 AMOUNT, SHARE, FINITE = number_in(float, 0), number_in(float, 0, 1), number_in(float, -math.inf)
 SEED, SWITCH = number_in(int, 0, 2**32 - 1), argparse.BooleanOptionalAction
@@ -105,7 +127,9 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
     add("--adam_weight_decay", type=AMOUNT, default=1e-4, help="weight decay of AdamW and Prodigy")
     add("--adam_epsilon", type=AMOUNT, default=1e-8, help="epsilon of AdamW and Prodigy")
     add("--max_grad_norm", type=AMOUNT, default=1.0, help="gradients are clipped to this norm; 0: not clipped")
-    add("--gradient_checkpointing", action=SWITCH, default=False, help="recompute activations: less memory, more time")
+    add("--gradient_checkpointing", "--no-gradient_checkpointing", action=Recompute, default=0, metavar="auto|none|N",
+        help="recompute every N-th block (no word: every one): less memory, more time; auto: as few as fit the GPU")
+    add("--compile_blocks", action=SWITCH, default=False, help="compile the repeated blocks: minutes once, then faster")
     add("--seed", type=SEED, default=42, help="seed of LoRA weights, row order, noise, timesteps and validation")
 
 

@@ -98,7 +98,7 @@ def out_of_memory(step: int, args: Any) -> ValueError:
     lower = []
     if args.train_batch_size > 1:
         lower.append(f"--train_batch_size below {args.train_batch_size}, with more --gradient_accumulation_steps")
-    if not args.gradient_checkpointing:
+    if args.gradient_checkpointing not in (1, "auto"):
         lower.append("--gradient_checkpointing")
     if args.mixed_precision == "no":
         lower.append("--mixed_precision bf16")
