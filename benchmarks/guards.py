@@ -64,8 +64,8 @@ REMOVED = {
     ),
     "rows begin anew": (
         TRAINER,
-        "make_loader(train_data, args, accelerator, run.step)",
-        "make_loader(train_data, args, accelerator, 0)",
+        "make_loader(rows, args, accelerator, run.step)",
+        "make_loader(rows, args, accelerator, 0)",
         f"{EXACT} -k undisturbed_one[2-4",
     ),
     "changed arguments": (

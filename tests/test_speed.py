@@ -1,0 +1,138 @@
+"""Recomputed and compiled blocks: the same losses and gradients; as few recomputed blocks as fit."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.data import default_collate
+
+import train_flux_inpaint as tfi
+from training_run import speed
+
+
+@pytest.mark.parametrize(
+    ("typed", "stored"),
+    [
+        ([], 0),
+        (["--gradient_checkpointing"], 1),
+        (["--no-gradient_checkpointing"], 0),
+        (["--gradient_checkpointing", "none"], 0),
+        (["--gradient_checkpointing=3"], 3),
+        (["--gradient_checkpointing", "auto"], "auto"),
+        (["--gradient_checkpointing", "--no-gradient_checkpointing"], 0),
+    ],
+)
+def test_what_is_typed(typed, stored):
+    assert tfi.parse_args(["--dataroot", "x", *typed]).gradient_checkpointing == stored
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "often", "1.5"])
+def test_what_is_no_stride(value, capsys):
+    with pytest.raises(SystemExit) as ended:
+        tfi.parse_args(["--dataroot", "x", f"--gradient_checkpointing={value}"])
+    assert ended.value.code == 2
+    assert f"'{value}' is not auto, none or a number from 1" in capsys.readouterr().err
+
+
+def test_blocks_are_spread_evenly():
+    assert speed.spread(6, 3) == [0, 2, 4] and speed.spread(57, 57) == list(range(57)) and speed.spread(57, 0) == []
+    assert [speed.recomputed_by(stride, 57) for stride in (0, 1, 2, 3)] == [0, 57, 29, 19]
+
+
+def gradients(run: tfi.Run, batch: tfi.FillBatch) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    loss, _ = tfi.flow_matching_loss(tfi.predict_velocity(run.transformer, batch, 1.0, True), batch, run.args)
+    loss.backward()
+    found = [parameter.grad.clone() for parameter in run.parameters]
+    for parameter in run.parameters:
+        parameter.grad = None
+    return loss.detach(), found
+
+
+@pytest.fixture
+def run(tiny_args, accelerator):
+    args = tiny_args("--report_to", "none", "--max_train_steps", 1)
+    prompts = tfi.encode_prompts_once(args, [args.instance_prompt], accelerator)
+    made = tfi.Run(args, accelerator, prompts)
+    for parameter in made.parameters:  # B is zero at the start, and then half of the gradients are
+        torch.nn.init.normal_(parameter, std=0.05)
+    return made
+
+
+@pytest.fixture
+def batch(run):
+    data, _ = tfi.build_datasets(run.args)
+    return run.encode(default_collate([data[0], data[1]]), 0)
+
+
+@pytest.mark.parametrize("count", [1, 3, 6])
+def test_recomputed_blocks_change_no_bit_and_run_twice(run, batch, count):
+    plain = gradients(run, batch)
+    calls = []
+    blocks = [*run.model.transformer_blocks, *run.model.single_transformer_blocks]
+    for number, block in enumerate(blocks):
+        block.register_forward_pre_hook(lambda *_, number=number: calls.append(number))
+    speed.recompute(run.model, count)
+    again = gradients(run, batch)
+    assert torch.equal(plain[0], again[0])
+    assert all(torch.equal(one, other) for one, other in zip(plain[1], again[1], strict=True))
+    assert sorted(number for number in set(calls) if calls.count(number) == 2) == speed.spread(len(blocks), count)
+    speed.recompute(run.model, 0)
+    calls.clear()
+    gradients(run, batch)
+    assert len(calls) == len(blocks)
+
+
+@pytest.mark.long
+def test_compiled_blocks_give_the_same_up_to_rounding(run, batch):
+    plain = gradients(run, batch)
+    run.model.compile_repeated_blocks(fullgraph=True, dynamic=False)
+    speed.recompute(run.model, 2)
+    compiled = gradients(run, batch)
+    torch.testing.assert_close(compiled[0], plain[0], rtol=1e-5, atol=1e-6)
+    for one, other in zip(compiled[1], plain[1], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-6 + 1e-4 * float(other.abs().max()))
+    assert set(run.model.state_dict()) == set(copy.deepcopy(run.model).state_dict())
+    assert not any("_orig_mod" in name for name in run.model.state_dict())
+
+
+# ---- auto
+
+
+@pytest.mark.parametrize(("base", "block"), [(10, 1), (30, 2), (0, 5), (75, 0.1)])
+def test_as_few_blocks_as_fit_are_recomputed_and_few_steps_are_measured(base, block):
+    asked = []
+
+    def peak(count):
+        asked.append(count)
+        used = base + block * (57 - count)
+        return int(used * 2**30) if used <= 82 else None  # above it the GPU gives up
+
+    count = speed.fewest_recomputed(peak, 57, 80 * 2**30)
+    fewest = next(number for number in range(58) if base + block * (57 - number) <= 80)
+    assert fewest <= count <= fewest + 3 and len(asked) <= 9
+    assert base + block * (57 - count) <= 80
+
+
+def test_a_card_that_is_too_small_for_all_blocks_is_told():
+    with pytest.raises(torch.OutOfMemoryError):
+        speed.fewest_recomputed(lambda count: None, 57, 80)
+    with pytest.raises(torch.OutOfMemoryError):
+        speed.fewest_recomputed(lambda count: 81, 57, 80)
+
+
+def test_auto_recomputes_nothing_on_the_cpu_and_trains(tiny_args, tmp_path):
+    from conftest import forget_accelerator
+
+    def losses(*flags: object) -> str:
+        args: argparse.Namespace = tiny_args("--max_train_steps", 2, "--validation_steps", 0, "--report_to", "none",
+                                             "--checkpointing_steps", 0, *flags)  # fmt: skip
+        forget_accelerator()
+        tfi.main(args)
+        forget_accelerator()
+        return Path(args.output_dir, "logs", "losses.jsonl").read_text("utf-8")
+
+    assert losses("--gradient_checkpointing", "auto") == losses()
