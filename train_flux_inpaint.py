@@ -18,7 +18,6 @@ import argparse
 import functools
 import gc
 import hashlib
-import importlib.util
 import itertools
 import json
 import logging
@@ -52,11 +51,13 @@ from tqdm.auto import tqdm
 from training_run import checkpoints, guards, latents, speed
 from training_run import state as saved_state
 from training_run.flags import FlagParser, add_loss_and_output_flags, add_model_and_data_flags, add_training_flags
+from training_run.guards import check_packages
 from training_run.output_dir import (
     LORA_FILE,
+    continues,
     find_checkpoint,
     forget_future,
-    prepare_output_dir,
+    prepared,
     refuse_changes,
     refuse_earlier_run,
     refuse_finished,
@@ -89,6 +90,8 @@ def parse_args(input_args: Sequence[str] | None = None) -> argparse.Namespace:
     add_training_flags(parser)
     add_loss_and_output_flags(parser)
     args = parser.parse_args(input_args)
+    if args.resume_from_checkpoint == "":
+        parser.error("--resume_from_checkpoint is empty: name a checkpoint or 'latest', or leave the flag out")
     if args.caption_dropout and not args.use_captions:
         parser.error("--caption_dropout does nothing without --use_captions")
     if args.train_base_model and args.quantize_base:
@@ -474,23 +477,6 @@ def make_optimizer(parameters: list[torch.nn.Parameter], args: argparse.Namespac
 
         return AdamW8bit(parameters, **settings)
     return torch.optim.AdamW(parameters, fused=parameters[0].device.type in ("cuda", "cpu"), **settings)
-
-
-def check_packages(args: argparse.Namespace) -> None:
-    """Raise ``ValueError`` when a flag needs a package or a device that is not there."""
-    needs = {
-        "--use_8bit_adam": args.use_8bit_adam and "bitsandbytes",
-        "--quantize_base": args.quantize_base and "bitsandbytes",
-        "--optimizer prodigy": args.optimizer == "prodigy" and "prodigyopt",
-        f"--report_to {args.report_to}": args.report_to != "none" and args.report_to,
-    }
-    for flag, package in needs.items():
-        if package and importlib.util.find_spec(package) is None:
-            raise ValueError(f"{flag} needs the package {package}: pip install {package}")
-        if package == "bitsandbytes" and not torch.cuda.is_available():
-            raise ValueError(f"{flag} needs a CUDA GPU, and none is visible")
-    if args.mixed_precision == "fp16" and not torch.cuda.is_available():
-        raise ValueError("--mixed_precision fp16 needs a CUDA GPU, and none is visible: use bf16 or no")
 
 
 def encode_images_to_latents(
@@ -936,20 +922,13 @@ def main(args: argparse.Namespace) -> None:
             raise guards.out_of_memory(0, args) from error
 
 
-def run_with(args: argparse.Namespace, stopping: Stopping) -> None:
-    """What ``main`` does while ``stopping`` is listened to."""
-    check_packages(args)
-    guards.check_base(args.pretrained_model_name_or_path, args.pretrained_inpaint_model_name_or_path)
-    refuse_earlier_run(args)
-    accelerator = start(args)
-    checkpoint = find_checkpoint(args)
+def stand_up(
+    args: argparse.Namespace, accelerator: Accelerator, checkpoint: Path | None, saved: dict[str, Any] | None
+) -> tuple[Run, DataLoader, list[dict[str, Any]], RunRecord]:
+    """Data, models and record of a run, at the step of ``checkpoint``; whatever can refuse it does so here."""
     train_data, validation_data = build_datasets(args)
-    if accelerator.is_main_process:
-        prepare_output_dir(args)
-    accelerator.wait_for_everyone()
     rows_per_step = args.train_batch_size * args.gradient_accumulation_steps * accelerator.num_processes
     args.max_train_steps = args.max_train_steps or math.ceil(args.num_train_epochs * len(train_data) / rows_per_step)
-    saved = saved_state.read_state(checkpoint) if checkpoint else None
     if saved is not None:
         refuse_changes(args, OWN_ARGUMENTS, saved, train_data, accelerator)
         refuse_finished(args, saved["step"])
@@ -963,12 +942,31 @@ def run_with(args: argparse.Namespace, stopping: Stopping) -> None:
     free_memory()
     logger.info(f"Loading the transformer {args.pretrained_inpaint_model_name_or_path}")
     run = Run(args, accelerator, prompts, vae_config)
-    run.stopping = stopping
     if checkpoint and saved is not None:
         run.resume(checkpoint, saved)
+    elif accelerator.is_main_process and continues(args):
+        forget_future(run.folder, 0)
     record = RunRecord(run, {"train": train_data, "validation": validation_data})
+    return run, make_loader(rows, args, accelerator, run.step), pictures, record
+
+
+def run_with(args: argparse.Namespace, stopping: Stopping) -> None:
+    """What ``main`` does while ``stopping`` is listened to."""
+    check_packages(args)
+    guards.check_base(args.pretrained_model_name_or_path, args.pretrained_inpaint_model_name_or_path)
+    refuse_earlier_run(args)
+    accelerator = start(args)
+    if accelerator.is_main_process and continues(args):
+        checkpoints.restore_replaced(Path(args.output_dir))
+    accelerator.wait_for_everyone()
+    checkpoint = find_checkpoint(args)
+    saved = saved_state.read_state(checkpoint) if checkpoint else None
+    with prepared(args, accelerator.is_main_process):
+        accelerator.wait_for_everyone()
+        run, loader, pictures, record = stand_up(args, accelerator, checkpoint, saved)
+    run.stopping = stopping
     try:
-        train(run, make_loader(rows, args, accelerator, run.step), pictures, record, saved)
+        train(run, loader, pictures, record, saved)
         if accelerator.is_main_process:
             record.facts["weights"] = run.save_weights(run.folder).name
         accelerator.wait_for_everyone()
@@ -976,7 +974,7 @@ def run_with(args: argparse.Namespace, stopping: Stopping) -> None:
         record.write()
     except StoppedError as stopped:
         record.end(f"stopped by {stopped}")
-        logger.info(f"Stopped by {stopped} at step {run.step}; --resume_from_checkpoint latest continues")
+        logger.info(stopped.told(checkpoints.checkpoints_in(run.folder)))
         raise
     except torch.OutOfMemoryError as error:
         record.end("failed")

@@ -60,12 +60,12 @@ REMOVED = {
         TRAINER,
         '            self.unlogged.copy_(saved["ranks"][self.accelerator.process_index]["unlogged"])',
         "            pass",
-        f"{EXACT} -k undisturbed_one[1-3",
+        f"{EXACT} -k undisturbed_one[2-4",
     ),
     "rows begin anew": (
         TRAINER,
-        "make_loader(rows, args, accelerator, run.step)",
-        "make_loader(rows, args, accelerator, 0)",
+        "return run, make_loader(rows, args, accelerator, run.step)",
+        "return run, make_loader(rows, args, accelerator, 0)",
         f"{EXACT} -k undisturbed_one[2-4",
     ),
     "changed arguments": (

@@ -260,6 +260,8 @@ def _output_dir(own: argparse.Namespace, for_script: list[str]) -> Path:
     except argparse.ArgumentError as error:
         raise WrongUseError(str(error)) from error
     checkpoint = given.resume_from_checkpoint
+    if checkpoint == "":
+        raise WrongUseError("--resume_from_checkpoint is empty: name a checkpoint or 'latest', or leave the flag out")
     if given.output_dir is not None or checkpoint not in (None, "latest"):
         return given.output_dir or Path(checkpoint).resolve().parent
     name = Path(own.preset).stem
@@ -429,10 +431,16 @@ def run(args: argparse.Namespace, script: upstream.Script) -> None:
     if isinstance(script, upstream.DrivenScript) and process_state().is_main_process:
         sys.stderr.write("".join(f"{line}\n" for line in script.notes()))
     dataset = functools.partial(DeepFashionDataset, options=dataset_options(args))
-    begins = getattr(args, "overwrite_output_dir", False) or getattr(args, "resume_from_checkpoint", None)
-    if begins and process_state().is_main_process:
-        forget_comparison(Path(args.output_dir))
-    upstream.train(script, args, dataset)
+    if is_trained(args, script):
+        if process_state().is_main_process:
+            sys.stderr.write(
+                f"{args.output_dir}: all {args.max_train_steps} steps are taken; doing what comes after them\n"
+            )
+    else:
+        begins = getattr(args, "overwrite_output_dir", False) or getattr(args, "resume_from_checkpoint", None)
+        if begins and not _is_ours(script) and process_state().is_main_process:
+            forget_comparison(Path(args.output_dir))  # our own trainer puts it where the weights go
+        upstream.train(script, args, dataset)
     if not process_state().is_main_process:
         return
     if not (Path(args.output_dir) / "run.json").exists():  # a script of its own ways
@@ -460,6 +468,36 @@ def run(args: argparse.Namespace, script: upstream.Script) -> None:
             f"python -m deepfashion_training.evaluate --data {shlex.quote(args.dataset_name)} "
             f"--lora {shlex.quote(str(card.parent))} --output_dir {shlex.quote(str(card.parent / 'evaluation'))}"
         ) from failed
+
+
+def _is_ours(script: upstream.Script) -> bool:
+    from deepfashion_training import upstream
+
+    return Path(str(script.__file__)) == upstream.DEFAULT_SCRIPT
+
+
+def is_trained(args: argparse.Namespace, script: upstream.Script) -> bool:
+    """Whether the run that is to be continued has taken all its steps, with these arguments, by our own trainer.
+
+    Such a run may have been stopped while its LoRA was compared or published.
+    """
+    import json
+
+    from training_run.output_dir import continues
+    from training_run.state import FREE, changed
+
+    record = Path(args.output_dir) / "run.json"
+    if not _is_ours(script) or not continues(args) or not record.is_file():
+        return False
+    run = json.loads(record.read_text(encoding="utf-8"))
+    names = getattr(script, "OWN_ARGUMENTS")  # noqa: B009 - our trainer has it, other scripts need not
+    own = {name: value for name, value in vars(args).items() if name in names}
+    return (
+        run.get("status") == "done"
+        and run.get("step") == args.max_train_steps
+        and (Path(args.output_dir) / run.get("weights", "")).exists()
+        and not changed(run["arguments"], own, FREE)
+    )
 
 
 def forget_comparison(folder: Path) -> None:

@@ -307,10 +307,6 @@ if [[ -n $complaint ]]; then
 fi
 [[ -z $missing ]] || die 1 "$python lacks $missing; run \`make setup\` in $root, which fills its .venv"
 
-# One process says what is wrong before several start.
-"$python" "$wrapper" --check ${arguments[@]+"${arguments[@]}"} || exit $?
-[[ $check_only == no ]] || exit 0
-
 # accelerate hands on neither signals nor exit statuses. So the trainer's processes leave their numbers in a folder, and
 # the first of them its status; a signal goes to them, and this script ends when the last of them has.
 DEEPFASHION_LAUNCH="$(mktemp -d)" || die 1 "no temporary folder could be made; is the disk full?"
@@ -348,17 +344,26 @@ pass_on() { # pass_on SIGNAL
 
 trap 'pass_on TERM' TERM HUP
 trap 'pass_on INT' INT
-set -m # a process group of its own: Ctrl-C comes through this script, and once
-"${command[@]}" </dev/null & # in the background a question would wait for ever
-launched=$!
-set +m
-[[ -z $stopped ]] || kill -s TERM "$launched" 2>/dev/null || true
-status=0
-while :; do
-  status=0
-  wait "$launched" || status=$?
-  kill -0 "$launched" 2>/dev/null || break # a signal to this script also ends the wait
-done
+
+start() { # start COMMAND...: run it to its end, whatever signals come; sets status
+  set -m # a process group of its own: Ctrl-C comes through this script, and once
+  "$@" </dev/null & # in the background a question would wait for ever
+  launched=$!
+  set +m
+  [[ -z $stopped ]] || kill -s TERM "$launched" 2>/dev/null || true
+  while :; do
+    status=0
+    wait "$launched" || status=$?
+    kill -0 "$launched" 2>/dev/null || break # a signal to this script also ends the wait
+  done
+}
+
+# One process says what is wrong before several start.
+start "$python" "$wrapper" --check ${arguments[@]+"${arguments[@]}"}
+[[ $stopped != INT ]] || exit 130
+[[ $stopped != TERM ]] || exit 143
+[[ $status == 0 && $check_only == no ]] || exit "$status"
+start "${command[@]}"
 # What outlives accelerate has lost it to a signal: it is to save and end, once it can hear.
 while processes="$(running)" && [[ -n $processes ]]; do
   for process in $processes; do

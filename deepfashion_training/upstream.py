@@ -29,6 +29,7 @@ from deepfashion_training.driver.imports import ScriptImports, is_missing, needs
 from deepfashion_training.driver.inspection import lora_kind, table
 from deepfashion_training.driver.quirks import SETTLED, quirks_of, reads_global_args, settle
 from deepfashion_training.driver.source import Source, attributes_read, read_source
+from training_run.checkpoints import checkpoints_in
 from training_run.stopping import StoppedError, Stopping
 
 logger = logging.getLogger(__name__)
@@ -325,7 +326,7 @@ class DrivenScript:
             status = "done"
         except StoppedError as stopped:
             status = f"stopped by {stopped}"
-            logger.info(f"Stopped by {stopped} at step {run.step}; --resume_from_checkpoint latest continues")
+            logger.info(stopped.told(checkpoints_in(Path(settings.output_dir))))
             raise
         finally:
             run.end(status)

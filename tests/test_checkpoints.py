@@ -94,6 +94,7 @@ def test_a_run_killed_between_two_renames_gets_its_checkpoint_back(tmp_path):
     half = save(tmp_path, 2)
     (half / "training_state.json").unlink()
     half.rename(tmp_path / ".removing-checkpoint-2")
+    checkpoints.restore_replaced(tmp_path)
     checkpoints.clear_leftovers(tmp_path)
     assert names(tmp_path) == {"checkpoint-1"}
 

@@ -9,6 +9,7 @@ import math
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -286,8 +287,94 @@ def test_an_earlier_checkpoint_continued_sets_the_other_future_aside(tiny_args):
         run(tiny_args(*short, "--output_dir", folder, "--resume_from_checkpoint", folder / "checkpoint-1"), 2)
     assert [path.name for path in checkpoints_in(folder)] == ["checkpoint-1", "checkpoint-2", "checkpoint-3"]
     assert [json.loads(line)["step"] for line in (folder / "logs" / "losses.jsonl").read_text().splitlines()] == []
-    aside = {path.name for path in folder.glob("before-1-*")}
-    assert aside == {f"before-1-{name}" for name in ("checkpoint-2", "checkpoint-3", "checkpoint-4", tfi.LORA_FILE)}
+    aside = {path.name for path in (folder / "before-1").iterdir()}
+    assert aside == {"checkpoint-2", "checkpoint-3", "checkpoint-4", tfi.LORA_FILE}
+    assert list(folder.glob("*.safetensors")) == []  # diffusers takes any that it finds for the LoRA
+
+
+SHORT = [*FLAGS, "--lr_scheduler", "constant", "--max_train_steps", 3, "--checkpointing_steps", 2]
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_latest_does_not_begin_anew_over_what_was_trained(tiny_args):
+    flags = [*SHORT, "--checkpointing_steps", 0]
+    args = tiny_args(*flags)
+    run(args)
+    before = content(Path(args.output_dir))
+    with pytest.raises(ValueError, match=r"latest: .* holds what an earlier run has trained .* and no checkpoint"):
+        run(tiny_args(*flags, "--output_dir", args.output_dir, "--resume_from_checkpoint", "latest"))
+    assert content(Path(args.output_dir)) == before
+
+
+@pytest.mark.parametrize(
+    "flags", [["--lora_target_modules", "atention"], ["--resume_from_checkpoint", "OTHER", "--seed", 9]]
+)
+def test_a_run_that_is_refused_overwrites_nothing(tiny_args, flags):
+    args, other = tiny_args(*SHORT), tiny_args(*SHORT)
+    run(args)
+    run(other)
+    folder = Path(args.output_dir)
+    (folder / "evaluation").mkdir()
+    (folder / "evaluation" / "report.html").write_text("figures")
+    before = content(folder)
+    flags = [Path(other.output_dir, "checkpoint-2") if flag == "OTHER" else flag for flag in flags]
+    with pytest.raises(ValueError):
+        run(tiny_args(*SHORT, "--output_dir", folder, "--overwrite_output_dir", *flags))
+    assert content(folder) == before
+    with pytest.raises(ValueError):
+        run(tiny_args(*SHORT, "--output_dir", folder, "--resume_from_checkpoint", "latest", "--seed", 9))
+    assert content(folder) == before
+    run(tiny_args(*SHORT, "--output_dir", folder, "--overwrite_output_dir"))
+    assert not (folder / "evaluation").exists() and not (folder / ".replaced").exists()
+
+
+def test_a_checkpoint_that_was_being_replaced_is_continued_from(tiny_args):
+    args = tiny_args(*SHORT)
+    run(args)
+    folder = Path(args.output_dir)
+    for name in ("checkpoint-3", tfi.LORA_FILE):
+        path = folder / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    (folder / "checkpoint-2").rename(folder / ".removing-checkpoint-2")
+    run(tiny_args(*SHORT, "--output_dir", folder, "--resume_from_checkpoint", "latest"))
+    assert json.loads((folder / "run.json").read_text())["resumed_from_step"] == 2
+    (folder / "checkpoint-2").rename(folder / ".removing-checkpoint-9")  # of a run that is overwritten
+    run(tiny_args(*SHORT, "--output_dir", folder, "--overwrite_output_dir"))
+    assert [path.name for path in checkpoints_in(folder)] == ["checkpoint-2", "checkpoint-3"]
+
+
+def test_spoilt_lines_of_curves_are_left_out_and_a_fresh_start_draws_no_curve_twice(tiny_args, caplog):
+    flags = [*SHORT, "--logging_steps", 1]
+    args = tiny_args(*flags)
+    run(args)
+    folder = Path(args.output_dir)
+    with (folder / "logs" / "losses.jsonl").open("a") as lines:
+        lines.write("\0\0\0\n")
+    for path in (*checkpoints_in(folder), folder / tfi.LORA_FILE):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    run(tiny_args(*flags, "--output_dir", folder, "--resume_from_checkpoint", "latest"))
+    assert [json.loads(line)["step"] for line in (folder / "logs" / "losses.jsonl").read_text().splitlines()] == [
+        1,
+        2,
+        3,
+    ]
+    assert "losses.jsonl: 1 lines are damaged" in caplog.text
+
+
+def test_an_empty_name_of_a_checkpoint_is_wrong_use(tiny_args, capsys):
+    with pytest.raises(SystemExit) as ended:
+        tiny_args("--resume_from_checkpoint", "")
+    assert ended.value.code == 2 and "--resume_from_checkpoint is empty" in capsys.readouterr().err
+
+
+def test_what_is_said_of_a_stopped_run_is_true():
+    told = StoppedError(signal.SIGTERM, 3).told([])
+    assert told == "Stopped by SIGTERM at step 3, before anything was saved"
+    told = StoppedError(signal.SIGINT, 3).told([Path("a/checkpoint-2")])
+    assert told == "Stopped by Ctrl-C at step 3; --resume_from_checkpoint latest continues from a/checkpoint-2"
 
 
 def test_a_checkpoint_of_elsewhere_is_saved_here_before_the_first_step_ends(tiny_args):

@@ -526,3 +526,28 @@ def test_a_trainer_that_was_killed_is_not_silent(machine: Machine) -> None:
     done = machine.run("--quick-test", "--embedded", script=script, PYTHON=sys.executable)
     assert done.returncode == 1
     assert "the trainer was killed and could say nothing" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_the_check_runs_leaves_nothing_behind(machine: Machine, signum: int) -> None:
+    script = copy_of_the_scripts(machine.folder)
+    script.with_suffix(".py").write_text(
+        "import os, pathlib, time\npathlib.Path('checking').write_text(str(os.getpid()))\ntime.sleep(60)\n"
+    )
+
+    def hears_ctrl_c() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    launcher = subprocess.Popen(
+        ["bash", str(script), "--quick-test", "--embedded"], cwd=machine.folder, preexec_fn=hears_ctrl_c,
+        env={**os.environ, "PYTHON": sys.executable}, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    note, until = machine.folder / "checking", time.monotonic() + 60
+    while not (note.exists() and note.read_text()) and time.monotonic() < until:
+        time.sleep(0.05)
+    launcher.send_signal(signum)
+    launcher.communicate(timeout=20)
+    assert launcher.returncode == 128 + signum
+    checking = int(note.read_text())
+    assert not psutil.pid_exists(checking) or psutil.Process(checking).status() == psutil.STATUS_ZOMBIE

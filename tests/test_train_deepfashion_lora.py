@@ -411,3 +411,67 @@ def test_training_on_raw_rows_prepares_them_once(raw_rows: Path, tmp_path: Path)
     assert again.returncode == 0, again.stderr
     assert f"already prepared: {tmp_path / 'pairs'}" in again.stderr
     assert (tmp_path / "pairs" / "report.json").stat().st_mtime_ns == report
+
+
+# ---- going on
+
+
+@pytest.fixture(scope="module")
+def small_rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("rows") / "small"
+    write_wardrobe(folder, rows=60, seed=3, size=(128, 96), num_proc=1)
+    return folder
+
+
+def test_the_same_run_from_elsewhere_goes_on(small_rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A relative output directory, then an absolute one, then the directory under another name."""
+    flags = [*QUICK, "--dataset_name", str(small_rows), "--evaluate_samples", "0", "--validation_steps", "0"]
+    flags += "--train_batch_size 2 --lr_scheduler constant --checkpointing_steps 1 --report_to none".split()
+    monkeypatch.chdir(tmp_path)
+    assert wrapper.main([*flags, "--output_dir", "run", "--max_train_steps", "1"]) == 0
+    again = ["--resume_from_checkpoint", "latest", "--max_bad_rows", "0.5"]
+    assert wrapper.main([*flags, "--output_dir", str(tmp_path / "run"), "--max_train_steps", "2", *again]) == 0
+    (tmp_path / "run").rename(tmp_path / "moved")
+    assert wrapper.main([*flags, "--output_dir", "moved", "--max_train_steps", "3", *again]) == 0
+    assert json.loads((tmp_path / "moved" / "run.json").read_text())["resumed_from_step"] == 2
+    for changed in (["--resize_mode", "stretch"], ["--no-balance_cloth_types"]):
+        assert wrapper.main([*flags, "--output_dir", "moved", "--max_train_steps", "4", *again, *changed]) == 1
+
+
+def test_a_run_that_was_stopped_after_its_last_step_is_completed(
+    small_rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = [
+        *QUICK,
+        "--dataset_name",
+        str(small_rows),
+        "--validation_steps",
+        "0",
+        "--output_dir",
+        str(tmp_path / "out"),
+    ]
+    flags += "--train_batch_size 2 --max_train_steps 2 --report_to none --evaluate_samples 3".split()
+    compare = wrapper.compare_with_base
+
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(wrapper, "compare_with_base", stopped)
+    assert wrapper.main(flags) == 130
+    lora = (tmp_path / "out" / wrapper.LORA).read_bytes()
+    (tmp_path / "out" / "README.md").unlink()
+    monkeypatch.setattr(wrapper, "compare_with_base", compare)
+    capsys.readouterr()
+    assert wrapper.main([*flags, "--resume_from_checkpoint", "latest"]) == 0
+    assert "all 2 steps are taken; doing what comes after them" in capsys.readouterr().err
+    assert (tmp_path / "out" / wrapper.LORA).read_bytes() == lora
+    assert (tmp_path / "out" / "evaluation" / "report.html").exists()
+    assert "## " in (tmp_path / "out" / "README.md").read_text()
+    figures = (tmp_path / "out" / "evaluation.json").read_bytes()
+    assert wrapper.main([*flags, "--resume_from_checkpoint", "latest", "--seed", "8"]) == 1  # another run
+    assert (tmp_path / "out" / "evaluation.json").read_bytes() == figures
+
+
+def test_an_empty_name_of_a_checkpoint_is_wrong_use(capsys: pytest.CaptureFixture[str]) -> None:
+    assert wrapper.main([*QUICK, "--resume_from_checkpoint", ""]) == 2
+    assert "--resume_from_checkpoint is empty" in capsys.readouterr().err

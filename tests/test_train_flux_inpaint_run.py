@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 
 import train_flux_inpaint as tfi
 from training_run import checkpoints
-from training_run.output_dir import continues
+from training_run.output_dir import continues, prepare_output_dir
 
 NO_TEXT = dict.fromkeys(("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"))
 #: Flags of the straight run and of those that are compared with it.
@@ -317,9 +317,9 @@ def test_an_earlier_run_is_neither_overwritten_nor_mixed(tiny_args, tmp_path):
         tfi.main(tiny_args("--output_dir", tmp_path))
     forget_accelerator()
     assert sorted(tmp_path.rglob("*")) == present
-    tfi.prepare_output_dir(tiny_args("--output_dir", tmp_path, "--resume_from_checkpoint", "latest"))
+    prepare_output_dir(tiny_args("--output_dir", tmp_path, "--resume_from_checkpoint", "latest"))
     assert sorted(tmp_path.rglob("*")) == present
-    tfi.prepare_output_dir(tiny_args("--output_dir", tmp_path, "--overwrite_output_dir"))
+    prepare_output_dir(tiny_args("--output_dir", tmp_path, "--overwrite_output_dir"))
     assert {path.name for path in tmp_path.rglob("*")} == {"logs", "notes.txt"}  # the user's own file stays
 
 
@@ -375,21 +375,21 @@ def test_files_of_the_user_are_not_an_earlier_run(tiny_args, tmp_path):
     (tmp_path / "validation").mkdir()
     (tmp_path / "validation" / "a.jpg").write_text("mine")
     for flags in ([], ["--overwrite_output_dir"]):
-        tfi.prepare_output_dir(tiny_args("--output_dir", tmp_path, *flags))
+        prepare_output_dir(tiny_args("--output_dir", tmp_path, *flags))
         assert (tmp_path / "README.md").read_text() == (tmp_path / "validation" / "a.jpg").read_text() == "mine"
 
 
 def test_the_record_of_a_failed_run_is_an_earlier_run(tiny_args, tmp_path):
     (tmp_path / "run.json").write_text("{}")
     with pytest.raises(ValueError, match=r"earlier run \(run\.json\)"):
-        tfi.prepare_output_dir(tiny_args("--output_dir", tmp_path))
+        prepare_output_dir(tiny_args("--output_dir", tmp_path))
 
 
 def test_only_checkpoints_are_checkpoints(tiny_args, tmp_path):
     for name in ("checkpoint-10", "checkpoint-2", "checkpoint-best-3", "checkpoint-2-old1", "checkpoint-v9"):
         (tmp_path / name).mkdir()
     assert [path.name for path in checkpoints.checkpoints_in(tmp_path)] == ["checkpoint-2", "checkpoint-10"]
-    tfi.prepare_output_dir(tiny_args("--output_dir", tmp_path, "--overwrite_output_dir"))
+    prepare_output_dir(tiny_args("--output_dir", tmp_path, "--overwrite_output_dir"))
     left = {path.name for path in tmp_path.iterdir()}
     assert left == {"checkpoint-best-3", "checkpoint-2-old1", "checkpoint-v9", "logs"}
 

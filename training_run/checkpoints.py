@@ -233,13 +233,17 @@ def prune(newest: Path, limit: int | None) -> None:
         remove(path)
 
 
-def clear_leftovers(folder: Path) -> None:
-    """Delete what a killed run was writing or deleting; a checkpoint that was about to be replaced comes back."""
+def restore_replaced(folder: Path) -> None:
+    """Give back its name to a whole checkpoint that a killed run was about to replace."""
     for path in folder.glob(f"{REMOVING}*"):
         final = path.with_name(path.name.removeprefix(REMOVING))
         with contextlib.suppress(DamagedCheckpointError):
             verify(path)
             if not final.exists():
                 path.rename(final)
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Delete what a killed run was writing or deleting."""
     for path in [*folder.glob(f"{SAVING}*"), *folder.glob(f"{REMOVING}*")]:
         shutil.rmtree(path, ignore_errors=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import logging
 import math
@@ -109,6 +110,23 @@ def out_of_memory(step: int, args: Any) -> ValueError:
     lower += [f"--height and --width below {args.height} and {args.width}", f"--lora_rank below {args.lora_rank}"]
     when = f"at step {step}" if step else "for the models"
     return ValueError(f"the GPU's memory was too small {when}{peak}. What lowers it: {'; '.join(lower)}")
+
+
+def check_packages(args: Any) -> None:
+    """Raise ``ValueError`` when a flag needs a package or a device that is not there."""
+    needs = {
+        "--use_8bit_adam": args.use_8bit_adam and "bitsandbytes",
+        "--quantize_base": args.quantize_base and "bitsandbytes",
+        "--optimizer prodigy": args.optimizer == "prodigy" and "prodigyopt",
+        f"--report_to {args.report_to}": args.report_to != "none" and args.report_to,
+    }
+    for flag, package in needs.items():
+        if package and importlib.util.find_spec(package) is None:
+            raise ValueError(f"{flag} needs the package {package}: pip install {package}")
+        if package == "bitsandbytes" and not torch.cuda.is_available():
+            raise ValueError(f"{flag} needs a CUDA GPU, and none is visible")
+    if args.mixed_precision == "fp16" and not torch.cuda.is_available():
+        raise ValueError("--mixed_precision fp16 needs a CUDA GPU, and none is visible: use bf16 or no")
 
 
 def check_base(*models: str) -> None:

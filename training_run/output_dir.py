@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from argparse import Namespace
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from accelerate.logging import get_logger
 from accelerate.utils import broadcast_object_list
 
 from training_run.checkpoints import (
+    REMOVING,
     DamagedCheckpointError,
     checkpoints_in,
     clear_leftovers,
@@ -25,11 +28,19 @@ from training_run.state import FREE, changed
 logger = get_logger(__name__)
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
+#: Facts about data that do not change what is learned from it.
+PASSING = frozenset("source revision bad_rows options ledger_dir cache_dir max_bad_rows max_validation_samples".split())
+
+
+#: Where a run that is overwritten waits until the new one stands.
+REPLACED = ".replaced"
+#: What is made of the weights of a run, beside them: it goes where they go.
+MADE_OF_WEIGHTS = (LORA_FILE, "transformer", "README.md", "evaluation", "evaluation.json")
 
 
 def earlier_run(folder: Path) -> list[Path]:
     """What an earlier run has left in ``folder``."""
-    made = (folder / name for name in (LORA_FILE, "transformer", "run.json"))
+    made = (folder / name for name in (LORA_FILE, "transformer", "run.json", REPLACED))
     return [*checkpoints_in(folder), *filter(Path.exists, made)]
 
 
@@ -41,23 +52,65 @@ def continues(args: Namespace) -> bool:
 
 def refuse_earlier_run(args: Namespace) -> None:
     """Raise ``ValueError`` when the output directory holds a run that nobody said to continue or delete."""
-    earlier = earlier_run(Path(args.output_dir))
+    folder = Path(args.output_dir)
+    earlier = earlier_run(folder)
     if earlier and not args.overwrite_output_dir and not continues(args):
         raise ValueError(
             f"{args.output_dir} holds an earlier run ({earlier[0].name}): choose another --output_dir, continue it "
             "with --resume_from_checkpoint latest, or delete it with --overwrite_output_dir"
         )
+    named = args.resume_from_checkpoint not in (None, "latest") and Path(args.resume_from_checkpoint).resolve()
+    if named and not continues(args) and named.is_relative_to(folder.resolve()):
+        raise ValueError(f"--resume_from_checkpoint {named} is set aside in --output_dir: choose another --output_dir")
+    trained = [path for path in (folder / LORA_FILE, folder / "transformer") if path.exists()]
+    begun = checkpoints_in(folder) or any(folder.glob(f"{REMOVING}checkpoint-*"))
+    if trained and args.resume_from_checkpoint == "latest" and not begun:
+        raise ValueError(
+            f"--resume_from_checkpoint latest: {args.output_dir} holds what an earlier run has trained "
+            f"({trained[0].name}) and no checkpoint to continue from: choose another --output_dir"
+        )
+
+
+@contextlib.contextmanager
+def prepared(args: Namespace, writes: bool) -> Iterator[None]:
+    """Make the output directory; what is done inside may still refuse the run.
+
+    An earlier run that this one overwrites is set aside, comes back when the block raises, and is deleted after it.
+    Only the process that ``writes`` touches anything.
+    """
+    folder = Path(args.output_dir)
+    aside = folder / REPLACED
+    old: list[Path] = []
+    if writes:
+        clear_leftovers(folder)
+        if earlier_run(folder) and not continues(args):
+            found = [*earlier_run(folder), *(folder / name for name in (*MADE_OF_WEIGHTS, "validation", "logs"))]
+            found += folder.glob("before-*")
+            old = [path for path in dict.fromkeys(found) if path.exists() and path != aside]
+        shutil.rmtree(aside, ignore_errors=True)  # of a run that was killed here: its successor is overwritten now
+        for path in old:
+            aside.mkdir(exist_ok=True)
+            path.rename(aside / path.name)
+        (folder / "logs").mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        for path in old:
+            if path.is_dir():  # made by the run that is not to be
+                shutil.rmtree(path)
+            (aside / path.name).rename(path)
+        if old:
+            aside.rmdir()
+        raise
+    if writes:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def prepare_output_dir(args: Namespace) -> None:
-    """Make the output directory; an earlier run in it is deleted unless this one continues it."""
-    folder = Path(args.output_dir)
+    """Make the output directory for a run that nothing refuses any more; deletes the run that it overwrites."""
     refuse_earlier_run(args)
-    if not continues(args) and (earlier := earlier_run(folder)):
-        for path in [*earlier, folder / "validation", folder / "logs", folder / "README.md"]:
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    (folder / "logs").mkdir(parents=True, exist_ok=True)
-    clear_leftovers(folder)
+    with prepared(args, writes=True):
+        pass
 
 
 def find_checkpoint(args: Namespace) -> Path | None:
@@ -94,21 +147,40 @@ def refuse_finished(args: Namespace, step: int) -> None:
 def forget_future(folder: Path, step: int) -> None:
     """Set aside what lies after ``step`` in a directory that is continued from there, and forget its curves.
 
-    Checkpoints and weights of that other course get names that nothing reads; nothing is deleted.
+    Checkpoints, weights and what was made of them move to a folder ``before-<step>``; nothing is deleted.
     """
+    kept = {
+        folder / "logs" / name: _lines_until(folder / "logs" / name, step) for name in ("losses.jsonl", "skipped.jsonl")
+    }
     later = [path for path in checkpoints_in(folder) if (step_of(path) or 0) > step]
-    for path in [*later, *(path for path in (folder / LORA_FILE, folder / "transformer") if path.exists())]:
-        aside, number = path.with_name(f"before-{step}-{path.name}"), 1
+    if any((folder / name).exists() for name in (LORA_FILE, "transformer")):
+        later += [folder / name for name in MADE_OF_WEIGHTS if (folder / name).exists()]
+    if later:
+        aside, number = folder / f"before-{step}", 1
         while aside.exists():
             number += 1
-            aside = path.with_name(f"before-{step}-{number}-{path.name}")
-        path.rename(aside)
-    for name in ("losses.jsonl", "skipped.jsonl"):
-        lines = folder / "logs" / name
-        if lines.exists():
-            whole = [line for line in lines.read_text("utf-8").splitlines(keepends=True) if line.endswith("\n")]
-            kept = "".join(line for line in whole if json.loads(line)["step"] <= step)
-            write_file(lines, kept.encode())
+            aside = folder / f"before-{step}-{number}"
+        aside.mkdir()
+        for path in later:
+            path.rename(aside / path.name)
+        logger.info(f"What lay after step {step} is in {aside}: {', '.join(path.name for path in later)}")
+    for path, lines in kept.items():
+        if path.exists():
+            write_file(path, "".join(lines).encode())
+
+
+def _lines_until(path: Path, step: int) -> list[str]:
+    """Lines of a JSON-lines file whose ``step`` is at most ``step``; the log counts those that a crash has spoilt."""
+    lines, spoilt = [], 0
+    for line in path.read_text("utf-8", errors="replace").splitlines(keepends=True) if path.exists() else []:
+        try:
+            if json.loads(line)["step"] <= step and line.endswith("\n"):
+                lines.append(line)
+        except (ValueError, KeyError, TypeError):
+            spoilt += 1
+    if spoilt:
+        logger.warning(f"{path}: {spoilt} lines are damaged and left out")
+    return lines
 
 
 def refuse_changes(args: Namespace, own: frozenset[str], saved: dict[str, Any], data: Any, accelerator: Any) -> None:
@@ -125,7 +197,7 @@ def refuse_changes(args: Namespace, own: frozenset[str], saved: dict[str, Any], 
         steps = {"max_train_steps"} if args.lr_scheduler.startswith("constant") else set()
         now = {name: value for name, value in vars(args).items() if name in own}
         told = changed(saved["arguments"], now, FREE | steps)
-        told += changed(saved["data"], data_facts(data))
+        told += changed(_plain_facts(saved["data"]), data_facts(data))
         told += changed({"processes": saved["processes"]}, {"processes": accelerator.num_processes})
     (told,) = broadcast_object_list([told])
     if told and not args.allow_changed_arguments:
@@ -140,5 +212,11 @@ def refuse_changes(args: Namespace, own: frozenset[str], saved: dict[str, Any], 
 def data_facts(data: Any) -> dict[str, Any]:
     """What a checkpoint keeps of the data that it has learned from, wherever it lies."""
     facts = data.summary() if hasattr(data, "summary") else {"rows": len(data)}
-    passing = ("source", "revision", "bad_rows")
-    return json.loads(json.dumps({name: fact for name, fact in facts.items() if name not in passing}, default=str))
+    return _plain_facts(json.loads(json.dumps(facts, default=str)))
+
+
+def _plain_facts(facts: dict[str, Any]) -> dict[str, Any]:
+    """``facts`` with the data's options among them, without those that change no row."""
+    options = facts.get("options")
+    every = {**facts, **options} if isinstance(options, dict) else facts
+    return {name: fact for name, fact in every.items() if name not in PASSING}

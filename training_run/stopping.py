@@ -12,6 +12,8 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Sequence
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -27,6 +29,12 @@ class StoppedError(SystemExit):
     def __init__(self, signum: int, step: int | None = None) -> None:
         super().__init__(128 + signum)
         self.signum, self.step = signum, step
+
+    def told(self, saved: Sequence[Path]) -> str:
+        """What to say at the end of a run that has ``saved`` these checkpoints."""
+        if saved:
+            return f"Stopped by {self} at step {self.step}; --resume_from_checkpoint latest continues from {saved[-1]}"
+        return f"Stopped by {self} at step {self.step}, before anything was saved"
 
     def __str__(self) -> str:
         return "Ctrl-C" if self.signum == signal.SIGINT else signal.Signals(self.signum).name

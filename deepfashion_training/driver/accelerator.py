@@ -13,8 +13,8 @@ from accelerate import Accelerator, DistributedType
 from accelerate.utils import set_seed
 from torch.utils.data import DataLoader
 
-import train_flux_inpaint as trainer
 from deepfashion_training.driver.run import SECRETS, RowStream
+from training_run.output_dir import prepare_output_dir
 
 if TYPE_CHECKING:
     from deepfashion_training.driver.run import DrivenRun
@@ -37,7 +37,7 @@ class DrivenAccelerator(Accelerator):
             )
         self.run.accelerator = self
         if self.is_main_process:
-            trainer.prepare_output_dir(self.run.settings)
+            prepare_output_dir(self.run.settings)
         self.wait_for_everyone()
 
     def prepare(self, *objects: Any, **kwargs: Any) -> Any:
