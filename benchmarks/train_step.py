@@ -2,9 +2,11 @@
 
     python benchmarks/train_step.py --size tiny|cpu|full [--json F]
 
-Two variants take turns, step by step, on the same LoRA'd FLUX-Fill transformer with random weights: ``bare``, the
-forward pass, mean squared error, backward pass and AdamW that no loop can do without, and ``trainer``, the trainer's
-own ``Run.optimizer_step``. ``README.md`` in this folder holds the arithmetic and says how to read the figures.
+Variants take turns, step by step, on the same LoRA'd FLUX-Fill transformer with random weights: ``bare``, the forward
+pass, mean squared error, backward pass and AdamW that no loop can do without; ``trainer``, the trainer's own
+``Run.optimizer_step``; ``trainer_cached``, all that it does for a step with ``--cache_latents``, data included;
+``trainer_cached_compiled`` with ``--compile_blocks``; and ``plain``, as diffusers' scripts train. ``README.md`` in this
+folder holds the arithmetic and says how to read the figures.
 """
 
 from __future__ import annotations
@@ -33,7 +35,8 @@ from diffusers import FlowMatchEulerDiscreteScheduler as FlowScheduler
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # `python benchmarks/train_step.py` has only this folder on its path
 import train_flux_inpaint as trainer  # noqa: E402
-from training_run.flags import COUNT, SIDE  # noqa: E402
+from training_run import speed  # noqa: E402
+from training_run.flags import COUNT, SIDE, Recompute  # noqa: E402
 from training_run.flops import matmul_ceiling, seconds, useful_flops  # noqa: E402
 from training_run.record import package_versions  # noqa: E402
 
@@ -90,7 +93,9 @@ def parse_args(input_args: Sequence[str] | None = None) -> argparse.Namespace:
     add("--height", type=SIDE, help="height of one picture in pixels, a multiple of 16 (default: by size)")
     add("--width", type=SIDE, help="width of one picture, a multiple of 16; a pair is twice as wide")
     add("--mixed_precision", choices=["no", "bf16"], help="as the trainer's (default: bf16 on CUDA, no elsewhere)")
-    add("--gradient_checkpointing", action="store_true", help="as the trainer's; recomputation is not useful work")
+    add("--gradient_checkpointing", action=Recompute, default=0, metavar="auto|none|N",
+        help="as the trainer's; recomputation is not useful work")  # fmt: skip
+    add("--compile_blocks", action="store_true", help="also time a variant with compiled blocks")
     add("--json", type=Path, metavar="F", help="also write the figures to F")
     args = parser.parse_args(input_args)
     if args.json and not args.json.parent.is_dir():
@@ -125,10 +130,10 @@ def trainer_args(args: argparse.Namespace, pipeline: Path, transformer: Path, ou
         "dataroot": output, "pretrained_model_name_or_path": pipeline, "output_dir": output,
         "pretrained_inpaint_model_name_or_path": transformer, "train_batch_size": args.batch_size,
         "height": args.height, "width": args.width, "max_sequence_length": args.text_tokens,
-        "mixed_precision": args.mixed_precision, "max_train_steps": args.steps + WARM_UP, "report_to": "none",
+        "mixed_precision": args.mixed_precision, "max_train_steps": 2 * (args.steps + WARM_UP), "report_to": "none",
     }  # fmt: skip
     line = [part for name, value in flags.items() for part in (f"--{name}", str(value))]
-    return trainer.parse_args([*line, *["--gradient_checkpointing"] * args.gradient_checkpointing])
+    return trainer.parse_args([*line, f"--gradient_checkpointing={args.gradient_checkpointing or 'none'}"])
 
 
 @contextlib.contextmanager
@@ -214,41 +219,112 @@ class Measured:
     seconds: dict[str, list[float]]
     peak_gib: dict[str, float]
     encode_s: float
+    compile_s: dict[str, float]  # of compiled variants: by how much the first step was longer
+
+
+class RandomRows(torch.utils.data.Dataset[dict[str, Any]]):
+    """A few rows of noise, as a dataset of the trainer's."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        batch = random_samples(args)
+        self.sample = {name: values[0] for name, values in batch.items()}
+        self.sample["cloth_type"] = int(self.sample["cloth_type"])
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        return self.sample
+
+
+def cached_loader(run: trainer.Run, args: argparse.Namespace) -> Any:
+    """The trainer's loader over its cache of ``RandomRows``, made in the run's folder."""
+    options = argparse.Namespace(
+        **{**vars(run.args), "latents_dir": str(run.folder / "latents"), "dataloader_num_workers": 0}
+    )
+    rows, _ = trainer.cache_latents(options, RandomRows(args), run.accelerator)
+    return trainer.make_loader(rows, options, run.accelerator, 0)
+
+
+class Variants:
+    """What is timed: functions of the number of a step, and what has to be set before each of them."""
+
+    def __init__(self, run: trainer.Run, args: argparse.Namespace) -> None:
+        self.run, self.samples, self.losses = run, random_samples(args), dict[str, torch.Tensor]()
+        self.vae, self.recomputed = run.vae, 0
+        blocks = len(run.model.transformer_blocks) + len(run.model.single_transformer_blocks)
+        if run.args.gradient_checkpointing == "auto":
+            run.fit_memory(self.samples)
+            self.recomputed = run.recomputed
+        else:
+            self.recomputed = speed.recomputed_by(run.args.gradient_checkpointing, blocks)
+        self.all_blocks = blocks
+        self.batches = [run.encode(self.samples, number) for number in range(6)]
+        self.bare_loop = BareLoop(run)
+        self.inputs = [self.bare_loop.inputs(batch) for batch in self.batches]
+        self.cached = iter(cached_loader(run, args))
+        run.model.compile_repeated_blocks(fullgraph=True, dynamic=False)
+        kinds = run.model._repeated_blocks
+        self.blocks = [module for module in run.model.modules() if type(module).__name__ in kinds]
+        self.compiled = [block._compiled_call_impl for block in self.blocks]
+        self.steps = {
+            "plain": self.plain,
+            "bare": self.bare,
+            "trainer": self.trainer,
+            "trainer_cached": self.from_cache,
+        }
+        if args.compile_blocks:
+            self.steps["trainer_cached_compiled"] = self.from_cache
+
+    def prepare(self, name: str) -> None:
+        """Set what the variant needs that is not part of its step."""
+        self.run.vae = None if "cached" in name else self.vae
+        speed.recompute(self.run.model, self.all_blocks if name == "plain" else self.recomputed)
+        for block, compiled in zip(self.blocks, self.compiled, strict=True):
+            block._compiled_call_impl = compiled if "compiled" in name else None
+
+    def plain(self, number: int) -> None:
+        """As diffusers' training scripts do it: pictures encoded in the loop, every block recomputed."""
+        self.losses["plain"] = self.run.optimizer_step([self.run.encode(self.samples, number)])
+
+    def bare(self, number: int) -> None:
+        """The floor."""
+        self.losses["bare"] = self.bare_loop.step(*self.inputs[number % len(self.inputs)])
+
+    def trainer(self, number: int) -> None:
+        """The trainer's step on batches that are encoded already."""
+        self.losses["trainer"] = self.run.optimizer_step([self.batches[number % len(self.batches)]])
+
+    def from_cache(self, number: int) -> None:
+        """Everything that the trainer does for a step with cached latents: reading, drawing, the step."""
+        self.losses["cached"] = self.run.optimizer_step([self.run.encode(next(self.cached), number)])
 
 
 def measure(run: trainer.Run, args: argparse.Namespace) -> Measured:
-    """Time both variants in turn, the order changing from pair to pair, so that disturbances meet both alike.
+    """Time all variants in turn, the order changing from round to round, so that disturbances meet all alike.
 
     Raises ``ValueError`` when a loss is not finite, as nothing that was timed would be training then.
     """
     device, samples = run.accelerator.device, random_samples(args)
-    batches: list[trainer.FillBatch] = []
-    encodings = [seconds(lambda: batches.append(run.encode(samples, len(batches))), device) for _ in range(6)]
-    bare = BareLoop(run)
-    inputs = [bare.inputs(batch) for batch in batches]
-    losses: dict[str, torch.Tensor] = {}
-
-    def bare_step(number: int) -> None:
-        losses["bare"] = bare.step(*inputs[number % len(inputs)])
-
-    def trainer_step(number: int) -> None:
-        losses["trainer"] = run.optimizer_step([batches[number % len(batches)]])
-
-    variants = {"bare": bare_step, "trainer": trainer_step}
-    times: dict[str, list[float]] = {name: [] for name in variants}
-    peaks = dict.fromkeys(variants, 0.0)
+    encodings = [seconds(lambda: run.encode(samples, 0), device) for _ in range(6)]
+    variants = Variants(run, args)
+    times: dict[str, list[float]] = {name: [] for name in variants.steps}
+    first, peaks = dict.fromkeys(variants.steps, 0.0), dict.fromkeys(variants.steps, 0.0)
     for number in range(-WARM_UP, args.steps):
-        for name in sorted(variants, reverse=number % 2 == 1):
+        for name in sorted(variants.steps, reverse=number % 2 == 1):
+            variants.prepare(name)
             if device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats()
-            took = seconds(functools.partial(variants[name], number), device)
+            took = seconds(functools.partial(variants.steps[name], number + WARM_UP), device)
+            first[name] = first[name] or took
             if number >= 0:
                 times[name].append(took)
                 peaks[name] = max(peaks[name], peak_memory_gib(device))
-    for name, loss in losses.items():
+    for name, loss in variants.losses.items():
         if not loss.isfinite().all():
             raise ValueError(f"the loss of the {name} variant is not finite after {args.steps} steps")
-    return Measured(times, peaks, statistics.median(encodings[1:]))
+    compiled = {name: first[name] - statistics.median(times[name]) for name in times if "compiled" in name}
+    return Measured(times, peaks, statistics.median(encodings[1:]), compiled)
 
 
 def peak_memory_gib(device: torch.device) -> float:
@@ -293,7 +369,10 @@ def benchmark(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
         tflops = flops.step / s_per_step / 1e12
         rates = {"s_per_step": s_per_step, "pairs_per_s": args.batch_size / s_per_step, "tflops": tflops}
         share = {"share_of_ceiling": tflops / ceiling, "peak_gib": measured.peak_gib[name]}
-        rows.append({"variant": name, **rates, **share})
+        to_bare, _ = median_ratio(times, measured.seconds["bare"])
+        to_plain, _ = median_ratio(measured.seconds["plain"], times)
+        beside = {"ratio_to_bare": to_bare, "times_plain": to_plain, "compile_s": measured.compile_s.get(name)}
+        rows.append({"variant": name, **rates, **share, **beside})
     ratio, interval = median_ratio(measured.seconds["trainer"], measured.seconds["bare"])
     settings = {name: value for name, value in vars(args).items() if name != "json"}
     settings |= {"image_tokens": image_tokens, "lora_rank": rank, "parameters": parameters, "trainable": trainable}
@@ -324,16 +403,20 @@ def table(figures: dict[str, Any]) -> str:
         f"{settings['image_tokens']} + {settings['text_tokens']} tokens; useful work of a step "
         f"{settings['forward_tflop']:.4g} + {settings['backward_tflop']:.4g} TFLOP",
         "",
-        f"{'variant':<10}{'s/step':>10}{'pairs/s':>10}{'TFLOP/s':>10}{'of ceiling':>12}{'peak GiB':>10}{'ratio':>8}",
+        f"{'variant':<24}{'s/step':>9}{'pairs/s':>9}{'TFLOP/s':>9}{'of ceiling':>11}{'peak GiB':>9}"
+        f"{'x bare':>8}{'x plain':>8}",
     ]
     for row in rows:
-        ratio = 1.0 if row["variant"] == "bare" else figures["ratio"]
+        compiling = f"   compiled in {row['compile_s']:.0f} s" if row["compile_s"] else ""
         lines.append(
-            f"{row['variant']:<10}{row['s_per_step']:>10.4f}{row['pairs_per_s']:>10.3f}{row['tflops']:>10.3g}"
-            f"{row['share_of_ceiling']:>12.1%}{row['peak_gib']:>10.2f}{ratio:>8.3f}"
+            f"{row['variant']:<24}{row['s_per_step']:>9.4f}{row['pairs_per_s']:>9.3f}{row['tflops']:>9.3g}"
+            f"{row['share_of_ceiling']:>11.1%}{row['peak_gib']:>9.2f}{row['ratio_to_bare']:>8.3f}"
+            f"{row['times_plain']:>8.2f}{compiling}"
         )
     lines += [
         "",
+        "x bare: time beside the bare loop's; x plain: how many times as fast as with pictures encoded in the loop and",
+        "every block recomputed; both are medians over rounds",
         f"encoding a batch (VAE, mask, noise), apart from the step: {figures['encode_s']:.4f} s",
         f"peak memory: of {settings['peak_gib_of']}",
     ]

@@ -149,10 +149,19 @@ def test_figures_of_a_run(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     figures = json.loads(report.read_text())
     assert list(figures) == ["device", "ceiling_tflops", "rows", "ratio", "encode_s", "settings", "versions"]
-    assert [row["variant"] for row in figures["rows"]] == ["bare", "trainer"]
+    assert [row["variant"] for row in figures["rows"]] == ["plain", "bare", "trainer", "trainer_cached"]
     for row in figures["rows"]:
-        assert list(row) == ["variant", "s_per_step", "pairs_per_s", "tflops", "share_of_ceiling", "peak_gib"]
-        assert all(value > 0 for value in list(row.values())[1:])
+        measured = [
+            "s_per_step",
+            "pairs_per_s",
+            "tflops",
+            "share_of_ceiling",
+            "peak_gib",
+            "ratio_to_bare",
+            "times_plain",
+        ]
+        assert list(row) == ["variant", *measured, "compile_s"]
+        assert all(row[name] > 0 for name in measured) and row["compile_s"] is None
         assert row["share_of_ceiling"] < 1.2
         assert row["pairs_per_s"] == pytest.approx(2 / row["s_per_step"])
         useful = train_step.useful_flops(train_step.transformer_config("tiny"), 24, 32, RANK, pairs=2).step
