@@ -68,7 +68,7 @@ class Phase:
 #: knew before CatVTON-Flux: to paint legs and whole outfits that no garment picture shows.
 PHASES = (
     Phase(1006, 0.0, 6000, "--learning_rate 1.5e-3 --weighting_scheme logit_normal --logit_mean -2 --logit_std 1.2"),
-    Phase(1008, 0.4, 1300, "--learning_rate 1e-3 --weighting_scheme logit_normal --logit_mean -4 --logit_std 0.8"),
+    Phase(1008, 0.4, 5000, "--learning_rate 1.2e-3 --weighting_scheme logit_normal --logit_mean -4 --logit_std 0.8"),
 )
 
 #: 384 input channels as in FLUX.1-Fill: 64 noisy, 64 of the masked picture, 256 of the mask.
