@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PRESETS = Path(__file__).resolve().parent / "presets"
+#: Flags of the launcher that choose a preset for a whole run; "no flag" is what it does without one.
+PRESET_FLAGS = {"no flag": "full", "--h100": "h100", "--low-vram": "low_vram"}
 LAUNCHER_FLAGS = ("--quick-test", "--h100", "--low-vram", "--dry-run")
 MODELS = ("pretrained_model_name_or_path", "pretrained_inpaint_model_name_or_path")
 LORA = "pytorch_lora_weights.safetensors"
@@ -88,6 +90,14 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="in the end compare LoRA and base on N held-out rows, garment types in proportion (0: do not)",
     )
+    add = parser.add_argument_group("beforehand").add_argument
+    add(
+        "--plan",
+        action="store_true",
+        help="say what the run will take in time, memory, disk and money, from measured "
+        "steps where there is a GPU, and train nothing",
+    )
+    add("--gpu_hour_price", type=number(float, 0), metavar="X", help="with --plan: the price of a GPU hour")
     # Their names in the run are not their flags': a script with flags of these names would upload all it has written.
     add = parser.add_argument_group("hub").add_argument
     add("--push_to_hub", dest="publish", action="store_true", help="upload LoRA, model card and pictures at the end")
@@ -106,9 +116,7 @@ def load_preset(name: str) -> dict[str, Any]:
     """Flags of a preset, by its name in ``presets/`` or by the path of a YAML file."""
     import yaml
 
-    path = PRESETS / f"{name}.yaml"
-    if not path.is_file():
-        path = Path(name)
+    path = _preset_file(name)
     if not path.is_file():
         known = sorted(preset.stem for preset in PRESETS.glob("*.yaml") if preset.stem != "embedded")
         raise WrongUseError(f"--preset {name}: no such preset or file; the presets are {', '.join(known)}")
@@ -125,9 +133,24 @@ def load_preset(name: str) -> dict[str, Any]:
         if value.bit_length() > 64 if isinstance(value, int) else len(str(value)) > _LONGEST_VALUE:
             raise WrongUseError(f"--preset {path}: the value of {flag} is longer than any that a flag takes")
     typed_only = {"preset", "upstream", "embedded", "check", "debug", "output_dir", "dataroot"}
-    if misplaced := (typed_only | {"push_to_hub", "hub_model_id", "hub_private"}) & set(flags):
+    typed_only |= {"plan", "gpu_hour_price", "push_to_hub", "hub_model_id", "hub_private"}
+    if misplaced := typed_only & set(flags):
         raise WrongUseError(f"--preset {path}: {sorted(misplaced)[0]} belongs on the command line, not in a preset")
     return {str(flag): value for flag, value in flags.items()}
+
+
+def _preset_file(name: str) -> Path:
+    own = PRESETS / f"{name}.yaml"
+    return own if own.is_file() else Path(name)
+
+
+def gpu_memory_of(name: str) -> float | None:
+    """GPU memory in GiB that the preset asks for; None where it does not say. ``load_preset`` has read it before."""
+    import yaml
+
+    needs = yaml.safe_load(_preset_file(name).read_text(encoding="utf-8")).get("needs")
+    gib = needs.get("gpu_memory_gib") if isinstance(needs, dict) else None
+    return float(gib) if isinstance(gib, (int, float)) and gib > 0 else None
 
 
 def _tokens(flags: dict[str, Any]) -> list[str]:
@@ -158,6 +181,7 @@ def resolve(argv: list[str]) -> tuple[argparse.Namespace, upstream.Script]:
 
     parser = build_parser()
     first, _ = parser.parse_known_args(argv)
+    _refuse_plan(first)
     flags = load_preset(first.preset)
     if first.embedded:
         flags |= load_preset("embedded")
@@ -187,7 +211,23 @@ def resolve(argv: list[str]) -> tuple[argparse.Namespace, upstream.Script]:
     for name, value in vars(own).items():
         setattr(args, name, str(value) if isinstance(value, Path) else value)
     _refuse_push(args)
+    if args.plan and args.train_base_model:
+        raise WrongUseError(
+            "--plan counts the work of a LoRA, and --train_base_model trains none: leave out one of them"
+        )
     return args, script
+
+
+def _refuse_plan(own: argparse.Namespace) -> None:
+    """Raise ``WrongUseError`` for flags about planning that cannot mean anything in this run."""
+    from deepfashion_training import upstream
+
+    if own.gpu_hour_price is not None and not own.plan:
+        raise WrongUseError("--gpu_hour_price does nothing without --plan")
+    if own.plan and own.publish:
+        raise WrongUseError("--push_to_hub: --plan trains nothing to upload: leave out one of the two")
+    if own.plan and own.upstream and Path(own.upstream).resolve() != upstream.DEFAULT_SCRIPT:
+        raise WrongUseError("--plan measures the project's own trainer: leave out --upstream")
 
 
 def _refuse_push(args: argparse.Namespace) -> None:
@@ -319,12 +359,7 @@ def check(args: argparse.Namespace, script: upstream.Script) -> None:
     if (output_dir / "README.md").exists() and not (output_dir / "run.json").exists():
         raise ValueError(f"--output_dir {output_dir} has a README.md that the model card would replace: choose another")
     pipeline = getattr(args, "pretrained_model_name_or_path", None)
-    transformer = getattr(args, "pretrained_inpaint_model_name_or_path", None)
-    if pipeline and transformer:
-        hub: dict[str, Any] = {
-            name: getattr(args, name, None) for name in ("revision", "inpaint_revision", "cache_dir")
-        }
-        access.check_models(pipeline, transformer, **hub)
+    check_models(args)
     if not torch.cuda.is_available() and not Path(pipeline or "").is_dir():
         raise ValueError("no CUDA GPU is visible, and a 12B model needs one: add --embedded to try it on this machine")
     if not _draws_wardrobe(args) and not is_hub_id(args.dataset_name):
@@ -332,6 +367,64 @@ def check(args: argparse.Namespace, script: upstream.Script) -> None:
             check_preparation(args)
         else:
             DeepFashionDataset(args.dataset_name, "train", options=dataset_options(args))
+
+
+def check_models(args: argparse.Namespace) -> None:
+    """Raise ``ValueError`` when a model of the run cannot be loaded or downloaded."""
+    from deepfashion_training.models import access
+
+    pipeline, transformer = (getattr(args, name, None) for name in MODELS)
+    if pipeline and transformer:
+        hub: dict[str, Any] = {
+            name: getattr(args, name, None) for name in ("revision", "inpaint_revision", "cache_dir")
+        }
+        access.check_models(pipeline, transformer, **hub)
+
+
+def plan(args: argparse.Namespace, script: upstream.Script) -> None:
+    """Say what the run will take; of the run itself nothing is done, and nothing stays on the disk.
+
+    Raises ``ValueError`` when it does not fit the GPU that is here, after all has been said. With ``--check`` only
+    what would keep the plan from being made.
+    """
+    from deepfashion_training.planning.answer import answer, is_measured
+    from deepfashion_training.planning.plan import steps_of
+    from training_run.stopping import Stopping
+
+    state, rows = process_state(), known_rows(args)
+    if is_measured(args, state):
+        check_models(args)
+    if args.check:
+        steps_of(args, rows, state.num_processes)
+        return
+    needed = {"own": gpu_memory_of(args.preset)}
+    needed |= {flag: gpu_memory_of(name) for flag, name in PRESET_FLAGS.items()}
+
+    def say(line: str) -> None:
+        if state.is_main_process:
+            sys.stdout.write(f"{line}\n")
+            sys.stdout.flush()
+
+    with Stopping():  # a signal is an exception here, so that what was measured in is removed
+        answer(args, script, state, rows, {flag: gib for flag, gib in needed.items() if gib}, say)
+
+
+def known_rows(args: argparse.Namespace) -> int | None:
+    """Rows to train on, where they lie here as they will be read; None for those yet to be prepared or downloaded."""
+    from dataclasses import replace
+
+    from deepfashion_training.data.sources import is_hub_id
+    from deepfashion_training.deepfashion_dataset import DeepFashionDataset
+    from deepfashion_training.embedded.rows import split_of_pids
+    from deepfashion_training.embedded.wardrobe import OWN_ROWS
+
+    options = replace(dataset_options(args), ledger_dir=None)
+    if _draws_wardrobe(args):  # every person in a garment of each type
+        people = split_of_pids(OWN_ROWS, 0).count("train")
+        return min(people * len(options.cloth_types), options.max_train_samples or OWN_ROWS)
+    if is_hub_id(args.dataset_name) or needs_preparation(args):
+        return None
+    return len(DeepFashionDataset(args.dataset_name, "train", options=options))
 
 
 def needs_preparation(args: argparse.Namespace) -> bool:
@@ -618,6 +711,9 @@ def main(argv: list[str] | None = None) -> int:
         if (path := build_parser().parse_known_args(argv)[0].upstream_check) is not None:
             return check_upstream(path)
         args, script = resolve(argv)
+        if args.plan:
+            plan(args, script)
+            return 0
         check(args, script)
         if not args.check:
             run(args, script)

@@ -50,7 +50,7 @@ needed_gib() { # needed_gib NAME|FILE: the GPU memory that the preset asks for, 
 
 usage() {
   cat <<'USAGE'
-usage: train_deepfashion_lora.sh [--quick-test | --h100 | --low-vram] [--embedded] [--dry-run] [FLAG VALUE ...]
+usage: train_deepfashion_lora.sh [--quick-test | --h100 | --low-vram] [--embedded] [--plan] [--dry-run] [FLAG VALUE ...]
 
 Train a LoRA that teaches FLUX-Fill try-on trousers, skirts and dresses. Without a preset flag: full.
 
@@ -74,6 +74,8 @@ USAGE
                 --quick-test does this by itself where no GPU is large enough
   --upstream X  train through another script, such as that of nftblackmagic/catvton-flux; --upstream-check X says how
                 it would be driven, and trains nothing
+  --plan        what the run will take in time, memory and disk, and which flags suit this GPU, from some measured
+                steps, or from a table where there is no GPU; with --gpu_hour_price X also in money. Trains nothing
   --dry-run     print the exact command and start nothing
   --help        this text
 
@@ -82,6 +84,7 @@ that CUDA_VISIBLE_DEVICES shows. Python: $PYTHON, else the repository's .venv, e
 
 examples:
   bash train_deepfashion_lora.sh --quick-test
+  bash train_deepfashion_lora.sh --h100 --plan --gpu_hour_price 2.50
   bash train_deepfashion_lora.sh --h100 --cloth_types lower,full --output_dir outputs/skirts
   CUDA_VISIBLE_DEVICES=1 bash train_deepfashion_lora.sh --low-vram --max_train_steps 500
 USAGE
@@ -193,6 +196,7 @@ passed=()      # the user's arguments without the launcher's own
 dry_run=no
 embedded=no
 check_only=no
+plan=no
 look_only=no # --upstream-check: about a script, whatever the machine
 
 choose() { # choose NAME FLAG
@@ -231,6 +235,7 @@ while (($#)); do
     *)
       [[ $1 != --embedded ]] || embedded=yes
       [[ $1 != --check ]] || check_only=yes
+      [[ $1 != --plan ]] || plan=yes
       [[ $1 != --upstream-check && $1 != --upstream-check=* ]] || look_only=yes
       passed+=("$1")
       ;;
@@ -249,6 +254,7 @@ done < <(visible_gpus)
 
 need="$(needed_gib "$preset")"
 complaint=''
+estimate_only=no # --plan where there is no GPU to measure on
 layer=()
 if [[ $embedded == no && $look_only == no && $need != 0 ]] && { ((gpus == 0)) || ! enough "$smallest" "$need"; }; then
   if [[ $preset == quick_test ]]; then
@@ -256,6 +262,8 @@ if [[ $embedded == no && $look_only == no && $need != 0 ]] && { ((gpus == 0)) ||
     ((gpus == 0)) || found="the GPU has $(gib "$smallest") GiB and the quick test of the full model needs $need"
     echo "note: $found, so this quick test runs --embedded: the small model that comes with the project" >&2
     layer=(--embedded)
+  elif [[ $plan == yes ]]; then # a GPU that is too small is measured all the same: other flags may fit
+    ((gpus > 0)) || estimate_only=yes
   else
     complaint="$(too_small)"
   fi
@@ -285,6 +293,7 @@ else
   # Port 0 is any free one, so that two runs can share a machine.
   command+=(--multi_gpu --gpu_ids all --main_process_port 0)
 fi
+[[ $estimate_only == no ]] || command=("$python")
 command+=("$wrapper" ${arguments[@]+"${arguments[@]}"})
 
 if [[ $dry_run == yes ]]; then
@@ -306,6 +315,7 @@ if [[ -n $complaint ]]; then
   die 1 "$complaint"
 fi
 [[ -z $missing ]] || die 1 "$python lacks $missing; run \`make setup\` in $root, which fills its .venv"
+[[ $estimate_only == no ]] || exec "${command[@]}"
 
 # accelerate hands on neither signals nor exit statuses. So the trainer's processes leave their numbers in a folder, and
 # the first of them its status; a signal goes to them, and this script ends when the last of them has.

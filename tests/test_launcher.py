@@ -310,6 +310,44 @@ def test_quick_test_on_a_large_gpu_is_not_embedded(machine: Machine) -> None:
     assert launched(machine.calls()[-1])[1] == ["--preset", "quick_test"]
 
 
+# --- a plan ----------------------------------------------------------------------------------------------------------
+PLAN = ["--plan", "--gpu_hour_price", "2.5"]
+
+
+@pytest.mark.parametrize("flags", [["--h100"], [], ["--low-vram"]])
+def test_a_plan_without_a_gpu_is_one_process_of_the_wrapper(machine: Machine, flags: list[str]) -> None:
+    done = machine.run(*flags, *PLAN, STUB_EXIT="7")
+    assert (done.returncode, done.stderr) == (7, "")  # no complaint, and the wrapper's own status
+    preset = {"--h100": "h100", "--low-vram": "low_vram"}.get("".join(flags), "full")
+    assert machine.calls() == [[str(LAUNCHER.with_suffix(".py")), "--preset", preset, *PLAN]]
+    dry = machine.run(*flags, *PLAN, "--dry-run")
+    assert (dry.returncode, dry.stderr) == (0, "")
+    assert shlex.split(one_line(dry.stdout))[1:] == machine.calls()[0]
+
+
+def test_a_plan_is_measured_on_a_gpu_that_is_too_small_for_the_preset(machine: Machine) -> None:
+    done = machine.run("--h100", *PLAN, STUB_GPUS=gpus(RTX4090, RTX4090))
+    assert (done.returncode, done.stderr) == (0, "stub check says hello\n")
+    check, launch = machine.calls()
+    assert check[1:] == ["--check", "--preset", "h100", *PLAN]
+    accelerate, own = launched(launch)
+    assert own == ["--preset", "h100", *PLAN] and accelerate[accelerate.index("--num_processes") + 1] == "2"
+
+
+def test_a_plan_of_the_quick_test_without_a_gpu_measures_the_small_model(machine: Machine) -> None:
+    done = machine.run("--quick-test", "--plan")
+    assert done.returncode == 0 and done.stderr.startswith("note: no NVIDIA GPU is visible, so this quick test runs")
+    accelerate, own = launched(machine.calls()[-1])
+    assert own == ["--preset", "quick_test", "--embedded", "--plan"] and "--cpu" in accelerate
+
+
+def test_a_plan_needs_packages_and_a_check_as_a_run_does(machine: Machine) -> None:
+    done = machine.run("--h100", "--plan", STUB_MISSING="torch")
+    assert done.returncode == 1 and "lacks torch" in one_line(done.stderr) and machine.calls() == []
+    done = machine.run("--h100", "--plan", STUB_GPUS=gpus(H100), STUB_CHECK="1")
+    assert done.returncode == 1 and [call[1] for call in machine.calls()] == ["--check"]
+
+
 # --- Python ----------------------------------------------------------------------------------------------------------
 def test_missing_packages_are_all_named(machine: Machine) -> None:
     bare = machine.program("bare-python", f'#!/usr/bin/env bash\nexec {shlex.quote(sys.executable)} -S "$@"\n')

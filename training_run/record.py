@@ -103,6 +103,7 @@ class RunRecord:
             rows = args.train_batch_size * args.gradient_accumulation_steps * world_size
             self.facts["seconds_per_step"] = sum(steady) / len(steady)
             self.facts["pairs_per_second"] = rows * len(steady) / sum(steady)
+            self.facts["last_step_seconds"] = [round(each, 4) for each in self.seconds[-10:]]
         if torch.cuda.is_available():
             self.facts["peak_gpu_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
         self.facts["step"] = self.run.step

@@ -100,5 +100,6 @@ def choose_recomputed(transformer: Any, step: Callable[[], None], spare: int, ac
     count = int(accelerator.gather(torch.tensor([count], device=accelerator.device)).max())
     recompute(transformer, count)
     torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()  # what was tried is not what the run needs
     logger.info(f"--gradient_checkpointing auto: {count} of {total} blocks are recomputed")
     return count

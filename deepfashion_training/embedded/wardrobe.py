@@ -35,6 +35,9 @@ SCHEMAS = ("documented", "hub")
 #: Rows of one parquet file, and of the row groups that are held in memory while it is written.
 SHARD_ROWS, GROUP_ROWS = 1000, 50
 
+#: Rows of the wardrobe that ``--embedded`` draws for itself.
+OWN_ROWS = 1800
+
 
 def wardrobe_features(schema: str) -> datasets.Features:
     """Column types of ``documented`` (with provenance and ``parse``) or ``hub``, in the order they are written."""
@@ -90,7 +93,7 @@ def draw_wardrobe(folder: Path, state: PartialState) -> None:
     """The drawn wardrobe of ``--embedded`` in ``folder``, unless it is there; the first process draws it."""
     with state.main_process_first():
         if not folder.exists():
-            write_wardrobe(folder, rows=1800, seed=0, size=(128, 96), num_proc=os.cpu_count() or 1)
+            write_wardrobe(folder, rows=OWN_ROWS, seed=0, size=(128, 96), num_proc=os.cpu_count() or 1)
 
 
 def _write_rows(folder: Path, schema: str, rows: int, seed: int, size: tuple[int, int], num_proc: int) -> None:

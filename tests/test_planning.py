@@ -1,0 +1,448 @@
+"""``--plan``: what it measures and works out, what it says, and that it leaves nothing behind."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import yaml
+
+from deepfashion_training import train_deepfashion_lora as wrapper
+from deepfashion_training.embedded.wardrobe import write_wardrobe
+from deepfashion_training.planning import answer, measuring, plan
+from deepfashion_training.planning.plan import GIB, Device, Measured
+
+ROOT = Path(__file__).resolve().parents[1]
+QUICK = ["--preset", "quick_test", "--embedded", "--plan"]
+CONFIG = {**plan.FLUX_FILL}
+FREE = 100 * GIB
+
+
+def asked(*argv: str) -> argparse.Namespace:
+    return wrapper.resolve([*argv, "--plan"])[0]
+
+
+def measured(seconds: float, peak: float | None = 40.0, processes: int = 1) -> Measured:
+    return Measured(seconds, 4, peak, CONFIG, processes, checkpoint_bytes=GIB, weights_bytes=GIB // 4)
+
+
+@pytest.fixture
+def own_temp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where temporary files go in this test."""
+    folder = tmp_path / "temp"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "torch"))  # which torch makes there otherwise
+    return folder
+
+
+# ---- measured on the CPU, through the command
+
+
+@pytest.mark.slow
+def test_a_plan_is_measured_and_leaves_nothing(
+    own_temp: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained, out = [], tmp_path / "out"
+    real = measuring.measure
+
+    def seen(args: argparse.Namespace, train: measuring.Train, state: object) -> Measured | None:
+        def also(short: argparse.Namespace, dataset: object) -> None:
+            train(short, dataset)
+            trained.append((short, sorted(path.name for path in Path(short.output_dir).iterdir())))
+
+        return real(args, also, state)
+
+    monkeypatch.setattr(measuring, "measure", seen)
+    argv = [*QUICK, f"--output_dir={out}", "--gpu_hour_price", "3600", "--cache_latents", "--lora_rank", "4"]
+    assert wrapper.main(argv) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in said] == "plan speed ceiling memory time disk price choose".split()
+    assert said[0] == ("plan      quick_test, embedded: 450 steps of 8 pairs at 128x96, 3,600 pairs in all, on the CPU")
+    seconds, pairs = map(float, re.findall(r"([\d.]+) s a step .*, ([\d.]+) pairs/s", said[1])[0])
+    assert 0 < seconds < 60 and pairs == pytest.approx(8 / seconds, rel=0.01)
+    done, most = map(int, re.findall(r"(\d+) of (\d+) GFLOP/s", said[2])[0])
+    assert 0 < done < most  # nothing is faster than bare matrix products
+    assert "no GPU: not measured" in said[3]
+    assert "1,440 of them" in said[5]
+    assert float(said[6].split()[1].rstrip(",")) == pytest.approx(450 * seconds, rel=0.01)
+    # The real trainer took the steps, on the user's flags but for what keeps them short, and all of it is gone.
+    ((short, files),) = trained
+    assert {"checkpoint-6", "latents", "pytorch_lora_weights.safetensors", "run.json"} <= set(files)
+    assert (short.max_train_steps, short.lora_rank, short.train_batch_size) == (6, 4, 8)
+    assert not out.exists() and list(own_temp.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_what_encoded_rows_and_checkpoints_take_is_what_they_took(
+    own_temp: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    args, script = wrapper.resolve([*QUICK, f"--output_dir={tmp_path / 'out'}", "--cache_latents"])
+    sizes = {}
+
+    def train(short: argparse.Namespace, dataset: object) -> None:
+        from deepfashion_training import upstream
+
+        upstream.train(script, short, dataset)
+        run = Path(short.output_dir)
+        shards = sum(path.stat().st_size for path in run.rglob("shard-*.safetensors"))
+        sizes["row"] = shards / len(dataset("/".join((short.dataroot,)), "train"))  # type: ignore[operator]
+        sizes["checkpoint"] = sum(path.stat().st_size for path in (run / "checkpoint-6").rglob("*") if path.is_file())
+
+    found = measuring.measure(args, train, wrapper.process_state())
+    assert found is not None
+    assert plan.latents_row_bytes(args) == pytest.approx(sizes["row"], rel=0.02)
+    assert found.checkpoint_bytes == sizes["checkpoint"] > 3 * found.weights_bytes  # weights and Adam's two moments
+    assert found.processes == 1 and found.peak_gib is None and found.config["num_attention_heads"] == 6
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_of_two_processes_one_speaks(tmp_path: Path) -> None:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command = [*torchrun, str(Path(wrapper.__file__)), *QUICK, "--output_dir", str(tmp_path / "out")]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("plan      quick_test, embedded: 450 steps of 16 pairs") == 1
+    assert done.stdout.count("speed     ") == 1
+    assert not (tmp_path / "out").exists() and not list(tmp_path.glob("plan-*"))
+
+
+@pytest.mark.slow
+def test_a_run_that_fails_for_another_reason_fails_the_plan(
+    own_temp: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = [*QUICK, f"--output_dir={tmp_path / 'out'}", "--lora_target_modules", "socks"]
+    assert wrapper.main(argv) == 1
+    assert "--lora_target_modules: no layer named 'socks'" in capsys.readouterr().err
+    assert list(own_temp.iterdir()) == []
+
+
+# ---- arithmetic
+
+
+def test_the_sum_of_a_measured_run() -> None:
+    args = asked("--preset", "h100", "--gpu_hour_price", "2.5", "--cache_latents")
+    lines = plan.describe(args, measured(3.6), Device("H100", 500.0, 79.0), 5000, 10_000, FREE)
+    work = plan.useful_tflop(args, CONFIG)
+    assert work == pytest.approx(8 * 137.7, rel=0.01)  # 8 pairs a step; benchmarks/README.md has 136.5 for rank 16
+    assert lines == [
+        "speed     3.6 s a step (median of 4), 2.22 pairs/s",
+        f"ceiling   {work / 3.6:.0f} of 500 TFLOP/s: useful work is {work / 3.6 / 500:.0%} of what bare matrix "
+        "products reach here",
+        "memory    fits: 40.0 of 79.0 GiB at the peak, 39.0 to spare",
+        "time      5.0 h; loading, validation pictures and checkpoints on top",  # 18,000 s
+        # 3 are kept, and the next is written before the oldest goes; a row is 4 x 16 x 96 x 144 halves and its mask
+        "disk      21.8 GiB: 4 checkpoints of 1.0 GiB, LoRA 0.2 GiB, encoded rows 1.8 GiB a thousand, 10,000 of them; "
+        "models, data and pictures on top; 100.0 GiB free",
+        "price     12.50, as 5.00 GPU hours at 2.5",
+    ]
+    assert plan.describe(args, measured(3.6), Device("H100", 500.0, 79.0), 5000, 10_000, GIB)[4].endswith(
+        ": too little"
+    )
+
+
+def test_several_gpus_share_the_work_and_each_is_paid() -> None:
+    args = asked("--preset", "full", "--gpu_hour_price", "2")
+    one = plan.describe(args, measured(3.6), Device("H100", 500.0, 79.0), 1000, None, FREE)
+    two = plan.describe(args, measured(3.6, processes=2), Device("H100", 500.0, 79.0), 1000, None, FREE)
+    assert "2.22 pairs/s" in one[0] and "4.44 pairs/s" in two[0]
+    assert one[1].split(":")[0].replace(" TFLOP/s", " TFLOP/s a GPU") == two[1].split(":")[0]
+    assert (one[3], one[5]) == (two[3], "price     2.00, as 1.00 GPU hours at 2")
+    assert two[5] == "price     4.00, as 2.00 GPU hours at 2"
+
+
+@pytest.mark.parametrize(
+    ("every", "limit", "minutes", "kept"),
+    [(500, None, 0, 9), (500, 3, 0, 4), (500, 20, 0, 9), (0, None, 0, 0), (0, None, 30, 8), (500, 3, 30, 4)],
+)
+def test_checkpoints_that_lie_there_at_once(every: int, limit: int | None, minutes: float, kept: int) -> None:
+    args = SimpleNamespace(checkpointing_steps=every, checkpoints_total_limit=limit, save_every_minutes=minutes)
+    assert plan.checkpoints_kept(args, 4100, 3.6) == kept  # type: ignore[arg-type]  # 4.1 h
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [(12.4, "12 s"), (89, "89 s"), (90, "2 min"), (3600, "60 min"), (5400, "1.5 h"), (1e6, "277.8 h")],
+)
+def test_durations(seconds: float, said: str) -> None:
+    assert plan.duration(seconds) == said
+
+
+# ---- steps that follow from rows
+
+
+def test_epochs_are_counted_in_rows_that_are_here(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write_wardrobe(tmp_path / "data", rows=60, size=(64, 64))  # 48 to train on
+    for more, steps in (([], 12), (["--cloth_types", "lower"], 4), (["--max_train_samples", "10"], 3)):
+        args = asked("--embedded", "--num_train_epochs", "2", "--dataset_name", str(data), *more)
+        assert args.max_train_steps is None
+        assert plan.steps_of(args, wrapper.known_rows(args), 1) == steps
+    assert plan.steps_of(args, 48, 2) == 6
+    drawn = asked("--embedded", "--cloth_types", "upper,full")
+    assert wrapper.known_rows(drawn) == 960
+
+
+def test_rows_that_are_elsewhere_are_not_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    raw = write_wardrobe(tmp_path / "raw", "hub", rows=12, size=(64, 64))
+    capsys.readouterr()  # its progress
+    for source in ("some/dataset", str(raw)):
+        argv = ["--plan", "--num_train_epochs", "2", "--dataset_name", source]
+        for more in ([], ["--check"]):
+            assert wrapper.main([*argv, *more]) == 1
+            error = capsys.readouterr().err
+            assert f"the rows of {source} make" in error and error.endswith("give --max_train_steps\n")
+            assert error.count("\n") == 1
+
+
+# ---- without a GPU
+
+
+@pytest.mark.parametrize("preset", ["full", "h100", "low_vram"])
+def test_an_estimate_says_that_it_is_one_and_where_it_comes_from(
+    preset: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert wrapper.main(["--preset", preset, "--plan", "--gpu_hour_price", "2", f"--output_dir={tmp_path / 'o'}"]) == 0
+    said, error = capsys.readouterr()
+    lines, cards = said.splitlines(), plan.load_cards()
+    assert error == "" and not (tmp_path / "o").exists()
+    assert "no GPU is visible here and nothing was measured" in lines[1]
+    needs = yaml.safe_load((wrapper.PRESETS / f"{preset}.yaml").read_text())["needs"]["gpu_memory_gib"]
+    assert lines[2] == f"memory    {needs} GiB of GPU memory, as its preset asks for"
+    rows = {card["card"]: next(line for line in lines[5:] if line.startswith(card["card"])) for card in cards}
+    for card in cards:
+        fits = card["memory_gib"] >= needs
+        assert ("to spare" if fits else "GiB short") in rows[card["card"]]
+        assert f"TFLOP/s, {card['ceiling_source']}" in said and card["share_source"] in said
+        if fits:  # time follows from work and rate, price from time
+            *_, per_step, pairs, hours, unit, price = (
+                rows[card["card"]].split("to spare")[1].split("  --")[0].split("  no flag")[0].split()
+            )
+            args = asked("--preset", preset)
+            seconds = plan.useful_tflop(args, CONFIG) / card["share"] / card["ceiling_tflops"]
+            assert float(per_step) == pytest.approx(seconds, rel=0.01)
+            assert float(pairs) == pytest.approx(plan.pairs_per_step(args) / seconds, rel=0.02)
+            assert unit == "h" and float(hours) == pytest.approx(seconds * args.max_train_steps / 3600, rel=0.03)
+            assert float(price) == pytest.approx(2 * seconds * args.max_train_steps / 3600, rel=0.01)
+    assert [rows[card["card"]].split("  ")[-1] for card in cards] == ["--h100", "--h100", "no flag", "--low-vram"]
+
+
+def test_estimates_agree_with_what_the_presets_say() -> None:
+    """Their times were worked out by hand, from the same assumptions."""
+    rates = {card["card"]: card["share"] * card["ceiling_tflops"] for card in plan.load_cards()}
+    for preset, card, hours in (
+        ("full", "H100 80 GB", 5), ("full", "L40S 48 GB", 15), ("h100", "H100 80 GB", 6),
+        ("low_vram", "RTX 4090 24 GB", 10),
+    ):  # fmt: skip
+        args = asked("--preset", preset)
+        assert plan.useful_tflop(args, CONFIG) / rates[card] * args.max_train_steps / 3600 == pytest.approx(
+            hours, rel=0.12
+        )
+        about = yaml.safe_load((wrapper.PRESETS / f"{preset}.yaml").read_text())["about"]
+        assert f"{hours} h" in about
+
+
+def test_parameters_are_counted_on_the_real_shape() -> None:
+    args, script = wrapper.resolve(["--plan", "--lora_rank", "16"])
+    assert answer.lora_parameters(script, args) == 65_372_160  # as full.yaml has it: 65M
+    args.lora_target_modules = "attention"
+    d = 3072  # 8 and 3 square layers, inputs + outputs times rank
+    assert answer.lora_parameters(script, args) == 16 * 2 * d * (19 * 8 + 38 * 3)
+
+
+def test_a_preset_that_names_no_memory_is_estimated_all_the_same(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("flags: {max_train_steps: 10, mixed_precision: bf16}")
+    assert wrapper.main(["--preset", str(mine), "--plan"]) == 0
+    said = capsys.readouterr().out
+    assert "memory    unknown: its preset does not say" in said and " ?  " in said
+
+
+def test_where_figures_come_from() -> None:
+    for card in plan.load_cards():
+        assert set(card) == {"card", "memory_gib", "ceiling_tflops", "ceiling_source", "share", "share_source"}
+        assert 0 < card["share"] < 1
+        for source in (card["ceiling_source"], card["share_source"]):
+            assert source.startswith(("measured on ", "estimate"))
+
+
+def test_a_small_model_is_measured_and_a_large_one_is_not(tmp_path: Path) -> None:
+    cpu, gpu = (SimpleNamespace(device=torch.device(kind)) for kind in ("cpu", "cuda"))
+    args = asked("--embedded")
+    assert answer.is_measured(args, cpu) and not answer.is_measured(asked(), cpu) and answer.is_measured(asked(), gpu)
+    with (tmp_path / "weights.safetensors").open("wb") as file:
+        file.truncate(3 * GIB)  # sparse
+    args.pretrained_inpaint_model_name_or_path = str(tmp_path)
+    assert not answer.is_measured(args, cpu)
+
+
+# ---- a GPU that is too small, and other flags
+
+
+class OutOfMemory:
+    """Takes the place of ``measure``: what fits by the arguments, and how long a step takes."""
+
+    def __init__(self, fits: Callable[[argparse.Namespace], float | None]) -> None:
+        self.fits, self.asked = fits, list[argparse.Namespace]()
+
+    def __call__(self, args: argparse.Namespace, train: object, state: object) -> Measured:
+        self.asked.append(args)
+        try:
+            if (seconds := self.fits(args)) is None:
+                raise torch.OutOfMemoryError
+        except torch.OutOfMemoryError as error:
+            raise ValueError("the GPU's memory was too small at step 1. What lowers it: ...") from error
+        return measured(seconds, peak=20.0)
+
+
+@pytest.fixture
+def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[list[str], str | None, OutOfMemory]]:
+    """The lines and the error of a plan on a pretended RTX 4090 where steps take what ``fits`` says."""
+    card = SimpleNamespace(total_memory=23.6 * GIB)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "RTX 4090")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
+    monkeypatch.setattr(answer, "matmul_ceiling", lambda device, dtype: 150.0)
+
+    def planned(fits: Callable[[argparse.Namespace], float | None], *argv: str, processes: int = 1):
+        state = SimpleNamespace(device=torch.device("cuda"), num_processes=processes, is_main_process=True)
+        args, script = wrapper.resolve([*argv, "--plan"])
+        stand_in, lines = OutOfMemory(fits), list[str]()
+        monkeypatch.setattr(measuring, "measure", stand_in)
+        try:
+            answer.answer(args, script, state, None, {}, lines.append)
+        except ValueError as error:
+            return lines, str(error), stand_in
+        return lines, None, stand_in
+
+    return planned
+
+
+def test_the_fastest_flags_that_fit_are_chosen(on_a_gpu) -> None:
+    def fits(args: argparse.Namespace) -> float | None:
+        if args.compile_blocks:
+            return 2.0 if args.train_batch_size == 1 else None
+        return 3.0 if args.gradient_checkpointing == "auto" else 4.0
+
+    lines, error, stand_in = on_a_gpu(fits, "--preset", "full")
+    assert error is None and len(stand_in.asked) == 4
+    compiled = "--gradient_checkpointing auto --compile_blocks"
+    assert lines[0].endswith("on 1 x RTX 4090") and lines[1].startswith("speed     4 s a step")
+    assert lines[-4:] == [
+        "tried     --gradient_checkpointing auto: 3 s a step, 1.33x, 20.0 GiB",
+        f"tried     {compiled}: 2 s a step, 2.00x, 20.0 GiB",
+        f"tried     {compiled} --train_batch_size 2 --gradient_accumulation_steps 4: does not fit",
+        f"choose    add {compiled}",
+    ]
+    assert {plan.pairs_per_step(args) for args in stand_in.asked} == {8}  # else steps could not be compared
+
+
+def test_flags_that_are_best_as_they_are(on_a_gpu) -> None:
+    lines, error, _ = on_a_gpu(lambda args: 2.0 if args.gradient_checkpointing == 1 else 3.0, "--preset", "full")
+    assert error is None and lines[-1] == "choose    the flags as they are"
+
+
+def test_a_run_that_does_not_fit_is_told_what_does_and_fails(on_a_gpu) -> None:
+    def fits(args: argparse.Namespace) -> float | None:
+        return 9.0 if args.quantize_base == "nf4" else None
+
+    lines, error, stand_in = on_a_gpu(fits, "--preset", "h100", "--gpu_hour_price", "1")
+    assert error == "the GPU's memory was too small at step 1. What lowers it: ..."
+    single = "--gradient_checkpointing auto --train_batch_size 1 --gradient_accumulation_steps 8"
+    nf4 = f"{single} --use_8bit_adam --quantize_base nf4"
+    assert lines[1] == f"memory    does not fit as it is; this is the plan with {nf4}"
+    assert lines[2].startswith("speed     9 s a step")
+    assert "price     12.50, as 12.50 GPU hours at 1" in lines  # 5,000 steps of 9 s
+    assert lines[-4:-1] == [
+        "tried     the flags as they are: do not fit",
+        f"tried     {single}: does not fit",
+        f"tried     {nf4}: 9 s a step, 20.0 GiB",
+    ]
+    assert lines[-1] == f"choose    add {nf4}"
+    assert {plan.pairs_per_step(args) for args in stand_in.asked} == {8}
+
+
+def test_smaller_flags_are_tried_only_until_some_fit(on_a_gpu) -> None:
+    fits = lambda args: 5.0 if args.train_batch_size == 1 else None  # noqa: E731
+    _, error, stand_in = on_a_gpu(fits, "--preset", "h100")
+    assert error is not None and len(stand_in.asked) == 2 and stand_in.asked[-1].quantize_base is None
+
+
+def test_nothing_fits(on_a_gpu) -> None:
+    lines, error, stand_in = on_a_gpu(lambda args: None, "--preset", "h100", "--no-gradient_checkpointing")
+    assert error is not None and len(stand_in.asked) == 4
+    assert lines[-1] == "choose    nothing that was tried fits this GPU"
+    assert not any(line.startswith("speed") for line in lines)
+
+
+def test_a_variant_that_fails_otherwise_is_named_with_its_reason(on_a_gpu) -> None:
+    def fits(args: argparse.Namespace) -> float | None:
+        if args.compile_blocks:
+            raise RuntimeError("no C compiler\nanywhere")
+        return 4.0
+
+    lines, error, _ = on_a_gpu(fits, "--preset", "full")
+    assert error is None
+    assert "--compile_blocks: RuntimeError: no C compiler anywhere (--debug shows the traceback)" in lines[-3]
+    assert lines[-1] == "choose    the flags as they are"
+
+
+def test_on_several_gpus_the_users_flags_alone_are_measured(on_a_gpu) -> None:
+    lines, error, stand_in = on_a_gpu(lambda args: 4.0, "--preset", "full", processes=2)
+    assert error is None and len(stand_in.asked) == 1
+    assert lines[-1] == "choose    no other flags were tried: that is done on one GPU alone: CUDA_VISIBLE_DEVICES=0"
+    lines, error, stand_in = on_a_gpu(lambda args: None, "--preset", "full", processes=2)
+    assert error is not None and len(stand_in.asked) == 1
+
+
+# ---- wrong use
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--gpu_hour_price", "2"], "--gpu_hour_price does nothing without --plan"),
+        (["--plan", "--gpu_hour_price", "-1"], "-1 is not at least 0"),
+        (["--plan", "--gpu_hour_price", "cheap"], "invalid float value: 'cheap'"),
+        (["--plan", "--push_to_hub"], "--push_to_hub: --plan trains nothing to upload"),
+        (
+            ["--plan", "--upstream", "elsewhere/train.py"],
+            "--plan measures the project's own trainer: leave out --upstream",
+        ),
+        (["--plan", "--train_base_model"], "--plan counts the work of a LoRA"),
+        (["--plann"], "did you mean --plan?"),
+    ],
+)
+def test_wrong_use(argv: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert wrapper.main([*argv, "--embedded"]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("flag", ["plan: true", "gpu_hour_price: 2"])
+def test_a_preset_cannot_plan(flag: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(f"flags: {{{flag}}}")
+    assert wrapper.main(["--preset", str(mine)]) == 2
+    assert f"{flag.split(':')[0]} belongs on the command line" in capsys.readouterr().err
+
+
+def test_the_projects_own_trainer_may_be_named() -> None:
+    assert asked("--upstream", str(ROOT / "train_flux_inpaint.py")).plan
+
+
+def test_check_with_plan_measures_nothing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(answer, "answer", lambda *_: pytest.fail("measured"))
+    assert wrapper.main([*QUICK, "--check"]) == 0
+    assert capsys.readouterr().out == ""
