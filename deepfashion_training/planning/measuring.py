@@ -126,8 +126,7 @@ def measure_all(args: argparse.Namespace, train: Train, state: Any) -> dict[str,
         return found
     fits = isinstance(found[""], Measured)
     for typed, changes in variants(args, fits).items():
-        gc.collect()  # what the last one has left, which its error held until now
-        torch.cuda.empty_cache()
+        free_memory()
         try:
             result = measure(argparse.Namespace(**{**vars(args), **changes}), train, state)
             assert result is not None  # given: there is one process
@@ -136,4 +135,11 @@ def measure_all(args: argparse.Namespace, train: Train, state: Any) -> dict[str,
             found[typed] = "does not fit" if does_not_fit(error) else describe(error)
         if not fits and isinstance(found[typed], Measured):
             break
+    free_memory()
     return found
+
+
+def free_memory() -> None:
+    """Give back what a measurement has left on the GPU; where it failed, its error has held the models until now."""
+    gc.collect()
+    torch.cuda.empty_cache()
