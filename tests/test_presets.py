@@ -95,7 +95,7 @@ def known_flags() -> dict[str, bool]:
             [sys.executable, str(path), "--help"], capture_output=True, text=True, check=True, timeout=60
         ).stdout
         for flag, value in re.findall(r"^ +(?:-\w, )?--(\w+)(?:, --no-\w+)?( [A-Z{\[]\S*)?", text, re.MULTILINE):
-            flags.setdefault(flag, bool(value))
+            flags.setdefault(flag, bool(value) and not value.startswith(" ["))  # in brackets: also without one
     return flags
 
 
