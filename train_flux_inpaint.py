@@ -735,19 +735,21 @@ class Run:
                 totals[3] += torch.stack([loss.detach(), torch.ones_like(loss)])
                 if self.accelerator.sync_gradients:
                     norm = self.accelerator.clip_grad_norm_(parts, self.args.max_grad_norm or math.inf)
-                    finite = self.is_finite(totals, norm)
+                    finite, scale = self.is_finite(totals, norm), guards.scale_of(self.accelerator.scaler)
                     if finite or self.accelerator.scaler is not None:  # a scaler leaves such steps out by itself
                         self.optimizer.step()
                     self.optimizer.zero_grad()
         self.step += 1
-        if finite and not self.accelerator.optimizer_step_was_skipped:
+        left_out = guards.scale_of(self.accelerator.scaler) < scale
+        self.skipped.see_scaler(self.step, left_out)
+        if finite and not left_out:
             self.moved = self.moved or any(group["lr"] > 0 for group in self.optimizer.param_groups)
         if not finite:
             rows = gather_object(rows)
             means = (totals[3, 0] / totals[3, 1]).item(), float(norm)
             self.skipped.add(self.step, rows, *means, writes=self.accelerator.is_main_process)
             totals.zero_()
-        if not self.accelerator.optimizer_step_was_skipped:
+        if not left_out:
             self.lr_scheduler.step()
         return totals
 
@@ -843,6 +845,7 @@ class Run:
         return folder / "transformer"
 
     def resume(self, checkpoint: Path, saved: dict[str, Any]) -> None:
+        self.skipped.by_scaler = saved.get("scaler_skips", 0)  # earlier versions did not count them
         """Continue from ``checkpoint``, whose state is ``saved``, but for the random numbers: the loader draws one."""
         if self.args.train_base_model:
             place = {"torch_dtype": torch.float32, "use_safetensors": True}
@@ -904,6 +907,7 @@ def train(
                 raise StoppedError(signum, run.step)
             yield run.encode(guards.next_batch(batches), forward_pass)
 
+    run.skipped.check_end(run.moved, args.learning_rate)
     try:
         while run.step < args.max_train_steps:
             began, before = time.perf_counter(), saved_state.random_state()

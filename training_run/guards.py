@@ -18,10 +18,17 @@ logger = logging.getLogger(__name__)
 
 
 class SkippedSteps:
-    """Steps that were not taken because their loss or gradient was not finite; ``limit`` of them are borne."""
+    """Steps that were not taken because their loss or gradient was not finite; ``limit`` of them are borne.
+
+    ``count`` is their number, ``by_scaler`` how many in a row the gradient scaler of fp16 has left out just now.
+    """
+#: Steps in a row that the gradient scaler of fp16 may leave out. Some are its way to find a scale: it begins at 2**16
+#: and halves it each time. After 50 it is 2**-34, with which no gradient overflows that was finite.
+SCALER_SKIPS = 50
+
 
     def __init__(self, limit: int, folder: Path) -> None:
-        self.limit, self.folder, self.count = limit, folder, 0
+        self.limit, self.folder, self.count, self.by_scaler = limit, folder, 0, 0
 
     def add(self, step: int, rows: Sequence[str], loss: float, norm: float, writes: bool) -> None:
         """Note one; the rank that ``writes`` keeps a line. Raises ``ValueError`` when it is one too many."""
@@ -45,6 +52,37 @@ class SkippedSteps:
 
 class SpikeWatch:
     """Says when a loss stands out from those before it: more than six deviations above the mean of the last 50."""
+    def see_scaler(self, step: int, left_out: bool) -> None:
+        """Note whether the gradient scaler has ``left_out`` a step. ``ValueError`` when it finds no scale at all."""
+        self.by_scaler = self.by_scaler + 1 if left_out else 0
+        if self.by_scaler >= SCALER_SKIPS:
+            raise ValueError(
+                f"gradients overflow fp16 at any scale: {self.by_scaler} steps in a row were not taken, the last of "
+                f"them step {step}: use --mixed_precision bf16, or lower --learning_rate"
+            )
+
+    def check_end(self, moved: bool, learning_rate: float) -> None:
+        """Raise ``ValueError`` at the end of a run that had a learning rate and took no step with it."""
+        if moved or learning_rate == 0 or not (self.count or self.by_scaler):
+            return
+        why = []
+        if self.count:
+            rows = self.folder / "logs" / "skipped.jsonl"
+            why.append(f"{self.count} were skipped because loss or gradient was not finite, look at the rows in {rows}")
+        if self.by_scaler:
+            why.append(f"the last {self.by_scaler} were left out because gradients overflow fp16")
+        raise ValueError(
+            f"no step was taken: {'; '.join(why)}; lower --learning_rate {learning_rate:g} or the weights of the loss"
+        )
+
+
+def scale_of(scaler: torch.amp.GradScaler | None) -> float:
+    """What the gradient scaler of fp16 multiplies with, 0 without one. It falls exactly when a step was left out.
+
+    ``accelerator.optimizer_step_was_skipped`` does not tell: a fused optimizer is called also for such a step.
+    """
+    return scaler.get_scale() if scaler is not None else 0.0
+
 
     def __init__(self) -> None:
         self.recent: deque[float] = deque(maxlen=50)

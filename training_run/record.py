@@ -44,6 +44,7 @@ def checkpoint_facts(run: Any, data: Any, own: frozenset[str]) -> dict[str, Any]
         "rows_seen": run.step * args.train_batch_size * args.gradient_accumulation_steps * processes,
         "moved": run.moved,
         "skipped_steps": run.skipped.count,
+        "scaler_skips": run.skipped.by_scaler,
         "processes": processes,
         "arguments": {name: value for name, value in vars(args).items() if name in own},
         "data": data_facts(data),
