@@ -18,7 +18,6 @@ import argparse
 import functools
 import gc
 import hashlib
-import importlib.util
 import itertools
 import json
 import logging
@@ -49,9 +48,10 @@ from safetensors.torch import save as serialize
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 from tqdm.auto import tqdm
 
-from training_run import checkpoints, guards, latents, speed
+from training_run import bases, checkpoints, guards, latents, speed, trust
 from training_run import state as saved_state
 from training_run.flags import FlagParser, add_loss_and_output_flags, add_model_and_data_flags, add_training_flags
+from training_run.guards import check_packages
 from training_run.output_dir import (
     LORA_FILE,
     find_checkpoint,
@@ -476,23 +476,6 @@ def make_optimizer(parameters: list[torch.nn.Parameter], args: argparse.Namespac
     return torch.optim.AdamW(parameters, fused=parameters[0].device.type in ("cuda", "cpu"), **settings)
 
 
-def check_packages(args: argparse.Namespace) -> None:
-    """Raise ``ValueError`` when a flag needs a package or a device that is not there."""
-    needs = {
-        "--use_8bit_adam": args.use_8bit_adam and "bitsandbytes",
-        "--quantize_base": args.quantize_base and "bitsandbytes",
-        "--optimizer prodigy": args.optimizer == "prodigy" and "prodigyopt",
-        f"--report_to {args.report_to}": args.report_to != "none" and args.report_to,
-    }
-    for flag, package in needs.items():
-        if package and importlib.util.find_spec(package) is None:
-            raise ValueError(f"{flag} needs the package {package}: pip install {package}")
-        if package == "bitsandbytes" and not torch.cuda.is_available():
-            raise ValueError(f"{flag} needs a CUDA GPU, and none is visible")
-    if args.mixed_precision == "fp16" and not torch.cuda.is_available():
-        raise ValueError("--mixed_precision fp16 needs a CUDA GPU, and none is visible: use bf16 or no")
-
-
 def encode_images_to_latents(
     vae: AutoencoderKL, pixel_values: torch.Tensor, dtype: torch.dtype, generator: torch.Generator | None = None
 ) -> torch.Tensor:
@@ -688,6 +671,7 @@ class Run:
         self.lr_scheduler = get_scheduler(args.lr_scheduler, optimizer, None, *steps)
         self.transformer, self.optimizer = accelerator.prepare(transformer, optimizer)
         self.model: FluxTransformer2DModel = accelerator.unwrap_model(self.transformer)
+        self.base_facts = bases.base_facts(args)
 
     def encode(self, samples: dict[str, Any], forward_pass: int) -> FillBatch:
         """Encode collated samples; every random draw follows from seed, rank and the number of the forward pass."""
@@ -845,13 +829,10 @@ class Run:
         return folder / "transformer"
 
     def resume(self, checkpoint: Path, saved: dict[str, Any]) -> None:
-        self.skipped.by_scaler = saved.get("scaler_skips", 0)  # earlier versions did not count them
         """Continue from ``checkpoint``, whose state is ``saved``, but for the random numbers: the loader draws one."""
+        trust.check(self, checkpoint, saved)
         if self.args.train_base_model:
-            place = {"torch_dtype": torch.float32, "use_safetensors": True}
-            self.model.load_state_dict(
-                FluxTransformer2DModel.from_pretrained(checkpoint / "transformer", **place).state_dict()
-            )
+            trust.load_transformer(self.model, checkpoint)
         else:
             load_lora(self.model, self.args, checkpoint)
         for name, part in self.stateful().items():
@@ -864,6 +845,7 @@ class Run:
         self.step, here = saved["step"], checkpoint.resolve().parent == self.folder.resolve()
         self.saved_at = self.step if here else -1  # a checkpoint of elsewhere is not yet in this directory
         self.moved, self.skipped.count = saved["moved"], saved["skipped_steps"]
+        self.skipped.by_scaler = saved.get("scaler_skips", 0)  # earlier versions did not count them
         if self.accelerator.is_main_process:
             forget_future(self.folder, self.step)
         if len(saved["ranks"]) == self.accelerator.num_processes:
@@ -907,7 +889,6 @@ def train(
                 raise StoppedError(signum, run.step)
             yield run.encode(guards.next_batch(batches), forward_pass)
 
-    run.skipped.check_end(run.moved, args.learning_rate)
     try:
         while run.step < args.max_train_steps:
             began, before = time.perf_counter(), saved_state.random_state()
@@ -926,6 +907,7 @@ def train(
     finally:
         batches = iter(())  # an error that somebody keeps would keep the processes that load rows, too
     progress.close()
+    run.skipped.check_end(run.moved, args.learning_rate)
 
 
 def main(args: argparse.Namespace) -> None:
@@ -933,6 +915,7 @@ def main(args: argparse.Namespace) -> None:
 
     A signal ends it with ``StoppedError``, exit code 143 or 130, after the checkpoint of the last whole step.
     """
+    guards.check_cached_base(bases.models_of(args).values(), args.cache_dir)
     with Stopping(args.save_every_minutes) as stopping:
         try:
             run_with(args, stopping)

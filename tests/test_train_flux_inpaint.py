@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import gc
+import importlib.util
 import json
 import weakref
 from pathlib import Path
@@ -127,8 +128,8 @@ def test_every_flag_does_something():
     ],
 )
 def test_a_missing_package_is_named_before_anything_starts(flags, package, monkeypatch):
-    find_spec = tfi.importlib.util.find_spec
-    monkeypatch.setattr(tfi.importlib.util, "find_spec", lambda name: None if name == package else find_spec(name))
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else find_spec(name))
     monkeypatch.setattr(tfi, "start", lambda args: pytest.fail("started"))
     with pytest.raises(ValueError, match=f"{flags[0] if flags else '--report_to'}.* pip install {package}"):
         tfi.main(tfi.parse_args([*DATA, *flags]))

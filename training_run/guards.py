@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import logging
 import math
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,13 @@ import torch
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 
+from training_run import bases
+
 logger = logging.getLogger(__name__)
+
+#: Steps in a row that the gradient scaler of fp16 may leave out. Some are its way to find a scale: it begins at 2**16
+#: and halves it each time. After 50 it is 2**-34, with which no gradient overflows that was finite.
+SCALER_SKIPS = 50
 
 
 class SkippedSteps:
@@ -22,10 +29,6 @@ class SkippedSteps:
 
     ``count`` is their number, ``by_scaler`` how many in a row the gradient scaler of fp16 has left out just now.
     """
-#: Steps in a row that the gradient scaler of fp16 may leave out. Some are its way to find a scale: it begins at 2**16
-#: and halves it each time. After 50 it is 2**-34, with which no gradient overflows that was finite.
-SCALER_SKIPS = 50
-
 
     def __init__(self, limit: int, folder: Path) -> None:
         self.limit, self.folder, self.count, self.by_scaler = limit, folder, 0, 0
@@ -49,9 +52,6 @@ SCALER_SKIPS = 50
                 + (f"the last good checkpoint is {last}" if last else "there is no checkpoint yet")
             )
 
-
-class SpikeWatch:
-    """Says when a loss stands out from those before it: more than six deviations above the mean of the last 50."""
     def see_scaler(self, step: int, left_out: bool) -> None:
         """Note whether the gradient scaler has ``left_out`` a step. ``ValueError`` when it finds no scale at all."""
         self.by_scaler = self.by_scaler + 1 if left_out else 0
@@ -83,6 +83,9 @@ def scale_of(scaler: torch.amp.GradScaler | None) -> float:
     """
     return scaler.get_scale() if scaler is not None else 0.0
 
+
+class SpikeWatch:
+    """Says when a loss stands out from those before it: more than six deviations above the mean of the last 50."""
 
     def __init__(self) -> None:
         self.recent: deque[float] = deque(maxlen=50)
@@ -149,14 +152,71 @@ def out_of_memory(step: int, args: Any) -> ValueError:
     return ValueError(f"the GPU's memory was too small {when}{peak}. What lowers it: {'; '.join(lower)}")
 
 
-def check_base(*models: str) -> None:
-    """Raise ``ValueError`` for a safetensors file of a local model that is cut short or damaged in its header."""
-    for path in (path for folder in dict.fromkeys(models) for path in sorted(Path(folder).rglob("*.safetensors"))):
+def check_packages(args: Any) -> None:
+    """Raise ``ValueError`` when a flag needs a package or a device that is not there."""
+    needs = {
+        "--use_8bit_adam": args.use_8bit_adam and "bitsandbytes",
+        "--quantize_base": args.quantize_base and "bitsandbytes",
+        "--optimizer prodigy": args.optimizer == "prodigy" and "prodigyopt",
+        f"--report_to {args.report_to}": args.report_to != "none" and args.report_to,
+    }
+    for flag, package in needs.items():
+        if package and importlib.util.find_spec(package) is None:
+            raise ValueError(f"{flag} needs the package {package}: pip install {package}")
+        if package == "bitsandbytes" and not torch.cuda.is_available():
+            raise ValueError(f"{flag} needs a CUDA GPU, and none is visible")
+    if args.mixed_precision == "fp16" and not torch.cuda.is_available():
+        raise ValueError("--mixed_precision fp16 needs a CUDA GPU, and none is visible: use bf16 or no")
+
+
+def check_base(pipeline: str, transformer: str) -> None:
+    """Raise ``ValueError`` for a local model with a damaged file or without the weights of a part; names which.
+
+    Of the pipeline's own transformer no weights are asked: it may be there for its configuration alone.
+    """
+    for folder in map(Path, dict.fromkeys((pipeline, transformer))):
+        check_files(folder, "fetch or copy it again")
+    index, needed = Path(pipeline, "model_index.json"), [bases.transformer_in(Path(transformer))]
+    named = json.loads(index.read_text("utf-8")) if index.is_file() else {}
+    kinds = {part: named.get(part) for part in ("vae", "text_encoder", "text_encoder_2")}
+    needed += [Path(pipeline, part) for part, kind in kinds.items() if kind not in (None, [None, None])]
+    for part in needed if Path(transformer).is_dir() else needed[1:]:
+        if not (part / "config.json").is_file():
+            if part == Path(transformer):  # no transformer at all, which ``load_transformer`` tells
+                continue
+            raise ValueError(f"{part} has no config.json, though {index} names it: fetch or copy it again")
+        if not any(part.glob("*.safetensors")):
+            raise ValueError(f"{part} has no weights (*.safetensors): fetch or copy them again")
+
+
+def check_cached_base(models: Iterable[tuple[str, str | None]], cache_dir: str | None) -> None:
+    """Raise ``ValueError`` for a damaged file of ``models``, name and revision, in the Hub's cache, where there is any.
+
+    A file that is not there yet will be downloaded.
+    """
+    for folder in (bases.snapshot_of(model, revision, cache_dir) for model, revision in models):
+        if folder:
+            check_files(folder, "delete it and what it links to in the cache, so that it is downloaded again")
+
+
+def check_files(folder: Path, mend: str) -> None:
+    """Raise ``ValueError`` for a damaged *.json, or a damaged header of a safetensors file, and say the ``mend``.
+
+    Looks into ``folder`` and the folders in it, as a pipeline has them. Hidden files belong to other programs.
+    """
+    files = sorted(path for ending in ("*", "*/*") for path in folder.glob(ending) if not path.name.startswith("."))
+    for path in files:
         try:
-            with safe_open(path, "pt") as file:
-                file.keys()
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"{path} is damaged or incomplete ({error}): fetch or copy it again") from error
+            if path.suffix == ".safetensors":
+                with safe_open(path, "pt") as file:
+                    file.keys()
+            elif path.suffix == ".json":
+                found = json.loads(path.read_text("utf-8"))
+                if path.name.endswith(("config.json", "index.json")) and not isinstance(found, dict):
+                    raise ValueError(f"a {type(found).__name__} where settings are expected")
+        except (SafetensorError, OSError, ValueError, RecursionError) as error:
+            told = str(error).splitlines()[0]
+            raise ValueError(f"{path} is damaged or incomplete ({told}): {mend}") from error
 
 
 def check_lora(weights: dict[str, torch.Tensor], moved: bool) -> None:
