@@ -48,7 +48,7 @@ from safetensors.torch import save as serialize
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 from tqdm.auto import tqdm
 
-from training_run import checkpoints, guards, latents, speed
+from training_run import bases, checkpoints, guards, latents, speed, trust
 from training_run import state as saved_state
 from training_run.flags import FlagParser, add_loss_and_output_flags, add_model_and_data_flags, add_training_flags
 from training_run.guards import check_packages
@@ -674,6 +674,7 @@ class Run:
         self.lr_scheduler = get_scheduler(args.lr_scheduler, optimizer, None, *steps)
         self.transformer, self.optimizer = accelerator.prepare(transformer, optimizer)
         self.model: FluxTransformer2DModel = accelerator.unwrap_model(self.transformer)
+        self.base_facts = bases.base_facts(args)
 
     def encode(self, samples: dict[str, Any], forward_pass: int) -> FillBatch:
         """Encode collated samples; every random draw follows from seed, rank and the number of the forward pass."""
@@ -721,19 +722,21 @@ class Run:
                 totals[3] += torch.stack([loss.detach(), torch.ones_like(loss)])
                 if self.accelerator.sync_gradients:
                     norm = self.accelerator.clip_grad_norm_(parts, self.args.max_grad_norm or math.inf)
-                    finite = self.is_finite(totals, norm)
+                    finite, scale = self.is_finite(totals, norm), guards.scale_of(self.accelerator.scaler)
                     if finite or self.accelerator.scaler is not None:  # a scaler leaves such steps out by itself
                         self.optimizer.step()
                     self.optimizer.zero_grad()
         self.step += 1
-        if finite and not self.accelerator.optimizer_step_was_skipped:
+        left_out = guards.scale_of(self.accelerator.scaler) < scale
+        self.skipped.see_scaler(self.step, left_out)
+        if finite and not left_out:
             self.moved = self.moved or any(group["lr"] > 0 for group in self.optimizer.param_groups)
         if not finite:
             rows = gather_object(rows)
             means = (totals[3, 0] / totals[3, 1]).item(), float(norm)
             self.skipped.add(self.step, rows, *means, writes=self.accelerator.is_main_process)
             totals.zero_()
-        if not self.accelerator.optimizer_step_was_skipped:
+        if not left_out:
             self.lr_scheduler.step()
         return totals
 
@@ -830,11 +833,9 @@ class Run:
 
     def resume(self, checkpoint: Path, saved: dict[str, Any]) -> None:
         """Continue from ``checkpoint``, whose state is ``saved``, but for the random numbers: the loader draws one."""
+        trust.check(self, checkpoint, saved)
         if self.args.train_base_model:
-            place = {"torch_dtype": torch.float32, "use_safetensors": True}
-            self.model.load_state_dict(
-                FluxTransformer2DModel.from_pretrained(checkpoint / "transformer", **place).state_dict()
-            )
+            trust.load_transformer(self.model, checkpoint)
         else:
             load_lora(self.model, self.args, checkpoint)
         for name, part in self.stateful().items():
@@ -847,6 +848,7 @@ class Run:
         self.step, here = saved["step"], checkpoint.resolve().parent == self.folder.resolve()
         self.saved_at = self.step if here else -1  # a checkpoint of elsewhere is not yet in this directory
         self.moved, self.skipped.count = saved["moved"], saved["skipped_steps"]
+        self.skipped.by_scaler = saved.get("scaler_skips", 0)  # earlier versions did not count them
         if self.accelerator.is_main_process:
             forget_future(self.folder, self.step)
         if len(saved["ranks"]) == self.accelerator.num_processes:
@@ -908,6 +910,7 @@ def train(
     finally:
         batches = iter(())  # an error that somebody keeps would keep the processes that load rows, too
     progress.close()
+    run.skipped.check_end(run.moved, args.learning_rate)
 
 
 def main(args: argparse.Namespace) -> None:
@@ -915,6 +918,7 @@ def main(args: argparse.Namespace) -> None:
 
     A signal ends it with ``StoppedError``, exit code 143 or 130, after the checkpoint of the last whole step.
     """
+    guards.check_cached_base(bases.models_of(args).values(), args.cache_dir)
     with Stopping(args.save_every_minutes) as stopping:
         try:
             run_with(args, stopping)

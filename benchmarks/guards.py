@@ -19,7 +19,9 @@ ROOT = Path(__file__).resolve().parents[1]
 TRAINER, CHECKPOINTS, GUARDS = "train_flux_inpaint.py", "training_run/checkpoints.py", "training_run/guards.py"
 STOPPING, STATE = "training_run/stopping.py", "training_run/state.py"
 LAUNCHER = "deepfashion_training/train_deepfashion_lora.sh"
+TRUST, PICTURES = "training_run/trust.py", "deepfashion_training/pairs/pictures.py"
 EXACT, FOLDERS = "tests/test_exact_resume.py", "tests/test_checkpoints.py"
+SECURITY, SECRETS = "tests/test_security.py", "tests/test_secrets.py"
 #: What is taken out: the file, what stands there, what stands there instead, and the test that has to fail.
 REMOVED = {
     "hash of a file": (CHECKPOINTS, "if _hash(there[name]) != digest:", "if False:", f"{FOLDERS} -k damage"),
@@ -119,6 +121,54 @@ REMOVED = {
                           "except OSError",
                           f"{FOLDERS} -k state_of_nonsense"),
     "pictures of 81 million pixels": (GUARDS, "> 64_000_000", "> 640_000_000", "tests/test_guards.py -k picture_that"),
+    "formats of the trainer": (GUARDS, 'formats=("JPEG", "PNG", "WEBP", "BMP")', "formats=None",
+                               "tests/test_guards.py -k picture_that"),
+    "state that does not fit": (TRUST, "for misfit in _misfits(run, checkpoint, saved):", "for misfit in ():",
+                                f"{EXACT} -k stranger[larger"),
+    "shapes of moments": (TRUST, "if not _is_floats(tensor, shapes[name]):", "if False:",
+                          f"{EXACT} -k stranger[larger"),
+    "random states of nonsense": (TRUST, '_try_random_state(rank["random"])', "pass",
+                                  f"{EXACT} -k stranger[NumPy"),
+    "attributes of a schedule": (TRUST, "if strange := sorted(", "if strange := [] and sorted(",
+                                 f"{EXACT} -k stranger[attribute"),
+    "another base": (TRUST, "    bases.refuse_other(", "    print(", f"{EXACT} -k same_place[tokenizer"),
+    "data that is not known": (STATE, "    if free is None:", "    if False:", f"{FOLDERS} -k one_side_lacks"),
+    "no step taken": (TRAINER, "    run.skipped.check_end(", "    print(", "tests/test_guards.py -k took_no_step"),
+    "scaler without a scale": (GUARDS, "if self.by_scaler >= SCALER_SKIPS:", "if False:",
+                               "tests/test_guards.py -k finds_no_scale"),
+    "steps that a scaler leaves out": (TRAINER, "left_out = guards.scale_of(self.accelerator.scaler) < scale",
+                                       "left_out = self.accelerator.optimizer_step_was_skipped",
+                                       "tests/test_guards.py -k is_borne"),
+    "damaged configuration": (GUARDS, 'elif path.suffix == ".json":', "elif False:",
+                              "tests/test_guards.py -k damaged_configuration"),
+    "missing weights": (GUARDS, 'if not any(part.glob("*.safetensors")):', "if False:",
+                        "tests/test_guards.py -k part_without_weights"),
+    "damaged file of the Hub": (TRAINER, "    guards.check_cached_base(", "    print(",
+                                "tests/test_guards.py -k cache_of_the_hub"),
+    "tokens in records": ("deepfashion_training/driver/run.py", "if getattr(self.settings, secret, None):",
+                          "if False:", f"{SECRETS} -k a_script_is_given"),
+    "tokens of mistyped flags": ("deepfashion_training/train_deepfashion_lora.py",
+                                 'name = unknown[0].split("=")[0]', "name = unknown[0]",
+                                 f"{SECRETS} -k mistyped"),
+    "pictures outside of a dataset": ("deepfashion_training/data/picture_cells.py",
+                                      "if not any(path.is_relative_to(root) for root in roots):", "if False:",
+                                      f"{SECURITY} -k outside_of_the_dataset"),
+    "pictures outside of a VITON-HD folder": (TRAINER,
+                                              "if not path.resolve().is_relative_to(self.root.resolve()):",
+                                              "if False:",
+                                              "tests/test_train_flux_inpaint_data.py -k that_leaves"),
+    "formulas in tables": ("deepfashion_training/evaluation/results.py",
+                           """return f"'{value}" if isinstance""", """return f"'{value}" if False and isinstance""",
+                           f"{SECURITY} -k formula"),
+    "markup in captions": ("deepfashion_training/reports/page.py", "autoescape=True,", "autoescape=False,",
+                           f"{SECURITY} -k hostile_rows"),
+    "too many bad rows": ("deepfashion_training/deepfashion_dataset.py",
+                          "if len(rows) > self.options.max_bad_rows * len(self):", "if False:",
+                          "tests/test_deepfashion_dataset.py -k too_many_bad_rows"),
+    "formats of pictures": (PICTURES, "io.BytesIO(data), formats=FORMATS)", "io.BytesIO(data))",
+                            "tests/test_malformed_inputs.py -k in_the_ledger"),
+    "decompression bombs": (PICTURES, "if limit is not None and picture.width * picture.height > limit:",
+                            "if False:", f"{SECURITY} -k bomb_in_a_dataset[small"),
 }  # fmt: skip
 
 

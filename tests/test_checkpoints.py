@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 
 from training_run import checkpoints
 from training_run.checkpoints import DamagedCheckpointError
-from training_run.state import changed, random_state, read_state, set_random_state, write_state
+from training_run.state import FREE, changed, random_state, read_state, set_random_state, write_state
 
 STATE = {"step": 3, "weights": torch.arange(40_000.0), "groups": [{"lr": 0.1, "betas": (0.9, 0.999)}]}
 
@@ -290,4 +290,11 @@ def test_a_state_of_nonsense(tmp_path, text):
 def test_only_changes_that_matter_are_told():
     before = {"seed": 1, "learning_rate": 0.1, "logging_steps": 1, "gone": 2, "types": [1, 2]}
     now = {"seed": 2, "learning_rate": 0.1, "logging_steps": 9, "new": 3, "types": (1, 2)}
-    assert changed(before, now) == ["seed was 1 and is 2"]
+    assert changed(before, now, FREE) == ["seed was 1 and is 2"]  # the others are flags of one version only
+
+
+def test_facts_that_one_side_lacks_have_changed():
+    facts = {"rows": 3, "fingerprint": "ab", "types": [1, 2]}
+    assert changed(facts, dict(facts)) == []
+    assert changed({}, {"rows": 3}) == ["rows was not known and is 3"]
+    assert changed({"rows": 3, "seed": 1}, {"seed": 2}) == ["rows was 3 and is not known", "seed was 1 and is 2"]

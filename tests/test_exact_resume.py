@@ -27,7 +27,7 @@ from safetensors.torch import save_file
 
 import train_flux_inpaint as tfi
 from benchmarks.kills import ended, same
-from training_run import stopping
+from training_run import bases, stopping, trust
 from training_run.checkpoints import checkpoints_in, seal, step_of
 from training_run.state import read_state, write_state
 from training_run.stopping import StoppedError
@@ -411,16 +411,39 @@ def test_other_pairs_of_the_same_number_are_refused(tiny_args):
                       args.output_dir, "--resume_from_checkpoint", "latest"))  # fmt: skip
 
 
-def empty_state(checkpoint: Path) -> None:
-    write_state(checkpoint, {})
+def of_state(change: Callable[[dict], object]) -> Callable[[Path], None]:
+    """Changes the state in a checkpoint."""
+
+    def spoil(checkpoint: Path) -> None:
+        state = read_state(checkpoint)
+        change(state)
+        write_state(checkpoint, state)
+
+    return spoil
 
 
-def words_for_numbers(checkpoint: Path) -> None:
-    write_state(checkpoint, {**read_state(checkpoint), "step": "x"})
+def of_moment(change: Callable[[torch.Tensor], torch.Tensor], name: str = "exp_avg") -> Callable[[Path], None]:
+    def spoil(state: dict) -> None:
+        moments = state["optimizer"]["state"][0]
+        moments[name] = change(moments[name])
+
+    return of_state(spoil)
 
 
-def garbage_tensors(checkpoint: Path) -> None:
-    (checkpoint / "training_state.safetensors").write_bytes(b"garbage")
+def of_group(**settings: object) -> Callable[[Path], None]:
+    return of_state(lambda state: state["optimizer"]["param_groups"][0].update(settings))
+
+
+def of_rank(change: Callable[[dict], object]) -> Callable[[Path], None]:
+    return of_state(lambda state: change(state["ranks"][0]))
+
+
+def outside_of_the_twister(rank: dict) -> None:
+    rank["random"]["numpy"][2] = 100_000  # NumPy would read there
+
+
+def garbage(name: str) -> Callable[[Path], object]:
+    return lambda checkpoint: (checkpoint / name).write_bytes(b"garbage")
 
 
 def fewer_layers(checkpoint: Path) -> None:
@@ -434,18 +457,155 @@ def no_metadata(checkpoint: Path) -> None:
     save_file(tfi.load_file(checkpoint / tfi.LORA_FILE), checkpoint / tfi.LORA_FILE)
 
 
-@pytest.mark.parametrize("change", [empty_state, words_for_numbers, garbage_tensors, fewer_layers, no_metadata])
-def test_a_checkpoint_that_a_stranger_has_sealed_is_refused_in_one_line(tiny_args, change):
+#: What a stranger has changed before sealing the checkpoint, and what the message has to say.
+SEALED: dict[str, tuple[Callable[[Path], object], str]] = {
+    "empty state": (of_state(dict.clear), "its state has no step that fits"),
+    "words for numbers": (of_state(lambda state: state.update(step="x")), "its state has no step that fits"),
+    "garbage for tensors": (garbage("training_state.safetensors"), "no readable training state"),
+    "garbage for weights": (garbage(tfi.LORA_FILE), f"{tfi.LORA_FILE} is damaged"),
+    "fewer layers": (fewer_layers, "another LoRA"),
+    "no metadata": (no_metadata, "another LoRA"),
+    "small moment": (of_moment(lambda _: torch.zeros(3)), "exp_avg of parameter 0 is no"),  # SIGSEGV in fused AdamW
+    "larger moment": (of_moment(lambda moment: torch.cat([moment, moment])), "exp_avg of parameter 0 is no"),
+    "whole numbers": (of_moment(lambda moment: moment.long(), "exp_avg_sq"), "exp_avg_sq of parameter 0 is no"),
+    "two counts": (of_moment(lambda _: torch.ones(2), "step"), r"step of parameter 0 is no \[\] of floats"),
+    "no moment": (of_state(lambda state: state["optimizer"]["state"][0].pop("exp_avg_sq")), "another state of param"),
+    "moments of none": (of_state(lambda state: state["optimizer"]["state"].update({999: {}})), "a state of 999"),
+    "no optimizer": (of_state(lambda state: state.pop("optimizer")), "no optimizer"),
+    "no moments at all": (of_state(lambda state: state["optimizer"].pop("state")), "its optimizer has no state"),
+    "no groups": (of_state(lambda state: state["optimizer"].update(param_groups=[])), "no 1 groups"),
+    "fewer parameters": (of_group(params=[0, 1]), "other parameters than the"),
+    "a flag of AdamW": (of_group(amsgrad=True), "no amsgrad that fits"),
+    "a word for a rate": (of_group(lr="x"), "no lr that fits"),
+    "one beta": (of_group(betas=[0.9]), "no betas that fits"),
+    "empty rank": (of_state(lambda state: state.update(ranks=[{}])), "process 0 has no losses that fit"),
+    "no ranks": (of_state(lambda state: state.update(ranks=[])), "states of 0 processes"),
+    "other losses": (of_rank(lambda rank: rank.update(unlogged=torch.zeros(3))), "process 0 has no losses"),
+    "no random state": (of_rank(lambda rank: rank.pop("random")), "process 0 has no random state"),
+    "random of torch": (of_rank(lambda rank: rank["random"].update(torch=torch.zeros(3))), "no random state"),
+    "random of NumPy": (of_rank(outside_of_the_twister), "no random state"),
+    "random of Python": (of_rank(lambda rank: rank["random"].update(python=[3, [1], None])), "no random state"),
+    "no skipped steps": (of_state(lambda state: state.pop("skipped_steps")), "skipped_steps is no number"),
+    "no schedule": (of_state(lambda state: state.update(lr_scheduler={})), "lr_scheduler has no base_lrs"),
+    "other attribute": (of_state(lambda state: state["lr_scheduler"].update(optimizer=1)), "optimizer, which is none"),
+    "before the first": (of_state(lambda state: state.update(step=-2)), "step is no number from 0 up"),
+    "another step": (of_state(lambda state: state.update(step=0)), "the state in it is of step 0"),
+    "no base": (of_state(lambda state: state.update(base=[])), "no base that fits"),
+}
+
+
+@pytest.fixture(scope="module")
+def one_step(tiny_args: Callable[..., argparse.Namespace]) -> Path:
+    """Output directory of a run of one step, for reading only."""
     args = tiny_args(*FLAGS, "--max_train_steps", 1, "--checkpointing_steps", 1, "--lr_scheduler", "constant")
     run(args)
-    (checkpoint,) = checkpoints_in(Path(args.output_dir))
+    return Path(args.output_dir)
+
+
+@pytest.mark.parametrize("name", SEALED)
+def test_a_checkpoint_that_a_stranger_has_sealed_is_refused_in_one_line(tiny_args, one_step, tmp_path, name):
+    folder = Path(shutil.copytree(one_step, tmp_path / "out"))
+    (checkpoint,) = checkpoints_in(folder)
+    change, said = SEALED[name]
     change(checkpoint)
     (checkpoint / "manifest.json").unlink()
     seal(checkpoint)
-    with pytest.raises(ValueError, match=r"checkpoint-1|latest") as told:
-        run(tiny_args(*FLAGS, "--max_train_steps", 2, "--lr_scheduler", "constant", "--output_dir", args.output_dir,
+    before = content(folder)
+    with pytest.raises(ValueError, match=said) as told:
+        run(tiny_args(*FLAGS, "--max_train_steps", 2, "--lr_scheduler", "constant", "--output_dir", folder,
                       "--resume_from_checkpoint", "latest"))  # fmt: skip
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(told.value) and ("checkpoint-1" in str(told.value) or "latest" in str(told.value))
+    assert content(folder) == before
+
+
+@pytest.mark.parametrize("more", [[], ["--train_base_model", "attention"]], ids=["LoRA", "base"])
+def test_what_a_run_has_written_itself_is_trusted(tiny_args, more):
+    """After a step at a rate of 0, which has given the LoRA's B matrices nothing yet, and over a fully saved base."""
+    warm = "--lr_scheduler constant_with_warmup --lr_warmup_steps 1 --checkpointing_steps 1".split()
+    flags = [*FLAGS, *warm, *more]
+    args = tiny_args(*flags, "--max_train_steps", 1)
+    run(args)
+    again = ["--output_dir", args.output_dir, "--resume_from_checkpoint", "latest", "--max_train_steps", 3]
+    run(tiny_args(*flags, *again))
+    assert json.loads((Path(args.output_dir) / "run.json").read_text())["step"] == 3
+
+
+def test_another_transformer_in_a_checkpoint_is_refused(tmp_path):
+    model = torch.nn.Linear(3, 2)
+    (tmp_path / "transformer").mkdir()
+    save_file({"weight": torch.zeros(2, 4), "bias": torch.ones(2)}, tmp_path / "transformer" / "a.safetensors")
+    with pytest.raises(ValueError, match="holds another transformer: weight and 0 others"):
+        trust.load_transformer(model, tmp_path)
+    save_file({"weight": torch.zeros(2, 3), "bias": torch.ones(2)}, tmp_path / "transformer" / "a.safetensors")
+    trust.load_transformer(model, tmp_path)
+    assert model.bias.tolist() == [1, 1]
+
+
+# ------------------------------------------------------------------------------------------------------ the same base
+
+
+@pytest.mark.parametrize("part", ["transformer", "vae", "tokenizer"])
+def test_another_base_at_the_same_place_is_refused(tiny_args, tiny_flux_fill, tmp_path, caplog, part):
+    base = Path(shutil.copytree(tiny_flux_fill, tmp_path / "base"))
+    flags = [*FLAGS, "--lr_scheduler", "constant", "--checkpointing_steps", 1, "--pretrained_model_name_or_path", base]
+    flags += ["--pretrained_inpaint_model_name_or_path", base, "--output_dir", tmp_path / "out"]
+    run(tiny_args(*flags, "--max_train_steps", 1))
+    (file,) = (each for each in (base / part).iterdir() if each.suffix == ".safetensors" or each.stem == "tokenizer")
+    if part == "tokenizer":
+        file.write_text(file.read_text() + "\n")
+    else:  # of one size, and with the same header
+        file.write_bytes(file.read_bytes()[:-4] + b"\0\0\0\0")
+    before, again = content(tmp_path / "out"), ["--max_train_steps", 2, "--resume_from_checkpoint", "latest"]
+    which = "transformer" if part == "transformer" else "pipeline"
+    with pytest.raises(ValueError, match=f"base has changed since .*checkpoint-1 .*{part}/{file.name} of the {which}"):
+        run(tiny_args(*flags, *again))
+    assert content(tmp_path / "out") == before
+    run(tiny_args(*flags, *again, "--allow_changed_arguments"))
+    assert f"Continuing with another base: {part}/{file.name} of the {which}" in caplog.text
+
+
+def test_a_large_file_is_told_apart_by_pieces_of_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(bases, "WHOLE", 1000)
+    monkeypatch.setattr(bases, "PIECE", 16)
+    file, told = tmp_path / "model.safetensors", set()
+    for place in (None, 0, 31 * (4000 - 16) // 63, 3999):  # the first piece, one in the middle, the last
+        written = bytearray(4000)
+        if place is not None:
+            written[place] = 1
+        file.write_bytes(written)
+        told.add(bases._digest(file))
+    assert len(told) == 4
+    file.write_bytes(bytes(4001))
+    assert bases._digest(file) not in told
+
+
+def test_a_base_on_the_hub_is_told_apart_by_its_commit(tmp_path):
+    args = argparse.Namespace(
+        pretrained_model_name_or_path="acme/fill", pretrained_inpaint_model_name_or_path=str(tmp_path / "none"),
+        revision=None, inpaint_revision=None, cache_dir=tmp_path,
+    )  # fmt: skip
+    assert bases.base_facts(args) == {"pipeline": {}, "transformer": {}}
+    cached = tmp_path / "models--acme--fill"
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs" / "main").write_text("c0ffee")
+    (cached / "snapshots" / "c0ffee").mkdir(parents=True)
+    (cached / "snapshots" / "c0ffee" / "model_index.json").write_text("{}")
+    now = bases.base_facts(args)
+    assert now == {"pipeline": {"commit": "c0ffee"}, "transformer": {}}
+    with pytest.raises(ValueError, match="commit of the pipeline"):
+        bases.refuse_other({"pipeline": {"commit": "decaf"}, "transformer": {}}, now, tmp_path, allowed=False)
+    bases.refuse_other(now, now, tmp_path, allowed=False)
+
+
+def test_a_checkpoint_that_does_not_know_its_base_is_continued_with_a_warning(tiny_args, one_step, tmp_path, caplog):
+    folder = Path(shutil.copytree(one_step, tmp_path / "out"))
+    (checkpoint,) = checkpoints_in(folder)
+    of_state(lambda state: [state.pop(name) for name in ("base", "scaler_skips")])(checkpoint)
+    (checkpoint / "manifest.json").unlink()
+    seal(checkpoint)
+    run(tiny_args(*FLAGS, "--max_train_steps", 2, "--lr_scheduler", "constant", "--output_dir", folder,
+                  "--resume_from_checkpoint", "latest"))  # fmt: skip
+    assert "of a version that did not note its base" in caplog.text
 
 
 # -------------------------------------------------------------------------------------------------- two processes

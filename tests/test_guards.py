@@ -20,6 +20,7 @@ from PIL import Image
 import train_flux_inpaint as tfi
 from training_run import guards
 from training_run.checkpoints import checkpoints_in
+from training_run.state import read_state
 
 SHORT = "--max_train_steps 3 --checkpointing_steps 1 --validation_steps 0 --report_to none --train_batch_size 1".split()
 
@@ -62,6 +63,68 @@ def test_no_step_is_left_out_when_none_may_be(tiny_args, monkeypatch):
         ValueError, match=r"not finite at step 1: .*--max_skipped_steps is 0.*there is no checkpoint yet"
     ):
         run(tiny_args(*SHORT, "--max_skipped_steps", 0))
+
+
+def test_a_run_that_took_no_step_is_not_done(tiny_args):
+    """A loss that overflows: fewer steps than may be skipped, and every one of them is."""
+    args = tiny_args(*SHORT, "--mask_loss_weight", 1e39, "--learning_rate", 1e-3)
+    told = r"^no step was taken: 3 were skipped .*logs/skipped\.jsonl; lower --learning_rate 0\.001 or"
+    with pytest.raises(ValueError, match=told):
+        run(args)
+    folder = Path(args.output_dir)
+    assert json.loads((folder / "run.json").read_text())["status"] == "failed"
+    assert not (folder / tfi.LORA_FILE).exists()
+    args.resume_from_checkpoint = "latest"  # whose steps are all taken
+    with pytest.raises(ValueError, match=told):
+        run(args)
+    assert not (folder / tfi.LORA_FILE).exists()
+
+
+def scaled(monkeypatch: pytest.MonkeyPatch, scale: float, backoff: float) -> None:
+    """Let runs scale gradients as in fp16, which a CPU has not: here in fp32, so that ``scale`` has to be large."""
+    start = tfi.start
+
+    def with_scaler(args: argparse.Namespace) -> tfi.Accelerator:
+        accelerator = start(args)
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale, backoff_factor=backoff)
+        return accelerator
+
+    monkeypatch.setattr(tfi, "start", with_scaler)
+
+
+def test_a_scaler_that_leaves_out_steps_until_it_has_found_its_scale_is_borne(tiny_args, monkeypatch):
+    scaled(monkeypatch, 2.0**127, 2.0**-120)
+    flags = [*SHORT, "--mask_loss_weight", 1000, "--max_skipped_steps", 0, "--lr_scheduler", "cosine"]
+    folder = run(tiny_args(*flags))
+    assert json.loads((folder / "run.json").read_text())["status"] == "done"
+    weights = [tfi.load_file(folder / f"checkpoint-{step}" / tfi.LORA_FILE) for step in (1, 2, 3)]
+    assert not any(weights[0][name].any() for name in weights[0] if ".lora_B." in name)  # the first was left out
+    assert any(not torch.equal(weights[1][name], weights[2][name]) for name in weights[0])
+    states = [read_state(folder / f"checkpoint-{step}") for step in (1, 2, 3)]
+    assert [(state["moved"], state["scaler_skips"]) for state in states] == [(False, 1), (True, 0), (True, 0)]
+    assert [state["lr_scheduler"]["last_epoch"] for state in states] == [0, 1, 2]  # the schedule waits
+
+
+def test_a_scaler_that_finds_no_scale_stops_the_run(tiny_args, monkeypatch):
+    scaled(monkeypatch, 2.0**127, 0.999)
+    monkeypatch.setattr(guards, "SCALER_SKIPS", 2)
+    args = tiny_args(*SHORT, "--mask_loss_weight", 1000)
+    with pytest.raises(ValueError, match=r"overflow fp16 at any scale: 2 steps in a row .* step 2: .*bf16"):
+        run(args)
+    monkeypatch.setattr(guards, "SCALER_SKIPS", 4)  # also counted on by a run that continues
+    args.resume_from_checkpoint, args.max_train_steps, args.allow_changed_arguments = "latest", 9, True
+    with pytest.raises(ValueError, match=r"4 steps in a row .* step 4: "):
+        run(args)
+    short = tiny_args(*SHORT, "--mask_loss_weight", 1000)
+    with pytest.raises(ValueError, match="no step was taken: the last 3 were left out because gradients overflow"):
+        run(short)
+    assert not (Path(short.output_dir) / tfi.LORA_FILE).exists()
+
+
+def test_fifty_halvings_are_more_than_any_gradient_needs():
+    """Of fp16's finite numbers, the largest overflows no longer at the scale that is then left."""
+    assert guards.SCALER_SKIPS == 50
+    assert torch.tensor(65504.0, dtype=torch.float64) * 2.0 ** (16 - guards.SCALER_SKIPS) < 1e-5
 
 
 def test_too_little_gpu_memory_names_the_flags_that_lower_it(tiny_args, monkeypatch):
@@ -109,14 +172,93 @@ def test_a_damaged_base_is_named_before_anything_is_made(tiny_args, tiny_flux_fi
     assert not Path(args.output_dir).exists()
 
 
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", '{"a": "\xff"}', "[" * 100_000], ids="empty open list latin deep".split()
+)
+def test_a_damaged_configuration_of_a_base_is_named(tiny_args, tiny_flux_fill, tmp_path, content):
+    base = tmp_path / "base"
+    for name in ("transformer/config.json", "tokenizer/tokenizer_config.json", "model_index.json"):
+        shutil.copytree(tiny_flux_fill, base)
+        (base / name).write_bytes(content.encode("latin-1"))
+        models = ("--pretrained_model_name_or_path", base, "--pretrained_inpaint_model_name_or_path", base)
+        with pytest.raises(
+            ValueError, match=f"^{base / name} is damaged or incomplete [^\n]+: fetch or copy it again$"
+        ):
+            run(tiny_args(*SHORT, *models))
+        shutil.rmtree(base)
+
+
+@pytest.mark.parametrize("name", ["tokenizer/tokenizer.json", "tokenizer_2/tokenizer.json"])
+def test_a_damaged_tokenizer_is_named(tiny_flux_fill, tmp_path, name):
+    base = Path(shutil.copytree(tiny_flux_fill, tmp_path / "base"))
+    (base / name).write_bytes((base / name).read_bytes()[:9000])
+    with pytest.raises(ValueError, match=f"{base / name} is damaged"):
+        guards.check_base(str(base), str(tiny_flux_fill))
+    (base / name).rename(base / name.replace("tokenizer.json", ".tokenizer.json"))  # another program's
+    (base / "notes").mkdir()
+    (base / "notes" / "any.json").write_text("[1]")
+    guards.check_base(str(base), str(tiny_flux_fill))
+
+
+@pytest.mark.parametrize("part", ["vae", "text_encoder", "text_encoder_2", "transformer"])
+def test_a_part_without_weights_is_named(tiny_args, tiny_flux_fill, tmp_path, part):
+    base = Path(shutil.copytree(tiny_flux_fill, tmp_path / "base"))
+    (file,) = (base / part).glob("*.safetensors")
+    file.unlink()
+    models = ["--pretrained_model_name_or_path", base, "--pretrained_inpaint_model_name_or_path", base]
+    args = tiny_args(*SHORT, *models)
+    with pytest.raises(ValueError, match=f"^{base / part} has no weights .*safetensors"):
+        run(args)
+    assert not Path(args.output_dir).exists()
+    (base / part / "config.json").unlink()
+    if part == "transformer":
+        guards.check_base(str(base), str(tiny_flux_fill))  # another one is trained
+    else:
+        with pytest.raises(ValueError, match=f"^{base / part} has no config.json"):
+            guards.check_base(str(base), str(tiny_flux_fill))
+
+
+def test_a_transformer_of_its_own_without_weights_is_named(tiny_flux_fill, tmp_path):
+    alone = Path(shutil.copytree(tiny_flux_fill / "transformer", tmp_path / "alone"))
+    guards.check_base(str(tiny_flux_fill), str(alone))
+    next(alone.glob("*.safetensors")).unlink()
+    with pytest.raises(ValueError, match=f"^{alone} has no weights"):
+        guards.check_base(str(tiny_flux_fill), str(alone))
+
+
+@pytest.mark.parametrize("revision", [None, "v2"])
+def test_a_damaged_file_in_the_cache_of_the_hub_is_named(tiny_args, tmp_path, revision):
+    """Of the revision that is loaded; that the other parts are not there yet is no fault."""
+    commits = {None: "c0ffee", "v2": "decaf0"}
+    cached = tmp_path / "models--acme--fill"
+    for each, commit in commits.items():
+        (cached / "refs").mkdir(parents=True, exist_ok=True)
+        (cached / "refs" / (each or "main")).write_text(commit)
+        (cached / "snapshots" / commit / "vae").mkdir(parents=True)
+        for name in ("model_index.json", "vae/config.json"):
+            (cached / "snapshots" / commit / name).write_text("{}")
+    guards.check_cached_base([("acme/fill", revision), ("acme/none", None), ("/no/such/folder", None)], tmp_path)
+    damaged = cached / "snapshots" / commits[revision] / "vae" / "config.json"
+    damaged.write_text("")
+    args = tiny_args(*SHORT, "--pretrained_model_name_or_path", "acme/fill", "--cache_dir", tmp_path)
+    args.revision = revision
+    with pytest.raises(ValueError, match=f"^{damaged} is damaged or incomplete .*: delete it and what it links to"):
+        run(args)
+    other = next(each for each in commits if each != revision)
+    guards.check_cached_base([("acme/fill", other)], tmp_path)
+
+
 @pytest.mark.parametrize("kind", ["garbage", "eps", "bomb", "short"])
 def test_a_picture_that_is_none_is_named(tmp_path, kind):
     file, sink = tmp_path / "person.jpg", io.BytesIO()
     Image.new("L", (9000, 9000)).save(sink, "PNG")  # 81 million pixels in 80 kB
     eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"
-    content = {"garbage": b"garbage", "eps": eps, "bomb": sink.getvalue(), "short": sink.getvalue()[:200]}
+    whole = io.BytesIO()
+    Image.effect_noise((60, 80), 50).save(whole, "PNG")
+    content = {"garbage": b"garbage", "eps": eps, "bomb": sink.getvalue(), "short": whole.getvalue()[:2000]}
     file.write_bytes(content[kind])
-    with pytest.raises(ValueError, match=f"{file} cannot be read as a picture: [^\n]+$"):
+    why = {"bomb": "9000x9000 pixels are too many", "short": "truncated"}.get(kind, "cannot identify")
+    with pytest.raises(ValueError, match=f"{file} cannot be read as a picture: [^\n]*{why}[^\n]*$"):
         guards.read_picture(file, "RGB")
 
 

@@ -7,7 +7,7 @@ import json
 import logging
 import math
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,23 @@ import torch
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 
+from training_run import bases
+
 logger = logging.getLogger(__name__)
+
+#: Steps in a row that the gradient scaler of fp16 may leave out. Some are its way to find a scale: it begins at 2**16
+#: and halves it each time. After 50 it is 2**-34, with which no gradient overflows that was finite.
+SCALER_SKIPS = 50
 
 
 class SkippedSteps:
-    """Steps that were not taken because their loss or gradient was not finite; ``limit`` of them are borne."""
+    """Steps that were not taken because their loss or gradient was not finite; ``limit`` of them are borne.
+
+    ``count`` is their number, ``by_scaler`` how many in a row the gradient scaler of fp16 has left out just now.
+    """
 
     def __init__(self, limit: int, folder: Path) -> None:
-        self.limit, self.folder, self.count = limit, folder, 0
+        self.limit, self.folder, self.count, self.by_scaler = limit, folder, 0, 0
 
     def add(self, step: int, rows: Sequence[str], loss: float, norm: float, writes: bool) -> None:
         """Note one; the rank that ``writes`` keeps a line. Raises ``ValueError`` when it is one too many."""
@@ -42,6 +51,37 @@ class SkippedSteps:
                 f"--max_skipped_steps is {self.limit}: lower --learning_rate, or look at these rows; "
                 + (f"the last good checkpoint is {last}" if last else "there is no checkpoint yet")
             )
+
+    def see_scaler(self, step: int, left_out: bool) -> None:
+        """Note whether the gradient scaler has ``left_out`` a step. ``ValueError`` when it finds no scale at all."""
+        self.by_scaler = self.by_scaler + 1 if left_out else 0
+        if self.by_scaler >= SCALER_SKIPS:
+            raise ValueError(
+                f"gradients overflow fp16 at any scale: {self.by_scaler} steps in a row were not taken, the last of "
+                f"them step {step}: use --mixed_precision bf16, or lower --learning_rate"
+            )
+
+    def check_end(self, moved: bool, learning_rate: float) -> None:
+        """Raise ``ValueError`` at the end of a run that had a learning rate and took no step with it."""
+        if moved or learning_rate == 0 or not (self.count or self.by_scaler):
+            return
+        why = []
+        if self.count:
+            rows = self.folder / "logs" / "skipped.jsonl"
+            why.append(f"{self.count} were skipped because loss or gradient was not finite, look at the rows in {rows}")
+        if self.by_scaler:
+            why.append(f"the last {self.by_scaler} were left out because gradients overflow fp16")
+        raise ValueError(
+            f"no step was taken: {'; '.join(why)}; lower --learning_rate {learning_rate:g} or the weights of the loss"
+        )
+
+
+def scale_of(scaler: torch.amp.GradScaler | None) -> float:
+    """What the gradient scaler of fp16 multiplies with, 0 without one. It falls exactly when a step was left out.
+
+    ``accelerator.optimizer_step_was_skipped`` does not tell: a fused optimizer is called also for such a step.
+    """
+    return scaler.get_scale() if scaler is not None else 0.0
 
 
 class SpikeWatch:
@@ -129,14 +169,54 @@ def check_packages(args: Any) -> None:
         raise ValueError("--mixed_precision fp16 needs a CUDA GPU, and none is visible: use bf16 or no")
 
 
-def check_base(*models: str) -> None:
-    """Raise ``ValueError`` for a safetensors file of a local model that is cut short or damaged in its header."""
-    for path in (path for folder in dict.fromkeys(models) for path in sorted(Path(folder).rglob("*.safetensors"))):
+def check_base(pipeline: str, transformer: str) -> None:
+    """Raise ``ValueError`` for a local model with a damaged file or without the weights of a part; names which.
+
+    Of the pipeline's own transformer no weights are asked: it may be there for its configuration alone.
+    """
+    for folder in map(Path, dict.fromkeys((pipeline, transformer))):
+        check_files(folder, "fetch or copy it again")
+    index, needed = Path(pipeline, "model_index.json"), [bases.transformer_in(Path(transformer))]
+    named = json.loads(index.read_text("utf-8")) if index.is_file() else {}
+    kinds = {part: named.get(part) for part in ("vae", "text_encoder", "text_encoder_2")}
+    needed += [Path(pipeline, part) for part, kind in kinds.items() if kind not in (None, [None, None])]
+    for part in needed if Path(transformer).is_dir() else needed[1:]:
+        if not (part / "config.json").is_file():
+            if part == Path(transformer):  # no transformer at all, which ``load_transformer`` tells
+                continue
+            raise ValueError(f"{part} has no config.json, though {index} names it: fetch or copy it again")
+        if not any(part.glob("*.safetensors")):
+            raise ValueError(f"{part} has no weights (*.safetensors): fetch or copy them again")
+
+
+def check_cached_base(models: Iterable[tuple[str, str | None]], cache_dir: str | None) -> None:
+    """Raise ``ValueError`` for a damaged file of ``models``, name and revision, in the Hub's cache, where there is any.
+
+    A file that is not there yet will be downloaded.
+    """
+    for folder in (bases.snapshot_of(model, revision, cache_dir) for model, revision in models):
+        if folder:
+            check_files(folder, "delete it and what it links to in the cache, so that it is downloaded again")
+
+
+def check_files(folder: Path, mend: str) -> None:
+    """Raise ``ValueError`` for a damaged *.json, or a damaged header of a safetensors file, and say the ``mend``.
+
+    Looks into ``folder`` and the folders in it, as a pipeline has them. Hidden files belong to other programs.
+    """
+    files = sorted(path for ending in ("*", "*/*") for path in folder.glob(ending) if not path.name.startswith("."))
+    for path in files:
         try:
-            with safe_open(path, "pt") as file:
-                file.keys()
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"{path} is damaged or incomplete ({error}): fetch or copy it again") from error
+            if path.suffix == ".safetensors":
+                with safe_open(path, "pt") as file:
+                    file.keys()
+            elif path.suffix == ".json":
+                found = json.loads(path.read_text("utf-8"))
+                if path.name.endswith(("config.json", "index.json")) and not isinstance(found, dict):
+                    raise ValueError(f"a {type(found).__name__} where settings are expected")
+        except (SafetensorError, OSError, ValueError, RecursionError) as error:
+            told = str(error).splitlines()[0]
+            raise ValueError(f"{path} is damaged or incomplete ({told}): {mend}") from error
 
 
 def check_lora(weights: dict[str, torch.Tensor], moved: bool) -> None:

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import try_to_load_from_cache
 
+from training_run.bases import snapshot_of
 from training_run.checkpoints import write_file
 from training_run.output_dir import data_facts
 
@@ -44,9 +44,11 @@ def checkpoint_facts(run: Any, data: Any, own: frozenset[str]) -> dict[str, Any]
         "rows_seen": run.step * args.train_batch_size * args.gradient_accumulation_steps * processes,
         "moved": run.moved,
         "skipped_steps": run.skipped.count,
+        "scaler_skips": run.skipped.by_scaler,
         "processes": processes,
         "arguments": {name: value for name, value in vars(args).items() if name in own},
         "data": data_facts(data),
+        "base": run.base_facts,
         "versions": package_versions(),
         "git_revision": git_revision(),
     }
@@ -54,13 +56,8 @@ def checkpoint_facts(run: Any, data: Any, own: frozenset[str]) -> dict[str, Any]
 
 def commit_of(model: str, revision: str | None, cache_dir: str | None) -> str | None:
     """Commit on the Hub of the files of ``model`` that were loaded; None for a folder on this machine."""
-    if Path(model).is_dir():
-        return None
-    for name in ("model_index.json", "transformer/config.json", "config.json"):
-        found = try_to_load_from_cache(model, name, cache_dir=cache_dir, revision=revision)
-        if isinstance(found, str):
-            return Path(found).parents[name.count("/")].name  # .../snapshots/<commit>/<name>
-    return None
+    snapshot = snapshot_of(model, revision, cache_dir)
+    return snapshot.name if snapshot else None
 
 
 class RunRecord:

@@ -107,13 +107,18 @@ FREE = frozenset(
 )
 
 
-def changed(before: dict[str, Any], now: dict[str, Any], free: frozenset[str] = FREE) -> list[str]:
-    """What differs between two sets of facts, as ``name was, now is``; names in ``free`` may differ.
+def changed(before: dict[str, Any], now: dict[str, Any], free: frozenset[str] | None = None) -> list[str]:
+    """What differs between two sets of facts, as ``name was, now is``.
 
-    Names that only one of the two knows are compared as None: a flag that is new in this version has its default.
+    With ``free`` they are arguments: names in it may differ, and a name that only one of the two knows is a flag of
+    another version, which does not keep a run from going on. Without it they are facts, of the data for example: one
+    that is missing on either side has changed.
     """
     told = []
-    for name in sorted(set(before) & set(now) - free):
+    if free is None:
+        apart = sorted(set(before) ^ set(now))
+        told = [f"{name} was {_known(before, name)} and is {_known(now, name)}" for name in apart]
+    for name in sorted((set(before) & set(now)) - (free or set())):
         was, here = before[name], json.loads(json.dumps(now[name], default=str))
         same = was == here or (
             isinstance(was, float) and isinstance(here, float) and math.isnan(was) and math.isnan(here)
@@ -121,6 +126,10 @@ def changed(before: dict[str, Any], now: dict[str, Any], free: frozenset[str] = 
         if not same:
             told.append(f"{name} was {was!r} and is {here!r}")
     return told
+
+
+def _known(facts: dict[str, Any], name: str) -> str:
+    return repr(facts[name]) if name in facts else "not known"
 
 
 def loads_back(read: Callable[[], dict[str, torch.Tensor]], memory: dict[str, torch.Tensor], name: str) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from huggingface_hub import HfApi, constants, get_token, try_to_load_from_cache
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
-from training_run.guards import check_base
+from training_run.guards import check_base, check_cached_base
 
 #: Parts of a FLUX pipeline that training takes from --pretrained_model_name_or_path.
 PIPELINE_PARTS = ("text_encoder/", "text_encoder_2/", "tokenizer/", "tokenizer_2/", "vae/", "scheduler/")
@@ -35,15 +35,17 @@ def check_models(
     """Raise ``ValueError``, one line with the mend, when a model of the run cannot be loaded or downloaded.
 
     ``pipeline`` and ``transformer`` are folders or Hub ids, ``flags`` how the user names them. Checked are: a
-    transformer given as the pipeline, missing folders, a licence that is not accepted, a missing token, a repository
-    that is not there, and the disk space that the download takes. Models in the Hub cache need no network.
+    transformer given as the pipeline, missing folders, damaged files and missing weights, a licence that is not
+    accepted, a missing token, a repository that is not there, and the disk space that the download takes. Models in
+    the Hub cache need no network.
     """
     check_is_pipeline(pipeline, flags)
+    check_base(pipeline, transformer)
+    check_cached_base([(pipeline, revision), (transformer, inpaint_revision)], cache_dir)
     if Path(transformer).is_dir():
         _check_is_transformer(Path(transformer), flags[1])
     elif _is_path(transformer):
         raise ValueError(f"{flags[1]} {transformer}: no such folder")
-    check_base(pipeline, transformer)
     needed, cache = 0, cache_dir or constants.HF_HUB_CACHE
     if not Path(pipeline).is_dir():
         needed += _bytes_to_download(pipeline, revision, cache, _is_pipeline_file)
