@@ -210,7 +210,7 @@ def test_the_quick_test_leaves_what_the_design_promises(quick_test) -> None:
     assert done.returncode == 0, done.stderr
     assert {path.name for path in folder.iterdir()} == {
         *("README.md", "checkpoint-4", "checkpoint-8", "logs", "pytorch_lora_weights.safetensors", "run.json"),
-        *("validation", "wardrobe", "evaluation", "evaluation.json"),
+        *("validation", "wardrobe", "latents", "evaluation", "evaluation.json"),
     }
     assert sorted(path.name for path in (folder / "validation").iterdir()) == ["step-0.png", "step-4.png", "step-8.png"]
     Image.open(folder / "validation" / "step-8.png").verify()
