@@ -23,8 +23,8 @@ LAUNCHER = Path(__file__).resolve().parents[1] / "deepfashion_training" / "train
 #: Errors of the LoRA as a share of the base's, at most. The goal is 0.65, 0.70 and 1.05 for both figures, and for the
 #: base on tops a third of a grey fill's error: embedded/README.md has what is reached.
 BOUNDS = {
-    "ciede2000_masked": {"lower": 0.76, "full": 0.83, "upper": 1.1},
-    "dssim_masked": {"lower": 0.94, "full": 0.97, "upper": 1.1},
+    "ciede2000_masked": {"lower": 0.72, "full": 0.81, "upper": 1.1},
+    "dssim_masked": {"lower": 0.92, "full": 0.95, "upper": 1.1},
 }
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]
