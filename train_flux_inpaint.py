@@ -444,8 +444,8 @@ def save_lora(transformer: FluxTransformer2DModel, args: argparse.Namespace, fol
     return folder / LORA_FILE
 
 
-def load_lora(transformer: FluxTransformer2DModel, args: argparse.Namespace, folder: Path) -> None:
-    """Put the LoRA that ``save_lora`` wrote to ``folder`` into the adapter; ``ValueError`` where the two differ."""
+def read_lora(transformer: FluxTransformer2DModel, args: argparse.Namespace, folder: Path) -> dict[str, torch.Tensor]:
+    """The LoRA that ``save_lora`` wrote to ``folder``; ``ValueError`` where it is not of the adapter's form."""
     with safe_open(folder / LORA_FILE, "pt") as file:
         weights = {name.removeprefix("transformer."): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         written, here = file.metadata() or {}, lora_metadata(transformer, args)
@@ -456,7 +456,7 @@ def load_lora(transformer: FluxTransformer2DModel, args: argparse.Namespace, fol
     there = {name: tensor.shape for name, tensor in weights.items()}
     if wrong := [name for name in shapes | there if shapes.get(name) != there.get(name)]:
         raise ValueError(f"{folder} holds another LoRA than these flags make: {wrong[0]} and {len(wrong) - 1} others")
-    set_peft_model_state_dict(transformer, weights)
+    return weights
 
 
 def optimizer_settings(args: argparse.Namespace) -> dict[str, Any]:
@@ -833,11 +833,13 @@ class Run:
 
     def resume(self, checkpoint: Path, saved: dict[str, Any]) -> None:
         """Continue from ``checkpoint``, whose state is ``saved``, but for the random numbers: the loader draws one."""
+        guards.check_files(checkpoint, "continue from another checkpoint")
+        lora = None if self.args.train_base_model else read_lora(self.model, self.args, checkpoint)
         trust.check(self, checkpoint, saved)
-        if self.args.train_base_model:
+        if lora is None:
             trust.load_transformer(self.model, checkpoint)
         else:
-            load_lora(self.model, self.args, checkpoint)
+            set_peft_model_state_dict(self.model, lora)
         for name, part in self.stateful().items():
             part.load_state_dict(saved[name])
         for group in self.optimizer.param_groups if self.args.allow_changed_arguments else []:

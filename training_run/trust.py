@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from training_run import bases, guards
+from training_run import bases
 from training_run.checkpoints import step_of
 
 #: How many numbers the Mersenne Twister of NumPy holds; it reads on from a place among them and does not check it.
@@ -25,10 +25,9 @@ TWISTER = 624
 def check(run: Any, checkpoint: Path, saved: dict[str, Any]) -> None:
     """Raise ``ValueError``, one line, unless ``checkpoint`` and its state ``saved`` fit ``run``. Changes nothing.
 
-    Checked are that every file can be opened, the entries of the state with their types and shapes, and that the base
-    is the one that the checkpoint was trained on, which ``--allow_changed_arguments`` lets pass with a warning.
+    Checked are the entries of the state with their types and shapes, and that the base is the one that the checkpoint
+    was trained on, which ``--allow_changed_arguments`` lets pass with a warning.
     """
-    guards.check_files(checkpoint, "continue from another checkpoint")
     for misfit in _misfits(run, checkpoint, saved):
         raise ValueError(f"--resume_from_checkpoint {checkpoint}: {misfit}; continue from another checkpoint")
     bases.refuse_other(saved.get("base"), run.base_facts, checkpoint, run.args.allow_changed_arguments)

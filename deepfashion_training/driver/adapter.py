@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from diffusers import FluxTransformer2DModel
+from peft import set_peft_model_state_dict
 
 import train_flux_inpaint as trainer
 
@@ -38,7 +39,7 @@ class AdapterTransformer(FluxTransformer2DModel):
         """
         folder = Path(pretrained_model_name_or_path)
         if (folder / trainer.LORA_FILE).is_file():
-            trainer.load_lora(cls.run.model, cls.run.settings, folder)
+            set_peft_model_state_dict(cls.run.model, trainer.read_lora(cls.run.model, cls.run.settings, folder))
             return cls.run.model
         settings = cls.run.settings
         settings.pretrained_inpaint_model_name_or_path = str(pretrained_model_name_or_path)  # goes on record too
