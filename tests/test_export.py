@@ -78,7 +78,7 @@ def run(lora: Path | str, kind: str, output: Path, *more: object) -> int:
 def check_same(got: torch.Tensor, lora: Path, pipeline: FluxFillPipeline, scale: float = 1.0) -> None:
     bare, wanted = forward(pipeline.transformer), with_lora(pipeline, lora, scale)
     assert (wanted - bare).abs().max() > 0.05
-    torch.testing.assert_close(got, wanted, rtol=1e-5, atol=2e-5)
+    torch.testing.assert_close(got, wanted, rtol=1e-5, atol=5e-5)  # fp32 rounding of fused weights
 
 
 @pytest.fixture
