@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import functools
 import json
 import os
 import shutil
@@ -466,6 +467,7 @@ def test_ctrl_c_stops_workers_without_their_tracebacks_and_the_next_run_goes_on(
         [sys.executable, "-m", "deepfashion_training.prepare", *map(str, flags)],
         stderr=subprocess.PIPE, text=True, start_new_session=True, cwd=Path(__file__).resolve().parents[1],
         env={**os.environ, "HF_DATASETS_CACHE": str(datasets.config.HF_DATASETS_CACHE)},
+        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.default_int_handler),  # nohup ignores it
     )  # fmt: skip
     batches = tmp_path / ".out.preparing" / "batches"
     while not any(batches.glob("*.parquet")):
