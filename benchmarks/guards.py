@@ -86,7 +86,7 @@ REMOVED = {
         STOPPING,
         "prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)",
         "getpid()",
-        "tests/test_launcher.py -k signal_reaches",
+        "tests/test_launcher.py -k without_the_launcher",
     ),
     "launcher passes nothing on": (
         LAUNCHER,

@@ -589,3 +589,26 @@ def test_a_signal_while_the_check_runs_leaves_nothing_behind(machine: Machine, s
     assert launcher.returncode == 128 + signum
     checking = int(note.read_text())
     assert not psutil.pid_exists(checking) or psutil.Process(checking).status() == psutil.STATUS_ZOMBIE
+
+
+@pytest.mark.slow
+def test_accelerate_without_the_launcher_is_told_to_stop(tmp_path: Path) -> None:
+    """It hands no signal on and ends at once; the trainer hears of it, saves and ends."""
+    script = tmp_path / "script.py"
+    script.write_text(PATIENT.format(root=str(ROOT)))
+    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--quiet", "--cpu"]
+    command += [*"--num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no".split(), str(script)]
+    launched = subprocess.Popen(command, cwd=tmp_path, env={**os.environ, "DEEPFASHION_LAUNCH": str(tmp_path)})
+    note, until = tmp_path / "started", time.monotonic() + 60
+    while not (note.exists() and note.read_text()) and time.monotonic() < until:
+        time.sleep(0.05)
+    trainer = int(note.read_text())
+    launched.terminate()
+    launched.wait(timeout=20)
+    until = time.monotonic() + 20
+    while not (tmp_path / "saved").exists() and time.monotonic() < until:
+        time.sleep(0.05)
+    alive = psutil.pid_exists(trainer) and psutil.Process(trainer).status() != psutil.STATUS_ZOMBIE
+    if alive and not (tmp_path / "saved").exists():
+        os.kill(trainer, signal.SIGKILL)
+    assert (tmp_path / "saved").read_text() == str(int(signal.SIGTERM))
