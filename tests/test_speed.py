@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import shutil
 from pathlib import Path
 
 import pytest
@@ -87,6 +88,9 @@ def test_recomputed_blocks_change_no_bit_and_run_twice(run, batch, count):
 
 
 @pytest.mark.long
+@pytest.mark.skipif(
+    not (shutil.which("g++") or shutil.which("clang++")), reason="compiling for a CPU needs g++ or clang++"
+)
 def test_compiled_blocks_give_the_same_up_to_rounding(run, batch):
     plain = gradients(run, batch)
     run.model.compile_repeated_blocks(fullgraph=True, dynamic=False)
