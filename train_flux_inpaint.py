@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import gc
 import hashlib
 import itertools
 import json
@@ -62,9 +61,9 @@ from training_run.output_dir import (
     refuse_earlier_run,
     refuse_finished,
 )  # fmt: skip
-from training_run.record import RunRecord, checkpoint_facts, commit_of
+from training_run.record import RunRecord, checkpoint_facts
 from training_run.sheets import labelled_grid, to_picture
-from training_run.stopping import StoppedError, Stopping, worker_ignores_signals
+from training_run.stopping import StoppedError, Stopping, settle_gloo, worker_ignores_signals
 
 logger = get_logger(__name__)
 
@@ -302,12 +301,6 @@ def encode_prompt(
     return embeds, pooled
 
 
-def free_memory() -> None:
-    """Give back what models that are gone have held."""
-    gc.collect()
-    torch.cuda.empty_cache()  # nothing happens without CUDA
-
-
 @dataclass
 class PromptTable:
     """Embeddings of every distinct prompt of a run: ``embeds`` [P,L,D], ``pooled`` [P,E], and the row of each."""
@@ -363,16 +356,14 @@ def encode_prompts_once(args: argparse.Namespace, prompts: list[str], accelerato
         encoded = encode_prompt(text_encoders, [prompt], args.max_sequence_length, device)
         parts.append([tensor.to(keep, dtype) for tensor in encoded])
     del text_encoders
-    free_memory()
+    speed.free_memory()
     return PromptTable.of(prompts, *map(torch.cat, zip(*parts, strict=True)))
 
 
 def cached_prompts(args: argparse.Namespace, prompts: list[str], accelerator: Accelerator) -> PromptTable:
     """``encode_prompts_once``, kept on disk by ``--cache_latents``: T5 and CLIP are loaded the first time only."""
-    base, dtype = args.pretrained_model_name_or_path, DTYPES[args.mixed_precision]
-    commit = commit_of(base, args.revision, args.cache_dir)
-    files = latents.files_of(base, ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"))
-    facts = {"base": base, "commit": commit, "files": files, "variant": args.variant, "dtype": str(dtype)}
+    known = bases.pipeline_facts(args, bases.TEXT_PARTS)
+    facts = {"encoders": known, "variant": args.variant, "dtype": str(DTYPES[args.mixed_precision])}
     facts |= {"length": args.max_sequence_length, "prompts": prompts}
     path = latents_dir(args) / f"prompts-{latents.digest(facts)}.safetensors"
 
@@ -380,7 +371,7 @@ def cached_prompts(args: argparse.Namespace, prompts: list[str], accelerator: Ac
         table = encode_prompts_once(args, prompts, accelerator)
         return {"embeds": table.embeds, "pooled": table.pooled}
 
-    if commit is None and not files:  # nothing tells these text encoders from later ones of the same name
+    if not known:  # nothing tells these text encoders from later ones of the same name
         return encode_prompts_once(args, prompts, accelerator)
     found = latents.kept_tensors(path, encode, writes=accelerator.is_main_process)
     return PromptTable.of(prompts, found["embeds"], found["pooled"])
@@ -945,7 +936,7 @@ def stand_up(
     make_table = cached_prompts if args.cache_latents else encode_prompts_once
     prompts = make_table(args, distinct_prompts(args, captions), accelerator)
     rows, vae_config = cache_latents(args, train_data, accelerator) if args.cache_latents else (train_data, None)
-    free_memory()
+    speed.free_memory()
     logger.info(f"Loading the transformer {args.pretrained_inpaint_model_name_or_path}")
     run = Run(args, accelerator, prompts, vae_config)
     if checkpoint and saved is not None:
@@ -956,12 +947,8 @@ def stand_up(
     return run, make_loader(rows, args, accelerator, run.step), pictures, record
 
 
-def run_with(args: argparse.Namespace, stopping: Stopping) -> None:
-    """What ``main`` does while ``stopping`` is listened to."""
-    check_packages(args)
-    guards.check_base(args.pretrained_model_name_or_path, args.pretrained_inpaint_model_name_or_path)
-    refuse_earlier_run(args)
-    accelerator = start(args)
+def drive(args: argparse.Namespace, accelerator: Accelerator, stopping: Stopping) -> tuple[int, int]:
+    """A whole run on ``accelerator``: the signal of its last step, or 0, and the number of that step."""
     if accelerator.is_main_process and continues(args):
         checkpoints.restore_replaced(Path(args.output_dir))
     accelerator.wait_for_everyone()
@@ -988,10 +975,22 @@ def run_with(args: argparse.Namespace, stopping: Stopping) -> None:
     except BaseException:
         record.end("failed")
         raise
+    return asked, run.step
+
+
+def run_with(args: argparse.Namespace, stopping: Stopping) -> None:
+    """What ``main`` does while ``stopping`` is listened to."""
+    check_packages(args)
+    guards.check_base(args.pretrained_model_name_or_path, args.pretrained_inpaint_model_name_or_path)
+    refuse_earlier_run(args)
+    accelerator = start(args)
+    try:
+        asked, step = drive(args, accelerator, stopping)
     finally:
+        settle_gloo()
         accelerator.end_training()
     if asked:  # in the last step: all is done, and nothing else is to begin
-        raise StoppedError(asked, run.step)
+        raise StoppedError(asked, step)
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ sys.path.insert(0, str(ROOT))  # `python benchmarks/train_step.py` has only this
 import train_flux_inpaint as trainer  # noqa: E402
 from training_run import speed  # noqa: E402
 from training_run.flags import COUNT, SIDE, Recompute  # noqa: E402
-from training_run.flops import matmul_ceiling, seconds, useful_flops  # noqa: E402
+from training_run.flops import FLUX_FILL, matmul_ceiling, seconds, useful_flops  # noqa: E402
 from training_run.record import package_versions  # noqa: E402
 
 #: The pipeline that ships with the project, on any machine.
@@ -48,12 +48,6 @@ FLUX_VAE: dict[str, Any] = {
     "block_out_channels": (128, 256, 512, 512), "down_block_types": ("DownEncoderBlock2D",) * 4,
     "up_block_types": ("UpDecoderBlock2D",) * 4, "layers_per_block": 2, "latent_channels": 16, "sample_size": 1024,
     "use_quant_conv": False, "use_post_quant_conv": False, "scaling_factor": 0.3611, "shift_factor": 0.1159,
-}  # fmt: skip
-
-#: 64 noisy channels, 64 of the masked picture, 256 of the mask; text widths of T5-XXL and CLIP-L: as FLUX.1-Fill.
-FILL: dict[str, Any] = {
-    "in_channels": 384, "out_channels": 64, "joint_attention_dim": 4096, "pooled_projection_dim": 768,
-    "guidance_embeds": True,
 }  # fmt: skip
 
 
@@ -72,13 +66,10 @@ SIZES = {
     "tiny": Size(None, 64, 48, 32, 20),
     # 60M parameters. Text is a seventh of the tokens, as it is of FLUX.1-Fill's at 768x576.
     "cpu": Size(
-        {**FILL, "num_layers": 3, "num_single_layers": 7, "num_attention_heads": 8, "attention_head_dim": 64,
+        {**FLUX_FILL, "num_layers": 3, "num_single_layers": 7, "num_attention_heads": 8, "attention_head_dim": 64,
          "axes_dims_rope": (8, 28, 28)}, 256, 192, 64, 30,
     ),
-    "full": Size(
-        {**FILL, "num_layers": 19, "num_single_layers": 38, "num_attention_heads": 24, "attention_head_dim": 128,
-         "axes_dims_rope": (16, 56, 56)}, 768, 576, 512, 10,
-    ),
+    "full": Size(FLUX_FILL, 768, 576, 512, 10),
 }  # fmt: skip
 WARM_UP = 2
 

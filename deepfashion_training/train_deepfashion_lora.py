@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from deepfashion_training import upstream
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-PRESETS = Path(__file__).resolve().parent / "presets"
 #: Flags of the launcher that choose a preset for a whole run; "no flag" is what it does without one.
 PRESET_FLAGS = {"no flag": "full", "--h100": "h100", "--low-vram": "low_vram"}
 LAUNCHER_FLAGS = ("--quick-test", "--h100", "--low-vram", "--dry-run")
@@ -38,9 +37,7 @@ HUB_DATASET = "SaffalPoosh/deepFashion-with-masks"
 if __name__ == "__main__":  # run by path: the package is found from here, and its folders do not become top-level names
     sys.path[0] = str(REPOSITORY)
 
-
-class WrongUseError(Exception):
-    """A command line that cannot be understood: exit code 2."""
+from deepfashion_training.console.presets import WrongUseError, as_typed, gpu_memory_of, load_preset  # noqa: E402
 
 
 class _Parser(argparse.ArgumentParser):
@@ -106,63 +103,6 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-#: What a flag's value in a preset may be: no collections, bytes or dates.
-_PRESET_VALUES = (bool, int, float, str, type(None))
-#: Longest value of a preset: far above any prompt or number.
-_LONGEST_VALUE = 4000
-
-
-def load_preset(name: str) -> dict[str, Any]:
-    """Flags of a preset, by its name in ``presets/`` or by the path of a YAML file."""
-    import yaml
-
-    path = _preset_file(name)
-    if not path.is_file():
-        known = sorted(preset.stem for preset in PRESETS.glob("*.yaml") if preset.stem != "embedded")
-        raise WrongUseError(f"--preset {name}: no such preset or file; the presets are {', '.join(known)}")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise WrongUseError(f"--preset {path} is no valid YAML: {' '.join(str(error).split())}") from error
-    flags = content.get("flags", {}) if isinstance(content, dict) else None
-    if not isinstance(flags, dict) or not all(isinstance(value, _PRESET_VALUES) for value in flags.values()):
-        raise WrongUseError(f"--preset {path}: it needs a mapping 'flags' of flag names to single values")
-    if odd := [flag for flag in flags if not re.fullmatch(r"[a-z]\w*", str(flag), re.ASCII)]:
-        raise WrongUseError(f"--preset {path}: {odd[0]!r} is no name of a flag")
-    for flag, value in flags.items():  # a number of more digits cannot even be written
-        if value.bit_length() > 64 if isinstance(value, int) else len(str(value)) > _LONGEST_VALUE:
-            raise WrongUseError(f"--preset {path}: the value of {flag} is longer than any that a flag takes")
-    typed_only = {"preset", "upstream", "embedded", "check", "debug", "output_dir", "dataroot"}
-    typed_only |= {"plan", "gpu_hour_price", "push_to_hub", "hub_model_id", "hub_private"}
-    if misplaced := typed_only & set(flags):
-        raise WrongUseError(f"--preset {path}: {sorted(misplaced)[0]} belongs on the command line, not in a preset")
-    return {str(flag): value for flag, value in flags.items()}
-
-
-def _preset_file(name: str) -> Path:
-    own = PRESETS / f"{name}.yaml"
-    return own if own.is_file() else Path(name)
-
-
-def gpu_memory_of(name: str) -> float | None:
-    """GPU memory in GiB that the preset asks for; None where it does not say. ``load_preset`` has read it before."""
-    import yaml
-
-    needs = yaml.safe_load(_preset_file(name).read_text(encoding="utf-8")).get("needs")
-    gib = needs.get("gpu_memory_gib") if isinstance(needs, dict) else None
-    return float(gib) if isinstance(gib, (int, float)) and gib > 0 else None
-
-
-def _tokens(flags: dict[str, Any]) -> list[str]:
-    """``flags`` as they would be typed; a flag whose value is None is left out."""
-    switches = {True: "--{}", False: "--no-{}"}
-    return [
-        switches[value].format(flag) if isinstance(value, bool) else f"--{flag}={value}"
-        for flag, value in flags.items()
-        if value is not None
-    ]
-
-
 def _typed(flag: str, tokens: list[str]) -> bool:
     return any(token.split("=")[0] == flag for token in tokens)
 
@@ -187,7 +127,7 @@ def resolve(argv: list[str]) -> tuple[argparse.Namespace, upstream.Script]:
         flags |= load_preset("embedded")
     script = upstream.open_script(first.upstream or upstream.DEFAULT_SCRIPT, _report_to(flags, argv))
     own_flags = {flag: value for flag, value in flags.items() if f"--{flag}" in _options(parser)}
-    own, for_script = parser.parse_known_args([*_tokens(own_flags), *argv])
+    own, for_script = parser.parse_known_args([*as_typed(own_flags), *argv])
     own.dataset_name = own.dataset_name or (None if own.embedded else HUB_DATASET)
     own.output_dir = _output_dir(own, for_script)
     own.dataset_name = own.dataset_name or str(own.output_dir / "wardrobe")
@@ -200,7 +140,7 @@ def resolve(argv: list[str]) -> tuple[argparse.Namespace, upstream.Script]:
         from deepfashion_training.embedded.make_base import TINY_FLUX_FILL
 
         given |= dict.fromkeys(MODELS, str(TINY_FLUX_FILL))
-    args = _parse(script, _tokens(preset), given, for_script, _options(parser))
+    args = _parse(script, as_typed(preset), given, for_script, _options(parser))
     try:
         dataset_options(own)
     except ValueError as error:  # its message begins with the name of the option
@@ -259,7 +199,7 @@ def _parse(
 
     theirs = upstream.script_parser(script)
     if theirs is None:
-        return script.parse_args([*preset, *_tokens(given), *typed])
+        return script.parse_args([*preset, *as_typed(given), *typed])
     ours = upstream.script_parser(upstream.load_script(upstream.DEFAULT_SCRIPT))
     assert ours is not None  # given: our trainer uses argparse
     known = [*own_flags, *_options(ours), *_options(theirs), *LAUNCHER_FLAGS]
@@ -605,21 +545,17 @@ def compare_with_base(args: argparse.Namespace, folder: Path) -> None:
     """Say by garment type what the LoRA in ``folder`` changed, on held-out people, and after a quick test of the real
     model what the full run will take. Raises ``ValueError``, one line, when that fails.
     """
-    import gc
     import json
-
-    import torch
 
     from deepfashion_training.data.sources import open_splits
     from deepfashion_training.evaluate import evaluate_trained
     from deepfashion_training.pairs.schema import check_documented
     from deepfashion_training.reports.forecast import forecast
+    from training_run.speed import free_memory
 
     run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     trained = run["arguments"]  # a script of its own ways names some of them otherwise
-    gc.collect()  # the trainer's models
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    free_memory()
     columns = lambda found: check_documented(found, args.dataset_name)  # noqa: E731
     splits = open_splits(args.dataset_name, check_columns=columns, revision=args.dataset_revision)
     held_out = [name for name in ("test", args.validation_split) if name in splits and name != args.train_split]

@@ -17,6 +17,7 @@ import torch
 import yaml
 
 from deepfashion_training import train_deepfashion_lora as wrapper
+from deepfashion_training.console.presets import PRESETS
 from deepfashion_training.embedded.wardrobe import write_wardrobe
 from deepfashion_training.planning import answer, measuring, plan
 from deepfashion_training.planning.plan import GIB, Device, Measured
@@ -217,7 +218,7 @@ def test_an_estimate_says_that_it_is_one_and_where_it_comes_from(
     lines, cards = said.splitlines(), plan.load_cards()
     assert error == "" and not (tmp_path / "o").exists()
     assert "no GPU is visible here and nothing was measured" in lines[1]
-    needs = yaml.safe_load((wrapper.PRESETS / f"{preset}.yaml").read_text())["needs"]["gpu_memory_gib"]
+    needs = yaml.safe_load((PRESETS / f"{preset}.yaml").read_text())["needs"]["gpu_memory_gib"]
     assert lines[2] == f"memory    {needs} GiB of GPU memory, as its preset asks for"
     rows = {card["card"]: next(line for line in lines[5:] if line.startswith(card["card"])) for card in cards}
     for card in cards:
@@ -248,7 +249,7 @@ def test_estimates_agree_with_what_the_presets_say() -> None:
         assert plan.useful_tflop(args, CONFIG) / rates[card] * args.max_train_steps / 3600 == pytest.approx(
             hours, rel=0.12
         )
-        about = yaml.safe_load((wrapper.PRESETS / f"{preset}.yaml").read_text())["about"]
+        about = yaml.safe_load((PRESETS / f"{preset}.yaml").read_text())["about"]
         assert f"{hours} h" in about
 
 

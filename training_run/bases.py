@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ logger = get_logger(__name__)
 
 #: Parts of a pipeline that training takes from --pretrained_model_name_or_path.
 PARTS = ("scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "vae")
+#: Those of them that only prompts need.
+TEXT_PARTS = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
 #: Files that models, tokenizers and schedulers are loaded from.
 READ = (".safetensors", ".json", ".txt", ".model")
 #: Up to this size all of a file is hashed. Of a larger one, 64 pieces: two models of one kind differ all over.
@@ -50,15 +52,23 @@ def transformer_in(folder: Path) -> Path:
 
 def base_facts(args: Any) -> dict[str, dict[str, str]]:
     """What tells the models of a run from others of the same name: commit on the Hub, else size and hash of files."""
-    found: dict[str, dict[str, str]] = {}
-    for which, (model, revision) in models_of(args).items():
-        if Path(model).is_dir():
-            parts = [Path(model, part) for part in PARTS] if which == "pipeline" else [transformer_in(Path(model))]
-            found[which] = _digests(Path(model), parts)
-        else:
-            snapshot = snapshot_of(model, revision, args.cache_dir)
-            found[which] = {"commit": snapshot.name} if snapshot else {}
-    return found
+    return {
+        "pipeline": pipeline_facts(args, PARTS),
+        "transformer": _facts(args, "transformer", lambda folder: [transformer_in(folder)]),
+    }
+
+
+def pipeline_facts(args: Any, parts: Sequence[str]) -> dict[str, str]:
+    """What tells these parts of the base pipeline from others of the same name; empty where nothing does."""
+    return _facts(args, "pipeline", lambda folder: [folder / part for part in parts])
+
+
+def _facts(args: Any, which: str, parts_in: Callable[[Path], Sequence[Path]]) -> dict[str, str]:
+    model, revision = models_of(args)[which]
+    if Path(model).is_dir():
+        return _digests(Path(model), parts_in(Path(model)))
+    snapshot = snapshot_of(model, revision, args.cache_dir)
+    return {"commit": snapshot.name} if snapshot else {}
 
 
 def _digests(folder: Path, parts: Iterable[Path]) -> dict[str, str]:

@@ -10,6 +10,14 @@ from typing import Any
 
 import torch
 
+#: Shape of FLUX.1-Fill's transformer: its input is 64 noisy channels, 64 of the masked picture and 256 of the mask, its
+#: texts are as wide as T5-XXL's and CLIP-L's.
+FLUX_FILL: dict[str, Any] = {
+    "num_layers": 19, "num_single_layers": 38, "num_attention_heads": 24, "attention_head_dim": 128,
+    "axes_dims_rope": (16, 56, 56), "in_channels": 384, "out_channels": 64, "joint_attention_dim": 4096,
+    "pooled_projection_dim": 768, "guidance_embeds": True,
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Flops:

@@ -193,12 +193,6 @@ def check_room(folder: Path, size: int, whole: int) -> None:
     logger.info(f"Encoded rows in {folder}: {told}")
 
 
-def files_of(model: str, parts: Iterable[str]) -> dict[str, list[float]]:
-    """Size and time of change of the files below ``parts`` of a model's folder; empty for one on the Hub."""
-    files = (path for part in parts for path in sorted(Path(model, part).rglob("*")) if path.is_file())
-    return {str(path.relative_to(model)): [path.stat().st_size, path.stat().st_mtime] for path in files}
-
-
 def kept_tensors(path: Path, make: Callable[[], dict[str, torch.Tensor]], writes: bool) -> dict[str, torch.Tensor]:
     """The tensors in the file ``path``, made and, by the rank that ``writes``, kept there when it is not whole."""
     try:

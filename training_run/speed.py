@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +15,12 @@ logger = get_logger(__name__)
 
 #: Share of a GPU's memory that ``choose_recomputed`` lets a step fill; the rest is for fragments and pictures.
 FILL = 0.92
+
+
+def free_memory() -> None:
+    """Give back what models that are gone have held."""
+    gc.collect()
+    torch.cuda.empty_cache()  # nothing happens without CUDA
 
 
 def spread(total: int, count: int) -> list[int]:

@@ -49,7 +49,7 @@ class SourceRows:
     @property
     def stored_size(self) -> int:
         """Bytes of the files that hold the rows; 0 where they are in memory."""
-        files = {Path(file["filename"]) for file in pickle.loads(self._stored).cache_files}
+        files = {Path(file["filename"]) for file in pickle.loads(self._stored).cache_files}  # our own bytes
         return sum(file.stat().st_size for file in files)
 
     def texts(self) -> dict[str, list[Any]]:

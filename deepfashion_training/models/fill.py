@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import gc
 import importlib.util
 import json
 import math
@@ -21,6 +20,7 @@ import train_flux_inpaint as trainer
 from deepfashion_training.embedded.make_base import TINY_FLUX_FILL
 from deepfashion_training.models.access import CATVTON_FLUX_ALPHA
 from deepfashion_training.models.lora_files import LoraFile
+from training_run.speed import free_memory
 
 FLUX_FILL = "black-forest-labs/FLUX.1-Fill-dev"
 #: Guidance of catvton-flux-alpha without a LoRA: what its own training script draws its validation pictures with.
@@ -215,8 +215,7 @@ class FillModel:
             embeds, pooled = trainer.encode_prompt(encoders, [prompt], length, self.device)
             encoded[prompt] = (embeds.to("cpu", self.dtype), pooled.to("cpu", self.dtype))
         del encoders
-        gc.collect()
-        torch.cuda.empty_cache()  # nothing happens without CUDA
+        free_memory()
         return encoded
 
     def _load_transformer(self, loras: Mapping[str, LoraFile], offload: bool) -> Any:

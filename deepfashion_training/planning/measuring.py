@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import gc
 import json
 import statistics
 import tempfile
@@ -17,6 +16,7 @@ from accelerate.utils import broadcast_object_list
 
 from deepfashion_training.console.endings import describe
 from deepfashion_training.planning.plan import Measured
+from training_run.speed import free_memory
 
 #: Steps of a measurement; the first ones also start workers, choose kernels, compile and fill the memory.
 STEPS, WARM_UP = 6, 2
@@ -137,9 +137,3 @@ def measure_all(args: argparse.Namespace, train: Train, state: Any) -> dict[str,
             break
     free_memory()
     return found
-
-
-def free_memory() -> None:
-    """Give back what a measurement has left on the GPU; where it failed, its error has held the models until now."""
-    gc.collect()
-    torch.cuda.empty_cache()

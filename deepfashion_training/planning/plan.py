@@ -9,14 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from training_run.flops import useful_flops
+from training_run.flops import FLUX_FILL, useful_flops
 
-#: Shape of FLUX.1-Fill's transformer, for estimates.
-FLUX_FILL: dict[str, Any] = {
-    "num_layers": 19, "num_single_layers": 38, "num_attention_heads": 24, "attention_head_dim": 128,
-    "in_channels": 384, "out_channels": 64, "joint_attention_dim": 4096, "pooled_projection_dim": 768,
-    "guidance_embeds": True,
-}  # fmt: skip
 GIB = 2**30
 
 
