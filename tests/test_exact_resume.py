@@ -704,3 +704,45 @@ def test_two_ranks_are_told_to_stop(tiny_flags, tmp_path, receiver):
     assert resumed.returncode == 0, resumed.stderr[-3000:]
     passes = [int(line.split()[0]) for line in rows.read_text().splitlines()]
     assert passes == list(range(6))
+
+
+LEAVING = """
+import os, sys
+import torch
+import torch.distributed as dist
+from training_run import stopping
+
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # who waits for a thread and the thread take turns
+sys.setswitchinterval(1000)  # nobody is asked to give up Python's lock
+stopping.GLOO_SETTLES = 0.05
+dist.init_process_group("gloo")
+
+def come_and_go():
+    group = dist.new_group(backend="gloo")
+    model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(2, 2), process_group=group)
+    dist.all_gather_into_tensor(torch.ones(2, 2), torch.ones(1, 2), group=group)
+    stopping.settle_gloo()
+    dist.destroy_process_group(group)
+
+for _ in range(200):
+    come_and_go()
+os._exit(0)  # the group of all was not left
+"""
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="without it this finds nothing")
+def test_ranks_that_leave_their_group_do_not_wait_for_each_other_for_ever(tmp_path):
+    """Without the moment that Gloo gets, one of 200 groups never ends: four times of four."""
+    script = tmp_path / "leaving.py"
+    script.write_text(LEAVING, encoding="utf-8")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    left = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        said = left.communicate(timeout=120)[1]
+    except subprocess.TimeoutExpired:
+        for process in [*psutil.Process(left.pid).children(recursive=True), left]:
+            process.kill()
+        pytest.fail("a rank waits for ever")
+    assert left.returncode == 0, said[-3000:]

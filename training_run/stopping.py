@@ -21,6 +21,8 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _PR_SET_PDEATHSIG = 1
 #: How long the processes that load rows outlive a SIGTERM; the run has ended by then.
 WORKERS_STAY = 30
+#: Seconds between the last word of a rank to the others and its leaving them, where they speak through Gloo.
+GLOO_SETTLES = 0.5
 
 
 class StoppedError(SystemExit):
@@ -95,6 +97,19 @@ def worker_ignores_signals(_worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(WORKERS_STAY))
+
+
+def settle_gloo() -> None:
+    """Call this before a rank leaves the others, or it may never end.
+
+    Gloo's threads give tensors back under Python's lock, a moment after who waited for them has gone on, and what
+    frees the group waits for the threads with that lock held (PyTorch issue 56297). So, on CPUs, they get a moment.
+    """
+    import torch
+
+    group = torch.distributed
+    if group.is_available() and group.is_initialized() and group.get_backend() == "gloo":
+        time.sleep(GLOO_SETTLES)
 
 
 def end_with_launcher() -> None:

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from deepfashion_training.driver.run import SECRETS, RowStream
 from training_run.output_dir import prepare_output_dir
+from training_run.stopping import settle_gloo
 
 if TYPE_CHECKING:
     from deepfashion_training.driver.run import DrivenRun
@@ -153,6 +154,7 @@ class DrivenAccelerator(Accelerator):
             and run.step % run.settings.checkpointing_steps
         ):
             self.save_state(str(run.folder / f"checkpoint-{run.step}"))
+        settle_gloo()
         super().end_training()
 
 
