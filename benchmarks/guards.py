@@ -52,7 +52,12 @@ REMOVED = {
         '            name == "optimizer" or part.load_state_dict(saved[name])',
         f"{EXACT} -k undisturbed_one[2-4",
     ),
-    "Gloo gets no moment": (STOPPING, "        time.sleep(GLOO_SETTLES)", "        pass", f"{EXACT} -m long -k leave_their"),
+    "Gloo gets no moment": (
+        STOPPING,
+        "        time.sleep(GLOO_SETTLES)",
+        "        pass",
+        f"{EXACT} -m long -k leave_their",
+    ),
     "random states not restored": (
         TRAINER,
         '        saved_state.set_random_state(saved["ranks"][accelerator.process_index]["random"])',
