@@ -44,10 +44,10 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 from safetensors.torch import save as serialize
-from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+from torch.utils.data import DataLoader, Dataset, default_collate
 from tqdm.auto import tqdm
 
-from training_run import bases, checkpoints, guards, latents, speed, trust
+from training_run import attention, bases, checkpoints, guards, latents, speed, trust
 from training_run import state as saved_state
 from training_run.flags import FlagParser, add_loss_and_output_flags, add_model_and_data_flags, add_training_flags
 from training_run.guards import check_packages
@@ -62,6 +62,7 @@ from training_run.output_dir import (
     refuse_finished,
 )  # fmt: skip
 from training_run.record import RunRecord, checkpoint_facts
+from training_run.row_order import PairStream, seed_for
 from training_run.sheets import labelled_grid, to_picture
 from training_run.stopping import StoppedError, Stopping, settle_gloo, worker_ignores_signals
 
@@ -184,43 +185,6 @@ class VitonHDTestDataset(Dataset):
         return hashlib.sha256(repr((self.pairs, [(s.st_size, s.st_mtime_ns) for s in stats])).encode()).hexdigest()
 
 
-def seed_for(seed: int, *place: int) -> int:
-    """A 64-bit seed for a ``place`` in the run, such as rank and forward pass: draws need no saved state."""
-    return int(np.random.SeedSequence([seed, *place, len(place)]).generate_state(1, np.uint64)[0])
-
-
-class PairStream(Sampler[list[int]]):
-    """Endless seeded order of rows, cut into global batches and dealt to the ranks.
-
-    Epochs of permuted rows are joined into one stream; a forward pass takes the next ``batch_size * world_size`` of it.
-    So nothing is repeated or lost at an epoch's edge, and the place in the stream is a function of the step alone. With
-    ``weights`` (one per row) an epoch draws with replacement instead.
-    """
-
-    def __init__(
-        self, rows: int, batch_size: int, batches: range, seed: int, rank: int = 0, world_size: int = 1,
-        weights: Sequence[float] | None = None,
-    ) -> None:  # fmt: skip
-        self.rows, self.batch_size, self.batches, self.seed = rows, batch_size, batches, seed
-        self.rank, self.world_size = rank, world_size
-        self.shares = None if weights is None else np.asarray(weights, dtype=np.float64) / np.sum(weights)
-        self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
-
-    def row_at(self, place: int) -> int:
-        """Row at ``place`` of the stream."""
-        epoch, offset = divmod(place, self.rows)
-        if epoch != self._epoch:
-            draw, self._epoch = np.random.default_rng([self.seed, epoch]), epoch
-            drawn = self.shares is not None
-            self._order = draw.choice(self.rows, self.rows, p=self.shares) if drawn else draw.permutation(self.rows)
-        return int(self._order[offset])
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for batch in self.batches:
-            first = (batch * self.world_size + self.rank) * self.batch_size
-            yield [self.row_at(first + k) for k in range(self.batch_size)]
-
-
 def build_datasets(args: argparse.Namespace) -> tuple[Any, Any]:
     """Training and validation datasets, through whatever ``VitonHDTestDataset`` now is in this module."""
     common: dict[str, Any] = {"dataroot_path": args.dataroot, "order": "paired", "size": (args.height, args.width)}
@@ -316,8 +280,8 @@ class PromptTable:
 
     def look_up(self, prompts: Sequence[str], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """Embeddings of ``prompts`` on ``device``: [B,L,D] and [B,E]."""
-        index = torch.tensor([self.rows[prompt] for prompt in prompts], device=self.embeds.device)
-        return self.embeds[index].to(device), self.pooled[index].to(device)
+        index = speed.to_device(torch.tensor([self.rows[prompt] for prompt in prompts]), self.embeds.device)
+        return speed.to_device(self.embeds[index], device), speed.to_device(self.pooled[index], device)
 
 
 def prompt_of(args: argparse.Namespace, caption: str) -> str:
@@ -578,6 +542,12 @@ def sample_timesteps(
     return scheduler.timesteps[index], scheduler.sigmas[index]
 
 
+@functools.lru_cache(maxsize=4)
+def image_ids(rows: int, columns: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    """Positions of the tokens of a pair, [rows * columns, 3]; made once, as that takes a copy from the host."""
+    return FluxFillPipeline._prepare_latent_image_ids(1, rows, columns, device, dtype)
+
+
 def predict_velocity(
     transformer: torch.nn.Module, batch: FillBatch, guidance_scale: float, takes_guidance: bool
 ) -> torch.Tensor:
@@ -592,7 +562,7 @@ def predict_velocity(
         pooled_projections=batch.pooled_embeds,
         encoder_hidden_states=batch.prompt_embeds,
         txt_ids=torch.zeros(batch.prompt_embeds.shape[1], 3, device=device, dtype=dtype),
-        img_ids=FluxFillPipeline._prepare_latent_image_ids(size, h // 2, w // 2, device, dtype),
+        img_ids=image_ids(h // 2, w // 2, device, dtype),
         return_dict=False,
     )[0]
     return FluxFillPipeline._unpack_latents(packed, h, w, vae_scale_factor=1)
@@ -608,7 +578,8 @@ def flow_matching_loss(
     """
     error = (prediction.float() - (batch.noise.float() - batch.latents.float())) ** 2
     weights = (args.garment_loss_weight, args.mask_loss_weight, args.background_loss_weight)
-    region_weight = (batch.regions * batch.regions.new_tensor(weights).view(1, 3, 1, 1)).sum(dim=1, keepdim=True)
+    weighted = [weight * batch.regions[:, k : k + 1] for k, weight in enumerate(weights)]
+    region_weight = weighted[0] + weighted[1] + weighted[2]
     scheme = flow.compute_loss_weighting_for_sd3(args.weighting_scheme, sigmas=batch.sigmas).view(-1, 1, 1, 1)
     loss = (scheme.float() * region_weight * error).mean()
     with torch.no_grad():
@@ -647,6 +618,7 @@ class Run:
         self.args, self.accelerator, self.prompts, self.step = args, accelerator, prompts, 0
         self.skipped = guards.SkippedSteps(args.max_skipped_steps, Path(args.output_dir))
         self.moved, self.saved_at, self.spikes, self.stopping = False, 0, guards.SpikeWatch(), Stopping()
+        self.unread = list[guards.UnreadStep]()  # steps that the host has not waited for
         self.unlogged = torch.zeros(4, 2, device=accelerator.device)  # sums of optimizer_step since the last reading
         self.folder, base = Path(args.output_dir), args.pretrained_model_name_or_path
         dtype = DTYPES[args.mixed_precision]
@@ -657,6 +629,8 @@ class Run:
         transformer = load_transformer(args, dtype)
         if args.quantize_base is None:  # a quantized base is on its device already and refuses to be moved
             transformer.to(accelerator.device)
+        shape = attention.shape_of(args, transformer.config)
+        self.attention = attention.choose_backend(transformer, args.attention_backend, shape, dtype, accelerator)
         set_seed(args.seed)  # whatever was loaded or encoded before, on every rank: the LoRA begins the same
         self.parameters = make_trainable(transformer, args)
         self.takes_guidance = transformer.config.guidance_embeds
@@ -665,6 +639,7 @@ class Run:
         self.lr_scheduler = get_scheduler(args.lr_scheduler, optimizer, None, *steps)
         self.transformer, self.optimizer = accelerator.prepare(transformer, optimizer)
         self.model: FluxTransformer2DModel = accelerator.unwrap_model(self.transformer)
+        self.fused = accelerator.scaler is None and bool(optimizer.defaults.get("fused"))
         self.base_facts = bases.base_facts(args)
 
     def encode(self, samples: dict[str, Any], forward_pass: int) -> FillBatch:
@@ -683,7 +658,8 @@ class Run:
         captions = [caption if kept else "" for caption, kept in zip(samples["caption_cloth"], keep, strict=True)]
         text = self.prompts.look_up([prompt_of(args, caption) for caption in captions], device)
         regions, names = region_maps(mask, *latents.shape[-2:]), samples.get("im_name", ())
-        return FillBatch(latents, conditioning, regions, *text, noise, timesteps.to(device), sigmas.to(device), names)
+        times = speed.to_device(timesteps, device), speed.to_device(sigmas, device)
+        return FillBatch(latents, conditioning, regions, *text, noise, *times, names)
 
     def fit_memory(self, samples: dict[str, Any]) -> None:
         """For ``--gradient_checkpointing auto``: measure forward and backward passes on ``samples``, train nothing."""
@@ -698,9 +674,10 @@ class Run:
         self.recomputed = speed.choose_recomputed(self.model, step, moments, self.accelerator)
 
     def optimizer_step(self, batches: Iterable[FillBatch]) -> torch.Tensor:
-        """Take one step over ``batches``, unless loss or gradient is not finite.
+        """Take one step over ``batches``, unless loss or gradient is not finite; ``read_back`` says whether they were.
 
-        Returns [4,2]: error and count of each region, loss and number of passes; zeros where no step was taken.
+        Returns [4,2]: error and count of each region, loss and number of passes; zeros where no step was taken. With a
+        fused optimizer and without fp16's scaler the host waits for nothing.
         """
         totals, rows, parts = torch.zeros(4, 2, device=self.accelerator.device), list[str](), self.parameters
         for batch in batches:
@@ -713,32 +690,44 @@ class Run:
                 totals[3] += torch.stack([loss.detach(), torch.ones_like(loss)])
                 if self.accelerator.sync_gradients:
                     norm = self.accelerator.clip_grad_norm_(parts, self.args.max_grad_norm or math.inf)
-                    finite, scale = self.is_finite(totals, norm), guards.scale_of(self.accelerator.scaler)
-                    if finite or self.accelerator.scaler is not None:  # a scaler leaves such steps out by itself
+                    wrong, scale = self.is_wrong(totals, norm), guards.scale_of(self.accelerator.scaler)
+                    if self.fused:  # which leaves a wrong step out by itself, on the device
+                        self.optimizer.optimizer.found_inf = wrong
+                    if self.fused or self.accelerator.scaler is not None or not wrong.item():
                         self.optimizer.step()
                     self.optimizer.zero_grad()
         self.step += 1
         left_out = guards.scale_of(self.accelerator.scaler) < scale
         self.skipped.see_scaler(self.step, left_out)
-        if finite and not left_out:
-            self.moved = self.moved or any(group["lr"] > 0 for group in self.optimizer.param_groups)
-        if not finite:
-            rows = gather_object(rows)
-            means = (totals[3, 0] / totals[3, 1]).item(), float(norm)
-            self.skipped.add(self.step, rows, *means, writes=self.accelerator.is_main_process)
-            totals.zero_()
+        moves = not left_out and any(group["lr"] > 0 for group in self.optimizer.param_groups)
+        found = torch.stack([wrong, totals[3, 0] / totals[3, 1], norm])
+        self.unread.append(guards.UnreadStep(self.step, rows, moves, found))
         if not left_out:
             self.lr_scheduler.step()
-        return totals
+        return torch.where(wrong > 0, torch.zeros_like(totals), totals)
 
-    def is_finite(self, totals: torch.Tensor, norm: Any) -> bool:
-        """Whether losses and gradient of a step are finite on all ranks; an overflow that a scaler mends is."""
+    def is_wrong(self, totals: torch.Tensor, norm: torch.Tensor) -> torch.Tensor:
+        """1.0 when losses or gradient of a step are not finite on any rank, else 0.0; a scaler mends an overflow."""
         checked = totals if self.accelerator.scaler is not None else torch.cat([totals.flatten(), norm.view(1)])
-        wrong = (~checked.isfinite()).sum()
-        return not self.accelerator.reduce(wrong, "sum").item()
+        return self.accelerator.reduce((~checked.isfinite()).any().float(), "sum").clamp(max=1)
+
+    def read_back(self) -> None:
+        """Wait for the steps taken since the last call, and note which were not finite. All ranks call this.
+
+        ``ValueError`` when there were more than ``--max_skipped_steps``.
+        """
+        steps, self.unread = self.unread, []
+        found = torch.stack([step.found for step in steps]).tolist() if steps else []
+        for step, (wrong, loss, norm) in zip(steps, found, strict=True):
+            if wrong:
+                rows = gather_object(list(step.rows))
+                self.skipped.add(step.number, rows, loss, norm, writes=self.accelerator.is_main_process)
+            else:
+                self.moved = self.moved or step.moves
 
     def log(self, progress: tqdm) -> None:
         """Log the losses of all ranks since the last reading; a region without pixels is left out."""
+        self.read_back()
         sums = self.accelerator.reduce(self.unlogged, "sum").tolist()
         self.unlogged.zero_()
         names = ("loss_garment", "loss_mask", "loss_background", "loss")
@@ -799,6 +788,7 @@ class Run:
 
         ``random`` is this rank's random state as it was after the last whole step.
         """
+        self.read_back()
         ranks = gather_object([{"random": random, "unlogged": self.unlogged.cpu()}])
         self.saved_at, self.stopping.saved_at = self.step, time.monotonic()
         if not self.accelerator.is_main_process:
@@ -891,13 +881,17 @@ def train(
             run.unlogged += run.optimizer_step(encoded())
             progress.update()
             last = run.step == args.max_train_steps
+            saves = args.checkpointing_steps and (run.step % args.checkpointing_steps == 0 or last)
+            saves = saves or run.stopping.agreed(accelerator)[1]
+            draws = bool(pictures) and (run.step % args.validation_steps == 0 or last)
             if run.step % args.logging_steps == 0 or last:
                 run.log(progress)
-            record.seconds.append(time.perf_counter() - began)
-            on_step = args.checkpointing_steps and (run.step % args.checkpointing_steps == 0 or last)
-            if on_step or run.stopping.agreed(accelerator)[1]:
+            elif saves or draws or not record.seconds:  # their time, and that of compiling, is not that of steps
+                run.read_back()
+            record.took(time.perf_counter() - began, known=not run.unread)
+            if saves:
                 save()
-            if main_process and pictures and (run.step % args.validation_steps == 0 or last):
+            if main_process and draws:
                 run.validate(pictures)
             accelerator.wait_for_everyone()
     finally:

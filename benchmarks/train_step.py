@@ -86,6 +86,7 @@ def parse_args(input_args: Sequence[str] | None = None) -> argparse.Namespace:
     add("--mixed_precision", choices=["no", "bf16"], help="as the trainer's (default: bf16 on CUDA, no elsewhere)")
     add("--gradient_checkpointing", action=Recompute, default=0, metavar="auto|none|N",
         help="as the trainer's; recomputation is not useful work")  # fmt: skip
+    add("--attention_backend", default="native", metavar="NAME", help="as the trainer's")
     add("--compile_blocks", action="store_true", help="also time a variant with compiled blocks")
     add("--json", type=Path, metavar="F", help="also write the figures to F")
     args = parser.parse_args(input_args)
@@ -123,6 +124,7 @@ def trainer_args(args: argparse.Namespace, pipeline: Path, transformer: Path, ou
         "height": args.height, "width": args.width, "max_sequence_length": args.text_tokens,
         "mixed_precision": args.mixed_precision, "max_train_steps": 2 * (args.steps + WARM_UP), "report_to": "none",
     }  # fmt: skip
+    flags["attention_backend"] = args.attention_backend
     line = [part for name, value in flags.items() for part in (f"--{name}", str(value))]
     return trainer.parse_args([*line, f"--gradient_checkpointing={args.gradient_checkpointing or 'none'}"])
 

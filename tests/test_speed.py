@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import argparse
 import copy
+import json
+import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import default_collate
 
 import train_flux_inpaint as tfi
 from training_run import speed
+from training_run.record import RunRecord
 
 
 @pytest.mark.parametrize(
@@ -58,6 +63,7 @@ def run(tiny_args, accelerator):
     args = tiny_args("--report_to", "none", "--max_train_steps", 1)
     prompts = tfi.encode_prompts_once(args, [args.instance_prompt], accelerator)
     made = tfi.Run(args, accelerator, prompts)
+    made.folder.mkdir(parents=True)
     for parameter in made.parameters:  # B is zero at the start, and then half of the gradients are
         torch.nn.init.normal_(parameter, std=0.05)
     return made
@@ -101,6 +107,98 @@ def test_compiled_blocks_give_the_same_up_to_rounding(run, batch):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-6 + 1e-4 * float(other.abs().max()))
     assert set(run.model.state_dict()) == set(copy.deepcopy(run.model).state_dict())
     assert not any("_orig_mod" in name for name in run.model.state_dict())
+
+
+# ---- what the host waits for
+
+
+class Reads(TorchDispatchMode):
+    """Counts how often a number goes from the device to the host."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+def reads_of(run: tfi.Run, *batches: tfi.FillBatch) -> int:
+    with Reads() as reads:
+        run.optimizer_step(batches)
+    return reads.count
+
+
+def test_the_host_reads_nothing_inside_a_step(run, batch):
+    assert run.fused and run.args.max_grad_norm > 0
+    assert reads_of(run, batch) == reads_of(run, batch) == 0
+    assert not run.moved and run.step == 2
+    run.read_back()
+    assert run.moved and not run.unread and not run.skipped.count
+
+
+def test_an_optimizer_that_cannot_leave_out_a_step_by_itself_asks_once(run, batch):
+    run.fused = False
+    assert reads_of(run, batch) == 1
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_step_that_is_not_finite_changes_nothing_and_is_told_when_it_is_read(run, batch, fused):
+    run.skipped.limit, run.fused = 1, fused
+    first = run.optimizer_step([batch])
+    weights = [parameter.detach().clone() for parameter in run.parameters]
+    states = copy.deepcopy(run.optimizer.optimizer.state_dict()["state"])
+    broken = replace(batch, latents=batch.latents * math.inf, names=["a.jpg"])
+    assert not run.optimizer_step([broken]).any() and first.all(dim=1)[3]
+    assert all(torch.equal(one, other) for one, other in zip(weights, run.parameters, strict=True))
+    again = run.optimizer.optimizer.state_dict()["state"]
+    for number, state in states.items():
+        assert all(torch.equal(state[name], again[number][name]) for name in state)
+    assert run.skipped.count == 0
+    run.read_back()
+    assert run.skipped.count == 1
+    assert json.loads((run.folder / "logs" / "skipped.jsonl").read_text())["rows"] == ["a.jpg"]
+    run.optimizer_step([broken])
+    run.optimizer_step([batch])
+    with pytest.raises(ValueError, match=r"not finite at step 3: .* rows a\.jpg; with it 2 steps were skipped"):
+        run.read_back()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="waits for a CUDA GPU: a CPU has nothing to wait for")
+def test_on_a_gpu_nothing_in_a_step_waits(tiny_args):
+    from accelerate import Accelerator
+    from conftest import forget_accelerator
+
+    forget_accelerator()
+    accelerator = Accelerator()
+    args = tiny_args("--report_to", "none", "--max_train_steps", 9)
+    run = tfi.Run(args, accelerator, tfi.encode_prompts_once(args, [args.instance_prompt], accelerator))
+    data, _ = tfi.build_datasets(args)
+    samples = {name: value.pin_memory() if isinstance(value, torch.Tensor) else value
+               for name, value in default_collate([data[0], data[1]]).items()}  # fmt: skip
+    run.optimizer_step([run.encode(samples, 0)])  # kernels are chosen, positions are made
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for number in (1, 2):
+            run.optimizer_step([run.encode(samples, number)])
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+        forget_accelerator()
+    run.read_back()
+    assert run.moved
+
+
+def test_seconds_of_steps_are_known_where_the_device_has_been_waited_for(run):
+    record = RunRecord(run, {})
+    record.took(9.0, known=True)  # the first one, with all that is done once
+    for seconds in (0.1, 0.1, 0.1):
+        record.took(seconds, known=False)
+    assert record.seconds == [9.0]
+    record.took(3.7, known=True)
+    assert record.seconds == pytest.approx([9.0, 1.0, 1.0, 1.0, 1.0])
+    record.write()
+    facts = json.loads((run.folder / "run.json").read_text())
+    assert facts["seconds_per_step"] == pytest.approx(1.0) and len(facts["last_step_seconds"]) == 5
 
 
 # ---- auto

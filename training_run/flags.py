@@ -8,6 +8,8 @@ import math
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from training_run.attention import BACKENDS
+
 
 class FlagParser(argparse.ArgumentParser):
     """Parser that answers an unknown flag with the nearest known one; exit code 2."""
@@ -129,6 +131,8 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
     add("--max_grad_norm", type=AMOUNT, default=1.0, help="gradients are clipped to this norm; 0: not clipped")
     add("--gradient_checkpointing", "--no-gradient_checkpointing", action=Recompute, default=0, metavar="auto|none|N",
         help="recompute every N-th block (no word: every one): less memory, more time; auto: as few as fit the GPU")
+    add("--attention_backend", choices=["auto", *BACKENDS], default="native",
+        help="diffusers' name of an implementation of attention; auto: the fastest on this GPU, measured at the start")
     add("--compile_blocks", action=SWITCH, default=False, help="compile the repeated blocks: minutes once, then faster")
     add("--seed", type=SEED, default=42, help="seed of LoRA weights, row order, noise, timesteps and validation")
 

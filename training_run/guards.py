@@ -8,6 +8,7 @@ import logging
 import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,23 @@ import torch
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 
-from training_run import bases
+from training_run import attention, bases
 
 logger = logging.getLogger(__name__)
 
 #: Steps in a row that the gradient scaler of fp16 may leave out. Some are its way to find a scale: it begins at 2**16
 #: and halves it each time. After 50 it is 2**-34, with which no gradient overflows that was finite.
 SCALER_SKIPS = 50
+
+
+@dataclass(frozen=True)
+class UnreadStep:
+    """A step that the host has given to the device and not waited for."""
+
+    number: int
+    rows: Sequence[str]  # names of this rank's
+    moves: bool  # the weights, if it is finite
+    found: torch.Tensor  # [3]: 1 when it is not finite on any rank, mean loss, norm of the gradient
 
 
 class SkippedSteps:
@@ -165,6 +176,7 @@ def check_packages(args: Any) -> None:
             raise ValueError(f"{flag} needs the package {package}: pip install {package}")
         if package == "bitsandbytes" and not torch.cuda.is_available():
             raise ValueError(f"{flag} needs a CUDA GPU, and none is visible")
+    attention.check_installed(args.attention_backend)
     if args.mixed_precision == "fp16" and not torch.cuda.is_available():
         raise ValueError("--mixed_precision fp16 needs a CUDA GPU, and none is visible: use bf16 or no")
 

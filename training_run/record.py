@@ -65,6 +65,7 @@ class RunRecord:
 
     def __init__(self, run: Any, datasets: dict[str, Any]) -> None:
         self.run, self.datasets, self.seconds = run, datasets, list[float]()
+        self._waiting: list[float] = []
         self.facts: dict[str, Any] = {
             "status": "running",
             "started": time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime()),
@@ -82,6 +83,16 @@ class RunRecord:
             "resumed_from_step": run.step or None,
             "trainable_parameters": sum(parameter.numel() for parameter in run.parameters),
         }
+
+    def took(self, seconds: float, known: bool) -> None:
+        """Note what the host spent on a step. Only where the outcome is ``known`` has the device come as far.
+
+        Then all steps since the last such one took equally long, as nothing tells them apart.
+        """
+        self._waiting.append(seconds)
+        if known:
+            self.seconds += [sum(self._waiting) / len(self._waiting)] * len(self._waiting)
+            self._waiting = []
 
     def end(self, status: str) -> None:
         """Write how a run ended that did not come to its end; a full disk must not hide why."""

@@ -48,7 +48,7 @@ def measure(args: argparse.Namespace, train: Train, state: Any) -> Measured | No
             if not (folder / "wardrobe").exists():  # people need 64 pixels
                 write_wardrobe(folder / "wardrobe", rows=ROWS, size=(max(64, args.height), max(64, args.width)))
         short = {
-            "max_train_steps": STEPS, "lr_warmup_steps": 0, "logging_steps": STEPS, "report_to": "none",
+            "max_train_steps": STEPS, "lr_warmup_steps": 0, "logging_steps": 1, "report_to": "none",
             "checkpointing_steps": STEPS, "checkpoints_total_limit": None, "save_every_minutes": 0.0,
             "validation_steps": 0, "resume_from_checkpoint": None, "latents_dir": None,
             "dataroot": str(folder / "wardrobe"), "output_dir": str(folder / "run"), "overwrite_output_dir": False,

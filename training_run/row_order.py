@@ -1,0 +1,45 @@
+"""In which order a run sees the rows, and which seed belongs to a place in it: functions of the step alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from torch.utils.data import Sampler
+
+
+def seed_for(seed: int, *place: int) -> int:
+    """A 64-bit seed for a ``place`` in the run, such as rank and forward pass: draws need no saved state."""
+    return int(np.random.SeedSequence([seed, *place, len(place)]).generate_state(1, np.uint64)[0])
+
+
+class PairStream(Sampler[list[int]]):
+    """Endless seeded order of rows, cut into global batches and dealt to the ranks.
+
+    Epochs of permuted rows are joined into one stream; a forward pass takes the next ``batch_size * world_size`` of it.
+    So nothing is repeated or lost at an epoch's edge, and the place in the stream is a function of the step alone. With
+    ``weights`` (one per row) an epoch draws with replacement instead.
+    """
+
+    def __init__(
+        self, rows: int, batch_size: int, batches: range, seed: int, rank: int = 0, world_size: int = 1,
+        weights: Sequence[float] | None = None,
+    ) -> None:  # fmt: skip
+        self.rows, self.batch_size, self.batches, self.seed = rows, batch_size, batches, seed
+        self.rank, self.world_size = rank, world_size
+        self.shares = None if weights is None else np.asarray(weights, dtype=np.float64) / np.sum(weights)
+        self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
+
+    def row_at(self, place: int) -> int:
+        """Row at ``place`` of the stream."""
+        epoch, offset = divmod(place, self.rows)
+        if epoch != self._epoch:
+            draw, self._epoch = np.random.default_rng([self.seed, epoch]), epoch
+            drawn = self.shares is not None
+            self._order = draw.choice(self.rows, self.rows, p=self.shares) if drawn else draw.permutation(self.rows)
+        return int(self._order[offset])
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for batch in self.batches:
+            first = (batch * self.world_size + self.rank) * self.batch_size
+            yield [self.row_at(first + k) for k in range(self.batch_size)]
