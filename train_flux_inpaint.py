@@ -612,9 +612,13 @@ class Run:
     """A training run: the models, what is trained, and how a step is taken. ``main`` builds one and drives it."""
 
     def __init__(
-        self, args: argparse.Namespace, accelerator: Accelerator, prompts: PromptTable, vae_config: Any = None
-    ) -> None:
-        """Load the models. With ``vae_config`` the VAE stays away, as samples have its posteriors already."""
+        self, args: argparse.Namespace, accelerator: Accelerator, prompts: PromptTable, vae_config: Any = None,
+        attention_backend: str | None = None,
+    ) -> None:  # fmt: skip
+        """Load the models. With ``vae_config`` the VAE stays away, as samples have its posteriors already.
+
+        ``attention_backend`` is the one that a run to be continued has had.
+        """
         self.args, self.accelerator, self.prompts, self.step = args, accelerator, prompts, 0
         self.skipped = guards.SkippedSteps(args.max_skipped_steps, Path(args.output_dir))
         self.moved, self.saved_at, self.spikes, self.stopping = False, 0, guards.SpikeWatch(), Stopping()
@@ -630,7 +634,8 @@ class Run:
         if args.quantize_base is None:  # a quantized base is on its device already and refuses to be moved
             transformer.to(accelerator.device)
         shape = attention.shape_of(args, transformer.config)
-        self.attention = attention.choose_backend(transformer, args.attention_backend, shape, dtype, accelerator)
+        wanted = attention_backend or args.attention_backend
+        self.attention = attention.choose_backend(transformer, wanted, shape, dtype, accelerator)
         set_seed(args.seed)  # whatever was loaded or encoded before, on every rank: the LoRA begins the same
         self.parameters = make_trainable(transformer, args)
         self.takes_guidance = transformer.config.guidance_embeds
@@ -823,6 +828,8 @@ class Run:
             set_peft_model_state_dict(self.model, lora)
         for name, part in self.stateful().items():
             part.load_state_dict(saved[name])
+        for group in self.optimizer.param_groups:  # of this device, whatever the checkpoint was written on
+            group |= {name: self.optimizer.defaults[name] for name in ("fused",) if name in group}
         for group in self.optimizer.param_groups if self.args.allow_changed_arguments else []:
             factor = group["lr"] / (group["initial_lr"] or 1)
             group |= optimizer_settings(self.args) | {"initial_lr": self.args.learning_rate}
@@ -869,6 +876,9 @@ def train(
         for forward_pass in range(run.step * passes, (run.step + 1) * passes):
             if signum := run.stopping.agreed(accelerator)[0]:
                 progress.close()
+                began_reading = time.perf_counter()
+                run.read_back()
+                record.settle(time.perf_counter() - began_reading)
                 if run.step > run.saved_at:
                     save(before)  # not as they are after passes that will be taken again
                 accelerator.wait_for_everyone()  # whoever ends first lets elastic count 30 s for the others
@@ -932,7 +942,7 @@ def stand_up(
     rows, vae_config = cache_latents(args, train_data, accelerator) if args.cache_latents else (train_data, None)
     speed.free_memory()
     logger.info(f"Loading the transformer {args.pretrained_inpaint_model_name_or_path}")
-    run = Run(args, accelerator, prompts, vae_config)
+    run = Run(args, accelerator, prompts, vae_config, attention.wanted_by(args, saved))
     if checkpoint and saved is not None:
         run.resume(checkpoint, saved)
     elif accelerator.is_main_process and continues(args):

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import json
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import forget_accelerator
 from diffusers import FluxTransformer2DModel
 from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 
 import train_flux_inpaint as tfi
 from training_run import attention
+from training_run.state import read_state
 
 SHAPE, CPU = (1, 80, 2, 16), torch.device("cpu")
 EVERYWHERE = ["native", "_native_flash", "_native_math"]  # PyTorch has these on CPUs, too
@@ -83,6 +87,41 @@ def test_a_run_asks_its_blocks_for_what_was_chosen(tiny_args, accelerator):
     assert run.attention == "_native_flash"
     blocks = [*run.model.transformer_blocks, *run.model.single_transformer_blocks]
     assert {block.attn.processor._attention_backend.value for block in blocks} == {"_native_flash"}
+    assert _AttentionBackendRegistry.get_active_backend()[0].value == "native"  # other models are not touched
+
+
+def test_in_mixed_precision_it_is_tried_as_the_run_does(monkeypatch):
+    """Norms give queries and keys in float32 there, which what takes no part in autocast refuses."""
+    seen = set()
+
+    def strict(*tensors: torch.Tensor) -> torch.Tensor:
+        seen.add((tuple(tensor.dtype for tensor in tensors), torch.is_autocast_enabled("cpu")))
+        return dispatch(*tensors)
+
+    dispatch = attention.dispatch_attention_fn
+    monkeypatch.setattr(attention, "dispatch_attention_fn", strict)
+    assert isinstance(attention.measured(["native"], SHAPE, torch.bfloat16, CPU)["native"], float)
+    assert seen == {((torch.float32, torch.float32, torch.bfloat16), True)}
+
+
+def test_a_run_that_is_continued_keeps_what_auto_chose(tiny_args, monkeypatch):
+    def run(*flags: object) -> argparse.Namespace:
+        forget_accelerator()
+        args = tiny_args("--report_to", "none", "--validation_steps", 0, "--checkpointing_steps", 1, *flags)
+        tfi.main(args)
+        forget_accelerator()
+        return args
+
+    steps = ["--lr_scheduler", "constant", "--attention_backend", "auto"]
+    monkeypatch.setattr(attention, "choose_backend", lambda _, wanted, *rest: asked.append(wanted) or "_native_flash")
+    asked: list[str] = []
+    first = run(*steps, "--max_train_steps", 1)
+    assert read_state(Path(first.output_dir, "checkpoint-1"))["attention"] == "_native_flash"
+    assert json.loads(Path(first.output_dir, "run.json").read_text())["attention"] == "_native_flash"
+    run(*steps, "--max_train_steps", 2, "--output_dir", first.output_dir, "--resume_from_checkpoint", "latest")
+    assert asked == ["auto", "_native_flash"]
+    with pytest.raises(ValueError, match="its state has no attention backend but 'sage'"):
+        attention.wanted_by(first, {"attention": "sage"})
 
 
 def test_the_shape_is_that_of_the_queries(tiny_args, tiny_flux_fill, monkeypatch):

@@ -196,9 +196,20 @@ def test_seconds_of_steps_are_known_where_the_device_has_been_waited_for(run):
     assert record.seconds == [9.0]
     record.took(3.7, known=True)
     assert record.seconds == pytest.approx([9.0, 1.0, 1.0, 1.0, 1.0])
+    record.took(0.5, known=False)
+    record.settle(0.5)  # a run that is stopped waits for its device
+    assert record.seconds[-1] == pytest.approx(1.0)
     record.write()
     facts = json.loads((run.folder / "run.json").read_text())
-    assert facts["seconds_per_step"] == pytest.approx(1.0) and len(facts["last_step_seconds"]) == 5
+    assert facts["seconds_per_step"] == pytest.approx(1.0) and len(facts["last_step_seconds"]) == 6
+
+
+def test_a_run_that_ends_before_its_seconds_are_known_does_not_take_the_first_for_all(run):
+    record = RunRecord(run, {})
+    record.took(60.0, known=True)
+    record.took(1.0, known=False)
+    record.end("failed")
+    assert "seconds_per_step" not in json.loads((run.folder / "run.json").read_text())
 
 
 # ---- auto

@@ -37,7 +37,9 @@ def check_installed(backend: str) -> None:
 def passes(backend: str, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """Result and gradients of attention over query, key and value ``inputs``, [B,N,heads,D] each."""
     leaves = [tensor.detach().requires_grad_() for tensor in inputs]
-    with attention_backend(backend):
+    dtype = inputs[-1].dtype
+    autocast = torch.autocast(inputs[-1].device.type, dtype, enabled=dtype != torch.float32)
+    with attention_backend(backend), autocast:
         result = dispatch_attention_fn(*leaves)
     result.backward(torch.ones_like(result))
     return [result.detach(), *(leaf.grad for leaf in leaves if leaf.grad is not None)]
@@ -49,24 +51,38 @@ def measured(
     """Seconds of a forward and a backward pass of each of ``backends``, the best of a few; else why it cannot be used.
 
     ``shape`` is that of query, key and value, [B,N,heads,D]. One that does not compute what "native" does is of no use.
+    As in the run, in mixed precision query and key come from their norms in float32 and only values in ``dtype``.
     """
     generator = torch.Generator(device).manual_seed(0)
-    inputs = [torch.randn(shape, generator=generator, device=device, dtype=dtype) for _ in range(3)]
+    query, key, value = (torch.randn(shape, generator=generator, device=device) for _ in range(3))
+    inputs = [query, key, value.to(dtype)]
     reference, found = passes("native", inputs), dict[str, float | str]()
     for backend in backends:
         try:
             check_installed(backend)
             got = passes(backend, inputs)
+            off = [(a - b).abs().max() / b.abs().max() for a, b in zip(got, reference, strict=True)]
+            took = min(seconds(functools.partial(passes, backend, inputs), device) for _ in range(REPEATS))
         except (ImportError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
             found[backend] = (str(error).strip() or type(error).__name__).splitlines()[0]
             continue
-        off = [(a - b).abs().max() / b.abs().max() for a, b in zip(got, reference, strict=True)]
-        wrong = float(torch.stack(off).max())
-        if not wrong <= TOLERANCE:  # nor is a nan
-            found[backend] = f"its result or gradient is off by {wrong:.2g}"
-            continue
-        found[backend] = min(seconds(functools.partial(passes, backend, inputs), device) for _ in range(REPEATS))
+        wrong = float(torch.stack([each.float() for each in off]).max())
+        # A nan is not below it either.
+        found[backend] = took if wrong <= TOLERANCE else f"its result or gradient is off by {wrong:.2g}"
     return found
+
+
+def wanted_by(args: argparse.Namespace, saved: dict[str, Any] | None) -> str:
+    """What ``--attention_backend`` asks for; a run that continues keeps what "auto" chose, or it would not be the same.
+
+    Raises ``ValueError`` for a state with a name that is none.
+    """
+    chosen = (saved or {}).get("attention")
+    if args.attention_backend != "auto" or chosen is None:
+        return str(args.attention_backend)
+    if chosen not in BACKENDS:
+        raise ValueError(f"--resume_from_checkpoint: its state has no attention backend but {str(chosen)[:40]!r}")
+    return str(chosen)
 
 
 def shape_of(args: argparse.Namespace, config: Any) -> tuple[int, int, int, int]:
@@ -103,5 +119,6 @@ def choose_backend(
         if isinstance(reason, str):
             raise ValueError(f"--attention_backend {wanted} cannot be used here: {reason}")
     logger.info(f"Attention by {wanted}")
-    transformer.set_attention_backend(wanted)
+    with attention_backend("native"):  # else it would be the default of every other model in the process
+        transformer.set_attention_backend(wanted)
     return wanted

@@ -49,6 +49,7 @@ def checkpoint_facts(run: Any, data: Any, own: frozenset[str]) -> dict[str, Any]
         "arguments": {name: value for name, value in vars(args).items() if name in own},
         "data": data_facts(data),
         "base": run.base_facts,
+        "attention": run.attention,
         "versions": package_versions(),
         "git_revision": git_revision(),
     }
@@ -79,6 +80,7 @@ class RunRecord:
                 ),
             },
             "device": torch.cuda.get_device_name() if run.accelerator.device.type == "cuda" else "cpu",
+            "attention": run.attention,
             "world_size": run.accelerator.num_processes,
             "resumed_from_step": run.step or None,
             "trainable_parameters": sum(parameter.numel() for parameter in run.parameters),
@@ -91,7 +93,13 @@ class RunRecord:
         """
         self._waiting.append(seconds)
         if known:
-            self.seconds += [sum(self._waiting) / len(self._waiting)] * len(self._waiting)
+            self.settle(0.0)
+
+    def settle(self, seconds: float) -> None:
+        """Note that the device has finished all steps, after ``seconds`` of waiting for it."""
+        if self._waiting:
+            each = (sum(self._waiting) + seconds) / len(self._waiting)
+            self.seconds += [each] * len(self._waiting)
             self._waiting = []
 
     def end(self, status: str) -> None:
@@ -107,7 +115,8 @@ class RunRecord:
         if not self.run.accelerator.is_main_process:
             return
         args, world_size = self.run.args, self.run.accelerator.num_processes
-        if steady := self.seconds[1:] or self.seconds:  # the first step also starts workers and warms up kernels
+        steady = self.seconds[1:] or ([] if self._waiting else self.seconds)
+        if steady:  # the first step also starts workers and warms up kernels
             rows = args.train_batch_size * args.gradient_accumulation_steps * world_size
             self.facts["seconds_per_step"] = sum(steady) / len(steady)
             self.facts["pairs_per_second"] = rows * len(steady) / sum(steady)
