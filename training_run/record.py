@@ -80,7 +80,8 @@ class RunRecord:
                 ),
             },
             "device": torch.cuda.get_device_name() if run.accelerator.device.type == "cuda" else "cpu",
-            "attention": run.attention,
+            # A script that is driven sees to its attention itself.
+            **({"attention": run.attention} if hasattr(run, "attention") else {}),
             "world_size": run.accelerator.num_processes,
             "resumed_from_step": run.step or None,
             "trainable_parameters": sum(parameter.numel() for parameter in run.parameters),
