@@ -51,6 +51,7 @@ from training_run import attention, bases, checkpoints, guards, latents, speed, 
 from training_run import state as saved_state
 from training_run.flags import FlagParser, add_loss_and_output_flags, add_model_and_data_flags, add_training_flags
 from training_run.guards import check_packages
+from training_run.optimizers import make_optimizer, optimizer_settings
 from training_run.output_dir import (
     LORA_FILE,
     continues,
@@ -412,26 +413,6 @@ def read_lora(transformer: FluxTransformer2DModel, args: argparse.Namespace, fol
     if wrong := [name for name in shapes | there if shapes.get(name) != there.get(name)]:
         raise ValueError(f"{folder} holds another LoRA than these flags make: {wrong[0]} and {len(wrong) - 1} others")
     return weights
-
-
-def optimizer_settings(args: argparse.Namespace) -> dict[str, Any]:
-    """What the optimizer's parameter groups are set to."""
-    betas = (args.adam_beta1, args.adam_beta2)
-    return {"lr": args.learning_rate, "betas": betas, "weight_decay": args.adam_weight_decay, "eps": args.adam_epsilon}
-
-
-def make_optimizer(parameters: list[torch.nn.Parameter], args: argparse.Namespace) -> torch.optim.Optimizer:
-    """AdamW (fused where the device has it), 8-bit AdamW or Prodigy. ``check_packages`` has seen to their packages."""
-    settings = optimizer_settings(args)
-    if args.optimizer == "prodigy":
-        from prodigyopt import Prodigy
-
-        return Prodigy(parameters, decouple=True, use_bias_correction=True, safeguard_warmup=True, **settings)
-    if args.use_8bit_adam:
-        from bitsandbytes.optim import AdamW8bit
-
-        return AdamW8bit(parameters, **settings)
-    return torch.optim.AdamW(parameters, fused=parameters[0].device.type in ("cuda", "cpu"), **settings)
 
 
 def encode_images_to_latents(

@@ -21,7 +21,7 @@ import shlex
 import sys
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from deepfashion_training import upstream
@@ -32,75 +32,17 @@ PRESET_FLAGS = {"no flag": "full", "--h100": "h100", "--low-vram": "low_vram"}
 LAUNCHER_FLAGS = ("--quick-test", "--h100", "--low-vram", "--dry-run")
 MODELS = ("pretrained_model_name_or_path", "pretrained_inpaint_model_name_or_path")
 LORA = "pytorch_lora_weights.safetensors"
-HUB_DATASET = "SaffalPoosh/deepFashion-with-masks"
 
 if __name__ == "__main__":  # run by path: the package is found from here, and its folders do not become top-level names
     sys.path[0] = str(REPOSITORY)
 
 from deepfashion_training.console.presets import WrongUseError, as_typed, gpu_memory_of, load_preset  # noqa: E402
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise WrongUseError(message)
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """Parser of the wrapper's own flags."""
-    from deepfashion_training.console.flags import garment_types, number
-
-    parser = _Parser(
-        prog="train_deepfashion_lora.py",
-        description="Train a try-on LoRA for upper-body, lower-body and full-body garments.",
-        epilog="Every other flag goes to the training script: python train_flux_inpaint.py --help lists them.",
-        allow_abbrev=False,
-    )
-    add = parser.add_argument_group("run").add_argument
-    add("--preset", default="full", metavar="NAME|FILE", help="quick_test, full, h100, low_vram, or a YAML file")
-    add("--upstream", metavar="PATH", help="training script to drive (default: the project's train_flux_inpaint.py)")
-    add("--upstream-check", metavar="PATH", help="say how a training script can be driven, and train nothing")
-    add("--embedded", action="store_true", help="small model and drawn wardrobe: no network, no GPU, no account")
-    add("--check", action="store_true", help="check arguments, models, disk and data, and train nothing")
-    add("--debug", action="store_true", help="show the traceback of an error")
-    add = parser.add_argument_group("data").add_argument
-    add("--dataset_name", metavar="SRC", help=f"Hub id, parquet folder or save_to_disk folder (default: {HUB_DATASET})")
-    add("--dataset_revision", help="branch, tag or commit of a Hub dataset")
-    add("--pairs_dir", metavar="DIR", help="where pairs made from a raw dataset are kept (default: outputs/pairs/NAME)")
-    add("--prepare_limit", type=int, metavar="N", help="make pairs from this many raw rows, of all garment types")
-    add("--train_split", default="train", help="split to train on")
-    add("--validation_split", default="validation", help="split for validation; made from the train split if missing")
-    add("--validation_fraction", type=float, default=0.05, help="share of people held out when it has to be made")
-    add("--max_train_samples", type=int, help="train on this many rows, of all garment types")
-    add("--max_validation_samples", type=int, help="validate on this many rows, of all garment types")
-    add("--cloth_types", type=garment_types, default="upper,lower,full", metavar="LIST", help="garment types to use")
-    switch = argparse.BooleanOptionalAction
-    add("--balance_cloth_types", action=switch, default=False, help="draw every garment type equally often")
-    add(
-        "--resize_mode", choices=["pad", "stretch"], default="pad", help="pad keeps the aspect, stretch fills the frame"
-    )
-    add("--max_bad_rows", type=float, default=0.01, help="share of unreadable rows above which the run stops")
-    add = parser.add_argument_group("afterwards").add_argument
-    add(
-        "--evaluate_samples",
-        type=number(int, 0),
-        default=0,
-        metavar="N",
-        help="in the end compare LoRA and base on N held-out rows, garment types in proportion (0: do not)",
-    )
-    add = parser.add_argument_group("beforehand").add_argument
-    add(
-        "--plan",
-        action="store_true",
-        help="say what the run will take in time, memory, disk and money, from measured "
-        "steps where there is a GPU, and train nothing",
-    )
-    add("--gpu_hour_price", type=number(float, 0), metavar="X", help="with --plan: the price of a GPU hour")
-    # Their names in the run are not their flags': a script with flags of these names would upload all it has written.
-    add = parser.add_argument_group("hub").add_argument
-    add("--push_to_hub", dest="publish", action="store_true", help="upload LoRA, model card and pictures at the end")
-    add("--hub_model_id", dest="publish_as", metavar="OWNER/NAME", help="where to (default: YOU/NAME of --output_dir)")
-    add("--hub_private", dest="publish_private", action="store_true", help="make the repository a private one")
-    return parser
+from deepfashion_training.console.training_flags import (  # noqa: E402
+    HUB_DATASET,
+    build_parser,
+    refuse_planning,
+    refuse_publishing,
+)
 
 
 def _typed(flag: str, tokens: list[str]) -> bool:
@@ -121,7 +63,7 @@ def resolve(argv: list[str]) -> tuple[argparse.Namespace, upstream.Script]:
 
     parser = build_parser()
     first, _ = parser.parse_known_args(argv)
-    _refuse_plan(first)
+    refuse_planning(first)
     flags = load_preset(first.preset)
     if first.embedded:
         flags |= load_preset("embedded")
@@ -150,34 +92,12 @@ def resolve(argv: list[str]) -> tuple[argparse.Namespace, upstream.Script]:
             setattr(args, name, str(Path(folder).absolute()))
     for name, value in vars(own).items():
         setattr(args, name, str(value) if isinstance(value, Path) else value)
-    _refuse_push(args)
+    refuse_publishing(args)
     if args.plan and args.train_base_model:
         raise WrongUseError(
             "--plan counts the work of a LoRA, and --train_base_model trains none: leave out one of them"
         )
     return args, script
-
-
-def _refuse_plan(own: argparse.Namespace) -> None:
-    """Raise ``WrongUseError`` for flags about planning that cannot mean anything in this run."""
-    from deepfashion_training import upstream
-
-    if own.gpu_hour_price is not None and not own.plan:
-        raise WrongUseError("--gpu_hour_price does nothing without --plan")
-    if own.plan and own.publish:
-        raise WrongUseError("--push_to_hub: --plan trains nothing to upload: leave out one of the two")
-    if own.plan and own.upstream and Path(own.upstream).resolve() != upstream.DEFAULT_SCRIPT:
-        raise WrongUseError("--plan measures the project's own trainer: leave out --upstream")
-
-
-def _refuse_push(args: argparse.Namespace) -> None:
-    """Raise ``WrongUseError`` for flags about publishing that cannot mean anything in this run."""
-    if not args.publish and (args.publish_as or args.publish_private):
-        raise WrongUseError("--hub_model_id and --hub_private do nothing without --push_to_hub")
-    if args.publish and args.embedded:
-        raise WrongUseError("--push_to_hub: what the small embedded model has learned dresses nobody: leave it out")
-    if args.publish and getattr(args, "train_base_model", False):
-        raise WrongUseError("--push_to_hub uploads LoRAs, and --train_base_model trains none: leave out one of the two")
 
 
 def _report_to(flags: dict[str, Any], argv: list[str]) -> str:
@@ -456,6 +376,7 @@ def run(args: argparse.Namespace, script: upstream.Script) -> None:
     from deepfashion_training.models.access import subfolder_of_transformer
     from deepfashion_training.models.publish import push
     from deepfashion_training.reports.model_card import write_model_card
+    from training_run.output_dir import is_done
 
     if _draws_wardrobe(args):
         draw_wardrobe(Path(args.dataset_name), process_state())
@@ -464,7 +385,8 @@ def run(args: argparse.Namespace, script: upstream.Script) -> None:
     if isinstance(script, upstream.DrivenScript) and process_state().is_main_process:
         sys.stderr.write("".join(f"{line}\n" for line in script.notes()))
     dataset = functools.partial(DeepFashionDataset, options=dataset_options(args))
-    if is_trained(args, script):
+    # Other scripts need not have OWN_ARGUMENTS.
+    if _is_ours(script) and is_done(args, getattr(script, "OWN_ARGUMENTS")):  # noqa: B009
         if process_state().is_main_process:
             sys.stderr.write(
                 f"{args.output_dir}: all {args.max_train_steps} steps are taken; doing what comes after them\n"
@@ -507,30 +429,6 @@ def _is_ours(script: upstream.Script) -> bool:
     from deepfashion_training import upstream
 
     return Path(str(script.__file__)) == upstream.DEFAULT_SCRIPT
-
-
-def is_trained(args: argparse.Namespace, script: upstream.Script) -> bool:
-    """Whether the run that is to be continued has taken all its steps, with these arguments, by our own trainer.
-
-    Such a run may have been stopped while its LoRA was compared or published.
-    """
-    import json
-
-    from training_run.output_dir import continues
-    from training_run.state import FREE, changed
-
-    record = Path(args.output_dir) / "run.json"
-    if not _is_ours(script) or not continues(args) or not record.is_file():
-        return False
-    run = json.loads(record.read_text(encoding="utf-8"))
-    names = getattr(script, "OWN_ARGUMENTS")  # noqa: B009 - our trainer has it, other scripts need not
-    own = {name: value for name, value in vars(args).items() if name in names}
-    return (
-        run.get("status") == "done"
-        and run.get("step") == args.max_train_steps
-        and (Path(args.output_dir) / run.get("weights", "")).exists()
-        and not changed(run["arguments"], own, FREE)
-    )
 
 
 def forget_comparison(folder: Path) -> None:

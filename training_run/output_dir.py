@@ -144,6 +144,24 @@ def refuse_finished(args: Namespace, step: int) -> None:
         )
 
 
+def is_done(args: Namespace, own: frozenset[str]) -> bool:
+    """Whether the run that is to be continued has taken all its steps with these arguments; ``own`` names them.
+
+    Such a run may have been stopped while its LoRA was compared or published.
+    """
+    record = Path(args.output_dir) / "run.json"
+    if not continues(args) or not record.is_file():
+        return False
+    run = json.loads(record.read_text(encoding="utf-8"))
+    arguments = {name: value for name, value in vars(args).items() if name in own}
+    return (
+        run.get("status") == "done"
+        and run.get("step") == args.max_train_steps
+        and (Path(args.output_dir) / run.get("weights", "")).exists()
+        and not changed(run["arguments"], arguments, FREE)
+    )
+
+
 def forget_future(folder: Path, step: int) -> None:
     """Set aside what lies after ``step`` in a directory that is continued from there, and forget its curves.
 
