@@ -35,7 +35,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
 from accelerate.utils import ProjectConfiguration, gather_object, set_seed
-from diffusers import AutoencoderKL, BitsAndBytesConfig, FluxFillPipeline, FluxTransformer2DModel
+from diffusers import AutoencoderKL, FluxFillPipeline, FluxTransformer2DModel
 from diffusers import FlowMatchEulerDiscreteScheduler as FlowScheduler
 from diffusers import training_utils as flow
 from diffusers.optimization import get_scheduler
@@ -47,7 +47,7 @@ from safetensors.torch import save as serialize
 from torch.utils.data import DataLoader, Dataset, default_collate
 from tqdm.auto import tqdm
 
-from training_run import attention, bases, checkpoints, guards, latents, speed, trust
+from training_run import attention, bases, checkpoints, guards, latents, quantization, speed, trust
 from training_run import state as saved_state
 from training_run.flags import FlagParser, add_loss_and_output_flags, add_model_and_data_flags, add_training_flags
 from training_run.guards import check_packages
@@ -230,17 +230,8 @@ def load_transformer(args: argparse.Namespace, dtype: torch.dtype) -> FluxTransf
             f"--pretrained_inpaint_model_name_or_path {where!r} holds a {config.get('_class_name')} with "
             f"{config.get('in_channels')} input channels, not a FLUX.1-Fill transformer, which has 384"
         )
-    quantization = quantization_config(args.quantize_base, dtype)
-    return FluxTransformer2DModel.from_pretrained(
-        where, torch_dtype=dtype, variant=args.variant, use_safetensors=True, quantization_config=quantization, **hub
-    )
-
-
-def quantization_config(kind: str | None, compute_dtype: torch.dtype) -> BitsAndBytesConfig | None:
-    """diffusers' bitsandbytes settings for ``--quantize_base``, or None."""
-    if kind == "nf4":
-        return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute_dtype)
-    return BitsAndBytesConfig(load_in_8bit=True) if kind == "int8" else None
+    options = {"variant": args.variant, "quantization_config": quantization.settings(args.quantize_base, dtype)}
+    return FluxTransformer2DModel.from_pretrained(where, torch_dtype=dtype, use_safetensors=True, **options, **hub)
 
 
 def pipeline_options(args: argparse.Namespace, dtype: torch.dtype) -> dict[str, Any]:
@@ -589,6 +580,12 @@ def start(args: argparse.Namespace) -> Accelerator:
     return accelerator
 
 
+def first_batches(data: Any, size: int, pairs: int) -> list[dict[str, Any]]:
+    """Batches of ``size`` rows, from the first on and around, until there are ``pairs``: collated samples."""
+    rows = (data[row % len(data)] for row in itertools.count())
+    return [default_collate(list(itertools.islice(rows, size))) for _ in range(math.ceil(pairs / size))]
+
+
 class Run:
     """A training run: the models, what is trained, and how a step is taken. ``main`` builds one and drives it."""
 
@@ -603,6 +600,7 @@ class Run:
         self.args, self.accelerator, self.prompts, self.step = args, accelerator, prompts, 0
         self.skipped = guards.SkippedSteps(args.max_skipped_steps, Path(args.output_dir))
         self.moved, self.saved_at, self.spikes, self.stopping = False, 0, guards.SpikeWatch(), Stopping()
+        self.quantized: dict[str, Any] | None = None  # what see_quantization has found
         self.unread = list[guards.UnreadStep]()  # steps that the host has not waited for
         self.unlogged = torch.zeros(4, 2, device=accelerator.device)  # sums of optimizer_step since the last reading
         self.folder, base = Path(args.output_dir), args.pretrained_model_name_or_path
@@ -612,8 +610,7 @@ class Run:
         self.vae = load_vae(args, accelerator.device) if vae_config is None else None
         self.vae_config = vae_config if self.vae is None else self.vae.config
         transformer = load_transformer(args, dtype)
-        if args.quantize_base is None:  # a quantized base is on its device already and refuses to be moved
-            transformer.to(accelerator.device)
+        quantization.to_device(transformer, args.quantize_base, accelerator.device)
         shape = attention.shape_of(args, transformer.config)
         wanted = attention_backend or args.attention_backend
         self.attention = attention.choose_backend(transformer, wanted, shape, dtype, accelerator)
@@ -658,6 +655,20 @@ class Run:
         batch = self.encode(samples, 0)
         moments = 2 * sum(parameter.numel() * 4 for parameter in self.parameters)
         self.recomputed = speed.choose_recomputed(self.model, step, moments, self.accelerator)
+
+    def see_quantization(self, batches: Iterable[dict[str, Any]]) -> None:
+        """Tell the loss of collated ``batches`` beside the unquantized base's. For a LoRA that changes nothing yet."""
+        args, dtype = self.args, DTYPES[self.args.mixed_precision]
+        encoded = [self.encode(batch, number) for number, batch in enumerate(batches)]
+        load = functools.partial(load_transformer, argparse.Namespace(**{**vars(args), "quantize_base": None}), dtype)
+
+        def losses_of(transformer: torch.nn.Module) -> list[torch.Tensor]:
+            with torch.no_grad(), self.accelerator.autocast():
+                made = [predict_velocity(transformer, e, args.guidance_scale, self.takes_guidance) for e in encoded]
+            return [flow_matching_loss(*pair, args)[0] for pair in zip(made, encoded, strict=True)]
+
+        device = self.accelerator.device
+        self.quantized = quantization.compared(args.quantize_base, self.model, load, losses_of, dtype, device)
 
     def optimizer_step(self, batches: Iterable[FillBatch]) -> torch.Tensor:
         """Take one step over ``batches``, unless loss or gradient is not finite; ``read_back`` says whether they were.
@@ -819,6 +830,7 @@ class Run:
         self.step, here = saved["step"], checkpoint.resolve().parent == self.folder.resolve()
         self.saved_at = self.step if here else -1  # a checkpoint of elsewhere is not yet in this directory
         self.moved, self.skipped.count = saved["moved"], saved["skipped_steps"]
+        self.quantized = saved.get("quantized")
         self.skipped.by_scaler = saved.get("scaler_skips", 0)  # earlier versions did not count them
         if self.accelerator.is_main_process:
             forget_future(self.folder, self.step)
@@ -839,8 +851,10 @@ def train(
     afresh = {"tensorboard": {"purge_step": run.step + 1}}  # curves of steps that are taken again are not drawn twice
     accelerator.init_trackers("catvton-flux-lora", config=scalars, init_kwargs=afresh)
     if args.gradient_checkpointing == "auto":
-        data: Any = loader.dataset
-        run.fit_memory(default_collate([data[row % len(data)] for row in range(args.train_batch_size)]))
+        run.fit_memory(first_batches(loader.dataset, args.train_batch_size, 1)[0])
+    if args.quantize_base and run.step == 0 and main_process:
+        run.see_quantization(first_batches(loader.dataset, args.train_batch_size, quantization.PAIRS))
+    accelerator.wait_for_everyone()
     passes, batches = args.gradient_accumulation_steps, cast(Iterator[dict[str, Any]], iter(loader))
     if saved and accelerator.num_processes == len(saved["ranks"]):
         saved_state.set_random_state(saved["ranks"][accelerator.process_index]["random"])

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from training_run.attention import BACKENDS
+from training_run.quantization import PACKAGES as QUANTIZED_BY
 
 
 class FlagParser(argparse.ArgumentParser):
@@ -82,7 +83,8 @@ def add_model_and_data_flags(parser: argparse.ArgumentParser, prompt: str) -> No
     add("--inpaint_revision", help="branch, tag or commit of the transformer on the Hub")
     add("--variant", help="variant of the model files, such as bf16")
     add("--cache_dir", help="where downloaded models are kept (default: the Hub's own cache)")
-    add("--quantize_base", choices=["nf4", "int8"], help="keep the frozen base in 4 or 8 bit (bitsandbytes, CUDA)")
+    add("--quantize_base", choices=list(QUANTIZED_BY),
+        help="keep the frozen base in 4 bits a weight (bitsandbytes, CUDA) or in 8 (torchao)")
     add("--mixed_precision", choices=["no", "bf16", "fp16"], default="no", help="precision of the frozen base")
     add("--allow_tf32", action=SWITCH, default=False, help="TF32 for fp32 matrix products on CUDA")
     add = parser.add_argument_group("data and text").add_argument

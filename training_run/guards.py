@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 
-from training_run import attention, bases
+from training_run import attention, bases, quantization
 
 logger = logging.getLogger(__name__)
 
@@ -167,7 +167,6 @@ def check_packages(args: Any) -> None:
     """Raise ``ValueError`` when a flag needs a package or a device that is not there."""
     needs = {
         "--use_8bit_adam": args.use_8bit_adam and "bitsandbytes",
-        "--quantize_base": args.quantize_base and "bitsandbytes",
         "--optimizer prodigy": args.optimizer == "prodigy" and "prodigyopt",
         f"--report_to {args.report_to}": args.report_to != "none" and args.report_to,
     }
@@ -176,6 +175,8 @@ def check_packages(args: Any) -> None:
             raise ValueError(f"{flag} needs the package {package}: pip install {package}")
         if package == "bitsandbytes" and not torch.cuda.is_available():
             raise ValueError(f"{flag} needs a CUDA GPU, and none is visible")
+    if args.quantize_base:
+        quantization.check_usable("--quantize_base", args.quantize_base)
     attention.check_installed(args.attention_backend)
     if args.mixed_precision == "fp16" and not torch.cuda.is_available():
         raise ValueError("--mixed_precision fp16 needs a CUDA GPU, and none is visible: use bf16 or no")

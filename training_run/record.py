@@ -50,6 +50,7 @@ def checkpoint_facts(run: Any, data: Any, own: frozenset[str]) -> dict[str, Any]
         "data": data_facts(data),
         "base": run.base_facts,
         "attention": run.attention,
+        "quantized": run.quantized,
         "versions": package_versions(),
         "git_revision": git_revision(),
     }
@@ -124,6 +125,8 @@ class RunRecord:
             self.facts["last_step_seconds"] = [round(each, 4) for each in self.seconds[-10:]]
         if torch.cuda.is_available():
             self.facts["peak_gpu_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
+        if quantized := getattr(self.run, "quantized", None):  # a script that is driven does not look into it
+            self.facts["quantization"] = quantized
         self.facts["step"] = self.run.step
         summaries = {name: data.summary() for name, data in self.datasets.items() if hasattr(data, "summary")}
         self.facts["skipped_steps"] = self.run.skipped.count

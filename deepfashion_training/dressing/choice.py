@@ -29,7 +29,11 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     add("--base", metavar="BASE", help="transformer, folder or Hub id (default: the one that the LoRA was trained on)")
     add("--pipeline", metavar="P", help="VAE, text encoders and scheduler, folder or Hub id (default: the LoRA's)")
     add("--embedded", action="store_true", help="the small model that comes with the project: no network, no GPU")
-    add("--quantize", choices=("nf4", "int8"), help="transformer in 4 or 8 bit, for 24 GB and less (bitsandbytes)")
+    add(
+        "--quantize",
+        choices=("nf4", "int8", "fp8"),
+        help="transformer in 4 bits a weight, for 24 GB and less (bitsandbytes, CUDA), or in 8 (torchao)",
+    )
     add("--offload", action="store_true", help="transformer in main memory, block by block to the GPU, for 24 GB")
 
 

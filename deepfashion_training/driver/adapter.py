@@ -11,6 +11,7 @@ from diffusers import FluxTransformer2DModel
 from peft import set_peft_model_state_dict
 
 import train_flux_inpaint as trainer
+from training_run import quantization
 
 if TYPE_CHECKING:
     from deepfashion_training.driver.run import DrivenRun
@@ -76,8 +77,11 @@ class AdapterTransformer(FluxTransformer2DModel):
         return trainer.DTYPES[self.run.mixed_precision]
 
     def to(self, *args: Any, **kwargs: Any) -> AdapterTransformer:
-        """Move and cast the base, move the adapter; a quantized base stays where its loader has put it."""
-        if self.run.settings.quantize_base:
+        """Move and cast the base, move the adapter; a quantized base is not cast."""
+        if kind := self.run.settings.quantize_base:
+            device = torch._C._nn._parse_to(*args, **kwargs)[0]
+            if device is not None and quantization.moves(kind):
+                super().to(device)
             return self
         exact = [(parameter, parameter.detach().clone()) for _, parameter in self.named_parameters()]
         super().to(*args, **kwargs)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import psutil
 import torch
@@ -20,13 +19,12 @@ import train_flux_inpaint as trainer
 from deepfashion_training.embedded.make_base import TINY_FLUX_FILL
 from deepfashion_training.models.access import CATVTON_FLUX_ALPHA
 from deepfashion_training.models.lora_files import LoraFile
+from training_run import quantization
 from training_run.speed import free_memory
 
 FLUX_FILL = "black-forest-labs/FLUX.1-Fill-dev"
 #: Guidance of catvton-flux-alpha without a LoRA: what its own training script draws its validation pictures with.
 BASE_GUIDANCE = 30.0
-
-Quantization = Literal["nf4", "int8"]
 
 
 @dataclass(frozen=True)
@@ -97,7 +95,7 @@ class FillModel:
     Every one of ``prompts`` is encoded when the model is made, before the transformer is loaded, and the text encoders
     leave memory again: 10 GB less of it are needed.
 
-    ``quantize`` keeps the transformer in 4 or 8 bit (bitsandbytes, CUDA): 12B weights in 7 or 12 GB. ``offload`` keeps
+    ``quantize`` keeps the transformer in 4 or 8 bits a weight: 12B of them in 7 or 12 GB. ``offload`` keeps
     it in main memory and brings one block at a time to the GPU, for cards too small for its 24 GB. They exclude one
     another. Raises ``ValueError`` for models that cannot be loaded and for LoRAs that do not fit.
     """
@@ -108,7 +106,7 @@ class FillModel:
         prompts: Iterable[str],
         *,
         loras: Mapping[str, LoraFile] | None = None,
-        quantize: Quantization | None = None,
+        quantize: quantization.Quantization | None = None,
         offload: bool = False,
         device: str | torch.device | None = None,
     ) -> None:
@@ -235,8 +233,8 @@ class FillModel:
                 num_blocks_per_group=1,
                 use_stream=self.device.type == "cuda",
             )
-        elif self._loading.quantize_base is None:  # a quantized one is on its device already and refuses to be moved
-            transformer.to(self.device)
+        else:
+            quantization.to_device(transformer, self._loading.quantize_base, self.device)
         return transformer
 
     def _load_pipeline(self) -> Any:
@@ -261,10 +259,8 @@ def check_means(quantize: str | None, offload: bool) -> None:
         raise ValueError("--offload and --quantize are two ways to the same end: leave one out")
     if offload and not torch.cuda.is_available():
         raise ValueError("--offload needs a CUDA GPU, and none is visible: leave it out")
-    if quantize and not torch.cuda.is_available():
-        raise ValueError(f"--quantize {quantize} needs a CUDA GPU, and none is visible: leave it out")
-    if quantize and importlib.util.find_spec("bitsandbytes") is None:
-        raise ValueError(f"--quantize {quantize} needs the package bitsandbytes: pip install bitsandbytes")
+    if quantize:
+        quantization.check_usable("--quantize", quantize)
 
 
 def precision_of(transformer: str, device: torch.device) -> torch.dtype:

@@ -1,0 +1,101 @@
+"""How the frozen base is held in 4 or 8 bits a weight, with what, and what that changes in the loss."""
+
+from __future__ import annotations
+
+import importlib.util
+import statistics
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import psutil
+import torch
+from accelerate.logging import get_logger
+from diffusers import BitsAndBytesConfig, TorchAoConfig
+
+from training_run.speed import free_memory
+
+logger = get_logger(__name__)
+
+Quantization = Literal["nf4", "int8", "fp8"]
+#: What ``--quantize_base`` and ``--quantize`` choose from, with the package that each needs.
+PACKAGES: dict[str, str] = {"nf4": "bitsandbytes", "int8": "torchao", "fp8": "torchao"}
+
+#: Pairs that the loss is compared on, or as many as fill whole batches.
+PAIRS = 8
+
+
+def check_usable(flag: str, kind: str) -> None:
+    """Raise ``ValueError`` when this machine cannot hold a base as ``kind``; ``flag`` is the one that asks for it."""
+    package = PACKAGES[kind]
+    if importlib.util.find_spec(package) is None:
+        raise ValueError(f"{flag} {kind} needs the package {package}: pip install {package}")
+    if package == "bitsandbytes" and not torch.cuda.is_available():
+        raise ValueError(f"{flag} {kind} needs a CUDA GPU, and none is visible: leave it out, or choose int8")
+
+
+def settings(kind: str | None, compute_dtype: torch.dtype) -> BitsAndBytesConfig | TorchAoConfig | None:
+    """diffusers' settings to load a transformer as ``kind``; None for None.
+
+    Only weights are quantized, and unpacked to ``compute_dtype`` to be multiplied: 4 bits with a scale for every 64
+    weights (nf4, Dettmers et al. 2023), or 8 bits with a scale for every output channel (int8) or tensor row (fp8).
+    """
+    if kind is None:
+        return None
+    if kind == "nf4":
+        return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute_dtype)
+    from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig
+
+    return TorchAoConfig(Int8WeightOnlyConfig() if kind == "int8" else Float8WeightOnlyConfig())
+
+
+def moves(kind: str | None) -> bool:
+    """Whether a transformer loaded as ``kind`` can be moved: bitsandbytes has put it on the GPU, and there it stays."""
+    return kind is None or PACKAGES[kind] != "bitsandbytes"
+
+
+def to_device(transformer: Any, kind: str | None, device: torch.device) -> None:
+    """Bring a transformer that was loaded as ``kind`` to ``device``, where it is not there already."""
+    if moves(kind):
+        transformer.to(device)
+
+
+def compared(
+    kind: str,
+    quantized: Any,
+    load_plain: Callable[[], Any],
+    losses_of: Callable[[Any], Sequence[torch.Tensor]],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> dict[str, Any] | None:
+    """Tell what ``kind`` changes: the mean of ``losses_of(quantized)`` beside that of ``load_plain``'s transformer.
+
+    The latter is read for it into main memory, in ``dtype``, and goes to a GPU a layer at a time, as it would not fit
+    there. Where main memory is too small, that is told and None returned.
+    """
+    needed, free = bytes_of(quantized, dtype), psutil.virtual_memory().available
+    if needed > 0.9 * free:
+        logger.warning(
+            f"--quantize_base {kind}: what it changes in the loss is not measured, as the base itself needs "
+            f"{needed / 2**30:.1f} GiB of main memory and {free / 2**30:.1f} are free"
+        )
+        return None
+    losses = [loss.item() for loss in losses_of(quantized)]
+    plain = load_plain().requires_grad_(False)
+    if device.type == "cuda":
+        plain.enable_group_offload(onload_device=device, offload_type="leaf_level")
+    exact = [loss.item() for loss in losses_of(plain)]
+    del plain
+    free_memory()
+    found, wanted = statistics.fmean(losses), statistics.fmean(exact)
+    logger.info(
+        f"--quantize_base {kind}: loss {found:.5f} where the base itself, in {str(dtype).removeprefix('torch.')}, has "
+        f"{wanted:.5f} ({found / wanted - 1:+.2%}), on {PAIRS} pairs with the same noise"
+    )
+    return {"kind": kind, "loss": found, "loss_unquantized": wanted, "pairs": PAIRS}
+
+
+def bytes_of(transformer: Any, dtype: torch.dtype) -> int:
+    """Bytes of a transformer's weights in ``dtype``, however they are held."""
+    with torch.device("meta"):
+        empty = type(transformer).from_config(transformer.config)
+    return sum(parameter.numel() for parameter in empty.parameters()) * dtype.itemsize
