@@ -97,6 +97,8 @@ def parse_args(input_args: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error("--caption_dropout does nothing without --use_captions")
     if args.train_base_model and args.quantize_base:
         parser.error("--train_base_model cannot train a base that --quantize_base has quantized")
+    if args.compile_blocks and args.quantize_base in ("int8", "fp8"):
+        parser.error(f"--compile_blocks: PyTorch cannot compile a base in {args.quantize_base} that is trained on")
     if args.lr_warmup_steps and args.lr_scheduler == "constant":
         parser.error("--lr_warmup_steps does nothing with a constant schedule: use constant_with_warmup")
     if args.use_8bit_adam and args.optimizer != "adamw":
@@ -616,6 +618,7 @@ class Run:
         self.attention = attention.choose_backend(transformer, wanted, shape, dtype, accelerator)
         set_seed(args.seed)  # whatever was loaded or encoded before, on every rank: the LoRA begins the same
         self.parameters = make_trainable(transformer, args)
+        speed.leave_to_files(transformer)
         self.takes_guidance = transformer.config.guidance_embeds
         optimizer = make_optimizer(self.parameters, args)
         steps = (args.lr_warmup_steps, args.max_train_steps, args.lr_num_cycles, args.lr_power)
@@ -667,8 +670,8 @@ class Run:
                 made = [predict_velocity(transformer, e, args.guidance_scale, self.takes_guidance) for e in encoded]
             return [flow_matching_loss(*pair, args)[0] for pair in zip(made, encoded, strict=True)]
 
-        device = self.accelerator.device
-        self.quantized = quantization.compared(args.quantize_base, self.model, load, losses_of, dtype, device)
+        device, pairs = self.accelerator.device, sum(len(batch.latents) for batch in encoded)
+        self.quantized = quantization.compared(args.quantize_base, self.model, load, losses_of, dtype, device, pairs)
 
     def optimizer_step(self, batches: Iterable[FillBatch]) -> torch.Tensor:
         """Take one step over ``batches``, unless loss or gradient is not finite; ``read_back`` says whether they were.

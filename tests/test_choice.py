@@ -179,7 +179,7 @@ def test_a_scale_without_a_lora_is_refused(trained):
         (["--lora_scale", "nan"], "nan is not a finite number"),
         (["--seed", "-1"], "-1 is not from 0"),
         (["--seed", "1.5"], "invalid int value: '1.5'"),
-        (["--quantize", "fp8"], "'fp8'"),
+        (["--quantize", "fp4"], "'fp4'"),
     ],
 )
 def test_numbers_out_of_range(flags, message, capsys):

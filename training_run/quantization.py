@@ -27,10 +27,12 @@ PAIRS = 8
 def check_usable(flag: str, kind: str) -> None:
     """Raise ``ValueError`` when this machine cannot hold a base as ``kind``; ``flag`` is the one that asks for it."""
     package = PACKAGES[kind]
+    if package == "bitsandbytes" and not torch.cuda.is_available():
+        raise ValueError(
+            f"{flag} {kind} needs a CUDA GPU for {package}, and none is visible: leave it out, or choose int8"
+        )
     if importlib.util.find_spec(package) is None:
         raise ValueError(f"{flag} {kind} needs the package {package}: pip install {package}")
-    if package == "bitsandbytes" and not torch.cuda.is_available():
-        raise ValueError(f"{flag} {kind} needs a CUDA GPU, and none is visible: leave it out, or choose int8")
 
 
 def settings(kind: str | None, compute_dtype: torch.dtype) -> BitsAndBytesConfig | TorchAoConfig | None:
@@ -66,11 +68,13 @@ def compared(
     losses_of: Callable[[Any], Sequence[torch.Tensor]],
     dtype: torch.dtype,
     device: torch.device,
+    pairs: int,
 ) -> dict[str, Any] | None:
     """Tell what ``kind`` changes: the mean of ``losses_of(quantized)`` beside that of ``load_plain``'s transformer.
 
-    The latter is read for it into main memory, in ``dtype``, and goes to a GPU a layer at a time, as it would not fit
-    there. Where main memory is too small, that is told and None returned.
+    These are losses of batches of one size, of ``pairs`` in all. The plain transformer is read for it into main memory,
+    in ``dtype``, and goes to a GPU a layer at a time, as it would not fit there. Where main memory is too small for it,
+    that is told and None returned.
     """
     needed, free = bytes_of(quantized, dtype), psutil.virtual_memory().available
     if needed > 0.9 * free:
@@ -89,9 +93,9 @@ def compared(
     found, wanted = statistics.fmean(losses), statistics.fmean(exact)
     logger.info(
         f"--quantize_base {kind}: loss {found:.5f} where the base itself, in {str(dtype).removeprefix('torch.')}, has "
-        f"{wanted:.5f} ({found / wanted - 1:+.2%}), on {PAIRS} pairs with the same noise"
+        f"{wanted:.5f} ({found / wanted - 1:+.2%}), on {pairs} pairs with the same noise"
     )
-    return {"kind": kind, "loss": found, "loss_unquantized": wanted, "pairs": PAIRS}
+    return {"kind": kind, "loss": found, "loss_unquantized": wanted, "pairs": pairs}
 
 
 def bytes_of(transformer: Any, dtype: torch.dtype) -> int:

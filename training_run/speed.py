@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from accelerate.logging import get_logger
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 logger = get_logger(__name__)
@@ -27,6 +28,15 @@ def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """A copy of ``tensor`` on ``device`` that the host does not wait for."""
     pinned = tensor.pin_memory() if device.type == "cuda" and tensor.device.type == "cpu" else tensor
     return pinned.to(device, non_blocking=True)
+
+
+def leave_to_files(transformer: torch.nn.Module) -> None:
+    """Let no rank send frozen weights to the others when a run starts: all have read them from the same files.
+
+    They are nearly all of a model, and those of torchao cannot be sent.
+    """
+    frozen = [name for name, parameter in transformer.named_parameters() if not parameter.requires_grad]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(transformer, frozen)
 
 
 def spread(total: int, count: int) -> list[int]:

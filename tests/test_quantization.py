@@ -1,0 +1,175 @@
+"""A base in 8 bits (torchao), on the CPU as on a GPU, and one in 4 (bitsandbytes) as far as it goes without a GPU."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import forget_accelerator
+from safetensors.torch import load_file
+
+import train_flux_inpaint as tfi
+from deepfashion_training.dressing import choice
+from deepfashion_training.models.fill import FillModel, Recipe
+from training_run import quantization
+
+FLAGS = (
+    "--max_train_steps 2 --learning_rate 1e-2 --checkpointing_steps 1 --report_to none --logging_steps 1 "
+    "--validation_steps 0 --train_batch_size 3"
+).split()
+
+
+def run(args: argparse.Namespace) -> tuple[dict, Path]:
+    forget_accelerator()
+    try:
+        tfi.main(args)
+    finally:
+        forget_accelerator()
+    return json.loads((Path(args.output_dir) / "run.json").read_text()), Path(args.output_dir)
+
+
+@pytest.fixture(scope="module")
+def plain(tiny_args) -> Path:
+    return run(tiny_args(*FLAGS))[1]
+
+
+@pytest.mark.parametrize(("kind", "allowed"), [("int8", 0.01), ("fp8", 0.03)])
+def test_a_lora_is_trained_over_8_bits_and_what_they_change_is_told(kind, allowed, tiny_args, plain, caplog):
+    pytest.importorskip("torchao")
+    caplog.set_level("INFO")
+    facts, folder = run(tiny_args(*FLAGS, "--quantize_base", kind))
+    found = facts["quantization"]
+    assert found["kind"] == kind and found["pairs"] == 9  # three batches of three, the first to hold 8 pairs
+    assert 0 < abs(found["loss"] / found["loss_unquantized"] - 1) < allowed
+    line = rf"--quantize_base {kind}: loss ([\d.]+) where the base itself, in float32, has ([\d.]+) .* on 9 pairs"
+    told = re.search(line, caplog.text)
+    assert told and [float(number) for number in told.groups()] == [
+        pytest.approx(found[name], abs=1e-5) for name in ("loss", "loss_unquantized")
+    ]
+    trained, exact = (load_file(place / tfi.LORA_FILE) for place in (folder, plain))
+    assert trained.keys() == exact.keys()
+    moved = [name for name in trained if "lora_B" in name and trained[name].abs().max() > 1e-3]
+    assert len(moved) == len([name for name in trained if "lora_B" in name])
+    assert not all(torch.equal(trained[name], exact[name]) for name in trained)
+
+
+def test_the_base_takes_half_the_memory_and_gradients_pass_through_it(tiny_args):
+    pytest.importorskip("torchao")
+    base = tfi.load_transformer(tiny_args("--quantize_base", "int8"), torch.float32)
+    held = base.transformer_blocks[0].attn.to_q.weight
+    assert type(held).__name__ == "Int8Tensor" and held.qdata.dtype == torch.int8
+    given = torch.randn(3, held.shape[1], requires_grad=True)
+    base.transformer_blocks[0].attn.to_q(given).sum().backward()
+    exact = tfi.load_transformer(tiny_args(), torch.float32).transformer_blocks[0].attn.to_q.weight
+    torch.testing.assert_close(given.grad[0], exact.sum(dim=0), atol=exact.abs().max().item() / 5, rtol=0)
+
+
+def test_a_continued_run_remembers_it_and_measures_nothing_again(tiny_args, tmp_path, monkeypatch):
+    pytest.importorskip("torchao")
+    flags = [*FLAGS, "--quantize_base", "int8", "--output_dir", tmp_path / "run"]
+    first, folder = run(tiny_args(*flags))
+    (folder / tfi.LORA_FILE).unlink()
+    monkeypatch.setattr(tfi.Run, "see_quantization", lambda *_: pytest.fail("measured again"))
+    again = ["--resume_from_checkpoint", folder / "checkpoint-1"]
+    second, _ = run(tiny_args(*flags, *again))
+    assert second["resumed_from_step"] == 1 and second["quantization"] == first["quantization"]
+
+
+def test_without_main_memory_for_the_base_itself_it_is_left_out_and_told(tiny_args, monkeypatch, caplog):
+    pytest.importorskip("torchao")
+    free = SimpleNamespace(virtual_memory=lambda: SimpleNamespace(available=200_000))
+    monkeypatch.setattr(quantization, "psutil", free)
+    facts, _ = run(tiny_args(*FLAGS, "--quantize_base", "int8"))
+    assert facts["status"] == "done" and "quantization" not in facts
+    assert "what it changes in the loss is not measured" in caplog.text
+
+
+def test_bytes_of_a_base_are_those_of_its_weights(tiny_args):
+    base = tfi.load_transformer(tiny_args(), torch.float32)
+    assert quantization.bytes_of(base, torch.bfloat16) == 2 * sum(weight.numel() for weight in base.parameters())
+
+
+def test_two_ranks_train_one_lora_over_8_bits(tiny_flags, tmp_path):
+    pytest.importorskip("torchao")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    flags = tiny_flags(*FLAGS, "--quantize_base", "int8", "--output_dir", tmp_path / "run")
+    settings = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, tfi.__file__, *map(str, flags)],
+        env=settings, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    facts = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert facts["world_size"] == 2 and facts["quantization"]["kind"] == "int8"
+
+
+def test_people_are_dressed_with_a_transformer_in_8_bits(tiny_flux_fill):
+    pytest.importorskip("torchao")
+    recipe = Recipe(pipeline=str(tiny_flux_fill), transformer=str(tiny_flux_fill), height=64, width=48)
+    torch.manual_seed(0)
+    sample = {"im_mask": torch.rand(3, 64, 96) * 2 - 1, "inpaint_mask": torch.zeros(1, 64, 96)}
+    sample["inpaint_mask"][:, 16:48, 60:84] = 1
+
+    def drawn(quantize):
+        model = FillModel(recipe, ["a dress"], quantize=quantize, device="cpu")
+        return model.draw([sample], [0], prompts=["a dress"], steps=2, guidance_scale=1)
+
+    assert 0 < (drawn("int8") - drawn(None)).abs().mean() < 0.02
+
+
+@pytest.mark.parametrize(
+    ("kind", "installed", "message"),
+    [
+        ("int8", False, "--quantize_base int8 needs the package torchao: pip install torchao"),
+        ("fp8", False, "--quantize_base fp8 needs the package torchao: pip install torchao"),
+        ("nf4", True, "--quantize_base nf4 needs a CUDA GPU for bitsandbytes, and none is visible"),
+    ],
+)
+def test_what_this_machine_lacks_is_told_before_anything_is_loaded(kind, installed, message, tiny_args, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(quantization.importlib.util, "find_spec", lambda name: installed or None)
+    monkeypatch.setattr(tfi, "start", lambda _: pytest.fail("began"))
+    with pytest.raises(ValueError, match=re.escape(message)):
+        tfi.main(tiny_args(*FLAGS, "--quantize_base", kind))
+
+
+def test_nf4_is_bitsandbytes_own_and_stays_where_it_is(monkeypatch):
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "0.50.0")
+    asked = quantization.settings("nf4", torch.bfloat16).to_dict()
+    assert (asked["load_in_4bit"], asked["bnb_4bit_quant_type"], asked["bnb_4bit_compute_dtype"]) == (
+        True, "nf4", "bfloat16",
+    )  # fmt: skip
+    base = SimpleNamespace(to=lambda _: pytest.fail("moved"))
+    quantization.to_device(base, "nf4", torch.device("cpu"))
+    assert quantization.settings(None, torch.bfloat16) is None
+
+
+@pytest.mark.parametrize("kind", ["int8", "fp8"])
+def test_8_bits_are_not_compiled(kind, capsys, tiny_flags):
+    with pytest.raises(SystemExit) as exit_:
+        tfi.parse_args([str(flag) for flag in tiny_flags("--quantize_base", kind, "--compile_blocks")])
+    assert exit_.value.code == 2 and f"PyTorch cannot compile a base in {kind}" in capsys.readouterr().err
+
+
+def test_all_commands_offer_the_same_kinds():
+    parser = argparse.ArgumentParser()
+    choice.add_model_flags(parser)
+    (flag,) = (action for action in parser._actions if action.dest == "quantize")
+    assert list(flag.choices) == list(quantization.PACKAGES)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="bitsandbytes needs a CUDA GPU")
+@pytest.mark.parametrize("kind", ["nf4", "int8", "fp8"])
+def test_a_lora_is_trained_over_a_quantized_base_on_a_gpu(kind, tiny_args):
+    pytest.importorskip(quantization.PACKAGES[kind])
+    facts, _ = run(tiny_args(*FLAGS, "--mixed_precision", "bf16", "--quantize_base", kind))
+    assert abs(facts["quantization"]["loss"] / facts["quantization"]["loss_unquantized"] - 1) < 0.1
