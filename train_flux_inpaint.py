@@ -47,7 +47,7 @@ from safetensors.torch import save as serialize
 from torch.utils.data import DataLoader, Dataset, default_collate
 from tqdm.auto import tqdm
 
-from training_run import attention, bases, checkpoints, guards, latents, quantization, speed, trust
+from training_run import attention, bases, checkpoints, guards, latents, quantization, sharding, speed, trust
 from training_run import state as saved_state
 from training_run.flags import FlagParser, add_loss_and_output_flags, add_model_and_data_flags, add_training_flags
 from training_run.guards import check_packages
@@ -99,6 +99,8 @@ def parse_args(input_args: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error("--train_base_model cannot train a base that --quantize_base has quantized")
     if args.compile_blocks and args.quantize_base in ("int8", "fp8"):
         parser.error(f"--compile_blocks: PyTorch cannot compile a base in {args.quantize_base} that is trained on")
+    if refused := sharding.refused_with(args):
+        parser.error(refused)
     if args.lr_warmup_steps and args.lr_scheduler == "constant":
         parser.error("--lr_warmup_steps does nothing with a constant schedule: use constant_with_warmup")
     if args.use_8bit_adam and args.optimizer != "adamw":
@@ -612,12 +614,15 @@ class Run:
         self.vae = load_vae(args, accelerator.device) if vae_config is None else None
         self.vae_config = vae_config if self.vae is None else self.vae.config
         transformer = load_transformer(args, dtype)
-        quantization.to_device(transformer, args.quantize_base, accelerator.device)
+        if not args.shard_base:  # else it goes there in parts
+            quantization.to_device(transformer, args.quantize_base, accelerator.device)
         shape = attention.shape_of(args, transformer.config)
         wanted = attention_backend or args.attention_backend
         self.attention = attention.choose_backend(transformer, wanted, shape, dtype, accelerator)
         set_seed(args.seed)  # whatever was loaded or encoded before, on every rank: the LoRA begins the same
         self.parameters = make_trainable(transformer, args)
+        if args.shard_base:
+            sharding.shard_frozen(transformer, accelerator)
         speed.leave_to_files(transformer)
         self.takes_guidance = transformer.config.guidance_embeds
         optimizer = make_optimizer(self.parameters, args)
@@ -744,14 +749,18 @@ class Run:
                 lines.write(json.dumps({"step": self.step, **curves}) + "\n")
 
     def validate(self, samples: Sequence[dict[str, Any]]) -> None:
-        """Draw the validation pictures of this step, on fixed samples and seeds; none when the run is to stop."""
+        """Draw the validation pictures of this step, on fixed samples and seeds; none when the run is to stop.
+
+        With ``--shard_base`` all ranks call this, as each has a part of the base; the main process writes.
+        """
         args, device, rows = self.args, self.accelerator.device, []
         no_text = dict.fromkeys(("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"))
         scheduler = FlowScheduler.from_config(self.scheduler.config)  # sampling changes timesteps, training draws them
         vae = self.vae or load_vae(args, device)  # with cached latents it is here for these pictures alone
         pipeline = FluxFillPipeline(scheduler=scheduler, vae=vae, transformer=self.model, **no_text)
         pipeline.set_progress_bar_config(disable=True)
-        for number, sample in enumerate(tqdm(samples, desc=f"Validation at step {self.step}", leave=False)):
+        shows, title = self.accelerator.is_main_process, f"Validation at step {self.step}"
+        for number, sample in enumerate(tqdm(samples, desc=title, leave=False, disable=not shows)):
             embeds, pooled = self.prompts.look_up([prompt_of(args, sample["caption_cloth"])], device)
             packed = pipeline(
                 image=(sample["im_mask"][None] + 1) / 2, mask_image=sample["inpaint_mask"][None],
@@ -760,8 +769,10 @@ class Run:
                 generator=torch.Generator(device=device).manual_seed(seed_for(args.seed, number)), output_type="latent",
                 callback_on_step_end=self.interrupt,
             ).images  # fmt: skip
-            if self.stopping.asked:
+            if pipeline.interrupt:
                 return
+            if not shows:
+                continue
             # Decoded here and not by the pipeline, because the prediction can be fp32 over a bf16 VAE.
             drawn = pipeline._unpack_latents(packed, args.height, 2 * args.width, pipeline.vae_scale_factor)
             drawn = drawn / vae.config.scaling_factor + vae.config.shift_factor
@@ -769,6 +780,8 @@ class Run:
                 pair = vae.decode(drawn.to(vae.dtype)).sample[0]
             person = [tensor[..., args.width :] for tensor in (sample["im_mask"], pair, sample["image"])]
             rows.append([to_picture(tensor) for tensor in (sample["cloth_pure"], *person)])
+        if not shows:
+            return
         labels = [f"{sample['im_name']}  {sample['caption_cloth']}" for sample in samples]
         sheet = labelled_grid(rows, ["garment", "masked person", f"result, step {self.step}", "truth"], labels)
         path = self.folder / "validation" / f"step-{self.step}.png"
@@ -780,7 +793,8 @@ class Run:
 
     def interrupt(self, pipeline: Any, *_: Any) -> dict[str, Any]:
         """Between denoising steps: draw no further when the run is to stop."""
-        pipeline._interrupt = bool(self.stopping.asked)
+        split = self.args.shard_base  # then ranks stop drawing together, or some would wait for the others
+        pipeline._interrupt = bool(self.stopping.agreed(self.accelerator)[0] if split else self.stopping.asked)
         return {}
 
     def save_checkpoint(self, data: Any, random: dict[str, Any]) -> None:
@@ -863,7 +877,8 @@ def train(
         saved_state.set_random_state(saved["ranks"][accelerator.process_index]["random"])
     progress = tqdm(total=args.max_train_steps, desc="Training", initial=run.step, disable=not main_process)
     run.stopping.saving = True
-    if main_process and run.step == 0 and pictures:
+    draws_here = main_process or args.shard_base
+    if draws_here and run.step == 0 and pictures:
         run.validate(pictures)
 
     def save(random: dict[str, Any] | None = None) -> None:
@@ -899,7 +914,7 @@ def train(
             record.took(time.perf_counter() - began, known=not run.unread)
             if saves:
                 save()
-            if main_process and draws:
+            if draws_here and draws:
                 run.validate(pictures)
             accelerator.wait_for_everyone()
     finally:
@@ -986,6 +1001,7 @@ def run_with(args: argparse.Namespace, stopping: Stopping) -> None:
     guards.check_base(args.pretrained_model_name_or_path, args.pretrained_inpaint_model_name_or_path)
     refuse_earlier_run(args)
     accelerator = start(args)
+    sharding.check_processes(args, accelerator)
     try:
         asked, step = drive(args, accelerator, stopping)
     finally:

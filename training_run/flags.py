@@ -136,6 +136,7 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
     add("--attention_backend", choices=["auto", *BACKENDS], default="native",
         help="diffusers' name of an implementation of attention; auto: the fastest on this GPU, measured at the start")
     add("--compile_blocks", action=SWITCH, default=False, help="compile the repeated blocks: minutes once, then faster")
+    add("--shard_base", action=SWITCH, default=False, help="split the frozen base over all processes (FSDP2)")
     add("--seed", type=SEED, default=42, help="seed of LoRA weights, row order, noise, timesteps and validation")
 
 

@@ -1,0 +1,127 @@
+"""``--shard_base``: the frozen base over two ranks gives the run that both would have with all of it, bit for bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import train_flux_inpaint as tfi
+
+FLAGS = (
+    "--max_train_steps 3 --learning_rate 1e-2 --checkpointing_steps 2 --report_to none --logging_steps 1 "
+    "--validation_steps 3 --num_validation_images 2 --train_batch_size 2 --gradient_checkpointing 2"
+).split()
+#: Runs the trainer, and says how much of the base each rank holds: bytes of its weights there, and of all of them.
+SCRIPT = """
+import os
+import signal
+import sys
+import train_flux_inpaint as tfi
+from training_run import sharding
+
+shard = sharding.shard_frozen
+def told(transformer, accelerator):
+    shard(transformer, accelerator)
+    frozen = [p for p in transformer.parameters() if not p.requires_grad]
+    here = sum(getattr(p, "to_local", lambda p=p: p)().numel() for p in frozen)
+    whole = sum(p.numel() for p in frozen)
+    open(f"{sys.argv[1]}/{accelerator.process_index}", "w").write(f"{here} {whole}")
+sharding.shard_frozen = told
+
+interrupt, calls = tfi.Run.interrupt, []
+def told_to_stop(run, pipeline, *rest):
+    calls.append(run.step)
+    if os.environ.get("STOPS") == str(run.accelerator.process_index) and len(calls) == 3:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return interrupt(run, pipeline, *rest)
+tfi.Run.interrupt = told_to_stop
+tfi.main(tfi.parse_args(sys.argv[2:]))
+"""
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tiny_flags, tmp_path_factory):
+    home = tmp_path_factory.mktemp("shards")
+    script = home / "script.py"
+    script.write_text(SCRIPT)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
+    settings = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    settings["PYTHONPATH"] = str(Path(tfi.__file__).parent)
+
+    def run(name: str, *more: object, stops: str = "") -> Path:
+        held = home / f"{name}-held"
+        held.mkdir()
+        flags = tiny_flags(*FLAGS, *more, "--output_dir", home / name)
+        done = subprocess.run(
+            [*command, str(held), *map(str, flags)], env={**settings, "STOPS": stops}, capture_output=True, text=True,
+            timeout=120,
+        )  # fmt: skip
+        assert done.returncode == (1 if stops else 0), done.stderr[-4000:]  # torchrun's own code for a stopped rank
+        return home / name
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def split(two_ranks) -> Path:
+    return two_ranks("split", "--shard_base")
+
+
+def same(one: Path, other: Path) -> None:
+    last = [(folder / "logs" / "losses.jsonl").read_text().splitlines()[-1] for folder in (one, other)]
+    assert last[0] == last[1] and json.loads(last[0])["step"] == 3
+    assert (one / "validation" / "step-3.png").read_bytes() == (other / "validation" / "step-3.png").read_bytes()
+    ours, theirs = (load_file(folder / tfi.LORA_FILE) for folder in (one, other))
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_two_ranks_train_the_same_lora_with_half_of_the_base_each(two_ranks, split):
+    same(split, two_ranks("whole"))
+    for rank in "01":
+        here, whole = map(int, (split.parent / "split-held" / rank).read_text().split())
+        assert 0.49 < here / whole < 0.51
+    assert json.loads((split / "run.json").read_text())["world_size"] == 2
+
+
+def test_a_split_run_is_continued_bit_for_bit(two_ranks, split):
+    checkpoint = split / "checkpoint-2"
+    same(two_ranks("again", "--shard_base", "--resume_from_checkpoint", checkpoint), split)
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_ranks_that_draw_together_stop_together(two_ranks, rank):
+    """A signal to one of them between two denoising steps: neither waits for the other for ever."""
+    folder = two_ranks(
+        f"stopped-{rank}", "--shard_base", "--num_inference_steps", 6, "--validation_steps", 1, stops=rank
+    )
+    assert json.loads((folder / "run.json").read_text())["status"] == "stopped by SIGTERM"
+    assert not (folder / "validation" / "step-0.png").exists()
+
+
+def test_one_process_has_nobody_to_share_with(tiny_args):
+    with pytest.raises(
+        ValueError, match="--shard_base splits the base over several processes, and this is the only one"
+    ):
+        tfi.main(tiny_args(*FLAGS, "--shard_base"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        (["--train_base_model"], "--train_base_model: it splits frozen weights"),
+        (["--quantize_base", "int8"], "--quantize_base: quantized weights cannot be split"),
+        (["--compile_blocks"], "--compile_blocks: a compiled block does not fetch its weights"),
+        (["--gradient_checkpointing", "auto"], "--gradient_checkpointing auto: ranks measure apart; give a number"),
+    ],
+)
+def test_what_needs_the_whole_base_is_refused(flags, reason, tiny_flags, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        tfi.parse_args([str(flag) for flag in tiny_flags("--shard_base", *flags)])
+    assert exit_.value.code == 2 and reason in capsys.readouterr().err
