@@ -97,7 +97,7 @@ def parse_args(input_args: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error("--caption_dropout does nothing without --use_captions")
     if args.train_base_model and args.quantize_base:
         parser.error("--train_base_model cannot train a base that --quantize_base has quantized")
-    if args.compile_blocks and args.quantize_base in ("int8", "fp8"):
+    if args.compile_blocks and args.quantize_base in quantization.NOT_COMPILED:
         parser.error(f"--compile_blocks: PyTorch cannot compile a base in {args.quantize_base} that is trained on")
     if refused := sharding.refused_with(args):
         parser.error(refused)

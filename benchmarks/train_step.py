@@ -35,7 +35,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler as FlowScheduler
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # `python benchmarks/train_step.py` has only this folder on its path
 import train_flux_inpaint as trainer  # noqa: E402
-from training_run import speed  # noqa: E402
+from training_run import quantization, speed  # noqa: E402
 from training_run.flags import COUNT, SIDE, Recompute  # noqa: E402
 from training_run.flops import FLUX_FILL, matmul_ceiling, seconds, useful_flops  # noqa: E402
 from training_run.record import package_versions  # noqa: E402
@@ -87,11 +87,14 @@ def parse_args(input_args: Sequence[str] | None = None) -> argparse.Namespace:
     add("--gradient_checkpointing", action=Recompute, default=0, metavar="auto|none|N",
         help="as the trainer's; recomputation is not useful work")  # fmt: skip
     add("--attention_backend", default="native", metavar="NAME", help="as the trainer's")
+    add("--quantize_base", choices=list(quantization.PACKAGES), help="as the trainer's, under all variants")
     add("--compile_blocks", action="store_true", help="also time a variant with compiled blocks")
     add("--json", type=Path, metavar="F", help="also write the figures to F")
     args = parser.parse_args(input_args)
     if args.json and not args.json.parent.is_dir():
         parser.error(f"--json {args.json}: there is no folder {args.json.parent}")
+    if args.compile_blocks and args.quantize_base in quantization.NOT_COMPILED:
+        parser.error(f"--compile_blocks: PyTorch cannot compile a base in {args.quantize_base} that is trained on")
     size = SIZES[args.size]
     args.steps, args.text_tokens = args.steps or size.steps, size.text_tokens
     args.height, args.width = args.height or size.height, args.width or size.width
@@ -125,6 +128,8 @@ def trainer_args(args: argparse.Namespace, pipeline: Path, transformer: Path, ou
         "mixed_precision": args.mixed_precision, "max_train_steps": 2 * (args.steps + WARM_UP), "report_to": "none",
     }  # fmt: skip
     flags["attention_backend"] = args.attention_backend
+    if args.quantize_base:
+        flags["quantize_base"] = args.quantize_base
     line = [part for name, value in flags.items() for part in (f"--{name}", str(value))]
     return trainer.parse_args([*line, f"--gradient_checkpointing={args.gradient_checkpointing or 'none'}"])
 
@@ -134,7 +139,7 @@ def trainer_run(args: argparse.Namespace) -> Iterator[trainer.Run]:
     """The trainer's ``Run`` over models with random weights, made here and gone afterwards; nothing is downloaded.
 
     The trainer loads the models from folders, as a user's would. Only the full transformer, 24 GB, is handed to it
-    in memory.
+    in memory, unless it is to be quantized, which is done while loading.
     """
     with tempfile.TemporaryDirectory(prefix="train_step-") as folder, contextlib.ExitStack() as patches:
         made = Path(folder)
@@ -145,10 +150,12 @@ def trainer_run(args: argparse.Namespace) -> Iterator[trainer.Run]:
         if args.size == "full":
             FlowScheduler.from_pretrained(EMBEDDED, subfolder="scheduler").save_pretrained(made / "scheduler")
             AutoencoderKL(**FLUX_VAE).to(dtype).save_pretrained(made / "vae")
+        if args.size == "full" and not args.quantize_base:
             patches.enter_context(mock.patch.object(trainer, "load_transformer", lambda *_: transformer))
         else:
             transformer.save_pretrained(made / "transformer")
             del transformer
+            speed.free_memory()
         on_device: dict[str, Any] = {"device": accelerator.device, "dtype": dtype}
         config = transformer_config(args.size)
         embeds = torch.randn(1, args.text_tokens, config["joint_attention_dim"], **on_device)
@@ -352,7 +359,7 @@ def benchmark(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
         config, image_tokens = transformer_config(args.size), args.height * 2 * args.width // 16**2
         flops = useful_flops(config, image_tokens, args.text_tokens, rank, args.batch_size)
         trainable = sum(parameter.numel() for parameter in run.parameters)
-        parameters = sum(parameter.numel() for parameter in run.model.parameters()) - trainable
+        parameters = quantization.bytes_of(run.model, torch.int8)  # one byte each
         ceiling = matmul_ceiling(device, dtype)
         measured = measure(run, args)
         ceiling = max(ceiling, matmul_ceiling(device, dtype))  # the machine may have been busy the first time

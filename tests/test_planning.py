@@ -358,7 +358,8 @@ def test_a_run_that_does_not_fit_is_told_what_does_and_fails(on_a_gpu) -> None:
     def fits(args: argparse.Namespace) -> float | None:
         return 9.0 if args.quantize_base == "nf4" else None
 
-    lines, error, stand_in = on_a_gpu(fits, "--preset", "h100", "--gpu_hour_price", "1")
+    as_before = ("--gradient_checkpointing", "--no-compile_blocks")
+    lines, error, stand_in = on_a_gpu(fits, "--preset", "h100", *as_before, "--gpu_hour_price", "1")
     assert error == "the GPU's memory was too small at step 1. What lowers it: ..."
     single = "--gradient_checkpointing auto --train_batch_size 1 --gradient_accumulation_steps 8"
     nf4 = f"{single} --use_8bit_adam --quantize_base nf4"

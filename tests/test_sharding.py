@@ -90,17 +90,18 @@ def test_two_ranks_train_the_same_lora_with_half_of_the_base_each(two_ranks, spl
     assert json.loads((split / "run.json").read_text())["world_size"] == 2
 
 
+@pytest.mark.long
 def test_a_split_run_is_continued_bit_for_bit(two_ranks, split):
     checkpoint = split / "checkpoint-2"
     same(two_ranks("again", "--shard_base", "--resume_from_checkpoint", checkpoint), split)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("rank", ["0", "1"])
 def test_ranks_that_draw_together_stop_together(two_ranks, rank):
     """A signal to one of them between two denoising steps: neither waits for the other for ever."""
-    folder = two_ranks(
-        f"stopped-{rank}", "--shard_base", "--num_inference_steps", 6, "--validation_steps", 1, stops=rank
-    )
+    drawn = ["--num_inference_steps", 6, "--validation_steps", 1]
+    folder = two_ranks(f"stopped-{rank}", "--shard_base", *drawn, stops=rank)
     assert json.loads((folder / "run.json").read_text())["status"] == "stopped by SIGTERM"
     assert not (folder / "validation" / "step-0.png").exists()
 

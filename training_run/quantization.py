@@ -20,6 +20,8 @@ Quantization = Literal["nf4", "int8", "fp8"]
 #: What ``--quantize_base`` and ``--quantize`` choose from, with the package that each needs.
 PACKAGES: dict[str, str] = {"nf4": "bitsandbytes", "int8": "torchao", "fp8": "torchao"}
 
+#: Kinds whose tensors PyTorch (2.13) cannot compile a training step over: it ends with an error about aliases.
+NOT_COMPILED = ("int8", "fp8")
 #: Pairs that the loss is compared on, or as many as fill whole batches.
 PAIRS = 8
 
