@@ -15,9 +15,9 @@ yields the sample dict that ``VitonHDTestDataset`` documents, and may offer four
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import hashlib
-import itertools
 import json
 import logging
 import math
@@ -26,6 +26,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -34,7 +35,7 @@ import psutil
 import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
-from accelerate.utils import ProjectConfiguration, gather_object, set_seed
+from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration, gather_object, set_seed
 from diffusers import AutoencoderKL, FluxFillPipeline, FluxTransformer2DModel
 from diffusers import FlowMatchEulerDiscreteScheduler as FlowScheduler
 from diffusers import training_utils as flow
@@ -44,7 +45,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 from safetensors.torch import save as serialize
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from training_run import attention, bases, checkpoints, guards, latents, quantization, sharding, speed, trust
@@ -63,7 +64,7 @@ from training_run.output_dir import (
     refuse_finished,
 )  # fmt: skip
 from training_run.record import RunRecord, checkpoint_facts
-from training_run.row_order import PairStream, seed_for
+from training_run.row_order import PairStream, first_batches, seed_for, validation_rows
 from training_run.sheets import labelled_grid, to_picture
 from training_run.stopping import StoppedError, Stopping, settle_gloo, worker_ignores_signals
 
@@ -97,9 +98,7 @@ def parse_args(input_args: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error("--caption_dropout does nothing without --use_captions")
     if args.train_base_model and args.quantize_base:
         parser.error("--train_base_model cannot train a base that --quantize_base has quantized")
-    if args.compile_blocks and args.quantize_base in quantization.NOT_COMPILED:
-        parser.error(f"--compile_blocks: PyTorch cannot compile a base in {args.quantize_base} that is trained on")
-    if refused := sharding.refused_with(args):
+    if refused := quantization.refused_with(args) or sharding.refused_with(args):
         parser.error(refused)
     if args.lr_warmup_steps and args.lr_scheduler == "constant":
         parser.error("--lr_warmup_steps does nothing with a constant schedule: use constant_with_warmup")
@@ -564,30 +563,18 @@ def flow_matching_loss(
     return loss, torch.stack([sums, counts], dim=1)
 
 
-def validation_rows(dataset: Any, count: int) -> list[int]:
-    """Which rows are drawn at every validation: the first ones, garment types in turn where the dataset tells them."""
-    types = dataset.cloth_types() if hasattr(dataset, "cloth_types") else [1] * len(dataset)
-    by_type = [[row for row, kind in enumerate(types) if kind == wanted] for wanted in sorted(set(types))]
-    in_turn = [row for turn in itertools.zip_longest(*by_type) for row in turn if row is not None]
-    return in_turn[:count]
-
-
 def start(args: argparse.Namespace) -> Accelerator:
     """Accelerator of this process, with seeds set."""
     accelerator = Accelerator(
         gradient_accumulation_steps=args.gradient_accumulation_steps, mixed_precision=args.mixed_precision,
         log_with=None if args.report_to == "none" else args.report_to,
         project_config=ProjectConfiguration(project_dir=args.output_dir, logging_dir=f"{args.output_dir}/logs"),
+        # One rank draws, saves or reads a base while the others wait: NCCL's own 10 minutes can be too short.
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=2))],
     )  # fmt: skip
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = args.allow_tf32
     set_seed(args.seed)
     return accelerator
-
-
-def first_batches(data: Any, size: int, pairs: int) -> list[dict[str, Any]]:
-    """Batches of ``size`` rows, from the first on and around, until there are ``pairs``: collated samples."""
-    rows = (data[row % len(data)] for row in itertools.count())
-    return [default_collate(list(itertools.islice(rows, size))) for _ in range(math.ceil(pairs / size))]
 
 
 class Run:
@@ -622,14 +609,17 @@ class Run:
         set_seed(args.seed)  # whatever was loaded or encoded before, on every rank: the LoRA begins the same
         self.parameters = make_trainable(transformer, args)
         if args.shard_base:
-            sharding.shard_frozen(transformer, accelerator)
-        speed.leave_to_files(transformer)
+            sharding.place_trained(self.parameters, accelerator.device)
+        speed.leave_frozen_out_of_broadcast(transformer)
         self.takes_guidance = transformer.config.guidance_embeds
         optimizer = make_optimizer(self.parameters, args)
         steps = (args.lr_warmup_steps, args.max_train_steps, args.lr_num_cycles, args.lr_power)
         self.lr_scheduler = get_scheduler(args.lr_scheduler, optimizer, None, *steps)
-        self.transformer, self.optimizer = accelerator.prepare(transformer, optimizer)
+        placed = [not args.shard_base, True]
+        self.transformer, self.optimizer = accelerator.prepare(transformer, optimizer, device_placement=placed)
         self.model: FluxTransformer2DModel = accelerator.unwrap_model(self.transformer)
+        if args.shard_base:
+            sharding.shard_frozen(self.model, accelerator)
         self.fused = accelerator.scaler is None and bool(optimizer.defaults.get("fused"))
         self.base_facts = bases.base_facts(args)
 
@@ -656,9 +646,12 @@ class Run:
         """For ``--gradient_checkpointing auto``: measure forward and backward passes on ``samples``, train nothing."""
 
         def step() -> None:
-            prediction = predict_velocity(self.transformer, batch, self.args.guidance_scale, self.takes_guidance)
-            self.accelerator.backward(flow_matching_loss(prediction, batch, self.args)[0])
-            self.optimizer.zero_grad()
+            try:  # each rank tries by itself, so nothing may be sent; and a trial that fails leaves nothing behind
+                with getattr(self.transformer, "no_sync", contextlib.nullcontext)():
+                    made = predict_velocity(self.transformer, batch, self.args.guidance_scale, self.takes_guidance)
+                    self.accelerator.backward(flow_matching_loss(made, batch, self.args)[0])
+            finally:
+                self.optimizer.zero_grad()
 
         batch = self.encode(samples, 0)
         moments = 2 * sum(parameter.numel() * 4 for parameter in self.parameters)
@@ -676,7 +669,7 @@ class Run:
             return [flow_matching_loss(*pair, args)[0] for pair in zip(made, encoded, strict=True)]
 
         device, pairs = self.accelerator.device, sum(len(batch.latents) for batch in encoded)
-        self.quantized = quantization.compared(args.quantize_base, self.model, load, losses_of, dtype, device, pairs)
+        self.quantized = quantization.compare(args.quantize_base, self.model, load, losses_of, dtype, device, pairs)
 
     def optimizer_step(self, batches: Iterable[FillBatch]) -> torch.Tensor:
         """Take one step over ``batches``, unless loss or gradient is not finite; ``read_back`` says whether they were.
@@ -855,6 +848,16 @@ class Run:
             self.unlogged.copy_(saved["ranks"][self.accelerator.process_index]["unlogged"])
 
 
+def measure_first(run: Run, data: Any) -> None:
+    """What is to be known before the first step: how many blocks to recompute, what a quantized base changes."""
+    args = run.args
+    if args.gradient_checkpointing == "auto":
+        run.fit_memory(first_batches(data, args.train_batch_size, 1)[0])
+    if args.quantize_base and args.quantization_loss and run.step == 0 and run.accelerator.is_main_process:
+        run.see_quantization(first_batches(data, args.train_batch_size, quantization.PAIRS))
+    run.accelerator.wait_for_everyone()
+
+
 def train(
     run: Run, loader: DataLoader, pictures: Sequence[dict[str, Any]], record: RunRecord, saved: dict[str, Any] | None
 ) -> None:
@@ -867,11 +870,7 @@ def train(
     scalars = {name: value for name, value in vars(args).items() if isinstance(value, (bool, int, float, str))}
     afresh = {"tensorboard": {"purge_step": run.step + 1}}  # curves of steps that are taken again are not drawn twice
     accelerator.init_trackers("catvton-flux-lora", config=scalars, init_kwargs=afresh)
-    if args.gradient_checkpointing == "auto":
-        run.fit_memory(first_batches(loader.dataset, args.train_batch_size, 1)[0])
-    if args.quantize_base and run.step == 0 and main_process:
-        run.see_quantization(first_batches(loader.dataset, args.train_batch_size, quantization.PAIRS))
-    accelerator.wait_for_everyone()
+    measure_first(run, loader.dataset)
     passes, batches = args.gradient_accumulation_steps, cast(Iterator[dict[str, Any]], iter(loader))
     if saved and accelerator.num_processes == len(saved["ranks"]):
         saved_state.set_random_state(saved["ranks"][accelerator.process_index]["random"])

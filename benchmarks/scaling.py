@@ -59,6 +59,8 @@ def main(input_args: Sequence[str] | None = None) -> int:
     parser.add_argument("--processes", type=COUNT, default=2, help="how many, beside one")
     parser.add_argument("--json", type=Path, metavar="F", help="also write the figures to F")
     args = parser.parse_args(input_args)
+    if args.processes < 2:
+        parser.error("--processes 1 is what the others are compared with: give 2 or more")
     if (cores := len(os.sched_getaffinity(0))) < args.processes:
         parser.error(f"--processes {args.processes} need as many cores, and there are {cores}")
     kinds: dict[str, tuple[int, tuple[str, ...]]] = {"1": (1, ()), str(args.processes): (args.processes, ())}

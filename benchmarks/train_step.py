@@ -93,8 +93,13 @@ def parse_args(input_args: Sequence[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(input_args)
     if args.json and not args.json.parent.is_dir():
         parser.error(f"--json {args.json}: there is no folder {args.json.parent}")
-    if args.compile_blocks and args.quantize_base in quantization.NOT_COMPILED:
-        parser.error(f"--compile_blocks: PyTorch cannot compile a base in {args.quantize_base} that is trained on")
+    if refused := quantization.refused_with(args):
+        parser.error(refused)
+    if args.quantize_base:
+        try:
+            quantization.check_usable("--quantize_base", args.quantize_base)
+        except ValueError as error:
+            parser.error(str(error))
     size = SIZES[args.size]
     args.steps, args.text_tokens = args.steps or size.steps, size.text_tokens
     args.height, args.width = args.height or size.height, args.width or size.width
@@ -146,7 +151,7 @@ def trainer_run(args: argparse.Namespace) -> Iterator[trainer.Run]:
         pipeline = made if args.size == "full" else EMBEDDED
         options = trainer_args(args, pipeline, transformer=made, output=made / "run")
         accelerator, dtype = trainer.start(options), trainer.DTYPES[options.mixed_precision]
-        transformer = build_transformer(args.size, accelerator.device, dtype)
+        transformer = build_transformer(args.size, "cpu" if args.quantize_base else accelerator.device, dtype)
         if args.size == "full":
             FlowScheduler.from_pretrained(EMBEDDED, subfolder="scheduler").save_pretrained(made / "scheduler")
             AutoencoderKL(**FLUX_VAE).to(dtype).save_pretrained(made / "vae")

@@ -85,6 +85,8 @@ def add_model_and_data_flags(parser: argparse.ArgumentParser, prompt: str) -> No
     add("--cache_dir", help="where downloaded models are kept (default: the Hub's own cache)")
     add("--quantize_base", choices=list(QUANTIZED_BY),
         help="keep the frozen base in 4 bits a weight (bitsandbytes, CUDA) or in 8 (torchao)")
+    add("--quantization_loss", action=SWITCH, default=True,
+        help="with --quantize_base: before the first step, read the base itself, too, and tell how its loss differs")
     add("--mixed_precision", choices=["no", "bf16", "fp16"], default="no", help="precision of the frozen base")
     add("--allow_tf32", action=SWITCH, default=False, help="TF32 for fp32 matrix products on CUDA")
     add = parser.add_argument_group("data and text").add_argument

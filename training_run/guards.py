@@ -154,8 +154,11 @@ def out_of_memory(step: int, args: Any) -> ValueError:
         lower.append("--gradient_checkpointing")
     if args.mixed_precision == "no":
         lower.append("--mixed_precision bf16")
-    if not args.quantize_base and not args.train_base_model:
+    if args.quantize_base != "nf4" and not args.train_base_model and not args.shard_base:
         lower.append("--quantize_base nf4")
+    several = torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1
+    if several and not args.shard_base and not args.quantize_base and not args.train_base_model:
+        lower.append("--shard_base")
     if args.optimizer == "adamw" and not args.use_8bit_adam:
         lower.append("--use_8bit_adam")
     lower += [f"--height and --width below {args.height} and {args.width}", f"--lora_rank below {args.lora_rank}"]

@@ -37,11 +37,21 @@ def check_usable(flag: str, kind: str) -> None:
         raise ValueError(f"{flag} {kind} needs the package {package}: pip install {package}")
 
 
+def refused_with(args: Any) -> str | None:
+    """Why ``args`` that ask for ``--quantize_base`` cannot be, with what to do about it, or None."""
+    if args.compile_blocks and args.quantize_base in NOT_COMPILED:
+        return (
+            f"--quantize_base {args.quantize_base}: add --no-compile_blocks (PyTorch cannot compile training in 8 bits)"
+        )
+    return None
+
+
 def settings(kind: str | None, compute_dtype: torch.dtype) -> BitsAndBytesConfig | TorchAoConfig | None:
     """diffusers' settings to load a transformer as ``kind``; None for None.
 
     Only weights are quantized, and unpacked to ``compute_dtype`` to be multiplied: 4 bits with a scale for every 64
-    weights (nf4, Dettmers et al. 2023), or 8 bits with a scale for every output channel (int8) or tensor row (fp8).
+    weights (nf4, Dettmers et al. 2023), or 8 bits, whole numbers (int8) or floats (fp8, e4m3), with a scale for every
+    output of a layer.
     """
     if kind is None:
         return None
@@ -52,18 +62,18 @@ def settings(kind: str | None, compute_dtype: torch.dtype) -> BitsAndBytesConfig
     return TorchAoConfig(Int8WeightOnlyConfig() if kind == "int8" else Float8WeightOnlyConfig())
 
 
-def moves(kind: str | None) -> bool:
+def can_be_moved(kind: str | None) -> bool:
     """Whether a transformer loaded as ``kind`` can be moved: bitsandbytes has put it on the GPU, and there it stays."""
     return kind is None or PACKAGES[kind] != "bitsandbytes"
 
 
 def to_device(transformer: Any, kind: str | None, device: torch.device) -> None:
     """Bring a transformer that was loaded as ``kind`` to ``device``, where it is not there already."""
-    if moves(kind):
+    if can_be_moved(kind):
         transformer.to(device)
 
 
-def compared(
+def compare(
     kind: str,
     quantized: Any,
     load_plain: Callable[[], Any],

@@ -6,28 +6,34 @@ all ranks, a block at a time.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-#: Arguments that need all of the base on every rank, with the reason.
-_APART = {
-    "train_base_model": "it splits frozen weights, and these are trained",
-    "quantize_base": "quantized weights cannot be split",
-    "compile_blocks": "a compiled block does not fetch its weights",
+#: Arguments that need all of the base on every rank: the value that does not, and the reason.
+_NEED_WHOLE_BASE = {
+    "train_base_model": ("leave --train_base_model out", "it splits frozen weights, and these are trained"),
+    "quantize_base": ("leave --quantize_base out", "quantized weights cannot be split"),
+    "compile_blocks": ("add --no-compile_blocks", "a compiled block does not fetch its weights"),
 }
 
 
 def refused_with(args: Any) -> str | None:
-    """Why ``args`` that ask for ``--shard_base`` cannot be, or None."""
-    for name, reason in _APART.items() if args.shard_base else []:
-        if getattr(args, name):
-            return f"--shard_base does not go with --{name}: {reason}"
-    if args.shard_base and args.gradient_checkpointing == "auto":
-        return "--shard_base does not go with --gradient_checkpointing auto: ranks measure apart; give a number"
-    return None
+    """Why ``args`` that ask for ``--shard_base`` cannot be, with what to do about all of it, or None."""
+    if not args.shard_base:
+        return None
+    found = [told for name, told in _NEED_WHOLE_BASE.items() if getattr(args, name)]
+    if args.gradient_checkpointing == "auto":
+        found.append(
+            ("give --gradient_checkpointing a number, 1 for every block", "ranks that measure apart would wait")
+        )
+    if not found:
+        return None
+    return "--shard_base: " + "; ".join(f"{mend} ({reason})" for mend, reason in found)
 
 
 def check_processes(args: Any, accelerator: Accelerator) -> None:
@@ -39,11 +45,18 @@ def check_processes(args: Any, accelerator: Accelerator) -> None:
         )
 
 
+def place_trained(parameters: Iterable[torch.nn.Parameter], device: torch.device) -> None:
+    """Bring what is trained to ``device`` ahead of the base, which goes there in parts."""
+    for parameter in parameters:
+        parameter.data = parameter.data.to(device)
+
+
 def shard_frozen(transformer: Any, accelerator: Accelerator) -> None:
-    """Keep on this rank its share of every frozen weight, on its device, and all of what is trained."""
+    """Keep on this rank its share of every frozen weight, on its device.
+
+    To be called once DDP has wrapped the transformer: accelerate refuses one that is split already.
+    """
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
     trained = {parameter for parameter in transformer.parameters() if parameter.requires_grad}
     for part in (*transformer.transformer_blocks, *transformer.single_transformer_blocks, transformer):
         fully_shard(part, mesh=mesh, ignored_params=trained & set(part.parameters()))
-    for parameter in trained:
-        parameter.data = parameter.data.to(accelerator.device)

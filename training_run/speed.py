@@ -30,8 +30,8 @@ def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     return pinned.to(device, non_blocking=True)
 
 
-def leave_to_files(transformer: torch.nn.Module) -> None:
-    """Let no rank send frozen weights to the others when a run starts: all have read them from the same files.
+def leave_frozen_out_of_broadcast(transformer: torch.nn.Module) -> None:
+    """Let DDP send no frozen weights to the other ranks when a run starts: all have read them from the same files.
 
     They are nearly all of a model, and those of torchao cannot be sent.
     """

@@ -80,7 +80,7 @@ class AdapterTransformer(FluxTransformer2DModel):
         """Move and cast the base, move the adapter; a quantized base is not cast."""
         if kind := self.run.settings.quantize_base:
             device = torch._C._nn._parse_to(*args, **kwargs)[0]
-            if device is not None and quantization.moves(kind):
+            if device is not None and quantization.can_be_moved(kind):
                 super().to(device)
             return self
         exact = [(parameter, parameter.detach().clone()) for _, parameter in self.named_parameters()]

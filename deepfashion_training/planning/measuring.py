@@ -16,6 +16,7 @@ from accelerate.utils import broadcast_object_list
 
 from deepfashion_training.console.endings import describe
 from deepfashion_training.planning.plan import Measured
+from training_run.quantization import NOT_COMPILED
 from training_run.speed import free_memory
 
 #: Steps of a measurement; the first ones also start workers, choose kernels, compile and fill the memory.
@@ -50,7 +51,7 @@ def measure(args: argparse.Namespace, train: Train, state: Any) -> Measured | No
         short = {
             "max_train_steps": STEPS, "lr_warmup_steps": 0, "logging_steps": 1, "report_to": "none",
             "checkpointing_steps": STEPS, "checkpoints_total_limit": None, "save_every_minutes": 0.0,
-            "validation_steps": 0, "resume_from_checkpoint": None, "latents_dir": None,
+            "quantization_loss": False, "validation_steps": 0, "resume_from_checkpoint": None, "latents_dir": None,
             "dataroot": str(folder / "wardrobe"), "output_dir": str(folder / "run"), "overwrite_output_dir": False,
         }  # fmt: skip
         options = DatasetOptions(resize_mode=args.resize_mode, cache_dir=str(folder / "rows"))
@@ -78,6 +79,10 @@ def does_not_fit(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or isinstance(error.__cause__, torch.OutOfMemoryError)
 
 
+def _typed(name: str, value: Any) -> str:
+    return f"--{name}" if value is True else f"--no-{name}" if value is False else f"--{name} {value}"
+
+
 def variants(args: argparse.Namespace, fits: bool) -> dict[str, dict[str, Any]]:
     """Flags to try beside the user's on one GPU, as typed, with what they set. A step keeps its number of pairs.
 
@@ -86,13 +91,14 @@ def variants(args: argparse.Namespace, fits: bool) -> dict[str, dict[str, Any]]:
     auto: dict[str, Any] = {"gradient_checkpointing": "auto"}
     batch, passes = args.train_batch_size, args.gradient_accumulation_steps
     if fits:
-        quick = {**auto, "compile_blocks": True}
+        quick = {**auto, "compile_blocks": args.quantize_base not in NOT_COMPILED}
         offered = [auto, quick]
         if passes % 2 == 0:
             offered.append({**quick, "train_batch_size": 2 * batch, "gradient_accumulation_steps": passes // 2})
     else:
         single = {**auto, "train_batch_size": 1, "gradient_accumulation_steps": batch * passes}
-        offered = [{**single, "use_8bit_adam": args.optimizer == "adamw", "quantize_base": "nf4"}]
+        quantized = {"use_8bit_adam": args.optimizer == "adamw", "quantize_base": "nf4", "compile_blocks": False}
+        offered = [{**single, **quantized}]
         if batch > 1:
             offered.insert(0, single)
         if args.gradient_checkpointing != 1:  # which is all that auto could come to
@@ -100,7 +106,7 @@ def variants(args: argparse.Namespace, fits: bool) -> dict[str, dict[str, Any]]:
     found = {}
     for changes in offered:
         changes = {name: value for name, value in changes.items() if getattr(args, name) != value}
-        typed = " ".join(f"--{name}" if value is True else f"--{name} {value}" for name, value in changes.items())
+        typed = " ".join(_typed(name, value) for name, value in changes.items())
         if typed:
             found[typed] = changes
     return found
