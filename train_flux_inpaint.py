@@ -21,7 +21,6 @@ import hashlib
 import json
 import logging
 import math
-import re
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -52,6 +51,7 @@ from training_run import attention, bases, checkpoints, guards, latents, quantiz
 from training_run import state as saved_state
 from training_run.flags import FlagParser, add_loss_and_output_flags, add_model_and_data_flags, add_training_flags
 from training_run.guards import check_packages
+from training_run.lora_layers import lora_pattern
 from training_run.optimizers import make_optimizer, optimizer_settings
 from training_run.output_dir import (
     LORA_FILE,
@@ -63,7 +63,7 @@ from training_run.output_dir import (
     refuse_earlier_run,
     refuse_finished,
 )  # fmt: skip
-from training_run.record import RunRecord, checkpoint_facts
+from training_run.record import RunRecord, checkpoint_facts, start_curves
 from training_run.row_order import PairStream, first_batches, seed_for, validation_rows
 from training_run.sheets import labelled_grid, to_picture
 from training_run.stopping import StoppedError, Stopping, settle_gloo, worker_ignores_signals
@@ -77,12 +77,6 @@ DEFAULT_PROMPT = (
 )
 #: Precision of everything frozen, by ``--mixed_precision``.
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-#: Linear layers inside a double or single block, by the ending of their name.
-ATTENTION = (
-    "attn.to_q attn.to_k attn.to_v attn.to_out.0 attn.add_q_proj attn.add_k_proj attn.add_v_proj attn.to_add_out"
-)
-FEED_FORWARD = "ff.net.0.proj ff.net.2 ff_context.net.0.proj ff_context.net.2 proj_mlp proj_out"
-LORA_TARGETS = {"attention": ATTENTION.split(), "all": f"{ATTENTION} {FEED_FORWARD}".split()}
 
 
 def parse_args(input_args: Sequence[str] | None = None) -> argparse.Namespace:
@@ -334,19 +328,6 @@ def cached_prompts(args: argparse.Namespace, prompts: list[str], accelerator: Ac
         return encode_prompts_once(args, prompts, accelerator)
     found = latents.kept_tensors(path, encode, writes=accelerator.is_main_process)
     return PromptTable.of(prompts, found["embeds"], found["pooled"])
-
-
-def lora_pattern(target_modules: str, transformer: torch.nn.Module) -> str:
-    """Regular expression for layers inside blocks that ``--lora_target_modules`` names; ``ValueError`` for none."""
-    wanted = LORA_TARGETS.get(target_modules) or [name.strip() for name in target_modules.split(",")]
-    inside = re.compile(r"(?:single_)?transformer_blocks\.\d+\.(.+)")
-    layers = [name for name, module in transformer.named_modules() if "Linear" in type(module).__name__]
-    endings = {match[1] for name in layers if (match := inside.fullmatch(name))}
-    for name in wanted if target_modules not in LORA_TARGETS else []:
-        if not name or not any(f".{ending}".endswith(f".{name}") for ending in endings):
-            known = ", ".join(["all", "attention", *sorted(endings)])
-            raise ValueError(f"--lora_target_modules: no layer named {name!r}; choose from {known}")
-    return rf"(?:single_)?transformer_blocks\.\d+\.(?:.+\.)?(?:{'|'.join(map(re.escape, wanted))})"
 
 
 def make_trainable(transformer: FluxTransformer2DModel, args: argparse.Namespace) -> list[torch.nn.Parameter]:
@@ -867,9 +848,7 @@ def train(
     the last whole step written.
     """
     args, accelerator, main_process = run.args, run.accelerator, run.accelerator.is_main_process
-    scalars = {name: value for name, value in vars(args).items() if isinstance(value, (bool, int, float, str))}
-    afresh = {"tensorboard": {"purge_step": run.step + 1}}  # curves of steps that are taken again are not drawn twice
-    accelerator.init_trackers("catvton-flux-lora", config=scalars, init_kwargs=afresh)
+    start_curves(run)
     measure_first(run, loader.dataset)
     passes, batches = args.gradient_accumulation_steps, cast(Iterator[dict[str, Any]], iter(loader))
     if saved and accelerator.num_processes == len(saved["ranks"]):

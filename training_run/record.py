@@ -56,6 +56,13 @@ def checkpoint_facts(run: Any, data: Any, own: frozenset[str]) -> dict[str, Any]
     }
 
 
+def start_curves(run: Any) -> None:
+    """Begin ``--report_to``'s curves; those of steps that are taken again are not drawn twice."""
+    scalars = {name: value for name, value in vars(run.args).items() if isinstance(value, (bool, int, float, str))}
+    afresh = {"tensorboard": {"purge_step": run.step + 1}}
+    run.accelerator.init_trackers("catvton-flux-lora", config=scalars, init_kwargs=afresh)
+
+
 def commit_of(model: str, revision: str | None, cache_dir: str | None) -> str | None:
     """Commit on the Hub of the files of ``model`` that were loaded; None for a folder on this machine."""
     snapshot = snapshot_of(model, revision, cache_dir)
