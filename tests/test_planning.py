@@ -375,6 +375,21 @@ def test_a_run_that_does_not_fit_is_told_what_does_and_fails(on_a_gpu) -> None:
     assert {plan.pairs_per_step(args) for args in stand_in.asked} == {8}
 
 
+def test_the_h100_preset_as_it_is_on_a_small_card(on_a_gpu) -> None:
+    """4 bits are not compiled with it: nobody has, and 8 bits cannot be."""
+    lines, _, stand_in = on_a_gpu(lambda args: 9.0 if args.quantize_base else None, "--preset", "h100")
+    single = "--train_batch_size 1 --gradient_accumulation_steps 8"
+    assert lines[-1] == f"choose    add {single} --use_8bit_adam --quantize_base nf4 --no-compile_blocks"
+    assert [args.compile_blocks for args in stand_in.asked] == [True, True, False]
+
+
+def test_8_bits_are_offered_nothing_that_the_trainer_refuses(on_a_gpu) -> None:
+    flags = ("--no-compile_blocks", "--quantize_base", "int8")
+    _, error, stand_in = on_a_gpu(lambda args: 3.0, "--preset", "h100", *flags)
+    assert error is None and len(stand_in.asked) > 1
+    assert not any(args.compile_blocks for args in stand_in.asked)
+
+
 def test_smaller_flags_are_tried_only_until_some_fit(on_a_gpu) -> None:
     fits = lambda args: 5.0 if args.train_batch_size == 1 else None  # noqa: E731
     _, error, stand_in = on_a_gpu(fits, "--preset", "h100")
