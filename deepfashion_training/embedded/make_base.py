@@ -61,27 +61,15 @@ class Phase:
     elsewhere: float  # share of rows that are plain inpainting
     steps: int
     flags: str
-    weighed: bool = False  # on latents of ``small_vae.weigh_latents``
 
 
 #: Most steps see nearly pure noise, those of the second phase almost nothing else: a small model has to tell shapes and
 #: colours by the condition alone, and is drawn from in one step. In the second phase it also learns what FLUX.1-Fill
-#: knew before CatVTON-Flux: to paint legs and whole outfits that no garment picture shows. The third is the second
-#: again on latents whose error is that of pixels: it makes colours exact, where the others spend most of their effort
-#: on details that nothing tells.
+#: knew before CatVTON-Flux: to paint legs and whole outfits that no garment picture shows.
 PHASES = (
     Phase(1006, 0.0, 6000, "--learning_rate 1.5e-3 --weighting_scheme logit_normal --logit_mean -2 --logit_std 1.2"),
     Phase(1008, 0.4, 5000, "--learning_rate 1.2e-3 --weighting_scheme logit_normal --logit_mean -4 --logit_std 0.8"),
-    Phase(
-        1008,
-        0.4,
-        5000,
-        "--learning_rate 1.2e-3 --weighting_scheme logit_normal --logit_mean -4 --logit_std 0.8",
-        weighed=True,
-    ),
 )
-#: Pairs from which half as many are drawn that tell what a latent channel does to pixels.
-WEIGHED_ROWS = 128
 
 #: 384 input channels as in FLUX.1-Fill: 64 noisy, 64 of the masked picture, 256 of the mask.
 TRANSFORMER_CONFIG: dict[str, Any] = {
@@ -274,16 +262,13 @@ def main(argv: list[str] | None = None) -> int:
         pipeline = random_fill_pipeline(args.seed)
         pipeline.vae = make_vae(drawn_pairs(VAE_ROWS, PAIRS_SEED, args.num_proc), args.seed, VAE_STAGES)
         pipeline.save_pretrained(start, safe_serialization=True)
-    pipeline_dir = transformer = start
+    transformer = start
     for number, phase in enumerate(PHASES, start=1):
-        if phase.weighed and pipeline_dir == start:
-            pipeline_dir = weighed(start, transformer, args.work_dir / "weighed", args.num_proc)
-            transformer = pipeline_dir
-        tops, run = args.work_dir / f"tops-{phase.people_seed}", args.work_dir / f"train-{number}"
+        tops, run = args.work_dir / f"tops-{number}", args.work_dir / f"train-{number}"
         if not tops.exists():
             people, share = phase.people_seed, phase.elsewhere
             write_tops_folder(tops, args.rows, seed=people, num_proc=args.num_proc, elsewhere=share)
-        flags = {"dataroot": tops, "output_dir": run, "pretrained_model_name_or_path": pipeline_dir}
+        flags = {"dataroot": tops, "output_dir": run, "pretrained_model_name_or_path": start}
         flags |= {"pretrained_inpaint_model_name_or_path": transformer, "max_train_steps": args.steps or phase.steps}
         flags |= {"seed": args.seed + number - 1}
         given = [text for name, value in flags.items() for text in (f"--{name}", str(value))]
@@ -292,43 +277,9 @@ def main(argv: list[str] | None = None) -> int:
             command = [sys.executable, str(TRAINER), *given, *TRAINING, *phase.flags.split()]
             subprocess.run([*command, "--resume_from_checkpoint", "latest"], check=True)
         transformer = run
-    save_base(pipeline_dir, transformer / "transformer", args.output_dir)
+    save_base(start, transformer / "transformer", args.output_dir)
     sys.stdout.write(f"small FLUX-Fill written to {args.output_dir}\n")
     return 0
-
-
-def weighed(start: Path, trained: Path, folder: Path, num_proc: int) -> Path:
-    """Write to ``folder`` the pipeline ``start`` with weighed latents and the transformer ``trained``, made to fit."""
-    import numpy as np
-    from diffusers import FluxFillPipeline, FluxTransformer2DModel
-
-    from deepfashion_training.embedded.small_vae import weigh_latents
-
-    if not (folder / "model_index.json").is_file():
-        transformer = FluxTransformer2DModel.from_pretrained(trained / "transformer")
-        pipeline = FluxFillPipeline.from_pretrained(start, transformer=transformer)
-        pictures = drawn_pairs(WEIGHED_ROWS, PAIRS_SEED, num_proc).batch(np.random.default_rng(1), WEIGHED_ROWS // 2)
-        follow_latents(transformer, *weigh_latents(pipeline.vae, pictures))
-        pipeline.save_pretrained(folder, safe_serialization=True)
-    return folder
-
-
-def follow_latents(transformer: Any, factors: Any, shifts: Any) -> None:
-    """Let ``transformer`` go on with latents that have become ``factors * (latents - shifts)``, [16] each.
-
-    What it sees of the masked picture is as before, exactly. The noise that it sees keeps its size while the picture
-    in its prediction does not, which a hundred steps of training mend.
-    """
-    import torch
-
-    with torch.no_grad():
-        # A token has a 2x2 patch of each channel: 64 of the noisy pair, 64 of the masked one, then the mask.
-        factors, shifts = factors.repeat_interleave(4), shifts.repeat_interleave(4)
-        embedder, out = transformer.x_embedder, transformer.proj_out
-        embedder.bias += embedder.weight[:, 64:128] @ shifts
-        embedder.weight[:, 64:128] /= factors
-        out.weight *= factors[:, None]
-        out.bias *= factors
 
 
 def save_base(start: Path, transformer: Path, output_dir: Path) -> None:

@@ -224,41 +224,6 @@ def standardize_latents(vae: Any, pictures: torch.Tensor) -> None:
     vae.register_to_config(shift_factor=latents.mean().item(), scaling_factor=1 / latents.std().item())
 
 
-@torch.no_grad()
-def pixel_gains(vae: Any, pictures: torch.Tensor) -> torch.Tensor:
-    """By how much pixels of ``pictures`` [B,3,H,W] change, root mean square, per unit of each latent channel: [16]."""
-    latents = vae.encode(pictures).latent_dist.mean
-    plain, size = vae.decode(latents).sample, 0.3
-    noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0)) * size
-    found = []
-    for channel in range(latents.shape[1]):
-        moved = latents.clone()
-        moved[:, channel] += noise[:, channel]
-        found.append((vae.decode(moved).sample - plain).square().mean().sqrt() / size)
-    return torch.stack(found)
-
-
-@torch.no_grad()
-def weigh_latents(vae: Any, pictures: torch.Tensor, power: float = 0.8) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rescale each latent channel by its ``pixel_gains`` to the ``power``; what is decoded stays the same.
-
-    A squared error in latents then weighs about as much as the one in pixels that it causes: as made, the channel of
-    an 8x8 block's brightness has half of the error in pixels and an eighth of it in latents. Returns factors and
-    shifts [16]: shifted and scaled latents x have become ``factor * (x - shift)``.
-    """
-    before, gains = vae.config, pixel_gains(vae, pictures)
-    scales, count = (gains / gains.log().mean().exp()) ** power, len(gains)
-    out = vae.encoder.conv_out
-    out.weight[:count] *= scales[:, None, None, None]
-    out.bias[:count] *= scales
-    out.bias[count:] += 2 * scales.log()  # log variances
-    vae.decoder.conv_in.weight /= scales[:, None, None]
-    old_shift, old_scale = before.shift_factor, before.scaling_factor
-    standardize_latents(vae, pictures)
-    now = vae.config
-    return scales * now.scaling_factor / old_scale, (now.shift_factor / scales - old_shift) * old_scale
-
-
 def _leave_out(blocks: Any) -> None:
     """Pass over ``blocks``, which add nothing as long as their last weights are 0: they took half of the time."""
     for block in blocks:
