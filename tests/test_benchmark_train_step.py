@@ -173,6 +173,17 @@ def test_figures_of_a_run(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [report]
 
 
+@pytest.mark.long
+def test_a_base_in_8_bits_is_measured_too(tmp_path: Path) -> None:
+    pytest.importorskip("torchao")
+    report = tmp_path / "figures.json"
+    flags = ["--size", "tiny", "--steps", "1", "--quantize_base", "int8", "--json", str(report)]
+    assert train_step.main(flags) == 0
+    figures = json.loads(report.read_text())
+    assert figures["settings"]["quantize_base"] == "int8" and figures["settings"]["parameters"] == 5_269_440
+    assert all(row["s_per_step"] > 0 for row in figures["rows"])
+
+
 def test_full_without_a_gpu(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert train_step.main(["--size", "full"]) == 1
@@ -199,6 +210,8 @@ def test_a_failure_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
         (["--size", "tiny", "--height", "100"], "multiple of 16"),
         (["--size", "tiny", "--mixed_precision", "fp16"], "fp16"),
         (["--size", "tiny", "--json", "/no/such/folder/f.json"], "/no/such/folder"),
+        (["--size", "tiny", "--quantize_base", "int8", "--compile_blocks"], "--no-compile_blocks"),
+        (["--size", "tiny", "--quantize_base", "nf4"], "--quantize_base nf4 needs"),
         (["--size", "tiny", "--unknown"], "--unknown"),
     ],
 )
