@@ -175,6 +175,17 @@ REMOVED = {
                             "tests/test_malformed_inputs.py -k in_the_ledger"),
     "decompression bombs": (PICTURES, "if limit is not None and picture.width * picture.height > limit:",
                             "if False:", f"{SECURITY} -k bomb_in_a_dataset[small"),
+    "trials of auto are sent": (TRAINER, 'with getattr(self.transformer, "no_sync", contextlib.nullcontext)():',
+                                "with contextlib.nullcontext():", "tests/test_memory_trials.py -m long"),
+    "trials of auto leave gradients": (TRAINER, "            finally:\n                self.optimizer.zero_grad()\n",
+                                       "            finally:\n                pass\n", "tests/test_memory_trials.py"),
+    "ranks of a split base stop apart": (
+        TRAINER, "self.stopping.agreed(self.accelerator)[0] if split else self.stopping.asked",
+        "self.stopping.asked", "tests/test_sharding.py -m long -k draw_together",
+    ),
+    "split before DDP": (TRAINER, "            sharding.place_trained(self.parameters, accelerator.device)\n",
+                         "            sharding.shard_frozen(transformer, accelerator)\n",
+                         "tests/test_sharding.py -k several_gpus"),
 }  # fmt: skip
 
 
