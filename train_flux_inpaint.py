@@ -645,9 +645,10 @@ class Run:
         load = functools.partial(load_transformer, argparse.Namespace(**{**vars(args), "quantize_base": None}), dtype)
 
         def losses_of(transformer: torch.nn.Module) -> list[torch.Tensor]:
+            how = (self.args.guidance_scale, self.takes_guidance)
             with torch.no_grad(), self.accelerator.autocast():
-                made = [predict_velocity(transformer, e, args.guidance_scale, self.takes_guidance) for e in encoded]
-            return [flow_matching_loss(*pair, args)[0] for pair in zip(made, encoded, strict=True)]
+                made = [predict_velocity(transformer, batch, *how) for batch in encoded]
+            return [flow_matching_loss(*pair, self.args)[0] for pair in zip(made, encoded, strict=True)]
 
         device, pairs = self.accelerator.device, sum(len(batch.latents) for batch in encoded)
         self.quantized = quantization.compare(args.quantize_base, self.model, load, losses_of, dtype, device, pairs)

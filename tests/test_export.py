@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 import train_flux_inpaint as tfi
 from deepfashion_training import export as command
 from deepfashion_training.models import lora_files
+from training_run.lora_layers import LORA_TARGETS
 
 RANK, ALPHA = 4, 8
 FLAGS = {
@@ -171,7 +172,7 @@ def flux_sized(tmp_path: Path, layers: list[str], dtype: torch.dtype) -> Path:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_kohya_is_the_inverse_of_diffusers_converter(dtype, tmp_path):
     """At FLUX's sizes and with its first and last blocks, with nothing replaced: A, B and the scale come back."""
-    ends = [*tfi.LORA_TARGETS["all"][:8], "ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "norm1.linear"]
+    ends = [*LORA_TARGETS["all"][:8], "ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "norm1.linear"]
     layers = [f"transformer_blocks.{i}.{end}" for i in (0, 18) for end in ends]
     single = ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp", "proj_out", "norm.linear")
     layers += [f"single_transformer_blocks.{i}.{end}" for i in (0, 37) for end in single]

@@ -122,7 +122,7 @@ def test_every_flag_does_something():
     [
         (["--optimizer", "prodigy"], "prodigyopt"),
         (["--use_8bit_adam"], "bitsandbytes"),
-        (["--quantize_base", "nf4"], "bitsandbytes"),
+        (["--quantize_base", "fp8"], "torchao"),
         (["--report_to", "wandb"], "wandb"),
         ([], "tensorboard"),
     ],

