@@ -593,7 +593,7 @@ class Run:
             sharding.place_trained(self.parameters, accelerator.device)
         speed.leave_frozen_out_of_broadcast(transformer)
         self.takes_guidance = transformer.config.guidance_embeds
-        optimizer = make_optimizer(self.parameters, args)
+        optimizer = make_optimizer(transformer, args)
         steps = (args.lr_warmup_steps, args.max_train_steps, args.lr_num_cycles, args.lr_power)
         self.lr_scheduler = get_scheduler(args.lr_scheduler, optimizer, None, *steps)
         placed = [not args.shard_base, True]

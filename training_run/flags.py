@@ -126,12 +126,13 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
     add("--lr_warmup_steps", type=FROM_ZERO, default=0, help="optimizer steps of warm-up")
     add("--lr_num_cycles", type=COUNT, default=1, help="restarts of cosine_with_restarts")
     add("--lr_power", type=AMOUNT, default=1.0, help="power of the polynomial schedule")
-    add("--optimizer", choices=["adamw", "prodigy"], type=str.lower, default="adamw", help="optimizer")
+    add("--optimizer", choices=["adamw", "muon", "prodigy"], type=str.lower, default="adamw",
+        help="optimizer; Muon leaves all but the matrices of blocks to AdamW")  # fmt: skip
     add("--use_8bit_adam", action=SWITCH, default=False, help="8-bit AdamW (bitsandbytes, CUDA)")
-    add("--adam_beta1", type=SHARE, default=0.9, help="beta1 of AdamW and Prodigy")
+    add("--adam_beta1", type=SHARE, default=0.9, help="beta1 of AdamW (Muon's is 0.95) and Prodigy")
     add("--adam_beta2", type=SHARE, default=0.999, help="beta2 of AdamW and Prodigy")
-    add("--adam_weight_decay", type=AMOUNT, default=1e-4, help="weight decay of AdamW and Prodigy")
-    add("--adam_epsilon", type=AMOUNT, default=1e-8, help="epsilon of AdamW and Prodigy")
+    add("--adam_weight_decay", type=AMOUNT, default=1e-4, help="weight decay")
+    add("--adam_epsilon", type=AMOUNT, default=1e-8, help="epsilon")
     add("--max_grad_norm", type=AMOUNT, default=1.0, help="gradients are clipped to this norm; 0: not clipped")
     add("--gradient_checkpointing", "--no-gradient_checkpointing", action=Recompute, default=0, metavar="auto|none|N",
         help="recompute every N-th block (no word: every one): less memory, more time; auto: as few as fit the GPU")

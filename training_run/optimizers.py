@@ -3,9 +3,49 @@
 from __future__ import annotations
 
 import argparse
+import re
 from typing import Any
 
 import torch
+
+#: Matrices that Muon is for: those of a block's layers. What reads or writes pictures, conditions or modulates is not.
+IN_BLOCKS = re.compile(r"blocks\.\d+\.(?!norm)")
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon (Jordan et al. 2024) for ``matrices``, AdamW for ``others``, at one learning rate.
+
+    Muon's steps are scaled to the size that AdamW's have (Liu et al. 2025), so a rate that suits the one suits the
+    other. ``torch.optim`` has both; here they share groups and state, so that a schedule and a checkpoint see one
+    optimizer.
+    """
+
+    def __init__(
+        self, matrices: list[torch.nn.Parameter], others: list[torch.nn.Parameter], **settings: Any
+    ) -> None:  # fmt: skip
+        groups = [{"params": some, "is_muon": chosen} for some, chosen in ((matrices, True), (others, False)) if some]
+        super().__init__(groups, settings)
+
+    def _part(self, group: dict[str, Any]) -> torch.optim.Optimizer:
+        """What moves a group's weights, with the group's present settings."""
+        settings = {name: group[name] for name in ("lr", "weight_decay", "eps")}
+        if group["is_muon"]:
+            part: Any = torch.optim.Muon(group["params"], adjust_lr_fn="match_rms_adamw", **settings)
+        else:
+            part = torch.optim.AdamW(group["params"], betas=group["betas"], **settings)
+        part.state = self.state
+        return part
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """One step of every weight that has a gradient; returns what ``closure``, called first, returns."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            self._part(group).step()
+        return loss
 
 
 def optimizer_settings(args: argparse.Namespace) -> dict[str, Any]:
@@ -14,9 +54,16 @@ def optimizer_settings(args: argparse.Namespace) -> dict[str, Any]:
     return {"lr": args.learning_rate, "betas": betas, "weight_decay": args.adam_weight_decay, "eps": args.adam_epsilon}
 
 
-def make_optimizer(parameters: list[torch.nn.Parameter], args: argparse.Namespace) -> torch.optim.Optimizer:
-    """AdamW (fused where the device has it), 8-bit AdamW or Prodigy. ``check_packages`` has seen to their packages."""
-    settings = optimizer_settings(args)
+def make_optimizer(model: torch.nn.Module, args: argparse.Namespace) -> torch.optim.Optimizer:
+    """AdamW (fused where the device has it), 8-bit AdamW, Muon or Prodigy for what is trained of ``model``.
+
+    ``check_packages`` has seen to their packages.
+    """
+    named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    parameters, settings = list(named.values()), optimizer_settings(args)
+    if args.optimizer == "muon":
+        chosen = [name for name, weight in named.items() if weight.ndim == 2 and IN_BLOCKS.search(name)]
+        return Muon([named[name] for name in chosen], [named[name] for name in named if name not in chosen], **settings)
     if args.optimizer == "prodigy":
         from prodigyopt import Prodigy
 

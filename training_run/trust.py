@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from training_run import bases
 from training_run.checkpoints import step_of
+from training_run.optimizers import Muon
 
 #: How many numbers the Mersenne Twister of NumPy holds; it reads on from a place among them and does not check it.
 TWISTER = 624
@@ -122,13 +123,17 @@ def _misfits_of_groups(optimizer: Any, saved: dict[str, Any]) -> Iterator[str]:
 def _misfits_of_moments(optimizer: Any, saved: dict[str, Any]) -> Iterator[str]:
     """What does not fit of an optimizer's tensors. Prodigy and 8-bit AdamW keep others, and load them with checks."""
     parameters = [each for group in optimizer.param_groups for each in group["params"]]
-    states, plain = saved.get("state"), isinstance(getattr(optimizer, "optimizer", optimizer), torch.optim.AdamW)
+    by_muon = [group.get("is_muon", False) for group in optimizer.param_groups for _ in group["params"]]
+    inner = getattr(optimizer, "optimizer", optimizer)
+    states, plain = saved.get("state"), isinstance(inner, (torch.optim.AdamW, Muon))
     if not isinstance(states, dict):
         yield "its optimizer has no state"
     for number, state in (states or {}).items():
         if type(number) is not int or not 0 <= number < len(parameters) or not isinstance(state, dict):
             yield f"its optimizer has a state of {number!r}, which is no parameter"
         shapes = dict.fromkeys(("exp_avg", "exp_avg_sq"), parameters[number].shape) | {"step": torch.Size()}
+        if by_muon[number]:
+            shapes = {"momentum_buffer": parameters[number].shape}
         if plain and state and set(state) != set(shapes):
             yield f"its optimizer has another state of parameter {number} than {', '.join(sorted(shapes))}"
         for name, tensor in state.items() if plain else ():

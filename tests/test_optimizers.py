@@ -1,0 +1,152 @@
+"""``--optimizer muon``: which weights go to Muon and which to AdamW, what a step does, and that a run goes on exactly."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import forget_accelerator
+from safetensors.torch import load_file
+
+import train_flux_inpaint as tfi
+from benchmarks.kills import same
+from training_run.checkpoints import checkpoints_in, seal
+from training_run.optimizers import Muon, make_optimizer
+from training_run.state import read_state, write_state
+from training_run.stopping import StoppedError
+
+SETTINGS = {"lr": 0.01, "betas": (0.9, 0.99), "weight_decay": 0.1, "eps": 1e-8}
+FLAGS = (
+    "--optimizer muon --max_train_steps 4 --learning_rate 1e-2 --lr_scheduler cosine --checkpointing_steps 2 "
+    "--validation_steps 0 --report_to none --train_batch_size 1 --dataloader_num_workers 0"
+).split()
+
+
+class Small(torch.nn.Module):
+    """Named as FLUX's layers are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.x_embedder = torch.nn.Linear(3, 4)
+        block = torch.nn.Module()
+        block.attn = torch.nn.Linear(4, 6)
+        block.norm = torch.nn.Linear(6, 6)
+        self.transformer_blocks = torch.nn.ModuleList([block])
+
+    def forward(self, given: torch.Tensor) -> torch.Tensor:
+        block: Any = self.transformer_blocks[0]
+        return block.norm(block.attn(self.x_embedder(given))).square().mean()
+
+
+def made(model: torch.nn.Module) -> torch.optim.Optimizer:
+    args = argparse.Namespace(optimizer="muon", learning_rate=0.01, adam_beta1=0.9, adam_beta2=0.99,
+                              adam_weight_decay=0.1, adam_epsilon=1e-8, use_8bit_adam=False)  # fmt: skip
+    return make_optimizer(model, args)
+
+
+def test_matrices_of_blocks_go_to_muon_and_everything_else_to_adamw() -> None:
+    model = Small()
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    held = {group["is_muon"]: [names[weight] for weight in group["params"]] for group in made(model).param_groups}
+    block = "transformer_blocks.0."
+    assert held[True] == [f"{block}attn.weight"]
+    others = ["x_embedder.weight", "x_embedder.bias", f"{block}attn.bias", f"{block}norm.weight", f"{block}norm.bias"]
+    assert held[False] == others
+
+
+def test_frozen_weights_are_left_out() -> None:
+    model = Small()
+    model.x_embedder.requires_grad_(False)
+    held = [weight for group in made(model).param_groups for weight in group["params"]]
+    assert len(held) == 4 and all(weight.requires_grad for weight in held)
+
+
+def test_steps_are_those_of_torch_at_the_rate_of_the_moment() -> None:
+    """Beside two optimizers of ``torch.optim`` that share nothing, over three steps with a falling rate."""
+    ours, theirs = Small(), Small()
+    optimizer = made(ours)
+    matrix: Any = theirs.transformer_blocks[0].attn.weight
+    rest = [weight for weight in theirs.parameters() if weight is not matrix]
+    pair = (
+        torch.optim.Muon([matrix], lr=0.01, weight_decay=0.1, eps=1e-8, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(rest, **SETTINGS),
+    )
+    for step in range(3):
+        given = torch.randn(5, 3, generator=torch.Generator().manual_seed(step))
+        for model, optimizers in ((ours, (optimizer,)), (theirs, pair)):
+            model.zero_grad()
+            model(given).backward()
+            for each in optimizers:
+                for group in each.param_groups:
+                    group["lr"] = 0.01 / (step + 1)
+                each.step()
+    for weight, wanted in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(weight, wanted)
+    assert set(optimizer.state[ours.transformer_blocks[0].attn.weight]) == {"momentum_buffer"}
+
+
+def run(args: argparse.Namespace, stop_at_pass: int | None = None) -> None:
+    encode = tfi.Run.encode
+
+    def signalled(self: tfi.Run, samples: dict[str, Any], forward_pass: int) -> tfi.FillBatch:
+        if forward_pass == stop_at_pass:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return encode(self, samples, forward_pass)
+
+    forget_accelerator()
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(tfi.Run, "encode", signalled)
+            tfi.main(args)
+    finally:
+        forget_accelerator()
+
+
+def ended(folder: Path) -> dict[str, Any]:
+    """Losses, the optimizer, and every weight that was written in the end."""
+    weights = {path.relative_to(folder): load_file(path) for path in folder.rglob("checkpoint-4/*.safetensors")}
+    losses = (folder / "logs" / "losses.jsonl").read_text("utf-8")
+    return {"optimizer": read_state(checkpoints_in(folder)[-1])["optimizer"], "losses": losses, **weights}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trained", [(), ("--train_base_model", "all")], ids=["LoRA", "base"])
+def test_a_stopped_run_goes_on_exactly(tiny_args: Callable[..., argparse.Namespace], trained: tuple[str, ...]) -> None:
+    whole = tiny_args(*FLAGS, *trained)
+    run(whole)
+    wanted = ended(Path(whole.output_dir))
+    assert wanted["optimizer"]["state"][0].keys() == {"momentum_buffer"}
+    stopped = tiny_args(*FLAGS, *trained)
+    with pytest.raises(StoppedError):
+        run(stopped, 2)
+    folder = Path(stopped.output_dir)
+    run(tiny_args(*FLAGS, *trained, "--output_dir", folder, "--resume_from_checkpoint", "latest"))
+    found = ended(folder)
+    assert [name for name in wanted if not same(found[name], wanted[name])] == []
+
+
+@pytest.mark.slow
+def test_a_momentum_that_does_not_fit_is_refused(tiny_args: Callable[..., argparse.Namespace]) -> None:
+    args = tiny_args(*FLAGS)
+    run(args)
+    checkpoint = Path(args.output_dir) / "checkpoint-2"
+    state = read_state(checkpoint)
+    state["optimizer"]["state"][0]["momentum_buffer"] = torch.zeros(3)
+    write_state(checkpoint, state)
+    seal(checkpoint)
+    again = tiny_args(*FLAGS, "--output_dir", args.output_dir, "--resume_from_checkpoint", str(checkpoint))
+    with pytest.raises(ValueError, match="momentum_buffer of parameter 0 is no"):
+        run(again)
+
+
+def test_muon_has_no_group_without_weights() -> None:
+    weight = torch.nn.Parameter(torch.ones(2, 2))
+    assert [group["is_muon"] for group in Muon([weight], [], **SETTINGS).param_groups] == [True]
+    assert [group["is_muon"] for group in Muon([], [weight], **SETTINGS).param_groups] == [False]
