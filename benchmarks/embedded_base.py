@@ -21,6 +21,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a command, from anywhere
+
 from deepfashion_training.embedded.drawing import draw_flat
 from deepfashion_training.embedded.make_base import TINY_FLUX_FILL
 from deepfashion_training.embedded.rows import RowSpec, documented_specs

@@ -33,7 +33,7 @@ def parser() -> Parser:
 @pytest.fixture(scope="module")
 def people() -> list[Drawing]:
     """Six people of 256x192, two in each type of garment, seen whole: the small parser has learned no other."""
-    return [dataclasses.replace(spec, near=False).draw((256, 192)) for spec in list(documented_specs(9, 5))[3:]]
+    return [dataclasses.replace(spec, studio=False).draw((256, 192)) for spec in list(documented_specs(9, 5))[3:]]
 
 
 def overlap(one: np.ndarray, other: np.ndarray) -> float:

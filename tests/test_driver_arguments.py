@@ -116,6 +116,7 @@ def test_what_a_user_types_for_the_script_alone_is_handed_on() -> None:
         (["--dropout_prop", "0.1"], "unknown argument --dropout_prop: did you mean --dropout_prob?"),
         (["--lerning_rate=1"], "unknown argument --lerning_rate: did you mean --learning_rate?"),
         (["--garment_loss_weight", "2"], "--garment_loss_weight does nothing here: this --upstream script does not kn"),
+        (["--optimizer", "Muon"], "--optimizer muon does nothing here: this --upstream script does not know it"),
         (["--use_captions"], "--use_captions does nothing here: this --upstream script does not know it"),
         (["--lora_rank", "0"], "--lora_rank: 0 is not at least 1"),
         (["--prodigy_decouple="], "--prodigy_decouple does nothing here: this --upstream script never looks at it"),

@@ -1,4 +1,4 @@
-"""``--optimizer muon``: which weights go to Muon and which to AdamW, what a step does, and that a run goes on exactly."""
+"""``--optimizer muon``: which weights go to Muon and which to AdamW, what a step does, and that runs go on exactly."""
 
 from __future__ import annotations
 

@@ -407,6 +407,19 @@ def test_defaults_are_those_that_the_readme_names():
     assert (args.schema, args.rows, args.seed, args.size, args.num_proc) == ("documented", 720, 0, (384, 288), 1)
 
 
+def test_people_in_a_studio_stand_still_before_a_bare_wall() -> None:
+    for seed in range(40):
+        view = PERSON_VIEWS[seed % len(PERSON_VIEWS)]
+        calm, usual = (random_pose(np.random.default_rng(seed), view, calm=calm) for calm in (True, False))
+        assert abs(calm.shift) <= 0.014 and abs(calm.yaw) <= max(abs(usual.yaw), 185)
+        if view != "side":
+            assert calm.sway == 0 and all(leg.forward == leg.bend == 0 for leg in calm.legs)
+            assert all(-5 < arm.forearm_out < 10 or arm.out > 37 for arm in calm.arms)  # down, or a hand on the hip
+    for spec in documented_specs(12, seed=3):
+        wall = np.asarray(spec.draw((128, 96)).photo)[:8, [0, 1, -2, -1]].astype(int)
+        assert np.ptp(wall, axis=1).max() == 0  # lighter above, and the same from side to side
+
+
 def test_importing_the_wardrobe_loads_no_heavy_library():
     code = (
         "import sys, deepfashion_training.embedded.wardrobe; print({'torch', 'datasets', 'pyarrow'} & set(sys.modules))"

@@ -15,6 +15,9 @@ FROM_OUTSIDE = frozenset(
     "checkpoints_total_limit resume_from_checkpoint".split()
 )
 
+#: Values that a script would take and then do something else: upstream's warns, and goes on with AdamW.
+OURS_ALONE = {"optimizer": "muon"}
+
 _UNSET = object()
 
 
@@ -81,7 +84,11 @@ def translate(
     for name, value in found.settings.items():
         if name in outside:
             continue
-        if name in actions:
+        if name in actions and OURS_ALONE.get(name, _UNSET) == value:
+            if name in from_user:
+                raise UnknownFlagError(f"--{name} {value} does nothing here: this --upstream script does not know it")
+            found.lost.append(f"--{name} {value}")
+        elif name in actions:
             if read is not None and name not in read:
                 if name in from_user:
                     raise UnknownFlagError(f"--{name} does nothing here: this --upstream script never looks at it")

@@ -152,28 +152,30 @@ def random_person(rng: np.random.Generator, pid: str, gender: str | None = None)
     )
 
 
-def random_pose(rng: np.random.Generator, view: str, half: str | None = None) -> Pose:
+def random_pose(rng: np.random.Generator, view: str, half: str | None = None, calm: bool = False) -> Pose:
     """A pose for one of ``PERSON_VIEWS``; raises ``ValueError`` for any other view.
 
     ``half`` shows the "upper" or the "lower" half of the body, as shops show tops and trousers; the view "full" shows
-    all of it all the same.
+    all of it all the same. ``calm`` people stand still and look ahead, at much the same distance.
     """
     if view not in PERSON_VIEWS:
         raise ValueError(f"no pose for view {view!r}: choose from {', '.join(PERSON_VIEWS)}")
     turn = 1.0 if rng.random() < 0.5 else -1.0
-    three_quarter = rng.random() < 0.55
+    three_quarter = calm or rng.random() < 0.55
+    loose = 0.4 if calm else 1.0
     yaw = {
-        "front": rng.normal(0, 6),
+        "front": rng.normal(0, 6 * loose),
         "side": turn * (rng.uniform(35, 55) if three_quarter else rng.uniform(68, 88)),
-        "back": 180 + rng.normal(0, 9),
-        "full": rng.normal(0, 14),
-        "additional": turn * rng.uniform(8, 30),
+        "back": 180 + rng.normal(0, 9 * loose),
+        "full": rng.normal(0, 14 * loose),
+        "additional": turn * rng.uniform(8, 8 + 22 * loose),
     }[view]
     half = None if view == "full" else half
     low, high = {"additional": (1.10, 1.24), "full": (0.85, 0.90)}.get(view, (0.89, 0.95))
     low, high = {"upper": (1.40, 1.60), "lower": (1.24, 1.38)}.get(half or "", (low, high))
+    low, high = (low + high + loose * (low - high)) / 2, (low + high + loose * (high - low)) / 2
     sideways = view == "side"
-    stance = rng.random()
+    stance = rng.random() / (2 if calm else 1)
     if sideways:
         stride = rng.uniform(3, 13)
         legs = (Leg(2, stride, stride * 0.5), Leg(2, -stride * 0.7, stride * 0.9))
@@ -182,7 +184,7 @@ def random_pose(rng: np.random.Generator, view: str, half: str | None = None) ->
         legs = (Leg(spread, 0, 0), Leg(spread, 0, 0))
     else:
         legs = (Leg(rng.uniform(0, 2), 0, 0), Leg(rng.uniform(6, 9), rng.uniform(0, 8), rng.uniform(0, 9)))
-    arms = (_random_arm(rng, sideways), _random_arm(rng, sideways))
+    arms = (_random_arm(rng, sideways, calm), _random_arm(rng, sideways, calm))
     sway = 0.012 if stance >= 0.5 and not sideways else 0.0
     if rng.random() < 0.5:  # mirror everything but the view's own yaw
         legs, arms, sway = legs[::-1], arms[::-1], -sway
@@ -192,16 +194,16 @@ def random_pose(rng: np.random.Generator, view: str, half: str | None = None) ->
         arms=arms,
         legs=legs,
         sway=sway,
-        head_turn=float(rng.normal(0, 9)),
+        head_turn=float(rng.normal(0, 9 * loose)),
         size=float(rng.uniform(low, high)),
-        shift=float(rng.uniform(-0.035, 0.035)),
+        shift=float(rng.uniform(-0.035, 0.035) * loose),
         from_top=half == "upper" or (half is None and view == "additional"),
         half=half,
     )
 
 
-def _random_arm(rng: np.random.Generator, sideways: bool) -> Arm:
-    kind = rng.random()
+def _random_arm(rng: np.random.Generator, sideways: bool, calm: bool) -> Arm:
+    kind = rng.random() * (0.66 if calm else 1)
     if sideways:
         swing = rng.uniform(-16, 18)
         return Arm(rng.uniform(5, 9), swing, 3, swing + rng.uniform(8, 34))

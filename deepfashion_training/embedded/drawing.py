@@ -65,9 +65,14 @@ def supersampling(height: int) -> int:
 
 
 def draw_person(
-    person: Person, outfit: Outfit, pose: Pose, size: tuple[int, int] = (384, 288), background_seed: int = 0
+    person: Person,
+    outfit: Outfit,
+    pose: Pose,
+    size: tuple[int, int] = (384, 288),
+    background_seed: int = 0,
+    bare_wall: bool = False,
 ) -> Drawing:
-    """Draw one person in one outfit.
+    """Draw one person in one outfit, before a ``bare_wall`` or wherever ``background_seed`` puts them.
 
     ``size`` is (height, width) in pixels, at least 64 each (``ValueError`` otherwise). The same arguments give the
     same pixels.
@@ -81,7 +86,7 @@ def draw_person(
     if pose.half is None:
         top = max(0.0, top)
     origin = (size[1] / 2 + pose.shift * min(size), top)
-    photo = background(np.random.default_rng([background_seed, 77]), size, soles=top + scale)
+    photo = background(np.random.default_rng([background_seed, 77]), size, soles=top + scale, bare=bare_wall)
     _floor_shadow(photo, body, scale, origin)
     bare = _Bare(person, body)
     pieces = _dressed(bare, outfit, body, scale * factor)

@@ -13,13 +13,14 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import math
 import multiprocessing
 import re
 import string
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,34 +43,22 @@ VAE_STAGES: tuple[dict[str, Any], ...] = (
     {"steps": 1500, "learning_rate": 2e-3},
     {"steps": 1200, "learning_rate": 1.5e-3, "decoder_only": True, "on_clothes": 0.5},
 )
-ROWS = 6000
-#: How the transformer is trained. The area to repaint counts most; the garment half is there to be copied from.
+#: People in tops, and the share of rows that are plain inpainting, as FLUX.1-Fill learned it before CatVTON-Flux: legs
+#: and whole outfits that no garment picture shows.
+ROWS = 10_000
+ELSEWHERE = 0.4
+#: How the transformer is trained. The area to repaint counts most; the garment half is there to be copied from. Nearly
+#: all steps see almost pure noise: a small model tells shapes and colours by the condition alone, and is drawn from in
+#: one step.
+STEPS = 6000
 TRAINING = (
-    f"--train_base_model all --height {SIZE[0]} --width {SIZE[1]} --max_sequence_length 8 --train_batch_size 8 "
-    "--lr_scheduler cosine --lr_warmup_steps 50 --adam_beta2 0.99 "
+    f"--train_base_model all --height {SIZE[0]} --width {SIZE[1]} --max_sequence_length 8 --train_batch_size 16 "
+    "--optimizer muon --learning_rate 3e-3 --lr_scheduler cosine --lr_warmup_steps 50 --adam_beta2 0.99 "
+    "--weighting_scheme logit_normal --logit_mean -4 --logit_std 0.8 --compile_blocks --cache_latents "
     "--garment_loss_weight 0.2 --background_loss_weight 0.5 --mask_loss_weight 2 --dataloader_num_workers 0 "
     "--checkpointing_steps 250 --checkpoints_total_limit 1 --validation_steps 1000 --num_inference_steps 1 "
     "--logging_steps 10 --report_to none"
 ).split()
-
-
-@dataclass(frozen=True)
-class Phase:
-    """What differs between the phases of the transformer's training."""
-
-    people_seed: int
-    elsewhere: float  # share of rows that are plain inpainting
-    steps: int
-    flags: str
-
-
-#: Most steps see nearly pure noise, those of the second phase almost nothing else: a small model has to tell shapes and
-#: colours by the condition alone, and is drawn from in one step. In the second phase it also learns what FLUX.1-Fill
-#: knew before CatVTON-Flux: to paint legs and whole outfits that no garment picture shows.
-PHASES = (
-    Phase(1006, 0.0, 6000, "--learning_rate 1.5e-3 --weighting_scheme logit_normal --logit_mean -2 --logit_std 1.2"),
-    Phase(1008, 0.4, 5000, "--learning_rate 1.2e-3 --weighting_scheme logit_normal --logit_mean -4 --logit_std 0.8"),
-)
 
 #: 384 input channels as in FLUX.1-Fill: 64 noisy, 64 of the masked picture, 256 of the mask.
 TRANSFORMER_CONFIG: dict[str, Any] = {
@@ -85,6 +74,10 @@ TRANSFORMER_CONFIG: dict[str, Any] = {
     "guidance_embeds": True,
     "axes_dims_rope": (4, 14, 14),
 }
+
+#: How the transformer begins, see ``_linear_start``.
+ANCHOR = 12.0
+SHARPNESS = 2.0
 
 #: Words that the toy tokenizers know whole; everything else is spelt letter by letter.
 WORDS = (
@@ -173,6 +166,7 @@ def random_fill_pipeline(seed: int = 0) -> Any:
     vae = AutoencoderKL(**VAE_CONFIG)
     transformer = FluxTransformer2DModel(**TRANSFORMER_CONFIG)
     _plain_start(transformer)
+    _linear_start(transformer)
     return FluxFillPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(**SCHEDULER_CONFIG),
         vae=vae,
@@ -185,10 +179,10 @@ def random_fill_pipeline(seed: int = 0) -> Any:
 
 
 def _plain_start(transformer: Any) -> None:
-    """Let the transformer begin without modulation (shifts and scales 0, gates 1) and predict 0.
+    """Let the transformer begin without modulation: shifts and scales 0, gates 1, whatever the timestep.
 
-    Zero modulation is what makes diffusion transformers learn quickly (Peebles and Xie 2023, adaLN-Zero); six blocks
-    are few enough that their gates need not begin closed.
+    Zero modulation is what makes diffusion transformers learn quickly (Peebles and Xie 2023, adaLN-Zero). What closes a
+    block in the beginning is not its gate, but the layer before it: see ``_linear_start``.
     """
     import torch
 
@@ -197,12 +191,48 @@ def _plain_start(transformer: Any) -> None:
             torch.nn.init.zeros_(module.weight)
             shift_scale_gate = torch.tensor([0.0, 0.0, 1.0]).repeat(module.out_features // module.in_features // 3)
             module.bias.data = shift_scale_gate.repeat_interleave(module.in_features)
-    torch.nn.init.zeros_(transformer.proj_out.weight)
-    torch.nn.init.zeros_(transformer.proj_out.bias)
+
+
+def _linear_start(transformer: Any) -> None:
+    """Let the transformer begin with the velocity of a picture that is repainted grey: noise minus masked picture.
+
+    That is right wherever nothing is repainted, so all of the learning goes to where something is. The first 64
+    channels carry the noisy latents, the next 64 those of the masked picture, the rest begins with the mask; blocks add
+    nothing yet, and the last layer takes the one from the other. Between them LayerNorm divides each token by its
+    deviation, which would make that as crooked as tokens differ in size; so the last two channels hold ``ANCHOR`` and
+    minus that, which outweigh the others: what is left of the differences is 2%. Queries and keys begin ``SHARPNESS``
+    times as large as theirs usually are, because of 96 tokens a few are to be looked at.
+    """
+    import torch
+
+    tokens, width = transformer.config.out_channels, transformer.inner_dim
+    own, deviation = torch.eye(tokens), math.sqrt((2 * ANCHOR**2 + 2 * tokens) / width)
+    with torch.no_grad():
+        first, last = transformer.x_embedder, transformer.proj_out
+        first.weight[:, : 2 * tokens] = 0
+        first.weight[: 2 * tokens] = 0
+        first.weight[:tokens, :tokens] = own
+        first.weight[tokens : 2 * tokens, tokens : 2 * tokens] = own
+        first.weight[-2:] = 0
+        first.bias.zero_()
+        first.bias[-2:] = torch.tensor([ANCHOR, -ANCHOR])
+        for layer in (transformer.norm_out.linear, last):
+            layer.weight.zero_()
+            layer.bias.zero_()
+        last.weight[:, :tokens] = own * deviation
+        last.weight[:, tokens : 2 * tokens] = -own * deviation
+        for name, module in transformer.named_modules():
+            if re.search(r"blocks\.\d+\..*(to_q|to_k|to_v|net\.0\.proj|proj_mlp)$", name):
+                module.weight[:, -2:] = 0  # they are there for LayerNorm alone
+            if re.search(r"blocks\.\d+\.(.*to_out\.0|ff\.net\.2|proj_out)$", name):
+                module.weight.zero_()
+                module.bias.zero_()
+            if re.search(r"norm_(q|k)$", name):
+                module.weight.fill_(SHARPNESS)
 
 
 def drawn_pairs(rows: int, seed: int, num_proc: int, size: tuple[int, int] = SIZE) -> Pairs:
-    """Pairs of all garment types with all their patterns and seen whole: plain cloth, seen from nearby, is easy."""
+    """Pairs of all garment types with all their patterns and seen anywhere: plain cloth in a studio is easy."""
     import numpy as np
     from tqdm import tqdm
 
@@ -211,7 +241,7 @@ def drawn_pairs(rows: int, seed: int, num_proc: int, size: tuple[int, int] = SIZ
 
     draw = functools.partial(_drawn_pair, size)
     with multiprocessing.get_context("spawn").Pool(num_proc) as pool:
-        specs = (replace(spec, patterned=1.0, near=False) for spec in documented_specs(rows, seed))
+        specs = (replace(spec, patterned=1.0, studio=False) for spec in documented_specs(rows, seed))
         drawn = list(tqdm(pool.imap(draw, specs, 8), "drawing pairs", rows, unit="row"))
     return Pairs(np.stack([pair for pair, _ in drawn]), np.stack([mask for _, mask in drawn]))
 
@@ -253,7 +283,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="seed of random weights, order and noise")
     parser.add_argument("--num_proc", type=int, default=2, help="processes that draw")
     parser.add_argument("--rows", type=int, default=ROWS, help="drawn people in tops; each is mirrored, too")
-    parser.add_argument("--steps", type=int, help="steps of each phase of the training (default: its own)")
+    parser.add_argument("--steps", type=int, default=STEPS, help="steps of the transformer's training")
     args = parser.parse_args(argv)
     from deepfashion_training.embedded.tops_folder import write_tops_folder
 
@@ -262,22 +292,17 @@ def main(argv: list[str] | None = None) -> int:
         pipeline = random_fill_pipeline(args.seed)
         pipeline.vae = make_vae(drawn_pairs(VAE_ROWS, PAIRS_SEED, args.num_proc), args.seed, VAE_STAGES)
         pipeline.save_pretrained(start, safe_serialization=True)
-    transformer = start
-    for number, phase in enumerate(PHASES, start=1):
-        tops, run = args.work_dir / f"tops-{number}", args.work_dir / f"train-{number}"
-        if not tops.exists():
-            people, share = phase.people_seed, phase.elsewhere
-            write_tops_folder(tops, args.rows, seed=people, num_proc=args.num_proc, elsewhere=share)
-        flags = {"dataroot": tops, "output_dir": run, "pretrained_model_name_or_path": start}
-        flags |= {"pretrained_inpaint_model_name_or_path": transformer, "max_train_steps": args.steps or phase.steps}
-        flags |= {"seed": args.seed + number - 1}
-        given = [text for name, value in flags.items() for text in (f"--{name}", str(value))]
-        done = run / "run.json"
-        if not done.is_file() or json.loads(done.read_text("utf-8"))["status"] != "done":
-            command = [sys.executable, str(TRAINER), *given, *TRAINING, *phase.flags.split()]
-            subprocess.run([*command, "--resume_from_checkpoint", "latest"], check=True)
-        transformer = run
-    save_base(start, transformer / "transformer", args.output_dir)
+    tops, run = args.work_dir / "tops", args.work_dir / "train"
+    if not tops.exists():
+        write_tops_folder(tops, args.rows, num_proc=args.num_proc, elsewhere=ELSEWHERE)
+    flags = {"dataroot": tops, "output_dir": run, "max_train_steps": args.steps, "seed": args.seed}
+    flags |= dict.fromkeys(("pretrained_model_name_or_path", "pretrained_inpaint_model_name_or_path"), start)
+    given = [text for name, value in flags.items() for text in (f"--{name}", str(value))]
+    done = run / "run.json"
+    if not done.is_file() or json.loads(done.read_text("utf-8"))["status"] != "done":
+        command = [sys.executable, str(TRAINER), *given, *TRAINING, "--resume_from_checkpoint", "latest"]
+        subprocess.run(command, check=True)
+    save_base(start, run / "transformer", args.output_dir)
     sys.stdout.write(f"small FLUX-Fill written to {args.output_dir}\n")
     return 0
 

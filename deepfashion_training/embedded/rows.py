@@ -19,6 +19,8 @@ from deepfashion_training.pairs.garment_types import FULL, LOWER, TYPE_NAMES, UP
 
 #: How often each of ``PERSON_VIEWS`` comes, roughly as on the Hub.
 VIEW_SHARES = (0.36, 0.18, 0.12, 0.22, 0.12)
+#: And in a studio, where most people are seen from the front.
+STUDIO_SHARES = (0.48, 0.05, 0.13, 0.25, 0.09)
 _JPEG_QUALITY = 92
 #: Which half of the body pictures from nearby show with a garment type; with dresses and jumpsuits all of it.
 _HALVES = {UPPER: "upper", LOWER: "lower"}
@@ -44,7 +46,9 @@ class RowSpec:
     around: int  # type of the garment that the outfit is drawn around
     category: str | None = None  # of that garment; None draws one
     whole_mask: bool = False  # the raw mask covers all clothes, not only the named garment
-    near: bool = False  # the picture shows no more of the body than the garment calls for, but for the view "full"
+    # As shops show clothes: calm people before a bare wall, and no more of the body than the garment calls for, but for
+    # the view "full".
+    studio: bool = False
     patterned: float = 0.5  # share of the garments drawn with a pattern that keep it; the others become plain
 
     @property
@@ -79,8 +83,10 @@ class RowSpec:
     def draw(self, size: tuple[int, int]) -> Drawing:
         """The person's picture: rows of one pid, variant and view show the same one."""
         place = self.generator(2, self.variant, VIEW_NUMBERS[self.view])
-        pose = random_pose(place, self.view, half=_HALVES.get(self.cloth_type) if self.near else None)
-        return draw_person(self.person(), self.outfit(), pose, size, int(place.integers(1 << 30)))
+        half = _HALVES.get(self.cloth_type) if self.studio else None
+        pose = random_pose(place, self.view, half, calm=self.studio)
+        wall_seed = int(place.integers(1 << 30))
+        return draw_person(self.person(), self.outfit(), pose, size, wall_seed, bare_wall=self.studio)
 
     def caption(self) -> str:
         """The caption, the same for all views of a variant."""
@@ -113,18 +119,18 @@ def _outfit(
 
 
 def documented_specs(rows: int, seed: int) -> Iterator[RowSpec]:
-    """Rows of the documented schema: three to a pid, one of each garment type in turn, shown from nearby."""
+    """Rows of the documented schema: three to a pid, one of each garment type in turn, shown in a studio."""
     for index in range(rows):
         pid_index, place = divmod(index, 3)
         rng = generator(seed, pid_index, 9)
-        views = [str(view) for view in rng.choice(PERSON_VIEWS, 3, replace=False, p=VIEW_SHARES)]
+        views = [str(view) for view in rng.choice(PERSON_VIEWS, 3, replace=False, p=STUDIO_SHARES)]
         if views[0] == "full":  # tops are shown from nearby, and the whole person with trousers or a dress
             views[0], views[1] = views[1], views[0]
         # Top and bottom of one outfit in half of the pids, of two outfits in the others.
         lower_variant = 1 if rng.random() < 0.5 else 2
         variant = (1, lower_variant, lower_variant + 1)[place]
         around = (UPPER, UPPER if lower_variant == 1 else LOWER, FULL)[place]
-        yield RowSpec(seed, index, pid_index, variant, views[place], (UPPER, LOWER, FULL)[place], around, near=True)
+        yield RowSpec(seed, index, pid_index, variant, views[place], (UPPER, LOWER, FULL)[place], around, studio=True)
 
 
 def split_of_pids(rows: int, seed: int) -> list[str]:

@@ -30,13 +30,18 @@ def _fill(image: Image.Image, shape: Points, colour: Colour) -> None:
     image.paste(colour, (left, top), mask.reduce(2))
 
 
-def background(rng: np.random.Generator, size: tuple[int, int], soles: float) -> Image.Image:
-    """An RGB picture of ``size`` = (height, width); ``soles`` is the pixel row that the feet stand on."""
+def background(rng: np.random.Generator, size: tuple[int, int], soles: float, bare: bool = False) -> Image.Image:
+    """An RGB picture of ``size`` = (height, width); ``soles`` is the pixel row that the feet stand on.
+
+    A ``bare`` studio has a wall and no more: no floor that ends, nothing that stands or hangs there.
+    """
     height, width = size
     red, green, blue = (np.array(WALLS[rng.integers(len(WALLS))]) + rng.integers(-8, 9, 3)).clip(0, 255).tolist()
     wall: Colour = (red, green, blue)
     light, dark = shaded(wall, float(rng.uniform(1.0, 1.25))), shaded(wall, float(rng.uniform(0.90, 0.98)))
     image = _gradient((width, height), light, dark)
+    if bare:
+        return image
     draw = ImageDraw.Draw(image)
     horizon = int(min(0.93 * height, soles - height * rng.uniform(0.05, 0.13)))
     props = ("none", "window", "plant", "panel", "stripe", "arch")

@@ -27,24 +27,24 @@ from PIL import Image, ImageOps
 from deepfashion_training.console.flags import number
 from deepfashion_training.embedded.body import PERSON_VIEWS
 from deepfashion_training.embedded.drawing import draw_flat
-from deepfashion_training.embedded.rows import VIEW_SHARES, RowSpec, generator
+from deepfashion_training.embedded.rows import STUDIO_SHARES, RowSpec, generator
 from deepfashion_training.embedded.wardrobe import size_of
 from deepfashion_training.pairs.garment_types import FULL, LOWER, UPPER
 
 #: Folders of a phase of VITON-HD that the trainer reads.
 FOLDERS = ("image", "cloth", "cloth-mask", "agnostic-mask")
 #: Not that of any wardrobe that evaluates: people of another seed are other people.
-SEED = 1006
+SEED = 1008
 _JPEG_QUALITY = 95
 
 
 def top_specs(rows: int, seed: int) -> Iterator[RowSpec]:
     """``rows`` people, each once, in an outfit drawn around a top, from head to thighs; views as in the wardrobe."""
-    shares = {view: share for view, share in zip(PERSON_VIEWS, VIEW_SHARES, strict=True) if view != "full"}
+    shares = {view: share for view, share in zip(PERSON_VIEWS, STUDIO_SHARES, strict=True) if view != "full"}
     chances = np.array(list(shares.values())) / sum(shares.values())
     for index in range(rows):
         view = str(generator(seed, index, 9).choice(list(shares), p=chances))
-        yield RowSpec(seed, index, index, 1, view, UPPER, UPPER, near=True)
+        yield RowSpec(seed, index, index, 1, view, UPPER, UPPER, studio=True)
 
 
 def repainted_type(spec: RowSpec, elsewhere: float) -> int:

@@ -196,7 +196,8 @@ def estimate(
     """
     work, pairs, own = useful_tflop(args, FLUX_FILL), pairs_per_step(args), needed.get("own")
     asks = f"{own:g} GiB of GPU memory, as its preset asks for" if own else "unknown: its preset does not say"
-    checkpoint = trainable * (4 + (2 if args.use_8bit_adam else 8))  # fp32 weights and Adam's two moments
+    moments = 2 if args.use_8bit_adam else 4 if args.optimizer == "muon" else 8  # Adam has two, Muon one
+    checkpoint = trainable * (4 + moments)  # weights are fp32
     slowest = max(work / (card["share"] * card["ceiling_tflops"]) for card in cards)
     lines = [
         headline(args, steps, 1, "one GPU"),
