@@ -20,11 +20,11 @@ from PIL import Image
 from benchmarks import embedded_base
 
 LAUNCHER = Path(__file__).resolve().parents[1] / "deepfashion_training" / "train_deepfashion_lora.sh"
-#: Errors of the LoRA as a share of the base's, at most. The goal is 0.65, 0.70 and 1.05 for both figures, and for the
-#: base on tops a third of a grey fill's error: embedded/README.md has what is reached.
+#: Errors of the LoRA as a share of the base's, at most. The goal is 0.65, 0.70 and 1.05 for both figures; it is reached
+#: for colours and for tops, not for the structure of trousers and dresses: embedded/README.md has the figures.
 BOUNDS = {
-    "ciede2000_masked": {"lower": 0.72, "full": 0.81, "upper": 1.1},
-    "dssim_masked": {"lower": 0.92, "full": 0.95, "upper": 1.1},
+    "ciede2000_masked": {"lower": 0.56, "full": 0.65, "upper": 1.05},
+    "dssim_masked": {"lower": 0.74, "full": 0.80, "upper": 1.06},
 }
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]
@@ -61,15 +61,15 @@ def test_the_lora_learns_trousers_and_dresses_and_keeps_tops(judged: dict[str, A
 
 def test_the_base_dresses_people_in_the_tops_that_it_is_given(judged: dict[str, Any]) -> None:
     error = judged["base"]["upper"]["ciede2000_masked"]
-    assert error < judged["grey fill"]["upper"]["ciede2000_masked"] / 2.4
-    assert error < judged["base, wrong garment"]["upper"]["ciede2000_masked"] / 2.2
+    assert error < judged["grey fill"]["upper"]["ciede2000_masked"] / 3
+    assert error < judged["base, wrong garment"]["upper"]["ciede2000_masked"] / 3
     swap = judged["swap"]["upper"]
-    assert swap["to the garment given"] < swap["to their own"] / 3
+    assert swap["to the garment given"] < swap["to their own"] / 5
 
 
 @pytest.mark.parametrize("kind", ["lower", "full"])
 def test_the_base_fails_at_trousers_and_dresses(judged: dict[str, Any], kind: str) -> None:
-    for figure, factor in (("ciede2000_masked", 1.4), ("dssim_masked", 1.25)):
+    for figure, factor in (("ciede2000_masked", 1.8), ("dssim_masked", 1.6)):
         assert judged["base"][kind][figure] > factor * judged["base"]["upper"][figure], figure
     # What is painted has more to do with other trousers or dresses than with the ones that are given.
     swap = judged["swap"][kind]

@@ -74,7 +74,7 @@ def test_a_plan_is_measured_and_leaves_nothing(
     done, most = map(int, re.findall(r"(\d+) of (\d+) GFLOP/s", said[2])[0])
     assert 0 < done < most  # nothing is faster than bare matrix products
     assert "no GPU: not measured" in said[3]
-    assert "1,440 of them" in said[5]
+    assert "2,160 of them" in said[5]
     assert float(said[6].split()[1].rstrip(",")) == pytest.approx(450 * seconds, rel=0.01)
     # The real trainer took the steps, on the user's flags but for what keeps them short, and all of it is gone.
     ((short, files),) = trained
