@@ -3,7 +3,8 @@
     python benchmarks/embedded_base.py [--base FOLDER] [--lora FOLDER] [--people 60] [--json F] [--sheet PNG]
 
 Mean CIEDE2000 over the masked area and over the garment itself, and 1-SSIM over the masked area, of people of another
-seed than any training; beside a grey fill, and beside results for another person's garment of the same type. ``swap``
+seed than any training; beside a grey fill, the photo itself moved by 2 pixels, and results for another person's garment
+of the same type. ``swap``
 says how far the mean colour that such a result has on the garment is from the mean colour of the garment picture that
 it was given, and from that of the garment that the person wears: CIEDE2000 of two colours.
 """
@@ -102,7 +103,13 @@ def judge(args: argparse.Namespace) -> dict[str, Any]:
             parts.append(drawn[..., SIZE[1] :])
         return torch.cat(parts)
 
-    made = {"grey fill": masked, "base": results(samples, None), "base, wrong garment": results(others, None)}
+    aside = truth * (1 - mask) + truth.roll(2, dims=3) * mask
+    made = {
+        "grey fill": masked,
+        "photo, 2 pixels aside": aside,
+        "base": results(samples, None),
+        "base, wrong garment": results(others, None),
+    }
     if lora:
         made["LoRA"] = results(samples, "lora")
     found: dict[str, Any] = {}

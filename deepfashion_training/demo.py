@@ -106,7 +106,8 @@ def page_lines(choice: Choice, args: argparse.Namespace) -> list[str]:
         models += f", LoRA {plain_name(args.lora)}: both draw from the same noise"
     lines = [f"{models}. Drawn at {choice.recipe.width}x{choice.recipe.height}, shown in the photo's own size."]
     if is_embedded(choice.recipe.transformer):
-        lines.append("This small model shows how the page works; it knows nothing of people and clothes.")
+        known = "tops alone" if choice.lora is None else "tops, and what the LoRA has taught it"
+        lines.append(f"This small model knows drawn people and {known}; it draws best in 1 step.")
     if choice.recipe.use_captions:
         lines.append("The LoRA was trained with captions: here it draws without one.")
     return lines

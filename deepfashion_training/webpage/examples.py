@@ -32,9 +32,8 @@ def draw_examples(folder: Path) -> tuple[list[Example], list[Example]]:
     index = 0
     for cloth_type, name in TYPE_NAMES.items():
         for number in range(1, PEOPLE + GARMENTS + 1):
-            # Views from the front with the whole body; the garments are other people's.
-            view = "full" if number % 2 else "front"
-            row = documented_row(RowSpec(_SEED, index, index, 1, view, cloth_type, cloth_type), SIZE)
+            # The whole body from the front, as the small model knows people; the garments are other people's.
+            row = documented_row(RowSpec(_SEED, index, index, 1, "full", cloth_type, cloth_type, studio=True), SIZE)
             index += 1
             is_person = number <= PEOPLE
             label = f"person {len(people) + 1}" if is_person else f"{name} {number - PEOPLE}"
