@@ -229,6 +229,8 @@ class DeepFashionDataset(Dataset[dict[str, Any]]):
                 continue
             for skipped in bad:
                 self._report(skipped, substitute=self._rows[position])
+            if bad:  # again, since another process may have met and noted one meanwhile
+                self._stop_if_too_many(bad)
             return sample
         raise self._too_many(bad)
 

@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from deepfashion_training.data.bad_rows import BadRowLedger
 from deepfashion_training.deepfashion_dataset import DatasetOptions, DeepFashionDataset, TooManyBadRowsError
 
 SIZE = (32, 24)  # height, width
@@ -366,6 +367,19 @@ def test_too_many_bad_rows_stop_the_run(tmp_path, workers):
         assert f"row {number}: image: not readable as a picture" in last_line
     assert last_line.endswith("raise --max_bad_rows.")
     assert [entry["row"] for entry in dataset.skipped_rows] == [1, 6, 9]
+
+
+def test_bad_rows_that_two_processes_meet_at_once_stop_the_run(tmp_path, monkeypatch):
+    dataset = build(write(tmp_path, train=with_bad(1, 6), validation=rows()), max_bad_rows=0.1)  # 1 of 12 passes
+    plain = BadRowLedger.record
+
+    def beside_another(self, row, reason, substitute):
+        plain(self, 6, "as another process met it", 7)
+        plain(self, row, reason, substitute)
+
+    monkeypatch.setattr(BadRowLedger, "record", beside_another)
+    with pytest.raises(TooManyBadRowsError, match="2 of 12 rows"):
+        dataset[1]
 
 
 def test_no_bad_row_allowed_still_names_it(tmp_path):

@@ -350,7 +350,7 @@ def test_the_dataset_is_swapped_while_main_runs_and_never_longer(quick_test, tmp
 
     with patched(script, main=main), pytest.raises(Stop):
         wrapper.run(args, script)
-    assert seen == [("DeepFashionDataset", 1440, torch.Size([3, 128, 192]))]
+    assert seen == [("DeepFashionDataset", 2160, torch.Size([3, 128, 192]))]
     assert train_flux_inpaint.VitonHDTestDataset is original
 
 
