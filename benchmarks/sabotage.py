@@ -67,9 +67,10 @@ def learns(name: str | None) -> tuple[bool, bool, str]:
     lines = [line for line in done.stdout.splitlines() if re.match(r"(FAILED|ERROR|=*\s*\d+ (failed|passed))", line)]
     end = "\n".join(f"    {line}" for line in lines or done.stdout.splitlines()[-5:])
     judged = any(re.match(r"FAILED .*::test_the_(lora|base)", line) for line in lines)
-    refused = name in REFUSED and REFUSED[name] in done.stdout
+    words = REFUSED.get(name or "")
+    refused = words is not None and words in done.stdout
     if refused:
-        end = f"    the run itself: ... {REFUSED[name]} ...\n{end}"
+        end = f"    the run itself: ... {words} ...\n{end}"
     return done.returncode == 0, judged or refused, end
 
 
