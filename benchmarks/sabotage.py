@@ -20,7 +20,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 TEST = "tests/test_learning.py"
-TRAINER, LAYOUT = "train_flux_inpaint.py", "deepfashion_training/pairs/layout.py"
+TRAINER, DATASET = "train_flux_inpaint.py", "deepfashion_training/deepfashion_dataset.py"
 #: What is broken: the file, what stands there, and what stands there instead.
 SABOTAGES = {
     "mask packing": (
@@ -29,10 +29,10 @@ SABOTAGES = {
         "pack_latents(mask_blocks.transpose(2, 3).reshape(mask_blocks.shape))]",
     ),
     "halves swapped": (
-        LAYOUT,
-        '    return {\n        "image": image,',
-        "    image, im_mask, inpaint_mask = (one.roll(width, 2) for one in (image, im_mask, inpaint_mask))\n"
-        '    return {\n        "image": image,',
+        DATASET,
+        "        return {\n            **tensors,",
+        '        tensors |= {name: tensors[name].roll(self.width, 2) for name in ("image", "im_mask", "inpaint_mask")}\n'
+        "        return {\n            **tensors,",
     ),
     "no conditioning": (
         TRAINER,
