@@ -31,7 +31,7 @@ SABOTAGES = {
     "halves swapped": (
         DATASET,
         "        return {\n            **tensors,",
-        '        tensors |= {name: tensors[name].roll(self.width, 2) for name in ("image", "im_mask", "inpaint_mask")}\n'
+        '        tensors |= {one: tensors[one].roll(self.width, 2) for one in ("image", "im_mask", "inpaint_mask")}\n'
         "        return {\n            **tensors,",
     ),
     "no conditioning": (
