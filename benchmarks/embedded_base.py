@@ -4,9 +4,8 @@
 
 Mean CIEDE2000 over the masked area and over the garment itself, and 1-SSIM over the masked area, of people of another
 seed than any training; beside a grey fill, the photo itself moved by 2 pixels, and results for another person's garment
-of the same type. ``swap``
-says how far the mean colour that such a result has on the garment is from the mean colour of the garment picture that
-it was given, and from that of the garment that the person wears: CIEDE2000 of two colours.
+of the same type. ``swap`` says how far the mean colour that such a result has on the garment is from the mean colour of
+the garment picture that it was given, and from that of the garment that the person wears: CIEDE2000 of two colours.
 """
 
 from __future__ import annotations

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import os
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import forget_accelerator
 from safetensors.torch import load_file
+from test_exact_resume import assert_same, run
 
-import train_flux_inpaint as tfi
-from benchmarks.kills import same
 from training_run.checkpoints import checkpoints_in, seal
 from training_run.optimizers import Muon, make_optimizer
 from training_run.state import read_state, write_state
@@ -92,23 +88,6 @@ def test_steps_are_those_of_torch_at_the_rate_of_the_moment() -> None:
     assert set(optimizer.state[ours.transformer_blocks[0].attn.weight]) == {"momentum_buffer"}
 
 
-def run(args: argparse.Namespace, stop_at_pass: int | None = None) -> None:
-    encode = tfi.Run.encode
-
-    def signalled(self: tfi.Run, samples: dict[str, Any], forward_pass: int) -> tfi.FillBatch:
-        if forward_pass == stop_at_pass:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return encode(self, samples, forward_pass)
-
-    forget_accelerator()
-    try:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(tfi.Run, "encode", signalled)
-            tfi.main(args)
-    finally:
-        forget_accelerator()
-
-
 def ended(folder: Path) -> dict[str, Any]:
     """Losses, the optimizer, and every weight that was written in the end."""
     weights = {path.relative_to(folder): load_file(path) for path in folder.rglob("checkpoint-4/*.safetensors")}
@@ -128,8 +107,7 @@ def test_a_stopped_run_goes_on_exactly(tiny_args: Callable[..., argparse.Namespa
         run(stopped, 2)
     folder = Path(stopped.output_dir)
     run(tiny_args(*FLAGS, *trained, "--output_dir", folder, "--resume_from_checkpoint", "latest"))
-    found = ended(folder)
-    assert [name for name in wanted if not same(found[name], wanted[name])] == []
+    assert_same(ended(folder), wanted)
 
 
 @pytest.mark.slow

@@ -102,7 +102,7 @@ def test_what_encoded_rows_and_checkpoints_take_is_what_they_took(
     found = measuring.measure(args, train, wrapper.process_state())
     assert found is not None
     assert plan.latents_row_bytes(args) == pytest.approx(sizes["row"], rel=0.02)
-    assert found.checkpoint_bytes == sizes["checkpoint"] > 2 * found.weights_bytes  # weights and Muon's moments
+    assert found.checkpoint_bytes == sizes["checkpoint"] > 2 * found.weights_bytes  # weights and Muon's moment
     assert found.processes == 1 and found.peak_gib is None and found.config["num_attention_heads"] == 6
 
 

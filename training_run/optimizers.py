@@ -20,9 +20,7 @@ class Muon(torch.optim.Optimizer):
     optimizer.
     """
 
-    def __init__(
-        self, matrices: list[torch.nn.Parameter], others: list[torch.nn.Parameter], **settings: Any
-    ) -> None:  # fmt: skip
+    def __init__(self, matrices: list[torch.nn.Parameter], others: list[torch.nn.Parameter], **settings: Any) -> None:
         groups = [{"params": some, "is_muon": chosen} for some, chosen in ((matrices, True), (others, False)) if some]
         super().__init__(groups, settings)
 
