@@ -3,9 +3,10 @@
     python benchmarks/embedded_base.py [--base FOLDER] [--lora FOLDER] [--people 60] [--json F] [--sheet PNG]
 
 Mean CIEDE2000 over the masked area and over the garment itself, and 1-SSIM over the masked area, of people of another
-seed than any training; beside a grey fill, the photo itself moved by 2 pixels, and results for another person's garment
-of the same type. ``swap`` says how far the mean colour that such a result has on the garment is from the mean colour of
-the garment picture that it was given, and from that of the garment that the person wears: CIEDE2000 of two colours.
+seed than any training; beside a grey fill, the photo itself moved by 2 pixels or through the VAE, and results for
+another person's garment of the same type. ``swap`` says how far the mean colour that such a result has on the garment
+is from the mean colour of the garment picture that it was given, and from that of the garment that the person wears:
+CIEDE2000 of two colours.
 """
 
 from __future__ import annotations
@@ -14,11 +15,13 @@ import argparse
 import json
 import multiprocessing
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from diffusers import AutoencoderKL
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a command, from anywhere
@@ -59,6 +62,17 @@ def figures(result: torch.Tensor, truth: torch.Tensor, mask: torch.Tensor, area:
         "ciede2000_garment": ciede2000_masked(result, truth, area),
         "dssim_masked": 1 - ssim_masked(result, truth, mask),
     }
+
+
+def vae_of(base: Path) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Pictures [n,3,H,W] in [-1,1] encoded and decoded by the VAE of ``base``, in [0,1]."""
+    vae = AutoencoderKL.from_pretrained(base, subfolder="vae")
+
+    def coded(pictures: torch.Tensor) -> torch.Tensor:
+        parts = [vae.decode(vae.encode(some).latent_dist.mean).sample for some in pictures.split(16)]
+        return (torch.cat(parts) / 2 + 0.5).clamp(0, 1)
+
+    return coded
 
 
 def mean_colour(pictures: torch.Tensor, areas: torch.Tensor) -> torch.Tensor:
@@ -102,10 +116,12 @@ def judge(args: argparse.Namespace) -> dict[str, Any]:
             parts.append(drawn[..., SIZE[1] :])
         return torch.cat(parts)
 
+    coded = vae_of(args.base)(torch.stack([sample["image"] for sample in samples]))[..., SIZE[1] :]
     aside = truth * (1 - mask) + truth.roll(2, dims=3) * mask
     made = {
         "grey fill": masked,
         "photo, 2 pixels aside": aside,
+        "photo through the VAE": coded,
         "base": results(samples, None),
         "base, wrong garment": results(others, None),
     }

@@ -284,9 +284,9 @@ processes=$((gpus > 0 ? gpus : 1))
 command=("$python" -m accelerate.commands.accelerate_cli launch --quiet --num_processes "$processes" --num_machines 1
   --mixed_precision no --dynamo_backend no)
 if ((gpus == 0)); then
-  # Said here because accelerate would count physical cores, which halves the threads of a small virtual machine.
-  threads="$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)"
-  command+=(--cpu --num_cpu_threads_per_process "$threads")
+  # On a CPU only the small model trains, whose products are so short that waiting for a second thread costs more than
+  # it brings: benchmarks/README.md has figures of two cores.
+  command+=(--cpu --num_cpu_threads_per_process "${OMP_NUM_THREADS:-1}")
 elif ((gpus == 1)); then
   command+=(--gpu_ids all)
 else

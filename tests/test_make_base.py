@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import FluxFillPipeline
+from diffusers import AutoencoderKL, FluxFillPipeline
 from safetensors.torch import load_file
 
 from deepfashion_training.embedded import make_base, small_vae
@@ -76,9 +76,14 @@ def test_the_base_that_ships_is_of_that_form_and_small() -> None:
 
 
 @pytest.mark.slow
-def test_the_command_makes_a_pipeline_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_makes_a_pipeline_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(make_base, "VAE_ROWS", 6)
     monkeypatch.setattr(make_base, "VAE_STAGES", ({"steps": 1, "batch_size": 2},))
+    monkeypatch.setattr(make_base, "POLISH", {"steps": 1, "batch_size": 2})
+    monkeypatch.setattr(make_base, "POLISH_ROWS", 3)
+    monkeypatch.setattr(make_base, "PAINTED_ROWS", 3)
     work, out = tmp_path / "work", tmp_path / "out"
     flags = f"--output_dir {out} --work_dir {work} --rows 2 --num_proc 1".split()
     assert make_base.main([*flags, "--steps", "1"]) == 0
@@ -87,8 +92,24 @@ def test_the_command_makes_a_pipeline_and_goes_on(tmp_path: Path, monkeypatch: p
     assert (facts["arguments"]["optimizer"], facts["step"]) == ("muon", 1)
     made = FluxFillPipeline.from_pretrained(out)
     assert abs(made.vae.config.scaling_factor - 1) > 1e-3
+    first, last = (
+        AutoencoderKL.from_pretrained(folder).state_dict() for folder in (work / "start" / "vae", work / "vae")
+    )
+    changed_parts = {name.split(".")[0] for name in first if not torch.equal(first[name], last[name])}
+    assert changed_parts == {"decoder"}
+    assert torch.equal(made.vae.state_dict()["decoder.conv_in.weight"], last["decoder.conv_in.weight"].half().float())
     assert not [path for path in out.rglob("*.json") if str(tmp_path) in path.read_text("utf-8")]
     assert sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) < 20e6
+    # After one step the transformer still paints the masked picture itself.
+    painted = make_base.painted_tops(work / "start", work / "train" / "transformer", work / "tops", 2, 4, seed=0)
+    shown = torch.from_numpy(painted.pairs.pictures).permute(0, 3, 1, 2) / 127.5 - 1
+    shown[..., 96:][torch.from_numpy(painted.pairs.masks)[:, None].expand(-1, 3, -1, -1)] = 0
+    with torch.no_grad():
+        decoded = AutoencoderKL.from_pretrained(work / "start" / "vae").decode(painted.latents).sample
+    assert (decoded - shown).abs().mean() < 0.1 * shown.std()
+    with pytest.raises(SystemExit):
+        make_base.main([*flags, "--steps", "2"])
+    assert "was begun with" in capsys.readouterr().err
     changed = [path.stat().st_mtime_ns for path in sorted(work.rglob("*.safetensors"))]
     assert make_base.main([*flags, "--steps", "1"]) == 0
     assert [path.stat().st_mtime_ns for path in sorted(work.rglob("*.safetensors"))] == changed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,8 @@ import torch
 
 import train_flux_inpaint as tfi
 from deepfashion_training.embedded.drawing import draw_flat
-from deepfashion_training.embedded.tops_folder import SEED, main, top_specs, write_tops_folder
-from deepfashion_training.pairs.garment_types import UPPER
+from deepfashion_training.embedded.tops_folder import SEED, main, repainted_type, top_specs, write_tops_folder
+from deepfashion_training.pairs.garment_types import LOWER, UPPER
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +41,19 @@ def test_mirror_images_are_mirrored_in_all_parts(folder: Path) -> None:
     assert torch.equal(plain["inpaint_mask"][..., 96:].flip(2), mirrored["inpaint_mask"][..., 96:])
     for half in (slice(0, 96), slice(96, None)):
         assert (plain["image"][..., half].flip(2) - mirrored["image"][..., half]).abs().mean() < 0.03
+
+
+def test_elsewhere_repaints_legs_for_a_share_of_the_rows(tmp_path: Path) -> None:
+    specs = list(top_specs(1000, SEED))
+    legs = [repainted_type(spec, 0.25) == LOWER for spec in specs]
+    assert 200 < sum(legs) < 300
+    assert not any(repainted_type(spec, 0.0) == LOWER for spec in specs)
+    write_tops_folder(tmp_path / "it", rows=1, test_rows=0, elsewhere=1.0)
+    drawing = replace(specs[0], cloth_type=LOWER).draw((128, 96))
+    sample = tfi.VitonHDTestDataset(str(tmp_path / "it"), "train", size=(128, 96))[0]
+    assert np.array_equal(sample["inpaint_mask"][0, :, 96:].numpy() == 1, drawing.agnostic[LOWER])
+    flat, _ = draw_flat(specs[0].garment(), drawing.person.gender, (128, 96), drawing.outfit.inner)
+    assert np.abs((sample["cloth_pure"].permute(1, 2, 0).numpy() + 1) * 127.5 - np.asarray(flat)).mean() < 3
 
 
 def test_same_arguments_same_bytes(folder: Path, tmp_path: Path) -> None:

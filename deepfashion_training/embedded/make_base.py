@@ -4,8 +4,10 @@
 
 The VAE is trained here on drawn pairs of all garment types, the transformer by ``train_flux_inpaint.py`` on a VITON-HD
 folder of drawn tops, from random weights: like catvton-flux-alpha it has never seen trousers or a dress being put on.
+In the end the VAE's decoder learns once more, on what the transformer paints; latents stay what they were.
 The text encoders stay random, because every prompt is the same. What is done is kept in the work folder: a run that
-was stopped goes on where it stopped when the same command is given again. README.md beside this file has the figures.
+was stopped goes on where it stopped when the same command is given again, and other settings need another work folder.
+README.md beside this file has the figures.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ if TYPE_CHECKING:  # commands ask this module where the small model lies, and ar
     import numpy as np
 
     from deepfashion_training.embedded.rows import RowSpec
-    from deepfashion_training.embedded.small_vae import Pairs
+    from deepfashion_training.embedded.small_vae import Painted, Pairs
 
 #: Folder of the small FLUX-Fill inside this package.
 TINY_FLUX_FILL = Path(__file__).parent / "tiny_flux_fill"
@@ -43,14 +45,17 @@ VAE_STAGES: tuple[dict[str, Any], ...] = (
     {"steps": 1500, "learning_rate": 2e-3},
     {"steps": 1200, "learning_rate": 1.5e-3, "decoder_only": True, "on_clothes": 0.5},
 )
+#: The decoder once more, on what the trained transformer paints for people of its own training, and on pairs.
+POLISH: dict[str, Any] = {"steps": 1500}
+POLISH_ROWS = PAINTED_ROWS = 3000
 #: People in tops, and the share of rows that are plain inpainting, as FLUX.1-Fill learned it before CatVTON-Flux: legs
-#: and whole outfits that no garment picture shows.
+#: that no garment picture shows.
 ROWS = 10_000
-ELSEWHERE = 0.4
+ELSEWHERE = 0.25
 #: How the transformer is trained. The area to repaint counts most; the garment half is there to be copied from. Nearly
 #: all steps see almost pure noise: a small model tells shapes and colours by the condition alone, and is drawn from in
 #: one step.
-STEPS = 6000
+STEPS = 4000
 TRAINING = (
     f"--train_base_model all --height {SIZE[0]} --width {SIZE[1]} --max_sequence_length 8 --train_batch_size 16 "
     "--optimizer muon --learning_rate 3e-3 --lr_scheduler cosine --lr_warmup_steps 50 --adam_beta2 0.99 "
@@ -231,8 +236,11 @@ def _linear_start(transformer: Any) -> None:
                 module.weight.fill_(SHARPNESS)
 
 
-def drawn_pairs(rows: int, seed: int, num_proc: int, size: tuple[int, int] = SIZE) -> Pairs:
-    """Pairs of all garment types with all their patterns and seen anywhere: plain cloth in a studio is easy."""
+def drawn_pairs(rows: int, seed: int, num_proc: int, size: tuple[int, int] = SIZE, studio: bool = False) -> Pairs:
+    """Pairs of all garment types: with all their patterns and seen anywhere, or as the wardrobe has them (``studio``).
+
+    Plain cloth in a studio is easy, so a VAE learns more from the others.
+    """
     import numpy as np
     from tqdm import tqdm
 
@@ -241,7 +249,9 @@ def drawn_pairs(rows: int, seed: int, num_proc: int, size: tuple[int, int] = SIZ
 
     draw = functools.partial(_drawn_pair, size)
     with multiprocessing.get_context("spawn").Pool(num_proc) as pool:
-        specs = (replace(spec, patterned=1.0, studio=False) for spec in documented_specs(rows, seed))
+        specs = documented_specs(rows, seed)
+        if not studio:
+            specs = (replace(spec, patterned=1.0, studio=False) for spec in specs)
         drawn = list(tqdm(pool.imap(draw, specs, 8), "drawing pairs", rows, unit="row"))
     return Pairs(np.stack([pair for pair, _ in drawn]), np.stack([mask for _, mask in drawn]))
 
@@ -275,6 +285,61 @@ def make_vae(pairs: Pairs, seed: int, stages: Sequence[Mapping[str, Any]]) -> An
     return vae
 
 
+def painted_tops(start: Path, transformer: Path, tops: Path, people: int, rows: int, seed: int) -> Painted:
+    """What the trained ``transformer`` paints in one step, for ``rows`` pairs that it learned from.
+
+    ``tops`` is the folder of ``people`` and their mirror images. Plain inpainting is left out: nobody could tell from
+    what is shown there which trousers are to be painted.
+    """
+    import numpy as np
+    import torch
+    from diffusers import FluxFillPipeline, FluxTransformer2DModel
+    from tqdm import tqdm
+
+    import train_flux_inpaint as trainer
+    from deepfashion_training.embedded.small_vae import Painted, Pairs
+    from deepfashion_training.embedded.tops_folder import SEED, repainted_type, top_specs
+    from deepfashion_training.pairs.garment_types import UPPER
+
+    trained = FluxTransformer2DModel.from_pretrained(transformer)
+    pipeline = FluxFillPipeline.from_pretrained(start, transformer=trained)
+    pipeline.set_progress_bar_config(disable=True)
+    samples = trainer.VitonHDTestDataset(str(tops), "train", size=SIZE)
+    worn = [2 * spec.index + mirrored for spec in top_specs(people, SEED) for mirrored in (0, 1)
+            if repainted_type(spec, ELSEWHERE) == UPPER]  # fmt: skip
+    order = np.random.default_rng([seed, 23]).permutation(worn)[:rows].tolist()
+    latents, pictures, masks = [], [], []
+    for first in tqdm(range(0, len(order), 16), "painting tops", unit="batch"):
+        some = [samples[row] for row in order[first : first + 16]]
+        image, masked, mask = (
+            torch.stack([sample[name] for sample in some]) for name in ("image", "im_mask", "inpaint_mask")
+        )
+        packed = pipeline(
+            prompt=[trainer.DEFAULT_PROMPT] * len(some), image=masked / 2 + 0.5, mask_image=mask, height=SIZE[0],
+            width=2 * SIZE[1], guidance_scale=1.0, max_sequence_length=8, num_inference_steps=1, output_type="latent",
+            generator=[torch.Generator().manual_seed(row) for row in order[first : first + 16]],
+        ).images  # fmt: skip
+        unpacked = pipeline._unpack_latents(packed, SIZE[0], 2 * SIZE[1], pipeline.vae_scale_factor)
+        latents.append(unpacked / pipeline.vae.config.scaling_factor + pipeline.vae.config.shift_factor)
+        pictures.append(((image + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy())
+        masks.append(mask[:, 0, :, SIZE[1] :].numpy() > 0.5)
+    return Painted(torch.cat(latents), Pairs(np.concatenate(pictures), np.concatenate(masks)))
+
+
+def polished_vae(start: Path, painted: Painted, num_proc: int, seed: int) -> Any:
+    """The VAE of folder ``start``, its decoder trained on ``painted``, too; its latents are the same."""
+    import torch
+    from diffusers import AutoencoderKL
+
+    from deepfashion_training.embedded.small_vae import polish_decoder
+
+    vae = AutoencoderKL.from_pretrained(start, subfolder="vae").to(memory_format=torch.channels_last)
+    pairs = drawn_pairs(POLISH_ROWS, PAIRS_SEED, num_proc, studio=True)
+    for step, loss in polish_decoder(vae, pairs, painted, seed=seed, **POLISH):
+        sys.stderr.write(f"decoder: step {step} of {POLISH['steps']}, loss {loss:.4f}\n")
+    return vae
+
+
 def main(argv: list[str] | None = None) -> int:
     """Write the pipeline folder; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
@@ -287,6 +352,12 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     from deepfashion_training.embedded.tops_folder import write_tops_folder
 
+    settings = {"seed": args.seed, "rows": args.rows, "steps": args.steps}
+    begun = args.work_dir / "settings.json"
+    if begun.is_file() and (earlier := json.loads(begun.read_text("utf-8"))) != settings:
+        parser.error(f"--work_dir {args.work_dir} was begun with {earlier}, not {settings}: name another one")
+    args.work_dir.mkdir(parents=True, exist_ok=True)
+    begun.write_text(json.dumps(settings) + "\n", "utf-8")
     start = args.work_dir / "start"
     if not (start / "model_index.json").is_file():
         pipeline = random_fill_pipeline(args.seed)
@@ -302,18 +373,24 @@ def main(argv: list[str] | None = None) -> int:
     if not done.is_file() or json.loads(done.read_text("utf-8"))["status"] != "done":
         command = [sys.executable, str(TRAINER), *given, *TRAINING, "--resume_from_checkpoint", "latest"]
         subprocess.run(command, check=True)
-    save_base(start, run / "transformer", args.output_dir)
+    polished = args.work_dir / "vae"
+    if not polished.exists():
+        painted = painted_tops(start, run / "transformer", tops, args.rows, PAINTED_ROWS, args.seed)
+        draft = polished.with_name("vae.tmp")
+        polished_vae(start, painted, args.num_proc, args.seed).save_pretrained(draft)
+        draft.replace(polished)
+    save_base(start, run / "transformer", polished, args.output_dir)
     sys.stdout.write(f"small FLUX-Fill written to {args.output_dir}\n")
     return 0
 
 
-def save_base(start: Path, transformer: Path, output_dir: Path) -> None:
-    """Write the pipeline of folder ``start`` with the trained ``transformer``, VAE and transformer in fp16."""
+def save_base(start: Path, transformer: Path, vae: Path, output_dir: Path) -> None:
+    """Write the pipeline of folder ``start`` with the trained ``transformer`` and ``vae``, both in fp16."""
     import torch
-    from diffusers import FluxFillPipeline, FluxTransformer2DModel
+    from diffusers import AutoencoderKL, FluxFillPipeline, FluxTransformer2DModel
 
     trained = FluxTransformer2DModel.from_pretrained(transformer)
-    pipeline = FluxFillPipeline.from_pretrained(start, transformer=trained)
+    pipeline = FluxFillPipeline.from_pretrained(start, transformer=trained, vae=AutoencoderKL.from_pretrained(vae))
     # diffusers loads half-precision files as fp32 unless told otherwise, transformers leaves them as they are: with the
     # text encoders kept in fp32, a plain from_pretrained gives one precision throughout.
     pipeline.transformer.to(torch.float16)
