@@ -1,6 +1,6 @@
 """Time and peak memory of the quick test on this machine, as a user starts it; exit 1 when it fails or is over a bound.
 
-    python benchmarks/quick_test.py [--json F]
+    python benchmarks/quick_test.py [--output_dir D] [--json F]
 
 Memory is the proportional set size of the launcher and everything below it, summed and sampled five times a second
 (resident size where the system does not tell the proportional one), so shared pages count once.
@@ -38,10 +38,18 @@ def memory_gib(root: psutil.Process) -> float:
 def main(argv: list[str] | None = None) -> int:
     """Run the embedded quick test into a temporary folder, print its figures; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None, allow_abbrev=False)
+    parser.add_argument("--output_dir", type=Path, help="keep the run here (default: it is thrown away)")
     parser.add_argument("--json", type=Path, metavar="F", help="write the figures to F")
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
-        command = ["bash", str(LAUNCHER), "--quick-test", "--embedded", "--output_dir", f"{folder}/out"]
+        command = [
+            "bash",
+            str(LAUNCHER),
+            "--quick-test",
+            "--embedded",
+            "--output_dir",
+            str(args.output_dir or f"{folder}/out"),
+        ]
         began, peak = time.perf_counter(), 0.0
         running = subprocess.Popen(command)
         while running.poll() is None:

@@ -117,7 +117,7 @@ def test_polishing_makes_painted_latents_look_like_their_pictures(pairs: small_v
             return (started.decode(painted.latents).sample - whole).abs().mean().item()
 
     before = error()
-    list(small_vae.polish_decoder(started, pairs, painted, steps=20, seed=5, batch_size=4, crop=32, share=1.0))
+    list(small_vae.polish_decoder(started, pairs, painted, steps=40, seed=5, batch_size=4, crop=32, share=1.0))
     assert error() < 0.8 * before
 
 

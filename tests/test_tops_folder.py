@@ -12,7 +12,7 @@ import torch
 import train_flux_inpaint as tfi
 from deepfashion_training.embedded.drawing import draw_flat
 from deepfashion_training.embedded.tops_folder import SEED, main, repainted_type, top_specs, write_tops_folder
-from deepfashion_training.pairs.garment_types import LOWER, UPPER
+from deepfashion_training.pairs.garment_types import FULL, LOWER, UPPER
 
 
 @pytest.fixture(scope="module")
@@ -43,15 +43,16 @@ def test_mirror_images_are_mirrored_in_all_parts(folder: Path) -> None:
         assert (plain["image"][..., half].flip(2) - mirrored["image"][..., half]).abs().mean() < 0.03
 
 
-def test_elsewhere_repaints_legs_for_a_share_of_the_rows(tmp_path: Path) -> None:
+def test_elsewhere_repaints_other_clothes_for_a_share_of_the_rows(tmp_path: Path) -> None:
     specs = list(top_specs(1000, SEED))
-    legs = [repainted_type(spec, 0.25) == LOWER for spec in specs]
-    assert 200 < sum(legs) < 300
-    assert not any(repainted_type(spec, 0.0) == LOWER for spec in specs)
-    write_tops_folder(tmp_path / "it", rows=1, test_rows=0, elsewhere=1.0)
-    drawing = replace(specs[0], cloth_type=LOWER).draw((128, 96))
+    kinds = [repainted_type(spec, 0.4) for spec in specs]
+    assert 150 < kinds.count(LOWER) < 250 and 150 < kinds.count(FULL) < 250
+    assert {repainted_type(spec, 0.0) for spec in specs} == {UPPER}
+    write_tops_folder(tmp_path / "it", rows=1, test_rows=1, elsewhere=1.0)
+    repainted = repainted_type(specs[0], 1.0)
+    drawing = replace(specs[0], cloth_type=repainted).draw((128, 96))
     sample = tfi.VitonHDTestDataset(str(tmp_path / "it"), "train", size=(128, 96))[0]
-    assert np.array_equal(sample["inpaint_mask"][0, :, 96:].numpy() == 1, drawing.agnostic[LOWER])
+    assert np.array_equal(sample["inpaint_mask"][0, :, 96:].numpy() == 1, drawing.agnostic[repainted])
     flat, _ = draw_flat(specs[0].garment(), drawing.person.gender, (128, 96), drawing.outfit.inner)
     assert np.abs((sample["cloth_pure"].permute(1, 2, 0).numpy() + 1) * 127.5 - np.asarray(flat)).mean() < 3
 

@@ -49,13 +49,13 @@ VAE_STAGES: tuple[dict[str, Any], ...] = (
 POLISH: dict[str, Any] = {"steps": 1500}
 POLISH_ROWS = PAINTED_ROWS = 3000
 #: People in tops, and the share of rows that are plain inpainting, as FLUX.1-Fill learned it before CatVTON-Flux: legs
-#: that no garment picture shows.
+#: and whole outfits that no garment picture shows.
 ROWS = 10_000
-ELSEWHERE = 0.25
+ELSEWHERE = 0.4
 #: How the transformer is trained. The area to repaint counts most; the garment half is there to be copied from. Nearly
 #: all steps see almost pure noise: a small model tells shapes and colours by the condition alone, and is drawn from in
 #: one step.
-STEPS = 4000
+STEPS = 6000
 TRAINING = (
     f"--train_base_model all --height {SIZE[0]} --width {SIZE[1]} --max_sequence_length 8 --train_batch_size 16 "
     "--optimizer muon --learning_rate 3e-3 --lr_scheduler cosine --lr_warmup_steps 50 --adam_beta2 0.99 "

@@ -5,7 +5,7 @@
 
 Tops only, and people from head to thighs, as in VITON-HD: a person wears whatever goes with the top, and the area to
 repaint is the upper body's. With ``--elsewhere`` a share of the rows is plain inpainting, as FLUX.1-Fill learned it
-before CatVTON-Flux: legs are to be repainted, and the top in the garment half says nothing about them.
+before CatVTON-Flux: legs or all clothes are to be repainted, and the top in the garment half says nothing about them.
 The files are the same bytes for the same arguments, whatever ``num_proc`` is.
 """
 
@@ -29,7 +29,7 @@ from deepfashion_training.embedded.body import PERSON_VIEWS
 from deepfashion_training.embedded.drawing import draw_flat
 from deepfashion_training.embedded.rows import STUDIO_SHARES, RowSpec, generator
 from deepfashion_training.embedded.wardrobe import size_of
-from deepfashion_training.pairs.garment_types import LOWER, UPPER
+from deepfashion_training.pairs.garment_types import FULL, LOWER, UPPER
 
 #: Folders of a phase of VITON-HD that the trainer reads.
 FOLDERS = ("image", "cloth", "cloth-mask", "agnostic-mask")
@@ -48,8 +48,9 @@ def top_specs(rows: int, seed: int) -> Iterator[RowSpec]:
 
 
 def repainted_type(spec: RowSpec, elsewhere: float) -> int:
-    """Garment type whose area is to be repainted: the top's, or for a share ``elsewhere`` of the rows the legs'."""
-    return LOWER if spec.generator(11).random() < elsewhere else UPPER
+    """Garment type whose area is to be repainted: the top's, or for a share ``elsewhere`` of the rows another's."""
+    draw = spec.generator(11).random(2)
+    return UPPER if draw[0] >= elsewhere else (LOWER if draw[1] < 0.5 else FULL)
 
 
 def write_tops_folder(
