@@ -68,9 +68,9 @@ def test_a_plan_is_measured_and_leaves_nothing(
     assert wrapper.main(argv) == 0
     said = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in said] == "plan speed ceiling memory time disk price choose".split()
-    assert said[0] == ("plan      quick_test, embedded: 450 steps of 10 pairs at 128x96, 4,500 pairs in all, on the CPU")
+    assert said[0] == ("plan      quick_test, embedded: 450 steps of 8 pairs at 128x96, 3,600 pairs in all, on the CPU")
     seconds, pairs = map(float, re.findall(r"([\d.]+) s a step .*, ([\d.]+) pairs/s", said[1])[0])
-    assert 0 < seconds < 60 and pairs == pytest.approx(10 / seconds, rel=0.01)
+    assert 0 < seconds < 60 and pairs == pytest.approx(8 / seconds, rel=0.01)
     done, most = map(int, re.findall(r"(\d+) of (\d+) GFLOP/s", said[2])[0])
     assert 0 < done < most  # nothing is faster than bare matrix products
     assert "no GPU: not measured" in said[3]
@@ -114,7 +114,7 @@ def test_of_two_processes_one_speaks(tmp_path: Path) -> None:
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path)}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("plan      quick_test, embedded: 450 steps of 20 pairs") == 1
+    assert done.stdout.count("plan      quick_test, embedded: 450 steps of 16 pairs") == 1
     assert done.stdout.count("speed     ") == 1
     assert not (tmp_path / "out").exists() and not list(tmp_path.glob("plan-*"))
 
