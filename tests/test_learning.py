@@ -23,8 +23,8 @@ LAUNCHER = Path(__file__).resolve().parents[1] / "deepfashion_training" / "train
 #: Errors of the LoRA as a share of the base's, at most. The goal is 0.65, 0.70 and 1.05 for both figures; it is reached
 #: for colours and for tops, not for the structure of trousers and dresses: embedded/README.md has the figures.
 BOUNDS = {
-    "ciede2000_masked": {"lower": 0.56, "full": 0.65, "upper": 1.05},
-    "dssim_masked": {"lower": 0.74, "full": 0.80, "upper": 1.06},
+    "ciede2000_masked": {"lower": 0.53, "full": 0.63, "upper": 1.05},
+    "dssim_masked": {"lower": 0.70, "full": 0.78, "upper": 1.06},
 }
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]
@@ -71,7 +71,7 @@ def test_the_base_dresses_people_in_the_tops_that_it_is_given(judged: dict[str, 
 def test_the_base_fails_at_trousers_and_dresses(judged: dict[str, Any], kind: str) -> None:
     for figure, factor in (("ciede2000_masked", 1.8), ("dssim_masked", 1.6)):
         assert judged["base"][kind][figure] > factor * judged["base"]["upper"][figure], figure
-    # What is painted has more to do with other trousers or dresses than with the ones that are given.
+    # What is painted is far from the colours of the garment that is given, where tops are close to theirs.
     swap = judged["swap"][kind]
     assert swap["to the garment given"] > 2 * judged["swap"]["upper"]["to the garment given"]
 
