@@ -42,14 +42,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, metavar="F", help="write the figures to F")
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
-        command = [
-            "bash",
-            str(LAUNCHER),
-            "--quick-test",
-            "--embedded",
-            "--output_dir",
-            str(args.output_dir or f"{folder}/out"),
-        ]
+        output_dir = str(args.output_dir or f"{folder}/out")
+        command = ["bash", str(LAUNCHER), "--quick-test", "--embedded", "--output_dir", output_dir]
         began, peak = time.perf_counter(), 0.0
         running = subprocess.Popen(command)
         while running.poll() is None:

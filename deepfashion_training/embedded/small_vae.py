@@ -1,6 +1,7 @@
 """The VAE of the small FLUX-Fill: its form, its start from principal components, and its training on drawn pairs.
 
-It is trained on pairs, whole and cut, and with the person's area to repaint grey, because that is what it encodes.
+It is trained on pairs, whole and cut, and with the person's area to repaint grey, because that is what it encodes; its
+decoder in the end on what the trained transformer paints, because that is what it decodes.
 
 Two choices make it quick to train and keep its latents plain. The encoder starts as a linear transform: patches of
 2x2, 4x4 and 8x8 pixels one after another, each reduced to its principal components; what it learns on top is a
@@ -295,7 +296,6 @@ def train_vae(
             part.requires_grad_(True)
     if not decoder_only:
         _leave_out(vae.decoder.up_blocks[-1].resnets)
-    hooks = _hold_constant(vae)
     learned = [vae.decoder, *([] if decoder_only else [vae.encoder.mid_block])]
     weights = [weight for part in learned for weight in part.parameters() if weight.requires_grad]
 
@@ -307,11 +307,8 @@ def train_vae(
         return reconstruction_loss(vae.decode(mean + noise).sample, pictures)
 
     yield from _steps(vae, weights, steps, learning_rate, loss_of_step)
-    for hook in hooks:
-        hook.remove()
     if not decoder_only:
         _put_back(vae.decoder.up_blocks[-1].resnets)
-    vae.requires_grad_(True)
 
 
 def polish_decoder(
@@ -339,7 +336,6 @@ def polish_decoder(
     rng = np.random.default_rng([seed, 22])
     torch.manual_seed(seed)
     vae.encoder.requires_grad_(False)
-    hooks = _hold_constant(vae)
 
     def loss_of_step() -> torch.Tensor:
         if rng.random() < share:
@@ -355,15 +351,16 @@ def polish_decoder(
         return reconstruction_loss(made, pictures) + structure * (1 - alike)
 
     yield from _steps(vae, list(vae.decoder.parameters()), steps, learning_rate, loss_of_step)
-    for hook in hooks:
-        hook.remove()
-    vae.requires_grad_(True)
 
 
 def _steps(
     vae: Any, weights: list[Any], steps: int, learning_rate: float, loss_of_step: Callable[[], torch.Tensor]
 ) -> Iterator[tuple[int, float]]:
-    """AdamW with a cosine schedule; yields (step, mean loss since the last) every 50 steps and at the end."""
+    """AdamW with a cosine schedule for ``weights``, the constant channel held; all of ``vae`` learns again afterwards.
+
+    Yields (step, mean loss since the last) every 50 steps and at the end.
+    """
+    hooks = _hold_constant(vae)
     optimizer = torch.optim.AdamW(weights, lr=learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
     warm = max(1, steps // 50)
     rate = lambda step: min((step + 1) / warm, 0.5 + 0.5 * np.cos(np.pi * min(1.0, step / steps)))  # noqa: E731
@@ -380,3 +377,6 @@ def _steps(
         if step % 50 == 0 or step == steps:
             yield step, float(np.mean(losses))
             losses.clear()
+    for hook in hooks:
+        hook.remove()
+    vae.requires_grad_(True)
