@@ -15,6 +15,7 @@ import contextlib
 import difflib
 import functools
 import logging
+import math
 import os
 import re
 import shlex
@@ -45,6 +46,11 @@ from deepfashion_training.console.training_flags import (  # noqa: E402
 )
 
 
+def launched_processes() -> int:
+    """How many processes train: those that a launcher has started together, else this one."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def _typed(flag: str, tokens: list[str]) -> bool:
     return any(token.split("=")[0] == flag for token in tokens)
 
@@ -67,6 +73,8 @@ def resolve(argv: list[str]) -> tuple[argparse.Namespace, upstream.Script]:
     flags = load_preset(first.preset)
     if first.embedded:
         flags |= load_preset("embedded")
+        # A step has as many pairs however many processes share it, and so teaches the same.
+        flags["train_batch_size"] = math.ceil(flags["train_batch_size"] / launched_processes())
     script = upstream.open_script(first.upstream or upstream.DEFAULT_SCRIPT, _report_to(flags, argv))
     own_flags = {flag: value for flag, value in flags.items() if f"--{flag}" in _options(parser)}
     own, for_script = parser.parse_known_args([*as_typed(own_flags), *argv])
@@ -178,7 +186,7 @@ def _output_dir(own: argparse.Namespace, for_script: list[str]) -> Path:
 
 def _same_on_every_rank(folder: Path) -> Path:
     """Rank 0's choice of ``folder``, on every rank."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if launched_processes() == 1:
         return folder
     from accelerate.utils import broadcast_object_list
 
@@ -445,6 +453,8 @@ def compare_with_base(args: argparse.Namespace, folder: Path) -> None:
     """
     import json
 
+    import torch
+
     from deepfashion_training.data.sources import open_splits
     from deepfashion_training.evaluate import evaluate_trained
     from deepfashion_training.pairs.schema import check_documented
@@ -463,6 +473,8 @@ def compare_with_base(args: argparse.Namespace, folder: Path) -> None:
         sys.stdout.write(f"compared  nothing: {args.dataset_name} has neither a split test nor a validation split\n")
     else:
         sys.stdout.flush()
+        if process_state().device.type == "cpu":  # the processes that trained beside this one have left it their cores
+            torch.set_num_threads(torch.get_num_threads() * launched_processes())
         evaluate_trained(
             folder,
             args.dataset_name,
@@ -476,7 +488,7 @@ def compare_with_base(args: argparse.Namespace, folder: Path) -> None:
             steps=trained["num_inference_steps"],
             quantize=trained["quantize_base"],
             # The small model's pictures are judged by what is at hand: nothing is downloaded.
-            **({"batch_size": 16, "parser": "none", "dino_model": "none", "no-extras": True} if args.embedded else {}),
+            **({"batch_size": 8, "parser": "none", "dino_model": "none", "no-extras": True} if args.embedded else {}),
         )
     if Path(args.preset).stem == "quick_test" and not args.embedded and run["device"] != "cpu":
         sys.stdout.write(forecast(run, load_preset("full"), "full"))

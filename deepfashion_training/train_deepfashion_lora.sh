@@ -80,7 +80,7 @@ USAGE
   --help        this text
 
 Every other flag goes to train_deepfashion_lora.py and the trainer, and wins over the preset. Processes: one per GPU
-that CUDA_VISIBLE_DEVICES shows. Python: $PYTHON, else the repository's .venv, else python3.
+that CUDA_VISIBLE_DEVICES shows; two on a CPU. Python: $PYTHON, else the repository's .venv, else python3.
 
 examples:
   bash train_deepfashion_lora.sh --quick-test
@@ -197,7 +197,8 @@ dry_run=no
 embedded=no
 check_only=no
 plan=no
-look_only=no # --upstream-check: about a script, whatever the machine
+own_script=no # --upstream: trains through a script of the user's
+look_only=no  # --upstream-check: about a script, whatever the machine
 
 choose() { # choose NAME FLAG
   [[ -z $preset_flag ]] || die 2 "$preset_flag and $2 each choose a preset; give one of them"
@@ -236,6 +237,7 @@ while (($#)); do
       [[ $1 != --embedded ]] || embedded=yes
       [[ $1 != --check ]] || check_only=yes
       [[ $1 != --plan ]] || plan=yes
+      [[ $1 != --upstream && $1 != --upstream=* ]] || own_script=yes
       [[ $1 != --upstream-check && $1 != --upstream-check=* ]] || look_only=yes
       passed+=("$1")
       ;;
@@ -285,8 +287,10 @@ command=("$python" -m accelerate.commands.accelerate_cli launch --quiet --num_pr
   --mixed_precision no --dynamo_backend no)
 if ((gpus == 0)); then
   # On a CPU only the small model trains, whose products are so short that waiting for a second thread costs more than
-  # it brings: benchmarks/README.md has figures of two cores.
+  # it brings, while two processes share the pairs of a step well: benchmarks/README.md has figures of two cores.
+  # accelerate starts several processes on a CPU only through MPI, so torchrun does. A script of somebody else's has one.
   command+=(--cpu --num_cpu_threads_per_process "${OMP_NUM_THREADS:-1}")
+  [[ $own_script == yes ]] || command+=("$here/console/torchrun.py" --standalone --nproc_per_node 2)
 elif ((gpus == 1)); then
   command+=(--gpu_ids all)
 else

@@ -16,6 +16,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 LAUNCHER = ROOT / "deepfashion_training" / "train_deepfashion_lora.sh"
+TORCHRUN = ROOT / "deepfashion_training" / "console" / "torchrun.py"
 HOSTILE = [
     "a b",
     "",
@@ -224,6 +225,20 @@ def test_one_process_per_visible_gpu(machine: Machine, visible: str | None, coun
     assert ("none is visible here" in done.stderr) == (count == 0)
 
 
+def test_two_processes_share_a_cpu_but_for_a_script_of_the_users(machine: Machine) -> None:
+    """Each has one thread, unless OMP_NUM_THREADS says otherwise."""
+    torchrun = [str(TORCHRUN), *"--standalone --nproc_per_node 2".split()]
+    for threads, wanted in ((None, "1"), ("3", "3")):
+        dry = machine.run("--quick-test", "--dry-run", OMP_NUM_THREADS=threads)
+        accelerate, _ = launched(shlex.split(dry.stdout)[1:])
+        assert accelerate[-7:] == ["--cpu", "--num_cpu_threads_per_process", wanted, *torchrun]
+    for own in (["--upstream", "mine.py"], ["--upstream=mine.py"]):
+        accelerate, _ = launched(shlex.split(machine.run("--quick-test", "--dry-run", *own).stdout)[1:])
+        assert str(TORCHRUN) not in accelerate
+    accelerate, _ = launched(shlex.split(machine.run("--embedded", "--dry-run", STUB_GPUS=gpus(H100)).stdout)[1:])
+    assert str(TORCHRUN) not in accelerate
+
+
 @pytest.mark.parametrize(("value", "cpu"), [("true", True), ("1", True), ("Yes", True), ("false", False), ("", False)])
 def test_accelerate_use_cpu_hides_the_gpus(machine: Machine, value: str, cpu: bool) -> None:
     done = machine.run("--embedded", "--dry-run", STUB_GPUS=gpus(H100), ACCELERATE_USE_CPU=value)
@@ -380,9 +395,11 @@ def test_a_python_that_is_not_there(machine: Machine, flags: list[str]) -> None:
 
 
 def copy_of_the_scripts(folder: Path) -> Path:
-    """A repository of its own with the launcher and the presets; returns the launcher."""
+    """A repository of its own with the launcher, the presets and torchrun; returns the launcher."""
     home = folder / "a repo; of $ones own" / "deepfashion_training"
     shutil.copytree(ROOT / "deepfashion_training" / "presets", home / "presets")
+    (home / "console").mkdir()
+    shutil.copy(TORCHRUN, home / "console")
     return Path(shutil.copy(LAUNCHER, home))
 
 
@@ -495,6 +512,7 @@ import os, pathlib, signal, sys, time
 if '--check' in sys.argv: sys.exit(0)
 folder = pathlib.Path(os.environ['DEEPFASHION_LAUNCH'])
 def stop(number, frame):
+    for each in (signal.SIGTERM, signal.SIGINT): signal.signal(each, signal.SIG_IGN)  # the first one counts
     time.sleep(0.5)
     pathlib.Path('saved').write_text(str(number))
     (folder / 'status-0').write_text(str(128 + number))

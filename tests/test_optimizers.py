@@ -41,9 +41,10 @@ class Small(torch.nn.Module):
         return block.norm(block.attn(self.x_embedder(given))).square().mean()
 
 
-def made(model: torch.nn.Module) -> torch.optim.Optimizer:
+def made(model: torch.nn.Module, ns_steps: int = 5) -> torch.optim.Optimizer:
     args = argparse.Namespace(optimizer="muon", learning_rate=0.01, adam_beta1=0.9, adam_beta2=0.99,
-                              adam_weight_decay=0.1, adam_epsilon=1e-8, use_8bit_adam=False)  # fmt: skip
+                              adam_weight_decay=0.1, adam_epsilon=1e-8, use_8bit_adam=False,
+                              muon_ns_steps=ns_steps)  # fmt: skip
     return make_optimizer(model, args)
 
 
@@ -64,14 +65,17 @@ def test_frozen_weights_are_left_out() -> None:
     assert len(held) == 4 and all(weight.requires_grad for weight in held)
 
 
-def test_steps_are_those_of_torch_at_the_rate_of_the_moment() -> None:
+@pytest.mark.parametrize("ns_steps", [5, 3])
+def test_steps_are_those_of_torch_at_the_rate_of_the_moment(ns_steps: int) -> None:
     """Beside two optimizers of ``torch.optim`` that share nothing, over three steps with a falling rate."""
     ours, theirs = Small(), Small()
-    optimizer = made(ours)
+    optimizer = made(ours, ns_steps)
     matrix: Any = theirs.transformer_blocks[0].attn.weight
     rest = [weight for weight in theirs.parameters() if weight is not matrix]
     pair = (
-        torch.optim.Muon([matrix], lr=0.01, weight_decay=0.1, eps=1e-8, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.Muon(
+            [matrix], lr=0.01, weight_decay=0.1, eps=1e-8, adjust_lr_fn="match_rms_adamw", ns_steps=ns_steps
+        ),
         torch.optim.AdamW(rest, **SETTINGS),
     )
     for step in range(3):

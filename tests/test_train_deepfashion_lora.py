@@ -58,6 +58,16 @@ def test_embedded_lies_over_the_preset_and_under_the_user(tmp_path: Path) -> Non
     assert args.max_train_steps == 7
 
 
+@pytest.mark.parametrize(("processes", "each"), [("1", 8), ("2", 4), ("3", 3)])
+def test_processes_share_the_pairs_of_a_step_of_the_small_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processes: str, each: int
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", processes)
+    assert resolve(tmp_path, *QUICK).train_batch_size == each
+    assert resolve(tmp_path, *QUICK, "--train_batch_size", "6").train_batch_size == 6  # the user's is that of each
+    assert resolve(tmp_path, "--preset", "h100").train_batch_size == 4
+
+
 def test_the_default_dataset_is_the_one_on_the_hub(tmp_path: Path) -> None:
     args = resolve(tmp_path)
     assert args.dataset_name == args.dataroot == "SaffalPoosh/deepFashion-with-masks"
@@ -251,7 +261,7 @@ def test_the_run_is_on_record(quick_test) -> None:
     assert sum(counts.values()) == 64
     assert run["dataset"]["train"]["fingerprint"] != run["dataset"]["validation"]["fingerprint"]
     assert run["dataset"]["train"]["bad_rows"] == []
-    assert run["world_size"] == 1
+    assert run["world_size"] == 2 and run["arguments"]["train_batch_size"] == 4  # 8 pairs a step
     assert run["seconds_per_step"] > 0
     assert len(run["git_revision"].removesuffix("-dirty")) == 40
 
@@ -350,7 +360,7 @@ def test_the_dataset_is_swapped_while_main_runs_and_never_longer(quick_test, tmp
 
     with patched(script, main=main), pytest.raises(Stop):
         wrapper.run(args, script)
-    assert seen == [("DeepFashionDataset", 2160, torch.Size([3, 128, 192]))]
+    assert seen == [("DeepFashionDataset", 3600, torch.Size([3, 128, 192]))]
     assert train_flux_inpaint.VitonHDTestDataset is original
 
 

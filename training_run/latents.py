@@ -33,7 +33,7 @@ logger = get_logger(__name__)
 #: Raised whenever the content of a shard changes its meaning.
 FORMAT = 1
 #: About how large a shard is, in bytes.
-SHARD_BYTES = 2**27
+SHARD_BYTES = 2**26
 #: What is left free on the disk.
 SPARE_BYTES = 2**30
 TEXTS = ("c_name", "im_name", "caption_cloth")

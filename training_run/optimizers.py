@@ -17,10 +17,14 @@ class Muon(torch.optim.Optimizer):
 
     Muon's steps are scaled to the size that AdamW's have (Liu et al. 2025), so a rate that suits the one suits the
     other. ``torch.optim`` has both; here they share groups and state, so that a schedule and a checkpoint see one
-    optimizer.
+    optimizer. ``ns_steps`` Newton-Schulz steps make an update orthogonal, 1 or more; fewer take less time and leave its
+    smaller directions smaller.
     """
 
-    def __init__(self, matrices: list[torch.nn.Parameter], others: list[torch.nn.Parameter], **settings: Any) -> None:
+    def __init__(
+        self, matrices: list[torch.nn.Parameter], others: list[torch.nn.Parameter], ns_steps: int = 5, **settings: Any
+    ) -> None:
+        self.ns_steps = ns_steps
         groups = [{"params": some, "is_muon": chosen} for some, chosen in ((matrices, True), (others, False)) if some]
         super().__init__(groups, settings)
 
@@ -28,7 +32,9 @@ class Muon(torch.optim.Optimizer):
         """What moves a group's weights, with the group's present settings."""
         settings = {name: group[name] for name in ("lr", "weight_decay", "eps")}
         if group["is_muon"]:
-            part: Any = torch.optim.Muon(group["params"], adjust_lr_fn="match_rms_adamw", **settings)
+            part: Any = torch.optim.Muon(
+                group["params"], adjust_lr_fn="match_rms_adamw", ns_steps=self.ns_steps, **settings
+            )
         else:
             part = torch.optim.AdamW(group["params"], betas=group["betas"], **settings)
         part.state = self.state
@@ -61,7 +67,8 @@ def make_optimizer(model: torch.nn.Module, args: argparse.Namespace) -> torch.op
     parameters, settings = list(named.values()), optimizer_settings(args)
     if args.optimizer == "muon":
         chosen = [name for name, weight in named.items() if weight.ndim == 2 and IN_BLOCKS.search(name)]
-        return Muon([named[name] for name in chosen], [named[name] for name in named if name not in chosen], **settings)
+        matrices, others = ([named[name] for name in named if (name in chosen) is wanted] for wanted in (True, False))
+        return Muon(matrices, others, args.muon_ns_steps, **settings)
     if args.optimizer == "prodigy":
         from prodigyopt import Prodigy
 

@@ -69,7 +69,7 @@ class Stopping:
         self.asked = self.asked or signum
         if not self.saving or again:
             raise StoppedError(self.asked)
-        if self.asked == signum:
+        if self.asked == signum and os.environ.get("RANK", "0") == "0":
             sys.stderr.write("\nstopping: the checkpoint is written first\n")
 
     def agreed(self, accelerator: Any) -> tuple[int, bool]:

@@ -36,7 +36,7 @@ SCHEMAS = ("documented", "hub")
 SHARD_ROWS, GROUP_ROWS = 1000, 50
 
 #: Rows of the wardrobe that ``--embedded`` draws for itself.
-OWN_ROWS = 2700
+OWN_ROWS = 4500
 
 
 def wardrobe_features(schema: str) -> datasets.Features:
