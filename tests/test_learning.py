@@ -20,11 +20,11 @@ from PIL import Image
 from benchmarks import embedded_base
 
 LAUNCHER = Path(__file__).resolve().parents[1] / "deepfashion_training" / "train_deepfashion_lora.sh"
-#: Errors of the LoRA as a share of the base's, at most. The goal is 0.65, 0.70 and 1.05 for both figures; it is reached
-#: for colours and for tops, not for the structure of trousers and dresses: embedded/README.md has the figures.
+#: Errors of the LoRA as a share of the base's, at most. The goal is 0.65, 0.70 and 1.05 for both figures; colours are
+#: repaired by more than that, and are held to it: embedded/README.md has the figures.
 BOUNDS = {
-    "ciede2000_masked": {"lower": 0.53, "full": 0.63, "upper": 1.05},
-    "dssim_masked": {"lower": 0.70, "full": 0.78, "upper": 1.06},
+    "ciede2000_masked": {"lower": 0.50, "full": 0.58, "upper": 1.05},
+    "dssim_masked": {"lower": 0.65, "full": 0.70, "upper": 1.05},
 }
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]
