@@ -20,6 +20,7 @@ import os
 import re
 import shlex
 import sys
+import time
 import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,8 @@ PRESET_FLAGS = {"no flag": "full", "--h100": "h100", "--low-vram": "low_vram"}
 LAUNCHER_FLAGS = ("--quick-test", "--h100", "--low-vram", "--dry-run")
 MODELS = ("pretrained_model_name_or_path", "pretrained_inpaint_model_name_or_path")
 LORA = "pytorch_lora_weights.safetensors"
+#: Seconds that another process than the first waits before it says what went wrong.
+OTHERS_WAIT = 2.0
 
 if __name__ == "__main__":  # run by path: the package is found from here, and its folders do not become top-level names
     sys.path[0] = str(REPOSITORY)
@@ -73,7 +76,7 @@ def resolve(argv: list[str]) -> tuple[argparse.Namespace, upstream.Script]:
     flags = load_preset(first.preset)
     if first.embedded:
         flags |= load_preset("embedded")
-        # A step has as many pairs however many processes share it, and so teaches the same.
+        # A step has as many pairs, or hardly more, however many processes share it, and so teaches the same.
         flags["train_batch_size"] = math.ceil(flags["train_batch_size"] / launched_processes())
     script = upstream.open_script(first.upstream or upstream.DEFAULT_SCRIPT, _report_to(flags, argv))
     own_flags = {flag: value for flag, value in flags.items() if f"--{flag}" in _options(parser)}
@@ -340,7 +343,8 @@ def make_pairs(args: argparse.Namespace) -> None:
 
     settings = preparation_settings(args)
     folder = _pairs_dir(args, settings)
-    sys.stderr.write(f"{args.dataset_name} has raw rows: making pairs in {folder}, or using those that are there\n")
+    if process_state().is_main_process:
+        sys.stderr.write(f"{args.dataset_name} has raw rows: making pairs in {folder}, or using those that are there\n")
     folder, facts, made = prepare(
         args.dataset_name,
         folder,
@@ -458,6 +462,7 @@ def compare_with_base(args: argparse.Namespace, folder: Path) -> None:
     from deepfashion_training.data.sources import open_splits
     from deepfashion_training.evaluate import evaluate_trained
     from deepfashion_training.pairs.schema import check_documented
+    from deepfashion_training.prepare import usable_cores
     from deepfashion_training.reports.forecast import forecast
     from training_run.speed import free_memory
 
@@ -474,7 +479,7 @@ def compare_with_base(args: argparse.Namespace, folder: Path) -> None:
     else:
         sys.stdout.flush()
         if process_state().device.type == "cpu":  # the processes that trained beside this one have left it their cores
-            torch.set_num_threads(torch.get_num_threads() * launched_processes())
+            torch.set_num_threads(min(torch.get_num_threads() * launched_processes(), usable_cores()))
         evaluate_trained(
             folder,
             args.dataset_name,
@@ -571,6 +576,8 @@ def main(argv: list[str] | None = None) -> int:
         return 130
     except Exception as error:
         close_progress_bars()
+        if os.environ.get("RANK", "0") != "0":  # what fails everywhere is said once: its end is this process's, too
+            time.sleep(OTHERS_WAIT)
         if "--debug" in argv:
             traceback.print_exc()
         sys.stderr.write(f"train_deepfashion_lora: {describe(error)}\n")

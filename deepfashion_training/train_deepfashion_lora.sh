@@ -80,7 +80,7 @@ USAGE
   --help        this text
 
 Every other flag goes to train_deepfashion_lora.py and the trainer, and wins over the preset. Processes: one per GPU
-that CUDA_VISIBLE_DEVICES shows; two on a CPU. Python: $PYTHON, else the repository's .venv, else python3.
+that CUDA_VISIBLE_DEVICES shows; on a CPU two, with --upstream one. Python: $PYTHON, else the repository's .venv, else python3.
 
 examples:
   bash train_deepfashion_lora.sh --quick-test
@@ -290,8 +290,6 @@ if ((gpus == 0)); then
   # it brings, while two processes share the pairs of a step well: benchmarks/README.md has figures of two cores.
   # accelerate starts several processes on a CPU only through MPI, so torchrun does. A script of somebody else's has one.
   command+=(--cpu --num_cpu_threads_per_process "${OMP_NUM_THREADS:-1}")
-  # glibc gives the memory of large pictures back after every layer, and takes it again, which costs more than the layer.
-  export MALLOC_MMAP_MAX_="${MALLOC_MMAP_MAX_:-0}" MALLOC_TRIM_THRESHOLD_="${MALLOC_TRIM_THRESHOLD_:-536870912}"
   [[ $own_script == yes ]] || command+=("$here/console/torchrun.py" --standalone --nproc_per_node 2)
 elif ((gpus == 1)); then
   command+=(--gpu_ids all)
@@ -387,11 +385,12 @@ while processes="$(running)" && [[ -n $processes ]]; do
   done
   sleep 0.2
 done
-# A rank that failed has stopped the others, so its status counts; otherwise the first rank's.
-statuses="$(cat "$DEEPFASHION_LAUNCH"/status-* 2>/dev/null | tr '\n' ' ' || true)"
-if [[ -n $statuses ]]; then
-  failed="$(for file in "$DEEPFASHION_LAUNCH"/status-*; do grep -vxE '0|130|143' "$file"; done | head -n 1 || true)"
-  status="${failed:-$(cat "$DEEPFASHION_LAUNCH/status-0" 2>/dev/null || echo "$status")}"
+# A rank that failed has stopped the others, so its status counts; otherwise the first rank's, which ends last.
+failed="$(cat "$DEEPFASHION_LAUNCH"/status-* 2>/dev/null | tr ' ' '\n' | grep -vxE '0|130|143' | head -n 1 || true)"
+if [[ -n $failed ]]; then
+  status=$failed
+elif [[ -s $DEEPFASHION_LAUNCH/status-0 ]]; then
+  status="$(cat "$DEEPFASHION_LAUNCH/status-0")"
 elif [[ $stopped == INT ]]; then
   status=130
 elif [[ $stopped == TERM ]]; then

@@ -395,11 +395,12 @@ def test_a_python_that_is_not_there(machine: Machine, flags: list[str]) -> None:
 
 
 def copy_of_the_scripts(folder: Path) -> Path:
-    """A repository of its own with the launcher, the presets and torchrun; returns the launcher."""
+    """A repository of its own with the launcher and what it needs beside the wrapper; returns the launcher."""
     home = folder / "a repo; of $ones own" / "deepfashion_training"
     shutil.copytree(ROOT / "deepfashion_training" / "presets", home / "presets")
     (home / "console").mkdir()
     shutil.copy(TORCHRUN, home / "console")
+    shutil.copytree(ROOT / "training_run", home.parent / "training_run")
     return Path(shutil.copy(LAUNCHER, home))
 
 
@@ -536,6 +537,8 @@ time.sleep(60)
         ("group", signal.SIGINT),  # Ctrl-C in a terminal
         ("accelerate", signal.SIGTERM),
         ("accelerate", signal.SIGKILL),
+        ("torchrun", signal.SIGTERM),
+        ("torchrun", signal.SIGKILL),
         ("trainer", signal.SIGTERM),
     ],
 )
@@ -558,8 +561,8 @@ def test_a_signal_reaches_the_trainer_and_its_status_comes_back(machine: Machine
     while not (work / "started").exists() and time.monotonic() < until:
         time.sleep(0.05)
     trainer = psutil.Process(int((work / "started").read_text()))
-    accelerate = trainer.parent()
-    pids = {"launcher": launcher.pid, "accelerate": accelerate.pid, "trainer": trainer.pid}
+    torchrun = trainer.parent()
+    pids = {"launcher": launcher.pid, "accelerate": torchrun.ppid(), "torchrun": torchrun.pid, "trainer": trainer.pid}
     if receiver == "group":
         os.killpg(launcher.pid, signum)
     else:
@@ -582,6 +585,65 @@ def test_a_trainer_that_was_killed_is_not_silent(machine: Machine) -> None:
     done = machine.run("--quick-test", "--embedded", script=script, PYTHON=sys.executable)
     assert done.returncode == 1
     assert "the trainer was killed and could say nothing" in done.stderr and "Traceback" not in done.stderr
+
+
+#: Of two ranks the second has ended well, and the first, which compares, is ended by a signal and leaves no status.
+ALONE = """
+import os, pathlib, signal, sys, time
+if '--check' in sys.argv: sys.exit(0)
+folder = pathlib.Path(os.environ['DEEPFASHION_LAUNCH'])
+if os.environ['RANK'] == '1':
+    (folder / 'status-1').write_text('0')
+    sys.exit(0)
+(folder / f'pid-{os.getpid()}').touch()
+while not (folder / 'status-1').exists(): time.sleep(0.05)
+os.kill(SIGNALLED, signal.SIGNAL)
+time.sleep(30)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("signalled", "name", "status"), [("os.getpid()", "SIGKILL", 1), ("int(os.environ['LAUNCHER'])", "SIGTERM", 143)]
+)
+def test_the_first_of_two_processes_ends_last(machine: Machine, signalled: str, name: str, status: int) -> None:
+    script = copy_of_the_scripts(machine.folder)
+    script.with_suffix(".py").write_text(
+        ALONE.replace("SIGNALLED", signalled).replace("signal.SIGNAL", f"signal.{name}")
+    )
+    command = f"export LAUNCHER=$$; exec bash {shlex.quote(str(script))} --quick-test --embedded"
+    environment = {**os.environ, "PYTHON": sys.executable}
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=environment, timeout=60)
+    assert done.returncode == status, done.stderr
+    assert ("the trainer was killed and could say nothing" in done.stderr) == (status == 1)
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_a_signal_before_the_trainers_have_begun_leaves_none_behind(machine: Machine) -> None:
+    """torchrun is there, and has started nobody: it ends with accelerate."""
+    script = copy_of_the_scripts(machine.folder)
+    script.with_suffix(".py").write_text(PATIENT.format(root=str(ROOT)))
+    torchrun = script.parent / "console" / "torchrun.py"
+    slow = "    from torch.distributed import run\n"
+    text = torchrun.read_text("utf-8")
+    assert text.count(slow) == 1
+    note = f"    import time; Path('begun').write_text(str(os.getpid())); time.sleep(3)\n{slow}"
+    torchrun.write_text(text.replace(slow, note), "utf-8")
+    launcher = subprocess.Popen(
+        ["bash", str(script), "--quick-test", "--embedded"], cwd=machine.folder, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHON": sys.executable},
+    )  # fmt: skip
+    begun, until = machine.folder / "begun", time.monotonic() + 60
+    while not (begun.exists() and begun.read_text()) and time.monotonic() < until:
+        time.sleep(0.05)
+    launcher.send_signal(signal.SIGTERM)
+    said = launcher.communicate(timeout=20)[1]
+    assert launcher.returncode == 143 and "Traceback" not in said
+    time.sleep(4)
+    assert not (machine.folder / "started").exists()
+    number = int(begun.read_text())
+    assert not psutil.pid_exists(number) or psutil.Process(number).status() == psutil.STATUS_ZOMBIE
 
 
 @pytest.mark.slow

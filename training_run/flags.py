@@ -128,7 +128,8 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
     add("--lr_power", type=AMOUNT, default=1.0, help="power of the polynomial schedule")
     add("--optimizer", choices=["adamw", "muon", "prodigy"], type=str.lower, default="adamw",
         help="optimizer; Muon leaves all but the matrices of blocks to AdamW")  # fmt: skip
-    add("--muon_ns_steps", type=COUNT, default=5, help="Newton-Schulz steps of Muon; 3 take less time on a CPU")
+    add("--muon_ns_steps", type=number_in(int, 1, 99), default=5,
+        help="Newton-Schulz steps of Muon; with 3 a small model takes less time")  # fmt: skip
     add("--use_8bit_adam", action=SWITCH, default=False, help="8-bit AdamW (bitsandbytes, CUDA)")
     add("--adam_beta1", type=SHARE, default=0.9, help="beta1 of AdamW (Muon's is 0.95) and Prodigy")
     add("--adam_beta2", type=SHARE, default=0.999, help="beta2 of AdamW and Prodigy")

@@ -66,8 +66,8 @@ def make_optimizer(model: torch.nn.Module, args: argparse.Namespace) -> torch.op
     named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     parameters, settings = list(named.values()), optimizer_settings(args)
     if args.optimizer == "muon":
-        chosen = [name for name, weight in named.items() if weight.ndim == 2 and IN_BLOCKS.search(name)]
-        matrices, others = ([named[name] for name in named if (name in chosen) is wanted] for wanted in (True, False))
+        chosen = {name: None for name, weight in named.items() if weight.ndim == 2 and IN_BLOCKS.search(name)}
+        matrices, others = [named[name] for name in chosen], [named[name] for name in named if name not in chosen]
         return Muon(matrices, others, args.muon_ns_steps, **settings)
     if args.optimizer == "prodigy":
         from prodigyopt import Prodigy

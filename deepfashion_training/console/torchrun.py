@@ -1,4 +1,4 @@
-"""PyTorch's ``torchrun`` without its report of failures: a process of ours has said in one line what is wrong.
+"""PyTorch's ``torchrun`` for processes on a CPU, without its reports: a process of ours says itself what is wrong.
 
     python torchrun.py --standalone --nproc_per_node 2 SCRIPT [ARGUMENTS]
 
@@ -8,16 +8,28 @@ Takes what ``torchrun`` takes, and exits with the status of the first process th
 from __future__ import annotations
 
 import logging
+import os
 import sys
+from pathlib import Path
+
+if __name__ == "__main__":  # run by path: the trainer's modules are found from here, and not this folder's
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+#: glibc gives the memory of large pictures back after every layer, and takes it again, which costs more than the layer.
+KEEPS_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**29)}
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the processes to their end; returns the exit code."""
+    from training_run.stopping import end_with_launcher
+
+    end_with_launcher()  # accelerate hands no signal on
     from torch.distributed import run
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    logging.disable(logging.CRITICAL)
+    os.environ |= KEEPS_MEMORY | os.environ
     try:
         run.run(run.parse_args(sys.argv[1:] if argv is None else argv))
     except ChildFailedError as error:

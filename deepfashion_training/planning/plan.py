@@ -126,7 +126,8 @@ def describe(
     seconds, processes = found.seconds_per_step, found.processes
     rate = useful_tflop(args, found.config, processes) / seconds / processes
     unit, scale = ("TFLOP/s", 1.0) if device.ceiling_tflops >= 10 else ("GFLOP/s", 1000.0)
-    each = " a GPU" if processes > 1 else ""
+    gpus = 1 if device.memory_gib is None else processes  # on a CPU the processes share one machine
+    each = "" if processes == 1 else " a process" if device.memory_gib is None else " a GPU"
     lines = [
         f"speed     {seconds:.3g} s a step (median of {found.steps}), {pairs_per_step(args, processes) / seconds:.3g} "
         "pairs/s",
@@ -144,7 +145,7 @@ def describe(
     disk, total = disk_line(args, steps, seconds, found.checkpoint_bytes, found.weights_bytes, rows)
     lines.append(f"{disk}; {size(free)} free" + (": too little" if total > free else ""))
     if args.gpu_hour_price is not None:
-        lines.append(f"price     {price(seconds * steps, processes, args.gpu_hour_price)}")
+        lines.append(f"price     {price(seconds * steps, gpus, args.gpu_hour_price)}")
     return lines
 
 
