@@ -269,7 +269,7 @@ def test_the_run_is_on_record(quick_test) -> None:
 @pytest.mark.slow
 def test_what_fails_in_both_processes_is_said_once(quick_test, tmp_path: Path) -> None:
     _, folder = quick_test
-    steps = ["--max_train_steps", "4", "--learning_rate", "1e30", "--max_skipped_steps", "1", "--max_train_samples", "64"]
+    steps = "--max_train_steps 4 --learning_rate 1e30 --max_skipped_steps 1 --max_train_samples 64".split()
     given = ["--dataset_name", folder / "wardrobe", "--output_dir", tmp_path / "out", *steps]
     done = command("bash", LAUNCHER.name, "--quick-test", "--embedded", *given, cwd=LAUNCHER.parent)
     assert done.returncode == 1
