@@ -80,7 +80,8 @@ USAGE
   --help        this text
 
 Every other flag goes to train_deepfashion_lora.py and the trainer, and wins over the preset. Processes: one per GPU
-that CUDA_VISIBLE_DEVICES shows; on a CPU two, with --upstream one. Python: $PYTHON, else the repository's .venv, else python3.
+that CUDA_VISIBLE_DEVICES shows; on a CPU two, with --upstream one. Python: $PYTHON, else the repository's .venv, else
+python3.
 
 examples:
   bash train_deepfashion_lora.sh --quick-test
@@ -386,7 +387,7 @@ while processes="$(running)" && [[ -n $processes ]]; do
   sleep 0.2
 done
 # A rank that failed has stopped the others, so its status counts; otherwise the first rank's, which ends last.
-failed="$(cat "$DEEPFASHION_LAUNCH"/status-* 2>/dev/null | tr ' ' '\n' | grep -vxE '0|130|143' | head -n 1 || true)"
+failed="$(grep -hvxE '0|130|143' "$DEEPFASHION_LAUNCH"/status-* 2>/dev/null | head -n 1 || true)"
 if [[ -n $failed ]]; then
   status=$failed
 elif [[ -s $DEEPFASHION_LAUNCH/status-0 ]]; then

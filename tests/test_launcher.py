@@ -516,7 +516,7 @@ def stop(number, frame):
     for each in (signal.SIGTERM, signal.SIGINT): signal.signal(each, signal.SIG_IGN)  # the first one counts
     time.sleep(0.5)
     pathlib.Path('saved').write_text(str(number))
-    (folder / 'status-0').write_text(str(128 + number))
+    (folder / ('status-' + os.environ.get('RANK', '0'))).write_text(str(128 + number))
     sys.exit(128 + number)
 for each in (signal.SIGTERM, signal.SIGINT): signal.signal(each, stop)
 sys.path.insert(0, {root!r})
