@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import functools
 import hashlib
 import json
@@ -96,6 +97,18 @@ def parse_args(input_args: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error(refused)
     if args.lr_warmup_steps and args.lr_scheduler == "constant":
         parser.error("--lr_warmup_steps does nothing with a constant schedule: use constant_with_warmup")
+    if args.lr_warmup_steps and args.max_train_steps == 1:
+        parser.error("--lr_warmup_steps: the learning rate of the first step is 0, and --max_train_steps 1 takes no other")
+    if not (args.garment_loss_weight or args.mask_loss_weight or args.background_loss_weight):
+        parser.error("--garment_loss_weight, --mask_loss_weight and --background_loss_weight are all 0: nothing is learned")
+    for flag, needed, there in (
+        ("lr_num_cycles", "--lr_scheduler cosine_with_restarts", args.lr_scheduler == "cosine_with_restarts"),
+        ("lr_power", "--lr_scheduler polynomial", args.lr_scheduler == "polynomial"),
+        ("mode_scale", "--weighting_scheme mode", args.weighting_scheme == "mode"),
+        ("latents_dir", "--cache_latents", args.cache_latents),
+    ):
+        if getattr(args, flag) != parser.get_default(flag) and not there:
+            parser.error(f"--{flag} does nothing without {needed}")
     if args.use_8bit_adam and args.optimizer != "adamw":
         parser.error(f"--use_8bit_adam goes with --optimizer adamw, not {args.optimizer}")
     return args
@@ -348,21 +361,44 @@ def make_trainable(transformer: FluxTransformer2DModel, args: argparse.Namespace
     return [parameter for parameter in transformer.parameters() if parameter.requires_grad]
 
 
-def lora_metadata(transformer: FluxTransformer2DModel, args: argparse.Namespace) -> dict[str, str]:
-    """Metadata of the LoRA file: what diffusers needs to rebuild the adapter, and what a person needs to use it."""
+def lora_metadata(
+    transformer: FluxTransformer2DModel, args: argparse.Namespace, published: bool = False
+) -> dict[str, str]:
+    """Metadata of the LoRA file: what diffusers needs to rebuild the adapter, and what a person needs to use it.
+
+    ``published`` is as in ``save_lora``. A wrapper that does not stretch pictures says so in ``args.resize_mode``.
+    """
     config = transformer.peft_config["default"]
+    if published:
+        config = copy.copy(config)
+        config.lora_alpha, config.use_rslora = config.r, False
     adapter = {f"transformer.{key}": value for key, value in config.to_dict().items()}
     facts = {"rank": config.r, "alpha": config.lora_alpha, "target_modules": args.lora_target_modules}
     facts |= {"base_model": args.pretrained_model_name_or_path, "prompt": args.instance_prompt}
     facts |= {"transformer": args.pretrained_inpaint_model_name_or_path}
-    names = ("use_dora", "use_rslora", "guidance_scale", "height", "width", "max_sequence_length", "use_captions")
-    facts |= {name: getattr(args, name) for name in names}
+    names = ("use_dora", "guidance_scale", "height", "width", "max_sequence_length", "use_captions")
+    facts |= {name: getattr(args, name) for name in (*names, "num_inference_steps")}
+    facts |= {"use_rslora": config.use_rslora, "resize_mode": getattr(args, "resize_mode", "stretch")}
     adapter_json = json.dumps(adapter, default=sorted, sort_keys=True)  # sets become lists, as in diffusers
     return {"format": "pt", "lora_adapter_metadata": adapter_json, **{key: str(fact) for key, fact in facts.items()}}
 
 
-def save_lora(transformer: FluxTransformer2DModel, args: argparse.Namespace, folder: Path, moved: bool = False) -> Path:
+def update_scale(config: LoraConfig) -> float:
+    """What the LoRA's update B A is multiplied with."""
+    return config.lora_alpha / (math.sqrt(config.r) if config.use_rslora else config.r)
+
+
+def save_lora(
+    transformer: FluxTransformer2DModel,
+    args: argparse.Namespace,
+    folder: Path,
+    moved: bool = False,
+    published: bool = False,
+) -> Path:
     """Write ``pytorch_lora_weights.safetensors``, which ``FluxFillPipeline.load_lora_weights(folder)`` reads.
+
+    A ``published`` one is for every reader: most know neither alpha nor rsLoRA, which only metadata tell, and take the
+    update as B A. So its B holds the scale, and its alpha is its rank. Without, it is what is trained, to go on from.
 
     Raises ``ValueError`` when it is not finite, when a layer has learned nothing although it has ``moved``, and when
     the file does not read back as it is in memory.
@@ -370,7 +406,9 @@ def save_lora(transformer: FluxTransformer2DModel, args: argparse.Namespace, fol
     weights = get_peft_model_state_dict(transformer)
     weights = {f"transformer.{name}": tensor.to("cpu").contiguous() for name, tensor in weights.items()}
     guards.check_lora(weights, moved)
-    checkpoints.write_file(folder / LORA_FILE, serialize(weights, lora_metadata(transformer, args)))
+    if published and (scale := update_scale(transformer.peft_config["default"])) != 1:
+        weights = {name: tensor * scale if ".lora_B." in name else tensor for name, tensor in weights.items()}
+    checkpoints.write_file(folder / LORA_FILE, serialize(weights, lora_metadata(transformer, args, published)))
     saved_state.loads_back(lambda: load_file(folder / LORA_FILE), weights, LORA_FILE)
     return folder / LORA_FILE
 
@@ -797,7 +835,7 @@ class Run:
     def save_weights(self, folder: Path) -> Path:
         """Write what was trained to ``folder``: the LoRA file, or the whole transformer."""
         if not self.args.train_base_model:
-            return save_lora(self.model, self.args, folder, self.moved)
+            return save_lora(self.model, self.args, folder, self.moved, published=folder == self.folder)
         checkpoints.replace_folder(folder / "transformer", self.model.save_pretrained)
         return folder / "transformer"
 
@@ -959,6 +997,7 @@ def drive(args: argparse.Namespace, accelerator: Accelerator, stopping: Stopping
         if accelerator.is_main_process:
             record.facts["weights"] = run.save_weights(run.folder).name
         accelerator.wait_for_everyone()
+        record.see_losses()
         record.facts["status"], asked = "done", stopping.agreed(accelerator)[0]
         record.write()
     except StoppedError as stopped:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import operator
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -27,6 +28,9 @@ from deepfashion_training.pairs.schema import check_documented
 __all__ = ["DatasetOptions", "DeepFashionDataset", "TooManyBadRowsError"]
 
 logger = logging.getLogger(__name__)
+
+#: Other names that a split for validation goes by.
+_LIKE_VALIDATION = re.compile("val|dev|eval", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -151,6 +155,13 @@ class DeepFashionDataset(Dataset[dict[str, Any]]):
             raise ValueError(
                 f"{self.source} has no split {options.validation_split!r} (validation_split): found {', '.join(splits)}"
             )
+        if derived and options.validation_split == "validation":
+            unread = [found for found in splits if _LIKE_VALIDATION.match(found) and found != options.train_split]
+            if unread:
+                raise ValueError(
+                    f"{self.source} has no split 'validation', and a split {unread[0]!r} that would not be read: rename "
+                    f"it, or name it with --validation_split {unread[0]}"
+                )
         stored = options.train_split if derived else name
         if stored not in splits:
             raise ValueError(
@@ -205,6 +216,10 @@ class DeepFashionDataset(Dataset[dict[str, Any]]):
         groups = [self._data.group(row) for row in self._rows]
         partners = sampling.unpaired_partners(self._types, groups, self.options.split_seed)
         return [self._rows[partner] for partner in partners]
+
+    def check_masks(self) -> None:
+        """Raise ``ValueError`` when a sample of the rows has masks that are none, see ``DocumentedRows.check_masks``."""
+        self._data.check_masks(self._rows)
 
     # ---- samples ----------------------------------------------------------------------------------------------
 

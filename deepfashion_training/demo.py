@@ -131,7 +131,7 @@ def serve(args: argparse.Namespace, choice: Choice, parser: str, folder: Path) -
     people, garments = draw_examples(folder / "examples")
     model = choice.load([choice.recipe.prompt_of()])
     page = Page(Studio(choice, model, load_parser(parser), folder / "results"), folder, people, garments)
-    blocks = build(page, args.steps, args.seed, page_lines(choice, args), args.max_upload_mb)
+    blocks = build(page, choice.recipe.num_inference_steps, args.seed, page_lines(choice, args), args.max_upload_mb)
     blocks.queue(max_size=QUEUE, default_concurrency_limit=1, api_open=False)
     launched: dict[str, Any] = {
         "server_name": args.host,

@@ -49,7 +49,6 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="LIST",
         help="garment types (upper,lower,full)",
     )
-    add("--resize_mode", choices=("pad", "stretch"), default="pad", help="as in training (pad)")
     add("--parser", metavar="MODEL", help="human parser that finds the worn garment, or none (default: on a GPU)")
     add_model_flags(parser)
     add("--against", metavar="LORA", help="another LoRA, at scale 1, to compare with in place of the bare base")

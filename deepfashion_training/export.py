@@ -77,6 +77,8 @@ def export(
     elif kind == "peft":
         _write(target, lambda staged: lora_files.write_peft(scaled, staged))
         use = f'PeftModel.from_pretrained(transformer, "{target}")'
+        if scaled.config.use_dora:
+            use += "; other tools ignore the magnitudes of a DoRA: export it with --format fused for them"
     else:
         named = base or original.metadata.get("transformer")
         if not named:

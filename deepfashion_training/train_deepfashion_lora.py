@@ -40,7 +40,13 @@ OTHERS_WAIT = 2.0
 if __name__ == "__main__":  # run by path: the package is found from here, and its folders do not become top-level names
     sys.path[0] = str(REPOSITORY)
 
-from deepfashion_training.console.presets import WrongUseError, as_typed, gpu_memory_of, load_preset  # noqa: E402
+from deepfashion_training.console.presets import (  # noqa: E402
+    WrongUseError,
+    as_typed,
+    gpu_memory_of,
+    load_preset,
+    refuse_booleans,
+)
 from deepfashion_training.console.training_flags import (  # noqa: E402
     HUB_DATASET,
     build_parser,
@@ -79,6 +85,9 @@ def resolve(argv: list[str]) -> tuple[argparse.Namespace, upstream.Script]:
         # A step has as many pairs, or hardly more, however many processes share it, and so teaches the same.
         flags["train_batch_size"] = math.ceil(flags["train_batch_size"] / launched_processes())
     script = upstream.open_script(first.upstream or upstream.DEFAULT_SCRIPT, _report_to(flags, argv))
+    trainer_parser = upstream.script_parser(upstream.load_script(upstream.DEFAULT_SCRIPT))
+    assert trainer_parser is not None  # given: our trainer uses argparse
+    refuse_booleans(first.preset, load_preset(first.preset), (parser, trainer_parser))
     own_flags = {flag: value for flag, value in flags.items() if f"--{flag}" in _options(parser)}
     own, for_script = parser.parse_known_args([*as_typed(own_flags), *argv])
     own.dataset_name = own.dataset_name or (None if own.embedded else HUB_DATASET)
@@ -210,7 +219,6 @@ def check(args: argparse.Namespace, script: upstream.Script) -> None:
     import torch
 
     from deepfashion_training.data.sources import is_hub_id
-    from deepfashion_training.deepfashion_dataset import DeepFashionDataset
     from deepfashion_training.models import access
     from deepfashion_training.models.publish import check_push
 
@@ -237,7 +245,14 @@ def check(args: argparse.Namespace, script: upstream.Script) -> None:
         if needs_preparation(args):
             check_preparation(args)
         else:
-            DeepFashionDataset(args.dataset_name, "train", options=dataset_options(args))
+            check_rows(args)
+
+
+def check_rows(args: argparse.Namespace) -> None:
+    """Raise ``ValueError`` for documented rows that cannot be trained on, as far as a look at some of them tells."""
+    from deepfashion_training.deepfashion_dataset import DeepFashionDataset
+
+    DeepFashionDataset(args.dataset_name, "train", options=dataset_options(args)).check_masks()
 
 
 def check_models(args: argparse.Namespace) -> None:
@@ -383,6 +398,7 @@ def run(args: argparse.Namespace, script: upstream.Script) -> None:
     """
     from deepfashion_training import upstream
     from deepfashion_training.console.endings import describe
+    from deepfashion_training.data.sources import is_hub_id
     from deepfashion_training.deepfashion_dataset import DeepFashionDataset
     from deepfashion_training.embedded.wardrobe import draw_wardrobe
     from deepfashion_training.models.access import subfolder_of_transformer
@@ -394,6 +410,8 @@ def run(args: argparse.Namespace, script: upstream.Script) -> None:
         draw_wardrobe(Path(args.dataset_name), process_state())
     elif needs_preparation(args):
         make_pairs(args)
+    elif is_hub_id(args.dataset_name):  # others have been looked at by check
+        check_rows(args)
     if isinstance(script, upstream.DrivenScript) and process_state().is_main_process:
         sys.stderr.write("".join(f"{line}\n" for line in script.notes()))
     dataset = functools.partial(DeepFashionDataset, options=dataset_options(args))
@@ -489,8 +507,6 @@ def compare_with_base(args: argparse.Namespace, folder: Path) -> None:
             data_revision=args.dataset_revision,
             limit=args.evaluate_samples,
             cloth_types=args.cloth_types,
-            resize_mode=args.resize_mode,
-            steps=trained["num_inference_steps"],
             quantize=trained["quantize_base"],
             # The small model's pictures are judged by what is at hand: nothing is downloaded.
             **({"batch_size": 8, "parser": "none", "dino_model": "none", "no-extras": True} if args.embedded else {}),

@@ -2,7 +2,7 @@
 
     python -m deepfashion_training.tryon --person P --garment G --garment_type lower --lora outputs/full --output O
 
-Size, prompt and guidance are those that the LoRA was trained with. The result has the person's own size. Exit codes:
+Size, prompt, guidance and steps are those that the LoRA was trained with. The result has the person's own size. Exit codes:
 0 done, 1 failed, 2 wrong use, 130 stopped by Ctrl-C.
 """
 
@@ -155,7 +155,7 @@ def tryon(args: argparse.Namespace) -> None:
     check_targets(wishes, args)
     choice = choose(args)
     parser = find_parser(args.parser, choice) if any(wish.mask is None for wish in wishes) else None
-    look = choice.look(args.steps, repaint=args.repaint)
+    look = choice.look(repaint=args.repaint)
     check_writable(wishes[0].output.parent, "--output")
     settings = _settings(choice, look, parser)
     left = _left(wishes, settings, args)
@@ -198,12 +198,14 @@ class Drawing:
     choice: Choice
     settings: dict[str, Any]
     args: argparse.Namespace
+    #: Colour profiles of photos whose results were said to be in sRGB.
+    profiles: set[str] = dataclasses.field(default_factory=set)
 
     def bar(self, tasks: Sequence[Task]) -> Any:
         """A progress bar over the denoising steps of ``tasks``."""
         from tqdm import tqdm
 
-        total = self.args.steps * sum(len(task.seeds) for task in tasks)
+        total = self.look.steps * sum(len(task.seeds) for task in tasks)
         return tqdm(total=total, unit="step", desc="drawing", disable=None)
 
 
@@ -215,6 +217,9 @@ def _draw(drawing: Drawing, ready: Ready, seeds: Sequence[int], bar: Any) -> lis
     from deepfashion_training.dressing.records import save_picture
 
     wish, places = ready.wish, targets(ready.wish, drawing.args)
+    if ready.profile is not None and ready.profile not in drawing.profiles:
+        drawing.profiles.add(ready.profile)
+        bar.write(f"note      {wish.person.name} has the colour profile {ready.profile!r}: its result is in sRGB", sys.stderr)
     prompt = drawing.choice.recipe.prompt_of(wish.caption)
     written: list[Path] = []
     for seed in seeds:

@@ -28,13 +28,18 @@ class FlagParser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
 
 
-def number_in(kind: type[int] | type[float], low: float, high: float = math.inf, step: int = 0) -> Callable[[str], Any]:
-    """Converter for argparse: a finite number in [low, high], and a multiple of ``step`` where one is given."""
+def number_in(
+    kind: type[int] | type[float], low: float, high: float = math.inf, step: int = 0, *, above: bool = False
+) -> Callable[[str], Any]:
+    """Converter for argparse: a finite number in [low, high], and a multiple of ``step`` where one is given.
+
+    With ``above`` the number must lie above ``low``.
+    """
 
     def number(text: str) -> Any:
         value = kind(text)
-        if not low <= value <= high or math.isinf(value) or (step and value % step):
-            limits = f"at least {low}" if high == math.inf else f"from {low} to {high}"
+        if not low <= value <= high or math.isinf(value) or (step and value % step) or (above and value == low):
+            limits = f"above {low}" if above else f"at least {low}" if high == math.inf else f"from {low} to {high}"
             limits = "finite" if math.isinf(value) else limits
             raise argparse.ArgumentTypeError(f"{text} is not {limits}" + (f" and a multiple of {step}" if step else ""))
         return value
@@ -65,7 +70,8 @@ class Recompute(argparse.Action):
 
 
 COUNT, FROM_ZERO, SIDE = number_in(int, 1), number_in(int, 0), number_in(int, 16, step=16)
-AMOUNT, SHARE, FINITE = number_in(float, 0), number_in(float, 0, 1), number_in(float, -math.inf)
+POSITIVE, AMOUNT = number_in(float, 0, above=True), number_in(float, 0)
+SHARE, FINITE = number_in(float, 0, 1), number_in(float, -math.inf)
 SEED, SWITCH = number_in(int, 0, 2**32 - 1), argparse.BooleanOptionalAction
 SCHEDULES = ["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"]
 SCHEMES = ["sigma_sqrt", "logit_normal", "mode", "cosmap", "none"]
@@ -109,7 +115,7 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
     """What is trained, optimizer and schedule."""
     add = parser.add_argument_group("what is trained").add_argument
     add("--lora_rank", type=COUNT, default=16, help="rank of the LoRA matrices")
-    add("--lora_alpha", type=AMOUNT, help="LoRA alpha; the update is scaled by alpha / rank (default: the rank)")
+    add("--lora_alpha", type=POSITIVE, help="LoRA alpha; the update is scaled by alpha / rank (default: the rank)")
     add("--lora_target_modules", default="all",
         help="'all': attention and feed-forward of every block; 'attention'; or module names, comma-separated")
     add("--use_dora", action=SWITCH, default=False, help="weight-decomposed LoRA (DoRA)")
@@ -121,7 +127,7 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
     add("--gradient_accumulation_steps", type=COUNT, default=1, help="forward passes per optimizer step")
     add("--max_train_steps", type=COUNT, help="optimizer steps (default: from --num_train_epochs)")
     add("--num_train_epochs", type=COUNT, default=1, help="passes over the rows where --max_train_steps is not given")
-    add("--learning_rate", type=AMOUNT, default=1e-4, help="learning rate after warm-up; Prodigy wants 1")
+    add("--learning_rate", type=POSITIVE, default=1e-4, help="learning rate after warm-up; Prodigy wants 1")
     add("--lr_scheduler", default="constant", choices=SCHEDULES, help="learning-rate schedule")
     add("--lr_warmup_steps", type=FROM_ZERO, default=0, help="optimizer steps of warm-up")
     add("--lr_num_cycles", type=COUNT, default=1, help="restarts of cosine_with_restarts")

@@ -17,6 +17,7 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 
 from training_run import attention, bases, quantization
+from training_run.colour import to_srgb
 
 logger = logging.getLogger(__name__)
 
@@ -73,8 +74,8 @@ class SkippedSteps:
             )
 
     def check_end(self, moved: bool, learning_rate: float) -> None:
-        """Raise ``ValueError`` at the end of a run that had a learning rate and took no step with it."""
-        if moved or learning_rate == 0 or not (self.count or self.by_scaler):
+        """Raise ``ValueError`` at the end of a run that took no step."""
+        if moved or not (self.count or self.by_scaler):
             return
         why = []
         if self.count:
@@ -114,7 +115,7 @@ class SpikeWatch:
 
 
 def read_picture(path: Path, mode: str) -> Image.Image:
-    """The picture at ``path`` in a ``mode`` of Pillow. Raises ``ValueError``, one line, where there is none.
+    """The picture at ``path`` in a ``mode`` of Pillow, RGB in the colours of sRGB. Raises ``ValueError``, one line, where there is none.
 
     JPEG, PNG, WebP and BMP alone: other readers start programs. More than 64 million pixels are taken for an attack on
     memory and not decoded.
@@ -123,7 +124,7 @@ def read_picture(path: Path, mode: str) -> Image.Image:
         with Image.open(path, formats=("JPEG", "PNG", "WEBP", "BMP")) as picture:
             if picture.width * picture.height > 64_000_000:
                 raise ValueError(f"{picture.width}x{picture.height} pixels are too many")
-            return picture.convert(mode)
+            return (to_srgb(picture) if mode == "RGB" else picture).convert(mode)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} cannot be read as a picture: {error}") from error
 

@@ -31,7 +31,7 @@ from training_run.stopping import worker_ignores_signals
 logger = get_logger(__name__)
 
 #: Raised whenever the content of a shard changes its meaning.
-FORMAT = 1
+FORMAT = 2
 #: About how large a shard is, in bytes.
 SHARD_BYTES = 2**26
 #: What is left free on the disk.

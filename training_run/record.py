@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import shutil
+import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -63,6 +66,22 @@ def start_curves(run: Any) -> None:
     run.accelerator.init_trackers("catvton-flux-lora", config=scalars, init_kwargs=afresh)
 
 
+def loss_trend(losses: Sequence[float]) -> dict[str, Any] | None:
+    """Means of the first and of the last tenth of a run's logged ``losses``, and whether the run has ``diverged``.
+
+    It has when the last mean is a fifth above the first, and by three standard errors of their difference: a single
+    step's loss varies with its timestep as much as by itself. A tenth is five losses at least; None for fewer than ten.
+    """
+    count = max(5, len(losses) // 10)
+    if len(losses) < 2 * count:
+        return None
+    first, last = losses[:count], losses[-count:]
+    before, after = statistics.fmean(first), statistics.fmean(last)
+    error = math.sqrt((statistics.variance(first) + statistics.variance(last)) / count)
+    diverged = after > 1.2 * before and after - before > 3 * error
+    return {"first_tenth": before, "last_tenth": after, "diverged": diverged}
+
+
 def commit_of(model: str, revision: str | None, cache_dir: str | None) -> str | None:
     """Commit on the Hub of the files of ``model`` that were loaded; None for a folder on this machine."""
     snapshot = snapshot_of(model, revision, cache_dir)
@@ -110,6 +129,22 @@ class RunRecord:
             each = (sum(self._waiting) + seconds) / len(self._waiting)
             self.seconds += [each] * len(self._waiting)
             self._waiting = []
+
+    def see_losses(self) -> None:
+        """Note where the losses have gone, and say so when they have risen. After the last step."""
+        path = self.run.folder / "logs" / "losses.jsonl"
+        if not self.run.accelerator.is_main_process or not path.is_file():
+            return
+        lines = path.read_text(encoding="utf-8").splitlines()
+        trend = loss_trend([json.loads(line)["loss"] for line in lines])
+        if trend is not None:
+            self.facts["losses"] = trend
+        if trend is not None and trend["diverged"]:
+            logger.warning(
+                "the loss rose from %.4f (mean of the first tenth of the run) to %.4f (of the last): the run has diverged; "
+                "train again with a lower --learning_rate than %g",
+                trend["first_tenth"], trend["last_tenth"], self.run.args.learning_rate,
+            )  # fmt: skip
 
     def end(self, status: str) -> None:
         """Write how a run ended that did not come to its end; a full disk must not hide why."""

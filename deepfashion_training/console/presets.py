@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
+import difflib
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 PRESETS = Path(__file__).resolve().parents[1] / "presets"
+#: What is read of a preset.
+_KEYS = ("about", "needs", "flags")
 #: What a flag's value in a preset may be: no collections, bytes or dates.
 _PRESET_VALUES = (bool, int, float, str, type(None))
 #: Longest value of a preset: far above any prompt or number.
@@ -26,10 +31,17 @@ def load_preset(name: str) -> dict[str, Any]:
         known = sorted(preset.stem for preset in PRESETS.glob("*.yaml") if preset.stem != "embedded")
         raise WrongUseError(f"--preset {name}: no such preset or file; the presets are {', '.join(known)}")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        content, as_written = yaml.safe_load(text), yaml.load(text, yaml.BaseLoader)
+        _refuse_repeated(path, yaml.compose(text, yaml.SafeLoader))
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise WrongUseError(f"--preset {path} is no valid YAML: {' '.join(str(error).split())}") from error
     flags = content.get("flags", {}) if isinstance(content, dict) else None
+    for key in content if isinstance(content, dict) else ():
+        if key not in _KEYS:
+            near = difflib.get_close_matches(str(key), _KEYS, n=1)
+            fix = f"did you mean '{near[0]}'?" if near else "flags stand below 'flags:', indented"
+            raise WrongUseError(f"--preset {path}: nobody reads {key!r} there: {fix}")
     if not isinstance(flags, dict) or not all(isinstance(value, _PRESET_VALUES) for value in flags.values()):
         raise WrongUseError(f"--preset {path}: it needs a mapping 'flags' of flag names to single values")
     if odd := [flag for flag in flags if not re.fullmatch(r"[a-z]\w*", str(flag), re.ASCII)]:
@@ -37,11 +49,50 @@ def load_preset(name: str) -> dict[str, Any]:
     for flag, value in flags.items():  # a number of more digits cannot even be written
         if value.bit_length() > 64 if isinstance(value, int) else len(str(value)) > _LONGEST_VALUE:
             raise WrongUseError(f"--preset {path}: the value of {flag} is longer than any that a flag takes")
+    for flag, value in flags.items():
+        written = as_written["flags"][str(flag)]
+        if type(value) in (int, float) and _number(written) != value:  # such as octal 010, or 1:30 in sixties
+            raise WrongUseError(
+                f"--preset {path}: YAML reads {flag}: {written} as the number {value}: write it in quotes, '{written}'"
+            )
     typed_only = {"preset", "upstream", "embedded", "check", "debug", "output_dir", "dataroot"}
     typed_only |= {"plan", "gpu_hour_price", "push_to_hub", "hub_model_id", "hub_private"}
     if misplaced := typed_only & set(flags):
         raise WrongUseError(f"--preset {path}: {sorted(misplaced)[0]} belongs on the command line, not in a preset")
     return {str(flag): value for flag, value in flags.items()}
+
+
+def _refuse_repeated(path: Path, node: Any) -> None:
+    """Raise ``WrongUseError`` for a key that a mapping of the YAML ``node`` has twice: only the last would be read."""
+    for key, value in node.value if hasattr(node, "value") and node.id == "mapping" else ():
+        if sum(other.value == key.value for other, _ in node.value) > 1:
+            raise WrongUseError(f"--preset {path}: {key.value!r} is there twice: leave one of them out")
+        _refuse_repeated(path, value)
+
+
+def _number(written: str) -> float | None:
+    """The number that a person reads in ``written``; None where that is none."""
+    try:
+        return float(written)
+    except ValueError:
+        return None
+
+
+def refuse_booleans(name: str, flags: dict[str, Any], parsers: Iterable[argparse.ArgumentParser]) -> None:
+    """Raise ``WrongUseError`` for a flag of the preset ``name`` that takes a word and has got a boolean.
+
+    YAML reads ``no``, ``off``, ``yes`` and ``on`` as booleans.
+    """
+    options: dict[str, Any] = {}
+    for parser in parsers:
+        options |= parser._option_string_actions
+    for flag, value in flags.items():
+        action = options.get(f"--{flag}")
+        if isinstance(value, bool) and action and (action.nargs is None or as_typed({flag: value})[0] not in options):
+            raise WrongUseError(
+                f"--preset {_preset_file(name)}: {flag} takes a word, and YAML reads no, off, yes and on as true or false: "
+                f"write it in quotes, such as {flag}: \"{'yes' if value else 'no'}\""
+            )
 
 
 def _preset_file(name: str) -> Path:

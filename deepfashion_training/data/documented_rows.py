@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import random
+import shlex
+from collections.abc import Sequence
 from typing import Any
 
 import datasets
@@ -9,10 +13,17 @@ from PIL import Image
 
 from deepfashion_training.data.picture_cells import picture_roots, stored_bytes, undecoded
 from deepfashion_training.pairs.garment_types import parse_cloth_type
+from deepfashion_training.pairs.mask_check import mask_fault
+from deepfashion_training.pairs.masks import align_mask
 from deepfashion_training.pairs.pictures import MIN_SIDE, PictureError, open_picture
 from deepfashion_training.pairs.schema import PROVENANCE_COLUMNS
 
+logger = logging.getLogger(__name__)
+
 PICTURE_COLUMNS = ("image", "cloth", "mask")
+#: How many masks are looked at before anything expensive begins, and the share of them that may look wrong: what looks
+#: like an inverted mask can be a rare picture, or a rare mistake.
+MASKS_LOOKED_AT, FEW = 64, 0.1
 
 
 class DocumentedRows:
@@ -84,6 +95,31 @@ class DocumentedRows:
             except PictureError:
                 stored.append(b"")
         return stored
+
+    def check_masks(self, rows: Sequence[int]) -> None:
+        """Look at a sample of the masks of ``rows``; a row that cannot be read is left for those who read them all.
+
+        Raises ``ValueError``, with the first row and what its mask looks like, when more than ``FEW`` of them cannot be
+        masks; fewer are named in a warning.
+        """
+        sample = sorted(random.Random(0).sample(list(rows), min(len(rows), MASKS_LOOKED_AT)))
+        faults = []
+        for row in sample:
+            try:
+                photo, mask = self.pictures(row, ("image", "mask"))
+                upright, decoded = align_mask(photo, mask)
+            except PictureError:
+                continue
+            if fault := mask_fault(upright, mask, decoded):
+                faults.append(f"row {row}: {fault}")
+        if len(faults) > FEW * len(sample):
+            raise ValueError(
+                f"{self._source}: {len(faults)} of {len(sample)} masks that were looked at cannot be masks, such as that of {faults[0]}. "
+                f"prepare turns inverted masks and leaves out rows without one: python -m deepfashion_training.prepare "
+                f"--dataset_name {shlex.quote(self._source)} --output_dir OUT"
+            )
+        for told in faults:
+            logger.warning("%s: %s", self._source, told)
 
     def _read_types(self, split: datasets.Dataset) -> list[int]:
         values = split.select_columns(["cloth_type"]).with_format(None)[:]["cloth_type"]

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from deepfashion_training.models.fill import FillModel, Recipe
     from deepfashion_training.models.lora_files import LoraFile
 
-#: Size and prompt length that the small embedded model is trained at, see presets/embedded.yaml.
-_EMBEDDED = {"height": 128, "width": 96, "max_sequence_length": 8, "guidance_scale": 1.0}
+#: What the small embedded model is trained with, see presets/embedded.yaml.
+_EMBEDDED = {"height": 128, "width": 96, "max_sequence_length": 8, "guidance_scale": 1.0, "num_inference_steps": 1}
 
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
@@ -40,12 +40,13 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
 def add_drawing_flags(parser: argparse.ArgumentParser, *, guidance: bool = True) -> None:
     """Flags that say how a picture is drawn; ``guidance`` off leaves out the one that a sweep has several values of."""
     add = parser.add_argument_group("drawing").add_argument
-    add("--steps", type=number(int, 1, 1000), default=28, metavar="N", help="denoising steps (28)")
+    add("--steps", type=number(int, 1, 1000), metavar="N", help="denoising steps (default: the LoRA's)")
     if guidance:
         add("--guidance_scale", type=number(float, 0), metavar="X", help="embedded guidance (default: the LoRA's)")
     side: dict[str, Any] = {"type": number(int, 16, 4096, step=16), "metavar": "PIXELS"}
     add("--height", **side, help="height that the model draws at, a multiple of 16 (default: the LoRA's)")
     add("--width", **side, help="width of one half of the pair, a multiple of 16 (default: the LoRA's)")
+    add("--resize_mode", choices=("pad", "stretch"), help="how photos fit that size (default: as the LoRA was trained)")
     add("--prompt", help="prompt (default: the LoRA's)")
     add("--seed", type=number(int, 0, 2**63 - 1), default=0, help="seed of the noise (0)")
 
@@ -69,13 +70,15 @@ class Choice:
         how = {"quantize": self.quantize, "offload": self.offload, "device": device}
         return FillModel(self.recipe, prompts, loras=loras, **how)
 
-    def look(self, steps: int, **more: Any) -> Look:
-        """How to draw with these models: the recipe's size, the LoRA at its scale; ``more`` are fields of ``Look``."""
+    def look(self, **more: Any) -> Look:
+        """How to draw with these models: as the recipe says, the LoRA at its scale; ``more`` are fields of ``Look``."""
         from deepfashion_training.dressing.dress import Look
 
         worn = {"lora": None if self.lora is None else "lora", "lora_scale": self.lora_scale}
-        size = (self.recipe.height, self.recipe.width)
-        return Look(**{"size": size, "steps": steps, "guidance_scale": self.recipe.guidance_scale, **worn, **more})
+        recipe = self.recipe
+        how = {"size": (recipe.height, recipe.width), "steps": recipe.num_inference_steps}
+        how |= {"guidance_scale": recipe.guidance_scale, "resize_mode": recipe.resize_mode}
+        return Look(**{**how, **worn, **more})
 
     def described(self) -> dict[str, Any]:
         """What a record of the pictures has to say about the models, ready for JSON."""
@@ -94,6 +97,7 @@ class Choice:
             "precision": "bf16" if precision_of(self.recipe.transformer, drawn_on) == torch.bfloat16 else "fp32",
             "prompt": self.recipe.prompt,
             "use_captions": self.recipe.use_captions,
+            "colours": "sRGB",  # whatever profiles the pictures brought
         }
 
 
@@ -136,8 +140,8 @@ def _asked(args: argparse.Namespace, lora: LoraFile | None) -> dict[str, Any]:
         asked["transformer"] = args.base
         if (Path(args.base) / "model_index.json").is_file():  # a whole pipeline
             asked["pipeline"] = args.base
-    names = ("pipeline", "height", "width", "prompt", "guidance_scale")
-    given = {name: getattr(args, name, None) for name in names}
+    names = ("pipeline", "height", "width", "prompt", "guidance_scale", "resize_mode")
+    given = {name: getattr(args, name, None) for name in names} | {"num_inference_steps": args.steps}
     return asked | {name: value for name, value in given.items() if value is not None}
 
 
@@ -181,7 +185,7 @@ def _notes(lora: LoraFile, trained: Recipe, recipe: Recipe) -> list[str]:
 
     said = lora.metadata
     facts = {"base": "transformer", "height": "height", "width": "width", "prompt": "prompt"}
-    facts["guidance"] = "guidance_scale"
+    facts |= {"guidance": "guidance_scale", "number of steps": "num_inference_steps"}
     silent = [fact for fact, key in facts.items() if key not in said]
     notes = []
     if silent:

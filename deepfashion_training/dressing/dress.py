@@ -12,7 +12,8 @@ from PIL import Image
 from deepfashion_training.models.fill import FillModel
 from deepfashion_training.models.parser import Parser
 from deepfashion_training.pairs.layout import ResizeMode, pair_tensors, place_mask
-from deepfashion_training.pairs.masks import agnostic, align_mask, inverted
+from deepfashion_training.pairs.mask_check import WANTED, area_fault, mask_fault
+from deepfashion_training.pairs.masks import agnostic, align_mask
 from deepfashion_training.pairs.paste import repainted, unplace
 from deepfashion_training.pairs.person import person_of_parse
 from deepfashion_training.pairs.pictures import PictureError
@@ -61,8 +62,8 @@ def mask_of_type(photo: Image.Image, cloth_type: int, parser: Parser) -> np.ndar
     mask = agnostic(region, cloth_type, None, parse)
     if not mask.any():
         raise PictureError("the part of the body that this garment covers is not in the photo: pass a mask")
-    if inverted(mask):
-        raise PictureError("the parser sees clothes up to the photo's corners: take one of a person, or pass a mask")
+    if fault := area_fault(photo, mask):
+        raise PictureError(f"the parser's mask {fault.looks}: take a photo of one person, or pass a mask")
     return mask
 
 
@@ -70,13 +71,13 @@ def mask_given(photo: Image.Image, mask: Image.Image, cloth_type: int | None) ->
     """A mask in any form (see ``pairs.masks.decode_mask``) as uint8 ``[h, w]`` in {0, 1} of the photo as it is seen.
 
     ``photo`` is as it was opened, not yet upright: the mask may have been drawn on its stored pixels. Raises
-    ``PictureError`` for one of another aspect, an empty one and one that is inverted.
+    ``PictureError`` for one of another aspect, an empty one, and a picture that is no mask (see ``pairs.mask_check``).
     """
-    _, decoded = align_mask(photo, mask, cloth_type)
+    upright, decoded = align_mask(photo, mask, cloth_type)
     if not decoded.any():
-        raise PictureError("the mask is empty: paint what is to be repainted white")
-    if inverted(decoded):
-        raise PictureError("the mask is white up to the corners: white is repainted, so it seems to be inverted")
+        raise PictureError(f"it is empty: {WANTED}")
+    if fault := mask_fault(upright, mask, decoded):
+        raise PictureError(str(fault))
     return decoded
 
 

@@ -17,6 +17,7 @@ from deepfashion_training.dressing.pictures import check_header, read_picture, u
 from deepfashion_training.models.parser import Parser
 from deepfashion_training.pairs.garment_types import parse_cloth_type
 from deepfashion_training.pairs.pictures import PictureError, opacity
+from training_run.colour import profile_name
 
 COLUMNS = ("person", "garment", "mask", "garment_type", "caption", "output")
 
@@ -115,12 +116,16 @@ def _wish(line: int, row: Mapping[Any, Any], home: Path, folder: Path, garment_t
 
 @dataclass(frozen=True)
 class Ready:
-    """A wish with its pictures open: ``photo`` upright RGB, ``mask`` uint8 ``[h, w]`` in {0, 1}, 1 = repaint."""
+    """A wish with its pictures open: ``photo`` upright sRGB, ``mask`` uint8 ``[h, w]`` in {0, 1}, 1 = repaint.
+
+    ``profile`` names the person's colour profile where it was another one.
+    """
 
     wish: Wish
     photo: Image.Image
     garment: Image.Image
     mask: np.ndarray
+    profile: str | None = None
 
 
 def make_ready(wish: Wish, parser: Parser | None, size: tuple[int, int] | None = None) -> Ready:
@@ -148,7 +153,7 @@ def make_ready(wish: Wish, parser: Parser | None, size: tuple[int, int] | None =
     except PictureError as error:
         what = f"the person {wish.person}" if wish.mask is None else f"the mask {wish.mask}"
         raise ValueError(f"{what}: {error}") from error
-    return Ready(wish, photo, garment, mask)
+    return Ready(wish, photo, garment, mask, profile_name(stored))
 
 
 def _seen(stored: Image.Image, what: str) -> Image.Image:

@@ -39,6 +39,8 @@ class AdapterTransformer(FluxTransformer2DModel):
         quantization follow the run's settings. Raises ``ValueError`` for a checkpoint with another LoRA.
         """
         folder = Path(pretrained_model_name_or_path)
+        if cls.run.model is not None and folder.resolve() == cls.run.folder.resolve():
+            return cls.run.model  # what lies there was made of it
         if (folder / trainer.LORA_FILE).is_file():
             set_peft_model_state_dict(cls.run.model, trainer.read_lora(cls.run.model, cls.run.settings, folder))
             return cls.run.model

@@ -227,8 +227,9 @@ class DrivenRun:
     def save_lora(self, folder: Path) -> None:
         """Write the LoRA file, with the prompt that the script has trained with in its metadata."""
         folder.mkdir(parents=True, exist_ok=True)
-        trainer.save_lora(self.model, self.settings, folder)
-        if folder.resolve() == self.folder.resolve():
+        final = folder.resolve() == self.folder.resolve()
+        trainer.save_lora(self.model, self.settings, folder, published=final)
+        if final:
             self._saved_at = self.step
 
     def note_prompt(self, prompt: str | Sequence[str], encoded: Any = None) -> None:
@@ -281,6 +282,8 @@ class DrivenRun:
         if self.accelerator.is_main_process:
             if self._saved_at != self.step:
                 self.save_lora(self.folder)
+            if self.record is not None:
+                self.record.see_losses()
             self._draw_last()
 
     def _draw_last(self) -> None:

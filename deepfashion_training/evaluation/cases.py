@@ -135,6 +135,10 @@ class Cases:
             for row, partner, group in zip(rows, partners, groups, strict=True)
         ]
 
+    def check_masks(self) -> None:
+        """Raise ``ValueError`` when a sample of the cases has masks that are none, see ``DocumentedRows.check_masks``."""
+        self._rows.check_masks([case.row for case in self.cases])
+
     def counts(self) -> dict[str, int]:
         """How many cases there are of each type."""
         found = Counter(case.type_name for case in self.cases)

@@ -78,6 +78,7 @@ class Plan:
                 transformer=choice.recipe.transformer,
                 pipeline=choice.recipe.pipeline,
                 guidance_scale=choice.recipe.guidance_scale,
+                num_inference_steps=choice.recipe.num_inference_steps,
             )
             == choice.recipe
         )
@@ -129,6 +130,7 @@ def make_plan(args: argparse.Namespace, state: PartialState) -> Plan:
         plan = dataclasses.replace(plan, dino=dino, parser=None if plan.cases.has_parse else parser)
         plan.left_out.update(left_out)
         if state.is_main_process:
+            plan.cases.check_masks()
             if args.push_to_hub:
                 plan = dataclasses.replace(plan, publish_as=_publish_as(plan, args))
             if plan.parser is not None:
@@ -154,9 +156,9 @@ def _planned(
         limit=args.limit,
         seed=args.seed,
         revision=args.data_revision,
-        resize_mode=args.resize_mode,
+        resize_mode=choice.recipe.resize_mode,
     )
-    look = choice.look(args.steps, repaint=args.repaint, resize_mode=args.resize_mode)
+    look = choice.look(repaint=args.repaint)
     looks = {"base": dataclasses.replace(look, lora="against" if against else None, lora_scale=1.0)}
     if choice.lora is not None:
         looks["lora"] = look
@@ -171,8 +173,8 @@ def _planned(
         "cloth_types": list(types),
         "height": size[0],
         "width": size[1],
-        "resize_mode": args.resize_mode,
-        "num_inference_steps": args.steps,
+        "resize_mode": look.resize_mode,
+        "num_inference_steps": look.steps,
         "repaint": args.repaint,
         "batch_size": args.batch_size,
         "seed": args.seed,

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import psutil
 import torch
@@ -19,17 +19,20 @@ import train_flux_inpaint as trainer
 from deepfashion_training.embedded.make_base import TINY_FLUX_FILL
 from deepfashion_training.models.access import CATVTON_FLUX_ALPHA
 from deepfashion_training.models.lora_files import LoraFile
+from deepfashion_training.pairs.layout import RESIZE_MODES, ResizeMode
 from training_run import quantization
 from training_run.speed import free_memory
 
 FLUX_FILL = "black-forest-labs/FLUX.1-Fill-dev"
 #: Guidance of catvton-flux-alpha without a LoRA: what its own training script draws its validation pictures with.
 BASE_GUIDANCE = 30.0
+#: Most denoising steps of a picture.
+MOST_STEPS = 1000
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a LoRA was trained, and so how it is to be used; the trainer's own settings where nobody says.
+    """How a LoRA was trained and judged, and so how it is to be used; the trainer's own settings where nobody says.
 
     ``height`` and ``width`` are those of one half of the pair, in pixels. ``pipeline`` gives VAE, text encoders and
     scheduler, ``transformer`` is what the LoRA changes; each a folder or a Hub id.
@@ -43,6 +46,8 @@ class Recipe:
     use_captions: bool = False
     guidance_scale: float = BASE_GUIDANCE
     max_sequence_length: int = 512
+    num_inference_steps: int = 28
+    resize_mode: ResizeMode = "pad"
 
     @classmethod
     def of(cls, lora: LoraFile) -> Recipe:
@@ -58,6 +63,8 @@ class Recipe:
                 use_captions=found.get("use_captions") == "True",
                 guidance_scale=_guidance(found.get("guidance_scale", cls.guidance_scale)),
                 max_sequence_length=_length(found.get("max_sequence_length", cls.max_sequence_length)),
+                num_inference_steps=_steps(found.get("num_inference_steps", cls.num_inference_steps)),
+                resize_mode=_resize_mode(found.get("resize_mode", cls.resize_mode)),
             )
         except ValueError as error:
             raise ValueError(f"--lora {lora.path}: its metadata cannot be read: {error}") from error
@@ -79,6 +86,19 @@ def _length(value: str | int) -> int:
     if not 1 <= length <= 512:
         raise ValueError(f"a max_sequence_length of {length}, where FLUX reads 1 to 512 tokens")
     return length
+
+
+def _steps(value: str | int) -> int:
+    steps = int(value)
+    if not 1 <= steps <= MOST_STEPS:
+        raise ValueError(f"num_inference_steps {steps}, where 1 to {MOST_STEPS} are possible")
+    return steps
+
+
+def _resize_mode(value: str) -> ResizeMode:
+    if value not in RESIZE_MODES:
+        raise ValueError(f"a resize_mode {value!r}, where {' or '.join(RESIZE_MODES)} is needed")
+    return cast(ResizeMode, value)
 
 
 def _guidance(value: str | float) -> float:

@@ -186,7 +186,10 @@ def _config(path: Path, metadata: dict[str, str], flag: str) -> LoraConfig:
 def check_kohya(lora: LoraFile) -> None:
     """Raise ``ValueError`` for a LoRA that the kohya format cannot hold."""
     if lora.config.use_dora:
-        raise ValueError("--format kohya cannot hold DoRA, whose magnitudes diffusers drops unread: use peft or fused")
+        raise ValueError(
+            "--format kohya cannot hold DoRA, whose magnitudes ComfyUI ignores and diffusers drops unread: use --format "
+            "fused, which every tool reads, or peft"
+        )
     if lora.config.lora_alpha <= 0:
         raise ValueError(f"--format kohya cannot hold an alpha of {lora.config.lora_alpha}, read as the rank: use peft")
     for layer in lora.layers:

@@ -54,18 +54,11 @@ def decode_mask(mask: Image.Image | np.ndarray, cloth_type: int | None = None) -
     """
     values = _values(mask)
     largest = values.max(initial=0)
-    if 1 < largest <= _LARGEST_LABEL and _is_label_map(values, float(largest)):
+    if largest > 1 and is_label_map(values, float(largest)):
         chosen = values == cloth_type if largest <= 3 and cloth_type is not None else values > 0
         return (chosen if chosen.any() else values > 0).view(np.uint8)
     scale = 1 if largest <= 1 else 255 if largest <= 255 else 65535
     return (values > scale / 2).view(np.uint8)
-
-
-def inverted(mask: np.ndarray) -> bool:
-    """Whether ``mask`` [h, w] in {0, 1} has 1 for what to keep: corners, most of the border and of the picture."""
-    ring = np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]])
-    corners = mask[[0, 0, -1, -1], [0, -1, 0, -1]]
-    return bool(corners.all() and ring.mean() > 0.8 and mask.mean() > 0.5)
 
 
 def align_mask(photo: Image.Image, mask: Image.Image, cloth_type: int | None = None) -> tuple[Image.Image, np.ndarray]:
@@ -93,8 +86,10 @@ def align_mask(photo: Image.Image, mask: Image.Image, cloth_type: int | None = N
     return upright, decoded
 
 
-def _is_label_map(values: np.ndarray, largest: float) -> bool:
-    """Whether ``values`` up to ``largest`` are whole numbers, and those above 3 lie in areas."""
+def is_label_map(values: np.ndarray, largest: float) -> bool:
+    """Whether ``values`` [h, w] up to ``largest`` are labels: whole numbers up to 31, and those above 3 in areas."""
+    if largest > _LARGEST_LABEL:
+        return False
     if values.dtype.kind == "f" and (values % 1).any():
         return False
     return largest <= 3 or float((values[:, 1:] != values[:, :-1]).mean()) < _MOST_EDGES

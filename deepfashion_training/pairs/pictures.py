@@ -1,4 +1,4 @@
-"""Pictures: from stored bytes to upright 8-bit RGB."""
+"""Pictures: from stored bytes to upright 8-bit sRGB."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import io
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
+
+from training_run.colour import to_srgb
 
 #: Formats that are opened. Pillow knows more, but some of them call other programs (EPS starts Ghostscript).
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
@@ -74,16 +76,19 @@ def turn(picture: Image.Image, exif_orientation: int) -> Image.Image:
 
 
 def to_rgb(picture: Image.Image) -> Image.Image:
-    """``picture`` as 8-bit RGB, transparent parts over white. Stored pixels: see ``turn`` for EXIF.
+    """``picture`` as 8-bit RGB in the colours of sRGB, transparent parts over white. Stored pixels: see ``turn`` for EXIF.
 
-    16-bit grey is scaled by 1/257, so that 65535 becomes 255. Raises ``PictureError`` for floating-point
+    A colour profile is applied (see ``training_run.colour``) and left out of the result. 16-bit grey is scaled by 1/257, so that 65535 becomes 255. Raises ``PictureError`` for floating-point
     pictures, whose scale nobody knows.
     """
     if picture.mode == "F":
         raise PictureError("floating-point picture (mode F): save it with 8 or 16 bits")
     if picture.mode.startswith("I"):
         values = np.clip(np.asarray(picture, dtype=np.int32), 0, 65535)
-        return Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")
+        grey = Image.fromarray(((values + 128) // 257).astype(np.uint8))
+        grey.info = {name: picture.info[name] for name in ("icc_profile",) if name in picture.info}
+        return to_srgb(grey).convert("RGB")
+    picture = to_srgb(picture)
     if picture.has_transparency_data:
         rgba = picture.convert("RGBA")
         canvas = Image.new("RGB", rgba.size, WHITE)

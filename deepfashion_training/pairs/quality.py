@@ -19,6 +19,7 @@ REASONS: dict[str, str] = {
     "decompression_bomb": "A picture has more pixels than can be opened safely.",
     "mask_empty": "The mask is empty, so there is nothing to repaint.",
     "mask_too_large": "The mask covers nearly the whole photo, so that nothing of the person is left to keep.",
+    "no_mask": "The picture in the mask column is another kind of picture, such as a photo or a parser's colours.",
     "mask_size": "The mask has another aspect than the photo, so it cannot belong to it.",
     "garment_too_small": "The garment covers too few pixels of the photo to learn from.",
     "product_shot": "The photo shows a garment alone where a person is expected.",

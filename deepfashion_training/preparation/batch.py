@@ -23,7 +23,8 @@ from deepfashion_training.pairs import quality
 from deepfashion_training.pairs.cutouts import cut_out, warped_cut_out
 from deepfashion_training.pairs.garment_types import LOWER, UPPER
 from deepfashion_training.pairs.garment_views import Candidate, Choice, choose_garment
-from deepfashion_training.pairs.masks import align_mask, inverted, repaint_mask
+from deepfashion_training.pairs.mask_check import mask_fault
+from deepfashion_training.pairs.masks import align_mask, repaint_mask
 from deepfashion_training.pairs.parts import LABELS
 from deepfashion_training.pairs.person import Person, find_person
 from deepfashion_training.pairs.pictures import (
@@ -184,13 +185,11 @@ def _open(photo: _Photo, settings: Settings) -> None:
     except PictureError as error:
         photo.finding = Finding("mask_size", str(error))
         return
-    photo.inverted = settings.mask_polarity == "black" or (settings.mask_polarity == "auto" and _turned(mask))
+    fault, polarity = mask_fault(photo.small, stored_mask, mask), settings.mask_polarity
+    photo.inverted = polarity == "black" or (polarity == "auto" and fault is not None and fault.kind == "inverted")
     photo.mask = 1 - mask if photo.inverted else mask
-
-
-def _turned(mask: np.ndarray) -> bool:
-    """Whether black means repaint. A picture that is white all over has no black to mean anything."""
-    return inverted(mask) and int(np.count_nonzero(mask)) < 0.995 * mask.size
+    if fault is not None and fault.kind in ("photo", "colours", "shades"):
+        photo.finding = Finding("no_mask", f"it {fault.looks}")
 
 
 def _opened(stored: bytes | str, settings: Settings) -> Image.Image:

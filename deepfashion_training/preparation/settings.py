@@ -15,7 +15,7 @@ MaskPolarity = Literal["auto", "white", "black"]
 MASK_POLARITIES: tuple[str, ...] = get_args(MaskPolarity)
 
 #: Raised when the same rows and settings give other pairs than before.
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ class Studio:
     def looks(self, order: Order) -> dict[str, Look]:
         """How ``order`` is drawn: ``base``, and ``lora`` where there is one."""
         fields = {"guidance_scale": order.guidance_scale, "lora_scale": order.lora_scale, "repaint": order.repaint}
-        look = self.choice.look(order.steps, **fields)
+        look = self.choice.look(steps=order.steps, **fields)
         bare = {"base": dataclasses.replace(look, lora=None, lora_scale=1.0)}
         return bare if look.lora is None else {**bare, "lora": look}
 

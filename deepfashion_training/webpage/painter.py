@@ -52,7 +52,7 @@ def person_of(value: object) -> str:
 def mask_of(value: object, photo: Image.Image) -> np.ndarray:
     """The mask on the canvas as uint8 [h, w] in {0, 1} of the upright RGB ``photo``: 1 where it is painted.
 
-    Raises ``ValueError`` for an empty mask, for one that covers everything, and for what the canvas cannot have sent.
+    Raises ``ValueError`` for an empty mask, for one that cannot be meant (see ``mask_given``), and for what the canvas cannot have sent.
     """
     text = _read(value).get("mask")
     if not isinstance(text, str) or not text.startswith(_PNG):
@@ -69,7 +69,7 @@ def mask_of(value: object, photo: Image.Image) -> np.ndarray:
     try:
         return mask_given(photo, Image.fromarray(painted.view(np.uint8) * np.uint8(255)), None)
     except PictureError as error:
-        raise ValueError("the mask covers the photo up to its corners: erase what shall stay") from error
+        raise ValueError(f"the mask cannot be meant: {error}. Press “Make the mask” for one") from error
 
 
 def _read(value: object) -> dict[str, Any]:
