@@ -97,10 +97,10 @@ def parse_args(input_args: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error(refused)
     if args.lr_warmup_steps and args.lr_scheduler == "constant":
         parser.error("--lr_warmup_steps does nothing with a constant schedule: use constant_with_warmup")
-    if args.lr_warmup_steps and args.max_train_steps == 1:
-        parser.error("--lr_warmup_steps: the learning rate of the first step is 0, and --max_train_steps 1 takes no other")
     if not (args.garment_loss_weight or args.mask_loss_weight or args.background_loss_weight):
-        parser.error("--garment_loss_weight, --mask_loss_weight and --background_loss_weight are all 0: nothing is learned")
+        parser.error(
+            "--garment_loss_weight, --mask_loss_weight and --background_loss_weight are all 0: nothing is learned"
+        )
     for flag, needed, there in (
         ("lr_num_cycles", "--lr_scheduler cosine_with_restarts", args.lr_scheduler == "cosine_with_restarts"),
         ("lr_power", "--lr_scheduler polynomial", args.lr_scheduler == "polynomial"),

@@ -159,8 +159,8 @@ class DeepFashionDataset(Dataset[dict[str, Any]]):
             unread = [found for found in splits if _LIKE_VALIDATION.match(found) and found != options.train_split]
             if unread:
                 raise ValueError(
-                    f"{self.source} has no split 'validation', and a split {unread[0]!r} that would not be read: rename "
-                    f"it, or name it with --validation_split {unread[0]}"
+                    f"{self.source} has no split 'validation', and a split {unread[0]!r} that would not be read: "
+                    f"rename it, or name it with --validation_split {unread[0]}"
                 )
         stored = options.train_split if derived else name
         if stored not in splits:
@@ -218,7 +218,7 @@ class DeepFashionDataset(Dataset[dict[str, Any]]):
         return [self._rows[partner] for partner in partners]
 
     def check_masks(self) -> None:
-        """Raise ``ValueError`` when a sample of the rows has masks that are none, see ``DocumentedRows.check_masks``."""
+        """Raise ``ValueError`` when a sample of the rows has masks that are none: ``DocumentedRows.check_masks``."""
         self._data.check_masks(self._rows)
 
     # ---- samples ----------------------------------------------------------------------------------------------

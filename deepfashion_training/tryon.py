@@ -2,8 +2,8 @@
 
     python -m deepfashion_training.tryon --person P --garment G --garment_type lower --lora outputs/full --output O
 
-Size, prompt, guidance and steps are those that the LoRA was trained with. The result has the person's own size. Exit codes:
-0 done, 1 failed, 2 wrong use, 130 stopped by Ctrl-C.
+Size, prompt, guidance and steps are those that the LoRA was trained with. The result has the person's own size. Exit
+codes: 0 done, 1 failed, 2 wrong use, 130 stopped by Ctrl-C.
 """
 
 # Nothing heavy is imported up here, so that --help answers at once.
@@ -219,7 +219,9 @@ def _draw(drawing: Drawing, ready: Ready, seeds: Sequence[int], bar: Any) -> lis
     wish, places = ready.wish, targets(ready.wish, drawing.args)
     if ready.profile is not None and ready.profile not in drawing.profiles:
         drawing.profiles.add(ready.profile)
-        bar.write(f"note      {wish.person.name} has the colour profile {ready.profile!r}: its result is in sRGB", sys.stderr)
+        bar.write(
+            f"note      {wish.person.name} has the colour profile {ready.profile!r}: its result is in sRGB", sys.stderr
+        )
     prompt = drawing.choice.recipe.prompt_of(wish.caption)
     written: list[Path] = []
     for seed in seeds:

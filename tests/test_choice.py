@@ -58,11 +58,28 @@ def test_size_prompt_and_guidance_are_the_loras(trained, tiny_flux_fill):
     assert (recipe.height, recipe.width, recipe.prompt, recipe.guidance_scale) == (64, 48, "mine", 3.5)
     assert recipe.use_captions and recipe.max_sequence_length == 96 and choice.notes == ()
     assert chosen("--lora", trained.parent).described() == choice.described()
-    look = choice.look(7, repaint=False)
-    assert look == Look((64, 48), 7, 3.5, "lora", 1.0, False)
+    look = choice.look(steps=7, repaint=False)
+    assert look == Look((64, 48), 7, 3.5, "lora", 1.0, False, "stretch")
     described = choice.described()
     assert described["lora"] == str(trained) and len(described["lora_sha256"]) == 64
     assert json.loads(json.dumps(described)) == described
+
+
+def test_steps_and_resizing_are_the_loras(trained, lora_with, save_random_lora, tiny_flux_fill):
+    """The trainer alone stretches pictures; it judges by 28 steps unless told otherwise, as the bare base draws."""
+    look = chosen("--lora", trained).look()
+    assert (look.steps, look.resize_mode) == (28, "stretch")
+    look = chosen("--lora", save_random_lora("--num_inference_steps", "3"), "--resize_mode", "pad").look()
+    assert (look.steps, look.resize_mode) == (3, "pad")
+    assert chosen("--lora", lora_with(num_inference_steps="3"), "--steps", 9).look().steps == 9
+    assert chosen("--embedded").look().steps == 1 and chosen("--base", tiny_flux_fill).look().steps == 28
+    earlier = lora_with(num_inference_steps=None, resize_mode=None)
+    assert chosen("--lora", earlier).notes == (
+        "the LoRA does not say which number of steps it was trained with: the usual ones, or what the flags say",
+    )
+    assert chosen("--lora", earlier).look().resize_mode == "pad"
+    for name, value in {"num_inference_steps": "0", "resize_mode": "crop"}.items():
+        assert name in refused("--lora", lora_with(**{name: value}))
 
 
 def test_flags_win_and_are_noted(trained):
@@ -164,7 +181,7 @@ def test_a_scale_without_a_lora_is_refused(trained):
     assert refused("--embedded", "--lora_scale", "0.5").startswith("--lora_scale 0.5 scales nothing")
     assert chosen("--embedded", "--lora_scale", "1").lora is None
     choice = chosen("--lora", trained, "--lora_scale", "-0.5")
-    assert choice.look(1).lora_scale == choice.described()["lora_scale"] == -0.5
+    assert choice.look(steps=1).lora_scale == choice.described()["lora_scale"] == -0.5
 
 
 @pytest.mark.parametrize(

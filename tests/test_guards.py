@@ -19,7 +19,6 @@ from PIL import Image
 
 import train_flux_inpaint as tfi
 from training_run import guards
-from training_run.checkpoints import checkpoints_in
 from training_run.state import read_state
 
 SHORT = "--max_train_steps 3 --checkpointing_steps 1 --validation_steps 0 --report_to none --train_batch_size 1".split()
@@ -326,6 +325,20 @@ def test_a_lora_that_is_not_finite_is_not_written(lora, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_nothing_learned_at_a_rate_of_zero_is_no_error(tiny_args):
-    folder = run(tiny_args(*SHORT, "--learning_rate", 0))
-    assert len(checkpoints_in(folder)) == 3
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--learning_rate 0",
+        "--lora_alpha 0",
+        "--garment_loss_weight 0 --mask_loss_weight 0 --background_loss_weight 0",
+        "--lr_power 2",
+        "--lr_num_cycles 3 --lr_scheduler cosine",
+        "--mode_scale 0.5",
+        "--latents_dir there",
+    ],
+)
+def test_what_can_teach_nothing_or_is_read_by_nobody_is_refused_at_the_start(flags, tiny_args, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        tiny_args(*flags.split())
+    message = capsys.readouterr().err
+    assert stopped.value.code == 2 and flags.split()[0] in message and message.count("\n") == 1

@@ -10,7 +10,7 @@ from deepfashion_training.embedded.body import random_person, random_pose
 from deepfashion_training.embedded.drawing import Drawing, draw_person
 from deepfashion_training.embedded.garments import random_outfit
 from deepfashion_training.embedded.rows import raw_specs
-from deepfashion_training.pairs.masks import agnostic, align_mask, decode_mask, inverted, relaxed, repaint_mask
+from deepfashion_training.pairs.masks import agnostic, align_mask, decode_mask, relaxed, repaint_mask
 from deepfashion_training.pairs.parts import protected
 from deepfashion_training.pairs.person import Person, find_person
 
@@ -107,18 +107,6 @@ def test_a_label_map_of_parts_counts_and_dark_noise_does_not():
     assert not decode_mask(noise, 2).any()
     assert not decode_mask(parts.astype(float) + 0.5).any()
     assert not decode_mask(np.full((4, 4), 32, np.uint8)).any()
-
-
-def test_white_around_the_garment_is_inverted():
-    mask = np.ones((40, 30), np.uint8)
-    mask[10:30, 10:20] = 0
-    assert inverted(mask) and not inverted(1 - mask)
-    assert not inverted(np.zeros((40, 30), np.uint8))
-    mask[-1, -1] = 0
-    assert not inverted(mask)  # a corner that is not kept: a person cut off, perhaps
-    large = np.ones((40, 30), np.uint8)
-    large[2:38, 2:28] = 0
-    assert not inverted(large)  # 936 of 1200 pixels are 0
 
 
 def test_align_mask_passes_the_type_on():

@@ -166,7 +166,9 @@ def test_the_page_tells_the_server_how_large_an_upload_may_be(monkeypatch, tmp_p
         raise KeyboardInterrupt
 
     asked = argparse.Namespace(lora_scale=1.0, lora=None, steps=1, seed=0, max_upload_mb=7, host="127.0.0.1", port=7)
-    recipe = argparse.Namespace(transformer="x", prompt_of=str, height=1, width=1, use_captions=False)
+    recipe = argparse.Namespace(
+        transformer="x", prompt_of=str, height=1, width=1, use_captions=False, num_inference_steps=1
+    )
     choice = argparse.Namespace(notes=(), lora=None, recipe=recipe, load=lambda prompts: None)
     monkeypatch.setattr(layout, "build", lambda *_: Blocks())
     monkeypatch.setattr(examples, "draw_examples", lambda folder: ([], []))

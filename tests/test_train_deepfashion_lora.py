@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from safetensors import safe_open
 
+from deepfashion_training import evaluate
 from deepfashion_training import train_deepfashion_lora as wrapper
 from deepfashion_training.console.endings import describe
 from deepfashion_training.embedded.make_base import TINY_FLUX_FILL
+from deepfashion_training.embedded.rows import documented_row, documented_specs
 from deepfashion_training.embedded.wardrobe import write_wardrobe
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -178,6 +185,16 @@ def test_wrong_use_exits_with_2_and_one_line(argv: list[str], message: str, caps
         "flags: {lora_rank: {a: 1}}",
         "flags: {a: [",
         "",
+        "learning_rate: 1e-4",
+        "flag: {learning_rate: 1e-4}",
+        "flags: {}\nneed: {}",
+        "flags: {mixed_precision: no}",
+        "flags: {mixed_precision: yes}",
+        "flags: {resize_mode: off}",
+        "flags: {seed: 1, lora_rank: 4, seed: 2}",
+        "flags: {seed: 1}\nflags: {seed: 2}",
+        "flags: {seed: 010}",
+        "flags: {max_train_steps: 1:30}",
     ],
 )
 def test_a_preset_that_is_none_exits_with_2(tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -185,9 +202,79 @@ def test_a_preset_that_is_none_exits_with_2(tmp_path: Path, text: str, capsys: p
     assert "mine.yaml" in capsys.readouterr().err
 
 
+def test_what_nobody_reads_of_a_preset_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for text, named in (
+        ("learning_rate: 1e-4", "'learning_rate'"),
+        ("flag: {seed: 1}", "did you mean 'flags'"),
+        ("flags: {mixed_precision: no}", 'mixed_precision: "no"'),
+    ):
+        assert wrapper.main(["--preset", preset(tmp_path, text), "--check"]) == 2
+        assert named in capsys.readouterr().err
+    quoted = preset(tmp_path, 'flags: {mixed_precision: "no", gradient_checkpointing: no, use_dora: yes}')
+    args = resolve(tmp_path, "--preset", quoted)
+    assert (args.mixed_precision, args.gradient_checkpointing, args.use_dora) == ("no", 0, True)
+
+
 def test_an_unknown_name_in_a_preset_is_wrong_use(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert wrapper.main(["--preset", preset(tmp_path, "flags: {lerning_rate: 1}"), "--check"]) == 2
     assert "did you mean --learning_rate?" in capsys.readouterr().err
+
+
+def documented(folder: Path, mask: Callable[[Image.Image, Image.Image], Image.Image], spoiled: int = 24) -> Path:
+    """Drawn rows, the first ``spoiled`` of which have what ``mask`` makes of photo and mask."""
+    (folder / "data").mkdir(parents=True)
+    rows = [documented_row(spec, (128, 96)) for spec in documented_specs(24, 3)]
+    for row in rows[:spoiled]:
+        photo, area = (Image.open(io.BytesIO(row[name]["bytes"])) for name in ("image", "mask"))
+        sink = io.BytesIO()
+        mask(photo.convert("RGB"), area.convert("L")).save(sink, "PNG")
+        row["mask"] = {"bytes": sink.getvalue(), "path": "mask.png"}
+    datasets.Dataset.from_list(rows).to_parquet(folder / "data" / "train-00000-of-00001.parquet")
+    return folder
+
+
+ODD_MASKS = {
+    "inverted": lambda photo, area: ImageOps.invert(area),
+    "photo itself": lambda photo, area: photo,
+    "painted over": lambda photo, area: Image.composite(Image.new("RGB", photo.size, (128,) * 3), photo, area),
+    "hole": lambda photo, area: Image.merge("RGBA", [*photo.split(), ImageOps.invert(area)]),
+}
+
+
+@pytest.mark.parametrize("looks", ODD_MASKS)
+def test_rows_whose_masks_are_none_stop_training_and_evaluation_before_a_model(
+    looks: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = documented(tmp_path / "rows", ODD_MASKS[looks])
+    assert wrapper.main([*QUICK, "--dataset_name", str(rows), "--output_dir", str(tmp_path / "out")]) == 1
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert str(rows) in message and looks in message and "deepfashion_training.prepare" in message
+    assert not (tmp_path / "out").exists()
+    flags = ["--embedded", "--data", str(rows), "--split", "train", "--output_dir", str(tmp_path / "report")]
+    assert evaluate.main(flags) == 1
+    assert looks in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_single_odd_mask_is_named_and_true_ones_are_not(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = documented(tmp_path / "one", ODD_MASKS["photo itself"], spoiled=1)
+    with caplog.at_level("WARNING"):
+        assert (
+            wrapper.main([*QUICK, "--dataset_name", str(rows), "--output_dir", str(tmp_path / "out"), "--check"]) == 0
+        )
+    assert [record.getMessage().split(": ")[1] for record in caplog.records] == ["row 0"]
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "dev"])
+def test_a_split_for_validation_that_would_not_be_read_is_named(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = documented(tmp_path / "rows", ODD_MASKS["hole"], spoiled=0)
+    train = rows / "data" / "train-00000-of-00001.parquet"
+    shutil.copy(train, train.with_name(f"{name}-00000-of-00001.parquet"))
+    flags = [*QUICK, "--dataset_name", str(rows), "--output_dir", str(tmp_path / "out"), "--check"]
+    assert wrapper.main(flags) == 1
+    assert f"--validation_split {name}" in capsys.readouterr().err
+    assert wrapper.main([*flags, "--validation_split", name]) == 0
 
 
 def test_check_trains_nothing_and_leaves_nothing(tmp_path: Path) -> None:
@@ -246,6 +333,21 @@ def test_the_comparison_is_beside_the_lora_and_in_its_card(quick_test) -> None:
     with Image.open(folder / "evaluation" / "before_after.png") as picture:
         assert picture.width > 2 * 5 * 192 and picture.height > 3 * 256  # two people and five tiles in each of 3 rows
     assert "CIEDE2000" in (folder / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_evaluate_gives_the_quick_tests_figures_unless_told_otherwise(quick_test, tmp_path: Path) -> None:
+    _, folder = quick_test
+    report = tmp_path / "report"
+    flags = ["--data", folder / "wardrobe", "--lora", folder, "--output_dir", report, "--limit", "6"]
+    done = command(sys.executable, "-m", "deepfashion_training.evaluate", *flags)
+    assert done.returncode == 0, done.stderr
+    alone, before = (
+        json.loads((place / "metrics.json").read_text(encoding="utf-8"))["models"]
+        for place in (report, folder / "evaluation")
+    )
+    for model, kind, name in product(before, ("upper", "lower", "full"), ("ciede2000_masked", "ssim_masked")):
+        assert alone[model][kind][name] == pytest.approx(before[model][kind][name], abs=1e-4), (model, kind, name)
 
 
 @pytest.mark.slow

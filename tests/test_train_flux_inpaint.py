@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import copy
 import gc
 import importlib.util
 import json
@@ -14,6 +15,8 @@ import psutil
 import pytest
 import torch
 from diffusers import AutoencoderKL, FluxFillPipeline, FluxTransformer2DModel
+from safetensors import safe_open
+from safetensors.torch import load_file
 
 import train_flux_inpaint as tfi
 
@@ -237,21 +240,21 @@ def test_what_trains_is_fp32_over_a_frozen_bf16_base(flags, count, tiny_flux_fil
         assert wanted or parameter.dtype == torch.bfloat16, name
 
 
-def trained_lora(tiny_flux_fill: Path, *flags: str) -> tuple[FluxTransformer2DModel, object]:
-    """A transformer whose LoRA matrices are far from zero, as after training."""
+def trained_lora(tiny_flux_fill: Path, *flags: str, size: float = 0.1) -> tuple[FluxTransformer2DModel, object]:
+    """A transformer whose LoRA matrices are ``size`` from zero, as after training."""
     args = tfi.parse_args([*DATA, "--pretrained_inpaint_model_name_or_path", str(tiny_flux_fill), *flags])
     transformer = load(tiny_flux_fill)
     torch.manual_seed(0)
     for parameter in tfi.make_trainable(transformer, args):
-        parameter.data += 0.1 * torch.randn_like(parameter)
+        parameter.data += size * torch.randn_like(parameter)
     return transformer, args
 
 
-def forward(transformer: FluxTransformer2DModel) -> torch.Tensor:
+def forward(transformer: FluxTransformer2DModel, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """Output on fixed random input: 2 pairs of 12 image tokens and 5 text tokens."""
     draw = torch.Generator().manual_seed(1)
     shapes = {"hidden_states": (2, 12, 384), "encoder_hidden_states": (2, 5, 32), "pooled_projections": (2, 32)}
-    inputs = {name: torch.randn(shape, generator=draw) for name, shape in shapes.items()}
+    inputs = {name: torch.randn(shape, generator=draw).to(dtype) for name, shape in shapes.items()}
     ids = {
         "txt_ids": torch.zeros(5, 3),
         "img_ids": torch.stack(torch.meshgrid(*map(torch.arange, (1, 3, 4)), indexing="ij"), -1),
@@ -274,6 +277,46 @@ def test_a_saved_lora_means_the_same_to_diffusers(variant, tiny_flux_fill, tmp_p
     trained, loaded = forward(transformer), forward(pipeline.transformer)
     assert (trained - bare).abs().max() > 0.1
     torch.testing.assert_close(loaded, trained, rtol=0, atol=1e-5)
+
+
+def without_metadata(tiny_flux_fill: Path, file: Path) -> FluxTransformer2DModel:
+    """The base with B A added to each layer, as by readers that know nothing but the file's tensors: alpha = rank."""
+    transformer, weights = load(tiny_flux_fill), load_file(file)
+    for name, up in weights.items():
+        if name.endswith(".lora_B.weight"):
+            layer = name.removeprefix("transformer.").removesuffix(".lora_B.weight")
+            transformer.get_submodule(layer).weight.data += up @ weights[name.replace("lora_B", "lora_A")]
+    return transformer
+
+
+@pytest.mark.parametrize(
+    "variant",
+    [
+        *("--lora_alpha 1", "--lora_alpha 6", "--lora_alpha 8", "", "--use_rslora", "--lora_alpha 6 --use_rslora"),
+        *("--lora_alpha 8 --lora_target_modules attention", "--lora_alpha 6 --use_dora"),
+    ],
+)
+def test_a_published_lora_means_the_same_to_every_reader(variant, tiny_flux_fill, tmp_path):
+    transformer, args = trained_lora(tiny_flux_fill, "--lora_rank", "4", *variant.split(), size=0.03)
+    file, trained = tfi.save_lora(transformer, args, tmp_path, published=True), forward(transformer)
+    no_text = dict.fromkeys(("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"))
+    pipeline = FluxFillPipeline.from_pretrained(tiny_flux_fill, torch_dtype=torch.float32, **no_text)
+    pipeline.load_lora_weights(tmp_path)
+    readers = [pipeline.transformer]
+    readers += [] if "dora" in variant else [without_metadata(tiny_flux_fill, file)]
+    exact = forward(copy.deepcopy(transformer).double(), torch.float64)  # where adding in another order is the same
+    for reader in readers:
+        torch.testing.assert_close(forward(reader.double(), torch.float64), exact, rtol=0, atol=1e-5)
+    with safe_open(file, "pt") as stored:
+        said = stored.metadata()
+    adapter = json.loads(said["lora_adapter_metadata"])
+    assert (said["rank"], said["alpha"], said["use_rslora"]) == ("4", "4", "False")
+    assert (adapter["transformer.lora_alpha"], adapter["transformer.use_rslora"]) == (4, False)
+    # What training goes on from keeps alpha and B as they are, and the model in memory is left alone.
+    assert transformer.peft_config["default"].lora_alpha == (args.lora_alpha or 4)
+    again = tfi.read_lora(transformer, args, tfi.save_lora(transformer, args, tmp_path).parent)
+    tfi.set_peft_model_state_dict(transformer, again)
+    assert torch.equal(forward(transformer), trained)
 
 
 def test_alpha_scales_the_update(tiny_flux_fill):

@@ -223,13 +223,16 @@ def test_the_lora_file_tells_how_to_use_it(straight):
         told, names = file.metadata(), set(file.keys())
         dtypes = {file.get_tensor(name).dtype for name in names}
     args = straight.run.args
-    assert (told["rank"], told["alpha"], told["target_modules"]) == ("4", "6.0", "all")
+    assert (told["rank"], told["alpha"], told["target_modules"]) == ("4", "4", "all")
     assert told["base_model"] == args.pretrained_model_name_or_path
     assert told["transformer"] == args.pretrained_inpaint_model_name_or_path
     assert (told["guidance_scale"], told["prompt"]) == ("2.5", tfi.DEFAULT_PROMPT)
     assert (told["height"], told["width"], told["max_sequence_length"]) == ("128", "96", "96")
+    assert (told["num_inference_steps"], told["resize_mode"]) == ("2", "stretch")
+    with safe_open(straight.folder / "checkpoint-4" / "pytorch_lora_weights.safetensors", "pt") as file:
+        assert file.metadata()["alpha"] == "6.0"  # what is trained is as it was
     adapter = json.loads(told["lora_adapter_metadata"])
-    assert (adapter["transformer.r"], adapter["transformer.lora_alpha"]) == (4, 6.0)
+    assert (adapter["transformer.r"], adapter["transformer.lora_alpha"]) == (4, 4)
     layers = 2 * (8 + 4) + 4 * (3 + 2)
     assert len(names) == 2 * layers and all(name.startswith("transformer.") for name in names)
     assert dtypes == {torch.float32}

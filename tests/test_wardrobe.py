@@ -19,7 +19,7 @@ from deepfashion_training.embedded.drawing import draw_flat, draw_person
 from deepfashion_training.embedded.garments import Garment, Outfit, random_outfit
 from deepfashion_training.embedded.patterns import PALETTE, PATTERN_WORDS, Pattern
 from deepfashion_training.embedded.rows import documented_specs, raw_specs, split_of_pids
-from deepfashion_training.embedded.wardrobe import main, parse_args, write_wardrobe
+from deepfashion_training.embedded.wardrobe import build_parser, main, write_wardrobe
 from deepfashion_training.pairs.garment_types import CATEGORY_TYPES
 from deepfashion_training.pairs.schema import DOCUMENTED_COLUMNS, PROVENANCE_COLUMNS, RAW_COLUMNS
 
@@ -398,12 +398,12 @@ def test_an_empty_folder_is_filled_and_the_command_says_so(tmp_path, capsys):
 ])  # fmt: skip
 def test_wrong_use_exits_with_2(wrong, tmp_path):
     with pytest.raises(SystemExit) as stopped:
-        parse_args(["--output_dir", str(tmp_path / "d"), *wrong])
+        build_parser().parse_args(["--output_dir", str(tmp_path / "d"), *wrong])
     assert stopped.value.code == 2
 
 
 def test_defaults_are_those_that_the_readme_names():
-    args = parse_args(["--output_dir", "d"])
+    args = build_parser().parse_args(["--output_dir", "d"])
     assert (args.schema, args.rows, args.seed, args.size, args.num_proc) == ("documented", 720, 0, (384, 288), 1)
 
 

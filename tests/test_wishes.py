@@ -135,7 +135,7 @@ def test_what_will_not_do_is_named(shop):
         ({"garment": clear}, f"the garment {clear}: it is transparent all over"),
         ({"garment": float_}, f"the garment {float_}: floating-point picture"),
         ({"person": float_}, f"the person {float_}: floating-point picture"),
-        ({"mask": shop / "black.png"}, f"the mask {shop / 'black.png'}: the mask is empty"),
+        ({"mask": shop / "black.png"}, f"the mask {shop / 'black.png'}: it is empty"),
         ({"person": spoiled("half.jpg", shop)}, f"the person {shop / 'half.jpg'}: not readable"),
     ):
         with pytest.raises(ValueError) as refused:

@@ -40,7 +40,7 @@ def to_srgb(picture: Image.Image) -> Image.Image:
         return _without_profile(picture)
     opaque = picture.convert("RGBA") if picture.has_transparency_data else picture
     colours = opaque if opaque.mode == found.mode else opaque.convert(found.mode)
-    seen = ImageCms.applyTransform(colours, found.transform)
+    seen = found.transform.apply(colours)
     if opaque is not picture:
         seen.putalpha(opaque.getchannel("A"))
     seen.info = {name: value for name, value in picture.info.items() if name != "transparency"}
@@ -97,7 +97,7 @@ def _read(stored: bytes) -> _Profile | None:
         mode = _MODES[opened.profile.xcolor_space.strip()]
         transform = _way_to_srgb(opened, mode)
         probe = _probe(mode)
-        seen = np.asarray(ImageCms.applyTransform(probe, transform), np.int16)
+        seen = np.asarray(transform.apply(probe), np.int16)
     except (ImageCms.PyCMSError, OSError, ValueError, TypeError, KeyError) as error:
         _say_assumed(f"a colour profile of {len(stored)} bytes cannot be used ({error})")
         return None

@@ -115,7 +115,7 @@ class SpikeWatch:
 
 
 def read_picture(path: Path, mode: str) -> Image.Image:
-    """The picture at ``path`` in a ``mode`` of Pillow, RGB in the colours of sRGB. Raises ``ValueError``, one line, where there is none.
+    """The picture at ``path`` in a ``mode`` of Pillow, RGB as sRGB. Raises ``ValueError``, one line, for none.
 
     JPEG, PNG, WebP and BMP alone: other readers start programs. More than 64 million pixels are taken for an attack on
     memory and not decoded.

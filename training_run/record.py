@@ -141,8 +141,8 @@ class RunRecord:
             self.facts["losses"] = trend
         if trend is not None and trend["diverged"]:
             logger.warning(
-                "the loss rose from %.4f (mean of the first tenth of the run) to %.4f (of the last): the run has diverged; "
-                "train again with a lower --learning_rate than %g",
+                "the loss rose from %.4f (mean of the first tenth of the run) to %.4f (of the last): the run has "
+                "diverged; train again with a lower --learning_rate than %g",
                 trend["first_tenth"], trend["last_tenth"], self.run.args.learning_rate,
             )  # fmt: skip
 

@@ -32,8 +32,7 @@ def load_preset(name: str) -> dict[str, Any]:
         raise WrongUseError(f"--preset {name}: no such preset or file; the presets are {', '.join(known)}")
     try:
         text = path.read_text(encoding="utf-8")
-        content, as_written = yaml.safe_load(text), yaml.load(text, yaml.BaseLoader)
-        _refuse_repeated(path, yaml.compose(text, yaml.SafeLoader))
+        content, as_written = yaml.safe_load(text), _as_written(path, yaml.compose(text, yaml.SafeLoader))
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise WrongUseError(f"--preset {path} is no valid YAML: {' '.join(str(error).split())}") from error
     flags = content.get("flags", {}) if isinstance(content, dict) else None
@@ -62,12 +61,16 @@ def load_preset(name: str) -> dict[str, Any]:
     return {str(flag): value for flag, value in flags.items()}
 
 
-def _refuse_repeated(path: Path, node: Any) -> None:
-    """Raise ``WrongUseError`` for a key that a mapping of the YAML ``node`` has twice: only the last would be read."""
-    for key, value in node.value if hasattr(node, "value") and node.id == "mapping" else ():
-        if sum(other.value == key.value for other, _ in node.value) > 1:
+def _as_written(path: Path, node: Any) -> Any:
+    """The mappings of a YAML ``node``, their values as they are written; ``WrongUseError`` for a key that is twice."""
+    if node is None or node.id != "mapping":
+        return getattr(node, "value", None)
+    found: dict[str, Any] = {}
+    for key, value in node.value:
+        if key.value in found:
             raise WrongUseError(f"--preset {path}: {key.value!r} is there twice: leave one of them out")
-        _refuse_repeated(path, value)
+        found[str(key.value)] = _as_written(path, value)
+    return found
 
 
 def _number(written: str) -> float | None:
@@ -90,8 +93,8 @@ def refuse_booleans(name: str, flags: dict[str, Any], parsers: Iterable[argparse
         action = options.get(f"--{flag}")
         if isinstance(value, bool) and action and (action.nargs is None or as_typed({flag: value})[0] not in options):
             raise WrongUseError(
-                f"--preset {_preset_file(name)}: {flag} takes a word, and YAML reads no, off, yes and on as true or false: "
-                f"write it in quotes, such as {flag}: \"{'yes' if value else 'no'}\""
+                f"--preset {_preset_file(name)}: {flag} takes a word, and YAML reads no, off, yes and on as true or "
+                f'false: write it in quotes, such as {flag}: "{"yes" if value else "no"}"'
             )
 
 

@@ -114,9 +114,9 @@ class DocumentedRows:
                 faults.append(f"row {row}: {fault}")
         if len(faults) > FEW * len(sample):
             raise ValueError(
-                f"{self._source}: {len(faults)} of {len(sample)} masks that were looked at cannot be masks, such as that of {faults[0]}. "
-                f"prepare turns inverted masks and leaves out rows without one: python -m deepfashion_training.prepare "
-                f"--dataset_name {shlex.quote(self._source)} --output_dir OUT"
+                f"{self._source}: {len(faults)} of {len(sample)} masks that were looked at cannot be masks, such as "
+                f"that of {faults[0]}. prepare turns inverted masks and leaves out rows that have none: "
+                f"python -m deepfashion_training.prepare --dataset_name {shlex.quote(self._source)} --output_dir OUT"
             )
         for told in faults:
             logger.warning("%s: %s", self._source, told)

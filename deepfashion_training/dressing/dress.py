@@ -19,6 +19,9 @@ from deepfashion_training.pairs.person import person_of_parse
 from deepfashion_training.pairs.pictures import PictureError
 from deepfashion_training.pairs.regions import UnresolvedRegionError, garment_region
 
+#: Largest share of a photo that a parser's own mask may cover: more, and it takes something else for clothes.
+MOST_OF_A_PHOTO = 0.9
+
 
 @dataclass(frozen=True)
 class Look:
@@ -62,8 +65,8 @@ def mask_of_type(photo: Image.Image, cloth_type: int, parser: Parser) -> np.ndar
     mask = agnostic(region, cloth_type, None, parse)
     if not mask.any():
         raise PictureError("the part of the body that this garment covers is not in the photo: pass a mask")
-    if fault := area_fault(photo, mask):
-        raise PictureError(f"the parser's mask {fault.looks}: take a photo of one person, or pass a mask")
+    if area_fault(photo, mask) or mask.mean() > MOST_OF_A_PHOTO:
+        raise PictureError("the parser finds no plausible area of clothes: take a photo of one person, or pass a mask")
     return mask
 
 

@@ -139,8 +139,8 @@ def size_of(text: str) -> tuple[int, int]:
     return int(match.group(1)), int(match.group(2))
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """The command line; exits with 2 on wrong use."""
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
     parser = argparse.ArgumentParser(
         prog="python -m deepfashion_training.embedded.wardrobe",
         description="Draw people in clothes and write them as a dataset.",
@@ -155,12 +155,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--size", type=size_of, default=(384, 288), metavar="HxW", help="pixels (default: 384x288)")
     parser.add_argument("--num_proc", type=number(int, 1), default=1, help="processes that draw (default: %(default)s)")
     parser.add_argument("--debug", action="store_true", help="show the traceback of a failure")
-    return parser.parse_args(argv)
+    return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    args = parse_args(argv)
+    args = build_parser().parse_args(argv)
     try:
         target = write_wardrobe(args.output_dir, args.schema, args.rows, args.seed, args.size, args.num_proc)
     except Exception as error:

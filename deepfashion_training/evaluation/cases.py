@@ -136,7 +136,7 @@ class Cases:
         ]
 
     def check_masks(self) -> None:
-        """Raise ``ValueError`` when a sample of the cases has masks that are none, see ``DocumentedRows.check_masks``."""
+        """Raise ``ValueError`` when a sample of the cases has masks that are none: ``DocumentedRows.check_masks``."""
         self._rows.check_masks([case.row for case in self.cases])
 
     def counts(self) -> dict[str, int]:

@@ -187,8 +187,8 @@ def check_kohya(lora: LoraFile) -> None:
     """Raise ``ValueError`` for a LoRA that the kohya format cannot hold."""
     if lora.config.use_dora:
         raise ValueError(
-            "--format kohya cannot hold DoRA, whose magnitudes ComfyUI ignores and diffusers drops unread: use --format "
-            "fused, which every tool reads, or peft"
+            "--format kohya cannot hold DoRA, whose magnitudes ComfyUI ignores and diffusers drops unread: use "
+            "--format fused, which every tool reads, or peft"
         )
     if lora.config.lora_alpha <= 0:
         raise ValueError(f"--format kohya cannot hold an alpha of {lora.config.lora_alpha}, read as the rank: use peft")

@@ -1,8 +1,8 @@
 """Whether a picture can be the mask of a photo, and what it looks like where it cannot.
 
-A photo, a photo with a hole, parse colours or an inverted mask decode to a mask like anything else, and what is drawn or
-learned with them is wrong without a word. A mask has two levels, one hue and soft edges at the most, and white does not
-mean the background.
+A photo, a photo with a hole, parse colours or an inverted mask decode to a mask like anything else, and what is drawn
+or learned with them is wrong without a word. A mask has two levels, one hue and soft edges at the most, and white does
+not mean the background.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ def mask_fault(photo: Image.Image, mask: Image.Image, decoded: np.ndarray) -> Ma
     """Why ``mask`` cannot be the mask of ``photo``; None where it can.
 
     ``photo`` is upright RGB, ``mask`` as it was opened (any mode, of the photo's aspect, turned as the photo or not),
-    ``decoded`` what ``masks.align_mask`` made of it, uint8 ``[h, w]`` in {0, 1} of the photo's size. An empty mask is no
-    fault here: whoever wants a garment tells that by itself.
+    ``decoded`` what ``masks.align_mask`` made of it, uint8 ``[h, w]`` in {0, 1} of the photo's size. An empty mask is
+    no fault here: whoever wants a garment tells that by itself.
 
     Accepted are masks with soft edges, of JPEG, of one hue on black, and maps of labels; those that touch the border;
     and close-ups, whose garment fills the frame. Not told apart from masks are drawings that look like one, such as a
@@ -82,7 +82,7 @@ def _content_fault(photo: Image.Image, mask: Image.Image) -> MaskFault | None:
     if not several_hues and not _other_levels(visible):
         return None
     if alike[painted].mean() > 0.3:
-        return MaskFault("photo", hole or "is the photo with an area painted over, such as an agnostic photo or overlay")
+        return MaskFault("photo", hole or "is the photo with an area painted over (an agnostic photo, an overlay)")
     if several_hues:
         return MaskFault("colours", "has several colours, as a garment, a photo or the colours of a parser's map have")
     return MaskFault("shades", "has many shades, as a photo or a picture of a garment has")
@@ -143,8 +143,8 @@ def _visible(mask: Image.Image) -> Values | None:
 def _shrunk(picture: Image.Image, how: Image.Resampling) -> Values:
     """``picture`` (L or RGB) with ``_SIDE`` pixels along its longer side or fewer: float32 [h, w, 3 or 1] in [0, 1]."""
     factor = max(1.0, max(picture.size) / _SIDE)
-    size = tuple(max(1, round(side / factor)) for side in picture.size)
-    small = np.asarray(picture if size == picture.size else picture.resize(size, how), np.float32) / 255
+    size = (max(1, round(picture.width / factor)), max(1, round(picture.height / factor)))
+    small = np.asarray(picture if size == picture.size else picture.resize(size, how), np.float32) / np.float32(255)
     return small[..., None] if small.ndim == 2 else small
 
 
@@ -212,7 +212,7 @@ def _alike(photo: Image.Image, visible: Values) -> npt.NDArray[np.bool_]:
 def _in_colours(
     photo: npt.NDArray[np.int16], sides: Sequence[npt.NDArray[np.int16]], *, together: bool = False
 ) -> npt.NDArray[np.bool_]:
-    """Pixels, bool [h, w], of an RGB photo [h, w, 3] in the usual colour of one of ``sides``, or of all ``together``."""
+    """Pixels, bool [h, w], of an RGB photo [h, w, 3] in the median colour of one of ``sides``, or of all together."""
     groups = [np.concatenate(sides)] if together else sides
     colours = [np.median(group, axis=0) for group in groups]
     return np.logical_or.reduce([np.abs(photo - colour).max(axis=2) <= _SAME for colour in colours])

@@ -76,10 +76,10 @@ def turn(picture: Image.Image, exif_orientation: int) -> Image.Image:
 
 
 def to_rgb(picture: Image.Image) -> Image.Image:
-    """``picture`` as 8-bit RGB in the colours of sRGB, transparent parts over white. Stored pixels: see ``turn`` for EXIF.
+    """``picture`` as 8-bit sRGB, transparent parts over white. Stored pixels: see ``turn`` for EXIF.
 
-    A colour profile is applied (see ``training_run.colour``) and left out of the result. 16-bit grey is scaled by 1/257, so that 65535 becomes 255. Raises ``PictureError`` for floating-point
-    pictures, whose scale nobody knows.
+    A colour profile is applied and left out of the result, see ``training_run.colour``. 16-bit grey is scaled by 1/257,
+    so that 65535 becomes 255. Raises ``PictureError`` for floating-point pictures, whose scale nobody knows.
     """
     if picture.mode == "F":
         raise PictureError("floating-point picture (mode F): save it with 8 or 16 bits")

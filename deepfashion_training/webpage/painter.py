@@ -52,7 +52,8 @@ def person_of(value: object) -> str:
 def mask_of(value: object, photo: Image.Image) -> np.ndarray:
     """The mask on the canvas as uint8 [h, w] in {0, 1} of the upright RGB ``photo``: 1 where it is painted.
 
-    Raises ``ValueError`` for an empty mask, for one that cannot be meant (see ``mask_given``), and for what the canvas cannot have sent.
+    Raises ``ValueError`` for an empty mask, for one that cannot be meant (see ``mask_given``), and for what the canvas
+    cannot have sent.
     """
     text = _read(value).get("mask")
     if not isinstance(text, str) or not text.startswith(_PNG):
