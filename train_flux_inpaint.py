@@ -106,6 +106,7 @@ def parse_args(input_args: Sequence[str] | None = None) -> argparse.Namespace:
         ("lr_power", "--lr_scheduler polynomial", args.lr_scheduler == "polynomial"),
         ("mode_scale", "--weighting_scheme mode", args.weighting_scheme == "mode"),
         ("latents_dir", "--cache_latents", args.cache_latents),
+        *((flag, "a LoRA", not args.train_base_model) for flag in ("lora_alpha", "use_dora", "use_rslora")),
     ):
         if getattr(args, flag) != parser.get_default(flag) and not there:
             parser.error(f"--{flag} does nothing without {needed}")

@@ -30,7 +30,7 @@ __all__ = ["DatasetOptions", "DeepFashionDataset", "TooManyBadRowsError"]
 logger = logging.getLogger(__name__)
 
 #: Other names that a split for validation goes by.
-_LIKE_VALIDATION = re.compile("val|dev|eval", re.IGNORECASE)
+_LIKE_VALIDATION = re.compile(r"(val|valid|validate|validation|dev|eval|evaluation)([_\-.\d].*)?", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ class DeepFashionDataset(Dataset[dict[str, Any]]):
                 f"{self.source} has no split {options.validation_split!r} (validation_split): found {', '.join(splits)}"
             )
         if derived and options.validation_split == "validation":
-            unread = [found for found in splits if _LIKE_VALIDATION.match(found) and found != options.train_split]
+            unread = [found for found in splits if _LIKE_VALIDATION.fullmatch(found) and found != options.train_split]
             if unread:
                 raise ValueError(
                     f"{self.source} has no split 'validation', and a split {unread[0]!r} that would not be read: "

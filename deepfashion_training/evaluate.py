@@ -41,7 +41,12 @@ def build_parser() -> argparse.ArgumentParser:
     add("--data", metavar="PAIRS", help="pairs of prepare: parquet folder, save_to_disk folder or Hub id")
     add("--data_revision", help="branch, tag or commit of a Hub dataset")
     add("--split", default="test", help="split to evaluate on (test)")
-    add("--limit", type=number(int, 1), metavar="N", help="this many rows, garment types in proportion")
+    add(
+        "--limit",
+        type=number(int, 1),
+        metavar="N",
+        help="rows, types in proportion (default: as the training's own comparison)",
+    )
     add(
         "--cloth_types",
         type=garment_types,
@@ -117,7 +122,7 @@ def evaluate(args: argparse.Namespace, state: Any = None) -> None:
     state = state or PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=_PATIENCE)
     plan = make_plan(args, state)
     if state.is_main_process:
-        sys.stderr.write("".join(f"{line}\n" for line in _opening_lines(plan)))
+        sys.stderr.write("".join(f"{line}\n" for line in _opening_lines(plan, args)))
         instruments = Instruments(plan.dino, plan.extras, state.device)  # early: what cannot be loaded is told now
     with_unpaired = args.unpaired and bool(plan.cases.of(unpaired=True))
     artist = Artist(plan, args, state)
@@ -234,7 +239,7 @@ def _report(
         sys.stdout.write(f"published {push(plan.trained_folder, plan.publish_as, args.hub_private)}\n")
 
 
-def _opening_lines(plan: Plan) -> list[str]:
+def _opening_lines(plan: Plan, args: argparse.Namespace) -> list[str]:
     """What is about to be compared."""
     recipe, cases = plan.choice.recipe, plan.cases
     base = recipe.transformer if plan.against is None else f"{recipe.transformer} with {plan.against.path}"
@@ -249,6 +254,8 @@ def _opening_lines(plan: Plan) -> list[str]:
         f"guidance {', '.join(f'{guidance:g}' for guidance in plan.guidances)}, seed {plan.settings['seed']}",
         f"repaint   {repaint}",
     ]
+    if plan.settings["limit"] is not None and args.limit is None:
+        lines.append(f"note      {len(cases)} rows, as many as were compared after the training: --limit takes others")
     if cases.same_photo:
         lines.append(f"note      {cases.same_photo} rows whose garment was cut out of the same photo are left out")
     if own := len(cases) - len(cases.of(unpaired=True)):

@@ -75,7 +75,8 @@ def test_steps_and_resizing_are_the_loras(trained, lora_with, save_random_lora, 
     assert chosen("--embedded").look().steps == 1 and chosen("--base", tiny_flux_fill).look().steps == 28
     earlier = lora_with(num_inference_steps=None, resize_mode=None)
     assert chosen("--lora", earlier).notes == (
-        "the LoRA does not say which number of steps it was trained with: the usual ones, or what the flags say",
+        "the LoRA does not say which number of steps and resize mode it was trained with: the usual ones, or what the "
+        "flags say",
     )
     assert chosen("--lora", earlier).look().resize_mode == "pad"
     for name, value in {"num_inference_steps": "0", "resize_mode": "crop"}.items():

@@ -102,6 +102,8 @@ OTHER_PICTURES = {
     "garment": lambda p: p.garment,
     "garment cut out": lambda p: Image.composite(p.photo, Image.new("RGB", p.mask.size), p.worn),
     "parse colours": lambda p: Image.fromarray(np.array(ATR_COLOURS, np.uint8)[p.parse]),
+    "map of a whole person": lambda p: Image.fromarray(p.parse),
+    "depth": lambda p: _depth(p),
     "inverted": lambda p: ImageOps.invert(p.mask),
     "inverted JPEG": lambda p: jpeg(ImageOps.invert(p.mask), 60),
     "inverted and soft": lambda p: ImageOps.invert(p.mask).filter(ImageFilter.GaussianBlur(5)),
@@ -109,6 +111,12 @@ OTHER_PICTURES = {
     "noise": lambda p: Image.fromarray(np.random.default_rng(0).integers(0, 256, SIZE, np.uint8)),
     "speck": lambda p: _speck(p),
 }
+
+
+def _depth(p: Person) -> Image.Image:
+    """A person nearer than a floor that comes nearer."""
+    floor = np.linspace(0, 60, SIZE[0])[:, None].repeat(SIZE[1], 1)
+    return Image.fromarray(np.where(p.parse > 0, 200, floor).astype(np.uint8))
 
 
 def _speck(p: Person) -> Image.Image:
@@ -182,6 +190,39 @@ def test_a_busy_background_does_not_hide_an_inverted_mask():
     fault = area_fault(photo, np.asarray(ImageOps.invert(p.mask)) // 255)
     assert fault is not None and fault.kind == "inverted"
     assert area_fault(photo, np.asarray(p.mask) // 255) is None
+
+
+@pytest.mark.parametrize("number", range(len(PEOPLE)))
+@pytest.mark.parametrize("factor", [2, 4])
+def test_a_small_person_before_a_large_wall(number, factor):
+    """The garment is then a hundredth of the picture, and an inverted mask nearly all white."""
+    p = person(number)
+    large = (factor * p.photo.width, factor * p.photo.height)
+    place = ((large[0] - p.photo.width) // 2, (large[1] - p.photo.height) // 2)
+    photo, mask = Image.new("RGB", large, p.photo.getpixel((2, 2))), Image.new("L", large)
+    photo.paste(p.photo, place)
+    mask.paste(p.worn, place)
+    assert mask_given(photo, mask, None).any()
+    with pytest.raises(PictureError, match="inverted"):
+        mask_given(photo, ImageOps.invert(mask), None)
+
+
+@pytest.mark.parametrize("level", [232, 245, 255])
+def test_a_close_up_of_a_white_garment_is_no_photo_of_its_own_mask(level):
+    photo, mask = Image.new("RGB", (288, 384), (level, level, level)), Image.new("L", (288, 384), 255)
+    mask_given(photo, mask, 1)
+    for picture, colour in ((photo, (90, 70, 60)), (mask, 0)):
+        picture.paste(colour, (250, 300, 288, 384))
+    mask_given(photo, mask, 1)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_a_dark_photo_is_no_mask_of_itself(mode):
+    p = person(1)
+    dark = p.photo.point(lambda level: level // 9)
+    with pytest.raises(PictureError, match="photo itself"):
+        mask_given(dark, dark.convert(mode), None)
+    mask_given(dark, p.worn, None)
 
 
 def test_an_even_white_picture_over_a_person_is_refused():

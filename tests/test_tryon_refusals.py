@@ -59,7 +59,7 @@ def test_a_photo_that_a_form_cannot_hold(wardrobe, tryon_refused, tryon_run, tmp
     mask.save(tmp_path / "x-mask.png")
     shutil.copy(wardrobe / "lower-garment.png", tmp_path / "x-garment.png")
     message = tryon_run(*pieces(tmp_path, "x"), "--output", tmp_path / "o.png", code=1)
-    assert f"the mask {tmp_path / 'x-mask.png'}: it covers 0." in message
+    assert f"the mask {tmp_path / 'x-mask.png'}: it covers " in message
     mask.paste(255, (4000, 10, 9000, 30))
     mask.save(tmp_path / "x-mask.png")
     message = tryon_run(*pieces(tmp_path, "x"), "--output", tmp_path / "o.webp", code=1)

@@ -126,10 +126,10 @@ def test_ready_has_the_photo_upright_and_the_mask_on_it(shop):
 
 
 def test_what_will_not_do_is_named(shop):
-    clear, float_, speck = shop / "clear.png", shop / "float.tiff", shop / "speck.png"
+    clear, float_, line = shop / "clear.png", shop / "float.tiff", shop / "line.png"
     Image.new("RGBA", (64, 64), (200, 0, 0, 0)).save(clear)
     Image.fromarray(np.ones((80, 60), np.float32)).save(float_)
-    box_mask((600, 800), (301, 401, 302, 402)).save(speck)
+    box_mask((600, 800), (301, 40, 302, 760)).save(line)
     Image.new("L", (60, 80), 0).save(shop / "black.png")
     for changes, message in (
         ({"garment": clear}, f"the garment {clear}: it is transparent all over"),
@@ -142,9 +142,9 @@ def test_what_will_not_do_is_named(shop):
             ready(shop, **changes)
         assert str(refused.value).startswith(message)
     noise(800, 600).save(shop / "large.png")
-    assert ready(shop, person=shop / "large.png", mask=speck).mask.sum() == 1
-    with pytest.raises(ValueError, match=r"the mask .*speck.png: .* nothing of it is left at 128x96"):
-        ready(shop, (128, 96), person=shop / "large.png", mask=speck)
+    assert ready(shop, person=shop / "large.png", mask=line).mask.sum() == 720
+    with pytest.raises(ValueError, match=r"the mask .*line.png: .* nothing of it is left at 128x96"):
+        ready(shop, (128, 96), person=shop / "large.png", mask=line)
 
 
 def test_a_record_knows_pictures_by_their_content(shop):

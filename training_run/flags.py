@@ -71,8 +71,11 @@ class Recompute(argparse.Action):
 
 COUNT, FROM_ZERO, SIDE = number_in(int, 1), number_in(int, 0), number_in(int, 16, step=16)
 POSITIVE, AMOUNT = number_in(float, 0, above=True), number_in(float, 0)
+BETA = number_in(float, 0, 0.999999)
 SHARE, FINITE = number_in(float, 0, 1), number_in(float, -math.inf)
 SEED, SWITCH = number_in(int, 0, 2**32 - 1), argparse.BooleanOptionalAction
+#: Most denoising steps of a picture: FLUX's scheduler has as many timesteps.
+MOST_INFERENCE_STEPS = 1000
 SCHEDULES = ["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"]
 SCHEMES = ["sigma_sqrt", "logit_normal", "mode", "cosmap", "none"]
 
@@ -137,8 +140,8 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
     add("--muon_ns_steps", type=number_in(int, 1, 99), default=5,
         help="Newton-Schulz steps of Muon; with 3 a small model takes less time")  # fmt: skip
     add("--use_8bit_adam", action=SWITCH, default=False, help="8-bit AdamW (bitsandbytes, CUDA)")
-    add("--adam_beta1", type=SHARE, default=0.9, help="beta1 of AdamW (Muon's is 0.95) and Prodigy")
-    add("--adam_beta2", type=SHARE, default=0.999, help="beta2 of AdamW and Prodigy")
+    add("--adam_beta1", type=BETA, default=0.9, help="beta1 of AdamW (Muon's is 0.95) and Prodigy")
+    add("--adam_beta2", type=BETA, default=0.999, help="beta2 of AdamW and Prodigy")
     add("--adam_weight_decay", type=AMOUNT, default=1e-4, help="weight decay")
     add("--adam_epsilon", type=AMOUNT, default=1e-8, help="epsilon")
     add("--max_grad_norm", type=AMOUNT, default=1.0, help="gradients are clipped to this norm; 0: not clipped")
@@ -172,7 +175,8 @@ def add_loss_and_output_flags(parser: argparse.ArgumentParser) -> None:
     add("--checkpoints_total_limit", type=COUNT, help="how many of the newest checkpoints are kept (default: all)")
     add("--validation_steps", type=FROM_ZERO, default=500, help="steps between validation pictures; 0: none at all")
     add("--num_validation_images", type=COUNT, default=6, help="rows in the validation picture")
-    add("--num_inference_steps", type=COUNT, default=28, help="denoising steps of validation pictures")
+    add("--num_inference_steps", type=number_in(int, 1, MOST_INFERENCE_STEPS), default=28,
+        help="denoising steps of validation pictures")
     add("--report_to", default="tensorboard", choices=["tensorboard", "wandb", "none"], help="where curves are logged")
     add("--logging_steps", type=COUNT, default=1, help="optimizer steps between two readings of the loss")
     add("--max_skipped_steps", type=FROM_ZERO, default=10, help="steps that may be left out for not being finite")

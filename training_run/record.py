@@ -69,17 +69,27 @@ def start_curves(run: Any) -> None:
 def loss_trend(losses: Sequence[float]) -> dict[str, Any] | None:
     """Means of the first and of the last tenth of a run's logged ``losses``, and whether the run has ``diverged``.
 
-    It has when the last mean is a fifth above the first, and by three standard errors of their difference: a single
-    step's loss varies with its timestep as much as by itself. A tenth is five losses at least; None for fewer than ten.
+    A tenth is five losses at least; None for fewer than ten. A single step's loss varies with its timestep, so the run
+    has diverged when the last tenth is a fifth above the first, and by three standard errors of their difference; or
+    is twice as high, and by three standard errors of their logarithms, of which single large losses do not make much.
+    A run can also diverge within its first tenth: then nearly all of the last losses are far above the first two,
+    which are those of the base, as a LoRA begins at zero.
     """
     count = max(5, len(losses) // 10)
     if len(losses) < 2 * count:
         return None
     first, last = losses[:count], losses[-count:]
     before, after = statistics.fmean(first), statistics.fmean(last)
-    error = math.sqrt((statistics.variance(first) + statistics.variance(last)) / count)
-    diverged = after > 1.2 * before and after - before > 3 * error
-    return {"first_tenth": before, "last_tenth": after, "diverged": diverged}
+    logs = [[math.log(max(loss, 1e-12)) for loss in part] for part in (first, last)]
+    at_once = after > 3 * statistics.fmean(losses[:2]) and sorted(last)[count // 20] > 1.5 * max(losses[:2])
+    rose = (after > 1.2 * before and _is_above(last, first)) or (after > 2 * before and _is_above(logs[1], logs[0]))
+    return {"first_tenth": before, "last_tenth": after, "first_losses": losses[:2], "diverged": rose or at_once}
+
+
+def _is_above(some: Sequence[float], others: Sequence[float]) -> bool:
+    """Whether the mean of ``some`` is above that of as many ``others`` by three standard errors of the difference."""
+    error = math.sqrt((statistics.variance(some) + statistics.variance(others)) / len(some))
+    return statistics.fmean(some) - statistics.fmean(others) > 3 * error
 
 
 def commit_of(model: str, revision: str | None, cache_dir: str | None) -> str | None:
@@ -141,9 +151,9 @@ class RunRecord:
             self.facts["losses"] = trend
         if trend is not None and trend["diverged"]:
             logger.warning(
-                "the loss rose from %.4f (mean of the first tenth of the run) to %.4f (of the last): the run has "
-                "diverged; train again with a lower --learning_rate than %g",
-                trend["first_tenth"], trend["last_tenth"], self.run.args.learning_rate,
+                "the run has diverged: its loss began at %.4f, and is %.4f in the mean of its last tenth; train again "
+                "with a lower --learning_rate than %g",
+                trend["first_losses"][0], trend["last_tenth"], self.run.args.learning_rate,
             )  # fmt: skip
 
     def end(self, status: str) -> None:

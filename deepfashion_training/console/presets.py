@@ -12,6 +12,7 @@ from typing import Any
 PRESETS = Path(__file__).resolve().parents[1] / "presets"
 #: What is read of a preset.
 _KEYS = ("about", "needs", "flags")
+_NEEDS = ("gpu_memory_gib", "disk_gib")
 #: What a flag's value in a preset may be: no collections, bytes or dates.
 _PRESET_VALUES = (bool, int, float, str, type(None))
 #: Longest value of a preset: far above any prompt or number.
@@ -49,11 +50,19 @@ def load_preset(name: str) -> dict[str, Any]:
         if value.bit_length() > 64 if isinstance(value, int) else len(str(value)) > _LONGEST_VALUE:
             raise WrongUseError(f"--preset {path}: the value of {flag} is longer than any that a flag takes")
     for flag, value in flags.items():
-        written = as_written["flags"][str(flag)]
-        if type(value) in (int, float) and _number(written) != value:  # such as octal 010, or 1:30 in sixties
+        written = as_written["flags"].get(str(flag))  # none for one that a merge key (<<) brings
+        if type(value) in (int, float) and written is not None and not _is_number(written, value):
             raise WrongUseError(
-                f"--preset {path}: YAML reads {flag}: {written} as the number {value}: write it in quotes, '{written}'"
+                f"--preset {path}: YAML reads {flag}: {written} as {value}: write the number as it is meant, or in "
+                "quotes what is no number"
             )
+    needs = content.get("needs") or {}
+    if not isinstance(needs, dict) or any(
+        need not in _NEEDS or type(amount) not in (int, float) for need, amount in needs.items()
+    ):
+        raise WrongUseError(
+            f"--preset {path}: below 'needs' stand {' and '.join(_NEEDS)}, as numbers, and nothing else"
+        )
     typed_only = {"preset", "upstream", "embedded", "check", "debug", "output_dir", "dataroot"}
     typed_only |= {"plan", "gpu_hour_price", "push_to_hub", "hub_model_id", "hub_private"}
     if misplaced := typed_only & set(flags):
@@ -73,12 +82,12 @@ def _as_written(path: Path, node: Any) -> Any:
     return found
 
 
-def _number(written: str) -> float | None:
-    """The number that a person reads in ``written``; None where that is none."""
+def _is_number(written: str, value: float) -> bool:
+    """Whether a person reads ``value`` in ``written``; not in 010, which is octal, or in 1:30, which are sixties."""
     try:
-        return float(written)
+        return (int(written) if isinstance(value, int) else float(written)) == value
     except ValueError:
-        return None
+        return False
 
 
 def refuse_booleans(name: str, flags: dict[str, Any], parsers: Iterable[argparse.ArgumentParser]) -> None:
@@ -92,9 +101,12 @@ def refuse_booleans(name: str, flags: dict[str, Any], parsers: Iterable[argparse
     for flag, value in flags.items():
         action = options.get(f"--{flag}")
         if isinstance(value, bool) and action and (action.nargs is None or as_typed({flag: value})[0] not in options):
+            words = list(action.choices or ())
+            fix = 'write it in quotes, "no"' if "no" in words else "write null to leave it out"
+            fix += f"; it can be {', '.join(map(str, words))}" if words else ""
             raise WrongUseError(
                 f"--preset {_preset_file(name)}: {flag} takes a word, and YAML reads no, off, yes and on as true or "
-                f'false: write it in quotes, such as {flag}: "{"yes" if value else "no"}"'
+                f"false: {fix}"
             )
 
 

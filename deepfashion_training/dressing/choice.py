@@ -185,7 +185,7 @@ def _notes(lora: LoraFile, trained: Recipe, recipe: Recipe) -> list[str]:
 
     said = lora.metadata
     facts = {"base": "transformer", "height": "height", "width": "width", "prompt": "prompt"}
-    facts |= {"guidance": "guidance_scale", "number of steps": "num_inference_steps"}
+    facts |= {"guidance": "guidance_scale", "number of steps": "num_inference_steps", "resize mode": "resize_mode"}
     silent = [fact for fact, key in facts.items() if key not in said]
     notes = []
     if silent:
@@ -198,6 +198,10 @@ def _notes(lora: LoraFile, trained: Recipe, recipe: Recipe) -> list[str]:
             f"the LoRA was trained at {trained.height}x{trained.width} (height x width), and draws "
             f"{recipe.height}x{recipe.width} here"
         )
+    for name, what in {"num_inference_steps": "steps", "resize_mode": "resize mode"}.items():
+        before, now = (getattr(which, name) for which in (trained, recipe))
+        if name in said and before != now:
+            notes.append(f"the LoRA was trained and judged with {what} {before}, and draws with {now} here")
     if "prompt" in said and trained.prompt != recipe.prompt:
         notes.append("the LoRA was trained with another prompt")
     return notes

@@ -147,13 +147,14 @@ def _planned(
     unasked = None if args.extras else "--no-extras"
     extras = {name: unasked or inception.unavailable(name) for name in EXTRAS} if is_first else {}
     size = (choice.recipe.height, choice.recipe.width)
+    limit = args.limit or _compared_rows(choice.lora, source)
     types = parse_cloth_types(args.cloth_types)
     cases = Cases(
         source,
         args.split,
         size,
         types=types,
-        limit=args.limit,
+        limit=limit,
         seed=args.seed,
         revision=args.data_revision,
         resize_mode=choice.recipe.resize_mode,
@@ -169,7 +170,7 @@ def _planned(
         "data": cases.source,
         "data_fingerprint": cases.fingerprint,
         "split": args.split,
-        "limit": args.limit,
+        "limit": limit,
         "cloth_types": list(types),
         "height": size[0],
         "width": size[1],
@@ -185,6 +186,20 @@ def _planned(
     return Plan(
         folder, choice, against, cases, guidances, looks, None, possible, None, left_out, settings, args.unpaired, None
     )
+
+
+def _compared_rows(lora: LoraFile | None, source: str) -> int | None:
+    """How many rows the run that made a LoRA compared at its end, where ``source`` is its data; None for all rows."""
+    folder = Path() if lora is None else lora.path.parent
+    if lora is None or not (folder / "run.json").is_file():
+        return None
+    try:
+        arguments = json.loads((folder / "run.json").read_text(encoding="utf-8"))["arguments"]
+        samples, data = arguments.get("evaluate_samples"), str(arguments.get("dataset_name"))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{folder / 'run.json'} cannot be read ({error}): name the rows with --limit") from error
+    same = source == data or Path(source).resolve() in (Path(data).resolve(), (folder / "wardrobe").resolve())
+    return samples if same and isinstance(samples, int) and samples > 0 else None
 
 
 def _publish_as(plan: Plan, args: argparse.Namespace) -> str:

@@ -21,13 +21,12 @@ from deepfashion_training.models.access import CATVTON_FLUX_ALPHA
 from deepfashion_training.models.lora_files import LoraFile
 from deepfashion_training.pairs.layout import RESIZE_MODES, ResizeMode
 from training_run import quantization
+from training_run.flags import MOST_INFERENCE_STEPS
 from training_run.speed import free_memory
 
 FLUX_FILL = "black-forest-labs/FLUX.1-Fill-dev"
 #: Guidance of catvton-flux-alpha without a LoRA: what its own training script draws its validation pictures with.
 BASE_GUIDANCE = 30.0
-#: Most denoising steps of a picture.
-MOST_STEPS = 1000
 
 
 @dataclass(frozen=True)
@@ -90,8 +89,8 @@ def _length(value: str | int) -> int:
 
 def _steps(value: str | int) -> int:
     steps = int(value)
-    if not 1 <= steps <= MOST_STEPS:
-        raise ValueError(f"num_inference_steps {steps}, where 1 to {MOST_STEPS} are possible")
+    if not 1 <= steps <= MOST_INFERENCE_STEPS:
+        raise ValueError(f"num_inference_steps {steps}, where 1 to {MOST_INFERENCE_STEPS} are possible")
     return steps
 
 

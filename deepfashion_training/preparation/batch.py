@@ -23,7 +23,7 @@ from deepfashion_training.pairs import quality
 from deepfashion_training.pairs.cutouts import cut_out, warped_cut_out
 from deepfashion_training.pairs.garment_types import LOWER, UPPER
 from deepfashion_training.pairs.garment_views import Candidate, Choice, choose_garment
-from deepfashion_training.pairs.mask_check import mask_fault
+from deepfashion_training.pairs.mask_check import area_fault, mask_fault
 from deepfashion_training.pairs.masks import align_mask, repaint_mask
 from deepfashion_training.pairs.parts import LABELS
 from deepfashion_training.pairs.person import Person, find_person
@@ -186,9 +186,12 @@ def _open(photo: _Photo, settings: Settings) -> None:
         photo.finding = Finding("mask_size", str(error))
         return
     fault, polarity = mask_fault(photo.small, stored_mask, mask), settings.mask_polarity
-    photo.inverted = polarity == "black" or (polarity == "auto" and fault is not None and fault.kind == "inverted")
+    if fault is not None and fault.kind == "inverted" and polarity == "white":
+        fault = None  # somebody knows better
+    turns = fault is not None and fault.kind == "inverted" and area_fault(photo.small, 1 - mask) is None
+    photo.inverted = polarity == "black" or turns
     photo.mask = 1 - mask if photo.inverted else mask
-    if fault is not None and fault.kind in ("photo", "colours", "shades"):
+    if fault is not None and not photo.inverted and fault.kind not in ("everything", "speck"):  # which gates see to
         photo.finding = Finding("no_mask", f"it {fault.looks}")
 
 
