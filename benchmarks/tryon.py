@@ -69,7 +69,16 @@ def main(argv: list[str] | None = None) -> int:
         draw_inputs(folder, args.seed)
         figures = {"imports": measured([sys.executable, "-c", _IMPORTS])}
         for kind in TYPES:
-            command = [sys.executable, "-m", "deepfashion_training.tryon", "--embedded", "--garment_type", kind]
+            command = [
+                sys.executable,
+                "-m",
+                "deepfashion_training.tryon",
+                "--embedded",
+                "--garment_type",
+                kind,
+                "--steps",
+                "28",
+            ]
             command += ["--person", f"{folder}/{kind}-person.png", "--garment", f"{folder}/{kind}-garment.png"]
             figures[kind] = measured([*command, "--output", f"{folder}/{kind}.png"])
     for kind, found in figures.items():

@@ -35,7 +35,7 @@ LAUNCHER_FLAGS = ("--quick-test", "--h100", "--low-vram", "--dry-run")
 MODELS = ("pretrained_model_name_or_path", "pretrained_inpaint_model_name_or_path")
 LORA = "pytorch_lora_weights.safetensors"
 #: Seconds that another process than the first waits before it says what went wrong.
-OTHERS_WAIT = 2.0
+OTHERS_WAIT = 5.0
 
 if __name__ == "__main__":  # run by path: the package is found from here, and its folders do not become top-level names
     sys.path[0] = str(REPOSITORY)

@@ -56,7 +56,7 @@ def test_a_real_process_is_fast_enough_and_says_what_it_does(wardrobe, tmp_path)
     assert done.returncode == 0 and done.stdout == f"{tmp_path / 'o.png'}\n"
     lines = done.stderr.splitlines()
     assert [line.split()[0] for line in lines] == ["base", "LoRA", "drawing", "repaint", "masks"]
-    assert lines[2] == "drawing   128x96 (height x width), 28 steps, guidance 1, seed 0"
+    assert lines[2] == "drawing   128x96 (height x width), 1 steps, guidance 1, seed 0"
     assert lines[3].startswith("repaint   on: beyond the feathered mask nothing changes")
     assert [path.name for path in tmp_path.iterdir()] == ["o.png"]
 
