@@ -65,6 +65,7 @@ $(VENV)/.requirements: requirements.txt
 	@echo "installing requirements.txt into $(VENV) (PyTorch is large: minutes the first time)"
 	@$(PIP) -r requirements.txt
 	@touch $@
+	@echo "installed; next: . $(VENV)/bin/activate, then make quick-test"
 
 $(VENV)/.requirements-dev: requirements-dev.txt requirements-demo.txt $(VENV)/.requirements
 	@echo "installing requirements-dev.txt into $(VENV)"

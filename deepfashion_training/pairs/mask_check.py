@@ -26,9 +26,10 @@ _DARK, _HUE, _LEVEL = 0.12, 0.16, 0.22
 _OTHER_HUES, _OTHER_LEVELS = 0.04, 0.025
 #: Largest share of the pixels that lie on the line between painted and not: noise has little else.
 _MOST_LINES = 0.4
-#: The same of what is painted, inside of its edges: folds and seams of a garment are fainter than a second level.
+#: Difference from the colour of what is painted, in [0, 1], and the share of its inside that may have more: folds and
+#: seams of a garment are fainter than a second level.
 _SHADE, _OTHER_SHADES = 0.06, 0.1
-#: Edges that are tried, as standard deviations of a Gaussian in pixels of ``_SIDE``: sharp to a third of the picture.
+#: Edges that are tried, as standard deviations of a Gaussian in pixels of ``_SIDE``; softer masks are known as smooth.
 _EDGES = (0.0, 0.6, 1.2, 2.0, 3.0, 4.5, 7.0)
 #: Fewest pixels that show whether there are folds and seams.
 _ENOUGH = 60
