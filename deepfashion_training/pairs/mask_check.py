@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageFilter
 
-from deepfashion_training.pairs.masks import is_label_map
+from deepfashion_training.pairs.masks import is_label_map, mask_values
 
 #: Longer side of the pictures that are judged: a mask's form survives it, JPEG noise does not.
 _SIDE = 96
@@ -74,7 +74,7 @@ def mask_fault(photo: Image.Image, mask: Image.Image, decoded: np.ndarray) -> Ma
 
 def _content_fault(photo: Image.Image, mask: Image.Image) -> MaskFault | None:
     """A fault of the mask's own levels and hues: it is another kind of picture."""
-    values = _values(mask)
+    values = mask_values(mask)
     if _is_map_of_people(values):
         return MaskFault("colours", "is a parser's map of a whole person, with hair and face")
     visible = _visible(mask)
@@ -138,15 +138,6 @@ def _fills_the_frame(photo: Image.Image, white: npt.NDArray[np.bool_]) -> bool:
     middle, ring = _middle(small).reshape(-1, 3)[::3], _ring(small)[::2]
     near = np.abs(middle[:, None] - ring[None]).max(axis=2) <= _SAME
     return bool((near.mean(axis=1) > 0.05).mean() > (0.9 if floats else 0.2))
-
-
-def _values(mask: Image.Image) -> np.ndarray:
-    """Levels [h, w] of a mask as they are stored, of colours the brightest channel, over black."""
-    if mask.mode in _GREY or mask.mode.startswith("I"):
-        return np.asarray(mask)
-    if not mask.has_transparency_data:
-        return np.asarray(mask.convert("RGB")).max(axis=2)
-    return np.asarray(_over_black(mask)).max(axis=2)
 
 
 def _over_black(mask: Image.Image) -> Image.Image:

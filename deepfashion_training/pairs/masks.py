@@ -52,7 +52,7 @@ def decode_mask(mask: Image.Image | np.ndarray, cloth_type: int | None = None) -
     Raises ``ValueError`` for an array of another shape. An empty mask is returned as it is: whether that is
     an error depends on the caller.
     """
-    values = _values(mask)
+    values = mask_values(mask)
     largest = values.max(initial=0)
     if largest > 1 and is_label_map(values, float(largest)):
         chosen = values == cloth_type if largest <= 3 and cloth_type is not None else values > 0
@@ -95,7 +95,7 @@ def is_label_map(values: np.ndarray, largest: float) -> bool:
     return largest <= 3 or float((values[:, 1:] != values[:, :-1]).mean()) < _MOST_EDGES
 
 
-def _values(mask: Image.Image | np.ndarray) -> np.ndarray:
+def mask_values(mask: Image.Image | np.ndarray) -> np.ndarray:
     """One value per pixel ``[h, w]``, in the scale of the source."""
     if isinstance(mask, Image.Image):
         if mask.mode not in _SINGLE_CHANNEL_MODES:
