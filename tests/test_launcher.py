@@ -523,7 +523,9 @@ sys.path.insert(0, {root!r})
 from training_run.stopping import end_with_launcher
 end_with_launcher()
 (folder / f'pid-{{os.getpid()}}').touch()
-pathlib.Path('started').write_text(str(os.getpid()))
+rank = os.environ.get('RANK', '0')
+pathlib.Path('starting-' + rank).write_text(str(os.getpid()))
+os.replace('starting-' + rank, 'started-' + rank)
 time.sleep(60)
 """
 
@@ -558,9 +560,10 @@ def test_a_signal_reaches_the_trainer_and_its_status_comes_back(machine: Machine
         preexec_fn=like_a_shell, text=True,
     )  # fmt: skip
     until = time.monotonic() + 60
-    while not (work / "started").exists() and time.monotonic() < until:
+    # Both ranks, or torchrun ends the later one by SIGTERM when the first has ended by another signal.
+    while len(list(work.glob("started-*"))) < 2 and time.monotonic() < until:
         time.sleep(0.05)
-    trainer = psutil.Process(int((work / "started").read_text()))
+    trainer = psutil.Process(int((work / "started-0").read_text()))
     torchrun = trainer.parent()
     pids = {"launcher": launcher.pid, "accelerate": torchrun.ppid(), "torchrun": torchrun.pid, "trainer": trainer.pid}
     if receiver == "group":
@@ -641,7 +644,7 @@ def test_a_signal_before_the_trainers_have_begun_leaves_none_behind(machine: Mac
     said = launcher.communicate(timeout=20)[1]
     assert launcher.returncode == 143 and "Traceback" not in said
     time.sleep(4)
-    assert not (machine.folder / "started").exists()
+    assert not list(machine.folder.glob("started-*"))
     number = int(begun.read_text())
     assert not psutil.pid_exists(number) or psutil.Process(number).status() == psutil.STATUS_ZOMBIE
 
@@ -679,7 +682,7 @@ def test_accelerate_without_the_launcher_is_told_to_stop(tmp_path: Path) -> None
     command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--quiet", "--cpu"]
     command += [*"--num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no".split(), str(script)]
     launched = subprocess.Popen(command, cwd=tmp_path, env={**os.environ, "DEEPFASHION_LAUNCH": str(tmp_path)})
-    note, until = tmp_path / "started", time.monotonic() + 60
+    note, until = tmp_path / "started-0", time.monotonic() + 60
     while not (note.exists() and note.read_text()) and time.monotonic() < until:
         time.sleep(0.05)
     trainer = int(note.read_text())
