@@ -26,14 +26,14 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a command, from anywhere
 
-from deepfashion_training.embedded.drawing import draw_flat
-from deepfashion_training.embedded.make_base import TINY_FLUX_FILL
+from deepfashion_training.embedded import TINY_FLUX_FILL
+from deepfashion_training.embedded.figure import draw_flat
 from deepfashion_training.embedded.rows import RowSpec, documented_specs
-from deepfashion_training.metrics.paired import ciede2000, ciede2000_masked, ssim_masked
+from deepfashion_training.evaluation.paired import ciede2000, ciede2000_masked, ssim_masked
+from deepfashion_training.garment_types import TYPE_NAMES
+from deepfashion_training.images.layout import pair_tensors
 from deepfashion_training.models.fill import FillModel, Recipe
 from deepfashion_training.models.lora_files import find_lora, read_lora
-from deepfashion_training.pairs.garment_types import TYPE_NAMES
-from deepfashion_training.pairs.layout import pair_tensors
 
 SIZE = (128, 96)
 #: No training draws people of this seed.

@@ -29,9 +29,10 @@ from transformers import Dinov2Config, Dinov2Model
 
 import train_flux_inpaint as trainer
 from deepfashion_training import evaluate
-from deepfashion_training.embedded.make_base import TINY_FLUX_FILL
+from deepfashion_training.embedded import TINY_FLUX_FILL
 from deepfashion_training.embedded.wardrobe import write_wardrobe
-from deepfashion_training.evaluation import drawing, measuring
+from deepfashion_training.evaluation import draw_cases as drawing
+from deepfashion_training.evaluation import measure_cases as measuring
 
 DINO: dict[str, dict[str, Any]] = {
     "tiny": {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2},

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TRAINER, CHECKPOINTS, GUARDS = "train_flux_inpaint.py", "training_run/checkpoints.py", "training_run/guards.py"
 STOPPING, STATE = "training_run/stopping.py", "training_run/state.py"
 LAUNCHER = "deepfashion_training/train_deepfashion_lora.sh"
-TRUST, PICTURES = "training_run/trust.py", "deepfashion_training/pairs/pictures.py"
+TRUST, PICTURES = "training_run/trust.py", "deepfashion_training/images/pictures.py"
 EXACT, FOLDERS = "tests/test_exact_resume.py", "tests/test_checkpoints.py"
 SECURITY, SECRETS = "tests/test_security.py", "tests/test_secrets.py"
 #: What is taken out: the file, what stands there, what stands there instead, and the test that has to fail.
@@ -151,7 +151,7 @@ REMOVED = {
                         "tests/test_guards.py -k part_without_weights"),
     "damaged file of the Hub": (TRAINER, "    guards.check_cached_base(", "    print(",
                                 "tests/test_guards.py -k cache_of_the_hub"),
-    "tokens in records": ("deepfashion_training/driver/run.py", "if getattr(self.settings, secret, None):",
+    "tokens in records": ("deepfashion_training/upstream/driven_run.py", "if getattr(self.settings, secret, None):",
                           "if False:", f"{SECRETS} -k a_script_is_given"),
     "tokens of mistyped flags": ("deepfashion_training/train_deepfashion_lora.py",
                                  'name = unknown[0].split("=")[0]', "name = unknown[0]",

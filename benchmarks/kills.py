@@ -107,8 +107,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=120, help="steps of the run")
     parser.add_argument("--seed", type=int, default=0, help="seed of the moments")
     args = parser.parse_args(argv)
-    from deepfashion_training.embedded.make_base import TINY_FLUX_FILL
-    from deepfashion_training.embedded.tops_folder import write_tops_folder
+    from deepfashion_training.embedded import TINY_FLUX_FILL
+    from deepfashion_training.embedded.make.tops_folder import write_tops_folder
 
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)

@@ -25,12 +25,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from deepfashion_training.embedded.rows import RowSpec, raw_specs
-from deepfashion_training.metrics.mask_leak import leak_score, mask_features
-from deepfashion_training.pairs.garment_types import FULL, TYPE_NAMES
-from deepfashion_training.pairs.masks import agnostic, relaxed, repaint_mask
-from deepfashion_training.pairs.parts import protected
-from deepfashion_training.pairs.person import find_person
-from deepfashion_training.pairs.regions import UnresolvedRegionError, garment_region
+from deepfashion_training.garment_types import FULL, TYPE_NAMES
+from deepfashion_training.images.masks import agnostic, relaxed, repaint_mask
+from deepfashion_training.images.parts import protected
+from deepfashion_training.images.person import find_person
+from deepfashion_training.images.regions import UnresolvedRegionError, garment_region
+from deepfashion_training.preparation.mask_leak import leak_score, mask_features
 
 SIZE, SPEED_SIZE = (288, 192), (768, 512)
 SPEED_ROWS, SPEED_ROUNDS = 12, 12

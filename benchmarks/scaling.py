@@ -27,7 +27,7 @@ from diffusers import FluxTransformer2DModel
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # for a test that imports this file
 from train_step import EMBEDDED, ROOT, device_name, transformer_config
 
-from deepfashion_training.embedded.tops_folder import write_tops_folder
+from deepfashion_training.embedded.make.tops_folder import write_tops_folder
 from training_run.flags import COUNT
 
 HEIGHT, WIDTH = 256, 192

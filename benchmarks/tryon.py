@@ -23,7 +23,7 @@ import psutil
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from deepfashion_training.embedded.drawing import draw_flat  # noqa: E402
+from deepfashion_training.embedded.figure import draw_flat  # noqa: E402
 from deepfashion_training.embedded.rows import documented_specs  # noqa: E402
 
 TYPES = ("upper", "lower", "full")
@@ -31,7 +31,9 @@ TYPES = ("upper", "lower", "full")
 MOST_SECONDS = 30.0
 #: Height and width of the person's photo.
 SIZE = (768, 576)
-_IMPORTS = "import deepfashion_training.models.fill, deepfashion_training.models.parser, transformers.models.segformer"
+_IMPORTS = (
+    "import deepfashion_training.models.fill, deepfashion_training.models.human_parser, transformers.models.segformer"
+)
 
 
 def draw_inputs(folder: Path, seed: int) -> None:

@@ -26,9 +26,9 @@ import torch
 
 import train_flux_inpaint as trainer
 from deepfashion_training import train_deepfashion_lora as wrapper
-from deepfashion_training import upstream
-from deepfashion_training.console.endings import quiet_libraries
+from deepfashion_training.cli import quiet_libraries
 from deepfashion_training.embedded.wardrobe import write_wardrobe
+from deepfashion_training.upstream import script as upstream
 
 #: Largest difference of a step's loss that rounding may make, by precision.
 TOLERANCE = {"no": 1e-5, "bf16": 2e-3}

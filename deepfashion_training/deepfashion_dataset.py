@@ -16,14 +16,14 @@ import datasets
 from PIL import Image
 from torch.utils.data import Dataset
 
+from deepfashion_training.data import sampling
 from deepfashion_training.data.bad_rows import BadRowLedger, TooManyBadRowsError
 from deepfashion_training.data.documented_rows import DocumentedRows
+from deepfashion_training.data.schema import check_documented
 from deepfashion_training.data.sources import open_splits
-from deepfashion_training.pairs import sampling
-from deepfashion_training.pairs.garment_types import TYPE_NAMES
-from deepfashion_training.pairs.layout import RESIZE_MODES, ResizeMode, pair_tensors
-from deepfashion_training.pairs.pictures import PictureError
-from deepfashion_training.pairs.schema import check_documented
+from deepfashion_training.garment_types import TYPE_NAMES
+from deepfashion_training.images.layout import RESIZE_MODES, ResizeMode, pair_tensors
+from deepfashion_training.images.pictures import PictureError
 
 __all__ = ["DatasetOptions", "DeepFashionDataset", "TooManyBadRowsError"]
 

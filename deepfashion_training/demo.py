@@ -22,13 +22,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deepfashion_training.console.endings import run_command
-from deepfashion_training.console.flags import FlagParser, number
-from deepfashion_training.dressing.choice import add_drawing_flags, add_model_flags, choose
+from deepfashion_training.cli import FlagParser, number, run_command
+from deepfashion_training.inference.choice import add_drawing_flags, add_model_flags, choose
 from deepfashion_training.tryon import find_parser
 
 if TYPE_CHECKING:
-    from deepfashion_training.dressing.choice import Choice
+    from deepfashion_training.inference.choice import Choice
 
 #: Jobs that may wait; the next one is told that the queue is full.
 QUEUE = 20
@@ -98,8 +97,8 @@ def private_folder() -> Iterator[Path]:
 
 def page_lines(choice: Choice, args: argparse.Namespace) -> list[str]:
     """What the page says of its models. Folders of the server go by their last name."""
+    from deepfashion_training.inference.page_jobs import plain_name
     from deepfashion_training.models.fill import is_embedded
-    from deepfashion_training.webpage.jobs import plain_name
 
     models = f"Base {plain_name(choice.recipe.transformer)}"
     if choice.lora is not None:
@@ -120,11 +119,11 @@ def serve(args: argparse.Namespace, choice: Choice, parser: str, folder: Path) -
     os.environ["NO_PROXY"] = ",".join(filter(None, [os.environ.get("NO_PROXY"), *_LOCAL]))
     from starlette.middleware import Middleware
 
-    from deepfashion_training.models.parser import load_parser
-    from deepfashion_training.webpage.examples import draw_examples
-    from deepfashion_training.webpage.guard import Guard
-    from deepfashion_training.webpage.jobs import Studio
-    from deepfashion_training.webpage.layout import Page, build, css, theme
+    from deepfashion_training.inference.page_examples import draw_examples
+    from deepfashion_training.inference.page_guard import Guard
+    from deepfashion_training.inference.page_jobs import Studio
+    from deepfashion_training.inference.page_layout import Page, build, css, theme
+    from deepfashion_training.models.human_parser import load_parser
 
     for line in choice.notes:
         sys.stderr.write(f"note      {line}\n")

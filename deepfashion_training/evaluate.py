@@ -19,15 +19,14 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deepfashion_training.console.endings import run_command
-from deepfashion_training.console.flags import FlagParser, garment_types, number
-from deepfashion_training.dressing.choice import add_drawing_flags, add_model_flags
+from deepfashion_training.cli import FlagParser, garment_types, number, run_command
+from deepfashion_training.inference.choice import add_drawing_flags, add_model_flags
 
 if TYPE_CHECKING:
     from deepfashion_training.evaluation.cases import Case
-    from deepfashion_training.evaluation.drawing import Setting
-    from deepfashion_training.evaluation.measuring import Instruments, Measured
-    from deepfashion_training.evaluation.plan import Plan
+    from deepfashion_training.evaluation.draw_cases import Setting
+    from deepfashion_training.evaluation.evaluation_plan import Plan
+    from deepfashion_training.evaluation.measure_cases import Instruments, Measured
 
 #: How long processes wait for one another: the slowest of them may have hours of pictures left.
 _PATIENCE = timedelta(days=2)
@@ -115,8 +114,8 @@ def evaluate(args: argparse.Namespace, state: Any = None) -> None:
     from accelerate import PartialState
     from accelerate.utils import parse_flag_from_env
 
-    from deepfashion_training.evaluation.measuring import Instruments
-    from deepfashion_training.evaluation.plan import make_plan
+    from deepfashion_training.evaluation.evaluation_plan import make_plan
+    from deepfashion_training.evaluation.measure_cases import Instruments
     from deepfashion_training.evaluation.results import best_of
 
     state = state or PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=_PATIENCE)
@@ -152,8 +151,8 @@ class Artist:
         """Draw this process's share of ``settings``, then wait for the others."""
         from tqdm import tqdm
 
-        from deepfashion_training.evaluation.drawing import draw_missing
-        from deepfashion_training.evaluation.plan import wait_for_others
+        from deepfashion_training.evaluation.draw_cases import draw_missing
+        from deepfashion_training.evaluation.evaluation_plan import wait_for_others
 
         plan, share = self.plan, (self.state.process_index, self.state.num_processes)
         mine = [self._mine(one.unpaired) for one in settings]
@@ -178,7 +177,7 @@ class Artist:
         wait_for_others(self.state)
 
     def _mine(self, unpaired: bool) -> list[Case]:
-        from deepfashion_training.evaluation.drawing import share_of
+        from deepfashion_training.evaluation.draw_cases import share_of
 
         state, size = self.state, self.args.batch_size
         batches = share_of(self.plan.cases, unpaired, size, state.process_index, state.num_processes)
@@ -218,7 +217,7 @@ def _measured(plan: Plan, settings: Sequence[Setting], instruments: Instruments)
     """
     from tqdm import tqdm
 
-    from deepfashion_training.evaluation.measuring import measure
+    from deepfashion_training.evaluation.measure_cases import measure
 
     total = sum(len(plan.cases.of(one.unpaired)) for one in settings)
     with tqdm(total=total, unit="case", desc="measuring", disable=None) as bar:

@@ -17,8 +17,7 @@ from collections.abc import Callable
 from fnmatch import fnmatch
 from pathlib import Path
 
-from deepfashion_training.console.endings import run_command
-from deepfashion_training.console.flags import FlagParser, number
+from deepfashion_training.cli import FlagParser, number, run_command
 
 FORMATS = ("kohya", "peft", "fused")
 #: Files of an earlier export, which --overwrite may replace. A folder with others is left alone.

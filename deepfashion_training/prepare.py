@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from deepfashion_training.data.source_rows import SourceRows
-    from deepfashion_training.preparation.plan import Plan
+    from deepfashion_training.preparation.pair_plan import Plan
     from deepfashion_training.preparation.settings import Settings
     from deepfashion_training.preparation.staging import Staging
 
@@ -84,7 +84,7 @@ def prepare(
 
 def check_source(source: str, output_dir: str | Path, settings: Settings, *, revision: str | None = None) -> None:
     """Raise ``ValueError`` for what would stop ``prepare`` and can be told from the rows' texts alone."""
-    from deepfashion_training.preparation.plan import make_plan
+    from deepfashion_training.preparation.pair_plan import make_plan
 
     _check_target(Path(output_dir).expanduser().resolve(), source)
     _check_means(settings, "local")
@@ -95,7 +95,7 @@ def check_source(source: str, output_dir: str | Path, settings: Settings, *, rev
 def _check_means(settings: Settings, engine: str) -> None:
     """Raise ``ValueError`` when the parser cannot be had or Ray is not installed."""
     if settings.parser is not None:
-        from deepfashion_training.models.parser import check_parser
+        from deepfashion_training.models.human_parser import check_parser
 
         check_parser(settings.parser, settings.parser_revision)
     if engine == "ray":
@@ -169,9 +169,9 @@ def _check_overwrite(target: Path, settings: Settings, overwrite: bool) -> None:
 
 
 def _open(source: str, revision: str | None, settings: Settings) -> tuple[SourceRows, str]:
+    from deepfashion_training.data.schema import map_columns
     from deepfashion_training.data.source_rows import SourceRows
     from deepfashion_training.data.sources import open_splits, source_fingerprint
-    from deepfashion_training.pairs.schema import map_columns
 
     def check_columns(found: Sequence[str]) -> None:
         map_columns(found, settings.columns, source)
@@ -197,7 +197,7 @@ def _work(
     from tqdm import tqdm
 
     from deepfashion_training.preparation import engines
-    from deepfashion_training.preparation.plan import make_plan
+    from deepfashion_training.preparation.pair_plan import make_plan
 
     began = time.monotonic()
     plan = make_plan(rows.texts(), settings, has_cloth=rows.has_cloth)
@@ -276,7 +276,7 @@ def _parser_revision(settings: Settings) -> str | None:
     """What the parser's revision resolves to, for the record."""
     if settings.parser is None:
         return None
-    from deepfashion_training.models.parser import load_parser
+    from deepfashion_training.models.human_parser import load_parser
 
     return load_parser(settings.parser, settings.parser_revision).revision
 
@@ -290,8 +290,8 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    from deepfashion_training.pairs.masks import MASK_POLICIES
-    from deepfashion_training.pairs.quality import Gates
+    from deepfashion_training.images.masks import MASK_POLICIES
+    from deepfashion_training.images.quality import Gates
     from deepfashion_training.preparation.settings import MASK_POLARITIES, Settings
 
     parser = argparse.ArgumentParser(
@@ -340,10 +340,10 @@ def usable_cores() -> int:
 
 def settings_of(args: argparse.Namespace) -> Settings:
     """What the flags ask for; raises ``ValueError`` for a value that cannot be."""
-    from deepfashion_training.pairs.garment_types import parse_type_overrides
-    from deepfashion_training.pairs.garment_views import parse_sources
-    from deepfashion_training.pairs.quality import Gates
-    from deepfashion_training.pairs.schema import parse_column_map
+    from deepfashion_training.data.schema import parse_column_map
+    from deepfashion_training.garment_types import parse_type_overrides
+    from deepfashion_training.images.quality import Gates
+    from deepfashion_training.preparation.garment_views import parse_sources
     from deepfashion_training.preparation.settings import Settings
 
     same = (
@@ -365,7 +365,7 @@ def settings_of(args: argparse.Namespace) -> Settings:
 def chosen_parser(named: str | None) -> str | None:
     """The parser's name: what was named, nothing for ``none``, the default where a GPU can run it."""
     if named is None:
-        from deepfashion_training.models.parser import default_parser
+        from deepfashion_training.models.human_parser import default_parser
 
         return default_parser()
     return None if named.lower() == "none" else named
@@ -373,7 +373,7 @@ def chosen_parser(named: str | None) -> str | None:
 
 def closing_lines(folder: Path, facts: Mapping[str, Any], *, made: bool = True) -> str:
     """What came out, in lines for people."""
-    from deepfashion_training.pairs.quality import REASONS, UNPAIRED_REASONS
+    from deepfashion_training.images.quality import REASONS, UNPAIRED_REASONS
 
     def listed(counts: Mapping[str, int]) -> str:
         return ", ".join(f"{name} {count}" for name, count in counts.items() if count) or "none"
@@ -403,7 +403,7 @@ def closing_lines(folder: Path, facts: Mapping[str, Any], *, made: bool = True) 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    from deepfashion_training.console.endings import in_one_line
+    from deepfashion_training.cli import in_one_line
 
     args = build_parser().parse_args(argv)
     try:

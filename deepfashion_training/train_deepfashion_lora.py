@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from deepfashion_training import upstream
+    from deepfashion_training.upstream import script as upstream
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 #: Flags of the launcher that choose a preset for a whole run; "no flag" is what it does without one.
@@ -40,14 +40,14 @@ OTHERS_WAIT = 5.0
 if __name__ == "__main__":  # run by path: the package is found from here, and its folders do not become top-level names
     sys.path[0] = str(REPOSITORY)
 
-from deepfashion_training.console.presets import (  # noqa: E402
+from deepfashion_training.cli import (  # noqa: E402
     WrongUseError,
     as_typed,
     gpu_memory_of,
     load_preset,
     refuse_booleans,
 )
-from deepfashion_training.console.training_flags import (  # noqa: E402
+from deepfashion_training.training_flags import (  # noqa: E402
     HUB_DATASET,
     build_parser,
     refuse_planning,
@@ -74,7 +74,7 @@ def resolve(argv: list[str]) -> tuple[argparse.Namespace, upstream.Script]:
 
     Raises ``WrongUseError`` for a flag that nobody knows, naming the nearest one that somebody does.
     """
-    from deepfashion_training import upstream
+    from deepfashion_training.upstream import script as upstream
 
     parser = build_parser()
     first, _ = parser.parse_known_args(argv)
@@ -99,7 +99,7 @@ def resolve(argv: list[str]) -> tuple[argparse.Namespace, upstream.Script]:
         preset.pop("max_train_steps", None)  # the trainer lets steps win over epochs, the user wins over the preset
     given = {"output_dir": str(own.output_dir), "dataroot": own.dataset_name}
     if own.embedded:
-        from deepfashion_training.embedded.make_base import TINY_FLUX_FILL
+        from deepfashion_training.embedded import TINY_FLUX_FILL
 
         given |= dict.fromkeys(MODELS, str(TINY_FLUX_FILL))
     args = _parse(script, as_typed(preset), given, for_script, _options(parser))
@@ -134,8 +134,8 @@ def _parse(
 
     Raises ``WrongUseError`` for a flag that nobody knows, and for a typed one that this script would not read.
     """
-    from deepfashion_training import upstream
-    from deepfashion_training.driver.arguments import UnknownFlagError
+    from deepfashion_training.upstream import script as upstream
+    from deepfashion_training.upstream.arguments import UnknownFlagError
 
     theirs = upstream.script_parser(script)
     if theirs is None:
@@ -153,7 +153,7 @@ def _parse(
 
 
 def _refuse_unknown(parsers: list[argparse.ArgumentParser], typed: list[str], known: list[str]) -> None:
-    from deepfashion_training.driver.arguments import explicit
+    from deepfashion_training.upstream.arguments import explicit
 
     if _typed("--dataroot", typed):
         raise WrongUseError("--dataroot is the training script's name for it: use --dataset_name")
@@ -273,8 +273,8 @@ def plan(args: argparse.Namespace, script: upstream.Script) -> None:
     Raises ``ValueError`` when it does not fit the GPU that is here, after all has been said. With ``--check`` only
     what would keep the plan from being made.
     """
-    from deepfashion_training.planning.answer import answer, is_measured
-    from deepfashion_training.planning.plan import steps_of
+    from deepfashion_training.upstream.plan_answer import answer, is_measured
+    from training_run.forecast import steps_of
     from training_run.stopping import Stopping
 
     state, rows = process_state(), known_rows(args)
@@ -315,8 +315,8 @@ def known_rows(args: argparse.Namespace) -> int | None:
 
 def needs_preparation(args: argparse.Namespace) -> bool:
     """Whether the rows are raw: not documented, but such as ``prepare`` makes pairs from."""
+    from deepfashion_training.data.schema import looks_raw, missing_columns
     from deepfashion_training.data.sources import source_columns
-    from deepfashion_training.pairs.schema import looks_raw, missing_columns
 
     columns = source_columns(args.dataset_name, revision=args.dataset_revision)
     return bool(missing_columns(columns)) and looks_raw(columns)
@@ -379,7 +379,7 @@ def make_pairs(args: argparse.Namespace) -> None:
 def dataset_options(args: argparse.Namespace) -> Any:
     """The ``DatasetOptions`` that the flags ask for; raises ``ValueError`` for a value out of range."""
     from deepfashion_training.deepfashion_dataset import DatasetOptions
-    from deepfashion_training.pairs.garment_types import parse_cloth_types
+    from deepfashion_training.garment_types import parse_cloth_types
 
     same = "train_split validation_split validation_fraction max_train_samples max_validation_samples".split()
     same += "balance_cloth_types resize_mode max_bad_rows".split()
@@ -396,14 +396,14 @@ def run(args: argparse.Namespace, script: upstream.Script) -> None:
 
     Raises ``ValueError`` when comparing or publishing fails; what was trained is in the output directory all the same.
     """
-    from deepfashion_training import upstream
-    from deepfashion_training.console.endings import describe
+    from deepfashion_training.cli import describe
     from deepfashion_training.data.sources import is_hub_id
     from deepfashion_training.deepfashion_dataset import DeepFashionDataset
     from deepfashion_training.embedded.wardrobe import draw_wardrobe
     from deepfashion_training.models.access import subfolder_of_transformer
     from deepfashion_training.models.publish import push
     from deepfashion_training.reports.model_card import write_model_card
+    from deepfashion_training.upstream import script as upstream
     from training_run.output_dir import is_done
 
     if _draws_wardrobe(args):
@@ -456,7 +456,7 @@ def run(args: argparse.Namespace, script: upstream.Script) -> None:
 
 
 def _is_ours(script: upstream.Script) -> bool:
-    from deepfashion_training import upstream
+    from deepfashion_training.upstream import script as upstream
 
     return Path(str(script.__file__)) == upstream.DEFAULT_SCRIPT
 
@@ -477,9 +477,9 @@ def compare_with_base(args: argparse.Namespace, folder: Path) -> None:
 
     import torch
 
+    from deepfashion_training.data.schema import check_documented
     from deepfashion_training.data.sources import open_splits
     from deepfashion_training.evaluate import evaluate_trained
-    from deepfashion_training.pairs.schema import check_documented
     from deepfashion_training.prepare import usable_cores
     from deepfashion_training.reports.forecast import forecast
     from training_run.speed import free_memory
@@ -517,8 +517,8 @@ def compare_with_base(args: argparse.Namespace, folder: Path) -> None:
 
 def check_upstream(path: str) -> int:
     """Print how the script at ``path`` can be driven; returns the exit code, 1 when it cannot."""
-    from deepfashion_training import upstream
-    from deepfashion_training.console.endings import quiet_libraries
+    from deepfashion_training.cli import quiet_libraries
+    from deepfashion_training.upstream import script as upstream
 
     quiet_libraries()
     text, problem = upstream.inspect_script(path)
@@ -562,7 +562,7 @@ def closing_lines(args: argparse.Namespace, card: Path) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command with ``argv``; returns the exit code."""
-    from deepfashion_training.console.endings import close_progress_bars, describe, quiet_libraries
+    from deepfashion_training.cli import close_progress_bars, describe, quiet_libraries
 
     argv = sys.argv[1:] if argv is None else argv
     # Read when torch is loaded: threads that spin while they wait make a CPU step 15 times slower on a shared core.

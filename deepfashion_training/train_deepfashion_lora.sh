@@ -291,7 +291,7 @@ if ((gpus == 0)); then
   # it brings, while two processes share the pairs of a step well: benchmarks/README.md has figures of two cores.
   # accelerate starts several processes on a CPU only through MPI, so torchrun does. A script of somebody else's has one.
   command+=(--cpu --num_cpu_threads_per_process "${OMP_NUM_THREADS:-1}")
-  [[ $own_script == yes ]] || command+=("$here/console/torchrun.py" --standalone --nproc_per_node 2)
+  [[ $own_script == yes ]] || command+=("$here/launch.py" --standalone --nproc_per_node 2)
 elif ((gpus == 1)); then
   command+=(--gpu_ids all)
 else

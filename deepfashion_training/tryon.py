@@ -17,16 +17,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deepfashion_training.console.endings import run_command
-from deepfashion_training.console.flags import FlagParser, number
-from deepfashion_training.dressing.choice import add_drawing_flags, add_model_flags, choose
+from deepfashion_training.cli import FlagParser, number, run_command
+from deepfashion_training.inference.choice import add_drawing_flags, add_model_flags, choose
 
 if TYPE_CHECKING:
-    from deepfashion_training.dressing.choice import Choice
-    from deepfashion_training.dressing.dress import Look
-    from deepfashion_training.dressing.wishes import Ready, Wish
+    from deepfashion_training.inference.choice import Choice
+    from deepfashion_training.inference.dress import Look
+    from deepfashion_training.inference.requests import Ready, Wish
     from deepfashion_training.models.fill import FillModel
-    from deepfashion_training.models.parser import Parser
+    from deepfashion_training.models.human_parser import Parser
 
 #: Suffixes of a single result; another --output is a folder.
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -79,9 +78,9 @@ def check_use(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None
 
 def wishes_of(args: argparse.Namespace) -> list[Wish]:
     """What is to be drawn; ``ValueError`` for pictures that are not there or cannot be used."""
-    from deepfashion_training.dressing.pictures import check_header
-    from deepfashion_training.dressing.wishes import Wish, default_name, read_wishes
-    from deepfashion_training.pairs.garment_types import parse_cloth_type
+    from deepfashion_training.garment_types import parse_cloth_type
+    from deepfashion_training.inference.requests import Wish, default_name, read_wishes
+    from deepfashion_training.inference.result_files import check_header
 
     cloth_type = parse_cloth_type(args.garment_type) if args.garment_type else None
     if args.batch is not None:
@@ -110,7 +109,7 @@ def targets(wish: Wish, args: argparse.Namespace) -> dict[int, dict[str, Path]]:
 
 def check_targets(wishes: Sequence[Wish], args: argparse.Namespace) -> None:
     """Raise ``ValueError`` where a picture would replace one that is read, or another one that is drawn."""
-    from deepfashion_training.dressing.wishes import LONGEST_NAME
+    from deepfashion_training.inference.requests import LONGEST_NAME
 
     read = {path.resolve(): what for wish in wishes for what, path in wish.files().items()}
     drawn: set[Path] = set()
@@ -134,10 +133,10 @@ def find_parser(named: str | None, choice: Choice) -> str:
     That of the small embedded model is the one for drawn people, whom alone it knows.
     """
     from deepfashion_training.models.fill import is_embedded
-    from deepfashion_training.models.parser import DEFAULT_PARSER, check_parser
+    from deepfashion_training.models.human_parser import DEFAULT_PARSER, check_parser
 
     if named is None and is_embedded(choice.recipe.transformer):
-        from deepfashion_training.embedded.make_parser import DRAWN_PARSER
+        from deepfashion_training.embedded import DRAWN_PARSER
 
         return str(DRAWN_PARSER)
     check_parser(named or DEFAULT_PARSER)
@@ -146,10 +145,10 @@ def find_parser(named: str | None, choice: Choice) -> str:
 
 def tryon(args: argparse.Namespace) -> None:
     """Draw what the flags ask for. Raises ``ValueError``, one line, where it can before models are loaded."""
-    from deepfashion_training.dressing.records import check_form
-    from deepfashion_training.dressing.wishes import make_ready
+    from deepfashion_training.inference.records import check_form
+    from deepfashion_training.inference.requests import make_ready
     from deepfashion_training.models.access import check_writable
-    from deepfashion_training.models.parser import load_parser
+    from deepfashion_training.models.human_parser import load_parser
 
     wishes = wishes_of(args)
     check_targets(wishes, args)
@@ -213,8 +212,8 @@ def _draw(drawing: Drawing, ready: Ready, seeds: Sequence[int], bar: Any) -> lis
     """Draw one wish from each of ``seeds`` and save the pictures; returns the files."""
     from PIL import Image
 
-    from deepfashion_training.dressing.dress import dress
-    from deepfashion_training.dressing.records import save_picture
+    from deepfashion_training.inference.dress import dress
+    from deepfashion_training.inference.records import save_picture
 
     wish, places = ready.wish, targets(ready.wish, drawing.args)
     if ready.profile is not None and ready.profile not in drawing.profiles:
@@ -245,7 +244,7 @@ def _draw(drawing: Drawing, ready: Ready, seeds: Sequence[int], bar: Any) -> lis
 
 def _draw_rows(drawing: Drawing, tasks: Sequence[Task], parser: Parser | None) -> None:
     """Draw row by row; one that fails does not stop the others, and ends in a ``ValueError`` at the end."""
-    from deepfashion_training.dressing.wishes import make_ready
+    from deepfashion_training.inference.requests import make_ready
 
     failed = []
     with drawing.bar(tasks) as bar:
@@ -270,7 +269,7 @@ def _record(wish: Wish, settings: dict[str, Any], seed: int) -> dict[str, Any]:
 
 def _left(wishes: Sequence[Wish], settings: dict[str, Any], args: argparse.Namespace) -> list[Task]:
     """What is yet to be drawn; ``ValueError`` where a picture that is there must not be replaced."""
-    from deepfashion_training.dressing.records import differences, made_from
+    from deepfashion_training.inference.records import differences, made_from
 
     left = []
     for wish in wishes:

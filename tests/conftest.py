@@ -217,7 +217,7 @@ def spoiled(name: str, folder: Path) -> Path:
 @pytest.fixture(scope="session")
 def wardrobe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """For each type <type>-person.png, -garment.png and -mask.png of 256x192 (height x width), for reading only."""
-    from deepfashion_training.embedded.drawing import draw_flat
+    from deepfashion_training.embedded.figure import draw_flat
     from deepfashion_training.embedded.rows import documented_specs
 
     folder = tmp_path_factory.mktemp("wardrobe")
@@ -261,7 +261,7 @@ def tryon_run(
     A model that an earlier run has loaded is used again; tests/test_fill.py shows that it draws as a fresh one does.
     """
     from deepfashion_training import tryon
-    from deepfashion_training.dressing.choice import Choice
+    from deepfashion_training.inference.choice import Choice
 
     load = Choice.load
 
@@ -327,7 +327,7 @@ def pixels(path: Path) -> np.ndarray:
 
 def stop_after(pictures: int, monkeypatch: pytest.MonkeyPatch, error: BaseException | None = None) -> None:
     """Let the picture after so many ones end in Ctrl-C, or in ``error``."""
-    from deepfashion_training.dressing import dress as dressing
+    from deepfashion_training.inference import dress as dressing
 
     real, drawn = dressing.dress, []
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from deepfashion_training.embedded.make_base import TINY_FLUX_FILL
+from deepfashion_training.embedded import TINY_FLUX_FILL
 from deepfashion_training.models import access
 
 ROOT = Path(__file__).resolve().parents[1]

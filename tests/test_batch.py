@@ -12,11 +12,11 @@ import pytest
 from PIL import Image
 
 from deepfashion_training.embedded.rows import RowSpec, raw_row, raw_specs
-from deepfashion_training.pairs.garment_types import LOWER, UPPER
-from deepfashion_training.pairs.parts import garment_labels
-from deepfashion_training.pairs.quality import Gates
+from deepfashion_training.garment_types import LOWER, UPPER
+from deepfashion_training.images.parts import garment_labels
+from deepfashion_training.images.quality import Gates
 from deepfashion_training.preparation.batch import OUTPUT_COLUMNS, Batch, prepare_batch
-from deepfashion_training.preparation.plan import PlannedRow, make_plan
+from deepfashion_training.preparation.pair_plan import PlannedRow, make_plan
 from deepfashion_training.preparation.settings import Settings
 
 SIZE = (256, 192)

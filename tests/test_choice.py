@@ -12,9 +12,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from deepfashion_training.console.flags import FlagParser
-from deepfashion_training.dressing.choice import Choice, add_drawing_flags, add_model_flags, choose
-from deepfashion_training.dressing.dress import Look
+from deepfashion_training.cli import FlagParser
+from deepfashion_training.inference.choice import Choice, add_drawing_flags, add_model_flags, choose
+from deepfashion_training.inference.dress import Look
 
 
 @pytest.fixture(scope="module")

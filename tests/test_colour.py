@@ -11,8 +11,8 @@ import pytest
 from conftest import pieces, pixels
 from PIL import Image
 
-from deepfashion_training.pairs.layout import pair_tensors
-from deepfashion_training.pairs.pictures import to_rgb
+from deepfashion_training.images.layout import pair_tensors
+from deepfashion_training.images.pictures import to_rgb
 from train_flux_inpaint import VitonHDTestDataset
 from training_run import colour
 

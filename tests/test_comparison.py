@@ -14,7 +14,7 @@ import torch
 from deepfashion_training import evaluate as evaluate_command
 from deepfashion_training import train_deepfashion_lora as wrapper
 from deepfashion_training.embedded.wardrobe import write_wardrobe
-from deepfashion_training.evaluation import plan as plan_module
+from deepfashion_training.evaluation import evaluation_plan as plan_module
 
 Compared = Callable[..., tuple[list[dict[str, Any]], str]]
 
@@ -84,9 +84,9 @@ def test_without_a_lora_nothing_is_compared(compared: Compared) -> None:
 def test_a_failed_comparison_keeps_nothing_from_the_hub(
     problem: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from deepfashion_training import upstream
     from deepfashion_training.models import publish
     from deepfashion_training.reports import model_card
+    from deepfashion_training.upstream import script as upstream
 
     def fails(args: argparse.Namespace, folder: Path) -> None:
         raise problem
@@ -133,7 +133,7 @@ def test_no_dino_and_no_extras_load_nothing(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_the_small_model_is_drawn_in_full_precision_everywhere() -> None:
-    from deepfashion_training.embedded.make_base import TINY_FLUX_FILL
+    from deepfashion_training.embedded import TINY_FLUX_FILL
     from deepfashion_training.models.fill import precision_of
 
     for device in ("cpu", "cuda"):

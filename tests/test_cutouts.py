@@ -7,10 +7,10 @@ import pytest
 from PIL import Image
 
 from deepfashion_training.embedded.body import random_person, random_pose
-from deepfashion_training.embedded.drawing import draw_person
+from deepfashion_training.embedded.figure import draw_person
 from deepfashion_training.embedded.garments import random_outfit
-from deepfashion_training.pairs.cutouts import cut_out, region_box, warped_cut_out
-from deepfashion_training.pairs.pictures import PictureError
+from deepfashion_training.images.cutouts import cut_out, region_box, warped_cut_out
+from deepfashion_training.images.pictures import PictureError
 
 RED, GREEN, WHITE = (200, 30, 40), (20, 180, 60), (255, 255, 255)
 

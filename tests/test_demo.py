@@ -22,18 +22,18 @@ pytest.importorskip("gradio", reason="the demo needs gradio: pip install -r requ
 
 import train_flux_inpaint as trainer
 from deepfashion_training import demo as command
-from deepfashion_training.dressing.choice import choose
-from deepfashion_training.dressing.dress import dress
-from deepfashion_training.dressing.pictures import upright
-from deepfashion_training.dressing.records import made_from
-from deepfashion_training.embedded.make_parser import DRAWN_PARSER
-from deepfashion_training.models.parser import load_parser
-from deepfashion_training.webpage import painter
-from deepfashion_training.webpage.examples import SIZE, Example, draw_examples
-from deepfashion_training.webpage.guard import MAX_BODY, UPLOAD, Guard
-from deepfashion_training.webpage.jobs import Studio, plain_name, read_number, why
-from deepfashion_training.webpage.layout import Page, build
-from deepfashion_training.webpage.shelf import Picked, Shelf, inside, shown_name, uploaded
+from deepfashion_training.embedded import DRAWN_PARSER
+from deepfashion_training.inference import mask_painter as painter
+from deepfashion_training.inference.choice import choose
+from deepfashion_training.inference.dress import dress
+from deepfashion_training.inference.page_examples import SIZE, Example, draw_examples
+from deepfashion_training.inference.page_guard import MAX_BODY, UPLOAD, Guard
+from deepfashion_training.inference.page_jobs import Studio, plain_name, read_number, why
+from deepfashion_training.inference.page_layout import Page, build
+from deepfashion_training.inference.records import made_from
+from deepfashion_training.inference.result_files import upright
+from deepfashion_training.inference.upload_store import Picked, Shelf, inside, shown_name, uploaded
+from deepfashion_training.models.human_parser import load_parser
 
 STEPS = 2
 

@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deepfashion_training.dressing.records import made_from
+from deepfashion_training.inference.records import made_from
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 if CHROMIUM is None:

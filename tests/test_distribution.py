@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy import linalg
 
-from deepfashion_training.metrics.distribution import cosine_similarity, frechet_distance, kernel_distance
+from deepfashion_training.evaluation.distribution import cosine_similarity, frechet_distance, kernel_distance
 
 
 def noise(rows: int, width: int, seed: int = 0) -> torch.Tensor:

@@ -11,16 +11,16 @@ import torch
 from conftest import box_mask, noise, turned
 from PIL import Image
 
-from deepfashion_training.dressing.dress import Look, dress, mask_given, mask_of_type, picture_of
-from deepfashion_training.dressing.pictures import read_picture, upright
-from deepfashion_training.embedded.drawing import Drawing
-from deepfashion_training.embedded.make_parser import DRAWN_PARSER
+from deepfashion_training.embedded import DRAWN_PARSER
+from deepfashion_training.embedded.figure import Drawing
 from deepfashion_training.embedded.rows import documented_specs
-from deepfashion_training.models.parser import Parser, load_parser
-from deepfashion_training.pairs.masks import agnostic
-from deepfashion_training.pairs.parts import FACE, garment_labels, protected
-from deepfashion_training.pairs.paste import feathered
-from deepfashion_training.pairs.pictures import PictureError
+from deepfashion_training.images.masks import agnostic
+from deepfashion_training.images.parts import FACE, garment_labels, protected
+from deepfashion_training.images.paste import feathered
+from deepfashion_training.images.pictures import PictureError
+from deepfashion_training.inference.dress import Look, dress, mask_given, mask_of_type, picture_of
+from deepfashion_training.inference.result_files import read_picture, upright
+from deepfashion_training.models.human_parser import Parser, load_parser
 
 UPPER, LOWER, FULL = 1, 2, 3
 

@@ -10,8 +10,8 @@ import pytest
 from conftest import noise, spoiled
 from PIL import Image
 
-from deepfashion_training.dressing import pictures
-from deepfashion_training.dressing.pictures import check_header, read_picture, upright
+from deepfashion_training.inference import result_files as pictures
+from deepfashion_training.inference.result_files import check_header, read_picture, upright
 
 
 def save(picture: Image.Image, path: Path, form: str | None = None, **options: object) -> Path:

@@ -27,11 +27,11 @@ from safetensors.torch import load_file
 
 import train_flux_inpaint as trainer
 from deepfashion_training import train_deepfashion_lora as wrapper
-from deepfashion_training import upstream
-from deepfashion_training.driver import pipeline as pipeline_module
-from deepfashion_training.driver import run as run_module
-from deepfashion_training.embedded.make_base import TINY_FLUX_FILL
+from deepfashion_training.embedded import TINY_FLUX_FILL
 from deepfashion_training.embedded.wardrobe import write_wardrobe
+from deepfashion_training.upstream import driven_run as run_module
+from deepfashion_training.upstream import pipeline as pipeline_module
+from deepfashion_training.upstream import script as upstream
 
 ROOT = Path(__file__).resolve().parents[1]
 STAND_INS = Path(__file__).parent / "stand_ins"
@@ -699,7 +699,7 @@ NOTING = """
 import json, os, sys
 import torch
 from deepfashion_training import train_deepfashion_lora as wrapper
-from deepfashion_training.driver.run import DrivenRun
+from deepfashion_training.upstream.driven_run import DrivenRun
 
 add_loss = DrivenRun.add_loss
 def noting(self, loss):

@@ -13,10 +13,10 @@ import torch
 from conftest import forget_accelerator
 
 import train_flux_inpaint as trainer
-from deepfashion_training.driver.accelerator import accelerator_class
-from deepfashion_training.driver.adapter import AdapterTransformer, adapter_class
-from deepfashion_training.driver.run import DrivenRun
-from deepfashion_training.embedded.make_base import TINY_FLUX_FILL
+from deepfashion_training.embedded import TINY_FLUX_FILL
+from deepfashion_training.upstream.accelerator import accelerator_class
+from deepfashion_training.upstream.adapter import AdapterTransformer, adapter_class
+from deepfashion_training.upstream.driven_run import DrivenRun
 
 
 def run_of(folder: Path, precision: str = "no", **settings: Any) -> DrivenRun:

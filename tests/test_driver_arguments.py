@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from deepfashion_training import train_deepfashion_lora as wrapper
-from deepfashion_training import upstream
-from deepfashion_training.driver.arguments import (
+from deepfashion_training.embedded import TINY_FLUX_FILL
+from deepfashion_training.upstream import script as upstream
+from deepfashion_training.upstream.arguments import (
     FROM_OUTSIDE,
     UnknownFlagError,
     explicit,
@@ -18,7 +19,6 @@ from deepfashion_training.driver.arguments import (
     tokens_of,
     translate,
 )
-from deepfashion_training.embedded.make_base import TINY_FLUX_FILL
 
 STAND_INS = Path(__file__).parent / "stand_ins"
 SCRIPT = STAND_INS / "catvton_flux" / "train_flux_inpaint.py"

@@ -18,9 +18,9 @@ from typing import Any
 
 import pytest
 
-from deepfashion_training.driver import imports as driver_imports
-from deepfashion_training.driver.imports import HARMLESS, UNUSED, ScriptImports, is_missing, needs, pip_command
-from deepfashion_training.driver.source import read_source
+from deepfashion_training.upstream import imports as driver_imports
+from deepfashion_training.upstream.imports import HARMLESS, UNUSED, ScriptImports, is_missing, needs, pip_command
+from deepfashion_training.upstream.source import read_source
 
 
 @pytest.fixture(autouse=True)

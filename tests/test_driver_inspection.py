@@ -10,10 +10,10 @@ from types import ModuleType
 import pytest
 
 from deepfashion_training import train_deepfashion_lora as wrapper
-from deepfashion_training import upstream
-from deepfashion_training.driver.inspection import lora_kind
-from deepfashion_training.driver.quirks import QUIRKS
-from deepfashion_training.driver.source import read_source
+from deepfashion_training.upstream import script as upstream
+from deepfashion_training.upstream.inspection import lora_kind
+from deepfashion_training.upstream.quirks import QUIRKS
+from deepfashion_training.upstream.source import read_source
 
 STAND_INS = Path(__file__).parent / "stand_ins"
 SCRIPT = STAND_INS / "catvton_flux" / "train_flux_inpaint.py"

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from deepfashion_training.driver.quirks import QUIRKS, quirks_of, settle
-from deepfashion_training.driver.run import NEVER
-from deepfashion_training.driver.source import read_source
+from deepfashion_training.upstream.driven_run import NEVER
+from deepfashion_training.upstream.quirks import QUIRKS, quirks_of, settle
+from deepfashion_training.upstream.source import read_source
 
 STAND_INS = Path(__file__).parent / "stand_ins"
 SCRIPT = STAND_INS / "catvton_flux" / "train_flux_inpaint.py"

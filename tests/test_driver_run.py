@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from deepfashion_training.driver import run as run_module
+from deepfashion_training.upstream import driven_run as run_module
 from training_run import checkpoints
 
 LORA = "pytorch_lora_weights.safetensors"

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from deepfashion_training.driver.source import Source, attributes_read, changes_path, module_names, read_source
-from deepfashion_training.driver.uses import PackageUse, packages
+from deepfashion_training.upstream.source import Source, attributes_read, changes_path, module_names, read_source
+from deepfashion_training.upstream.uses import PackageUse, packages
 
 
 def write(folder: Path, files: dict[str, str]) -> Path:
@@ -222,7 +222,7 @@ def test_a_script_that_changes_its_path_is_known(tmp_path: Path) -> None:
 
 
 def test_sources_and_imports_are_read_without_torch() -> None:
-    code = "import sys, deepfashion_training.driver.imports; print('torch' in sys.modules)"
+    code = "import sys, deepfashion_training.upstream.imports; print('torch' in sys.modules)"
     root = Path(__file__).resolve().parents[1]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

@@ -31,11 +31,11 @@ from transformers import Dinov2Config, Dinov2Model
 
 import train_flux_inpaint as trainer
 from deepfashion_training import evaluate as command
-from deepfashion_training.dressing.choice import Choice
 from deepfashion_training.embedded.wardrobe import write_wardrobe
 from deepfashion_training.evaluation.cases import Cases
+from deepfashion_training.images.paste import feathered, seam_of
+from deepfashion_training.inference.choice import Choice
 from deepfashion_training.models.fill import FillModel
-from deepfashion_training.pairs.paste import feathered, seam_of
 
 ROOT = Path(__file__).resolve().parents[1]
 HEIGHT, WIDTH = 64, 48
@@ -252,7 +252,7 @@ def test_figures_of_other_circumstances_are_not_the_cards(
 ) -> None:
     from accelerate import PartialState
 
-    from deepfashion_training.evaluation.plan import make_plan
+    from deepfashion_training.evaluation.evaluation_plan import make_plan
 
     flags = ["--embedded", "--data", str(wardrobe), "--lora", str(lora)]
     plain = command.build_parser().parse_args([*flags, "--output_dir", str(tmp_path / "plain")])

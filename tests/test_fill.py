@@ -14,11 +14,11 @@ from diffusers import FluxFillPipeline
 from PIL import Image
 
 import train_flux_inpaint as tfi
+from deepfashion_training.images.layout import pair_tensors
 from deepfashion_training.models import fill
 from deepfashion_training.models.access import CATVTON_FLUX_ALPHA
 from deepfashion_training.models.fill import FLUX_FILL, FillModel, Recipe, check_means, same_model
 from deepfashion_training.models.lora_files import LoraFile, read_lora
-from deepfashion_training.pairs.layout import pair_tensors
 from training_run import quantization
 
 PROMPT, OTHER_PROMPT = "a person in trousers", "a coat"

@@ -8,7 +8,7 @@ import math
 import pytest
 
 from deepfashion_training.embedded.rows import raw_specs
-from deepfashion_training.pairs.garment_types import (
+from deepfashion_training.garment_types import (
     CATEGORY_TYPES,
     TYPE_NAMES,
     UnknownCategoryError,

@@ -7,7 +7,7 @@ import random
 import pytest
 
 from deepfashion_training.embedded.body import PERSON_VIEWS, VIEW_NUMBERS
-from deepfashion_training.pairs.garment_views import (
+from deepfashion_training.preparation.garment_views import (
     SOURCES,
     VIEWS,
     Candidate,

@@ -19,8 +19,8 @@ import torchmetrics.functional.image.lpips as functional_lpips
 import torchmetrics.image.lpip as lpips_class
 from PIL import Image
 
-from deepfashion_training.metrics import inception
-from deepfashion_training.metrics.inception import clean_fid, clean_kid, lpips, unavailable
+from deepfashion_training.evaluation import inception
+from deepfashion_training.evaluation.inception import clean_fid, clean_kid, lpips, unavailable
 
 INSTALL = "pip install -r requirements-fid.txt"
 INCEPTION_URL = "https://weights.test/inception-2015-12-05.pt"

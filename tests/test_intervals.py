@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from deepfashion_training.metrics.intervals import bootstrap_interval
+from deepfashion_training.evaluation.intervals import bootstrap_interval
 
 
 def test_bootstrap_of_two_values_is_the_binomial_one():

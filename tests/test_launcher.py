@@ -16,7 +16,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 LAUNCHER = ROOT / "deepfashion_training" / "train_deepfashion_lora.sh"
-TORCHRUN = ROOT / "deepfashion_training" / "console" / "torchrun.py"
+TORCHRUN = ROOT / "deepfashion_training" / "launch.py"
 HOSTILE = [
     "a b",
     "",
@@ -398,8 +398,7 @@ def copy_of_the_scripts(folder: Path) -> Path:
     """A repository of its own with the launcher and what it needs beside the wrapper; returns the launcher."""
     home = folder / "a repo; of $ones own" / "deepfashion_training"
     shutil.copytree(ROOT / "deepfashion_training" / "presets", home / "presets")
-    (home / "console").mkdir()
-    shutil.copy(TORCHRUN, home / "console")
+    shutil.copy(TORCHRUN, home)
     shutil.copytree(ROOT / "training_run", home.parent / "training_run")
     return Path(shutil.copy(LAUNCHER, home))
 
@@ -627,7 +626,7 @@ def test_a_signal_before_the_trainers_have_begun_leaves_none_behind(machine: Mac
     """torchrun is there, and has started nobody: it ends with accelerate."""
     script = copy_of_the_scripts(machine.folder)
     script.with_suffix(".py").write_text(PATIENT.format(root=str(ROOT)))
-    torchrun = script.parent / "console" / "torchrun.py"
+    torchrun = script.parent / "launch.py"
     slow = "    from torch.distributed import run\n"
     text = torchrun.read_text("utf-8")
     assert text.count(slow) == 1

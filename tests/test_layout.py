@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from deepfashion_training.pairs.layout import Box, fit_box, garment_mask, pair_tensors, place_mask, place_picture
-from deepfashion_training.pairs.masks import align_mask
-from deepfashion_training.pairs.pictures import PictureError
+from deepfashion_training.images.layout import Box, fit_box, garment_mask, pair_tensors, place_mask, place_picture
+from deepfashion_training.images.masks import align_mask
+from deepfashion_training.images.pictures import PictureError
 
 GREY, RED, BLUE, WHITE = (100, 110, 120), (255, 0, 0), (0, 0, 255), (255, 255, 255)
 

@@ -10,7 +10,7 @@ import torch
 from diffusers import AutoencoderKL, FluxFillPipeline
 from safetensors.torch import load_file
 
-from deepfashion_training.embedded import make_base, small_vae
+from deepfashion_training.embedded.make import make_base, small_vae
 
 
 @pytest.fixture(scope="module")

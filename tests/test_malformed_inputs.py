@@ -31,7 +31,7 @@ from safetensors.torch import load_file, save_file
 import train_flux_inpaint as trainer
 from deepfashion_training import export, prepare, tryon
 from deepfashion_training import train_deepfashion_lora as wrapper
-from deepfashion_training.console.endings import describe
+from deepfashion_training.cli import describe
 from deepfashion_training.deepfashion_dataset import DatasetOptions, DeepFashionDataset
 from deepfashion_training.embedded.wardrobe import write_wardrobe
 from training_run import checkpoints
@@ -252,7 +252,7 @@ def test_unusual_pictures_that_are_sound_are_read(column, sound_rows, tmp_path):
 @REPEATABLE
 @given(st.data())
 def test_pictures_spoilt_at_random_never_do_worse_than_an_error_of_one_line(data):
-    from deepfashion_training.pairs.pictures import PictureError, open_picture, to_rgb
+    from deepfashion_training.images.pictures import PictureError, open_picture, to_rgb
 
     content = bytearray(data.draw(st.sampled_from([jpeg, whole, gif, tiff, webp])))
     for _ in range(data.draw(st.integers(1, 6))):
@@ -572,7 +572,7 @@ def test_a_table_that_cannot_be_drawn_stops_before_the_first_picture(name, shop,
 @REPEATABLE
 @given(st.binary(max_size=200))
 def test_tables_of_any_bytes_are_refused_in_one_line(content):
-    from deepfashion_training.dressing.wishes import read_wishes
+    from deepfashion_training.inference.requests import read_wishes
 
     folder = Path(tempfile.mkdtemp())
     try:

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFilter, ImageOps
 
-from deepfashion_training.dressing.dress import mask_given
 from deepfashion_training.embedded.rows import RowSpec, documented_row
-from deepfashion_training.pairs.mask_check import area_fault, mask_fault
-from deepfashion_training.pairs.masks import align_mask
-from deepfashion_training.pairs.pictures import PictureError
+from deepfashion_training.images.mask_check import area_fault, mask_fault
+from deepfashion_training.images.masks import align_mask
+from deepfashion_training.images.pictures import PictureError
+from deepfashion_training.inference.dress import mask_given
 
 SIZE = (384, 288)
 #: ATR labels of clothes.

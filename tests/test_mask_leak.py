@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from deepfashion_training.metrics.mask_leak import FEWEST_GROUPS, leak_score, mask_features
+from deepfashion_training.preparation.mask_leak import FEWEST_GROUPS, leak_score, mask_features
 
 HEMS = {"Shorts": 60, "Pants": 90}
 

@@ -7,12 +7,12 @@ import pytest
 from PIL import Image
 
 from deepfashion_training.embedded.body import random_person, random_pose
-from deepfashion_training.embedded.drawing import Drawing, draw_person
+from deepfashion_training.embedded.figure import Drawing, draw_person
 from deepfashion_training.embedded.garments import random_outfit
 from deepfashion_training.embedded.rows import raw_specs
-from deepfashion_training.pairs.masks import agnostic, align_mask, decode_mask, relaxed, repaint_mask
-from deepfashion_training.pairs.parts import protected
-from deepfashion_training.pairs.person import Person, find_person
+from deepfashion_training.images.masks import agnostic, align_mask, decode_mask, relaxed, repaint_mask
+from deepfashion_training.images.parts import protected
+from deepfashion_training.images.person import Person, find_person
 
 BITS = np.array([[0, 1], [1, 0]], np.uint8)
 

@@ -16,11 +16,17 @@ from PIL import Image
 
 from deepfashion_training.evaluation import results
 from deepfashion_training.evaluation.cases import Cases
-from deepfashion_training.evaluation.drawing import Setting, draw_missing, setting, share_of
-from deepfashion_training.evaluation.measuring import FEWEST_FOR_VERDICT, Measured, differences, read_result, summarise
-from deepfashion_training.metrics.distribution import frechet_distance
-from deepfashion_training.pairs.layout import Box
-from deepfashion_training.pairs.pictures import PictureError
+from deepfashion_training.evaluation.distribution import frechet_distance
+from deepfashion_training.evaluation.draw_cases import Setting, draw_missing, setting, share_of
+from deepfashion_training.evaluation.measure_cases import (
+    FEWEST_FOR_VERDICT,
+    Measured,
+    differences,
+    read_result,
+    summarise,
+)
+from deepfashion_training.images.layout import Box
+from deepfashion_training.images.pictures import PictureError
 
 #: As many people as a verdict needs, in pictures 0, 1, 2...
 PEOPLE = [f"pid {number}" for number in range(FEWEST_FOR_VERDICT)]

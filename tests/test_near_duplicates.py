@@ -12,7 +12,7 @@ from PIL import Image, ImageEnhance
 
 from deepfashion_training.data.near_duplicates import FINGERPRINT_BYTES, fingerprint, near_duplicates
 from deepfashion_training.embedded.rows import raw_specs
-from deepfashion_training.pairs.quality import Gates
+from deepfashion_training.images.quality import Gates
 
 DISTANCE = Gates().near_duplicate_distance
 

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 from skimage.color import deltaE_ciede2000, rgb2lab
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from deepfashion_training.metrics.paired import (
+from deepfashion_training.evaluation.paired import (
     ciede2000,
     ciede2000_masked,
     drift,

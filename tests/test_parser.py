@@ -14,8 +14,8 @@ import pytest
 import torch
 from PIL import Image
 
-from deepfashion_training.embedded.make_parser import (
-    DRAWN_PARSER,
+from deepfashion_training.embedded import DRAWN_PARSER
+from deepfashion_training.embedded.make.make_parser import (
     SIZE,
     Stage,
     draw_people,
@@ -24,9 +24,10 @@ from deepfashion_training.embedded.make_parser import (
     small_segformer,
     train_drawn_parser,
 )
-from deepfashion_training.models import hub_files, parser
-from deepfashion_training.models.parser import DEFAULT_PARSER, Parser, check_parser, default_parser, load_parser
-from deepfashion_training.pairs.parts import LABELS
+from deepfashion_training.images.parts import LABELS
+from deepfashion_training.models import hub_files
+from deepfashion_training.models import human_parser as parser
+from deepfashion_training.models.human_parser import DEFAULT_PARSER, Parser, check_parser, default_parser, load_parser
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from deepfashion_training.embedded.drawing import GARMENT_LABELS
+from deepfashion_training.embedded.figure import GARMENT_LABELS
 from deepfashion_training.embedded.rows import raw_specs
-from deepfashion_training.pairs.parts import LABELS, garment_labels, protected
+from deepfashion_training.images.parts import LABELS, garment_labels, protected
 
 FACE, SHIRT, TROUSERS, SHOE, LEG, ARM = 11, 4, 6, 9, 12, 14
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deepfashion_training.pairs.layout import place_picture
-from deepfashion_training.pairs.paste import _box_sums, feathered, repainted, seam_of, unplace
+from deepfashion_training.images.layout import place_picture
+from deepfashion_training.images.paste import _box_sums, feathered, repainted, seam_of, unplace
 
 
 def noise(size: tuple[int, int], seed: int) -> Image.Image:

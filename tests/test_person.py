@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from deepfashion_training.embedded.rows import raw_specs
-from deepfashion_training.pairs.person import ROWS, assumed_person, connected, find_person, person_of_parse, shrink
+from deepfashion_training.images.person import ROWS, assumed_person, connected, find_person, person_of_parse, shrink
 
 WALL, SKIN, SHIRT, HAIR = (220, 220, 225), (214, 165, 128), (40, 60, 160), (40, 30, 30)
 

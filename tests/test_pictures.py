@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from deepfashion_training.pairs.pictures import (
+from deepfashion_training.images.pictures import (
     PictureError,
     border_colour,
     opacity,

@@ -5,8 +5,8 @@ from itertools import groupby
 
 import pytest
 
-from deepfashion_training.pairs.sampling import split_of
-from deepfashion_training.preparation.plan import BATCH_ROWS, make_plan
+from deepfashion_training.data.sampling import split_of
+from deepfashion_training.preparation.pair_plan import BATCH_ROWS, make_plan
 from deepfashion_training.preparation.settings import Settings
 
 

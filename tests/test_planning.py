@@ -17,10 +17,12 @@ import torch
 import yaml
 
 from deepfashion_training import train_deepfashion_lora as wrapper
-from deepfashion_training.console.presets import PRESETS
+from deepfashion_training.cli import PRESETS
 from deepfashion_training.embedded.wardrobe import write_wardrobe
-from deepfashion_training.planning import answer, measuring, plan
-from deepfashion_training.planning.plan import GIB, Device, Measured
+from deepfashion_training.upstream import plan_answer as answer
+from deepfashion_training.upstream import plan_trial as measuring
+from training_run import forecast as plan
+from training_run.forecast import GIB, Device, Measured
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICK = ["--preset", "quick_test", "--embedded", "--plan"]
@@ -91,7 +93,7 @@ def test_what_encoded_rows_and_checkpoints_take_is_what_they_took(
     sizes = {}
 
     def train(short: argparse.Namespace, dataset: object) -> None:
-        from deepfashion_training import upstream
+        from deepfashion_training.upstream import script as upstream
 
         upstream.train(script, short, dataset)
         run = Path(short.output_dir)

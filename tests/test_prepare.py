@@ -23,15 +23,15 @@ import pytest
 from PIL import Image
 
 from deepfashion_training import prepare as command
+from deepfashion_training.data.sampling import split_of
+from deepfashion_training.data.schema import DOCUMENTED_COLUMNS, PROVENANCE_COLUMNS
 from deepfashion_training.deepfashion_dataset import DatasetOptions, DeepFashionDataset
-from deepfashion_training.embedded.make_parser import DRAWN_PARSER
+from deepfashion_training.embedded import DRAWN_PARSER
 from deepfashion_training.embedded.rows import raw_row, raw_specs
 from deepfashion_training.embedded.wardrobe import wardrobe_features, write_wardrobe
-from deepfashion_training.pairs.garment_views import allowed_views
-from deepfashion_training.pairs.quality import REASONS, UNPAIRED_REASONS, Gates
-from deepfashion_training.pairs.sampling import split_of
-from deepfashion_training.pairs.schema import DOCUMENTED_COLUMNS, PROVENANCE_COLUMNS
+from deepfashion_training.images.quality import REASONS, UNPAIRED_REASONS, Gates
 from deepfashion_training.preparation import engines
+from deepfashion_training.preparation.garment_views import allowed_views
 from deepfashion_training.preparation.settings import Settings
 
 ROWS, SIZE = 160, (256, 192)

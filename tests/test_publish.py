@@ -19,7 +19,7 @@ from huggingface_hub.errors import RepositoryNotFoundError
 from safetensors.numpy import save_file
 
 from deepfashion_training import train_deepfashion_lora as wrapper
-from deepfashion_training.embedded.make_base import TINY_FLUX_FILL
+from deepfashion_training.embedded import TINY_FLUX_FILL
 from deepfashion_training.embedded.wardrobe import write_wardrobe
 from deepfashion_training.models import publish
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance
 
-from deepfashion_training.embedded.drawing import Drawing, draw_flat
+from deepfashion_training.embedded.figure import Drawing, draw_flat
 from deepfashion_training.embedded.rows import RowSpec, raw_specs
-from deepfashion_training.pairs.cutouts import cut_out
-from deepfashion_training.pairs.quality import (
+from deepfashion_training.images.cutouts import cut_out
+from deepfashion_training.images.quality import (
     REASONS,
     UNPAIRED_REASONS,
     Gates,

@@ -17,7 +17,7 @@ from conftest import forget_accelerator
 from safetensors.torch import load_file
 
 import train_flux_inpaint as tfi
-from deepfashion_training.dressing import choice
+from deepfashion_training.inference import choice
 from deepfashion_training.models.fill import FillModel, Recipe
 from training_run import quantization
 

@@ -22,10 +22,10 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from deepfashion_training import train_deepfashion_lora as wrapper
-from deepfashion_training import upstream
-from deepfashion_training.driver.run import DrivenRun
-from deepfashion_training.embedded.make_base import TINY_FLUX_FILL
+from deepfashion_training.embedded import TINY_FLUX_FILL
 from deepfashion_training.embedded.wardrobe import write_wardrobe
+from deepfashion_training.upstream import script as upstream
+from deepfashion_training.upstream.driven_run import DrivenRun
 
 SCRIPT = Path(os.environ.get("CATVTON_FLUX", "")) / "train_flux_inpaint.py"
 BASE = TINY_FLUX_FILL / "transformer" / "diffusion_pytorch_model.safetensors"

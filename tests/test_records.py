@@ -10,7 +10,7 @@ import pytest
 from conftest import noise
 from PIL import Image, PngImagePlugin
 
-from deepfashion_training.dressing.records import check_form, differences, made_from, save_picture
+from deepfashion_training.inference.records import check_form, differences, made_from, save_picture
 
 
 def test_a_png_gives_its_record_back(tmp_path):

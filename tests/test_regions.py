@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from deepfashion_training.embedded.rows import raw_specs
-from deepfashion_training.pairs.person import find_person
-from deepfashion_training.pairs.regions import UnresolvedRegionError, garment_region, worn_types
+from deepfashion_training.images.person import find_person
+from deepfashion_training.images.regions import UnresolvedRegionError, garment_region, worn_types
 
 
 def dressed(shirt=(40, 60, 160), trousers=(180, 60, 50), hem: int = 140) -> tuple[Image.Image, dict[str, np.ndarray]]:

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from deepfashion_training.pairs.sampling import (
+from deepfashion_training.data.sampling import (
     balancing_weights,
     held_out,
     stratified_subset,

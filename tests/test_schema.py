@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from deepfashion_training.pairs.schema import (
+from deepfashion_training.data.schema import (
     CANONICAL,
     DOCUMENTED_COLUMNS,
     RAW_COLUMNS,

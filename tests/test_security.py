@@ -132,7 +132,7 @@ def test_tryon_refuses_a_bomb(what, bombs, wardrobe, tmp_path, capsys, little_me
 
 def test_the_page_refuses_bombs_and_what_is_no_picture(bombs, tmp_path, little_memory):
     pytest.importorskip("gradio")
-    from deepfashion_training.webpage.layout import Page
+    from deepfashion_training.inference.page_layout import Page
 
     page = Page(None, tmp_path, [], [])  # type: ignore[arg-type]  # refused before the model is asked
     hostile = {"large.png": bombs["large"], "small.png": bombs["small"], "page.png": SCRIPT.encode(), "x.png": b""}
@@ -147,8 +147,10 @@ def test_the_page_refuses_bombs_and_what_is_no_picture(bombs, tmp_path, little_m
 def test_the_page_tells_the_server_how_large_an_upload_may_be(monkeypatch, tmp_path):
     pytest.importorskip("gradio")
     from deepfashion_training import demo
-    from deepfashion_training.models import parser
-    from deepfashion_training.webpage import examples, jobs, layout
+    from deepfashion_training.inference import page_examples as examples
+    from deepfashion_training.inference import page_jobs as jobs
+    from deepfashion_training.inference import page_layout as layout
+    from deepfashion_training.models import human_parser as parser
 
     launched: dict[str, Any] = {}
 

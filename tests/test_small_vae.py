@@ -9,8 +9,8 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 
-from deepfashion_training.embedded import small_vae
-from deepfashion_training.embedded.make_base import drawn_pairs
+from deepfashion_training.embedded.make import small_vae
+from deepfashion_training.embedded.make.make_base import drawn_pairs
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 import train_flux_inpaint as tfi
-from deepfashion_training.embedded.drawing import draw_flat
-from deepfashion_training.embedded.tops_folder import SEED, main, repainted_type, top_specs, write_tops_folder
-from deepfashion_training.pairs.garment_types import FULL, LOWER, UPPER
+from deepfashion_training.embedded.figure import draw_flat
+from deepfashion_training.embedded.make.tops_folder import SEED, main, repainted_type, top_specs, write_tops_folder
+from deepfashion_training.garment_types import FULL, LOWER, UPPER
 
 
 @pytest.fixture(scope="module")

@@ -20,8 +20,8 @@ from safetensors import safe_open
 
 from deepfashion_training import evaluate
 from deepfashion_training import train_deepfashion_lora as wrapper
-from deepfashion_training.console.endings import describe
-from deepfashion_training.embedded.make_base import TINY_FLUX_FILL
+from deepfashion_training.cli import describe
+from deepfashion_training.embedded import TINY_FLUX_FILL
 from deepfashion_training.embedded.rows import documented_row, documented_specs
 from deepfashion_training.embedded.wardrobe import write_wardrobe
 
@@ -475,7 +475,7 @@ def test_the_dataset_is_swapped_while_main_runs_and_never_longer(quick_test, tmp
         seen.append((type(dataset).__name__, len(dataset), dataset[0]["image"].shape))
         raise Stop
 
-    from deepfashion_training.upstream import patched
+    from deepfashion_training.upstream.script import patched
 
     with patched(script, main=main), pytest.raises(Stop):
         wrapper.run(args, script)

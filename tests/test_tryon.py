@@ -15,9 +15,9 @@ from PIL import ExifTags, Image
 from safetensors.torch import load_file, save_file
 
 import train_flux_inpaint as tfi
-from deepfashion_training.dressing.choice import Choice
-from deepfashion_training.dressing.records import made_from
-from deepfashion_training.pairs.paste import feathered, seam_of
+from deepfashion_training.images.paste import feathered, seam_of
+from deepfashion_training.inference.choice import Choice
+from deepfashion_training.inference.records import made_from
 
 #: The bound for one picture of the embedded model on two cores. Held here against processor seconds, which do not grow
 #: when something else is running; benchmarks/tryon.py has the time on the wall.

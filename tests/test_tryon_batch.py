@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import pieces, pixels, stop_after
 
-from deepfashion_training.dressing.records import made_from
+from deepfashion_training.inference.records import made_from
 
 
 def table(folder: Path, *rows: str) -> Path:

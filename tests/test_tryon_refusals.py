@@ -10,8 +10,8 @@ from conftest import pieces, pixels, stop_after
 from PIL import Image, ImageOps
 
 from deepfashion_training import tryon
-from deepfashion_training.dressing import dress as dressing
-from deepfashion_training.dressing.records import made_from
+from deepfashion_training.inference import dress as dressing
+from deepfashion_training.inference.records import made_from
 
 
 def test_a_result_that_is_there_is_replaced_only_on_request(wardrobe_copy, tryon_run, tryon_refused, tmp_path):

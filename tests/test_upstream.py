@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from deepfashion_training import upstream
+from deepfashion_training.upstream import script as upstream
 
 GOOD = """
     import argparse

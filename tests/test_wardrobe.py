@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
+from deepfashion_training.data.schema import DOCUMENTED_COLUMNS, PROVENANCE_COLUMNS, RAW_COLUMNS
 from deepfashion_training.embedded import wardrobe
 from deepfashion_training.embedded.body import FLAT_POSE, PERSON_VIEWS, Body, random_person, random_pose
 from deepfashion_training.embedded.captions import caption
-from deepfashion_training.embedded.drawing import draw_flat, draw_person
+from deepfashion_training.embedded.figure import draw_flat, draw_person
 from deepfashion_training.embedded.garments import Garment, Outfit, random_outfit
 from deepfashion_training.embedded.patterns import PALETTE, PATTERN_WORDS, Pattern
 from deepfashion_training.embedded.rows import documented_specs, raw_specs, split_of_pids
 from deepfashion_training.embedded.wardrobe import build_parser, main, write_wardrobe
-from deepfashion_training.pairs.garment_types import CATEGORY_TYPES
-from deepfashion_training.pairs.schema import DOCUMENTED_COLUMNS, PROVENANCE_COLUMNS, RAW_COLUMNS
+from deepfashion_training.garment_types import CATEGORY_TYPES
 
 SMALL = (128, 96)
 HAIR_FACE_SHOES_BAG = (2, 9, 10, 11, 16)

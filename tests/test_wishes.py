@@ -13,8 +13,8 @@ import pytest
 from conftest import box_mask, noise, spoiled, turned
 from PIL import Image
 
-from deepfashion_training.dressing.records import differences
-from deepfashion_training.dressing.wishes import LONGEST_NAME, Wish, default_name, make_ready, read_wishes
+from deepfashion_training.inference.records import differences
+from deepfashion_training.inference.requests import LONGEST_NAME, Wish, default_name, make_ready, read_wishes
 
 UPPER, LOWER, FULL = 1, 2, 3
 

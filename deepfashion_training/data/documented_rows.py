@@ -12,11 +12,11 @@ import datasets
 from PIL import Image
 
 from deepfashion_training.data.picture_cells import picture_roots, stored_bytes, undecoded
-from deepfashion_training.pairs.garment_types import parse_cloth_type
-from deepfashion_training.pairs.mask_check import mask_fault
-from deepfashion_training.pairs.masks import align_mask
-from deepfashion_training.pairs.pictures import MIN_SIDE, PictureError, open_picture
-from deepfashion_training.pairs.schema import PROVENANCE_COLUMNS
+from deepfashion_training.data.schema import PROVENANCE_COLUMNS
+from deepfashion_training.garment_types import parse_cloth_type
+from deepfashion_training.images.mask_check import mask_fault
+from deepfashion_training.images.masks import align_mask
+from deepfashion_training.images.pictures import MIN_SIDE, PictureError, open_picture
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from typing import Any
 import datasets
 from huggingface_hub import constants
 
-from deepfashion_training.pairs.pictures import PictureError
+from deepfashion_training.images.pictures import PictureError
 
 #: Arrow types besides ``Image`` that can hold a picture: its bytes, or the path of its file.
 _PICTURE_VALUES = ("binary", "large_binary", "string", "large_string")

@@ -10,7 +10,7 @@ from typing import Any
 import datasets
 
 from deepfashion_training.data.picture_cells import picture_roots, stored_bytes, undecoded
-from deepfashion_training.pairs.pictures import PictureError
+from deepfashion_training.images.pictures import PictureError
 
 PICTURES = ("image", "mask", "cloth")
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from deepfashion_training.embedded.patterns import CLOTH_COLOURS, DENIMS, PALETTE, SUIT_COLOURS, Pattern, random_pattern
-from deepfashion_training.pairs.garment_types import FULL, LOWER, UPPER
+from deepfashion_training.garment_types import FULL, LOWER, UPPER
 
 #: How far a sleeve of each name reaches along the arm, in arm lengths from shoulder to wrist.
 SLEEVES: dict[str, float] = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from deepfashion_training.embedded.body import SHOE_COLOURS, Body, Person
-from deepfashion_training.embedded.painter import Detail, Piece
+from deepfashion_training.embedded.brush import Detail, Piece
 from deepfashion_training.embedded.patterns import shaded
 from deepfashion_training.embedded.shapes import Points, disc, hull, hull_of_discs, points, spline, star, tube, vec
 

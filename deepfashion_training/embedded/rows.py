@@ -13,9 +13,9 @@ from PIL import Image
 
 from deepfashion_training.embedded.body import PERSON_VIEWS, VIEW_NUMBERS, Person, random_person, random_pose
 from deepfashion_training.embedded.captions import caption, caption_flat
-from deepfashion_training.embedded.drawing import Drawing, Mask, draw_flat, draw_person
+from deepfashion_training.embedded.figure import Drawing, Mask, draw_flat, draw_person
 from deepfashion_training.embedded.garments import Garment, Outfit, random_category, random_outfit
-from deepfashion_training.pairs.garment_types import FULL, LOWER, TYPE_NAMES, UPPER
+from deepfashion_training.garment_types import FULL, LOWER, TYPE_NAMES, UPPER
 
 #: How often each of ``PERSON_VIEWS`` comes, roughly as on the Hub.
 VIEW_SHARES = (0.36, 0.18, 0.12, 0.22, 0.12)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from deepfashion_training.embedded.body import CROTCH_Y, HIP_Y, WAIST_Y, Body, Colour, Vector
+from deepfashion_training.embedded.brush import Cloth, Detail, Frame, Piece
 from deepfashion_training.embedded.garments import LEG_HEMS, OPEN_KINDS, SKIRT_HEMS, SLEEVES, Garment
-from deepfashion_training.embedded.painter import Cloth, Detail, Frame, Piece
 from deepfashion_training.embedded.patterns import PALETTE, shaded, texture
 from deepfashion_training.embedded.people import upper_arm
 from deepfashion_training.embedded.shapes import Points, along, disc, points, spline, tube, vec

@@ -22,9 +22,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deepfashion_training.console.flags import number
+from deepfashion_training.cli import number
+from deepfashion_training.data.schema import DOCUMENTED_COLUMNS, PROVENANCE_COLUMNS, RAW_COLUMNS
 from deepfashion_training.embedded.rows import documented_row, documented_specs, raw_row, raw_specs, split_of_pids
-from deepfashion_training.pairs.schema import DOCUMENTED_COLUMNS, PROVENANCE_COLUMNS, RAW_COLUMNS
 
 if TYPE_CHECKING:
     import datasets

@@ -10,18 +10,18 @@ import numpy as np
 import torch
 from PIL import Image
 
+from deepfashion_training.data import sampling
 from deepfashion_training.data.documented_rows import DocumentedRows
 from deepfashion_training.data.picture_cells import picture_roots, stored_bytes, undecoded
+from deepfashion_training.data.schema import check_documented
 from deepfashion_training.data.sources import open_splits, source_fingerprint
-from deepfashion_training.metrics.paired import SSIM_WINDOW
-from deepfashion_training.models.parser import Parser
-from deepfashion_training.pairs import sampling
-from deepfashion_training.pairs.garment_types import TYPE_NAMES
-from deepfashion_training.pairs.layout import Box, ResizeMode, fit_box, pair_tensors, place_mask, place_picture
-from deepfashion_training.pairs.masks import align_mask
-from deepfashion_training.pairs.pictures import PictureError, open_picture, orientation, to_rgb, turn
-from deepfashion_training.pairs.regions import UnresolvedRegionError, garment_region
-from deepfashion_training.pairs.schema import check_documented
+from deepfashion_training.evaluation.paired import SSIM_WINDOW
+from deepfashion_training.garment_types import TYPE_NAMES
+from deepfashion_training.images.layout import Box, ResizeMode, fit_box, pair_tensors, place_mask, place_picture
+from deepfashion_training.images.masks import align_mask
+from deepfashion_training.images.pictures import PictureError, open_picture, orientation, to_rgb, turn
+from deepfashion_training.images.regions import UnresolvedRegionError, garment_region
+from deepfashion_training.models.human_parser import Parser
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,10 @@ import numpy as np
 from PIL import Image
 
 from deepfashion_training.evaluation.cases import Case, garment_rgb
-from deepfashion_training.evaluation.measuring import OF_A_SET, Measured, differences, summarise
-from deepfashion_training.evaluation.plan import Plan
+from deepfashion_training.evaluation.evaluation_plan import Plan
+from deepfashion_training.evaluation.measure_cases import OF_A_SET, Measured, differences, summarise
+from deepfashion_training.garment_types import TYPE_NAMES
 from deepfashion_training.models.access import subfolder_of_transformer
-from deepfashion_training.pairs.garment_types import TYPE_NAMES
 from deepfashion_training.reports.before_after import save_before_after
 from deepfashion_training.reports.evaluation_report import ShownCase, left_out_by_reason, write_evaluation_report
 from deepfashion_training.reports.figures import FEWEST_FOR_SETS, FEWEST_FOR_VERDICT, figure_of

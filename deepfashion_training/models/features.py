@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from deepfashion_training.images.pictures import to_rgb
 from deepfashion_training.models.hub_files import CONFIG, PREPROCESSOR, model_folder, read_json, revision_of
-from deepfashion_training.pairs.pictures import to_rgb
 
 if TYPE_CHECKING:
     import torch

@@ -16,10 +16,10 @@ import torch
 from diffusers import FluxFillPipeline
 
 import train_flux_inpaint as trainer
-from deepfashion_training.embedded.make_base import TINY_FLUX_FILL
+from deepfashion_training.embedded import TINY_FLUX_FILL
+from deepfashion_training.images.layout import RESIZE_MODES, ResizeMode
 from deepfashion_training.models.access import CATVTON_FLUX_ALPHA
 from deepfashion_training.models.lora_files import LoraFile
-from deepfashion_training.pairs.layout import RESIZE_MODES, ResizeMode
 from training_run import quantization
 from training_run.flags import MOST_INFERENCE_STEPS
 from training_run.speed import free_memory

@@ -18,16 +18,14 @@ from PIL import Image
 
 from deepfashion_training.data.near_duplicates import fingerprint
 from deepfashion_training.data.source_rows import PICTURES
-from deepfashion_training.metrics.mask_leak import mask_features
-from deepfashion_training.pairs import quality
-from deepfashion_training.pairs.cutouts import cut_out, warped_cut_out
-from deepfashion_training.pairs.garment_types import LOWER, UPPER
-from deepfashion_training.pairs.garment_views import Candidate, Choice, choose_garment
-from deepfashion_training.pairs.mask_check import area_fault, mask_fault
-from deepfashion_training.pairs.masks import align_mask, repaint_mask
-from deepfashion_training.pairs.parts import LABELS
-from deepfashion_training.pairs.person import Person, find_person
-from deepfashion_training.pairs.pictures import (
+from deepfashion_training.garment_types import LOWER, UPPER
+from deepfashion_training.images import quality
+from deepfashion_training.images.cutouts import cut_out, warped_cut_out
+from deepfashion_training.images.mask_check import area_fault, mask_fault
+from deepfashion_training.images.masks import align_mask, repaint_mask
+from deepfashion_training.images.parts import LABELS
+from deepfashion_training.images.person import Person, find_person
+from deepfashion_training.images.pictures import (
     MIN_SIDE,
     PictureError,
     TooManyPixelsError,
@@ -36,9 +34,11 @@ from deepfashion_training.pairs.pictures import (
     to_rgb,
     turn,
 )
-from deepfashion_training.pairs.quality import Finding
-from deepfashion_training.pairs.regions import Region, UnresolvedRegionError, garment_region, worn_types
-from deepfashion_training.preparation.plan import PlannedRow
+from deepfashion_training.images.quality import Finding
+from deepfashion_training.images.regions import Region, UnresolvedRegionError, garment_region, worn_types
+from deepfashion_training.preparation.garment_views import Candidate, Choice, choose_garment
+from deepfashion_training.preparation.mask_leak import mask_features
+from deepfashion_training.preparation.pair_plan import PlannedRow
 from deepfashion_training.preparation.settings import Settings
 
 #: JPEG quality of cut-outs: above the photos' own, so that they lose nothing that a photo had.

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from deepfashion_training.data.shards import writing_options
 from deepfashion_training.data.source_rows import SourceRows
 from deepfashion_training.preparation.batch import Parses, prepare_batch
-from deepfashion_training.preparation.plan import PlannedRow
+from deepfashion_training.preparation.pair_plan import PlannedRow
 from deepfashion_training.preparation.schemas import BATCH_SCHEMA
 from deepfashion_training.preparation.settings import Settings
 
@@ -49,7 +49,7 @@ def do_batch(work: Work, planned: list[PlannedRow]) -> pa.Table:
 def _parser(settings: Settings) -> Parses | None:
     if settings.parser is None:
         return None
-    from deepfashion_training.models.parser import load_parser  # torch is imported only where it is needed
+    from deepfashion_training.models.human_parser import load_parser  # torch is imported only where it is needed
 
     return load_parser(settings.parser, settings.parser_revision)
 

@@ -17,13 +17,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from deepfashion_training.data.sampling import unit_hash
 from deepfashion_training.data.shards import ShardWriter
-from deepfashion_training.metrics.mask_leak import Leak, leak_score
-from deepfashion_training.pairs.garment_types import TYPE_NAMES
-from deepfashion_training.pairs.pictures import open_picture, orientation, to_rgb, turn
-from deepfashion_training.pairs.sampling import unit_hash
+from deepfashion_training.garment_types import TYPE_NAMES
+from deepfashion_training.images.pictures import open_picture, orientation, to_rgb, turn
 from deepfashion_training.preparation import selection
 from deepfashion_training.preparation.batch import thumbnail_of
+from deepfashion_training.preparation.mask_leak import Leak, leak_score
 from deepfashion_training.preparation.schemas import PAIR_FEATURES, QUARANTINE_FEATURES, UNPAIRED_FEATURES
 from deepfashion_training.preparation.selection import SPLITS, Record
 from deepfashion_training.preparation.settings import Settings

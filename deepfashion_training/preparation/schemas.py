@@ -5,7 +5,7 @@ from __future__ import annotations
 import datasets
 import pyarrow as pa
 
-from deepfashion_training.pairs.schema import DOCUMENTED_COLUMNS, PROVENANCE_COLUMNS
+from deepfashion_training.data.schema import DOCUMENTED_COLUMNS, PROVENANCE_COLUMNS
 
 _PICTURES = ("image", "cloth", "mask", "thumbnail")
 _NUMBERS = ("cloth_type", "source_row", "garment_row")

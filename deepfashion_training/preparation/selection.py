@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from deepfashion_training.data.near_duplicates import near_duplicates
-from deepfashion_training.pairs.sampling import unit_hash
+from deepfashion_training.data.sampling import unit_hash
 from deepfashion_training.preparation.settings import Settings
 
 #: Splits from the one that gives way to the one that stays as it is.

@@ -7,9 +7,9 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
-from deepfashion_training.pairs.garment_views import SOURCES
-from deepfashion_training.pairs.masks import MaskPolicy
-from deepfashion_training.pairs.quality import Gates
+from deepfashion_training.images.masks import MaskPolicy
+from deepfashion_training.images.quality import Gates
+from deepfashion_training.preparation.garment_views import SOURCES
 
 MaskPolarity = Literal["auto", "white", "black"]
 MASK_POLARITIES: tuple[str, ...] = get_args(MaskPolarity)

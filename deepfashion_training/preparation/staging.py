@@ -11,7 +11,7 @@ from typing import Any
 import filelock
 
 #: Files whose content decides what a batch becomes: batches made by other code are not mixed in.
-_CODE = ("pairs", "preparation", "metrics/mask_leak.py", "data/near_duplicates.py", "models/parser.py")
+_CODE = ("images", "preparation", "garment_types.py", "data/near_duplicates.py", "models/human_parser.py")
 
 
 class BusyError(ValueError):

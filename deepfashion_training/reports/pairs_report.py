@@ -11,8 +11,8 @@ import numpy as np
 from markupsafe import Markup
 from PIL import Image, ImageFilter
 
-from deepfashion_training.pairs.garment_types import TYPE_NAMES
-from deepfashion_training.pairs.quality import REASONS, UNPAIRED_REASONS
+from deepfashion_training.garment_types import TYPE_NAMES
+from deepfashion_training.images.quality import REASONS, UNPAIRED_REASONS
 from deepfashion_training.reports.page import PICTURE_HEIGHT, picture_uri, words, write_page
 from deepfashion_training.reports.plots import bar_chart, grouped_bars
 
@@ -134,7 +134,7 @@ class _Tile:
 
 def _tile(pair: ShownPair) -> _Tile:
     # It imports torch, which takes seconds that those who only collect a ShownPair need not wait.
-    from deepfashion_training.pairs.layout import place_mask, place_picture
+    from deepfashion_training.images.layout import place_mask, place_picture
 
     height = min(PICTURE_HEIGHT, pair.person.height)
     width = max(1, round(pair.person.width * height / pair.person.height))

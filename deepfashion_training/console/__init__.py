@@ -1,1 +1,0 @@
-"""What the commands have in common at the edge to the person who types them."""

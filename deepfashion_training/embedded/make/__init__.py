@@ -1,0 +1,1 @@
+"""What made the small model and its data: run once, imported by no command."""

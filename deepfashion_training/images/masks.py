@@ -1,0 +1,368 @@
+"""Masks: from the many ways in which pictures write them to {0, 1}, and from a garment to the area to repaint.
+
+The policies: ``as_is`` repaints the garment and nothing else, so its outline tells the model what to draw.
+``agnostic`` repaints the body parts that a garment of the type could cover, placed by the person's frame alone, so
+that trousers, shorts and a skirt on one person have nearly the same mask. ``relaxed`` is agnostic with seeded
+variation, for training.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from deepfashion_training.garment_types import FULL, LOWER, TYPE_NAMES, UPPER
+from deepfashion_training.images.parts import protected
+from deepfashion_training.images.person import ROWS, Person, assumed_person, grid_size, person_of_parse, shrink
+from deepfashion_training.images.pictures import PictureError, orientation, to_rgb, turn
+
+#: Modes whose values are read as they are; every other mode is brought to RGB or RGBA first.
+_SINGLE_CHANNEL_MODES = ("1", "L", "I", "I;16", "I;16B", "I;16L", "F")
+
+#: Largest value of a label map (ATR has 18 labels, LIP 20, CIHP 20) and how often neighbours in one may differ.
+_LARGEST_LABEL, _MOST_EDGES = 31, 0.25
+
+MaskPolicy = Literal["as_is", "agnostic", "relaxed"]
+MASK_POLICIES: tuple[str, ...] = get_args(MaskPolicy)
+
+Mask = npt.NDArray[np.bool_]
+Values = npt.NDArray[np.float32]
+
+
+def decode_mask(mask: Image.Image | np.ndarray, cloth_type: int | None = None) -> np.ndarray:
+    """Pixels to repaint, as uint8 ``[h, w]`` in {0, 1} with 1 = repaint.
+
+    ``mask`` is a Pillow picture of any mode, or an array ``[h, w]``, ``[h, w, 1]``, ``[h, w, 3]`` (RGB) or
+    ``[h, w, 4]`` (RGBA) of bool, integers or floats. White, or whatever is not zero, means repaint:
+
+    - The largest value tells the scale: up to 1 the mask is 0/1, up to 255 it is 8-bit, else 16-bit. A pixel
+      counts when it is above half of the scale, so 8-bit grey needs more than 127 and JPEG noise around black
+      stays out.
+    - A pixel of a colour picture is as bright as its brightest channel; palettes are looked up first.
+    - What an alpha channel hides is not repainted.
+    - Whole numbers up to 3 are a label map of garment types: pixels of ``cloth_type`` count where it is given and
+      present, else all that are not 0. Whole numbers up to 31 are a label map of parts, of which all that are not
+      0 count, where they lie in areas: neighbours in a row differ in less than a quarter of the places. Noise and
+      gradients that dark differ nearly everywhere and stay what they are, an 8-bit mask that is black.
+
+    Raises ``ValueError`` for an array of another shape. An empty mask is returned as it is: whether that is
+    an error depends on the caller.
+    """
+    values = mask_values(mask)
+    largest = values.max(initial=0)
+    if largest > 1 and is_label_map(values, float(largest)):
+        chosen = values == cloth_type if largest <= 3 and cloth_type is not None else values > 0
+        return (chosen if chosen.any() else values > 0).view(np.uint8)
+    scale = 1 if largest <= 1 else 255 if largest <= 255 else 65535
+    return (values > scale / 2).view(np.uint8)
+
+
+def align_mask(photo: Image.Image, mask: Image.Image, cloth_type: int | None = None) -> tuple[Image.Image, np.ndarray]:
+    """The photo upright as RGB, and its mask uint8 ``[h, w]`` in {0, 1} of the photo's size, pixel on pixel.
+
+    A mask of another size is brought to the photo's with NEAREST when its aspect is the same to within a pixel.
+    EXIF turns the photo. Whether the mask was drawn on the photo as seen or on its stored pixels shows in its
+    aspect; where both fit (square pictures, mirrored or upside-down ones), as seen. A mask with an orientation
+    of its own is turned by that. ``cloth_type`` chooses in label maps, see ``decode_mask``. Raises ``PictureError``
+    for a mask of another aspect.
+    """
+    turned = orientation(photo)
+    upright = turn(to_rgb(photo), turned)
+    own = orientation(mask)
+    mask = turn(mask, own)
+    if not _same_aspect(mask.size, upright.size):
+        if own != 1 or not _same_aspect(mask.size, photo.size):
+            raise PictureError(
+                f"mask of {mask.width}x{mask.height} on a photo of {upright.width}x{upright.height}: another aspect"
+            )
+        mask = turn(mask, turned)
+    decoded = decode_mask(mask, cloth_type)
+    if mask.size != upright.size:
+        decoded = np.asarray(Image.fromarray(decoded).resize(upright.size, Image.Resampling.NEAREST))
+    return upright, decoded
+
+
+def is_label_map(values: np.ndarray, largest: float) -> bool:
+    """Whether ``values`` [h, w] up to ``largest`` are labels: whole numbers up to 31, and those above 3 in areas."""
+    if largest > _LARGEST_LABEL:
+        return False
+    if values.dtype.kind == "f" and (values % 1).any():
+        return False
+    return largest <= 3 or float((values[:, 1:] != values[:, :-1]).mean()) < _MOST_EDGES
+
+
+def mask_values(mask: Image.Image | np.ndarray) -> np.ndarray:
+    """One value per pixel ``[h, w]``, in the scale of the source."""
+    if isinstance(mask, Image.Image):
+        if mask.mode not in _SINGLE_CHANNEL_MODES:
+            mask = mask.convert("RGBA" if mask.has_transparency_data else "RGB")
+        mask = np.asarray(mask)
+    if mask.ndim == 3 and mask.shape[2] == 4:
+        return _over_black(mask[..., :3].max(axis=2), mask[..., 3])
+    if mask.ndim == 3 and mask.shape[2] in (1, 3):
+        return mask.max(axis=2)
+    if mask.ndim != 2:
+        raise ValueError(f"a mask of shape {mask.shape}: pass [h, w], [h, w, 1], [h, w, 3] or [h, w, 4]")
+    return mask
+
+
+def _over_black(values: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    """``values`` seen through ``alpha`` over black, so that a transparent pixel is 0."""
+    opaque = alpha.max(initial=0)
+    if not opaque:
+        return np.zeros_like(values)
+    if alpha.min(initial=opaque) == opaque:
+        return values
+    return values * (alpha / opaque)
+
+
+def _same_aspect(one: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Whether one size is the other scaled and rounded, each side to within a pixel."""
+    lowest = max((a - 1) / b for a, b in zip(one, other, strict=True))
+    highest = min((a + 1) / b for a, b in zip(one, other, strict=True))
+    return lowest <= highest
+
+
+def repaint_mask(
+    region: np.ndarray,
+    cloth_type: int,
+    person: Person | None,
+    parse: np.ndarray | None = None,
+    policy: MaskPolicy = "agnostic",
+    seed: int = 0,
+) -> np.ndarray:
+    """The area to repaint, uint8 ``[h, w]`` in {0, 1}, for the garment in ``region`` (the same shape and range).
+
+    ``person`` is what ``person.find_person`` found, ``parse`` a map ``[h, w]`` of the 18 ATR labels where a parser
+    was run. ``seed`` only matters to ``relaxed``. Raises ``ValueError`` for an unknown policy.
+    """
+    if policy == "as_is":
+        return as_is(region)
+    if policy == "agnostic":
+        return agnostic(region, cloth_type, person, parse)
+    if policy == "relaxed":
+        return relaxed(region, cloth_type, person, parse, seed)
+    raise ValueError(f"unknown mask policy {policy!r}: choose from {', '.join(MASK_POLICIES)}")
+
+
+def as_is(region: np.ndarray) -> np.ndarray:
+    """The garment itself, uint8 ``[h, w]`` in {0, 1}."""
+    return (region > 0).view(np.uint8)
+
+
+def agnostic(region: np.ndarray, cloth_type: int, person: Person | None, parse: np.ndarray | None = None) -> np.ndarray:
+    """What a garment of the type could cover on this person: uint8 ``[h, w]`` in {0, 1}.
+
+    Every row has one stretch, placed by the person's frame: lower from the waist to the ankles, as wide as a skirt
+    and as the stance; upper the torso and the arms down to the hips; full both. Where the garment sticks out, the
+    stretch grows around it. Cut out: with ``parse`` exactly what ``parts.protected`` names, and else the head where
+    the garment does not lie over it. Without a person the frame is guessed from the garment's own box.
+    """
+    return _paint(region, cloth_type, person, parse, _Variation())
+
+
+def relaxed(
+    region: np.ndarray, cloth_type: int, person: Person | None, parse: np.ndarray | None = None, seed: int = 0
+) -> np.ndarray:
+    """``agnostic`` with growth, edges and length varied by ``seed``; covers the garment and protects as that does."""
+    return _paint(region, cloth_type, person, parse, _Variation.drawn(np.random.default_rng([seed, cloth_type])))
+
+
+#: Half widths of the stretch that each type repaints, by share of the standing height; both in standing heights.
+#: They hold a skirt flared to the ankles, and bare shoulders with the room of a loose top.
+_WIDTHS: dict[int, tuple[tuple[float, float], ...]] = {
+    UPPER: ((0.158, 0.055), (0.175, 0.090), (0.195, 0.120), (0.300, 0.130), (0.572, 0.130)),
+    LOWER: ((0.380, 0.110), (0.430, 0.135), (0.530, 0.155), (0.620, 0.175), (0.740, 0.195), (0.965, 0.200)),
+}
+#: Skirts of dresses are flared more often than skirts: so much wider holds 97 of 100 drawn ones.
+_DRESS_WIDTH = 1.08
+#: Room around the silhouette's arms, around the feet, and around a garment that sticks out.
+_ARM_ROOM, _FOOT_ROOM, _GARMENT_ROOM = 0.032, 0.080, 0.012
+#: How far an arm reaches sideways from the middle: stretched out, .19 of upper arm and forearm beyond the shoulder.
+_ARM_REACH = 0.28
+
+
+@dataclass(frozen=True)
+class _Variation:
+    """By how much ``relaxed`` departs from ``agnostic``, in standing heights."""
+
+    growth: float = 0.0
+    above: float = 0.0
+    below: float = 0.0
+    wobble: Values = field(default_factory=lambda: np.zeros((2, ROWS), np.float32))
+
+    @classmethod
+    def drawn(cls, rng: np.random.Generator) -> _Variation:
+        """A random variation: up to 3% wider, 2% narrower, edges that wave by 1%."""
+        rows = np.arange(ROWS) / ROWS
+        waves = sum(np.sin(2 * np.pi * (k * rows + rng.random((2, 1)))) * rng.normal(0, 0.006) for k in (1.3, 2.6, 5.2))
+        growth, above, below = rng.uniform((-0.02, -0.02, -0.015), (0.03, 0.015, 0.04))
+        return cls(float(growth), float(above), float(below), np.asarray(waves, np.float32))
+
+
+def _paint(
+    region: np.ndarray, cloth_type: int, person: Person | None, parse: np.ndarray | None, variation: _Variation
+) -> np.ndarray:
+    if cloth_type not in TYPE_NAMES:
+        raise ValueError(f"unknown garment type {cloth_type!r}: use {', '.join(map(str, TYPE_NAMES))}")
+    height, width = region.shape
+    size = grid_size((width, height))
+    cells = shrink(region, size)
+    if parse is not None:
+        person = person_of_parse(parse) or person
+    if person is None:
+        person = assumed_person(cells > 0.4, cloth_type)
+    left, right = _stretch(person, cells > 0.3, cloth_type, variation)
+    painted = _between(left, right, (height, width))
+    if parse is None and person.head.any():
+        painted &= ~_enlarged(person.head, (height, width))
+    painted |= region > 0
+    if parse is not None:
+        painted &= ~protected(parse)
+    return painted.view(np.uint8)
+
+
+def _stretch(person: Person, garment: np.ndarray, cloth_type: int, variation: _Variation) -> tuple[Values, Values]:
+    """Left and right end of each row's stretch in grid cells, float32 ``[ROWS]``; empty rows end before they begin."""
+    left, right = np.full(ROWS, np.inf, np.float32), np.full(ROWS, -np.inf, np.float32)
+    for part in (UPPER, LOWER) if cloth_type == FULL else (cloth_type,):
+        ends = _lower_ends(person, garment, cloth_type) if part == LOWER else _upper_ends(person, garment, cloth_type)
+        shares = _shares(person)
+        first, last = _WIDTHS[part][0][0] + variation.above, _WIDTHS[part][-1][0] + variation.below
+        inside = (shares >= first) & (shares <= last)
+        np.minimum(left, np.where(inside, ends[0], np.inf), out=left)
+        np.maximum(right, np.where(inside, ends[1], -np.inf), out=right)
+    height = person.height * ROWS
+    left -= (variation.growth + variation.wobble[0]) * height
+    right += (variation.growth + variation.wobble[1]) * height
+    return _around(garment, left, right, height)
+
+
+def _shares(person: Person) -> Values:
+    """Share of the standing height of each grid row's middle."""
+    return (((np.arange(ROWS) + 0.5) / ROWS - person.crown) / person.height).astype(np.float32)
+
+
+def _half_widths(person: Person, part: int) -> Values:
+    shares, widths = zip(*_WIDTHS[part], strict=True)
+    return np.interp(_shares(person), shares, widths).astype(np.float32) * np.float32(person.height * ROWS)
+
+
+def _lower_ends(person: Person, garment: np.ndarray, cloth_type: int) -> tuple[Values, Values]:
+    """From hips to feet: the middle leans with the stance, and the feet widen the end."""
+    shares, height = _shares(person), person.height * ROWS
+    hips = _middle(garment, person.silhouette, shares, 0.40, 0.58)
+    feet = np.flatnonzero(person.silhouette[(shares > 0.94) & (shares < 1.0)].any(axis=0))
+    half = _half_widths(person, LOWER) * np.float32(_DRESS_WIDTH if cloth_type == FULL else 1.0)
+    down = np.clip((shares - 0.45) / (0.95 - 0.45), 0, 1)
+    centre, reach = np.full(ROWS, hips), half
+    if not person.cut_below and len(feet) and feet[-1] - feet[0] < 0.5 * height:
+        centre = hips + ((feet[0] + feet[-1] + 1) / 2 - hips) * down
+        reach = np.maximum(half, half + ((feet[-1] + 1 - feet[0]) / 2 + _FOOT_ROOM * height - half[-1]) * down)
+    # A skirt that sticks out widens the whole side: a bump would show where it ends.
+    # Sleeves of a dress hang down to the hips and are no skirt.
+    skirt = _row_ends(garment & ((shares > (0.58 if cloth_type == FULL else 0.42)) & (shares < 0.96))[:, None])
+    beyond = np.array([((centre - skirt[0]) / reach).max(), ((skirt[1] - centre) / reach).max()])
+    wider = np.where(beyond > 1, np.minimum(beyond + 0.04, 1.6), 1.0)
+    return (centre - wider[0] * reach).astype(np.float32), (centre + wider[1] * reach).astype(np.float32)
+
+
+def _upper_ends(person: Person, garment: np.ndarray, cloth_type: int) -> tuple[Values, Values]:
+    """From the neck to the hips, around the torso and the arms."""
+    shares, height = _shares(person), person.height * ROWS
+    middle = _middle(garment, person.silhouette, shares, 0.19, 0.45)
+    half = _half_widths(person, UPPER)
+    left, right = middle - half, middle + half
+    # Of a dress, what the silhouette shows below the waist is the skirt's form.
+    arms = person.silhouette & ((shares > 0.175) & (shares < (0.46 if cloth_type == FULL else 0.6)))[:, None]
+    ends = _row_ends(arms)
+    # What reaches farther than an arm is a prop that touches the person.
+    outer_left = np.where(ends[0] > middle - _ARM_REACH * height, ends[0], np.inf)
+    outer_right = np.where(ends[1] < middle + _ARM_REACH * height, ends[1], -np.inf)
+    reach = max(1, round(0.04 * height))
+    outer_left = _spread(outer_left, reach, np.minimum) - _ARM_ROOM * height
+    outer_right = _spread(outer_right, reach, np.maximum) + _ARM_ROOM * height
+    shoulders = shares > 0.185
+    return np.where(shoulders, np.minimum(left, outer_left), left), np.where(
+        shoulders, np.maximum(right, outer_right), right
+    )
+
+
+def _around(garment: np.ndarray, left: Values, right: Values, height: float) -> tuple[Values, Values]:
+    """The stretches, grown around ``garment`` and smoothed up and down."""
+    ends = _row_ends(garment)
+    room, reach = _GARMENT_ROOM * height, max(1, round(0.03 * height))
+    outer_left, outer_right = _spread(ends[0], reach, np.minimum), _spread(ends[1], reach, np.maximum)
+    left = np.where(outer_left < left, outer_left - room, left)
+    right = np.where(outer_right > right, outer_right + room, right)
+    smooth = max(1, round(0.02 * height))
+    return np.minimum(_smoothed(left, smooth), ends[0]), np.maximum(_smoothed(right, smooth), ends[1])
+
+
+def _smoothed(values: Values, reach: int) -> Values:
+    """Mean over ``reach`` rows up and down of the rows that have a finite value."""
+    finite = np.isfinite(values)
+    window = np.ones(2 * reach + 1)
+    total = np.convolve(np.where(finite, values, 0), window, mode="same")
+    mean = total / np.maximum(np.convolve(finite, window, mode="same"), 1)
+    return np.where(finite, mean, values).astype(np.float32)
+
+
+def _row_ends(cells: np.ndarray) -> tuple[Values, Values]:
+    """First column and one past the last of each row, float32 ``[ROWS]``; inf and -inf in empty rows."""
+    columns, present = cells.shape[1], cells.any(axis=1)
+    first, last = cells.argmax(axis=1), columns - cells[:, ::-1].argmax(axis=1)
+    return (np.where(present, first, np.inf).astype(np.float32), np.where(present, last, -np.inf).astype(np.float32))
+
+
+def _spread(values: Values, reach: int, extreme: np.ufunc) -> Values:
+    """Extreme of ``values`` over ``reach`` rows up and down."""
+    padded = np.pad(values, reach, mode="edge")
+    return extreme.reduce(np.lib.stride_tricks.sliding_window_view(padded, 2 * reach + 1), axis=1)
+
+
+def _middle(garment: Mask, silhouette: Mask, shares: Values, first: float, last: float) -> float:
+    """Median column of the garment between two shares of the standing height, or else of the silhouette.
+
+    Props that touch the person shift the silhouette, not the garment.
+    """
+    inside = ((shares > first) & (shares < last))[:, None]
+    for cells in (garment & inside, silhouette & inside, garment, silhouette):
+        if cells.any():
+            return float(np.median(np.nonzero(cells)[1])) + 0.5
+    return garment.shape[1] / 2
+
+
+def _between(left: Values, right: Values, size: tuple[int, int]) -> Mask:
+    """Pixels between the ends ``[ROWS]`` (in grid cells) of their row: bool ``[h, w]`` of ``size`` (height, width)."""
+    height, width = size
+    filled = np.flatnonzero(right > left)
+    painted = np.zeros(size, bool)
+    if not len(filled):
+        return painted
+    first, last = round(filled[0] * height / ROWS), round((filled[-1] + 1) * height / ROWS)
+    rows = (np.arange(first, last) + 0.5) * ROWS / height - 0.5
+    scale = width / grid_size((width, height))[0]
+    columns = np.arange(width, dtype=np.float32) + np.float32(0.5)
+    ends = (np.interp(rows, filled, side[filled]).astype(np.float32) * np.float32(scale) for side in (left, right))
+    begin, end = (side[:, None] for side in ends)
+    painted[first:last] = (columns >= begin) & (columns < end)
+    return painted
+
+
+def _enlarged(cells: Mask, size: tuple[int, int]) -> Mask:
+    """Grid cells as bool ``[h, w]`` with smooth edges, a third of a cell larger; ``size`` is (height, width)."""
+    rows, columns = np.flatnonzero(cells.any(axis=1)), np.flatnonzero(cells.any(axis=0))
+    box = (max(0, columns[0] - 1), max(0, rows[0] - 1), min(cells.shape[1], columns[-1] + 2), min(ROWS, rows[-1] + 2))
+    pixels = [round(edge * side / count) for edge, side, count in zip(box, (size[1], size[0]) * 2,
+              (cells.shape[1], ROWS) * 2, strict=True)]  # fmt: skip
+    large = np.zeros(size, bool)
+    if pixels[2] > pixels[0] and pixels[3] > pixels[1]:
+        levels = Image.fromarray(cells[box[1] : box[3], box[0] : box[2]].view(np.uint8) * np.uint8(255))
+        enlarged = levels.resize((pixels[2] - pixels[0], pixels[3] - pixels[1]), Image.Resampling.BILINEAR)
+        large[pixels[1] : pixels[3], pixels[0] : pixels[2]] = np.asarray(enlarged) > 85
+    return large

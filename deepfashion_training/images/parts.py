@@ -1,0 +1,136 @@
+"""Parts of a person in a parse map: the 18 ATR labels, which of them is which garment, and what is never repainted."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from deepfashion_training.garment_types import FULL, LOWER, UPPER
+
+Mask = npt.NDArray[np.bool_]
+
+#: The 18 labels of the ATR data set, by number, as ``mattmdjaga/segformer_b2_clothes`` gives them.
+LABELS: tuple[str, ...] = (
+    "background", "hat", "hair", "sunglasses", "upper-clothes", "skirt", "pants", "dress", "belt", "left-shoe",
+    "right-shoe", "face", "left-leg", "right-leg", "left-arm", "right-arm", "bag", "scarf",
+)  # fmt: skip
+
+HAT, HAIR, SUNGLASSES, BELT, FACE, BAG, SCARF = 1, 2, 3, 8, 11, 16, 17
+SHOES, LEGS, ARMS = (9, 10), (12, 13), (14, 15)
+HEAD_LABELS: tuple[int, ...] = (HAT, HAIR, SUNGLASSES, FACE)
+#: What belongs to the person's outline; a bag or a scarf's end may hang anywhere.
+ON_THE_PERSON: tuple[int, ...] = tuple(range(1, 16))
+#: Whole labels that are never repainted.
+PROTECTED_LABELS: tuple[int, ...] = (*HEAD_LABELS, *SHOES, BAG)
+
+_GARMENTS: dict[int, tuple[int, ...]] = {UPPER: (4,), LOWER: (5, 6), FULL: (7,)}
+#: Labels that count as clothes.
+CLOTHES_LABELS: tuple[int, ...] = (4, 5, 6, 7, BELT, SCARF)
+
+#: Lengths of hand and foot (ankle to sole) as shares of the standing height: Drillis and Contini (1966) give .108 and
+#: .039. Of the hand it is the palm with curled fingers, as it shows beyond a long sleeve: keeping more of a bare
+#: forearm than of a sleeved one would tell the sleeve's length, and did, by 10 points of the leak score.
+HAND_LENGTH, FOOT_HEIGHT = 0.06, 0.039
+
+
+def garment_labels(cloth_type: int) -> tuple[int, ...]:
+    """Labels that a garment of the type has: upper 4; lower 5, 6; full 7."""
+    return _GARMENTS[cloth_type]
+
+
+def protected(parse: np.ndarray) -> Mask:
+    """What is never repainted in a parse map ``[h, w]`` of the 18 ATR labels: bool ``[h, w]``.
+
+    Face, hair, hat, glasses, shoes and bag are labels. Hands and bare feet are not: hands are the far ends of the
+    arm regions, of which a long sleeve leaves nothing else, and feet the lower ends of the leg regions where no
+    shoe is seen. Their lengths go by the person's standing height.
+    """
+    kept = np.isin(parse, PROTECTED_LABELS)
+    seen = np.flatnonzero(np.isin(parse, ON_THE_PERSON).any(axis=1))
+    if not len(seen):
+        return kept
+    height = _standing_height(parse, int(seen[0]), int(seen[-1]) + 1)
+    face = np.flatnonzero((parse == FACE).any(axis=1))
+    chin = float(face[-1]) if len(face) else seen[0] + 0.13 * height
+    for label in ARMS:
+        kept |= _hand(parse == label, chin, height)
+    if not np.isin(parse, SHOES).any():
+        for label in LEGS:
+            kept |= _foot(parse == label, height)
+    return kept
+
+
+def _standing_height(parse: np.ndarray, top: int, bottom: int) -> float:
+    """In pixels: what is seen from ``top`` to ``bottom``, or where the picture ends above the feet by the shoulders.
+
+    Clothes begin at .18 of the height (see ``person``).
+    """
+    seen = float(bottom - top)
+    clothes = np.flatnonzero(np.isin(parse, (*_GARMENTS[UPPER], *_GARMENTS[FULL])).any(axis=1))
+    if bottom < len(parse) or not len(clothes) or np.isin(parse, SHOES).any():
+        return seen
+    return float(np.clip((clothes[0] - top) / 0.18, seen, 3 * seen))
+
+
+def _hand(arm: Mask, chin: float, height: float) -> Mask:
+    """The far end of an arm region ``[h, w]``, told on every ``step``-th pixel; chin row and height in pixels."""
+    hand = np.zeros_like(arm)
+    step = max(1, round(height / 100))
+    cells = arm[::step, ::step].copy()
+    found = np.zeros_like(cells)
+    while cells.any():
+        reached = _distances(cells, chin / step)
+        piece = reached >= 0
+        cells &= ~piece
+        # Bare skin at the neckline may be labelled arm, and has no hand; a raised hand is above the chin.
+        rows = np.flatnonzero(piece.any(axis=1)) * step
+        if rows[-1] > chin + 0.20 * height or rows[0] < chin - 0.02 * height:
+            found |= reached > reached.max() - HAND_LENGTH * height / step
+    if found.any():
+        grown = np.repeat(np.repeat(found, step, axis=0), step, axis=1)[: arm.shape[0], : arm.shape[1]]
+        hand[: grown.shape[0], : grown.shape[1]] = grown
+        # Pixels between the samples, at the region's edge.
+        near = step - 1
+        if near:
+            hand[near:] |= hand[:-near]
+            hand[:, :-near] |= hand[:, near:]
+        hand &= arm
+    return hand
+
+
+def _distances(cells: Mask, chin: float) -> npt.NDArray[np.int64]:
+    """Steps within ``cells`` from the end nearest to the shoulder, -1 where it is not reached.
+
+    That end is the highest cell, or the lowest of an arm that is raised above the chin. Steps go through sides and
+    corners in turn, which comes near to the true length.
+    """
+    rows = np.flatnonzero(cells.any(axis=1))
+    start = rows[-1] if rows[0] < chin - 2 else rows[0]
+    reached = np.full(cells.shape, -1)
+    front = np.zeros((cells.shape[0] + 2, cells.shape[1] + 2), bool)
+    front[1:-1, 1:-1][start, np.flatnonzero(cells[start])[0]] = True
+    inner = front[1:-1, 1:-1]
+    steps = 0
+    while True:
+        fresh = inner & (reached < 0)
+        if not fresh.any():
+            return reached
+        reached[fresh] = steps
+        steps += 1
+        grown = front.copy()
+        grown[1:] |= front[:-1]
+        grown[:-1] |= front[1:]
+        source = grown.copy() if steps % 2 else front
+        grown[:, 1:] |= source[:, :-1]
+        grown[:, :-1] |= source[:, 1:]
+        inner[:] = grown[1:-1, 1:-1] & cells
+
+
+def _foot(leg: Mask, height: float) -> Mask:
+    """The lower end of a leg region ``[h, w]`` that does not run out of the picture."""
+    foot = np.zeros_like(leg)
+    rows = np.flatnonzero(leg.any(axis=1))
+    if len(rows) and rows[-1] < len(leg) - 1:
+        first = max(0, round(rows[-1] + 1 - FOOT_HEIGHT * height))
+        foot[first:] = leg[first:]
+    return foot

@@ -1,0 +1,89 @@
+"""Back from the pair to the person's own picture: the right half in the photo's size, and pasted into the photo.
+
+Sizes are ``(height, width)``.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from deepfashion_training.images.layout import ResizeMode, fit_box
+
+Alpha = npt.NDArray[np.float32]
+
+#: Width of the seam as a share of the photo's longer side: 5 pixels of 1024. So a result spills 10 pixels over the
+#: mask's edge, little more than one cell of the latents (8 pixels), in which the edge lies somewhere.
+SEAM = 0.005
+
+
+def unplace(
+    half: Image.Image, source: tuple[int, int], resize_mode: ResizeMode = "pad", *, resize: bool = True
+) -> Image.Image:
+    """What ``layout.place_picture`` made of a photo of size ``source``, without padding and in that size again.
+
+    ``half`` is RGB, of the size of one half of a pair. With ``resize`` off it keeps the scale of the half.
+    """
+    box = fit_box(source, (half.height, half.width), resize_mode)
+    cut = half.crop((box.left, box.top, box.left + box.width, box.top + box.height))
+    height, width = source
+    return cut if not resize or cut.size == (width, height) else cut.resize((width, height), Image.Resampling.LANCZOS)
+
+
+def feathered(mask: np.ndarray, seam: int) -> Alpha:
+    """A mask ``[h, w]`` in {0, 1} with a soft edge outside of it: float32 ``[h, w]`` in [0, 1].
+
+    1 on the mask, 0 farther than 2 x ``seam`` pixels (in either direction) from it, between them a ramp: the mask grown
+    by ``seam`` pixels, averaged over squares that reach ``seam`` pixels to each side. ``seam`` 0 is the mask itself.
+    """
+    grown = _box_sums(mask > 0, seam) > 0
+    rows, columns = (np.diff(_ends(size, seam), axis=0)[0] for size in mask.shape)
+    alpha: Alpha = _box_sums(grown, seam).astype(np.float32)
+    alpha /= np.outer(rows, columns)
+    return alpha
+
+
+def seam_of(size: tuple[int, int]) -> int:
+    """Width of the seam in pixels for a photo of ``size``, see ``SEAM``."""
+    return max(1, round(SEAM * max(size)))
+
+
+def repainted(photo: Image.Image, drawn: Image.Image, mask: np.ndarray) -> Image.Image:
+    """``drawn`` in ``photo`` where ``mask`` (``[h, w]`` in {0, 1}) is 1, through a feathered edge.
+
+    Both pictures are RGB of the mask's size. Where ``feathered`` is 0, every pixel is the photo's.
+    """
+    result = photo.copy()
+    if not mask.any():
+        return result
+    seam = seam_of(mask.shape)
+    # Only around the mask, for the time and memory that large photos would take: what is farther than 2 seams from it
+    # stays, and an average looks one seam farther.
+    rows, columns = np.nonzero(mask.any(axis=1))[0], np.nonzero(mask.any(axis=0))[0]
+    (top, bottom), (left, right) = _span(rows, len(mask), 3 * seam), _span(columns, mask.shape[1], 3 * seam)
+    alpha = feathered(mask[top:bottom, left:right], seam)[..., None]
+    old, new = (np.asarray(picture.crop((left, top, right, bottom)), np.float32) for picture in (photo, drawn))
+    result.paste(Image.fromarray((old + alpha * (new - old)).round().astype(np.uint8)), (left, top))
+    return result
+
+
+def _span(places: npt.NDArray[np.int64], size: int, room: int) -> tuple[int, int]:
+    """First and last + 1 of ``places`` among ``size``, with ``room`` more to each side where there are any."""
+    return max(0, int(places[0]) - room), min(size, int(places[-1]) + 1 + room)
+
+
+def _ends(size: int, reach: int) -> npt.NDArray[np.int64]:
+    """Of each of ``size`` places in a row, where the ``reach`` places around it begin and end (last + 1): [2, size]."""
+    places = np.arange(size)
+    return np.stack([np.maximum(places - reach, 0), np.minimum(places + reach + 1, size)])
+
+
+def _box_sums(mask: npt.NDArray[np.bool_], reach: int) -> npt.NDArray[np.int32]:
+    """How many pixels are 1 in the square around each pixel, ``reach`` pixels to each side; none lie outside."""
+    sums = mask.astype(np.int32)
+    for axis in (0, 1):
+        up_to = np.concatenate([np.zeros_like(sums.take([0], axis)), sums.cumsum(axis, dtype=np.int32)], axis)
+        first, last = _ends(sums.shape[axis], reach)
+        sums = up_to.take(last, axis) - up_to.take(first, axis)
+    return sums

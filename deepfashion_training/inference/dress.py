@@ -1,0 +1,132 @@
+"""One person in one garment: the mask, the pair, the picture that comes back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+
+from deepfashion_training.images.layout import ResizeMode, pair_tensors, place_mask
+from deepfashion_training.images.mask_check import WANTED, area_fault, mask_fault
+from deepfashion_training.images.masks import agnostic, align_mask
+from deepfashion_training.images.paste import repainted, unplace
+from deepfashion_training.images.person import person_of_parse
+from deepfashion_training.images.pictures import PictureError
+from deepfashion_training.images.regions import UnresolvedRegionError, garment_region
+from deepfashion_training.models.fill import FillModel
+from deepfashion_training.models.human_parser import Parser
+
+#: Largest share of a photo that a parser's own mask may cover: more, and it takes something else for clothes.
+MOST_OF_A_PHOTO = 0.9
+
+
+@dataclass(frozen=True)
+class Look:
+    """How to draw: ``size`` (height, width) of one half of the pair, and what ``FillModel.draw`` takes.
+
+    ``lora`` is a name among the model's LoRAs or None for the bare base. ``repaint`` pastes the result into the photo,
+    so that nothing beyond the feathered mask changes.
+    """
+
+    size: tuple[int, int]
+    steps: int
+    guidance_scale: float
+    lora: str | None = None
+    lora_scale: float = 1.0
+    repaint: bool = True
+    resize_mode: ResizeMode = "pad"
+
+
+@dataclass(frozen=True)
+class Dressed:
+    """``picture`` is RGB of the person's own size, ``pair`` what the model drew: the garment beside the person."""
+
+    picture: Image.Image
+    pair: Image.Image
+
+
+def mask_of_type(photo: Image.Image, cloth_type: int, parser: Parser) -> np.ndarray:
+    """The area to repaint for a garment of the type (1, 2, 3): uint8 ``[h, w]`` in {0, 1} of the upright RGB ``photo``.
+
+    The agnostic mask that training uses by default, from the parser's map. A type that the person does not wear is
+    placed by the person's frame alone. Raises ``PictureError`` where nobody is found, or nothing is left to repaint.
+    """
+    parse = parser.parse([photo])[0]
+    if person_of_parse(parse) is None:
+        raise PictureError("the parser finds no person in the photo: take one of a whole body, or pass a mask")
+    everything = np.ones(parse.shape, np.uint8)
+    try:
+        region = garment_region(everything, cloth_type, "", photo, None, parse).mask
+    except UnresolvedRegionError:
+        region = np.zeros_like(everything)
+    mask = agnostic(region, cloth_type, None, parse)
+    if not mask.any():
+        raise PictureError("the part of the body that this garment covers is not in the photo: pass a mask")
+    if area_fault(photo, mask) or mask.mean() > MOST_OF_A_PHOTO:
+        raise PictureError("the parser finds no plausible area of clothes: take a photo of one person, or pass a mask")
+    return mask
+
+
+def mask_given(photo: Image.Image, mask: Image.Image, cloth_type: int | None) -> np.ndarray:
+    """A mask in any form (see ``pairs.masks.decode_mask``) as uint8 ``[h, w]`` in {0, 1} of the photo as it is seen.
+
+    ``photo`` is as it was opened, not yet upright: the mask may have been drawn on its stored pixels. Raises
+    ``PictureError`` for one of another aspect, an empty one, and a picture that is no mask (see ``pairs.mask_check``).
+    """
+    upright, decoded = align_mask(photo, mask, cloth_type)
+    if not decoded.any():
+        raise PictureError(f"it is empty: {WANTED}")
+    if fault := mask_fault(upright, mask, decoded):
+        raise PictureError(str(fault))
+    return decoded
+
+
+def check_left(mask: np.ndarray, size: tuple[int, int], resize_mode: ResizeMode = "pad") -> None:
+    """Raise ``PictureError`` when nothing of ``mask`` [h, w] is left in one half of a pair of ``size``."""
+    if not place_mask(mask, size, resize_mode).any():
+        raise PictureError(f"the mask is so small that nothing of it is left at {size[0]}x{size[1]} (height x width)")
+
+
+def dress(
+    model: FillModel,
+    photo: Image.Image,
+    garment: Image.Image,
+    mask: np.ndarray,
+    look: Look,
+    prompt: str,
+    seed: int,
+    on_step: Callable[[int], object] | None = None,
+) -> Dressed:
+    """Draw the person of an upright RGB ``photo`` in ``garment`` (any mode), where ``mask`` [h, w] in {0, 1} is 1.
+
+    Raises ``ValueError`` for a mask of another size than the photo, ``PictureError`` for one of which nothing is left
+    in the size that the model draws at.
+    """
+    if mask.shape != (photo.height, photo.width):
+        raise ValueError(f"a mask of {mask.shape} (height, width) on a photo of {(photo.height, photo.width)}")
+    check_left(mask, look.size, look.resize_mode)
+    area = Image.fromarray(mask * np.uint8(255))
+    sample = pair_tensors(photo, garment, area, look.size, look.resize_mode)
+    drawn = model.draw(
+        [sample],
+        [seed],
+        prompts=[prompt],
+        steps=look.steps,
+        guidance_scale=look.guidance_scale,
+        lora=look.lora,
+        lora_scale=look.lora_scale,
+        on_step=on_step,
+    )[0]
+    pair = picture_of(drawn)
+    half = pair.crop((look.size[1], 0, 2 * look.size[1], look.size[0]))
+    result = unplace(half, mask.shape, look.resize_mode)
+    return Dressed(repainted(photo, result, mask) if look.repaint else result, pair)
+
+
+def picture_of(drawn: torch.Tensor) -> Image.Image:
+    """RGB picture of a tensor [3, H, W] in [0, 1]."""
+    levels = (drawn.clamp(0, 1) * 255).round().to(torch.uint8)
+    return Image.fromarray(levels.permute(1, 2, 0).contiguous().numpy())

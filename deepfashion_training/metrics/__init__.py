@@ -1,1 +1,0 @@
-"""Figures over pictures and masks: how well a garment was put on, and what a mask gives away."""

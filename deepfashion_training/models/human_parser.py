@@ -1,0 +1,163 @@
+"""Human parsing: which pixel of a photo is hair, skirt, left arm... By a SegFormer that knows the 18 ATR labels."""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from deepfashion_training.images.parts import LABELS as ATR_LABELS
+from deepfashion_training.images.pictures import to_rgb
+from deepfashion_training.models.hub_files import CONFIG, PREPROCESSOR, model_folder, read_json, revision_of
+
+if TYPE_CHECKING:
+    import torch
+
+#: SegFormer-B2 fine-tuned on ATR by its author: the usual open parser of clothes, 110 MB.
+DEFAULT_PARSER = "mattmdjaga/segformer_b2_clothes"
+
+_FLAG = "--parser"
+
+#: Photos of one forward pass. 8 at 512x512 take about 2 GiB with SegFormer-B2 in half precision.
+_BATCH = 8
+
+#: Files that a Linux machine with an NVIDIA driver has; the second is WSL's.
+_DRIVER_FILES = (Path("/proc/driver/nvidia/version"), Path("/dev/dxg"))
+
+
+class Parser:
+    """A semantic segmentation model with the 18 ATR labels, loaded through transformers from safetensors.
+
+    ``model`` is a local folder or a Hub id, ``device`` a torch device (a CUDA GPU where there is one, else the CPU).
+    It computes in bf16 (fp16 on older GPUs) on CUDA and in fp32 elsewhere. Raises the ``ValueError`` of
+    ``check_parser``.
+    """
+
+    #: For the record: commit of the Hub repository, or ``sha256:`` and 16 digits of a local folder's files.
+    revision: str
+
+    def __init__(
+        self, model: str, revision: str | None = None, device: str | None = None, cache_dir: str | Path | None = None
+    ) -> None:
+        import torch
+        from transformers import AutoModelForSemanticSegmentation
+
+        folder = model_folder(_FLAG, model, DEFAULT_PARSER, revision, cache_dir)
+        self.revision = revision_of(model, folder)
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.dtype = torch.float32
+        if self.device.type == "cuda":
+            self.dtype = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        self._numbers = _atr_numbers(folder, model)
+        self._prepare = _Preprocessing(folder, model)
+        network = AutoModelForSemanticSegmentation.from_pretrained(
+            folder, use_safetensors=True, trust_remote_code=False, local_files_only=True
+        )
+        self._network = network.to(self.device, self.dtype).eval().requires_grad_(False)
+
+    def parse(self, photos: Sequence[Image.Image]) -> list[np.ndarray]:
+        """The ATR label of every pixel: one uint8 array [h, w] per photo, of that photo's size.
+
+        Photos may differ in size and mode; EXIF is not applied, see ``pictures.turn``.
+        """
+        maps: list[np.ndarray] = []
+        for start in range(0, len(photos), _BATCH):
+            maps += self._parse_batch(photos[start : start + _BATCH])
+        return maps
+
+    def _parse_batch(self, photos: Sequence[Image.Image]) -> list[np.ndarray]:
+        import torch
+
+        pixels = torch.from_numpy(np.stack([self._prepare(photo) for photo in photos]))
+        with torch.inference_mode():
+            logits = self._network(pixel_values=pixels.to(self.device, self.dtype)).logits.float()  # [n, 18, h/4, w/4]
+            return [self._labels(one, photo.size) for one, photo in zip(logits, photos, strict=True)]
+
+    def _labels(self, logits: torch.Tensor, size: tuple[int, int]) -> np.ndarray:
+        """Labels uint8 [height, width] from the logits [18, h, w] of one photo; ``size`` is (width, height)."""
+        import torch
+
+        width, height = size
+        full = torch.nn.functional.interpolate(logits[None], (height, width), mode="bilinear", align_corners=False)
+        return self._numbers[full[0].argmax(dim=0).cpu().numpy()]
+
+
+@functools.lru_cache(maxsize=2)
+def load_parser(model: str, revision: str | None = None) -> Parser:
+    """The parser, loaded once in each process."""
+    return Parser(model, revision)
+
+
+def default_parser() -> str | None:
+    """``DEFAULT_PARSER`` on a machine with a CUDA GPU that torch can use, else None: on a CPU it takes seconds a row.
+
+    Does not import torch where there is no NVIDIA driver.
+    """
+    if os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1"):
+        return None
+    if not any(file.exists() for file in _DRIVER_FILES) and shutil.which("nvidia-smi") is None:
+        return None
+    import torch
+
+    return DEFAULT_PARSER if torch.cuda.is_available() else None
+
+
+def check_parser(model: str, revision: str | None = None) -> None:
+    """Raise ``ValueError``, one line with the mend, when ``model`` cannot be had or does not know the ATR labels.
+
+    ``model`` is a local folder or a Hub id. A Hub model is downloaded, so that loading it afterwards needs no network.
+    """
+    folder = model_folder(_FLAG, model, DEFAULT_PARSER, revision)
+    _atr_numbers(folder, model)
+    _Preprocessing(folder, model)
+
+
+class _Preprocessing:
+    """What the image processor of transformers does by ``preprocessor_config.json``, without its torchvision."""
+
+    def __init__(self, folder: Path, model: str) -> None:
+        config = read_json(_FLAG, model, folder, PREPROCESSOR)
+        size = config.get("size")
+        if isinstance(size, int):  # files written before transformers 4.26
+            size = {"height": size, "width": size}
+        if not isinstance(size, dict) or not {"height", "width"} <= size.keys() or not config.get("do_resize", True):
+            raise ValueError(
+                f"--parser {model}: {PREPROCESSOR} has size {size}; a parser needs do_resize and a size of "
+                "height and width"
+            )
+        self.size = int(size["width"]), int(size["height"])
+        self.filter = Image.Resampling(config.get("resample", Image.Resampling.BILINEAR))
+        self.scale = config.get("rescale_factor", 1 / 255) if config.get("do_rescale", True) else 1.0
+        normalised = config.get("do_normalize", True)
+        self.mean = np.asarray(config["image_mean"] if normalised else 0.0, np.float32)
+        self.std = np.asarray(config["image_std"] if normalised else 1.0, np.float32)
+
+    def __call__(self, photo: Image.Image) -> np.ndarray:
+        """A photo of any size and mode as the network reads it: float32 [3, height, width]."""
+        values = np.asarray(to_rgb(photo).resize(self.size, self.filter), np.float32) * np.float32(self.scale)
+        return np.ascontiguousarray(((values - self.mean) / self.std).transpose(2, 0, 1))
+
+
+def _atr_numbers(folder: Path, model: str) -> np.ndarray:
+    """The ATR number of each number that the model outputs, uint8 [18]; labels are matched by name.
+
+    Raises ``ValueError`` that names the labels of a model that has others.
+    """
+    labels = read_json(_FLAG, model, folder, CONFIG).get("id2label") or {}
+    named = {int(number): _plain(str(name)) for number, name in labels.items()}
+    wanted = [_plain(name) for name in ATR_LABELS]
+    if sorted(named) != list(range(len(wanted))) or sorted(named.values()) != sorted(wanted):
+        has = ", ".join(map(str, labels.values())) or "none"
+        raise ValueError(f"--parser {model}: needs the 18 ATR labels ({', '.join(ATR_LABELS)}); its labels are {has}")
+    return np.array([wanted.index(named[number]) for number in range(len(wanted))], np.uint8)
+
+
+def _plain(label: str) -> str:
+    """A label without its case, hyphens, underscores and spaces."""
+    return "".join(letter for letter in label.casefold() if letter.isalnum())

@@ -1,0 +1,163 @@
+"""An ``Accelerator`` that mends, from outside, what a script does around its training step."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from accelerate import Accelerator, DistributedType
+from accelerate.utils import set_seed
+from torch.utils.data import DataLoader
+
+from deepfashion_training.upstream.driven_run import SECRETS, RowStream
+from training_run.output_dir import prepare_output_dir
+from training_run.stopping import settle_gloo
+
+if TYPE_CHECKING:
+    from deepfashion_training.upstream.driven_run import DrivenRun
+
+
+class DrivenAccelerator(Accelerator):
+    """``Accelerator`` of a script that ``run`` drives; see ``accelerator_class``."""
+
+    run: ClassVar[DrivenRun]
+    _models: list[Any]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        if kwargs.get("log_with") == "none":
+            kwargs["log_with"] = None
+        super().__init__(*args, **kwargs)
+        if self.distributed_type in (DistributedType.DEEPSPEED, DistributedType.FSDP, DistributedType.MEGATRON_LM):
+            raise ValueError(
+                f"a LoRA through another script trains on one GPU or data-parallel, not with {self.distributed_type}: "
+                "choose another `accelerate config`"
+            )
+        self.run.accelerator = self
+        if self.is_main_process:
+            prepare_output_dir(self.run.settings)
+        self.wait_for_everyone()
+
+    def prepare(self, *objects: Any, **kwargs: Any) -> Any:
+        """Check that the optimizer holds the LoRA and nothing else, then prepare as ever.
+
+        The loader of training rows keeps to their order, and gets worker processes. Several ranks get seeds of their
+        own from here on, having begun with the same LoRA. Raises ``ValueError`` when the optimizer is another's.
+        """
+        run = self.run
+        run.parameters = run.model.freeze_base()
+        wanted = {id(parameter) for parameter in run.parameters}
+        for optimizer in (each for each in objects if isinstance(each, torch.optim.Optimizer)):
+            held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+            if held != wanted:
+                raise ValueError(
+                    f"this script's optimizer holds {len(held & wanted)} of the LoRA's {len(wanted)} weights and "
+                    f"{len(held - wanted)} others, so it cannot train a LoRA"
+                )
+            run.optimizer = optimizer
+        prepared = super().prepare(*(self._in_order(each) for each in objects), **kwargs)
+        if self.num_processes > 1:
+            set_seed(run.settings.seed, device_specific=True)
+        return prepared
+
+    def _in_order(self, part: Any) -> Any:
+        """A loader of training rows in their order, which is shuffled already, with workers; anything else as it is."""
+        if not isinstance(part, DataLoader) or not isinstance(part.dataset, RowStream):
+            return part
+        workers = self.run.settings.dataloader_num_workers
+        return DataLoader(
+            part.dataset, batch_size=part.batch_size, collate_fn=part.collate_fn, num_workers=workers,
+            prefetch_factor=self.run.settings.dataloader_prefetch_factor if workers else None,
+            pin_memory=self.device.type == "cuda",
+        )  # fmt: skip
+
+    def skip_first_batches(self, dataloader: Any, num_batches: int = 0) -> Any:
+        """The loader with its first batches left out; training rows go on where they should without that."""
+        if isinstance(getattr(dataloader, "dataset", None), RowStream):
+            return dataloader
+        return super().skip_first_batches(dataloader, num_batches)
+
+    def init_trackers(self, project_name: str, config: Any = None, init_kwargs: Any = None) -> None:
+        """Start the trackers with plain values and no secrets among them."""
+        plain = {name: value for name, value in (config or {}).items() if isinstance(value, (bool, int, float, str))}
+        plain = {name: value for name, value in plain.items() if name not in SECRETS}
+        super().init_trackers(project_name, config=plain, init_kwargs=init_kwargs or {})
+
+    def backward(self, loss: torch.Tensor, **kwargs: Any) -> None:
+        """Note the loss, which must be finite, and run the backward pass; the last one of a step ends the step.
+
+        Here alone the ranks exchange something: scripts call the methods below on one rank or on all of them.
+        """
+        self.run.begin()
+        self.run.add_loss(loss)
+        super().backward(loss, **kwargs)
+        if self.sync_gradients:
+            self.run.end_step()
+
+    def clip_grad_norm_(self, *args: Any, **kwargs: Any) -> Any:
+        """Clip as ever. Raises ``ValueError`` for gradients that are not finite, which would spoil every weight."""
+        norm = super().clip_grad_norm_(*args, **kwargs)
+        if self.scaler is None and norm is not None and not torch.isfinite(torch.as_tensor(norm)):  # fp16 may skip one
+            raise ValueError(f"the gradient is not finite at step {self.run.step}: lower --learning_rate")
+        return norm
+
+    def log(self, values: dict[str, Any], step: int | None = None, log_kwargs: Any = None) -> None:
+        """Log after optimizer steps alone, with the mean loss of their forward passes and of all ranks."""
+        if self.sync_gradients:
+            super().log(self.run.with_mean_loss(values), step=step, log_kwargs=log_kwargs or {})
+
+    def save_state(self, output_dir: str | None = None, **kwargs: Any) -> str:
+        """Write a checkpoint under a hidden name, rename it once it is complete, then delete the oldest ones.
+
+        Other ranks, where the script calls them too, add the state of their random numbers to it.
+        """
+        assert output_dir is not None  # given: scripts of this kind name their checkpoints
+        final = Path(output_dir)
+        staged = final.with_name(f".saving-{final.name}" + ("" if self.is_main_process else f"-{self.process_index}"))
+        with self.run.pause():
+            shutil.rmtree(staged, ignore_errors=True)
+            self.run.write_loss()
+            super().save_state(str(staged), **kwargs)
+            if self.is_main_process:
+                self.run.checkpoint_saved(staged, final)
+            else:
+                self.run.add_to_checkpoint(staged, final)
+        self.run.saved_at = self.run.step
+        return str(final)
+
+    def load_state(self, input_dir: str | None = None, **kwargs: Any) -> None:
+        """Load a checkpoint; scripts load into the model that they get here, so several ranks get it unwrapped."""
+        wrapped, self._models = self._models, [self.unwrap_model(model) for model in self._models]
+        try:
+            super().load_state(input_dir, **kwargs)
+        finally:
+            self._models = wrapped
+        self.run.hold_randomness()
+
+    @contextlib.contextmanager
+    def accumulate(self, *models: Any) -> Iterator[None]:
+        """A forward and backward pass, as ever, unless the run is to stop; training's own randomness goes on in it."""
+        self.run.stop_if_asked()
+        self.run.release_randomness()
+        with super().accumulate(*models):
+            yield
+
+    def end_training(self) -> None:
+        """Save a last checkpoint where the script has saved none at that step, then finish as ever."""
+        run = self.run
+        if (
+            run.step > run.first_step
+            and run.settings.checkpointing_steps
+            and run.step % run.settings.checkpointing_steps
+        ):
+            self.save_state(str(run.folder / f"checkpoint-{run.step}"))
+        settle_gloo()
+        super().end_training()
+
+
+def accelerator_class(run: DrivenRun) -> type[DrivenAccelerator]:
+    """The class that takes the place of ``Accelerator`` in a script while ``run`` lasts."""
+    return type("DrivenAccelerator", (DrivenAccelerator,), {"run": run})

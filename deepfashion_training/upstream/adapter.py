@@ -1,0 +1,118 @@
+"""A FLUX-Fill transformer whose parameters are its LoRA, for scripts that train whatever the transformer gives them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from diffusers import FluxTransformer2DModel
+from peft import set_peft_model_state_dict
+
+import train_flux_inpaint as trainer
+from training_run import quantization
+
+if TYPE_CHECKING:
+    from deepfashion_training.upstream.driven_run import DrivenRun
+
+
+class AdapterTransformer(FluxTransformer2DModel):
+    """``FluxTransformer2DModel`` over a frozen base, which shows only its adapter to the script that trains it.
+
+    ``named_parameters``, ``parameters``, ``state_dict``, ``load_state_dict`` and ``save_pretrained`` speak of the LoRA
+    alone, so the script's own freezing loop, optimizer, clipping, checkpoints and last save handle megabytes and not
+    the base. Every adapter weight is trainable whenever it is listed, whatever block names the script has chosen by,
+    and stays in fp32 whatever the transformer is cast to.
+
+    ``run`` is set on a subclass made for one training run; see ``adapter_class``.
+    """
+
+    run: ClassVar[DrivenRun]
+    adapter_names: frozenset[str]
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> AdapterTransformer:
+        """The base of the run with a new LoRA; of a checkpoint of the run: the model in training, with that LoRA.
+
+        The script's own keyword arguments are not used: files at the root or under ``transformer/``, precision and
+        quantization follow the run's settings. Raises ``ValueError`` for a checkpoint with another LoRA.
+        """
+        folder = Path(pretrained_model_name_or_path)
+        if cls.run.model is not None and folder.resolve() == cls.run.folder.resolve():
+            return cls.run.model  # what lies there was made of it
+        if (folder / trainer.LORA_FILE).is_file():
+            set_peft_model_state_dict(cls.run.model, trainer.read_lora(cls.run.model, cls.run.settings, folder))
+            return cls.run.model
+        settings = cls.run.settings
+        settings.pretrained_inpaint_model_name_or_path = str(pretrained_model_name_or_path)  # goes on record too
+        with torch.random.fork_rng(devices=[]):  # the LoRA of a seed is the same one whatever was drawn before
+            model = trainer.load_transformer(settings, trainer.DTYPES[cls.run.mixed_precision])
+            base = {id(parameter) for parameter in model.parameters()}
+            torch.manual_seed(settings.seed)
+            trainer.make_trainable(model, settings)
+        # Only now, because loading a base and adding an adapter need the whole model's parameters.
+        model.__class__ = cls
+        named = torch.nn.Module.named_parameters(model)
+        model.adapter_names = frozenset(name for name, parameter in named if id(parameter) not in base)
+        cls.run.model = model
+        return model
+
+    def named_parameters(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, torch.nn.Parameter]]:
+        """Names and weights of the adapter, made trainable."""
+        lead = f"{prefix}." if prefix else ""
+        for name, parameter in super().named_parameters(prefix, recurse, remove_duplicate):
+            if name.removeprefix(lead) in self.adapter_names:
+                yield name, parameter.requires_grad_(True)
+
+    def freeze_base(self) -> list[torch.nn.Parameter]:
+        """Make the adapter trainable and nothing else, and return its weights."""
+        for _, parameter in torch.nn.Module.named_parameters(self):
+            parameter.requires_grad_(False)
+        return [parameter for _, parameter in self.named_parameters()]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the base."""
+        return trainer.DTYPES[self.run.mixed_precision]
+
+    def to(self, *args: Any, **kwargs: Any) -> AdapterTransformer:
+        """Move and cast the base, move the adapter; a quantized base is not cast."""
+        if kind := self.run.settings.quantize_base:
+            device = torch._C._nn._parse_to(*args, **kwargs)[0]
+            if device is not None and quantization.can_be_moved(kind):
+                super().to(device)
+            return self
+        exact = [(parameter, parameter.detach().clone()) for _, parameter in self.named_parameters()]
+        super().to(*args, **kwargs)
+        for parameter, value in exact:
+            parameter.data = value.to(parameter.device)
+        return self
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """The adapter's part of the usual state dict."""
+        prefix = kwargs.get("prefix", args[1] if len(args) > 1 else "")
+        whole = super().state_dict(*args, **kwargs)
+        for name in [name for name in whole if name.startswith(prefix)]:
+            if name.removeprefix(prefix) not in self.adapter_names:
+                del whole[name]
+        return whole
+
+    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
+        """Load the adapter's weights. With ``strict`` the names must be exactly the adapter's (``RuntimeError``)."""
+        if strict and set(state_dict) != self.adapter_names:
+            differing = sorted(set(state_dict) ^ self.adapter_names)
+            raise RuntimeError(f"{len(differing)} weights are not those of the LoRA in training: {differing[0]}, ...")
+        return super().load_state_dict(state_dict, strict=False, assign=assign)
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+        """Write the LoRA file into ``save_directory``, or beside it where a script keeps ``transformer/`` apart."""
+        folder = Path(save_directory)
+        self.run.save_lora(folder.parent if folder.name == "transformer" else folder)
+
+
+def adapter_class(run: DrivenRun) -> type[AdapterTransformer]:
+    """The class that takes the place of ``FluxTransformer2DModel`` in a script while ``run`` lasts."""
+    return type("AdapterTransformer", (AdapterTransformer,), {"run": run})

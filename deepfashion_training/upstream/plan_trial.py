@@ -1,0 +1,145 @@
+"""Some steps of the run that was asked for, really taken: with the user's flags, and with others that may do better."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import statistics
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import broadcast_object_list
+
+from deepfashion_training.cli import describe
+from training_run.forecast import Measured
+from training_run.quantization import NOT_COMPILED
+from training_run.speed import free_memory
+
+#: Steps of a measurement; the first ones also start workers, choose kernels, compile and fill the memory.
+STEPS, WARM_UP = 6, 2
+#: Drawn rows: ten people. A run goes through them again and again.
+ROWS = 30
+
+#: Trains as the arguments say, on what the dataset class reads.
+Train = Callable[[argparse.Namespace, Any], None]
+
+
+def measure(args: argparse.Namespace, train: Train, state: Any) -> Measured | None:
+    """Train for some steps as ``args`` say, on drawn people of their size, and keep nothing. All ranks call this.
+
+    None on all ranks but the main one: the trainer leaves them with no way to talk to each other. Raises what ``train``
+    raises, ``ValueError`` where the run does not fit.
+    """
+    from diffusers import FluxTransformer2DModel
+
+    from deepfashion_training.deepfashion_dataset import DatasetOptions, DeepFashionDataset
+    from deepfashion_training.embedded.wardrobe import write_wardrobe
+    from deepfashion_training.models.access import subfolder_of_transformer
+
+    if state.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    with tempfile.TemporaryDirectory(prefix="plan-") as own:
+        (place,) = broadcast_object_list([own])
+        folder = Path(place)
+        with state.main_process_first():
+            if not (folder / "wardrobe").exists():  # people need 64 pixels
+                write_wardrobe(folder / "wardrobe", rows=ROWS, size=(max(64, args.height), max(64, args.width)))
+        short = {
+            "max_train_steps": STEPS, "lr_warmup_steps": 0, "logging_steps": 1, "report_to": "none",
+            "checkpointing_steps": STEPS, "checkpoints_total_limit": None, "save_every_minutes": 0.0,
+            "quantization_loss": False, "validation_steps": 0, "resume_from_checkpoint": None, "latents_dir": None,
+            "dataroot": str(folder / "wardrobe"), "output_dir": str(folder / "run"), "overwrite_output_dir": False,
+        }  # fmt: skip
+        options = DatasetOptions(resize_mode=args.resize_mode, cache_dir=str(folder / "rows"))
+        dataset = functools.partial(DeepFashionDataset, options=options)
+        train(argparse.Namespace(**{**vars(args), **short}), dataset)
+        if not state.is_main_process:
+            return None
+        run = json.loads((folder / "run" / "run.json").read_text("utf-8"))
+        checkpoint = folder / "run" / f"checkpoint-{STEPS}"
+        written = sum(path.stat().st_size for path in checkpoint.rglob("*") if path.is_file())
+        weights = (folder / "run" / run["weights"]).stat().st_size
+    where, hub = args.pretrained_inpaint_model_name_or_path, (args.inpaint_revision, args.cache_dir)
+    config = FluxTransformer2DModel.load_config(
+        where, subfolder=subfolder_of_transformer(where, *hub), revision=hub[0], cache_dir=hub[1]
+    )
+    steady = run["last_step_seconds"][WARM_UP:]
+    return Measured(
+        statistics.median(steady), len(steady), run.get("peak_gpu_memory_gib"), dict(config), run["world_size"],
+        written, weights,
+    )  # fmt: skip
+
+
+def does_not_fit(error: BaseException) -> bool:
+    """Whether ``error`` is the trainer's way to say that a GPU's memory was too small."""
+    return isinstance(error, torch.OutOfMemoryError) or isinstance(error.__cause__, torch.OutOfMemoryError)
+
+
+def _typed(name: str, value: Any) -> str:
+    return f"--{name}" if value is True else f"--no-{name}" if value is False else f"--{name} {value}"
+
+
+def variants(args: argparse.Namespace, fits: bool) -> dict[str, dict[str, Any]]:
+    """Flags to try beside the user's on one GPU, as typed, with what they set. A step keeps its number of pairs.
+
+    Where the run ``fits``: those that may make it faster. Else those that make it smaller, the mildest first.
+    """
+    auto: dict[str, Any] = {"gradient_checkpointing": "auto"}
+    batch, passes = args.train_batch_size, args.gradient_accumulation_steps
+    if fits:
+        quick = {**auto, "compile_blocks": args.quantize_base not in NOT_COMPILED}
+        offered = [auto, quick]
+        if passes % 2 == 0:
+            offered.append({**quick, "train_batch_size": 2 * batch, "gradient_accumulation_steps": passes // 2})
+    else:
+        single = {**auto, "train_batch_size": 1, "gradient_accumulation_steps": batch * passes}
+        quantized = {"use_8bit_adam": args.optimizer == "adamw", "quantize_base": "nf4", "compile_blocks": False}
+        offered = [{**single, **quantized}]
+        if batch > 1:
+            offered.insert(0, single)
+        if args.gradient_checkpointing != 1:  # which is all that auto could come to
+            offered.insert(0, auto)
+    found = {}
+    for changes in offered:
+        changes = {name: value for name, value in changes.items() if getattr(args, name) != value}
+        typed = " ".join(_typed(name, value) for name, value in changes.items())
+        if typed:
+            found[typed] = changes
+    return found
+
+
+def measure_all(args: argparse.Namespace, train: Train, state: Any) -> dict[str, Measured | str]:
+    """What steps take with the user's flags, under "", and with the flags of ``variants``, under what is typed.
+
+    A text says why it did not run. The user's own flags may fail for memory only, anything else is raised. Other flags
+    are tried on one GPU alone: where there are several, one that fails would leave the others waiting. Empty on all
+    ranks but the main one.
+    """
+    found: dict[str, Measured | str] = {}
+    try:
+        if (own := measure(args, train, state)) is None:
+            return found
+        found[""] = own
+    except Exception as error:
+        if state.num_processes > 1 or not does_not_fit(error):
+            raise
+        found[""] = str(error)
+    if state.device.type != "cuda" or state.num_processes > 1:
+        return found
+    fits = isinstance(found[""], Measured)
+    for typed, changes in variants(args, fits).items():
+        free_memory()
+        try:
+            result = measure(argparse.Namespace(**{**vars(args), **changes}), train, state)
+            assert result is not None  # given: there is one process
+            found[typed] = result
+        except Exception as error:  # of flags that the user has not given: told in the plan, which goes on
+            found[typed] = "does not fit" if does_not_fit(error) else describe(error)
+        if not fits and isinstance(found[typed], Measured):
+            break
+    free_memory()
+    return found
