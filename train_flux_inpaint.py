@@ -50,8 +50,10 @@ from tqdm.auto import tqdm
 
 from training_run import attention, bases, checkpoints, guards, latents, quantization, sharding, speed, trust
 from training_run import state as saved_state
+from training_run.atomic import replacing, write_file
 from training_run.flags import FlagParser, add_loss_and_output_flags, add_model_and_data_flags, add_training_flags
 from training_run.guards import check_packages
+from training_run.hub import subfolder_of_transformer
 from training_run.lora_layers import lora_pattern
 from training_run.optimizers import make_optimizer, optimizer_settings
 from training_run.output_dir import (
@@ -228,14 +230,11 @@ def load_transformer(args: argparse.Namespace, dtype: torch.dtype) -> FluxTransf
     """The transformer to train, from files at the root or under ``transformer/``; else raises ``ValueError``."""
     where = args.pretrained_inpaint_model_name_or_path
     hub: dict[str, Any] = {"revision": args.inpaint_revision, "cache_dir": args.cache_dir}
+    hub["subfolder"] = subfolder_of_transformer(where, **hub)
     try:
-        config = FluxTransformer2DModel.load_config(where, subfolder="transformer", **hub)
-        hub["subfolder"] = "transformer"
-    except OSError as missing:
-        try:
-            config = FluxTransformer2DModel.load_config(where, **hub)
-        except OSError:
-            raise ValueError(f"no transformer at the root of {where!r} or under transformer/: {missing}") from missing
+        config = FluxTransformer2DModel.load_config(where, **hub)
+    except OSError as error:
+        raise ValueError(f"no transformer at the root of {where!r} or under transformer/: {error}") from error
     if config.get("_class_name") != "FluxTransformer2DModel" or config.get("in_channels") != 384:
         raise ValueError(
             f"--pretrained_inpaint_model_name_or_path {where!r} holds a {config.get('_class_name')} with "
@@ -409,7 +408,7 @@ def save_lora(
     guards.check_lora(weights, moved)
     if published and (scale := update_scale(transformer.peft_config["default"])) != 1:
         weights = {name: tensor * scale if ".lora_B." in name else tensor for name, tensor in weights.items()}
-    checkpoints.write_file(folder / LORA_FILE, serialize(weights, lora_metadata(transformer, args, published)))
+    write_file(folder / LORA_FILE, serialize(weights, lora_metadata(transformer, args, published)))
     saved_state.loads_back(lambda: load_file(folder / LORA_FILE), weights, LORA_FILE)
     return folder / LORA_FILE
 
@@ -837,7 +836,8 @@ class Run:
         """Write what was trained to ``folder``: the LoRA file, or the whole transformer."""
         if not self.args.train_base_model:
             return save_lora(self.model, self.args, folder, self.moved, published=folder == self.folder)
-        checkpoints.replace_folder(folder / "transformer", self.model.save_pretrained)
+        with replacing(folder / "transformer") as draft:
+            self.model.save_pretrained(draft)
         return folder / "transformer"
 
     def resume(self, checkpoint: Path, saved: dict[str, Any]) -> None:

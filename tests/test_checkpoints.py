@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import save_file
 
 from training_run import checkpoints
+from training_run.atomic import clear_leftovers, replacing
 from training_run.checkpoints import DamagedCheckpointError
 from training_run.state import FREE, changed, random_state, read_state, set_random_state, write_state
 
@@ -85,7 +86,7 @@ def test_what_a_killed_run_was_doing_is_no_checkpoint_and_is_cleared(tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / "part").write_text("part")
     assert checkpoints.checkpoints_in(tmp_path) == [] and checkpoints.newest_whole(tmp_path) is None
-    checkpoints.clear_leftovers(tmp_path)
+    clear_leftovers(tmp_path)
     assert names(tmp_path) == set()
 
 
@@ -95,7 +96,7 @@ def test_a_run_killed_between_two_renames_gets_its_checkpoint_back(tmp_path):
     (half / "training_state.json").unlink()
     half.rename(tmp_path / ".removing-checkpoint-2")
     checkpoints.restore_replaced(tmp_path)
-    checkpoints.clear_leftovers(tmp_path)
+    clear_leftovers(tmp_path)
     assert names(tmp_path) == {"checkpoint-1"}
 
 
@@ -149,16 +150,17 @@ def test_a_model_that_its_own_library_cannot_write(tmp_path, small_files):
         save_file({"weight": torch.zeros(10_000)}, folder / "model.safetensors")
 
     def save_model() -> None:
-        with checkpoints.staged(tmp_path / "checkpoint-2") as draft:
-            checkpoints.replace_folder(draft / "transformer", model)
+        with checkpoints.staged(tmp_path / "checkpoint-2") as draft, replacing(draft / "transformer") as inner:
+            model(inner)
 
     hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
     try:
         with pytest.raises(OSError, match=r"checkpoint-2 could not be written: .*File too large.*-1 is whole"):
             save_model()
-        with pytest.raises(OSError, match=r"final could not be written: File too large$") as raised:
-            checkpoints.replace_folder(tmp_path / "final", model)
+        refusal = pytest.raises(OSError, match=r"final could not be written: File too large$")
+        with refusal as raised, replacing(tmp_path / "final") as draft:
+            model(draft)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
     assert raised.value.errno == errno.EFBIG

@@ -11,6 +11,8 @@ from accelerate.logging import get_logger
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 
+from training_run.hub import transformer_in
+
 logger = get_logger(__name__)
 
 #: Parts of a pipeline that training takes from --pretrained_model_name_or_path.
@@ -43,11 +45,6 @@ def snapshot_of(model: str, revision: str | None, cache_dir: str | None) -> Path
         if isinstance(found, str):
             return Path(found).parents[name.count("/")]  # .../snapshots/<commit>/<name>
     return None
-
-
-def transformer_in(folder: Path) -> Path:
-    """Where a folder has its transformer: under ``transformer/``, or at its root."""
-    return folder / "transformer" if (folder / "transformer" / "config.json").is_file() else folder
 
 
 def base_facts(args: Any) -> dict[str, dict[str, str]]:

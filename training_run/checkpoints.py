@@ -1,30 +1,25 @@
 """Checkpoint folders that are complete or absent: staged, flushed, sealed with a manifest, renamed, checked when read.
 
-A folder being written is called ``.saving-checkpoint-<step>`` and one being deleted ``.removing-...``, names that no
-reader takes for a checkpoint. Its last file is the manifest, with size and SHA-256 of every other one; the rename comes
-after that, and only then may older checkpoints go.
+While it is being written it has another name (``atomic.replacing``). Its last file is the manifest, with size and
+SHA-256 of every other one; the rename comes after that, and only then may older checkpoints go.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import fnmatch
 import hashlib
 import json
 import logging
-import os
 import re
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
-from safetensors import SafetensorError
+from training_run.atomic import REMOVING, put_in_place, remove, replacing, write_file
 
 logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
-SAVING, REMOVING = ".saving-", ".removing-"
 
 
 class DamagedCheckpointError(ValueError):
@@ -43,38 +38,6 @@ def checkpoints_in(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: step_of(path) or 0)
 
 
-def sync(path: Path) -> None:
-    """Make sure that a file, or the names in a folder, are on the disk and not only in the system's memory."""
-    if path.is_dir() and os.name == "nt":
-        return  # folders cannot be opened there
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    except OSError as error:
-        if not (path.is_dir() and error.errno in (errno.EINVAL, errno.ENOTSUP)):  # some network file systems have none
-            raise
-    finally:
-        os.close(handle)
-
-
-def write_file(path: Path, content: bytes) -> None:
-    """Write a file that is old or new, whatever happens: under a hidden name, flushed, then renamed."""
-    staged = path.with_name(f".{path.name}")
-    try:
-        with staged.open("wb") as sink:
-            sink.write(content)
-            sink.flush()
-            os.fsync(sink.fileno())
-        staged.replace(path)
-    except OSError as error:
-        staged.unlink(missing_ok=True)
-        raise OSError(error.errno, f"{path} could not be written: {error.strerror or error}") from error
-    except BaseException:
-        staged.unlink(missing_ok=True)
-        raise
-    sync(path.parent)
-
-
 def _hash(path: Path) -> str:
     with path.open("rb") as source:
         digest = hashlib.sha256()
@@ -88,15 +51,11 @@ def _files(folder: Path) -> list[Path]:
 
 
 def seal(folder: Path) -> None:
-    """Flush every file below ``folder`` and write the manifest, which makes it complete."""
+    """Write the manifest of every file below ``folder``, which makes it complete."""
     listed = {}
     for path in _files(folder):
-        sync(path)
         listed[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": _hash(path)}
-    for path in folder.rglob("*"):
-        if path.is_dir():
-            sync(path)
-    write_file(folder / MANIFEST, (json.dumps({"files": listed}, indent=2) + "\n").encode())
+    write_file(folder / MANIFEST, json.dumps({"files": listed}, indent=2) + "\n")
 
 
 def verify(folder: Path, beside: str = "") -> None:
@@ -140,7 +99,7 @@ def newest_whole(folder: Path, beside: str = "") -> Path | None:
         try:
             verify(path, beside)
         except DamagedCheckpointError as error:
-            logger.warning("passing over %s", error)
+            logger.warning("skipping damaged checkpoint: %s", error)
         else:
             return path
     return None
@@ -149,81 +108,25 @@ def newest_whole(folder: Path, beside: str = "") -> Path | None:
 @contextlib.contextmanager
 def staged(final: Path) -> Iterator[Path]:
     """An empty folder to write a checkpoint into; it becomes ``final`` when the block ends well, else it is removed."""
-    draft = final.with_name(f"{SAVING}{final.name}")
-    shutil.rmtree(draft, ignore_errors=True)
     try:
-        draft.mkdir(parents=True)
-        yield draft
-        publish(draft, final)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(draft, ignore_errors=True)
-        raise _unwritable(final, as_os_error(error)) from error
-    except BaseException:
-        shutil.rmtree(draft, ignore_errors=True)
-        raise
-
-
-def as_os_error(error: Exception) -> OSError:
-    """``error`` itself, or what the system said where safetensors tells of it in words: "... (os error 28)"."""
-    if isinstance(error, OSError):
-        return error
-    found = re.search(r"\(os error (\d+)\)", str(error))
-    number = int(found[1]) if found else errno.EIO
-    return OSError(number, os.strerror(number) if found else str(error))
-
-
-def _unwritable(final: Path, error: OSError) -> OSError:
-    last = newest_whole(final.parent)
-    kept = f"; {last} is whole" if last else "; no checkpoint was written before it"
-    reason = error.strerror or str(error)
-    return OSError(
-        error.errno,
-        f"{final.name} could not be written: {reason}{kept}. Make room, or keep fewer with "
-        "--checkpoints_total_limit, and continue with --resume_from_checkpoint latest",
-    )
-
-
-def replace_folder(final: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a folder under a hidden name, then put it in the place of ``final``."""
-    draft = final.with_name(f"{SAVING}{final.name}")
-    shutil.rmtree(draft, ignore_errors=True)
-    try:
-        write(draft)
-        for path in draft.rglob("*"):
-            sync(path)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(draft, ignore_errors=True)
-        told = as_os_error(error)
-        raise OSError(told.errno, f"{final} could not be written: {told.strerror or told}") from error
-    except BaseException:
-        shutil.rmtree(draft, ignore_errors=True)
-        raise
-    if final.exists():
-        remove(final)
-    draft.rename(final)
-    sync(final.parent)
+        with replacing(final) as draft:
+            draft.mkdir()
+            yield draft
+            seal(draft)
+    except OSError as error:
+        last = newest_whole(final.parent)
+        kept = f"{last} is whole" if last else "no checkpoint was written before it"
+        raise OSError(
+            error.errno,
+            f"{error.strerror or error}; {kept}. Make room, or keep fewer with --checkpoints_total_limit, and continue "
+            "with --resume_from_checkpoint latest",
+        ) from error
 
 
 def publish(draft: Path, final: Path) -> None:
     """Seal ``draft`` and let it take the place of ``final``, whether or not there is one."""
     seal(draft)
-    if final.exists():
-        aside = final.with_name(f"{REMOVING}{final.name}")
-        shutil.rmtree(aside, ignore_errors=True)
-        final.rename(aside)
-        draft.rename(final)
-        shutil.rmtree(aside)
-    else:
-        draft.rename(final)
-    sync(final.parent)
-
-
-def remove(folder: Path) -> None:
-    """Delete a checkpoint; at no moment is half of one to be found under its name."""
-    aside = folder.with_name(f"{REMOVING}{folder.name}")
-    shutil.rmtree(aside, ignore_errors=True)
-    folder.rename(aside)
-    shutil.rmtree(aside)
+    put_in_place(draft, final)
 
 
 def prune(newest: Path, limit: int | None) -> None:
@@ -241,9 +144,3 @@ def restore_replaced(folder: Path) -> None:
             verify(path)
             if not final.exists():
                 path.rename(final)
-
-
-def clear_leftovers(folder: Path) -> None:
-    """Delete what a killed run was writing or deleting."""
-    for path in [*folder.glob(f"{SAVING}*"), *folder.glob(f"{REMOVING}*")]:
-        shutil.rmtree(path, ignore_errors=True)

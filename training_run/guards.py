@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 
 from training_run import attention, bases, quantization
 from training_run.colour import to_srgb
+from training_run.hub import transformer_in
 
 logger = logging.getLogger(__name__)
 
@@ -193,7 +194,7 @@ def check_base(pipeline: str, transformer: str) -> None:
     """
     for folder in map(Path, dict.fromkeys((pipeline, transformer))):
         check_files(folder, "fetch or copy it again")
-    index, needed = Path(pipeline, "model_index.json"), [bases.transformer_in(Path(transformer))]
+    index, needed = Path(pipeline, "model_index.json"), [transformer_in(Path(transformer))]
     named = json.loads(index.read_text("utf-8")) if index.is_file() else {}
     kinds = {part: named.get(part) for part in ("vae", "text_encoder", "text_encoder_2")}
     needed += [Path(pipeline, part) for part, kind in kinds.items() if kind not in (None, [None, None])]

@@ -24,7 +24,7 @@ from safetensors.torch import save
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm.auto import tqdm
 
-from training_run.checkpoints import write_file
+from training_run.atomic import write_file
 from training_run.output_dir import data_facts
 from training_run.stopping import worker_ignores_signals
 

@@ -13,16 +13,8 @@ from typing import Any
 from accelerate.logging import get_logger
 from accelerate.utils import broadcast_object_list
 
-from training_run.checkpoints import (
-    REMOVING,
-    DamagedCheckpointError,
-    checkpoints_in,
-    clear_leftovers,
-    newest_whole,
-    step_of,
-    verify,
-    write_file,
-)
+from training_run.atomic import REMOVING, clear_leftovers, write_file
+from training_run.checkpoints import DamagedCheckpointError, checkpoints_in, newest_whole, step_of, verify
 from training_run.state import FREE, changed
 
 logger = get_logger(__name__)
@@ -184,7 +176,7 @@ def forget_future(folder: Path, step: int) -> None:
         logger.info(f"What lay after step {step} is in {aside}: {', '.join(path.name for path in later)}")
     for path, lines in kept.items():
         if path.exists():
-            write_file(path, "".join(lines).encode())
+            write_file(path, "".join(lines))
 
 
 def _lines_until(path: Path, step: int) -> list[str]:

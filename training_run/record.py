@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 
+from training_run.atomic import write_file
 from training_run.bases import snapshot_of
-from training_run.checkpoints import write_file
 from training_run.output_dir import data_facts
 
 logger = logging.getLogger(__name__)
@@ -183,4 +183,4 @@ class RunRecord:
         summaries = {name: data.summary() for name, data in self.datasets.items() if hasattr(data, "summary")}
         self.facts["skipped_steps"] = self.run.skipped.count
         facts = json.dumps({**self.facts, "dataset": summaries}, indent=2, default=str)
-        write_file(self.run.folder / "run.json", facts.encode())
+        write_file(self.run.folder / "run.json", facts)
