@@ -1,4 +1,3 @@
-"""Teach CatVTON-Flux lower-body and full-body garments by LoRA fine-tuning on garment/person pairs.
+"""Garment/person pairs and a training wrapper that teach FLUX-Fill try-on lower-body and full-body garments."""
 
-The root of this package holds the commands, one file each; the folders hold what they are made of.
-"""
+__version__ = "0.2.0"
