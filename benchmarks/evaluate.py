@@ -107,7 +107,8 @@ def main(argv: list[str] | None = None) -> int:
         people = write_wardrobe(root / "people", rows=90, size=(args.height, args.width))
         save_lora(root / "lora")
         save_dino(root / "dino", args.dino)
-        size = f"--height {args.height} --width {args.width} --steps {args.steps} --limit {args.limit}".split()
+        size = f"--height {args.height} --width {args.width} --limit {args.limit}".split()
+        size += ["--num_inference_steps", str(args.steps)]
         flags = ["--embedded", "--data", str(people), "--split", "train", "--lora", str(root / "lora"), *size]
         flags += ["--against", str(root / "lora"), "--dino_model", str(root / "dino")]
         code = evaluate.main([*flags, "--output_dir", str(root / "report")])

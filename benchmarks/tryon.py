@@ -78,7 +78,7 @@ def main(argv: list[str] | None = None) -> int:
                 "--embedded",
                 "--garment_type",
                 kind,
-                "--steps",
+                "--num_inference_steps",
                 "28",
             ]
             command += ["--person", f"{folder}/{kind}-person.png", "--garment", f"{folder}/{kind}-garment.png"]

@@ -27,7 +27,7 @@ from deepfashion_training.inference.choice import add_drawing_flags, add_model_f
 from deepfashion_training.tryon import find_parser
 
 if TYPE_CHECKING:
-    from deepfashion_training.inference.choice import Choice
+    from deepfashion_training.inference.choice import ModelChoice
 
 #: Jobs that may wait; the next one is told that the queue is full.
 QUEUE = 20
@@ -95,7 +95,7 @@ def private_folder() -> Iterator[Path]:
                 os.environ["GRADIO_TEMP_DIR"] = before
 
 
-def page_lines(choice: Choice, args: argparse.Namespace) -> list[str]:
+def page_lines(choice: ModelChoice, args: argparse.Namespace) -> list[str]:
     """What the page says of its models. Folders of the server go by their last name."""
     from deepfashion_training.inference.page_jobs import plain_name
     from deepfashion_training.models.fill import is_embedded
@@ -112,7 +112,7 @@ def page_lines(choice: Choice, args: argparse.Namespace) -> list[str]:
     return lines
 
 
-def serve(args: argparse.Namespace, choice: Choice, parser: str, folder: Path) -> None:
+def serve(args: argparse.Namespace, choice: ModelChoice, parser: str, folder: Path) -> None:
     """Load the models and answer requests until the process is interrupted."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
     # The server asks itself whether it is up, which must not go through a proxy.

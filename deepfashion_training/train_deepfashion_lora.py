@@ -507,7 +507,7 @@ def compare_with_base(args: argparse.Namespace, folder: Path) -> None:
             data_revision=args.dataset_revision,
             limit=args.evaluate_samples,
             cloth_types=args.cloth_types,
-            quantize=trained["quantize_base"],
+            quantize_base=trained["quantize_base"],
             # The small model's pictures are judged by what is at hand: nothing is downloaded.
             **({"batch_size": 8, "parser": "none", "dino_model": "none", "no-extras": True} if args.embedded else {}),
         )

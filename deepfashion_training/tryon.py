@@ -21,9 +21,9 @@ from deepfashion_training.cli import FlagParser, number, run_command
 from deepfashion_training.inference.choice import add_drawing_flags, add_model_flags, choose
 
 if TYPE_CHECKING:
-    from deepfashion_training.inference.choice import Choice
-    from deepfashion_training.inference.dress import Look
-    from deepfashion_training.inference.requests import Ready, Wish
+    from deepfashion_training.inference.choice import ModelChoice
+    from deepfashion_training.inference.dress import DrawingSettings
+    from deepfashion_training.inference.requests import Ready, TryOnRequest
     from deepfashion_training.models.fill import FillModel
     from deepfashion_training.models.human_parser import Parser
 
@@ -76,25 +76,25 @@ def check_use(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None
         parser.error(f"--output {args.output}: pictures end in {', '.join(SUFFIXES)}, folders have no such ending")
 
 
-def wishes_of(args: argparse.Namespace) -> list[Wish]:
+def requests_of(args: argparse.Namespace) -> list[TryOnRequest]:
     """What is to be drawn; ``ValueError`` for pictures that are not there or cannot be used."""
     from deepfashion_training.garment_types import parse_cloth_type
-    from deepfashion_training.inference.requests import Wish, default_name, read_wishes
+    from deepfashion_training.inference.requests import TryOnRequest, default_name, read_requests
     from deepfashion_training.inference.result_files import check_header
 
     cloth_type = parse_cloth_type(args.garment_type) if args.garment_type else None
     if args.batch is not None:
-        return read_wishes(args.batch, args.output, cloth_type)
+        return read_requests(args.batch, args.output, cloth_type)
     output = args.output
     if output.suffix.lower() not in SUFFIXES:
         output = output / default_name(args.person, args.garment)
-    wish = Wish(args.person, args.garment, args.mask, cloth_type, args.caption, output)
-    for what, path in wish.files().items():
+    request = TryOnRequest(args.person, args.garment, args.mask, cloth_type, args.caption, output)
+    for what, path in request.files().items():
         check_header(path, f"--{what}")
-    return [wish]
+    return [request]
 
 
-def targets(wish: Wish, args: argparse.Namespace) -> dict[int, dict[str, Path]]:
+def targets(request: TryOnRequest, args: argparse.Namespace) -> dict[int, dict[str, Path]]:
     """Where what is drawn from each seed goes: the ``result``, and ``pair`` and ``mask`` where they are asked for.
 
     The seed is in the name where there are several.
@@ -102,19 +102,19 @@ def targets(wish: Wish, args: argparse.Namespace) -> dict[int, dict[str, Path]]:
     kinds = [kind for kind, wanted in (("pair", args.save_pair), ("mask", args.save_mask)) if wanted]
     found = {}
     for seed in range(args.seed, args.seed + args.num_images):
-        result = wish.output.with_stem(f"{wish.output.stem}-{seed}") if args.num_images > 1 else wish.output
+        result = request.output.with_stem(f"{request.output.stem}-{seed}") if args.num_images > 1 else request.output
         found[seed] = {kind: result.with_name(f"{result.stem}-{kind}.png") for kind in kinds} | {"result": result}
     return found
 
 
-def check_targets(wishes: Sequence[Wish], args: argparse.Namespace) -> None:
+def check_targets(requests: Sequence[TryOnRequest], args: argparse.Namespace) -> None:
     """Raise ``ValueError`` where a picture would replace one that is read, or another one that is drawn."""
     from deepfashion_training.inference.requests import LONGEST_NAME
 
-    read = {path.resolve(): what for wish in wishes for what, path in wish.files().items()}
+    read = {path.resolve(): what for request in requests for what, path in request.files().items()}
     drawn: set[Path] = set()
-    for wish in wishes:
-        for path in (path for files in targets(wish, args).values() for path in files.values()):
+    for request in requests:
+        for path in (path for files in targets(request, args).values() for path in files.values()):
             if len(path.name.encode()) > LONGEST_NAME + 20:
                 raise ValueError(f"--output {path}: the file name is too long: shorten it")
             place = path.resolve()
@@ -127,7 +127,7 @@ def check_targets(wishes: Sequence[Wish], args: argparse.Namespace) -> None:
             drawn.add(place)
 
 
-def find_parser(named: str | None, choice: Choice) -> str:
+def find_parser(named: str | None, choice: ModelChoice) -> str:
     """The human parser that makes masks, once it is known to be there: ``named``, or the usual one.
 
     That of the small embedded model is the one for drawn people, whom alone it knows.
@@ -150,41 +150,43 @@ def tryon(args: argparse.Namespace) -> None:
     from deepfashion_training.models.access import check_writable
     from deepfashion_training.models.human_parser import load_parser
 
-    wishes = wishes_of(args)
-    check_targets(wishes, args)
+    requests = requests_of(args)
+    check_targets(requests, args)
     choice = choose(args)
-    parser = find_parser(args.parser, choice) if any(wish.mask is None for wish in wishes) else None
-    look = choice.look(repaint=args.repaint)
-    check_writable(wishes[0].output.parent, "--output")
+    parser = find_parser(args.parser, choice) if any(request.mask is None for request in requests) else None
+    look = choice.drawing(repaint=args.repaint)
+    check_writable(requests[0].output.parent, "--output")
     settings = _settings(choice, look, parser)
-    left = _left(wishes, settings, args)
-    lines = _opening_lines(choice, look, args, parser) + [f"note      {note}" for note in _notes(choice, wishes, args)]
+    left = _left(requests, settings, args)
+    lines = _opening_lines(choice, look, args, parser) + [
+        f"note      {note}" for note in _notes(choice, requests, args)
+    ]
     sys.stderr.write("".join(f"{line}\n" for line in lines))
     if not left:
-        sys.stdout.write(f"all {len(wishes)} rows are drawn already: {args.output}\n")
+        sys.stdout.write(f"all {len(requests)} rows are drawn already: {args.output}\n")
         return
-    total, missing = len(wishes) * args.num_images, sum(len(task.seeds) for task in left)
+    total, missing = len(requests) * args.num_images, sum(len(task.seeds) for task in left)
     if missing < total:
         sys.stderr.write(f"going on  {total - missing} of {total} pictures are drawn already\n")
     # Of rows that bring their masks nothing needs the parser.
-    parsing = load_parser(parser) if parser and any(task.wish.mask is None for task in left) else None
+    parsing = load_parser(parser) if parser and any(task.request.mask is None for task in left) else None
     if args.batch is None:
-        ready = make_ready(left[0].wish, parsing, look.size)  # what can fail comes before the large model
-        check_form(left[0].wish.output, ready.photo.size)
+        ready = make_ready(left[0].request, parsing, look.size)  # what can fail comes before the large model
+        check_form(left[0].request.output, ready.photo.size)
         drawing = Drawing(choice.load([choice.recipe.prompt_of(args.caption)]), look, choice, settings, args)
         with drawing.bar(left) as bar:
             written = _draw(drawing, ready, left[0].seeds, bar)
         sys.stdout.write("".join(f"{path}\n" for path in written))
     else:
-        model = choice.load([choice.recipe.prompt_of(task.wish.caption) for task in left])
+        model = choice.load([choice.recipe.prompt_of(task.request.caption) for task in left])
         _draw_rows(Drawing(model, look, choice, settings, args), left, parsing)
 
 
 @dataclass(frozen=True)
 class Task:
-    """A wish and the seeds from which it is yet to be drawn."""
+    """A request and the seeds from which it is yet to be drawn."""
 
-    wish: Wish
+    request: TryOnRequest
     seeds: list[int]
 
 
@@ -193,8 +195,8 @@ class Drawing:
     """What all pictures of a run have in common."""
 
     model: FillModel
-    look: Look
-    choice: Choice
+    look: DrawingSettings
+    choice: ModelChoice
     settings: dict[str, Any]
     args: argparse.Namespace
     #: Colour profiles of photos whose results were said to be in sRGB.
@@ -204,24 +206,25 @@ class Drawing:
         """A progress bar over the denoising steps of ``tasks``."""
         from tqdm import tqdm
 
-        total = self.look.steps * sum(len(task.seeds) for task in tasks)
+        total = self.look.num_inference_steps * sum(len(task.seeds) for task in tasks)
         return tqdm(total=total, unit="step", desc="drawing", disable=None)
 
 
 def _draw(drawing: Drawing, ready: Ready, seeds: Sequence[int], bar: Any) -> list[Path]:
-    """Draw one wish from each of ``seeds`` and save the pictures; returns the files."""
+    """Draw one request from each of ``seeds`` and save the pictures; returns the files."""
     from PIL import Image
 
     from deepfashion_training.inference.dress import dress
     from deepfashion_training.inference.records import save_picture
 
-    wish, places = ready.wish, targets(ready.wish, drawing.args)
+    request, places = ready.request, targets(ready.request, drawing.args)
     if ready.profile is not None and ready.profile not in drawing.profiles:
         drawing.profiles.add(ready.profile)
         bar.write(
-            f"note      {wish.person.name} has the colour profile {ready.profile!r}: its result is in sRGB", sys.stderr
+            f"note      {request.person.name} has the colour profile {ready.profile!r}: its result is in sRGB",
+            sys.stderr,
         )
-    prompt = drawing.choice.recipe.prompt_of(wish.caption)
+    prompt = drawing.choice.recipe.prompt_of(request.caption)
     written: list[Path] = []
     for seed in seeds:
         made = dress(
@@ -235,7 +238,7 @@ def _draw(drawing: Drawing, ready: Ready, seeds: Sequence[int], bar: Any) -> lis
             on_step=lambda _: bar.update(),
         )
         pictures = {"pair": made.pair, "mask": Image.fromarray(ready.mask * 255), "result": made.picture}
-        record = _record(wish, drawing.settings, seed)
+        record = _record(request, drawing.settings, seed)
         for kind, path in places[seed].items():
             save_picture(pictures[kind], path, record)
             written.append(path)
@@ -250,9 +253,9 @@ def _draw_rows(drawing: Drawing, tasks: Sequence[Task], parser: Parser | None) -
     with drawing.bar(tasks) as bar:
         for task in tasks:
             try:
-                _draw(drawing, make_ready(task.wish, parser, drawing.look.size), task.seeds, bar)
+                _draw(drawing, make_ready(task.request, parser, drawing.look.size), task.seeds, bar)
             except (ValueError, OSError) as error:
-                failed.append(f"{task.wish.output.name}: {error}")
+                failed.append(f"{task.request.output.name}: {error}")
                 bar.write(failed[-1], file=sys.stderr)
     sys.stdout.write(f"{len(tasks) - len(failed)} of {len(tasks)} rows drawn into {drawing.args.output}\n")
     if failed:
@@ -262,18 +265,18 @@ def _draw_rows(drawing: Drawing, tasks: Sequence[Task], parser: Parser | None) -
         )
 
 
-def _record(wish: Wish, settings: dict[str, Any], seed: int) -> dict[str, Any]:
-    """What a picture of ``wish`` says of how it was made; of the parser, only where it made the mask."""
-    return wish.record({**settings, "seed": seed, "parser": settings["parser"] if wish.mask is None else None})
+def _record(request: TryOnRequest, settings: dict[str, Any], seed: int) -> dict[str, Any]:
+    """What a picture of ``request`` says of how it was made; of the parser, only where it made the mask."""
+    return request.record({**settings, "seed": seed, "parser": settings["parser"] if request.mask is None else None})
 
 
-def _left(wishes: Sequence[Wish], settings: dict[str, Any], args: argparse.Namespace) -> list[Task]:
+def _left(requests: Sequence[TryOnRequest], settings: dict[str, Any], args: argparse.Namespace) -> list[Task]:
     """What is yet to be drawn; ``ValueError`` where a picture that is there must not be replaced."""
     from deepfashion_training.inference.records import differences, made_from
 
     left = []
-    for wish in wishes:
-        places = targets(wish, args)
+    for request in requests:
+        places = targets(request, args)
         seeds = []
         for seed, files in places.items():
             there = [] if args.overwrite else [path for path in files.values() if path.exists()]
@@ -281,7 +284,7 @@ def _left(wishes: Sequence[Wish], settings: dict[str, Any], args: argparse.Names
                 made = made_from(path)
                 # A LoRA is known by its content: where it lies may change.
                 other = {**(made or {}), "lora": settings["lora"]}
-                differing = differences(other, _record(wish, settings, seed))
+                differing = differences(other, _record(request, settings, seed))
                 why = f"was made with other {', '.join(differing)}"
                 if made is None:
                     why = "is there and does not say how it was made"
@@ -292,33 +295,35 @@ def _left(wishes: Sequence[Wish], settings: dict[str, Any], args: argparse.Names
             if len(there) < len(files):
                 seeds.append(seed)
         if seeds:
-            left.append(Task(wish, seeds))
+            left.append(Task(request, seeds))
     return left
 
 
-def _settings(choice: Choice, look: Look, parser: str | None) -> dict[str, Any]:
+def _settings(choice: ModelChoice, look: DrawingSettings, parser: str | None) -> dict[str, Any]:
     """What a picture's record says of how it was drawn, the same for all of them."""
     drawn = dataclasses.asdict(look)
     del drawn["lora"]  # a name inside this program
     return {**choice.described(), **drawn, "parser": parser}
 
 
-def _notes(choice: Choice, wishes: Sequence[Wish], args: argparse.Namespace) -> list[str]:
+def _notes(choice: ModelChoice, requests: Sequence[TryOnRequest], args: argparse.Namespace) -> list[str]:
     """What a user may not have meant, in lines for people."""
     notes = list(choice.notes)
-    if not choice.recipe.use_captions and any(wish.caption for wish in wishes):
+    if not choice.recipe.use_captions and any(request.caption for request in requests):
         who = "the base" if choice.lora is None else "the LoRA"
         notes.append(f"captions are not used: {who} was trained without them")
-    if args.parser is not None and all(wish.mask is not None for wish in wishes):
+    if args.parser is not None and all(request.mask is not None for request in requests):
         notes.append("--parser is not used: masks are given")
     if args.mask is not None and args.garment_type is not None:
         notes.append("--mask says what is repainted; --garment_type only chooses in a map of garment types")
-    if args.repaint and wishes[0].output.suffix.lower() in (".jpg", ".jpeg"):
+    if args.repaint and requests[0].output.suffix.lower() in (".jpg", ".jpeg"):
         notes.append("JPEG changes every pixel a little, also beyond the mask: .png and .webp keep them")
     return notes
 
 
-def _opening_lines(choice: Choice, look: Look, args: argparse.Namespace, parser: str | None) -> list[str]:
+def _opening_lines(
+    choice: ModelChoice, look: DrawingSettings, args: argparse.Namespace, parser: str | None
+) -> list[str]:
     """What is about to be drawn, and with what."""
     recipe = choice.recipe
     lora = "none: the bare base" if choice.lora is None else f"{choice.lora.path}, scale {choice.lora_scale:g}"
@@ -328,7 +333,7 @@ def _opening_lines(choice: Choice, look: Look, args: argparse.Namespace, parser:
     return [
         f"base      {recipe.transformer}",
         f"LoRA      {lora}",
-        f"drawing   {recipe.height}x{recipe.width} (height x width), {look.steps} steps, guidance "
+        f"drawing   {recipe.height}x{recipe.width} (height x width), {look.num_inference_steps} steps, guidance "
         f"{recipe.guidance_scale:g}, seed {args.seed}",
         f"repaint   {shown}",
         *([] if parser is None else [f"masks     made with the human parser {parser}"]),

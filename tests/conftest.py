@@ -261,23 +261,23 @@ def tryon_run(
     A model that an earlier run has loaded is used again; tests/test_fill.py shows that it draws as a fresh one does.
     """
     from deepfashion_training import tryon
-    from deepfashion_training.inference.choice import Choice
+    from deepfashion_training.inference.choice import ModelChoice
 
-    load = Choice.load
+    load = ModelChoice.load
 
-    def load_once(choice: Choice, prompts: Iterable[str]) -> Any:
+    def load_once(choice: ModelChoice, prompts: Iterable[str]) -> Any:
         prompts = tuple(prompts)
         key = (choice.recipe, None if choice.lora is None else choice.lora.sha256, frozenset(prompts))
         if key not in loaded_models:
             loaded_models[key] = load(choice, prompts)
         return loaded_models[key]
 
-    monkeypatch.setattr(Choice, "load", load_once)
+    monkeypatch.setattr(ModelChoice, "load", load_once)
 
     def run(*flags: object, code: int = 0, steps: int = 2) -> str:
         words = tuple(map(str, flags))
         base = [] if "--lora" in words or "--base" in words else ["--embedded"]
-        assert tryon.main([*words, *base, "--steps", str(steps)]) == code
+        assert tryon.main([*words, *base, "--num_inference_steps", str(steps)]) == code
         said = capsys.readouterr()
         if code:
             assert said.err.splitlines()[-1].startswith("tryon: ") and "Traceback" not in said.err

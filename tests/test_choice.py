@@ -13,8 +13,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from deepfashion_training.cli import FlagParser
-from deepfashion_training.inference.choice import Choice, add_drawing_flags, add_model_flags, choose
-from deepfashion_training.inference.dress import Look
+from deepfashion_training.inference.choice import ModelChoice, add_drawing_flags, add_model_flags, choose
+from deepfashion_training.inference.dress import DrawingSettings
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def lora_with(trained, tmp_path) -> Callable[..., Path]:
     return make
 
 
-def chosen(*flags: object) -> Choice:
+def chosen(*flags: object) -> ModelChoice:
     parser = FlagParser("tryon", "")
     add_model_flags(parser)
     add_drawing_flags(parser)
@@ -58,8 +58,8 @@ def test_size_prompt_and_guidance_are_the_loras(trained, tiny_flux_fill):
     assert (recipe.height, recipe.width, recipe.prompt, recipe.guidance_scale) == (64, 48, "mine", 3.5)
     assert recipe.use_captions and recipe.max_sequence_length == 96 and choice.notes == ()
     assert chosen("--lora", trained.parent).described() == choice.described()
-    look = choice.look(steps=7, repaint=False)
-    assert look == Look((64, 48), 7, 3.5, "lora", 1.0, False, "stretch")
+    look = choice.drawing(num_inference_steps=7, repaint=False)
+    assert look == DrawingSettings((64, 48), 7, 3.5, "lora", 1.0, False, "stretch")
     described = choice.described()
     assert described["lora"] == str(trained) and len(described["lora_sha256"]) == 64
     assert json.loads(json.dumps(described)) == described
@@ -67,18 +67,24 @@ def test_size_prompt_and_guidance_are_the_loras(trained, tiny_flux_fill):
 
 def test_steps_and_resizing_are_the_loras(trained, lora_with, save_random_lora, tiny_flux_fill):
     """The trainer alone stretches pictures; it judges by 28 steps unless told otherwise, as the bare base draws."""
-    look = chosen("--lora", trained).look()
-    assert (look.steps, look.resize_mode) == (28, "stretch")
-    look = chosen("--lora", save_random_lora("--num_inference_steps", "3"), "--resize_mode", "pad").look()
-    assert (look.steps, look.resize_mode) == (3, "pad")
-    assert chosen("--lora", lora_with(num_inference_steps="3"), "--steps", 9).look().steps == 9
-    assert chosen("--embedded").look().steps == 1 and chosen("--base", tiny_flux_fill).look().steps == 28
+    look = chosen("--lora", trained).drawing()
+    assert (look.num_inference_steps, look.resize_mode) == (28, "stretch")
+    look = chosen("--lora", save_random_lora("--num_inference_steps", "3"), "--resize_mode", "pad").drawing()
+    assert (look.num_inference_steps, look.resize_mode) == (3, "pad")
+    assert (
+        chosen("--lora", lora_with(num_inference_steps="3"), "--num_inference_steps", 9).drawing().num_inference_steps
+        == 9
+    )
+    assert (
+        chosen("--embedded").drawing().num_inference_steps == 1
+        and chosen("--base", tiny_flux_fill).drawing().num_inference_steps == 28
+    )
     earlier = lora_with(num_inference_steps=None, resize_mode=None)
     assert chosen("--lora", earlier).notes == (
         "the LoRA does not say which number of steps and resize mode it was trained with: the usual ones, or what the "
         "flags say",
     )
-    assert chosen("--lora", earlier).look().resize_mode == "pad"
+    assert chosen("--lora", earlier).drawing().resize_mode == "pad"
     for name, value in {"num_inference_steps": "0", "resize_mode": "crop"}.items():
         assert name in refused("--lora", lora_with(**{name: value}))
 
@@ -154,7 +160,7 @@ def test_models_that_cannot_be_had(trained, lora_with, tiny_flux_fill, tmp_path)
 def test_a_machine_without_a_gpu():
     assert refused() == "no CUDA GPU is visible, and a 12B model needs one: add --embedded to try it on this machine"
     assert "--offload needs a CUDA GPU" in refused("--embedded", "--offload")
-    assert "--quantize nf4 needs a CUDA GPU" in refused("--embedded", "--quantize", "nf4")
+    assert "--quantize_base nf4 needs a CUDA GPU" in refused("--embedded", "--quantize_base", "nf4")
 
 
 def test_a_base_that_is_gone_is_to_be_named(lora_with, tiny_flux_fill):
@@ -182,14 +188,14 @@ def test_a_scale_without_a_lora_is_refused(trained):
     assert refused("--embedded", "--lora_scale", "0.5").startswith("--lora_scale 0.5 scales nothing")
     assert chosen("--embedded", "--lora_scale", "1").lora is None
     choice = chosen("--lora", trained, "--lora_scale", "-0.5")
-    assert choice.look(steps=1).lora_scale == choice.described()["lora_scale"] == -0.5
+    assert choice.drawing(num_inference_steps=1).lora_scale == choice.described()["lora_scale"] == -0.5
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--steps", "0"], "0 is not from 1 to 1000"),
-        (["--steps", "9" * 400], "is not from 1 to 1000"),
+        (["--num_inference_steps", "0"], "0 is not from 1 to 1000"),
+        (["--num_inference_steps", "9" * 400], "is not from 1 to 1000"),
         (["--height", "100"], "100 is not from 16 to 4096 and a multiple of 16"),
         (["--width", "100000"], "is not from 16 to 4096"),
         (["--guidance_scale", "-1"], "-1 is not at least 0"),
@@ -197,7 +203,7 @@ def test_a_scale_without_a_lora_is_refused(trained):
         (["--lora_scale", "nan"], "nan is not a finite number"),
         (["--seed", "-1"], "-1 is not from 0"),
         (["--seed", "1.5"], "invalid int value: '1.5'"),
-        (["--quantize", "fp4"], "'fp4'"),
+        (["--quantize_base", "fp4"], "'fp4'"),
     ],
 )
 def test_numbers_out_of_range(flags, message, capsys):

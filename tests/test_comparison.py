@@ -62,7 +62,7 @@ def test_the_small_models_comparison_asks_nothing_of_the_hub(compared: Compared,
 
 def test_the_real_models_comparison_ends_in_what_the_full_run_takes(compared: Compared) -> None:
     (asked,), said = compared({"device": "cuda"}, embedded=False)
-    assert "parser" not in asked and "dino_model" not in asked and asked["quantize"] is None
+    assert "parser" not in asked and "dino_model" not in asked and asked["quantize_base"] is None
     assert said.startswith("full run  about 5.0 h on this GPU")  # 32,000 pairs of 0.25 s, 2.25 times the pixels
     for flags in ({"preset": "full"}, {"preset": "low_vram"}):
         assert compared({"device": "cuda"}, embedded=False, **flags)[1] == ""

@@ -286,7 +286,7 @@ def test_a_run_draws_base_and_lora_from_the_same_noise(page: Page, studio: Studi
     cloth = page.garments[3][1].picked.read("the garment")
     mask = painter.mask_of(canvas, photo)
     prompt = studio.choice.recipe.prompt_of()
-    look = studio.choice.look(steps=STEPS, guidance_scale=1.5, lora_scale=0.5)
+    look = studio.choice.drawing(num_inference_steps=STEPS, guidance_scale=1.5, lora_scale=0.5)
     wanted = {lora_file: look, base: studio.looks(page.order(canvas, garment, 2, 7, STEPS, 1.5, 0.5, True))["base"]}
     assert wanted[base].lora is None and wanted[base].guidance_scale == 1.5
     for file, how in wanted.items():
@@ -300,7 +300,12 @@ def test_a_run_draws_base_and_lora_from_the_same_noise(page: Page, studio: Studi
     assert records[lora_file]["lora"] == "bold" and records[lora_file]["lora_scale"] == 0.5
     assert records[base]["lora"] is None and records[base]["lora_sha256"] is None
     for record in records.values():
-        assert (record["seed"], record["steps"], record["guidance_scale"], record["garment_type"]) == (7, STEPS, 1.5, 2)
+        assert (record["seed"], record["num_inference_steps"], record["guidance_scale"], record["garment_type"]) == (
+            7,
+            STEPS,
+            1.5,
+            2,
+        )
         assert set(record["pictures"]) == {"person", "garment", "mask"}
         assert str(lora.parent) not in json.dumps(record) and "/" not in record["transformer"]
     assert all("mask" not in file.name for file in studio.folder.iterdir())  # only results stay

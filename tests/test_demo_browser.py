@@ -54,7 +54,16 @@ def serving(folder: Path, *flags: str) -> Iterator[Server]:
     with contextlib.closing(socket.socket()) as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "deepfashion_training.demo", "--embedded", "--port", str(port), "--steps", "2"]
+    command = [
+        sys.executable,
+        "-m",
+        "deepfashion_training.demo",
+        "--embedded",
+        "--port",
+        str(port),
+        "--num_inference_steps",
+        "2",
+    ]
     environment = {**os.environ, "GRADIO_TEMP_DIR": str(folder), "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(
         [*command, *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment

@@ -18,7 +18,7 @@ from deepfashion_training.images.masks import agnostic
 from deepfashion_training.images.parts import FACE, garment_labels, protected
 from deepfashion_training.images.paste import feathered
 from deepfashion_training.images.pictures import PictureError
-from deepfashion_training.inference.dress import Look, dress, mask_given, mask_of_type, picture_of
+from deepfashion_training.inference.dress import DrawingSettings, dress, mask_given, mask_of_type, picture_of
 from deepfashion_training.inference.result_files import read_picture, upright
 from deepfashion_training.models.human_parser import Parser, load_parser
 
@@ -182,7 +182,7 @@ def test_dress_puts_the_result_where_the_mask_is():
     photo, garment = Image.new("RGB", (501, 400), (200, 10, 10)), Image.new("RGB", (50, 50), (0, 0, 255))
     mask = np.zeros((400, 501), np.uint8)
     mask[100:300, 150:350] = 1
-    look = Look((128, 96), 4, 2.5, "lora", 0.7)
+    look = DrawingSettings((128, 96), 4, 2.5, "lora", 0.7)
     painter = Painter()
     made = dress(painter, photo, garment, mask, look, "p", 5, on_step=print)
     assert made.picture.size == (501, 400) and made.pair.size == (192, 128)
@@ -197,7 +197,7 @@ def test_dress_puts_the_result_where_the_mask_is():
 
 
 def test_dress_refuses_a_mask_of_another_size_and_one_that_vanishes():
-    look = Look((128, 96), 4, 2.5)
+    look = DrawingSettings((128, 96), 4, 2.5)
     with pytest.raises(ValueError, match=r"a mask of \(40, 50\) \(height, width\) on a photo of \(50, 40\)"):
         dress(Painter(), noise(50, 40), noise(50, 40), np.ones((40, 50), np.uint8), look, "", 0)
     speck = np.zeros((3000, 2000), np.uint8)

@@ -34,7 +34,7 @@ from deepfashion_training import evaluate as command
 from deepfashion_training.embedded.wardrobe import write_wardrobe
 from deepfashion_training.evaluation.cases import Cases
 from deepfashion_training.images.paste import feathered, seam_of
-from deepfashion_training.inference.choice import Choice
+from deepfashion_training.inference.choice import ModelChoice
 from deepfashion_training.models.fill import FillModel
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -98,7 +98,7 @@ def evaluated(wardrobe: Path) -> Iterator[Callable[..., int]]:
     forget_accelerator()
 
     def run(out: Path, *more: object) -> int:
-        size = f"--height {HEIGHT} --width {WIDTH} --steps 2 --bootstrap_rounds 100".split()
+        size = f"--height {HEIGHT} --width {WIDTH} --num_inference_steps 2 --bootstrap_rounds 100".split()
         flags = ["--embedded", "--data", str(wardrobe), *size, "--output_dir", str(out)]
         return command.main([*flags, *map(str, more)])
 
@@ -144,7 +144,7 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     def load(*_: Any, **__: Any) -> None:
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr(Choice, "load", load)
+    monkeypatch.setattr(ModelChoice, "load", load)
 
 
 # ---- what it writes
@@ -239,7 +239,7 @@ def test_a_quick_look_does_not_replace_the_table_of_more_pictures(
     evaluated: Callable[..., int], first: Done, lora: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = {name: (lora / name).read_bytes() for name in ("README.md", "evaluation.json")}
-    assert evaluated(tmp_path / "quick", "--lora", lora, "--limit", 3, "--steps", 1, "--no-unpaired") == 0
+    assert evaluated(tmp_path / "quick", "--lora", lora, "--limit", 3, "--num_inference_steps", 1, "--no-unpaired") == 0
     assert "keeps its table of 9 pictures, these are 3" in capsys.readouterr().out
     assert {name: (lora / name).read_bytes() for name in before} == before
 
@@ -339,7 +339,7 @@ def test_only_what_is_missing_or_spoilt_is_drawn_again(
     assert set(files) - kept == {gone, cut, other, text}
     assert done.facts == first.facts and done.rows == first.rows
 
-    monkeypatch.setattr(Choice, "load", lambda *a, **k: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(ModelChoice, "load", lambda *a, **k: pytest.fail("a model was loaded"))
     (done.folder / "metrics.json").unlink()
     assert evaluated(done.folder, *flags) == 0
     assert done.facts == first.facts
@@ -529,7 +529,7 @@ def test_rows_that_cannot_be_used_are_left_out_by_name(
     page = (done.folder / "report.html").read_text(encoding="utf-8")
     assert named[0] in page.split('id="left-out"')[1]
     # What cannot be drawn is no reason to load a model again.
-    monkeypatch.setattr(Choice, "load", lambda *a, **k: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(ModelChoice, "load", lambda *a, **k: pytest.fail("a model was loaded"))
     assert evaluated(done.folder, "--data", spoilt, "--lora", lora) == 0
 
 
@@ -662,7 +662,8 @@ def test_the_lora_goes_to_the_hub_with_its_figures(
 ) -> None:
     folder = Path(shutil.copytree(lora, tmp_path / "skirts"))
     (folder / "evaluation.json").unlink(missing_ok=True)  # of more pictures than these
-    flags = f"--data {wardrobe} --lora {folder} --steps 1 --limit 3 --no-unpaired --output_dir {tmp_path / 'r'}".split()
+    flags = f"--data {wardrobe} --lora {folder} --limit 3 --no-unpaired --output_dir {tmp_path / 'r'}".split()
+    flags += ["--num_inference_steps", "1"]
     hub.role = "read"
     assert command.main([*flags, "--push_to_hub"]) == 1
     assert "may only read" in capsys.readouterr().err and not (tmp_path / "r" / "pictures").exists()
@@ -705,7 +706,7 @@ def test_two_processes_draw_and_measure_what_one_does(
 ) -> None:
     (tmp_path / "watched.py").write_text(WATCHED, encoding="utf-8")
     done = Done(tmp_path / "report")
-    size = f"--height {HEIGHT} --width {WIDTH} --steps 2 --bootstrap_rounds 100".split()
+    size = f"--height {HEIGHT} --width {WIDTH} --num_inference_steps 2 --bootstrap_rounds 100".split()
     flags = ["--embedded", "--data", str(wardrobe), *size, "--lora", str(lora), "--dino_model", str(dino)]
     launch = [*(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}

@@ -282,7 +282,7 @@ def test_quantized(recipe, loras):
 @pytest.mark.parametrize(
     ("quantize", "offload", "cuda", "message"),
     [
-        ("nf4", True, True, "--offload and --quantize are two ways to the same end"),
+        ("nf4", True, True, "--offload and --quantize_base are two ways to the same end"),
         (None, True, False, "--offload needs a CUDA GPU"),
         ("int8", False, False, "pip install torchao"),
         ("nf4", False, True, "pip install bitsandbytes"),

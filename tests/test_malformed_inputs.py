@@ -572,13 +572,13 @@ def test_a_table_that_cannot_be_drawn_stops_before_the_first_picture(name, shop,
 @REPEATABLE
 @given(st.binary(max_size=200))
 def test_tables_of_any_bytes_are_refused_in_one_line(content):
-    from deepfashion_training.inference.requests import read_wishes
+    from deepfashion_training.inference.requests import read_requests
 
     folder = Path(tempfile.mkdtemp())
     try:
         (folder / "t.csv").write_bytes(HEAD + content)
         with pytest.raises(ValueError, match=r"--batch .*t\.csv"):
-            read_wishes(folder / "t.csv", folder / "out", 1)
+            read_requests(folder / "t.csv", folder / "out", 1)
     finally:
         shutil.rmtree(folder)
 
@@ -773,7 +773,7 @@ def test_a_lora_that_is_none_is_neither_exported_nor_drawn_with(name, lora_file,
     for kind, out in (("kohya", "k.safetensors"), ("peft", "peft"), ("fused", "fused")):
         said = refused(export, "--lora", folder, "--format", kind, "--output", tmp_path / "out" / out)
         assert str(folder) in said
-    flags = [*pieces(wardrobe), "--output", tmp_path / "out" / "o.png", "--lora", folder, "--steps", 1]
+    flags = [*pieces(wardrobe), "--output", tmp_path / "out" / "o.png", "--lora", folder, "--num_inference_steps", 1]
     assert str(folder) in refused(tryon, *flags)
     assert not (tmp_path / "out").exists() or not any((tmp_path / "out").iterdir())
 

@@ -162,7 +162,7 @@ def test_8_bits_are_not_compiled_and_the_mend_is_told(kind, capsys, tiny_flags):
 def test_all_commands_offer_the_same_kinds():
     parser = argparse.ArgumentParser()
     choice.add_model_flags(parser)
-    (flag,) = (action for action in parser._actions if action.dest == "quantize")
+    (flag,) = (action for action in parser._actions if action.dest == "quantize_base")
     assert list(flag.choices) == list(quantization.PACKAGES)
 
 

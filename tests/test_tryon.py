@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 import train_flux_inpaint as tfi
 from deepfashion_training.images.paste import feathered, seam_of
-from deepfashion_training.inference.choice import Choice
+from deepfashion_training.inference.choice import ModelChoice
 from deepfashion_training.inference.records import made_from
 
 #: The bound for one picture of the embedded model on two cores. Held here against processor seconds, which do not grow
@@ -199,7 +199,13 @@ def test_a_lora_draws_as_it_was_trained_and_the_picture_says_so(
     with Image.open(tmp_path / "o-pair.png") as pair:
         assert pair.size == (96, 64)
     record = made_from(tmp_path / "o.png")
-    wanted = {"size": [64, 48], "guidance_scale": 3.5, "prompt": "a pair of pictures", "steps": 2, "lora_scale": 1.0}
+    wanted = {
+        "size": [64, 48],
+        "guidance_scale": 3.5,
+        "prompt": "a pair of pictures",
+        "num_inference_steps": 2,
+        "lora_scale": 1.0,
+    }
     wanted |= {"transformer": str(tiny_flux_fill), "repaint": True, "seed": 0, "parser": None, "use_captions": False}
     assert {name: record[name] for name in wanted} == wanted
     # Said by flags, the same is drawn.
@@ -216,7 +222,7 @@ def test_what_a_user_may_not_have_meant_is_said(tryon_loras, wardrobe, tryon_run
     def fail(*args, **more):
         raise ValueError("that was enough")
 
-    monkeypatch.setattr(Choice, "load", fail)
+    monkeypatch.setattr(ModelChoice, "load", fail)
 
     def notes(*flags: object) -> list[str]:
         output = tryon_run(*pieces(wardrobe), *flags, "--output", tmp_path / "o.png", code=1)

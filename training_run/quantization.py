@@ -17,7 +17,7 @@ from training_run.speed import free_memory
 logger = get_logger(__name__)
 
 Quantization = Literal["nf4", "int8", "fp8"]
-#: What ``--quantize_base`` and ``--quantize`` choose from, with the package that each needs.
+#: What ``--quantize_base`` chooses from, with the package that each needs.
 PACKAGES: dict[str, str] = {"nf4": "bitsandbytes", "int8": "torchao", "fp8": "torchao"}
 
 #: Kinds whose tensors PyTorch (2.13) cannot compile a training step over: it ends with an error about aliases.

@@ -14,7 +14,7 @@ import train_flux_inpaint as trainer
 from deepfashion_training.evaluation.cases import Case, Cases
 from deepfashion_training.images.paste import repainted
 from deepfashion_training.images.pictures import PictureError
-from deepfashion_training.inference.dress import Look, picture_of
+from deepfashion_training.inference.dress import DrawingSettings, picture_of
 from deepfashion_training.inference.records import save_picture
 from deepfashion_training.models.fill import FillModel, Recipe
 
@@ -26,7 +26,7 @@ class Setting:
     folder: Path
     guidance_scale: float
     unpaired: bool
-    looks: Mapping[str, Look]
+    looks: Mapping[str, DrawingSettings]
 
     def file(self, model: str, case: Case) -> Path:
         """The picture of a case."""
@@ -62,7 +62,7 @@ def _is_whole(file: Path, width: int, height: int) -> bool:
     return head.startswith(_PNG_HEAD) and head[16:] == size and tail == _PNG_TAIL
 
 
-def setting(root: Path, guidance_scale: float, unpaired: bool, looks: Mapping[str, Look]) -> Setting:
+def setting(root: Path, guidance_scale: float, unpaired: bool, looks: Mapping[str, DrawingSettings]) -> Setting:
     """The ``Setting`` whose pictures lie under ``root``."""
     name = "unpaired" if unpaired else "paired"
     return Setting(root / "pictures" / f"guidance-{guidance_scale:g}" / name, guidance_scale, unpaired, looks)
@@ -125,7 +125,7 @@ def _draw_batch(
         [sample for _, sample in usable],
         [trainer.seed_for(seed, case.row) for case, _ in usable],
         prompts=[recipe.prompt_of(cases.caption(case, one.unpaired)) for case, _ in usable],
-        steps=look.steps,
+        steps=look.num_inference_steps,
         guidance_scale=look.guidance_scale,
         lora=look.lora,
         lora_scale=look.lora_scale,
@@ -137,7 +137,9 @@ def _draw_batch(
             drawn(1)
 
 
-def _finished(half: Image.Image, sample: Mapping[str, Any], cases: Cases, case: Case, look: Look) -> Image.Image:
+def _finished(
+    half: Image.Image, sample: Mapping[str, Any], cases: Cases, case: Case, look: DrawingSettings
+) -> Image.Image:
     """The person's half without padding, pasted into the photo where the look repaints."""
     box = cases.box(case)
     edges = (box.left, box.top, box.left + box.width, box.top + box.height)

@@ -17,8 +17,8 @@ from deepfashion_training.evaluation import inception
 from deepfashion_training.evaluation.cases import Cases
 from deepfashion_training.evaluation.draw_cases import Setting, setting
 from deepfashion_training.garment_types import parse_cloth_types
-from deepfashion_training.inference.choice import Choice, choose
-from deepfashion_training.inference.dress import Look
+from deepfashion_training.inference.choice import ModelChoice, choose
+from deepfashion_training.inference.dress import DrawingSettings
 from deepfashion_training.inference.records import differences
 from deepfashion_training.models.access import check_writable
 from deepfashion_training.models.features import DEFAULT_DINO, find_dino
@@ -40,11 +40,11 @@ class Plan:
     """The cases, how they are drawn, and what cannot be measured here."""
 
     folder: Path
-    choice: Choice
+    choice: ModelChoice
     against: LoraFile | None
     cases: Cases
     guidances: tuple[float, ...]
-    looks: dict[str, Look]
+    looks: dict[str, DrawingSettings]
     dino: str | None
     extras: tuple[str, ...]
     """Those of ``EXTRAS`` that this machine can compute; known to the first process only."""
@@ -67,7 +67,7 @@ class Plan:
         full precision, with its own prompt and size.
         """
         choice = self.choice
-        if choice.lora is None or choice.lora_scale != 1 or choice.quantize or self.against is not None:
+        if choice.lora is None or choice.lora_scale != 1 or choice.quantize_base or self.against is not None:
             return None
         trained = Recipe.of(choice.lora)
         same = (
@@ -140,7 +140,7 @@ def make_plan(args: argparse.Namespace, state: PartialState) -> Plan:
 
 
 def _planned(
-    args: argparse.Namespace, folder: Path, choice: Choice, against: LoraFile | None, source: str, is_first: bool
+    args: argparse.Namespace, folder: Path, choice: ModelChoice, against: LoraFile | None, source: str, is_first: bool
 ) -> Plan:
     """The plan without DINOv2, parser and where to publish. Only the first process measures, and knows ``extras``."""
     # Asking whether they can be had loads their networks, and fetches what is missing of them.
@@ -159,7 +159,7 @@ def _planned(
         revision=args.data_revision,
         resize_mode=choice.recipe.resize_mode,
     )
-    look = choice.look(repaint=args.repaint)
+    look = choice.drawing(repaint=args.repaint)
     looks = {"base": dataclasses.replace(look, lora="against" if against else None, lora_scale=1.0)}
     if choice.lora is not None:
         looks["lora"] = look
@@ -175,7 +175,7 @@ def _planned(
         "height": size[0],
         "width": size[1],
         "resize_mode": look.resize_mode,
-        "num_inference_steps": look.steps,
+        "num_inference_steps": look.num_inference_steps,
         "repaint": args.repaint,
         "batch_size": args.batch_size,
         "seed": args.seed,
@@ -208,7 +208,7 @@ def _publish_as(plan: Plan, args: argparse.Namespace) -> str:
     if plan.trained_folder is None:
         raise ValueError(
             "--push_to_hub uploads a LoRA from the folder that training wrote, evaluated as it was trained: at scale "
-            "1, on its own base, size and prompt, without --quantize and --against, and not on the split train"
+            "1, on its own base, size and prompt, without --quantize_base and --against, and not on the split train"
         )
     if args.embedded:
         raise ValueError("--push_to_hub: a LoRA of the embedded model dresses nobody")

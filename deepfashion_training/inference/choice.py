@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from deepfashion_training.cli import number
 
 if TYPE_CHECKING:
-    from deepfashion_training.inference.dress import Look
+    from deepfashion_training.inference.dress import DrawingSettings
     from deepfashion_training.models.fill import FillModel, Recipe
     from deepfashion_training.models.lora_files import LoraFile
 
@@ -30,7 +30,7 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     add("--pipeline", metavar="P", help="VAE, text encoders and scheduler, folder or Hub id (default: the LoRA's)")
     add("--embedded", action="store_true", help="the small model that comes with the project: no network, no GPU")
     add(
-        "--quantize",
+        "--quantize_base",
         choices=("nf4", "int8", "fp8"),
         help="transformer in 4 bits a weight, for 24 GB and less (bitsandbytes, CUDA), or in 8 (torchao)",
     )
@@ -40,7 +40,7 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
 def add_drawing_flags(parser: argparse.ArgumentParser, *, guidance: bool = True) -> None:
     """Flags that say how a picture is drawn; ``guidance`` off leaves out the one that a sweep has several values of."""
     add = parser.add_argument_group("drawing").add_argument
-    add("--steps", type=number(int, 1, 1000), metavar="N", help="denoising steps (default: the LoRA's)")
+    add("--num_inference_steps", type=number(int, 1, 1000), metavar="N", help="denoising steps (default: the LoRA's)")
     if guidance:
         add("--guidance_scale", type=number(float, 0), metavar="X", help="embedded guidance (default: the LoRA's)")
     side: dict[str, Any] = {"type": number(int, 16, 4096, step=16), "metavar": "PIXELS"}
@@ -52,13 +52,13 @@ def add_drawing_flags(parser: argparse.ArgumentParser, *, guidance: bool = True)
 
 
 @dataclass(frozen=True)
-class Choice:
+class ModelChoice:
     """Models that are there and fit one another, yet to be loaded, and how to draw with them."""
 
     recipe: Recipe
     lora: LoraFile | None
     lora_scale: float
-    quantize: Any
+    quantize_base: Any
     offload: bool
     notes: tuple[str, ...]
 
@@ -67,18 +67,18 @@ class Choice:
         from deepfashion_training.models.fill import FillModel
 
         loras = others | ({} if self.lora is None else {"lora": self.lora})
-        how = {"quantize": self.quantize, "offload": self.offload, "device": device}
+        how = {"quantize": self.quantize_base, "offload": self.offload, "device": device}
         return FillModel(self.recipe, prompts, loras=loras, **how)
 
-    def look(self, **more: Any) -> Look:
-        """How to draw with these models: as the recipe says, the LoRA at its scale; ``more`` are fields of ``Look``."""
-        from deepfashion_training.inference.dress import Look
+    def drawing(self, **more: Any) -> DrawingSettings:
+        """Settings that the recipe gives, with the LoRA at its scale; ``more`` overrides fields by name."""
+        from deepfashion_training.inference.dress import DrawingSettings
 
         worn = {"lora": None if self.lora is None else "lora", "lora_scale": self.lora_scale}
         recipe = self.recipe
-        how = {"size": (recipe.height, recipe.width), "steps": recipe.num_inference_steps}
+        how = {"size": (recipe.height, recipe.width), "num_inference_steps": recipe.num_inference_steps}
         how |= {"guidance_scale": recipe.guidance_scale, "resize_mode": recipe.resize_mode}
-        return Look(**{**how, **worn, **more})
+        return DrawingSettings(**{**how, **worn, **more})
 
     def described(self) -> dict[str, Any]:
         """What a record of the pictures has to say about the models, ready for JSON."""
@@ -93,7 +93,7 @@ class Choice:
             "lora_scale": None if self.lora is None else self.lora_scale,
             "transformer": _full_name(self.recipe.transformer),
             "pipeline": _full_name(self.recipe.pipeline),
-            "quantize": self.quantize,
+            "quantize_base": self.quantize_base,
             "precision": "bf16" if precision_of(self.recipe.transformer, drawn_on) == torch.bfloat16 else "fp32",
             "prompt": self.recipe.prompt,
             "use_captions": self.recipe.use_captions,
@@ -101,7 +101,7 @@ class Choice:
         }
 
 
-def choose(args: argparse.Namespace) -> Choice:
+def choose(args: argparse.Namespace) -> ModelChoice:
     """What the flags of ``add_model_flags`` and ``add_drawing_flags`` ask for.
 
     Raises ``ValueError``, one line, for a LoRA or base that cannot be had, that do not fit one another, or that this
@@ -110,7 +110,7 @@ def choose(args: argparse.Namespace) -> Choice:
     from deepfashion_training.models import fill, lora_files
     from deepfashion_training.models.access import USING_FLAGS, check_models
 
-    fill.check_means(args.quantize, args.offload)
+    fill.check_means(args.quantize_base, args.offload)
     if args.lora is None and args.lora_scale != 1:
         raise ValueError(f"--lora_scale {args.lora_scale:g} scales nothing: name a LoRA with --lora, or leave it out")
     lora = None
@@ -124,7 +124,7 @@ def choose(args: argparse.Namespace) -> Choice:
     if lora is not None:
         lora_files.check_fits(lora, lora_files.find_config(recipe.transformer))
     notes = [] if lora is None else _notes(lora, trained, recipe)
-    return Choice(recipe, lora, args.lora_scale, args.quantize, args.offload, tuple(notes))
+    return ModelChoice(recipe, lora, args.lora_scale, args.quantize_base, args.offload, tuple(notes))
 
 
 def _asked(args: argparse.Namespace, lora: LoraFile | None) -> dict[str, Any]:
@@ -141,7 +141,7 @@ def _asked(args: argparse.Namespace, lora: LoraFile | None) -> dict[str, Any]:
         if (Path(args.base) / "model_index.json").is_file():  # a whole pipeline
             asked["pipeline"] = args.base
     names = ("pipeline", "height", "width", "prompt", "guidance_scale", "resize_mode")
-    given = {name: getattr(args, name, None) for name in names} | {"num_inference_steps": args.steps}
+    given = {name: getattr(args, name, None) for name in names} | {"num_inference_steps": args.num_inference_steps}
     return asked | {name: value for name, value in given.items() if value is not None}
 
 

@@ -24,7 +24,7 @@ MOST_OF_A_PHOTO = 0.9
 
 
 @dataclass(frozen=True)
-class Look:
+class DrawingSettings:
     """How to draw: ``size`` (height, width) of one half of the pair, and what ``FillModel.draw`` takes.
 
     ``lora`` is a name among the model's LoRAs or None for the bare base. ``repaint`` pastes the result into the photo,
@@ -32,7 +32,7 @@ class Look:
     """
 
     size: tuple[int, int]
-    steps: int
+    num_inference_steps: int
     guidance_scale: float
     lora: str | None = None
     lora_scale: float = 1.0
@@ -41,7 +41,7 @@ class Look:
 
 
 @dataclass(frozen=True)
-class Dressed:
+class TryOnResult:
     """``picture`` is RGB of the person's own size, ``pair`` what the model drew: the garment beside the person."""
 
     picture: Image.Image
@@ -95,11 +95,11 @@ def dress(
     photo: Image.Image,
     garment: Image.Image,
     mask: np.ndarray,
-    look: Look,
+    look: DrawingSettings,
     prompt: str,
     seed: int,
     on_step: Callable[[int], object] | None = None,
-) -> Dressed:
+) -> TryOnResult:
     """Draw the person of an upright RGB ``photo`` in ``garment`` (any mode), where ``mask`` [h, w] in {0, 1} is 1.
 
     Raises ``ValueError`` for a mask of another size than the photo, ``PictureError`` for one of which nothing is left
@@ -114,7 +114,7 @@ def dress(
         [sample],
         [seed],
         prompts=[prompt],
-        steps=look.steps,
+        steps=look.num_inference_steps,
         guidance_scale=look.guidance_scale,
         lora=look.lora,
         lora_scale=look.lora_scale,
@@ -123,7 +123,7 @@ def dress(
     pair = picture_of(drawn)
     half = pair.crop((look.size[1], 0, 2 * look.size[1], look.size[0]))
     result = unplace(half, mask.shape, look.resize_mode)
-    return Dressed(repainted(photo, result, mask) if look.repaint else result, pair)
+    return TryOnResult(repainted(photo, result, mask) if look.repaint else result, pair)
 
 
 def picture_of(drawn: torch.Tensor) -> Image.Image:

@@ -15,10 +15,10 @@ import numpy as np
 from PIL import Image
 
 from deepfashion_training.cli import describe
-from deepfashion_training.inference.choice import Choice
-from deepfashion_training.inference.dress import Look, dress, mask_of_type
+from deepfashion_training.inference.choice import ModelChoice
+from deepfashion_training.inference.dress import DrawingSettings, dress, mask_of_type
 from deepfashion_training.inference.records import save_picture
-from deepfashion_training.inference.requests import Wish
+from deepfashion_training.inference.requests import TryOnRequest
 from deepfashion_training.inference.result_files import upright
 from deepfashion_training.inference.upload_store import Picked
 from deepfashion_training.models.fill import FillModel
@@ -33,7 +33,7 @@ _PATH = re.compile(r"(?<![\w/.])(?:/[^/\s:'\"]+){2,}")
 
 @dataclass(frozen=True)
 class Order:
-    """What to draw: ``mask`` uint8 [h, w] in {0, 1} of the person's upright photo; ``steps`` and on as in ``Look``."""
+    """What to draw: ``mask`` uint8 [h, w] in {0, 1} of the person's upright photo."""
 
     person: Picked
     garment: Picked
@@ -49,7 +49,7 @@ class Order:
 class Studio:
     """A loaded model, a parser, and the folder that results go to. Whoever calls sees to it that jobs come singly."""
 
-    def __init__(self, choice: Choice, model: FillModel, parser: Parser, folder: Path) -> None:
+    def __init__(self, choice: ModelChoice, model: FillModel, parser: Parser, folder: Path) -> None:
         self.choice = choice
         self.model = model
         self.parser = parser
@@ -59,10 +59,10 @@ class Studio:
         """The mask that training would use, see ``mask_of_type``; raises ``PictureError``."""
         return mask_of_type(photo, cloth_type, self.parser)
 
-    def looks(self, order: Order) -> dict[str, Look]:
+    def looks(self, order: Order) -> dict[str, DrawingSettings]:
         """How ``order`` is drawn: ``base``, and ``lora`` where there is one."""
         fields = {"guidance_scale": order.guidance_scale, "lora_scale": order.lora_scale, "repaint": order.repaint}
-        look = self.choice.look(steps=order.steps, **fields)
+        look = self.choice.drawing(num_inference_steps=order.steps, **fields)
         bare = {"base": dataclasses.replace(look, lora=None, lora_scale=1.0)}
         return bare if look.lora is None else {**bare, "lora": look}
 
@@ -83,16 +83,16 @@ class Studio:
             told = _counting(on_step, len(files) * order.steps, len(looks) * order.steps)
             made = dress(self.model, photo, garment, order.mask, look, prompt, order.seed, on_step=told)
             files[name] = self.folder / f"{stem}-{name}.png"
-            wish = Wish(order.person.path, order.garment.path, mask_file, order.cloth_type, "", files[name])
+            request = TryOnRequest(order.person.path, order.garment.path, mask_file, order.cloth_type, "", files[name])
             save_picture(Image.fromarray(order.mask * np.uint8(255)), mask_file, {})
             try:
-                record = wish.record({**self._settings(look), "seed": order.seed})
+                record = request.record({**self._settings(look), "seed": order.seed})
             finally:
                 mask_file.unlink()
             save_picture(made.picture, files[name], record)
         return files
 
-    def _settings(self, look: Look) -> dict[str, Any]:
+    def _settings(self, look: DrawingSettings) -> dict[str, Any]:
         """What a result's record says of the models and of ``look``; folders of the server go by their last name."""
         choice = self.choice if look.lora is not None else dataclasses.replace(self.choice, lora=None)
         models = {

@@ -19,7 +19,7 @@ from PIL import Image
 from deepfashion_training.garment_types import FULL, LOWER, UPPER, parse_cloth_type
 from deepfashion_training.images.pictures import PictureError
 from deepfashion_training.inference import mask_painter as painter
-from deepfashion_training.inference.choice import Choice
+from deepfashion_training.inference.choice import ModelChoice
 from deepfashion_training.inference.page_examples import Example
 from deepfashion_training.inference.page_jobs import MAX_SEED, MAX_STEPS, Order, Studio, read_number, why
 from deepfashion_training.inference.result_files import upright
@@ -300,7 +300,7 @@ def _mask_step() -> _Mask:
         )
 
 
-def _run_step(choice: Choice, steps: int, seed: int) -> _Run:
+def _run_step(choice: ModelChoice, steps: int, seed: int) -> _Run:
     low, high = scale_limits(choice.lora_scale)
     with gr.Column(min_width=280, elem_classes="step"):
         gr.HTML("<h2>4 · Dress</h2>")

@@ -26,7 +26,7 @@ LONGEST_NAME = 200
 
 
 @dataclass(frozen=True)
-class Wish:
+class TryOnRequest:
     """One person, one garment; a mask, or the garment type to make one for."""
 
     person: Path
@@ -42,7 +42,7 @@ class Wish:
         return {name: path for name, path in found.items() if path is not None}
 
     def record(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """What a picture of this wish is made from: ``settings``, and the pictures by their content."""
+        """What a picture of this request is made from: ``settings``, and the pictures by their content."""
         hashes = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in self.files().items()}
         return {**settings, "pictures": hashes, "garment_type": self.cloth_type, "caption": self.caption}
 
@@ -53,7 +53,7 @@ def default_name(person: Path, garment: Path) -> str:
     return f"{'-'.join(stems)}.png"
 
 
-def read_wishes(table: Path, folder: Path, garment_type: int | None) -> list[Wish]:
+def read_requests(table: Path, folder: Path, garment_type: int | None) -> list[TryOnRequest]:
     """The rows of a CSV with the columns ``person``, ``garment`` and, as needed, the others of ``COLUMNS``.
 
     Paths are relative to the CSV's own folder. ``output`` is a file name under ``folder`` ending in .png, by default
@@ -79,21 +79,21 @@ def read_wishes(table: Path, folder: Path, garment_type: int | None) -> list[Wis
         )
     if not rows:
         raise ValueError(f"--batch {table} has no rows")
-    wishes: list[Wish] = []
+    requests: list[TryOnRequest] = []
     lines_of: dict[Path, int] = {}
     for line, row in rows:
         try:
-            wish = _wish(line, row, table.parent, folder, garment_type)
-            if wish.output in lines_of:
-                raise ValueError(f"output {wish.output.name} is that of line {lines_of[wish.output]} too")
+            request = _request(line, row, table.parent, folder, garment_type)
+            if request.output in lines_of:
+                raise ValueError(f"output {request.output.name} is that of line {lines_of[request.output]} too")
         except ValueError as error:
             raise ValueError(f"--batch {table} line {line}: {error}") from error
-        lines_of[wish.output] = line
-        wishes.append(wish)
-    return wishes
+        lines_of[request.output] = line
+        requests.append(request)
+    return requests
 
 
-def _wish(line: int, row: Mapping[Any, Any], home: Path, folder: Path, garment_type: int | None) -> Wish:
+def _request(line: int, row: Mapping[Any, Any], home: Path, folder: Path, garment_type: int | None) -> TryOnRequest:
     if None in row or None in row.values():
         raise ValueError("it has another number of cells than the first line")
     cells = {name: row.get(name, "").strip() for name in COLUMNS}
@@ -111,49 +111,51 @@ def _wish(line: int, row: Mapping[Any, Any], home: Path, folder: Path, garment_t
         raise ValueError(f"output {name!r} has more than {LONGEST_NAME} bytes: shorten it")
     if Path(name).name != name or name[0] == "." or not name.isprintable() or not name.lower().endswith(".png"):
         raise ValueError(f"output {name!r}: a file name without folders that ends in .png is needed")
-    return Wish(paths["person"], paths["garment"], paths.get("mask"), cloth_type, cells["caption"], folder / name)
+    return TryOnRequest(
+        paths["person"], paths["garment"], paths.get("mask"), cloth_type, cells["caption"], folder / name
+    )
 
 
 @dataclass(frozen=True)
 class Ready:
-    """A wish with its pictures open: ``photo`` upright sRGB, ``mask`` uint8 ``[h, w]`` in {0, 1}, 1 = repaint.
+    """A request with its pictures open: ``photo`` upright sRGB, ``mask`` uint8 ``[h, w]`` in {0, 1}, 1 = repaint.
 
     ``profile`` names the person's colour profile where it was another one.
     """
 
-    wish: Wish
+    request: TryOnRequest
     photo: Image.Image
     garment: Image.Image
     mask: np.ndarray
     profile: str | None = None
 
 
-def make_ready(wish: Wish, parser: Parser | None, size: tuple[int, int] | None = None) -> Ready:
-    """Open the pictures of ``wish``, and make its mask with ``parser`` where it brings none.
+def make_ready(request: TryOnRequest, parser: Parser | None, size: tuple[int, int] | None = None) -> Ready:
+    """Open the pictures of ``request``, and make its mask with ``parser`` where it brings none.
 
     Raises ``ValueError`` for pictures and masks that will not do; with ``size`` (height, width), that of one half of
     the pair, also for a mask of which nothing is left in it.
     """
-    stored = read_picture(wish.person, "the person")
-    garment = read_picture(wish.garment, "the garment")
-    photo = _seen(stored, f"the person {wish.person}")
-    _seen(garment, f"the garment {wish.garment}")
+    stored = read_picture(request.person, "the person")
+    garment = read_picture(request.garment, "the garment")
+    photo = _seen(stored, f"the person {request.person}")
+    _seen(garment, f"the garment {request.garment}")
     alpha = opacity(garment)
     if alpha is not None and not alpha.any():
-        raise ValueError(f"the garment {wish.garment}: it is transparent all over, so there is nothing to put on")
-    drawn_mask = None if wish.mask is None else read_picture(wish.mask, "the mask")
+        raise ValueError(f"the garment {request.garment}: it is transparent all over, so there is nothing to put on")
+    drawn_mask = None if request.mask is None else read_picture(request.mask, "the mask")
     try:
         if drawn_mask is not None:
-            mask = mask_given(stored, drawn_mask, wish.cloth_type)
+            mask = mask_given(stored, drawn_mask, request.cloth_type)
         else:
-            assert parser is not None and wish.cloth_type is not None  # a wish has a mask, or a type and a parser
-            mask = mask_of_type(photo, wish.cloth_type, parser)
+            assert parser is not None and request.cloth_type is not None  # a request has a mask, or a type and a parser
+            mask = mask_of_type(photo, request.cloth_type, parser)
         if size is not None:
             check_left(mask, size)
     except PictureError as error:
-        what = f"the person {wish.person}" if wish.mask is None else f"the mask {wish.mask}"
+        what = f"the person {request.person}" if request.mask is None else f"the mask {request.mask}"
         raise ValueError(f"{what}: {error}") from error
-    return Ready(wish, photo, garment, mask, profile_name(stored))
+    return Ready(request, photo, garment, mask, profile_name(stored))
 
 
 def _seen(stored: Image.Image, what: str) -> Image.Image:

@@ -275,11 +275,11 @@ def _adapter(name: str) -> str:
 def check_means(quantize: str | None, offload: bool) -> None:
     """Raise ``ValueError`` when this machine, or the combination, does not allow ``quantize`` or ``offload``."""
     if quantize and offload:
-        raise ValueError("--offload and --quantize are two ways to the same end: leave one out")
+        raise ValueError("--offload and --quantize_base are two ways to the same end: leave one out")
     if offload and not torch.cuda.is_available():
         raise ValueError("--offload needs a CUDA GPU, and none is visible: leave it out")
     if quantize:
-        quantization.check_usable("--quantize", quantize)
+        quantization.check_usable("--quantize_base", quantize)
 
 
 def precision_of(transformer: str, device: torch.device) -> torch.dtype:

@@ -14,7 +14,7 @@ from conftest import box_mask, noise, spoiled, turned
 from PIL import Image
 
 from deepfashion_training.inference.records import differences
-from deepfashion_training.inference.requests import LONGEST_NAME, Wish, default_name, make_ready, read_wishes
+from deepfashion_training.inference.requests import LONGEST_NAME, TryOnRequest, default_name, make_ready, read_requests
 
 UPPER, LOWER, FULL = 1, 2, 3
 
@@ -36,20 +36,20 @@ def table(folder: Path, *rows: str, head: str = "person,garment,mask,garment_typ
 
 def test_rows_of_a_table(shop):
     lines = ["p.png,g.png,m.png,,,", ' p.png ,g.png,,lower,"red, long",a.png', "", f"{shop}/p.png,g.png,,,,"]
-    wishes = read_wishes(table(shop, *lines), shop / "out", FULL)
+    requests = read_requests(table(shop, *lines), shop / "out", FULL)
     person, garment = shop / "p.png", shop / "g.png"
-    assert wishes == [
-        Wish(person, garment, shop / "m.png", FULL, "", shop / "out" / "2-p-g.png"),
-        Wish(person, garment, None, LOWER, "red, long", shop / "out" / "a.png"),
-        Wish(person, garment, None, FULL, "", shop / "out" / "5-p-g.png"),
+    assert requests == [
+        TryOnRequest(person, garment, shop / "m.png", FULL, "", shop / "out" / "2-p-g.png"),
+        TryOnRequest(person, garment, None, LOWER, "red, long", shop / "out" / "a.png"),
+        TryOnRequest(person, garment, None, FULL, "", shop / "out" / "5-p-g.png"),
     ]
-    assert wishes[0].files() == {"person": person, "garment": garment, "mask": shop / "m.png"}
-    assert wishes[1].files() == {"person": person, "garment": garment}
+    assert requests[0].files() == {"person": person, "garment": garment, "mask": shop / "m.png"}
+    assert requests[1].files() == {"person": person, "garment": garment}
 
 
 def test_two_columns_are_enough_in_any_order_with_blanks_and_a_byte_order_mark(shop):
     path = table(shop, "g.png, p.png", head="\ufeffgarment, person")
-    assert [wish.person.name for wish in read_wishes(path, shop, UPPER)] == ["p.png"]
+    assert [request.person.name for request in read_requests(path, shop, UPPER)] == ["p.png"]
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_two_columns_are_enough_in_any_order_with_blanks_and_a_byte_order_mark(s
 def test_rows_that_are_refused_by_their_line(row, message, shop):
     path = table(shop, "p.png,g.png,m.png,,,first.png", row)
     with pytest.raises(ValueError, match=message) as refused:
-        read_wishes(path, shop / "out", None)
+        read_requests(path, shop / "out", None)
     assert str(refused.value).startswith(f"--batch {path} line 3: ") and "\n" not in str(refused.value)
 
 
@@ -94,17 +94,17 @@ def test_tables_that_are_refused(text, message, shop):
     path = shop / "t.csv"
     path.write_bytes(text.encode() if isinstance(text, str) else text)
     with pytest.raises(ValueError, match=message) as refused:
-        read_wishes(path, shop, UPPER)
+        read_requests(path, shop, UPPER)
     assert str(refused.value).startswith(f"--batch {path}")
 
 
 def test_a_table_that_is_no_file(tmp_path):
     with pytest.raises(ValueError, match=r"--batch .*none.csv: no such file"):
-        read_wishes(tmp_path / "none.csv", tmp_path, UPPER)
+        read_requests(tmp_path / "none.csv", tmp_path, UPPER)
     os.mkfifo(tmp_path / "pipe.csv")
     for path in (tmp_path / "pipe.csv", tmp_path, Path("/dev/zero")):
         with pytest.raises(ValueError, match="a CSV file is needed, and this is a folder, pipe or device"):
-            read_wishes(path, tmp_path, UPPER)
+            read_requests(path, tmp_path, UPPER)
 
 
 def test_default_names_stay_short():
@@ -114,8 +114,8 @@ def test_default_names_stay_short():
 
 
 def ready(shop: Path, size=None, **changes) -> object:
-    wish = Wish(shop / "p.png", shop / "g.png", shop / "m.png", None, "", shop / "o.png")
-    return make_ready(dataclasses.replace(wish, **changes), None, size)
+    request = TryOnRequest(shop / "p.png", shop / "g.png", shop / "m.png", None, "", shop / "o.png")
+    return make_ready(dataclasses.replace(request, **changes), None, size)
 
 
 def test_ready_has_the_photo_upright_and_the_mask_on_it(shop):
@@ -148,13 +148,13 @@ def test_what_will_not_do_is_named(shop):
 
 
 def test_a_record_knows_pictures_by_their_content(shop):
-    wish = Wish(shop / "p.png", shop / "g.png", None, LOWER, "blue", shop / "o.png")
-    record = wish.record({"steps": 3})
+    request = TryOnRequest(shop / "p.png", shop / "g.png", None, LOWER, "blue", shop / "o.png")
+    record = request.record({"steps": 3})
     assert record["steps"] == 3 and record["garment_type"] == LOWER and record["caption"] == "blue"
     shutil.copy(shop / "p.png", shop / "copy.png")
-    assert dataclasses.replace(wish, person=shop / "copy.png").record({"steps": 3}) == record
+    assert dataclasses.replace(request, person=shop / "copy.png").record({"steps": 3}) == record
     noise(81, 60).save(shop / "p.png")
-    assert differences(record, wish.record({"steps": 4})) == ["pictures", "steps"]
+    assert differences(record, request.record({"steps": 4})) == ["pictures", "steps"]
 
 
 def test_quotes_and_commas_in_names(shop):
@@ -164,4 +164,4 @@ def test_quotes_and_commas_in_names(shop):
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerows([["person", "garment"], ['a "big", one.png', "g.png"]])
-    assert read_wishes(path, shop, LOWER)[0].person == shop / 'a "big", one.png'
+    assert read_requests(path, shop, LOWER)[0].person == shop / 'a "big", one.png'
