@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
 
 UPPER, LOWER, FULL = 1, 2, 3
 
@@ -33,6 +32,9 @@ CATEGORY_TYPES: dict[str, int | None] = {
     "Sweatshirts_Hoodies": UPPER,
     "Tees_Tanks": UPPER,
 }
+
+#: Tops that may well end at the knees or below.
+LONG_TOPS = ("Cardigans", "Jackets_Coats")
 
 
 def parse_cloth_types(names: str | Iterable[str]) -> tuple[int, ...]:
@@ -70,8 +72,8 @@ def parse_cloth_type(value: object) -> int:
 
 #: Words of a caption for garments of each type, singular. "upper clothing", "lower clothing" and "outer clothing"
 #: are how the captions of DeepFashion-MultiModal name garments that they have no better word for (seen in the
-#: examples that public code quotes from its ``captions.json``). Entries of several words win over their parts, so
-#: that a "dress shirt" is a shirt and a "shirt dress" is a dress.
+#: examples that public code quotes from its ``captions.json``). Entries of several words, with hyphens here, win over
+#: their parts: a "dress shirt" is a shirt, and a "shirt dress" is a dress.
 GARMENT_WORDS: dict[str, int] = {
     **dict.fromkeys(
         """shirt tshirt tee tank polo blouse sweater pullover jumper sweatshirt hoodie cardigan jacket blazer
@@ -93,37 +95,33 @@ GARMENT_WORDS: dict[str, int] = {
     ),
 }  # fmt: skip
 
-#: Words that say that a garment is of denim, and the type where the word is a garment itself.
-DENIM_WORDS: dict[str, int | None] = {"denim": None, "jean": LOWER, "jeans": LOWER, "jegging": LOWER}
-
-#: Words that a suit's garments have of their own.
-SUIT_GARMENTS: tuple[str, ...] = ("blazer", "waistcoat", "tuxedo")
-#: Garments that a suit may consist of, where nothing is called by a suit's own word: a shirt or a tee is none.
-SUIT_PARTS: tuple[str, ...] = (
+#: Garments that only a suit has, and garments that a suit may consist of: a shirt or a tee is none.
+SUIT_GARMENTS = ("blazer", "waistcoat", "tuxedo")
+SUIT_PARTS = (
     "jacket", "coat", "overcoat", "vest", "outerwear", "outer-clothing", "trouser", "trousers", "pant", "pants",
     "skirt", "shorts", "dress-pants", "dress-trousers", "dress", "jumpsuit", "pantsuit",
 )  # fmt: skip
-_SUIT_WORDS = ("suit", "suiting")
 
-#: Words that end a noun phrase, so that no adjective reaches past them.
-_PHRASE_ENDS = frozenset(
-    "fabric cloth material textile texture and or with of in on is are it its has have the a an his her over under"
-    " . , ;".split()
-)
-_WORD = re.compile(r"[a-z]+|[.,;]")
 #: The hyphen of "t-shirt" and "a-line": it joins, where other hyphens only link whole words.
 _JOINING_HYPHEN = re.compile(r"\b([a-z])[- ](?=(?:shirt|tee|line|neck|shape)s?\b)")
+#: What counts in a caption: garments, words that say what a garment is, and what ends a noun phrase, so that no
+#: adjective reaches past it.
+_TOKEN = re.compile(
+    rf"\b(?:(?P<garment>{'|'.join(sorted(GARMENT_WORDS, key=len, reverse=True))})(?:e?s)?"
+    r"|(?P<denim>denim)|(?P<suit>suit(?:ing)?)|fabric|cloth|material|textile|texture|and|or|with|of|in|on|is|are|its?"
+    r"|has|have|the|an?|his|her|over|under)\b|[.,;]"
+)
 
 
 class UnknownCategoryError(ValueError):
-    """A category that is none of the 17 and that no override names; ``category`` is what the row says."""
+    """A category that is not in ``CATEGORY_TYPES`` and that no override names; ``category`` is what the row says."""
 
     def __init__(self, category: str) -> None:
         super().__init__(category)
         self.category = category
 
     def __str__(self) -> str:
-        """One line with the mend."""
+        """One line with the fix."""
         return f"unknown category {self.category!r}: give its type with an override, such as {self.category}=lower"
 
 
@@ -144,7 +142,7 @@ def type_of(category: str, caption: str, overrides: Mapping[str, int] | None = N
     decided = _TYPES_BY_KEY[key]
     if decided is not None:
         return decided
-    return _denim_type(caption or "") if key == _key("Denim") else _suit_type(caption or "")
+    return _captioned_type("denim" if key == _key("Denim") else "suit", caption or "")
 
 
 def parse_type_overrides(text: str | None) -> dict[str, int]:
@@ -175,80 +173,28 @@ _TYPES_BY_KEY: dict[str, int | None] = {
 }
 
 
-class _Noun(NamedTuple):
-    """A garment that a caption names: its entry in the table, and where its phrase begins and ends."""
+def _captioned_type(what: str, caption: str) -> int | None:
+    """Type of the garments that are called denim or a suit's (``what``); ``None`` for none and for several types.
 
-    word: str
-    start: int
-    end: int
-
-    @property
-    def cloth_type(self) -> int:
-        return GARMENT_WORDS[self.word]
-
-
-def _read(caption: str) -> tuple[list[str], list[_Noun]]:
-    """The words of a caption, whole and in lower case, with the marks that end a phrase, and its garments."""
-    words = _WORD.findall(_JOINING_HYPHEN.sub(r"\1", caption.lower()))
-    nouns: list[_Noun] = []
-    at = 0
-    while at < len(words):
-        for length in (3, 2, 1):
-            word = _entry("-".join(words[at : at + length]))
-            if word is not None and at + length <= len(words):
-                nouns.append(_Noun(word, at, at + length))
-                at += length
-                break
-        else:
-            at += 1
-    return words, nouns
-
-
-def _entry(word: str) -> str | None:
-    """The table's word for ``word``, which may be a plural."""
-    for form in (word, word.removesuffix("s"), word.removesuffix("es")):
-        if form in GARMENT_WORDS:
-            return form
-    return None
-
-
-def _denim_type(caption: str) -> int | None:
-    """Type of the garments of denim; ``None`` where there are none, or of several types.
-
-    "denim" belongs to the noun that it precedes in its phrase ("a denim jacket"), else to the garment that was
-    named last ("The pants are with denim fabric", "The lower clothing is long. The fabric is denim").
+    The word belongs to the garment that it precedes in its phrase ("a denim jacket"). Denim may also follow: then it
+    belongs to the garment that was named last ("The pants are with denim fabric"). Jeans are denim by themselves, as
+    blazers are a suit's. Where nothing is called a suit's, whatever a suit may consist of counts.
     """
-    words, nouns = _read(caption)
-    types: set[int] = set()
-    for place, word in enumerate(words):
-        if word in DENIM_WORDS:
-            noun = _described(place, words, nouns) or _last_before(place, nouns)
-            types.update([noun.cloth_type] if noun is not None else [])
-    return _only(types)
-
-
-def _suit_type(caption: str) -> int | None:
-    """Type of the garments that are called a suit's; failing these, of those that a suit may consist of."""
-    words, nouns = _read(caption)
-    types = {noun.cloth_type for noun in nouns if noun.word in SUIT_GARMENTS}
-    for place, word in enumerate(words):
-        noun = _described(place, words, nouns) if word in _SUIT_WORDS else None
-        types.update([noun.cloth_type] if noun is not None else [])
-    return _only(types or {noun.cloth_type for noun in nouns if noun.word in SUIT_PARTS})
-
-
-def _described(place: int, words: list[str], nouns: list[_Noun]) -> _Noun | None:
-    """The garment whose phrase the adjective at ``place`` stands in, itself included."""
-    for noun in nouns:
-        if noun.end > place:
-            return None if _PHRASE_ENDS.intersection(words[place + 1 : noun.start]) else noun
-    return None
-
-
-def _last_before(place: int, nouns: list[_Noun]) -> _Noun | None:
-    before = [noun for noun in nouns if noun.end <= place]
-    return before[-1] if before else None
-
-
-def _only(types: set[int]) -> int | None:
-    return next(iter(types)) if len(types) == 1 else None
+    text = "-".join(re.findall(r"[a-z]+|[.,;]", _JOINING_HYPHEN.sub(r"\1", caption.lower())))
+    tokens = list(_TOKEN.finditer(text))
+    named: set[str] = set()
+    for place, token in enumerate(tokens):
+        garment = token["garment"]
+        if garment and (garment.startswith("je") if what == "denim" else garment in SUIT_GARMENTS):
+            named.add(garment)
+        if token[what]:
+            following = next((each for each in tokens[place:] if not (each["denim"] or each["suit"])), None)
+            before = [each["garment"] for each in tokens[:place] if each["garment"]]
+            if following and following["garment"]:
+                named.add(following["garment"])
+            elif what == "denim":
+                named.update(before[-1:])
+    if what == "suit" and not named:
+        named = {token["garment"] for token in tokens} & set(SUIT_PARTS)
+    types = {GARMENT_WORDS[garment] for garment in named}
+    return types.pop() if len(types) == 1 else None

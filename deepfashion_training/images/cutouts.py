@@ -7,8 +7,9 @@ import math
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageChops, ImageFilter
+from scipy import ndimage
 
-from deepfashion_training.images.pictures import WHITE, PictureError
+from deepfashion_training.images.pictures import WHITE, PictureError, box_of
 
 #: Share of the canvas that stays white on each side, as in the product shots of VITON-HD.
 MARGIN = 0.06
@@ -91,9 +92,12 @@ def _laid_out(
     if region.shape != (photo.height, photo.width):
         raise ValueError(f"region of {region.shape} on a photo of {photo.height}x{photo.width}")
     region = _without_specks(region.view(np.uint8) if region.dtype == bool else region)
-    left, top, right, bottom = region_box(region)
+    box = box_of(region)
+    if box is None:
+        raise PictureError("the garment's region is empty")
+    left, top, right, bottom = box
     garment = Image.new("RGB", (right - left, bottom - top), WHITE)
-    garment.paste(photo.crop((left, top, right, bottom)), mask=_soft_edge(region[top:bottom, left:right]))
+    garment.paste(photo.crop(box), mask=_soft_edge(region[top:bottom, left:right]))
 
     height, width = size
     scale = min(
@@ -108,74 +112,25 @@ def _laid_out(
     return canvas, (left, top, left + fitted[0], top + fitted[1])
 
 
-def region_box(region: np.ndarray) -> tuple[int, int, int, int]:
-    """Left, top, right and bottom (both exclusive) of the pixels of ``region`` ``[h, w]`` that are not 0.
-
-    Raises ``PictureError`` when there are none.
-    """
-    rows, columns = np.flatnonzero(region.any(axis=1)), np.flatnonzero(region.any(axis=0))
-    if not len(rows):
-        raise PictureError("the garment's region is empty")
-    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
-
-
 def _soft_edge(region: npt.NDArray[np.uint8]) -> Image.Image:
     """Opacity of a region: none outside and on its outermost pixel, two thirds on the next, then full.
 
     The outermost pixel has the background's colour in it, from the camera and from JPEG.
     """
-    height, width = region.shape
-    padded = np.zeros((height + 2, width + 2), np.uint8)
-    padded[1:-1, 1:-1] = region
-    inner = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:] & padded[1:-1, 1:-1]
+    padded = np.pad(region, 1)
+    inner = region & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
     eroded = Image.fromarray(inner * np.uint8(255))
     return ImageChops.darker(eroded, eroded.filter(ImageFilter.BoxBlur(1)))
 
 
 def _without_specks(region: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """``region`` without its specks; itself when it has none."""
+    """``region`` without its specks."""
     cell = max(1, -(-max(region.shape) // _GRID))
     coarse = np.asarray(Image.fromarray(region * np.uint8(255)).reduce(cell))
-    labels, weights = _pieces(coarse)
-    if len(weights) < 2:
+    labels, pieces = ndimage.label(coarse, np.ones((3, 3)))
+    if pieces < 2:
         return region
-    specks = np.flatnonzero(weights < _SPECK_SHARE * weights.max()) + 1
-    if not len(specks):
-        return region
-    blank = np.isin(labels, specks)
-    wide = blank.repeat(cell, axis=0).repeat(cell, axis=1)[: region.shape[0], : region.shape[1]]
+    weights = np.bincount(labels.ravel(), coarse.ravel())[1:]
+    specks = np.isin(labels, np.flatnonzero(weights < _SPECK_SHARE * weights.max()) + 1)
+    wide = specks.repeat(cell, axis=0).repeat(cell, axis=1)[: region.shape[0], : region.shape[1]]
     return np.where(wide, np.uint8(0), region)
-
-
-def _pieces(coarse: npt.NDArray[np.uint8]) -> tuple[np.ndarray, np.ndarray]:
-    """Connected pieces (8 neighbours) of what is not 0: label of each cell, 0 for none, and the weight of each.
-
-    Joins the runs of neighbouring rows: a region has a few of them per row, so the loop is short.
-    """
-    filled = np.zeros((coarse.shape[0], coarse.shape[1] + 2), np.int8)
-    filled[:, 1:-1] = coarse > 0
-    edges = np.diff(filled, axis=1)
-    rows, starts = np.nonzero(edges == 1)
-    ends = np.nonzero(edges == -1)[1]
-    parents = list(range(len(rows)))
-
-    def root(run: int) -> int:
-        while parents[run] != run:
-            parents[run] = run = parents[parents[run]]
-        return run
-
-    runs = list(zip(rows.tolist(), starts.tolist(), ends.tolist(), strict=True))
-    above = 0
-    for run, (row, start, end) in enumerate(runs):
-        while runs[above][0] < row - 1 or (runs[above][0] == row - 1 and runs[above][2] < start):
-            above += 1
-        other = above
-        while other < run and runs[other][0] == row - 1 and runs[other][1] <= end:
-            parents[root(run)] = root(other)
-            other += 1
-    numbers = {one: number for number, one in enumerate(sorted({root(run) for run in range(len(runs))}), start=1)}
-    labels = np.zeros(coarse.shape, np.int64)
-    for run, (row, start, end) in enumerate(runs):
-        labels[row, start:end] = numbers[root(run)]
-    weights = np.bincount(labels.ravel(), coarse.ravel(), minlength=len(numbers) + 1)[1:]
-    return labels, weights

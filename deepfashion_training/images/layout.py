@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from deepfashion_training.images.masks import align_mask
-from deepfashion_training.images.pictures import PictureError, border_colour, opacity, orientation, to_rgb, turn
+from deepfashion_training.images.pictures import PictureError, border_colour, opacity, orientation, turn, upright
 
 ResizeMode = Literal["pad", "stretch"]
 RESIZE_MODES: tuple[str, ...] = get_args(ResizeMode)
@@ -104,15 +104,15 @@ def pair_tensors(
     Raises ``PictureError`` when the mask has another aspect than the photo, or leaves nothing to repaint.
     """
     height, width = size
-    upright, upright_mask = align_mask(photo, mask)
+    person, upright_mask = align_mask(photo, mask)
     repaint = place_mask(upright_mask, size, resize_mode)
     if not repaint.any():
         raise PictureError("mask is empty: no pixel above half of its scale, so there is nothing to repaint")
-    garment = turn(to_rgb(cloth), orientation(cloth))
+    garment = upright(cloth)
 
     pair = np.empty((3, height, 2 * width), np.uint8)
     placed = place_picture(garment, size, resize_mode, out=pair[:, :, :width])
-    place_picture(upright, size, resize_mode, out=pair[:, :, width:])
+    place_picture(person, size, resize_mode, out=pair[:, :, width:])
 
     # The only pass that makes floats: in place, one plane after another would not be faster.
     image = torch.from_numpy(pair).float().div_(127.5).sub_(1.0)

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from PIL import Image, ImageFilter
 
 from deepfashion_training.images.masks import is_label_map, mask_values
+from deepfashion_training.images.pictures import over
 
 #: Longer side of the pictures that are judged: a mask's form survives it, JPEG noise does not.
 _SIDE = 96
@@ -140,13 +141,6 @@ def _fills_the_frame(photo: Image.Image, white: npt.NDArray[np.bool_]) -> bool:
     return bool((near.mean(axis=1) > 0.05).mean() > (0.9 if floats else 0.2))
 
 
-def _over_black(mask: Image.Image) -> Image.Image:
-    rgba = mask.convert("RGBA")
-    canvas = Image.new("RGB", rgba.size)
-    canvas.paste(rgba, mask=rgba)
-    return canvas
-
-
 def _has_two_levels(values: np.ndarray) -> bool:
     """Whether nearly all of levels [h, w] are the lowest or the highest: as in a mask that nobody compressed."""
     return bool(((values == values.min()) | (values == values.max())).mean() > 0.99)
@@ -176,7 +170,7 @@ def _visible(mask: Image.Image) -> Values:
         largest = float(levels.max(initial=0))
         scale = 1 if largest <= 1 else 255 if largest <= 255 else 65535
         return _shrunk(Image.fromarray((np.clip(levels / scale, 0, 1) * 255).round().astype(np.uint8)))
-    return _shrunk(_over_black(mask) if mask.has_transparency_data else mask.convert("RGB"))
+    return _shrunk(over((0, 0, 0), mask) if mask.has_transparency_data else mask.convert("RGB"))
 
 
 def _shrunk(picture: Image.Image) -> Values:

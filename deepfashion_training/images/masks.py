@@ -12,13 +12,21 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
+from scipy import ndimage
 
 from deepfashion_training.garment_types import FULL, LOWER, TYPE_NAMES, UPPER
-from deepfashion_training.images.parts import protected
-from deepfashion_training.images.person import ROWS, Person, assumed_person, grid_size, person_of_parse, shrink
-from deepfashion_training.images.pictures import PictureError, orientation, to_rgb, turn
+from deepfashion_training.images.parts import Mask, protected
+from deepfashion_training.images.person import (
+    ROWS,
+    PersonFrame,
+    Values,
+    assumed_person,
+    grid_size,
+    person_of_parse,
+    shrink,
+)
+from deepfashion_training.images.pictures import PictureError, box_of, orientation, to_rgb, turn
 
 #: Modes whose values are read as they are; every other mode is brought to RGB or RGBA first.
 _SINGLE_CHANNEL_MODES = ("1", "L", "I", "I;16", "I;16B", "I;16L", "F")
@@ -28,9 +36,6 @@ _LARGEST_LABEL, _MOST_EDGES = 31, 0.25
 
 MaskPolicy = Literal["as_is", "agnostic", "relaxed"]
 MASK_POLICIES: tuple[str, ...] = get_args(MaskPolicy)
-
-Mask = npt.NDArray[np.bool_]
-Values = npt.NDArray[np.float32]
 
 
 def decode_mask(mask: Image.Image | np.ndarray, cloth_type: int | None = None) -> np.ndarray:
@@ -102,22 +107,14 @@ def mask_values(mask: Image.Image | np.ndarray) -> np.ndarray:
             mask = mask.convert("RGBA" if mask.has_transparency_data else "RGB")
         mask = np.asarray(mask)
     if mask.ndim == 3 and mask.shape[2] == 4:
-        return _over_black(mask[..., :3].max(axis=2), mask[..., 3])
+        values, alpha = mask[..., :3].max(axis=2), mask[..., 3]
+        opaque = alpha.max(initial=0)  # what is transparent shows black
+        return values if alpha.min(initial=opaque) == opaque > 0 else values * (alpha / (opaque or 1))
     if mask.ndim == 3 and mask.shape[2] in (1, 3):
         return mask.max(axis=2)
     if mask.ndim != 2:
         raise ValueError(f"a mask of shape {mask.shape}: pass [h, w], [h, w, 1], [h, w, 3] or [h, w, 4]")
     return mask
-
-
-def _over_black(values: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-    """``values`` seen through ``alpha`` over black, so that a transparent pixel is 0."""
-    opaque = alpha.max(initial=0)
-    if not opaque:
-        return np.zeros_like(values)
-    if alpha.min(initial=opaque) == opaque:
-        return values
-    return values * (alpha / opaque)
 
 
 def _same_aspect(one: tuple[int, int], other: tuple[int, int]) -> bool:
@@ -130,46 +127,48 @@ def _same_aspect(one: tuple[int, int], other: tuple[int, int]) -> bool:
 def repaint_mask(
     region: np.ndarray,
     cloth_type: int,
-    person: Person | None,
+    person: PersonFrame | None,
     parse: np.ndarray | None = None,
     policy: MaskPolicy = "agnostic",
     seed: int = 0,
 ) -> np.ndarray:
     """The area to repaint, uint8 ``[h, w]`` in {0, 1}, for the garment in ``region`` (the same shape and range).
 
-    ``person`` is what ``person.find_person`` found, ``parse`` a map ``[h, w]`` of the 18 ATR labels where a parser
-    was run. ``seed`` only matters to ``relaxed``. Raises ``ValueError`` for an unknown policy.
+    ``person`` is what ``person.find_person`` found, ``parse`` a map ``[h, w]`` of the 18 ATR labels where a human
+    parser was run. The policies:
+
+    - ``as_is``: the garment itself.
+    - ``agnostic``: every row has one stretch, placed by the person's frame: lower from the waist to the ankles, as wide
+      as a skirt and as the stance; upper the torso and the arms down to the hips; full both. The stretch grows around
+      a garment that sticks out. Cut out is, with ``parse``, exactly what ``parts.protected`` names, and else the head
+      where the garment does not lie over it. Without a person the frame is guessed from the garment's own box.
+    - ``relaxed``: ``agnostic`` with growth, edges and length varied by ``seed``.
+
+    Raises ``ValueError`` for an unknown policy or garment type.
     """
+    if policy not in MASK_POLICIES:
+        raise ValueError(f"unknown mask policy {policy!r}: choose from {', '.join(MASK_POLICIES)}")
     if policy == "as_is":
-        return as_is(region)
-    if policy == "agnostic":
-        return agnostic(region, cloth_type, person, parse)
+        return (region > 0).view(np.uint8)
+    if cloth_type not in TYPE_NAMES:
+        raise ValueError(f"unknown garment type {cloth_type!r}: use {', '.join(map(str, TYPE_NAMES))}")
+    variation = _Variation()
     if policy == "relaxed":
-        return relaxed(region, cloth_type, person, parse, seed)
-    raise ValueError(f"unknown mask policy {policy!r}: choose from {', '.join(MASK_POLICIES)}")
-
-
-def as_is(region: np.ndarray) -> np.ndarray:
-    """The garment itself, uint8 ``[h, w]`` in {0, 1}."""
-    return (region > 0).view(np.uint8)
-
-
-def agnostic(region: np.ndarray, cloth_type: int, person: Person | None, parse: np.ndarray | None = None) -> np.ndarray:
-    """What a garment of the type could cover on this person: uint8 ``[h, w]`` in {0, 1}.
-
-    Every row has one stretch, placed by the person's frame: lower from the waist to the ankles, as wide as a skirt
-    and as the stance; upper the torso and the arms down to the hips; full both. Where the garment sticks out, the
-    stretch grows around it. Cut out: with ``parse`` exactly what ``parts.protected`` names, and else the head where
-    the garment does not lie over it. Without a person the frame is guessed from the garment's own box.
-    """
-    return _paint(region, cloth_type, person, parse, _Variation())
-
-
-def relaxed(
-    region: np.ndarray, cloth_type: int, person: Person | None, parse: np.ndarray | None = None, seed: int = 0
-) -> np.ndarray:
-    """``agnostic`` with growth, edges and length varied by ``seed``; covers the garment and protects as that does."""
-    return _paint(region, cloth_type, person, parse, _Variation.drawn(np.random.default_rng([seed, cloth_type])))
+        variation = _Variation.drawn(np.random.default_rng([seed, cloth_type]))
+    height, width = region.shape
+    cells = shrink(region, grid_size((width, height)))
+    if parse is not None:
+        person = person_of_parse(parse) or person
+    if person is None:
+        person = assumed_person(cells > 0.4, cloth_type)
+    left, right = _stretch(person, cells > 0.3, cloth_type, variation)
+    painted = _between(left, right, (height, width))
+    if parse is None:
+        painted &= ~_enlarged(person.head, (height, width))
+    painted |= region > 0
+    if parse is not None:
+        painted &= ~protected(parse)
+    return painted.view(np.uint8)
 
 
 #: Half widths of the stretch that each type repaints, by share of the standing height; both in standing heights.
@@ -204,29 +203,7 @@ class _Variation:
         return cls(float(growth), float(above), float(below), np.asarray(waves, np.float32))
 
 
-def _paint(
-    region: np.ndarray, cloth_type: int, person: Person | None, parse: np.ndarray | None, variation: _Variation
-) -> np.ndarray:
-    if cloth_type not in TYPE_NAMES:
-        raise ValueError(f"unknown garment type {cloth_type!r}: use {', '.join(map(str, TYPE_NAMES))}")
-    height, width = region.shape
-    size = grid_size((width, height))
-    cells = shrink(region, size)
-    if parse is not None:
-        person = person_of_parse(parse) or person
-    if person is None:
-        person = assumed_person(cells > 0.4, cloth_type)
-    left, right = _stretch(person, cells > 0.3, cloth_type, variation)
-    painted = _between(left, right, (height, width))
-    if parse is None and person.head.any():
-        painted &= ~_enlarged(person.head, (height, width))
-    painted |= region > 0
-    if parse is not None:
-        painted &= ~protected(parse)
-    return painted.view(np.uint8)
-
-
-def _stretch(person: Person, garment: np.ndarray, cloth_type: int, variation: _Variation) -> tuple[Values, Values]:
+def _stretch(person: PersonFrame, garment: np.ndarray, cloth_type: int, variation: _Variation) -> tuple[Values, Values]:
     """Left and right end of each row's stretch in grid cells, float32 ``[ROWS]``; empty rows end before they begin."""
     left, right = np.full(ROWS, np.inf, np.float32), np.full(ROWS, -np.inf, np.float32)
     for part in (UPPER, LOWER) if cloth_type == FULL else (cloth_type,):
@@ -242,17 +219,17 @@ def _stretch(person: Person, garment: np.ndarray, cloth_type: int, variation: _V
     return _around(garment, left, right, height)
 
 
-def _shares(person: Person) -> Values:
+def _shares(person: PersonFrame) -> Values:
     """Share of the standing height of each grid row's middle."""
     return (((np.arange(ROWS) + 0.5) / ROWS - person.crown) / person.height).astype(np.float32)
 
 
-def _half_widths(person: Person, part: int) -> Values:
+def _half_widths(person: PersonFrame, part: int) -> Values:
     shares, widths = zip(*_WIDTHS[part], strict=True)
     return np.interp(_shares(person), shares, widths).astype(np.float32) * np.float32(person.height * ROWS)
 
 
-def _lower_ends(person: Person, garment: np.ndarray, cloth_type: int) -> tuple[Values, Values]:
+def _lower_ends(person: PersonFrame, garment: np.ndarray, cloth_type: int) -> tuple[Values, Values]:
     """From hips to feet: the middle leans with the stance, and the feet widen the end."""
     shares, height = _shares(person), person.height * ROWS
     hips = _middle(garment, person.silhouette, shares, 0.40, 0.58)
@@ -271,7 +248,7 @@ def _lower_ends(person: Person, garment: np.ndarray, cloth_type: int) -> tuple[V
     return (centre - wider[0] * reach).astype(np.float32), (centre + wider[1] * reach).astype(np.float32)
 
 
-def _upper_ends(person: Person, garment: np.ndarray, cloth_type: int) -> tuple[Values, Values]:
+def _upper_ends(person: PersonFrame, garment: np.ndarray, cloth_type: int) -> tuple[Values, Values]:
     """From the neck to the hips, around the torso and the arms."""
     shares, height = _shares(person), person.height * ROWS
     middle = _middle(garment, person.silhouette, shares, 0.19, 0.45)
@@ -284,19 +261,18 @@ def _upper_ends(person: Person, garment: np.ndarray, cloth_type: int) -> tuple[V
     outer_left = np.where(ends[0] > middle - _ARM_REACH * height, ends[0], np.inf)
     outer_right = np.where(ends[1] < middle + _ARM_REACH * height, ends[1], -np.inf)
     reach = max(1, round(0.04 * height))
-    outer_left = _spread(outer_left, reach, np.minimum) - _ARM_ROOM * height
-    outer_right = _spread(outer_right, reach, np.maximum) + _ARM_ROOM * height
+    outer_left = _lowest(outer_left, reach) - _ARM_ROOM * height
+    outer_right = _highest(outer_right, reach) + _ARM_ROOM * height
     shoulders = shares > 0.185
-    return np.where(shoulders, np.minimum(left, outer_left), left), np.where(
-        shoulders, np.maximum(right, outer_right), right
-    )
+    left = np.where(shoulders, np.minimum(left, outer_left), left)
+    return left, np.where(shoulders, np.maximum(right, outer_right), right)
 
 
 def _around(garment: np.ndarray, left: Values, right: Values, height: float) -> tuple[Values, Values]:
     """The stretches, grown around ``garment`` and smoothed up and down."""
     ends = _row_ends(garment)
     room, reach = _GARMENT_ROOM * height, max(1, round(0.03 * height))
-    outer_left, outer_right = _spread(ends[0], reach, np.minimum), _spread(ends[1], reach, np.maximum)
+    outer_left, outer_right = _lowest(ends[0], reach), _highest(ends[1], reach)
     left = np.where(outer_left < left, outer_left - room, left)
     right = np.where(outer_right > right, outer_right + room, right)
     smooth = max(1, round(0.02 * height))
@@ -319,10 +295,15 @@ def _row_ends(cells: np.ndarray) -> tuple[Values, Values]:
     return (np.where(present, first, np.inf).astype(np.float32), np.where(present, last, -np.inf).astype(np.float32))
 
 
-def _spread(values: Values, reach: int, extreme: np.ufunc) -> Values:
-    """Extreme of ``values`` over ``reach`` rows up and down."""
-    padded = np.pad(values, reach, mode="edge")
-    return extreme.reduce(np.lib.stride_tricks.sliding_window_view(padded, 2 * reach + 1), axis=1)
+def _lowest(values: Values, reach: int) -> Values:
+    """Minimum of ``values`` over ``reach`` rows up and down."""
+    lowest: Values = ndimage.minimum_filter1d(values, 2 * reach + 1, mode="nearest")
+    return lowest
+
+
+def _highest(values: Values, reach: int) -> Values:
+    """Maximum of ``values`` over ``reach`` rows up and down."""
+    return -_lowest(-values, reach)
 
 
 def _middle(garment: Mask, silhouette: Mask, shares: Values, first: float, last: float) -> float:
@@ -356,13 +337,15 @@ def _between(left: Values, right: Values, size: tuple[int, int]) -> Mask:
 
 def _enlarged(cells: Mask, size: tuple[int, int]) -> Mask:
     """Grid cells as bool ``[h, w]`` with smooth edges, a third of a cell larger; ``size`` is (height, width)."""
-    rows, columns = np.flatnonzero(cells.any(axis=1)), np.flatnonzero(cells.any(axis=0))
-    box = (max(0, columns[0] - 1), max(0, rows[0] - 1), min(cells.shape[1], columns[-1] + 2), min(ROWS, rows[-1] + 2))
-    pixels = [round(edge * side / count) for edge, side, count in zip(box, (size[1], size[0]) * 2,
-              (cells.shape[1], ROWS) * 2, strict=True)]  # fmt: skip
     large = np.zeros(size, bool)
-    if pixels[2] > pixels[0] and pixels[3] > pixels[1]:
-        levels = Image.fromarray(cells[box[1] : box[3], box[0] : box[2]].view(np.uint8) * np.uint8(255))
-        enlarged = levels.resize((pixels[2] - pixels[0], pixels[3] - pixels[1]), Image.Resampling.BILINEAR)
-        large[pixels[1] : pixels[3], pixels[0] : pixels[2]] = np.asarray(enlarged) > 85
+    box = box_of(cells, room=1)
+    if box is None:
+        return large
+    left, top, right, bottom = box
+    first, last = (round(row * size[0] / ROWS) for row in (top, bottom))
+    begin, end = (round(column * size[1] / cells.shape[1]) for column in (left, right))
+    if last > first and end > begin:
+        levels = Image.fromarray(cells[top:bottom, left:right].view(np.uint8) * np.uint8(255))
+        levels = levels.resize((end - begin, last - first), Image.Resampling.BILINEAR)
+        large[first:last, begin:end] = np.asarray(levels) > 85
     return large

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
+from scipy import ndimage
 
 from deepfashion_training.garment_types import FULL, LOWER, UPPER
 
@@ -15,7 +16,7 @@ LABELS: tuple[str, ...] = (
     "right-shoe", "face", "left-leg", "right-leg", "left-arm", "right-arm", "bag", "scarf",
 )  # fmt: skip
 
-HAT, HAIR, SUNGLASSES, BELT, FACE, BAG, SCARF = 1, 2, 3, 8, 11, 16, 17
+HAT, HAIR, SUNGLASSES, FACE, BAG = 1, 2, 3, 11, 16
 SHOES, LEGS, ARMS = (9, 10), (12, 13), (14, 15)
 HEAD_LABELS: tuple[int, ...] = (HAT, HAIR, SUNGLASSES, FACE)
 #: What belongs to the person's outline; a bag or a scarf's end may hang anywhere.
@@ -24,13 +25,14 @@ ON_THE_PERSON: tuple[int, ...] = tuple(range(1, 16))
 PROTECTED_LABELS: tuple[int, ...] = (*HEAD_LABELS, *SHOES, BAG)
 
 _GARMENTS: dict[int, tuple[int, ...]] = {UPPER: (4,), LOWER: (5, 6), FULL: (7,)}
-#: Labels that count as clothes.
-CLOTHES_LABELS: tuple[int, ...] = (4, 5, 6, 7, BELT, SCARF)
 
 #: Lengths of hand and foot (ankle to sole) as shares of the standing height: Drillis and Contini (1966) give .108 and
 #: .039. Of the hand it is the palm with curled fingers, as it shows beyond a long sleeve: keeping more of a bare
 #: forearm than of a sleeved one would tell the sleeve's length, and did, by 10 points of the leak score.
 HAND_LENGTH, FOOT_HEIGHT = 0.06, 0.039
+
+#: Neighbours of a cell, for steps within a region.
+_SIDES, _CORNERS_TOO = ndimage.generate_binary_structure(2, 1), ndimage.generate_binary_structure(2, 2)
 
 
 def garment_labels(cloth_type: int) -> tuple[int, ...]:
@@ -73,11 +75,10 @@ def _standing_height(parse: np.ndarray, top: int, bottom: int) -> float:
 
 
 def _hand(arm: Mask, chin: float, height: float) -> Mask:
-    """The far end of an arm region ``[h, w]``, told on every ``step``-th pixel; chin row and height in pixels."""
-    hand = np.zeros_like(arm)
+    """The far end of an arm region ``[h, w]``, measured on every ``step``-th pixel; chin row and height in pixels."""
     step = max(1, round(height / 100))
     cells = arm[::step, ::step].copy()
-    found = np.zeros_like(cells)
+    hand = np.zeros_like(cells)
     while cells.any():
         reached = _distances(cells, chin / step)
         piece = reached >= 0
@@ -85,17 +86,13 @@ def _hand(arm: Mask, chin: float, height: float) -> Mask:
         # Bare skin at the neckline may be labelled arm, and has no hand; a raised hand is above the chin.
         rows = np.flatnonzero(piece.any(axis=1)) * step
         if rows[-1] > chin + 0.20 * height or rows[0] < chin - 0.02 * height:
-            found |= reached > reached.max() - HAND_LENGTH * height / step
-    if found.any():
-        grown = np.repeat(np.repeat(found, step, axis=0), step, axis=1)[: arm.shape[0], : arm.shape[1]]
-        hand[: grown.shape[0], : grown.shape[1]] = grown
-        # Pixels between the samples, at the region's edge.
-        near = step - 1
-        if near:
-            hand[near:] |= hand[:-near]
-            hand[:, :-near] |= hand[:, near:]
-        hand &= arm
-    return hand
+            hand |= reached > reached.max() - HAND_LENGTH * height / step
+    grown = np.repeat(np.repeat(hand, step, axis=0), step, axis=1)[: arm.shape[0], : arm.shape[1]]
+    near = step - 1
+    if near:  # pixels between the samples, at the region's edge
+        grown[near:] |= grown[:-near]
+        grown[:, :-near] |= grown[:, near:]
+    return grown & arm
 
 
 def _distances(cells: Mask, chin: float) -> npt.NDArray[np.int64]:
@@ -107,23 +104,15 @@ def _distances(cells: Mask, chin: float) -> npt.NDArray[np.int64]:
     rows = np.flatnonzero(cells.any(axis=1))
     start = rows[-1] if rows[0] < chin - 2 else rows[0]
     reached = np.full(cells.shape, -1)
-    front = np.zeros((cells.shape[0] + 2, cells.shape[1] + 2), bool)
-    front[1:-1, 1:-1][start, np.flatnonzero(cells[start])[0]] = True
-    inner = front[1:-1, 1:-1]
-    steps = 0
-    while True:
-        fresh = inner & (reached < 0)
+    front = np.zeros_like(cells)
+    front[start, np.flatnonzero(cells[start])[0]] = True
+    for step in range(cells.size):
+        fresh = front & (reached < 0)
         if not fresh.any():
-            return reached
-        reached[fresh] = steps
-        steps += 1
-        grown = front.copy()
-        grown[1:] |= front[:-1]
-        grown[:-1] |= front[1:]
-        source = grown.copy() if steps % 2 else front
-        grown[:, 1:] |= source[:, :-1]
-        grown[:, :-1] |= source[:, 1:]
-        inner[:] = grown[1:-1, 1:-1] & cells
+            break
+        reached[fresh] = step
+        front = ndimage.binary_dilation(front, _CORNERS_TOO if step % 2 == 0 else _SIDES, mask=cells)
+    return reached
 
 
 def _foot(leg: Mask, height: float) -> Mask:

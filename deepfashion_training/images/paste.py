@@ -10,6 +10,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from deepfashion_training.images.layout import ResizeMode, fit_box
+from deepfashion_training.images.pictures import box_of
 
 Alpha = npt.NDArray[np.float32]
 
@@ -54,23 +55,17 @@ def repainted(photo: Image.Image, drawn: Image.Image, mask: np.ndarray) -> Image
 
     Both pictures are RGB of the mask's size. Where ``feathered`` is 0, every pixel is the photo's.
     """
-    result = photo.copy()
-    if not mask.any():
-        return result
-    seam = seam_of(mask.shape)
+    seam, result = seam_of(mask.shape), photo.copy()
     # Only around the mask, for the time and memory that large photos would take: what is farther than 2 seams from it
     # stays, and an average looks one seam farther.
-    rows, columns = np.nonzero(mask.any(axis=1))[0], np.nonzero(mask.any(axis=0))[0]
-    (top, bottom), (left, right) = _span(rows, len(mask), 3 * seam), _span(columns, mask.shape[1], 3 * seam)
+    box = box_of(mask, room=3 * seam)
+    if box is None:
+        return result
+    left, top, right, bottom = box
     alpha = feathered(mask[top:bottom, left:right], seam)[..., None]
-    old, new = (np.asarray(picture.crop((left, top, right, bottom)), np.float32) for picture in (photo, drawn))
+    old, new = (np.asarray(picture.crop(box), np.float32) for picture in (photo, drawn))
     result.paste(Image.fromarray((old + alpha * (new - old)).round().astype(np.uint8)), (left, top))
     return result
-
-
-def _span(places: npt.NDArray[np.int64], size: int, room: int) -> tuple[int, int]:
-    """First and last + 1 of ``places`` among ``size``, with ``room`` more to each side where there are any."""
-    return max(0, int(places[0]) - room), min(size, int(places[-1]) + 1 + room)
 
 
 def _ends(size: int, reach: int) -> npt.NDArray[np.int64]:

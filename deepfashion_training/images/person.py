@@ -7,16 +7,16 @@ parameters" (1966): chin .13, shoulders .18, waist .38 to .42, crotch .53, knee 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
+from scipy import ndimage
 
 from deepfashion_training.garment_types import LOWER
-from deepfashion_training.images.parts import HEAD_LABELS, ON_THE_PERSON
+from deepfashion_training.images.parts import HEAD_LABELS, ON_THE_PERSON, Mask
 
-Mask = npt.NDArray[np.bool_]
 Values = npt.NDArray[np.float32]
 
 #: Rows of the grid; a cell of a standing person is then about a hundredth of their height.
@@ -41,22 +41,15 @@ REACH = 0.34
 
 
 @dataclass(frozen=True)
-class Person:
-    """A person in a photo: shares of the picture (y of its height, x of its width), maps bool ``[ROWS, columns]``."""
+class PersonFrame:
+    """Where a person is in a photo: shares of the picture's height, and maps bool ``[ROWS, columns]``."""
 
     top: float  # of the head, or of the picture where the head is cut off
     bottom: float  # of the feet, or of the picture where it cuts them off
-    left: float
-    right: float
     height: float  # standing height, estimated; larger than bottom - top where the picture cuts the person
     crown: float  # where the top of the head is or would be: negative where the picture cuts the head off
     silhouette: Mask
     head: Mask  # hair, face and neck as far as they can be told from their place and colour
-
-    @property
-    def cut_above(self) -> bool:
-        """Whether the picture cuts the head off."""
-        return self.crown < 0
 
     @property
     def cut_below(self) -> bool:
@@ -72,7 +65,7 @@ class Person:
         return self.crown + share * self.height
 
 
-def find_person(photo: Image.Image, mask: np.ndarray) -> Person | None:
+def find_person(photo: Image.Image, mask: np.ndarray) -> PersonFrame | None:
     """The person in an upright RGB ``photo``, perhaps shrunk, who wears what ``mask`` (uint8 ``[h, w]``) covers.
 
     Foreground is what differs from every mixture of the colours at the left and the right border of its row: that
@@ -91,7 +84,7 @@ def find_person(photo: Image.Image, mask: np.ndarray) -> Person | None:
     return _person_of(seen, clothes, colours)
 
 
-def person_of_parse(parse: np.ndarray) -> Person | None:
+def person_of_parse(parse: np.ndarray) -> PersonFrame | None:
     """The person in a parse map ``[h, w]`` of the 18 ATR labels (bag and scarf apart); ``None`` in an empty one."""
     size = grid_size((parse.shape[1], parse.shape[0]))
     seen = shrink(np.isin(parse, ON_THE_PERSON).view(np.uint8), size) > 0.4
@@ -99,32 +92,22 @@ def person_of_parse(parse: np.ndarray) -> Person | None:
         return None
     head = shrink(np.isin(parse, HEAD_LABELS).view(np.uint8), size) > 0.4
     person = _person_of(seen, seen & ~head, None)
-    if person is None:
-        return None
-    return Person(**{**person.__dict__, "head": head})
+    return person and replace(person, head=head)
 
 
-def assumed_person(garment: Mask, cloth_type: int) -> Person:
+def assumed_person(garment: Mask, cloth_type: int) -> PersonFrame:
     """A person guessed from the garment's own cells ``[ROWS, columns]``, for photos in which nobody was found.
 
     Its top is the shoulders or, for lower body, the waist; hips and shoulders are about a quarter of the height.
     """
     seen = garment if garment.any() else np.ones_like(garment)
-    rows, columns = np.flatnonzero(seen.any(axis=1)), np.flatnonzero(seen.any(axis=0))
+    rows = np.flatnonzero(seen.any(axis=1))
     first = WAIST if cloth_type == LOWER else SHOULDERS
     breadth = float(np.quantile(seen.sum(axis=1)[rows], 0.7))
     height = max(breadth / 0.25, (rows[-1] + 1 - rows[0]) / (ANKLES - first))
     crown = (rows[0] - first * height) / ROWS
-    return Person(
-        top=max(crown, 0.0),
-        bottom=min(crown + height / ROWS, 1.0),
-        left=columns[0] / seen.shape[1],
-        right=(columns[-1] + 1) / seen.shape[1],
-        height=height / ROWS,
-        crown=crown,
-        silhouette=seen,
-        head=np.zeros_like(seen),
-    )
+    bottom = min(crown + height / ROWS, 1.0)
+    return PersonFrame(max(crown, 0.0), bottom, height / ROWS, crown, silhouette=seen, head=np.zeros_like(seen))
 
 
 def grid_size(size: tuple[int, int]) -> tuple[int, int]:
@@ -148,28 +131,8 @@ def shrunk(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
 
 def connected(cells: Mask, seeds: Mask) -> Mask:
     """The cells reached from ``seeds`` without leaving ``cells``, through sides."""
-    reached = cells & seeds
-    while True:
-        grown = _runs_with(cells, reached)
-        grown = _runs_with(cells.T, grown.T).T
-        if np.array_equal(grown, reached):
-            return reached
-        reached = grown
-
-
-def _runs_with(cells: Mask, seeds: Mask) -> Mask:
-    """Runs of ``cells`` along a row that hold a seed."""
-    padded = np.zeros((cells.shape[0], cells.shape[1] + 1), bool)
-    padded[:, 1:] = cells
-    flat = padded.ravel()
-    starts = flat.copy()
-    starts[1:] &= ~flat[:-1]
-    run = np.cumsum(starts)
-    held = np.zeros(int(run[-1]) + 1, bool)
-    marked = np.zeros_like(padded)
-    marked[:, 1:] = seeds & cells
-    held[run[marked.ravel()]] = True
-    return (held[run] & flat).reshape(padded.shape)[:, 1:]
+    reached: Mask = ndimage.binary_propagation(seeds & cells, mask=cells)
+    return reached
 
 
 def _seen(colours: Values, clothes: Mask) -> Mask:
@@ -199,34 +162,24 @@ def _foreground(colours: Values) -> tuple[Values, Mask]:
 
     ``colours`` is float32 ``[3, rows, columns]``; returns float32 and bool ``[rows, columns]``.
     """
-    left, right = _middle_of_three(colours[:, :, :3]), _middle_of_three(colours[:, :, -3:])
+    left, right = np.median(colours[:, :, :3], axis=2), np.median(colours[:, :, -3:], axis=2)
     along = right - left
     offset = colours - left[..., None]
     place = (offset * along[..., None]).sum(axis=0) / np.maximum((along**2).sum(axis=0), 1e-3)[:, None]
     wall = left[..., None] + np.clip(place, 0, 1) * along[..., None]
     distance = np.abs(colours - wall)
-    difference = np.maximum(np.maximum(distance[0], distance[1]), distance[2])
+    difference = distance.max(axis=0)
     shadow = np.zeros(difference.shape, bool)
     floor = slice(round(FLOOR * len(difference)), None)
-    red, green, blue = (colours[:, floor] + 1) / (wall[:, floor] + 1)
-    darkest, lightest = np.minimum(np.minimum(red, green), blue), np.maximum(np.maximum(red, green), blue)
+    dimming = (colours[:, floor] + 1) / (wall[:, floor] + 1)
+    darkest, lightest = dimming.min(axis=0), dimming.max(axis=0)
     shadow[floor] = (lightest - darkest < 0.07) & (darkest > 0.55) & (lightest < 1)
     return difference, shadow
 
 
-def _middle_of_three(colours: Values) -> Values:
-    """Median of the last axis, which is 3 long."""
-    a, b, c = colours[..., 0], colours[..., 1], colours[..., 2]
-    return np.maximum(np.minimum(a, b), np.minimum(np.maximum(a, b), c))
-
-
 def _closed(cells: Mask) -> Mask:
-    """``cells`` with gaps of one cell closed, so that a collar in the wall's colour does not behead anybody."""
-    grown = np.pad(cells, 1)
-    grown[1:-1] |= grown[2:] | grown[:-2]
-    shrunk = grown.copy()
-    shrunk[1:-1] &= grown[2:] & grown[:-2]
-    return shrunk[1:-1, 1:-1] | cells
+    """``cells`` with gaps of one row closed, so that a collar in the wall's colour does not behead anybody."""
+    return cells | ndimage.binary_closing(cells, np.ones((3, 1)))
 
 
 def _drop_props(seen: Mask, clothes: Mask) -> None:
@@ -239,23 +192,14 @@ def _drop_props(seen: Mask, clothes: Mask) -> None:
         seen[:first, away > 0.13 * ROWS] = False
 
 
-def _person_of(seen: Mask, clothes: Mask, colours: Values | None) -> Person | None:
-    rows, columns = np.flatnonzero(seen.any(axis=1)), np.flatnonzero(seen.any(axis=0))
+def _person_of(seen: Mask, clothes: Mask, colours: Values | None) -> PersonFrame | None:
+    rows = np.flatnonzero(seen.any(axis=1))
     top, bottom = int(rows[0]), int(rows[-1]) + 1
     if bottom - top < ROWS // 4:
         return None
     crown, height = _stature(seen, clothes, top, bottom)
     head = np.zeros_like(seen) if colours is None else _head(seen, clothes, colours, crown, height)
-    return Person(
-        top=top / ROWS,
-        bottom=bottom / ROWS,
-        left=columns[0] / seen.shape[1],
-        right=(columns[-1] + 1) / seen.shape[1],
-        height=height / ROWS,
-        crown=crown / ROWS,
-        silhouette=seen,
-        head=head,
-    )
+    return PersonFrame(top / ROWS, bottom / ROWS, height / ROWS, crown / ROWS, silhouette=seen, head=head)
 
 
 def _stature(seen: Mask, clothes: Mask, top: int, bottom: int) -> tuple[float, float]:
@@ -357,5 +301,4 @@ def _median_colour(colours: Values, cells: Mask) -> Values | None:
 
 def _like(colours: Values, colour: Values, levels: float) -> Mask:
     """Cells ``[rows, columns]`` nearer than ``levels`` to a colour ``[3]`` in every channel."""
-    distance = np.abs(colours - colour[:, None, None])
-    return np.maximum(np.maximum(distance[0], distance[1]), distance[2]) < levels
+    return np.abs(colours - colour[:, None, None]).max(axis=0) < levels

@@ -75,6 +75,11 @@ def turn(picture: Image.Image, exif_orientation: int) -> Image.Image:
     return picture if method is None else picture.transpose(method)
 
 
+def upright(picture: Image.Image) -> Image.Image:
+    """``picture`` as it is meant to be seen, by its EXIF, in 8-bit sRGB; see ``to_rgb``."""
+    return turn(to_rgb(picture), orientation(picture))
+
+
 def to_rgb(picture: Image.Image) -> Image.Image:
     """``picture`` as 8-bit sRGB, transparent parts over white. Stored pixels: see ``turn`` for EXIF.
 
@@ -86,15 +91,34 @@ def to_rgb(picture: Image.Image) -> Image.Image:
     if picture.mode.startswith("I"):
         values = np.clip(np.asarray(picture, dtype=np.int32), 0, 65535)
         grey = Image.fromarray(((values + 128) // 257).astype(np.uint8))
-        grey.info = {name: picture.info[name] for name in ("icc_profile",) if name in picture.info}
+        if "icc_profile" in picture.info:
+            grey.info["icc_profile"] = picture.info["icc_profile"]
         return to_srgb(grey).convert("RGB")
     picture = to_srgb(picture)
     if picture.has_transparency_data:
-        rgba = picture.convert("RGBA")
-        canvas = Image.new("RGB", rgba.size, WHITE)
-        canvas.paste(rgba, mask=rgba)
-        return canvas
+        return over(WHITE, picture)
     return picture if picture.mode == "RGB" else picture.convert("RGB")
+
+
+def over(colour: tuple[int, int, int], picture: Image.Image) -> Image.Image:
+    """``picture`` over an even ``colour``, as RGB."""
+    rgba = picture.convert("RGBA")
+    canvas = Image.new("RGB", rgba.size, colour)
+    canvas.paste(rgba, mask=rgba)
+    return canvas
+
+
+def box_of(mask: np.ndarray, room: int = 0) -> tuple[int, int, int, int] | None:
+    """Left, top, right and bottom (both exclusive) of what is not 0 in ``mask`` ``[h, w]``.
+
+    ``room`` widens the box to each side, as far as the mask reaches. ``None`` for an empty mask.
+    """
+    box = Image.fromarray((mask != 0).view(np.uint8)).getbbox()
+    if box is None:
+        return None
+    left, top, right, bottom = box
+    height, width = mask.shape
+    return max(0, left - room), max(0, top - room), min(width, right + room), min(height, bottom + room)
 
 
 def opacity(picture: Image.Image) -> np.ndarray | None:

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
+from scipy import ndimage
 
-from deepfashion_training.images.pictures import border_colour
+from deepfashion_training.images.pictures import border_colour, box_of
 
 #: Why a row is quarantined, as preparation counts it -> a sentence for people.
 REASONS: dict[str, str] = {
@@ -25,7 +26,7 @@ REASONS: dict[str, str] = {
     "product_shot": "The photo shows a garment alone where a person is expected.",
     "near_duplicate": "Nearly the same photo is in another split.",
     "blank_garment": "The garment picture shows one flat colour.",
-    "unknown_category": "The category is none of the 17 and no override gives its type.",
+    "unknown_category": "The category is not a known one, and no override gives its type.",
     "undecided_type": "The category leaves the garment's type open, and so does the caption.",
     "unknown_pose": "The pose does not say variant and view in a known form.",
     "no_pid": "The row does not say who is in the photo, so no split can keep it away from the others.",
@@ -105,9 +106,8 @@ def check_mask(mask: np.ndarray, gates: Gates) -> Finding | None:
 
 def check_region(region: np.ndarray, gates: Gates) -> Finding | None:
     """``garment_too_small`` for a garment region ``[h, w]`` in {0, 1} whose box has too short a side."""
-    rows, columns = np.flatnonzero(region.any(axis=1)), np.flatnonzero(region.any(axis=0))
-    height = int(rows[-1] - rows[0]) + 1 if len(rows) else 0
-    width = int(columns[-1] - columns[0]) + 1 if len(columns) else 0
+    left, top, right, bottom = box_of(region) or (0, 0, 0, 0)
+    width, height = right - left, bottom - top
     if min(height, width) < gates.min_garment_px:
         return Finding("garment_too_small", f"{width}x{height} pixels, at least {gates.min_garment_px} each are needed")
     return None
@@ -144,7 +144,8 @@ def looks_like_product_shot(
         return None
     foreground = _distance(_sampled(photo), border_colour(photo)) > _BACKGROUND_TOLERANCE
     seen = int(np.count_nonzero(foreground))
-    share = int(np.count_nonzero(foreground & ~_grown(_sampled_mask(mask)))) / max(seen, 1)
+    grown = ndimage.binary_dilation(_sampled_mask(mask), np.ones((3, 3)))
+    share = int(np.count_nonzero(foreground & ~grown)) / max(seen, 1)
     if seen and share < gates.max_person_free_share:
         return Finding("product_shot", f"{share:.1%} of what is seen lies outside the mask: no person shows")
     return None
@@ -207,21 +208,10 @@ def _sampled_mask(mask: np.ndarray) -> npt.NDArray[np.bool_]:
     return points
 
 
-def _grown(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-    """``mask`` and the points beside it."""
-    grown = mask.copy()
-    grown[1:] |= mask[:-1]
-    grown[:-1] |= mask[1:]
-    across = grown.copy()
-    grown[:, 1:] |= across[:, :-1]
-    grown[:, :-1] |= across[:, 1:]
-    return grown
-
-
 def _distance(small: npt.NDArray[np.uint8], colour: tuple[int, int, int]) -> npt.NDArray[np.int16]:
     """How far each pixel's furthest channel lies from ``colour``: ``[h, w]``."""
-    away = np.abs(small.astype(np.int16) - np.array(colour, np.int16))
-    return np.maximum(np.maximum(away[..., 0], away[..., 1]), away[..., 2])
+    distance: npt.NDArray[np.int16] = np.abs(small.astype(np.int16) - np.array(colour, np.int16)).max(axis=-1)
+    return distance
 
 
 def _filled(shape: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:

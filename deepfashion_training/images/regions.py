@@ -9,23 +9,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
-from deepfashion_training.garment_types import FULL, LOWER, TYPE_NAMES, UPPER
-from deepfashion_training.images.parts import ON_THE_PERSON, garment_labels
-from deepfashion_training.images.person import ROWS, Person, grid_size, shrink, shrunk
-
-Mask = npt.NDArray[np.bool_]
-Values = npt.NDArray[np.float32]
+from deepfashion_training.garment_types import FULL, LONG_TOPS, LOWER, TYPE_NAMES, UPPER
+from deepfashion_training.images.parts import ON_THE_PERSON, Mask, garment_labels
+from deepfashion_training.images.person import ROWS, PersonFrame, Values, grid_size, shrink, shrunk
 
 #: A lower-body mask that starts above this share of the standing height holds a top too: the natural waist is at
 #: .38 to .42, and no waistband reaches the ribs.
 HIGHEST_WAISTBAND = 0.33
 #: A top that ends below this share may be a long one, or the mask holds trousers too: the crotch is at .53.
 LOWEST_HEM = 0.575
-#: Categories that may well end at the knees or below.
-LONG_TOPS = ("Cardigans", "Jackets_Coats")
 #: Where the cut may lie: from a tucked waist to the hem of a long sweater.
 CUT_RANGE = (0.37, 0.57)
 #: Entropy of the colours, in nats per cell, that a cut has to explain to count as a change of garment.
@@ -51,7 +45,7 @@ def garment_region(
     cloth_type: int,
     category: str,
     photo: Image.Image,
-    person: Person | None,
+    person: PersonFrame | None,
     parse: np.ndarray | None = None,
 ) -> Region:
     """The region of a garment of ``cloth_type`` (1, 2, 3) within ``mask``, uint8 ``[h, w]`` in {0, 1}.
@@ -75,7 +69,7 @@ def garment_region(
     return _restricted(mask, cloth_type, photo, person)
 
 
-def is_union(mask: np.ndarray, cloth_type: int, category: str, photo: Image.Image, person: Person) -> bool:
+def is_union(mask: np.ndarray, cloth_type: int, category: str, photo: Image.Image, person: PersonFrame) -> bool:
     """Whether a mask that should be of an upper or lower garment covers other clothes too.
 
     Of a top that ends low, a change of colours has to say so as well where it may be a long one, or where the picture
@@ -120,19 +114,16 @@ def _parsed(mask: np.ndarray, cloth_type: int, parse: np.ndarray) -> Region:
     return Region(region.view(np.uint8), "parsed")
 
 
-def _restricted(mask: np.ndarray, cloth_type: int, photo: Image.Image, person: Person) -> Region:
+def _restricted(mask: np.ndarray, cloth_type: int, photo: Image.Image, person: PersonFrame) -> Region:
     cut = round(_cut(mask, photo, person)[0] * len(mask))
     region = mask.copy()
-    if cloth_type == LOWER:
-        region[:cut] = 0
-    else:
-        region[cut:] = 0
+    region[slice(cut) if cloth_type == LOWER else slice(cut, None)] = 0
     if not region.any():
         raise UnresolvedRegionError(f"nothing of the mask lies where a {TYPE_NAMES[cloth_type]} garment is worn")
     return Region(region, "restricted")
 
 
-def _cut(mask: np.ndarray, photo: Image.Image, person: Person) -> tuple[float, float]:
+def _cut(mask: np.ndarray, photo: Image.Image, person: PersonFrame) -> tuple[float, float]:
     """Where colours within ``mask`` change most near the waist: row as a share of the picture, nats explained."""
     size = grid_size((mask.shape[1], mask.shape[0]))
     cells = shrink(mask, size) > 0.5
