@@ -26,7 +26,7 @@ import numpy as np
 
 from deepfashion_training.embedded.rows import RowSpec, raw_specs
 from deepfashion_training.garment_types import FULL, TYPE_NAMES
-from deepfashion_training.images.masks import agnostic, relaxed, repaint_mask
+from deepfashion_training.images.masks import repaint_mask
 from deepfashion_training.images.parts import protected
 from deepfashion_training.images.person import find_person
 from deepfashion_training.images.regions import UnresolvedRegionError, garment_region
@@ -93,9 +93,9 @@ def measure(spec: RowSpec) -> dict[str, Any]:
     parse = drawing.parse
     masks = {
         "as_is": truth,
-        "agnostic": agnostic(region, cloth_type, person) > 0,
-        "agnostic, parse": agnostic(truth.view(np.uint8), cloth_type, person, parse) > 0,
-        "relaxed": relaxed(region, cloth_type, person, None, spec.index) > 0,
+        "agnostic": repaint_mask(region, cloth_type, person) > 0,
+        "agnostic, parse": repaint_mask(truth.view(np.uint8), cloth_type, person, parse) > 0,
+        "relaxed": repaint_mask(region, cloth_type, person, None, "relaxed", spec.index) > 0,
         "drawn": drawing.agnostic[cloth_type],
     }
     head, hands = np.isin(parse, HEAD), drawing.keep & np.isin(parse, (14, 15))

@@ -9,8 +9,8 @@ from PIL import Image
 from deepfashion_training.embedded.body import random_person, random_pose
 from deepfashion_training.embedded.figure import draw_person
 from deepfashion_training.embedded.garments import random_outfit
-from deepfashion_training.images.cutouts import cut_out, region_box, warped_cut_out
-from deepfashion_training.images.pictures import PictureError
+from deepfashion_training.images.cutouts import cut_out, warped_cut_out
+from deepfashion_training.images.pictures import PictureError, box_of
 
 RED, GREEN, WHITE = (200, 30, 40), (20, 180, 60), (255, 255, 255)
 
@@ -27,7 +27,7 @@ def photo_with(boxes: list[tuple[int, int, int, int]], size: tuple[int, int] = (
 
 def extent(picture: Image.Image) -> tuple[int, int, int, int]:
     """Box of what is not white."""
-    return region_box(np.asarray(picture).min(axis=2) < 250)
+    return box_of(np.asarray(picture).min(axis=2) < 250)
 
 
 def test_the_garment_is_centred_and_fits_within_the_margins():
@@ -109,7 +109,7 @@ def drawn():
 def same_pixels(photo: Image.Image, region: np.ndarray, picture: Image.Image) -> float:
     """Largest share of the garment's pixels that an integer shift of the photo puts, exactly, into ``picture``."""
     worn, shown = np.asarray(photo).astype(int), np.asarray(picture).astype(int)
-    left, top, right, bottom = region_box(region)
+    left, top, right, bottom = box_of(region)
     garment, inside = worn[top:bottom, left:right], region[top:bottom, left:right] > 0
     height, width = inside.shape
     best = 0.0

@@ -14,7 +14,7 @@ from PIL import Image
 from deepfashion_training.embedded import DRAWN_PARSER
 from deepfashion_training.embedded.figure import Drawing
 from deepfashion_training.embedded.rows import documented_specs
-from deepfashion_training.images.masks import agnostic
+from deepfashion_training.images.masks import repaint_mask
 from deepfashion_training.images.parts import FACE, garment_labels, protected
 from deepfashion_training.images.paste import feathered
 from deepfashion_training.images.pictures import PictureError
@@ -57,7 +57,7 @@ def test_the_mask_of_a_type_lies_where_the_drawing_says(people, parser):
         for kind, mask in masks.items():
             assert mask.shape == (256, 192) and mask.dtype == np.uint8 and set(np.unique(mask)) == {0, 1}
             garment = worn(person, kind)
-            same.append(overlap(mask, agnostic(garment, kind, None, person.parse)))
+            same.append(overlap(mask, repaint_mask(garment, kind, None, person.parse)))
             own.append(overlap(mask, person.agnostic[kind]))
             if garment.any():
                 assert mask[garment > 0].mean() > 0.93

@@ -10,9 +10,9 @@ from deepfashion_training.embedded.body import random_person, random_pose
 from deepfashion_training.embedded.figure import Drawing, draw_person
 from deepfashion_training.embedded.garments import random_outfit
 from deepfashion_training.embedded.rows import raw_specs
-from deepfashion_training.images.masks import agnostic, align_mask, decode_mask, relaxed, repaint_mask
+from deepfashion_training.images.masks import align_mask, decode_mask, repaint_mask
 from deepfashion_training.images.parts import protected
-from deepfashion_training.images.person import Person, find_person
+from deepfashion_training.images.person import PersonFrame, find_person
 
 BITS = np.array([[0, 1], [1, 0]], np.uint8)
 
@@ -114,7 +114,7 @@ def test_align_mask_passes_the_type_on():
     assert mask.tolist() == (LABELS == 2).tolist()
 
 
-def drawings(cloth_type: int, count: int = 6) -> list[tuple[Drawing, np.ndarray, Person | None]]:
+def drawings(cloth_type: int, count: int = 6) -> list[tuple[Drawing, np.ndarray, PersonFrame | None]]:
     """Drawn people of that garment type, with the garment's mask and the person found by it."""
     specs = [spec for spec in raw_specs(120, 6) if spec.view != "flat" and spec.cloth_type == cloth_type]
     found = []
@@ -162,7 +162,7 @@ def test_trousers_shorts_and_a_skirt_have_nearly_the_same_mask():
         outfit, _ = random_outfit(np.random.default_rng(5), "WOMEN", 2, category)
         drawing = draw_person(person, outfit, pose, (192, 128))
         garments.append(drawing.garment_mask(2))
-        masks.append(agnostic(garments[-1].view(np.uint8), 2, find_person(drawing.photo, garments[-1])) > 0)
+        masks.append(repaint_mask(garments[-1].view(np.uint8), 2, find_person(drawing.photo, garments[-1])) > 0)
     for one, other in ((0, 1), (0, 2), (1, 2)):
         assert overlap(masks[one], masks[other]) > 0.9
     assert overlap(garments[0], garments[1]) < 0.6
@@ -173,8 +173,8 @@ def test_a_lower_mask_reaches_from_the_waist_to_the_ankles_whatever_the_hem():
     region[100:120, 48:72] = 1  # shorts
     silhouette = np.zeros((96, 58), bool)
     silhouette[5:90, 23:35] = True
-    person = Person(5 / 96, 90 / 96, 0.4, 0.6, 85 / 96, 5 / 96, silhouette, np.zeros_like(silhouette))
-    rows = np.flatnonzero(agnostic(region, 2, person).any(axis=1))
+    person = PersonFrame(5 / 96, 90 / 96, 85 / 96, 5 / 96, silhouette, np.zeros_like(silhouette))
+    rows = np.flatnonzero(repaint_mask(region, 2, person).any(axis=1))
     height = 85 / 96 * 200
     assert rows[0] == pytest.approx(5 / 96 * 200 + 0.38 * height, abs=3)
     assert rows[-1] == pytest.approx(5 / 96 * 200 + 0.965 * height, abs=3)
@@ -183,20 +183,20 @@ def test_a_lower_mask_reaches_from_the_waist_to_the_ankles_whatever_the_hem():
 @pytest.mark.parametrize("cloth_type", [1, 2, 3])
 def test_relaxed_varies_by_seed_and_never_uncovers(cloth_type):
     for drawing, garment, person in drawings(cloth_type, 2):
-        plain = agnostic(garment, cloth_type, person)
-        some = [relaxed(garment, cloth_type, person, None, seed) for seed in range(6)]
+        plain = repaint_mask(garment, cloth_type, person)
+        some = [repaint_mask(garment, cloth_type, person, None, "relaxed", seed) for seed in range(6)]
         assert all((mask >= garment).all() for mask in some)
         assert len({mask.tobytes() for mask in some}) == 6
-        assert relaxed(garment, cloth_type, person, None, 3).tolist() == some[3].tolist()
+        assert repaint_mask(garment, cloth_type, person, None, "relaxed", 3).tolist() == some[3].tolist()
         assert all(overlap(mask > 0, plain > 0) > 0.7 for mask in some)
-        varied = relaxed(garment, cloth_type, person, drawing.parse, 1)
+        varied = repaint_mask(garment, cloth_type, person, drawing.parse, "relaxed", 1)
         assert not varied[protected(drawing.parse)].any()
 
 
 def test_without_a_person_the_garment_s_own_box_is_the_guide():
     region = np.zeros((192, 128), np.uint8)
     region[60:170, 50:80] = 1
-    mask = agnostic(region, 2, None)
+    mask = repaint_mask(region, 2, None)
     assert (mask >= region).all()
     assert 1.5 < mask.sum() / region.sum() < 4
 
@@ -205,4 +205,4 @@ def test_a_garment_at_the_picture_s_edge_is_covered():
     region = np.zeros((96, 64), np.uint8)
     region[:, :20] = 1
     for cloth_type in (1, 2, 3):
-        assert (agnostic(region, cloth_type, None) >= region).all()
+        assert (repaint_mask(region, cloth_type, None) >= region).all()

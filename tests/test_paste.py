@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from deepfashion_training.images.layout import place_picture
-from deepfashion_training.images.paste import _box_sums, feathered, repainted, seam_of, unplace
+from deepfashion_training.images.paste import feathered, repainted, seam_of, unplace
 
 
 def noise(size: tuple[int, int], seed: int) -> Image.Image:
@@ -71,17 +71,6 @@ def test_1_on_the_mask_0_beyond_two_seams_and_between_them_in_between(seam):
     assert alpha.max() <= 1 and (alpha[(apart > seam) & (apart <= 2 * seam)] < 1).all()
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (1, 17), (23, 1), (19, 31)])
-@pytest.mark.parametrize("reach", [0, 1, 4, 50])
-def test_box_sums_are_what_counting_gives(shape, reach):
-    mask = np.random.default_rng(reach).random(shape) > 0.5
-    counted = [
-        [mask[max(0, y - reach) : y + reach + 1, max(0, x - reach) : x + reach + 1].sum() for x in range(shape[1])]
-        for y in range(shape[0])
-    ]
-    assert _box_sums(mask, reach).tolist() == counted
-
-
 # -------------------------------------------------------------------------------------------------------- unplace
 
 
@@ -115,12 +104,6 @@ def test_odd_padding_is_cut_off_exactly():
     photo = noise((123, 96), 3)
     half = Image.fromarray(place_picture(photo, (128, 96)).transpose(1, 2, 0))
     assert unplace(half, (123, 96)).tobytes() == photo.tobytes() == np.asarray(half)[2:125].tobytes()
-
-
-def test_without_resize_the_scale_of_the_half_stays():
-    half = noise((128, 96), 4)
-    assert unplace(half, (1280, 910), resize=False).size == (91, 128)
-    assert unplace(half, (1280, 910), "stretch", resize=False).size == (96, 128)
 
 
 # ------------------------------------------------------------------------------------------------------ repainted

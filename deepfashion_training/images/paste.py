@@ -19,17 +19,15 @@ Alpha = npt.NDArray[np.float32]
 SEAM = 0.005
 
 
-def unplace(
-    half: Image.Image, source: tuple[int, int], resize_mode: ResizeMode = "pad", *, resize: bool = True
-) -> Image.Image:
+def unplace(half: Image.Image, source: tuple[int, int], resize_mode: ResizeMode = "pad") -> Image.Image:
     """What ``layout.place_picture`` made of a photo of size ``source``, without padding and in that size again.
 
-    ``half`` is RGB, of the size of one half of a pair. With ``resize`` off it keeps the scale of the half.
+    ``half`` is RGB, of the size of one half of a pair.
     """
     box = fit_box(source, (half.height, half.width), resize_mode)
     cut = half.crop((box.left, box.top, box.left + box.width, box.top + box.height))
     height, width = source
-    return cut if not resize or cut.size == (width, height) else cut.resize((width, height), Image.Resampling.LANCZOS)
+    return cut if cut.size == (width, height) else cut.resize((width, height), Image.Resampling.LANCZOS)
 
 
 def feathered(mask: np.ndarray, seam: int) -> Alpha:

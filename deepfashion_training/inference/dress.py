@@ -11,7 +11,7 @@ from PIL import Image
 
 from deepfashion_training.images.layout import ResizeMode, pair_tensors, place_mask
 from deepfashion_training.images.mask_check import WANTED, area_fault, mask_fault
-from deepfashion_training.images.masks import agnostic, align_mask
+from deepfashion_training.images.masks import align_mask, repaint_mask
 from deepfashion_training.images.paste import repainted, unplace
 from deepfashion_training.images.person import person_of_parse
 from deepfashion_training.images.pictures import PictureError
@@ -62,7 +62,7 @@ def mask_of_type(photo: Image.Image, cloth_type: int, parser: Parser) -> np.ndar
         region = garment_region(everything, cloth_type, "", photo, None, parse).mask
     except UnresolvedRegionError:
         region = np.zeros_like(everything)
-    mask = agnostic(region, cloth_type, None, parse)
+    mask = repaint_mask(region, cloth_type, None, parse)
     if not mask.any():
         raise PictureError("the part of the body that this garment covers is not in the photo: pass a mask")
     if area_fault(photo, mask) or mask.mean() > MOST_OF_A_PHOTO:

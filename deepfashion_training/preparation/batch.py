@@ -24,7 +24,7 @@ from deepfashion_training.images.cutouts import cut_out, warped_cut_out
 from deepfashion_training.images.mask_check import area_fault, mask_fault
 from deepfashion_training.images.masks import align_mask, repaint_mask
 from deepfashion_training.images.parts import LABELS
-from deepfashion_training.images.person import Person, find_person
+from deepfashion_training.images.person import PersonFrame, find_person
 from deepfashion_training.images.pictures import (
     MIN_SIDE,
     PictureError,
@@ -88,7 +88,7 @@ class _Photo:
     mask: np.ndarray | None = None  # as decoded, uint8 [h, w]
     inverted: bool = False
     parse: np.ndarray | None = None
-    person: Person | None = None
+    person: PersonFrame | None = None
     region: Region | None = None
     column: _Garment | None = None  # what the cloth column holds
     cut_out: _Garment | Finding | None = None  # its own garment on white, once somebody has asked for it
