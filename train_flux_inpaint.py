@@ -51,7 +51,8 @@ from tqdm.auto import tqdm
 from training_run import attention, bases, checkpoints, guards, latents, quantization, sharding, speed, trust
 from training_run import state as saved_state
 from training_run.atomic import replacing, write_file
-from training_run.flags import FlagParser, add_loss_and_output_flags, add_model_and_data_flags, add_training_flags
+from training_run.flags import DEFAULT_PROMPT as DEFAULT_PROMPT
+from training_run.flags import OneLineParser, add_trainer_flags, refuse_contradictions
 from training_run.guards import check_packages
 from training_run.hub import subfolder_of_transformer
 from training_run.lora_layers import lora_pattern
@@ -73,47 +74,16 @@ from training_run.stopping import StoppedError, Stopping, settle_gloo, worker_ig
 
 logger = get_logger(__name__)
 
-#: The constant prompt that catvton-flux-alpha was trained with.
-DEFAULT_PROMPT = (
-    "The pair of images highlights a clothing and its styling on a model, high resolution, 4K, 8K; [IMAGE1] Detailed "
-    "product shot of a clothing[IMAGE2] The same cloth is worn by a model in a lifestyle setting."
-)
 #: Precision of everything frozen, by ``--mixed_precision``.
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def parse_args(input_args: Sequence[str] | None = None) -> argparse.Namespace:
     """Arguments of a run, from ``input_args`` or the command line. Wrong use exits with code 2."""
-    parser = FlagParser(description="Train FLUX.1-Fill on garment|person pairs.", allow_abbrev=False)
-    add_model_and_data_flags(parser, DEFAULT_PROMPT)
-    add_training_flags(parser)
-    add_loss_and_output_flags(parser)
+    parser = OneLineParser(description="Train FLUX.1-Fill on garment|person pairs.")
+    add_trainer_flags(parser)
     args = parser.parse_args(input_args)
-    if args.resume_from_checkpoint == "":
-        parser.error("--resume_from_checkpoint is empty: name a checkpoint or 'latest', or leave the flag out")
-    if args.caption_dropout and not args.use_captions:
-        parser.error("--caption_dropout does nothing without --use_captions")
-    if args.train_base_model and args.quantize_base:
-        parser.error("--train_base_model cannot train a base that --quantize_base has quantized")
-    if refused := quantization.refused_with(args) or sharding.refused_with(args):
-        parser.error(refused)
-    if args.lr_warmup_steps and args.lr_scheduler == "constant":
-        parser.error("--lr_warmup_steps does nothing with a constant schedule: use constant_with_warmup")
-    if not (args.garment_loss_weight or args.mask_loss_weight or args.background_loss_weight):
-        parser.error(
-            "--garment_loss_weight, --mask_loss_weight and --background_loss_weight are all 0: nothing is learned"
-        )
-    for flag, needed, there in (
-        ("lr_num_cycles", "--lr_scheduler cosine_with_restarts", args.lr_scheduler == "cosine_with_restarts"),
-        ("lr_power", "--lr_scheduler polynomial", args.lr_scheduler == "polynomial"),
-        ("mode_scale", "--weighting_scheme mode", args.weighting_scheme == "mode"),
-        ("latents_dir", "--cache_latents", args.cache_latents),
-        *((flag, "a LoRA", not args.train_base_model) for flag in ("lora_alpha", "use_dora", "use_rslora")),
-    ):
-        if getattr(args, flag) != parser.get_default(flag) and not there:
-            parser.error(f"--{flag} does nothing without {needed}")
-    if args.use_8bit_adam and args.optimizer != "adamw":
-        parser.error(f"--use_8bit_adam goes with --optimizer adamw, not {args.optimizer}")
+    refuse_contradictions(parser, args)
     return args
 
 

@@ -36,7 +36,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # `python benchmarks/train_step.py` has only this folder on its path
 import train_flux_inpaint as trainer  # noqa: E402
 from training_run import quantization, speed  # noqa: E402
-from training_run.flags import COUNT, SIDE, SWITCH, Recompute  # noqa: E402
+from training_run.flags import COUNT, NOT_COMPILED, SIDE, SWITCH, Recompute  # noqa: E402
 from training_run.flops import FLUX_FILL, matmul_ceiling, seconds, useful_flops  # noqa: E402
 from training_run.record import package_versions  # noqa: E402
 
@@ -87,14 +87,14 @@ def parse_args(input_args: Sequence[str] | None = None) -> argparse.Namespace:
     add("--gradient_checkpointing", action=Recompute, default=0, metavar="auto|none|N",
         help="as the trainer's; recomputation is not useful work")  # fmt: skip
     add("--attention_backend", default="native", metavar="NAME", help="as the trainer's")
-    add("--quantize_base", choices=list(quantization.PACKAGES), help="as the trainer's, under all variants")
+    add("--quantize_base", choices=list(quantization.QUANTIZED_BY), help="as the trainer's, under all variants")
     add("--compile_blocks", action=SWITCH, default=False, help="also time a variant with compiled blocks")
     add("--json", type=Path, metavar="F", help="also write the figures to F")
     args = parser.parse_args(input_args)
     if args.json and not args.json.parent.is_dir():
         parser.error(f"--json {args.json}: there is no folder {args.json.parent}")
-    if refused := quantization.refused_with(args):
-        parser.error(refused)
+    if args.compile_blocks and args.quantize_base in NOT_COMPILED:
+        parser.error(f"--quantize_base {args.quantize_base} cannot be compiled: add --no-compile_blocks")
     if args.quantize_base:
         try:
             quantization.check_usable("--quantize_base", args.quantize_base)

@@ -19,7 +19,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deepfashion_training.cli import FlagParser, garment_types, number, run_command
+from deepfashion_training.cli import FlagParser, number, run_command
+from deepfashion_training.garment_types import type_list
 from deepfashion_training.inference.choice import add_drawing_flags, add_model_flags
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add(
         "--cloth_types",
-        type=garment_types,
+        type=type_list,
         default="upper,lower,full",
         metavar="LIST",
         help="garment types (upper,lower,full)",

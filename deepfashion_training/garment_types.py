@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 from collections.abc import Iterable, Mapping
 
@@ -35,6 +36,14 @@ CATEGORY_TYPES: dict[str, int | None] = {
 
 #: Tops that may well end at the knees or below.
 LONG_TOPS = ("Cardigans", "Jackets_Coats")
+
+
+def type_list(text: str) -> str:
+    """Converter for argparse: a comma-separated list of garment types, in ascending order and without repeats."""
+    try:
+        return ",".join(TYPE_NAMES[number] for number in parse_cloth_types(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def parse_cloth_types(names: str | Iterable[str]) -> tuple[int, ...]:

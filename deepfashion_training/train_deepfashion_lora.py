@@ -1,58 +1,118 @@
-"""Train a try-on LoRA on garment/person pairs: load the upstream script, swap its dataset, call its main.
+"""Train a try-on LoRA on garment/person pairs: load the training script, swap its dataset, call its main.
 
     accelerate launch deepfashion_training/train_deepfashion_lora.py --preset quick_test --embedded
 
-Flags that are not listed here go to the training script. A value is taken from the command line, else from the
-preset, else from the script's own default. Exit codes: 0 done, 1 failed, 2 wrong use, 143 stopped by SIGTERM and 130 by
-Ctrl-C, both after saving a checkpoint.
+A value is taken from the command line, else from the preset, else from the trainer's own default. Exit codes: 0 done,
+1 failed, 2 wrong use, 143 stopped by SIGTERM and 130 by Ctrl-C, both after saving a checkpoint.
 """
 
-# Nothing heavy is imported up here, so that --help answers at once.
+# Nothing heavy is imported up here, so that a command line is answered at once.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import difflib
 import functools
 import logging
 import math
 import os
 import re
 import shlex
+import shutil
 import sys
 import time
-import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from deepfashion_training.upstream import script as upstream
+from typing import Any, NoReturn
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-#: Flags of the launcher that choose a preset for a whole run; "no flag" is what it does without one.
-PRESET_FLAGS = {"no flag": "full", "--h100": "h100", "--low-vram": "low_vram"}
-LAUNCHER_FLAGS = ("--quick-test", "--h100", "--low-vram", "--dry-run")
-MODELS = ("pretrained_model_name_or_path", "pretrained_inpaint_model_name_or_path")
-LORA = "pytorch_lora_weights.safetensors"
-#: Seconds that another process than the first waits before it says what went wrong.
-OTHERS_WAIT = 5.0
 
 if __name__ == "__main__":  # run by path: the package is found from here, and its folders do not become top-level names
     sys.path[0] = str(REPOSITORY)
 
 from deepfashion_training.cli import (  # noqa: E402
+    FlagParser,
     WrongUseError,
-    as_typed,
-    gpu_memory_of,
+    describe,
     load_preset,
-    refuse_booleans,
+    number,
+    quiet_libraries,
+    run_command,
 )
-from deepfashion_training.training_flags import (  # noqa: E402
-    HUB_DATASET,
-    build_parser,
-    refuse_planning,
-    refuse_publishing,
-)
+from deepfashion_training.garment_types import type_list  # noqa: E402
+from training_run.flags import add_trainer_flags, refuse_contradictions  # noqa: E402
+
+HUB_DATASET = "SaffalPoosh/deepFashion-with-masks"
+#: Flags that choose a preset; without one it is ``full``.
+PRESET_FLAGS = {"--quick-test": "quick_test", "--h100": "h100", "--low-vram": "low_vram"}
+MODELS = ("pretrained_model_name_or_path", "pretrained_inpaint_model_name_or_path")
+LORA = "pytorch_lora_weights.safetensors"
+#: Seconds that another process than the first waits before it says what went wrong.
+OTHERS_WAIT = 5.0
+#: Groups of flags that are not the trainer's; those of the first three belong on the command line, not in a preset.
+_TYPED_ONLY = ("run", "beforehand", "hub")
+_OWN = (*_TYPED_ONLY, "data", "afterwards")
+
+
+class TrainParser(FlagParser):
+    """The flags of a training run: this command's own and the trainer's. Wrong use raises ``WrongUseError``."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise ``WrongUseError``."""
+        raise WrongUseError(self.source + message)
+
+    def of_groups(self, titles: tuple[str, ...]) -> set[str]:
+        """Names of the arguments in the groups with these titles."""
+        groups = [group for group in self._action_groups if group.title in titles]
+        return {action.dest for group in groups for action in group._group_actions}
+
+
+# fmt: off
+def build_parser() -> TrainParser:
+    """The command line."""
+    parser = TrainParser("train_deepfashion_lora", "Train a try-on LoRA for tops, trousers, skirts and dresses.")
+    group = parser.add_argument_group("run")
+    add = group.add_mutually_exclusive_group().add_argument
+    add("--preset", default="full", metavar="NAME|FILE", help="quick_test, full, h100, low_vram, or a YAML file")
+    for flag, name in PRESET_FLAGS.items():
+        add(flag, action="store_const", const=name, dest="preset", help=f"short for --preset {name}")
+    add = group.add_argument
+    add("--embedded", action="store_true", help="small model and drawn wardrobe: no network, no GPU, no account")
+    add("--upstream", metavar="PATH", help="training script to drive (default: the project's train_flux_inpaint.py)")
+    add("--upstream_check", metavar="PATH", help="say how a training script can be driven, and train nothing")
+    add("--check", action="store_true", help="check arguments, models, disk and data, and train nothing")
+    add("--debug", action="store_true", help="show the traceback of an error")
+    add = parser.add_argument_group("data").add_argument
+    add("--dataset_name", metavar="SRC", help=f"Hub id, parquet folder or save_to_disk folder (default: {HUB_DATASET})")
+    add("--dataset_revision", help="branch, tag or commit of a Hub dataset")
+    add("--pairs_dir", metavar="DIR", help="where pairs made from a raw dataset are kept (default: outputs/pairs/NAME)")
+    add("--prepare_limit", type=number(int, 1), metavar="N", help="make pairs from this many raw rows, of all types")
+    add("--train_split", default="train", help="split to train on")
+    add("--validation_split", default="validation", help="split for validation; made from the train split if missing")
+    add("--validation_fraction", type=number(float, 0, 1), default=0.05, help="share of people held out to make it")
+    add("--max_train_samples", type=number(int, 1), help="train on this many rows, of all garment types")
+    add("--max_validation_samples", type=number(int, 1), help="validate on this many rows, of all garment types")
+    add("--cloth_types", type=type_list, default="upper,lower,full", metavar="LIST", help="garment types to use")
+    add("--balance_cloth_types", action=argparse.BooleanOptionalAction, default=False,
+        help="draw every garment type equally often")
+    add("--resize_mode", choices=["pad", "stretch"], default="pad",
+        help="pad keeps the aspect, stretch fills the frame")
+    add("--max_bad_rows", type=number(float, 0, 1), default=0.01,
+        help="share of unreadable rows above which the run stops")
+    add = parser.add_argument_group("afterwards").add_argument
+    add("--evaluate_samples", type=number(int, 0), default=0, metavar="N",
+        help="in the end compare LoRA and base on N held-out rows, garment types in proportion (0: do not)")
+    add = parser.add_argument_group("beforehand").add_argument
+    add("--plan", action="store_true",
+        help="say what the run will take in time, memory, disk and money, from measured steps where there is a GPU, "
+        "and train nothing")
+    add("--gpu_hour_price", type=number(float, 0), metavar="X", help="with --plan: the price of a GPU hour")
+    # Their names in the run are not their flags': a script with flags of these names would upload all it has written.
+    add = parser.add_argument_group("hub").add_argument
+    add("--push_to_hub", dest="publish", action="store_true", help="upload LoRA, model card and pictures at the end")
+    add("--hub_model_id", dest="publish_as", metavar="OWNER/NAME", help="where to (default: YOU/NAME of --output_dir)")
+    add("--hub_private", dest="publish_private", action="store_true", help="make the repository a private one")
+    add_trainer_flags(parser)
+    parser.set_defaults(output_dir=None)  # it follows from the preset
+    return parser
+# fmt: on
 
 
 def launched_processes() -> int:
@@ -60,132 +120,119 @@ def launched_processes() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def _typed(flag: str, tokens: list[str]) -> bool:
-    return any(token.split("=")[0] == flag for token in tokens)
+def parse(argv: list[str], parser: TrainParser | None = None) -> tuple[argparse.Namespace, Any]:
+    """Arguments of the run, and the script of ``--upstream`` that they are for; None for the project's own trainer.
 
-
-def _options(parser: argparse.ArgumentParser) -> list[str]:
-    """Flags that ``parser`` knows, with their dashes."""
-    return [option for option in parser._option_string_actions if option.startswith("--")]
-
-
-def resolve(argv: list[str]) -> tuple[argparse.Namespace, upstream.Script]:
-    """Arguments of the run, the wrapper's own among them, and the script that is to train with them.
-
-    Raises ``WrongUseError`` for a flag that nobody knows, naming the nearest one that somebody does.
+    Loads nothing heavy for our own trainer. Raises ``WrongUseError`` for what cannot be understood, naming the nearest
+    flag for one that is unknown, and ``ValueError`` for a script that cannot be driven.
     """
-    from deepfashion_training.upstream import script as upstream
-
-    parser = build_parser()
-    first, _ = parser.parse_known_args(argv)
-    refuse_planning(first)
-    flags = load_preset(first.preset)
-    if first.embedded:
-        flags |= load_preset("embedded")
-        # A step has as many pairs, or hardly more, however many processes share it, and so teaches the same.
-        flags["train_batch_size"] = math.ceil(flags["train_batch_size"] / launched_processes())
-    script = upstream.open_script(first.upstream or upstream.DEFAULT_SCRIPT, _report_to(flags, argv))
-    trainer_parser = upstream.script_parser(upstream.load_script(upstream.DEFAULT_SCRIPT))
-    assert trainer_parser is not None  # given: our trainer uses argparse
-    refuse_booleans(first.preset, load_preset(first.preset), (parser, trainer_parser))
-    own_flags = {flag: value for flag, value in flags.items() if f"--{flag}" in _options(parser)}
-    own, for_script = parser.parse_known_args([*as_typed(own_flags), *argv])
-    own.dataset_name = own.dataset_name or (None if own.embedded else HUB_DATASET)
-    own.output_dir = _output_dir(own, for_script)
-    own.dataset_name = own.dataset_name or str(own.output_dir / "wardrobe")
-
-    preset = {flag: value for flag, value in flags.items() if flag not in own_flags}
-    if _typed("--num_train_epochs", for_script) and not _typed("--max_train_steps", for_script):
-        preset.pop("max_train_steps", None)  # the trainer lets steps win over epochs, the user wins over the preset
-    given = {"output_dir": str(own.output_dir), "dataroot": own.dataset_name}
-    if own.embedded:
+    parser = parser or build_parser()
+    typed, rest = parser.given(argv)
+    args = argparse.Namespace(**parser.defaults() | typed)
+    if "dataroot" in typed:
+        parser.error("--dataroot is the training script's name for it: use --dataset_name")
+    preset = load_preset(args.preset).values(parser, parser.of_groups(_TYPED_ONLY) | {"output_dir", "dataroot"})
+    if args.embedded:
+        preset |= load_preset("embedded").values(parser)
+        # A step has as many pairs, or hardly more, however many processes share it.
+        preset["train_batch_size"] = math.ceil(preset["train_batch_size"] / launched_processes())
+    if "num_train_epochs" in typed and "max_train_steps" not in typed:
+        preset["max_train_steps"] = None  # the trainer lets steps win over epochs, the user wins over the preset
+    preset = {name: value for name, value in preset.items() if value is not None}
+    args = argparse.Namespace(**parser.defaults() | preset | typed)
+    args.output_dir = str(_output_dir(args))
+    args.dataset_name = args.dataset_name or (str(Path(args.output_dir) / "wardrobe") if args.embedded else HUB_DATASET)
+    follows = {"output_dir": args.output_dir, "dataroot": args.dataset_name}
+    if args.embedded:
         from deepfashion_training.embedded import TINY_FLUX_FILL
 
-        given |= dict.fromkeys(MODELS, str(TINY_FLUX_FILL))
-    args = _parse(script, as_typed(preset), given, for_script, _options(parser))
-    try:
-        dataset_options(own)
-    except ValueError as error:  # its message begins with the name of the option
-        raise WrongUseError(f"--{error}") from error
+        follows |= dict.fromkeys(MODELS, str(TINY_FLUX_FILL))
+    script = None if args.upstream_check else _other_script(args)
+    if script is None:
+        parser.refuse_unknown(rest)
+        if rest:
+            parser.error(f"unknown argument {rest[0]}")
+        vars(args).update(follows | {name: typed[name] for name in MODELS if name in typed})
+        refuse_contradictions(parser, args)
+    else:
+        args = _in_the_words_of(script, parser, args, preset, follows, typed, rest)
     for name in MODELS:  # seen from elsewhere, a folder named from here would look like a repository on the Hub
         if (folder := getattr(args, name, None)) and Path(folder).is_dir():
             setattr(args, name, str(Path(folder).absolute()))
-    for name, value in vars(own).items():
-        setattr(args, name, str(value) if isinstance(value, Path) else value)
-    refuse_publishing(args)
-    if args.plan and args.train_base_model:
-        raise WrongUseError(
-            "--plan counts the work of a LoRA, and --train_base_model trains none: leave out one of them"
-        )
+    _refuse_together(parser, args, script)
     return args, script
 
 
-def _report_to(flags: dict[str, Any], argv: list[str]) -> str:
-    """Where curves will go, as far as it is said before the script's own parser is there."""
-    seen = argparse.ArgumentParser(allow_abbrev=False, add_help=False)
-    seen.add_argument("--report_to", nargs="?", default=flags.get("report_to") or "tensorboard")
-    return str(seen.parse_known_args(argv)[0].report_to)
+def _other_script(args: argparse.Namespace) -> Any:
+    """The script of ``--upstream``, loaded and checked; None where that is the project's own trainer."""
+    if not args.upstream:
+        return None
+    from deepfashion_training.upstream import script as upstream
+
+    own = Path(args.upstream).resolve() == upstream.DEFAULT_SCRIPT
+    return None if own else upstream.open_script(args.upstream, args.report_to)
 
 
-def _parse(
-    script: upstream.Script, preset: list[str], given: dict[str, str], typed: list[str], own_flags: list[str]
+def _in_the_words_of(
+    script: Any,
+    parser: TrainParser,
+    args: argparse.Namespace,
+    preset: dict[str, Any],
+    follows: dict[str, Any],
+    typed: dict[str, Any],
+    rest: list[str],
 ) -> argparse.Namespace:
-    """Arguments of the run as ``script`` understands them; ``given`` are those that follow from the wrapper's flags.
-
-    Raises ``WrongUseError`` for a flag that nobody knows, and for a typed one that this script would not read.
-    """
+    """``args`` as ``script`` understands them, which may know flags, in ``rest``, that ``parser`` does not."""
     from deepfashion_training.upstream import script as upstream
     from deepfashion_training.upstream.arguments import UnknownFlagError
 
-    theirs = upstream.script_parser(script)
-    if theirs is None:
-        return script.parse_args([*preset, *as_typed(given), *typed])
-    ours = upstream.script_parser(upstream.load_script(upstream.DEFAULT_SCRIPT))
-    assert ours is not None  # given: our trainer uses argparse
-    known = [*own_flags, *_options(ours), *_options(theirs), *LAUNCHER_FLAGS]
+    theirs, ours = upstream.script_parser(script), FlagParser("train_flux_inpaint", "")
+    add_trainer_flags(ours)
+    if theirs is not None:
+        parser.refuse_unknown(rest, theirs._option_string_actions)
+    own = parser.of_groups(_OWN)
+    preset, typed = ({name: layer[name] for name in layer if name not in own} for layer in (preset, typed))
     try:
         with upstream.one_line_errors():
-            _refuse_unknown([ours], preset, known)
-            _refuse_unknown([ours, theirs], typed, known)
-            return upstream.parse_arguments(script, ours, theirs, preset, given, typed)
+            found = upstream.parse_arguments(script, ours, preset, follows, typed, rest)
     except UnknownFlagError as error:
         raise WrongUseError(str(error)) from error
+    vars(found).update({name: value for name, value in vars(args).items() if name in own})
+    return found
 
 
-def _refuse_unknown(parsers: list[argparse.ArgumentParser], typed: list[str], known: list[str]) -> None:
-    from deepfashion_training.upstream.arguments import explicit
+def _refuse_together(parser: TrainParser, args: argparse.Namespace, script: Any) -> None:
+    """Raise ``WrongUseError`` for flags of this command that cannot mean anything together."""
+    whole_base = getattr(args, "train_base_model", False)
+    if args.gpu_hour_price is not None and not args.plan:
+        parser.error("--gpu_hour_price does nothing without --plan")
+    if args.plan and args.publish:
+        parser.error("--push_to_hub: --plan trains nothing to upload: leave out one of the two")
+    if args.plan and script is not None:
+        parser.error("--plan measures the project's own trainer: leave out --upstream")
+    if args.plan and whole_base:
+        parser.error("--plan counts the work of a LoRA, and --train_base_model trains none: leave out one of them")
+    if not args.publish and (args.publish_as or args.publish_private):
+        parser.error("--hub_model_id and --hub_private do nothing without --push_to_hub")
+    if args.publish and args.embedded:
+        parser.error("--push_to_hub: what the small embedded model has learned dresses nobody: leave it out")
+    if args.publish and whole_base:
+        parser.error("--push_to_hub uploads LoRAs, and --train_base_model trains none: leave out one of the two")
 
-    if _typed("--dataroot", typed):
-        raise WrongUseError("--dataroot is the training script's name for it: use --dataset_name")
-    unknown = typed
-    for parser in parsers:
-        unknown = explicit(parser, unknown)[1]
-    if unknown:
-        name = unknown[0].split("=")[0]  # without its value, which may be a token
-        near = difflib.get_close_matches(name, known, n=1)
-        raise WrongUseError(f"unknown argument {name}" + (f": did you mean {near[0]}?" if near else ""))
 
-
-def _output_dir(own: argparse.Namespace, for_script: list[str]) -> Path:
+def _output_dir(args: argparse.Namespace) -> Path:
     """``--output_dir``, or ``outputs/<preset>`` in the repository, numbered so that no earlier run is overwritten.
 
     A run that continues a named checkpoint stays in that checkpoint's directory; 'latest' is looked for in the newest
     directory of the preset that has a checkpoint.
     """
-    seen = argparse.ArgumentParser(allow_abbrev=False, add_help=False, exit_on_error=False)
-    seen.add_argument("--output_dir", type=Path)
-    seen.add_argument("--resume_from_checkpoint")
-    try:
-        given, _ = seen.parse_known_args(for_script)
-    except argparse.ArgumentError as error:
-        raise WrongUseError(str(error)) from error
-    checkpoint = given.resume_from_checkpoint
-    if checkpoint == "":
-        raise WrongUseError("--resume_from_checkpoint is empty: name a checkpoint or 'latest', or leave the flag out")
-    if given.output_dir is not None or checkpoint not in (None, "latest"):
-        return given.output_dir or Path(checkpoint).resolve().parent
-    name = Path(own.preset).stem
-    if own.embedded and name != "quick_test":
+    checkpoint = args.resume_from_checkpoint
+    if args.output_dir is not None:
+        return Path(args.output_dir)
+    if checkpoint not in (None, "", "latest"):
+        return Path(checkpoint).resolve().parent
+    name = Path(args.preset).stem
+    if args.embedded and name != "quick_test":
         name += "-embedded"
     base = REPOSITORY / "outputs" / name
     number, taken = 1, []
@@ -193,17 +240,17 @@ def _output_dir(own: argparse.Namespace, for_script: list[str]) -> Path:
         taken.append(folder)
         number += 1
     begun = [earlier for earlier in taken if any(earlier.glob("checkpoint-*"))] if checkpoint else []
-    return _same_on_every_rank(begun[-1] if begun else folder)
+    return Path(on_every_rank(str(begun[-1] if begun else folder)))
 
 
-def _same_on_every_rank(folder: Path) -> Path:
-    """Rank 0's choice of ``folder``, on every rank."""
+def on_every_rank(value: Any) -> Any:
+    """Rank 0's ``value``, on every rank."""
     if launched_processes() == 1:
-        return folder
+        return value
     from accelerate.utils import broadcast_object_list
 
     process_state()
-    return Path(broadcast_object_list([str(folder)])[0])
+    return broadcast_object_list([value])[0]
 
 
 def process_state() -> Any:
@@ -214,7 +261,42 @@ def process_state() -> Any:
     return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
 
 
-def check(args: argparse.Namespace, script: upstream.Script) -> None:
+def own_trainer() -> Any:
+    """The project's own trainer."""
+    from deepfashion_training.upstream import script as upstream
+
+    return upstream.load_script(upstream.DEFAULT_SCRIPT)
+
+
+def resolve(argv: list[str]) -> tuple[argparse.Namespace, Any]:
+    """``parse``, with our own trainer where that is the script."""
+    args, script = parse(argv)
+    return args, script or own_trainer()
+
+
+def is_ours(script: Any) -> bool:
+    """Whether ``script`` is the project's own trainer."""
+    from deepfashion_training.upstream import script as upstream
+
+    return Path(str(script.__file__)) == upstream.DEFAULT_SCRIPT
+
+
+def check_once(args: argparse.Namespace, script: Any) -> None:
+    """``check`` on rank 0, whose verdict holds for all: the others end with it, and say nothing."""
+    verdict: Exception | None = None
+    if os.environ.get("RANK", "0") == "0":
+        try:
+            check(args, script)
+        except Exception as error:
+            verdict = error
+    failed = on_every_rank(verdict is not None)
+    if verdict is not None:
+        raise verdict
+    if failed:
+        raise SystemExit(1)
+
+
+def check(args: argparse.Namespace, script: Any) -> None:
     """Raise ``ValueError`` for anything that would stop the run later and can be known before models are loaded."""
     import torch
 
@@ -237,15 +319,18 @@ def check(args: argparse.Namespace, script: upstream.Script) -> None:
         args.publish_as = check_push(args.publish_as, output_dir.resolve().name, args.publish_private)
     if (output_dir / "README.md").exists() and not (output_dir / "run.json").exists():
         raise ValueError(f"--output_dir {output_dir} has a README.md that the model card would replace: choose another")
-    pipeline = getattr(args, "pretrained_model_name_or_path", None)
     check_models(args)
-    if not torch.cuda.is_available() and not Path(pipeline or "").is_dir():
+    if not torch.cuda.is_available() and not Path(getattr(args, MODELS[0], None) or "").is_dir():
         raise ValueError("no CUDA GPU is visible, and a 12B model needs one: add --embedded to try it on this machine")
-    if not _draws_wardrobe(args) and not is_hub_id(args.dataset_name):
-        if needs_preparation(args):
-            check_preparation(args)
-        else:
-            check_rows(args)
+    if draws_wardrobe(args) or is_hub_id(args.dataset_name):
+        return
+    if needs_preparation(args):
+        from deepfashion_training.prepare import check_source
+
+        settings = preparation_settings(args)
+        check_source(args.dataset_name, pairs_dir(args, settings), settings, revision=args.dataset_revision)
+    else:
+        check_rows(args)
 
 
 def check_rows(args: argparse.Namespace) -> None:
@@ -267,32 +352,18 @@ def check_models(args: argparse.Namespace) -> None:
         access.check_models(pipeline, transformer, **hub)
 
 
-def plan(args: argparse.Namespace, script: upstream.Script) -> None:
-    """Say what the run will take; of the run itself nothing is done, and nothing stays on the disk.
+def draws_wardrobe(args: argparse.Namespace) -> bool:
+    """Whether the rows are drawn for this run, into its output directory."""
+    return args.embedded and args.dataset_name == str(Path(args.output_dir) / "wardrobe")
 
-    Raises ``ValueError`` when it does not fit the GPU that is here, after all has been said. With ``--check`` only
-    what would keep the plan from being made.
-    """
-    from deepfashion_training.upstream.plan_answer import answer, is_measured
-    from training_run.forecast import steps_of
-    from training_run.stopping import Stopping
 
-    state, rows = process_state(), known_rows(args)
-    if is_measured(args, state):
-        check_models(args)
-    if args.check:
-        steps_of(args, rows, state.num_processes)
-        return
-    needed = {"own": gpu_memory_of(args.preset)}
-    needed |= {flag: gpu_memory_of(name) for flag, name in PRESET_FLAGS.items()}
+def needs_preparation(args: argparse.Namespace) -> bool:
+    """Whether the rows are raw: not documented, but such as ``prepare`` makes pairs from."""
+    from deepfashion_training.data.schema import looks_raw, missing_columns
+    from deepfashion_training.data.sources import source_columns
 
-    def say(line: str) -> None:
-        if state.is_main_process:
-            sys.stdout.write(f"{line}\n")
-            sys.stdout.flush()
-
-    with Stopping():  # a signal is an exception here, so that what was measured in is removed
-        answer(args, script, state, rows, {flag: gib for flag, gib in needed.items() if gib}, say)
+    columns = source_columns(args.dataset_name, revision=args.dataset_revision)
+    return bool(missing_columns(columns)) and looks_raw(columns)
 
 
 def known_rows(args: argparse.Namespace) -> int | None:
@@ -305,21 +376,12 @@ def known_rows(args: argparse.Namespace) -> int | None:
     from deepfashion_training.embedded.wardrobe import OWN_ROWS
 
     options = replace(dataset_options(args), ledger_dir=None)
-    if _draws_wardrobe(args):  # every person in a garment of each type
+    if draws_wardrobe(args):  # every person in a garment of each type
         people = split_of_pids(OWN_ROWS, 0).count("train")
         return min(people * len(options.cloth_types), options.max_train_samples or OWN_ROWS)
     if is_hub_id(args.dataset_name) or needs_preparation(args):
         return None
     return len(DeepFashionDataset(args.dataset_name, "train", options=options))
-
-
-def needs_preparation(args: argparse.Namespace) -> bool:
-    """Whether the rows are raw: not documented, but such as ``prepare`` makes pairs from."""
-    from deepfashion_training.data.schema import looks_raw, missing_columns
-    from deepfashion_training.data.sources import source_columns
-
-    columns = source_columns(args.dataset_name, revision=args.dataset_revision)
-    return bool(missing_columns(columns)) and looks_raw(columns)
 
 
 def preparation_settings(args: argparse.Namespace) -> Any:
@@ -331,15 +393,7 @@ def preparation_settings(args: argparse.Namespace) -> Any:
     return Settings(parser=parser, mine_lower_body=parser is not None, limit=args.prepare_limit)
 
 
-def check_preparation(args: argparse.Namespace) -> None:
-    """Raise ``ValueError`` for what would stop the preparation, without reading a picture."""
-    from deepfashion_training.prepare import check_source
-
-    settings = preparation_settings(args)
-    check_source(args.dataset_name, _pairs_dir(args, settings), settings, revision=args.dataset_revision)
-
-
-def _pairs_dir(args: argparse.Namespace, settings: Any) -> Path:
+def pairs_dir(args: argparse.Namespace, settings: Any) -> Path:
     """``--pairs_dir``, or a folder in ``outputs/pairs`` named after the dataset and the settings."""
     if args.pairs_dir:
         return Path(args.pairs_dir)
@@ -357,9 +411,8 @@ def make_pairs(args: argparse.Namespace) -> None:
     from deepfashion_training.prepare import closing_lines, prepare, usable_cores
 
     settings = preparation_settings(args)
-    folder = _pairs_dir(args, settings)
-    if process_state().is_main_process:
-        sys.stderr.write(f"{args.dataset_name} has raw rows: making pairs in {folder}, or using those that are there\n")
+    folder = pairs_dir(args, settings)
+    say_once(f"{args.dataset_name} has raw rows: making pairs in {folder}, or using those that are there")
     folder, facts, made = prepare(
         args.dataset_name,
         folder,
@@ -370,8 +423,7 @@ def make_pairs(args: argparse.Namespace) -> None:
         wait=True,
         say=lambda line: sys.stderr.write(line + "\n"),
     )
-    if process_state().is_main_process:
-        sys.stderr.write(closing_lines(folder, facts, made=made))
+    say_once(closing_lines(folder, facts, made=made).removesuffix("\n"))
     args.raw_dataset_name, args.dataset_name, args.dataroot = args.dataset_name, str(folder), str(folder)
     args.dataset_revision = None
 
@@ -391,87 +443,95 @@ def dataset_options(args: argparse.Namespace) -> Any:
     )
 
 
-def run(args: argparse.Namespace, script: upstream.Script) -> None:
-    """Train with ``script`` on our dataset, write the model card, say where all is, compare and publish if asked.
+def say_once(line: str) -> None:
+    """Write ``line`` to stderr, on rank 0."""
+    if process_state().is_main_process:
+        sys.stderr.write(f"{line}\n")
+
+
+def run(args: argparse.Namespace, script: Any) -> None:
+    """Prepare or draw the data, train, write the model card, compare, say where all is, and publish if asked.
 
     Raises ``ValueError`` when comparing or publishing fails; what was trained is in the output directory all the same.
     """
-    from deepfashion_training.cli import describe
-    from deepfashion_training.data.sources import is_hub_id
-    from deepfashion_training.deepfashion_dataset import DeepFashionDataset
-    from deepfashion_training.embedded.wardrobe import draw_wardrobe
-    from deepfashion_training.models.access import subfolder_of_transformer
-    from deepfashion_training.models.publish import push
-    from deepfashion_training.reports.model_card import write_model_card
-    from deepfashion_training.upstream import script as upstream
-    from training_run.output_dir import is_done
+    make_data(args)
+    train(args, script)
+    if process_state().is_main_process:
+        finish(args)
 
-    if _draws_wardrobe(args):
+
+def make_data(args: argparse.Namespace) -> None:
+    """Draw or prepare the rows where they are not there yet, and look at those that were not looked at before."""
+    from deepfashion_training.data.sources import is_hub_id
+    from deepfashion_training.embedded.wardrobe import draw_wardrobe
+
+    if draws_wardrobe(args):
         draw_wardrobe(Path(args.dataset_name), process_state())
     elif needs_preparation(args):
         make_pairs(args)
-    elif is_hub_id(args.dataset_name):  # others have been looked at by check
+    elif is_hub_id(args.dataset_name):
         check_rows(args)
-    if isinstance(script, upstream.DrivenScript) and process_state().is_main_process:
-        sys.stderr.write("".join(f"{line}\n" for line in script.notes()))
-    dataset = functools.partial(DeepFashionDataset, options=dataset_options(args))
-    # Other scripts need not have OWN_ARGUMENTS.
-    if _is_ours(script) and is_done(args, getattr(script, "OWN_ARGUMENTS")):  # noqa: B009
-        if process_state().is_main_process:
-            sys.stderr.write(
-                f"{args.output_dir}: all {args.max_train_steps} steps are taken; doing what comes after them\n"
-            )
-    else:
-        begins = getattr(args, "overwrite_output_dir", False) or getattr(args, "resume_from_checkpoint", None)
-        if begins and not _is_ours(script) and process_state().is_main_process:
-            forget_comparison(Path(args.output_dir))  # our own trainer puts it where the weights go
-        upstream.train(script, args, dataset)
-    if not process_state().is_main_process:
+
+
+def train(args: argparse.Namespace, script: Any) -> None:
+    """Train with ``script`` on our dataset, unless all steps were taken before."""
+    from deepfashion_training.deepfashion_dataset import DeepFashionDataset
+    from deepfashion_training.upstream import script as upstream
+    from training_run.output_dir import is_done
+
+    if isinstance(script, upstream.DrivenScript):
+        say_once("\n".join(script.notes()))
+    if is_ours(script) and is_done(args, script.OWN_ARGUMENTS):
+        say_once(f"{args.output_dir}: all {args.max_train_steps} steps are taken; doing what comes after them")
         return
-    if not (Path(args.output_dir) / "run.json").exists():  # a script of its own ways
-        sys.stdout.write(f"\n{args.upstream} has ended; what it has written is in {args.output_dir}\n")
+    begins = getattr(args, "overwrite_output_dir", False) or getattr(args, "resume_from_checkpoint", None)
+    if begins and not is_ours(script) and process_state().is_main_process:
+        forget_comparison(Path(args.output_dir))  # our own trainer puts it where the weights go
+    upstream.train(script, args, functools.partial(DeepFashionDataset, options=dataset_options(args)))
+
+
+def forget_comparison(folder: Path) -> None:
+    """Remove what an earlier run's LoRA was compared by: another one takes its place."""
+    shutil.rmtree(folder / "evaluation", ignore_errors=True)
+    (folder / "evaluation.json").unlink(missing_ok=True)
+
+
+def finish(args: argparse.Namespace) -> None:
+    """Write the model card, compare with the base, say where all is, and publish if asked. On rank 0 alone."""
+    from deepfashion_training.models.publish import push
+    from deepfashion_training.reports.model_card import write_model_card
+    from training_run.hub import subfolder_of_transformer
+
+    folder = Path(args.output_dir)
+    if not (folder / "run.json").exists():  # a script of its own ways
+        sys.stdout.write(f"\n{args.upstream} has ended; what it has written is in {folder}\n")
         if args.publish:
             raise ValueError("--push_to_hub: there is no run.json to write a model card from, so nothing was uploaded")
         if args.evaluate_samples:
             raise ValueError("--evaluate_samples: there is no run.json that says what was trained: compare by hand")
         return
     revision, cache_dir = getattr(args, "inpaint_revision", None), getattr(args, "cache_dir", None)
-    subfolder = subfolder_of_transformer(args.pretrained_inpaint_model_name_or_path, revision, cache_dir)
-    card = write_model_card(Path(args.output_dir), subfolder)
-    sys.stdout.write(closing_lines(args, card))
+    write_model_card(folder, subfolder_of_transformer(args.pretrained_inpaint_model_name_or_path, revision, cache_dir))
     failed = None
     if args.evaluate_samples:
         try:
-            compare_with_base(args, card.parent)
+            compare_with_base(args, folder)
         except Exception as error:
             failed = error  # what was trained is published all the same
+    sys.stdout.write(closing_lines(args, folder))
     if args.publish:
-        sys.stdout.write(f"published {push(card.parent, args.publish_as, args.publish_private)}\n")
+        sys.stdout.write(f"published {push(folder, args.publish_as, args.publish_private)}\n")
     if failed is not None:
         raise ValueError(
-            f"the LoRA is in {card.parent}, but comparing it with its base failed: {describe(failed)}; try again with "
-            f"python -m deepfashion_training.evaluate --data {shlex.quote(args.dataset_name)} "
-            f"--lora {shlex.quote(str(card.parent))} --output_dir {shlex.quote(str(card.parent / 'evaluation'))}"
+            f"the LoRA is in {folder}, but comparing it with its base failed: {describe(failed)}; try again with "
+            f"{evaluate_command(args, folder)}"
         ) from failed
 
 
-def _is_ours(script: upstream.Script) -> bool:
-    from deepfashion_training.upstream import script as upstream
-
-    return Path(str(script.__file__)) == upstream.DEFAULT_SCRIPT
-
-
-def forget_comparison(folder: Path) -> None:
-    """Remove what an earlier run's LoRA was compared by: another one takes its place."""
-    import shutil
-
-    shutil.rmtree(folder / "evaluation", ignore_errors=True)
-    (folder / "evaluation.json").unlink(missing_ok=True)
-
-
 def compare_with_base(args: argparse.Namespace, folder: Path) -> None:
-    """Say by garment type what the LoRA in ``folder`` changed, on held-out people, and after a quick test of the real
-    model what the full run will take. Raises ``ValueError``, one line, when that fails.
+    """Say by garment type what the LoRA in ``folder`` changed, on held-out people.
+
+    Raises ``ValueError``, one line, when that fails.
     """
     import json
 
@@ -481,13 +541,11 @@ def compare_with_base(args: argparse.Namespace, folder: Path) -> None:
     from deepfashion_training.data.sources import open_splits
     from deepfashion_training.evaluate import evaluate_trained
     from deepfashion_training.prepare import usable_cores
-    from deepfashion_training.reports.forecast import forecast
     from training_run.speed import free_memory
 
     run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    trained = run["arguments"]  # a script of its own ways names some of them otherwise
     free_memory()
-    columns = lambda found: check_documented(found, args.dataset_name)  # noqa: E731
+    columns = functools.partial(check_documented, source=args.dataset_name)
     splits = open_splits(args.dataset_name, check_columns=columns, revision=args.dataset_revision)
     held_out = [name for name in ("test", args.validation_split) if name in splits and name != args.train_split]
     if run["weights"] != LORA:
@@ -507,20 +565,60 @@ def compare_with_base(args: argparse.Namespace, folder: Path) -> None:
             data_revision=args.dataset_revision,
             limit=args.evaluate_samples,
             cloth_types=args.cloth_types,
-            quantize_base=trained["quantize_base"],
+            quantize_base=run["arguments"]["quantize_base"],
             # The small model's pictures are judged by what is at hand: nothing is downloaded.
             **({"batch_size": 8, "parser": "none", "dino_model": "none", "no-extras": True} if args.embedded else {}),
         )
-    if Path(args.preset).stem == "quick_test" and not args.embedded and run["device"] != "cpu":
-        sys.stdout.write(forecast(run, load_preset("full"), "full"))
+
+
+def shown(path: str | Path) -> str:
+    """``path`` as one would type it here: relative where it is below the working directory; quoted."""
+    path, here = Path(path).absolute(), Path.cwd()
+    return shlex.quote(str(path.relative_to(here) if path.is_relative_to(here) else path))
+
+
+def evaluate_command(args: argparse.Namespace, folder: Path) -> str:
+    """The command that compares the LoRA in ``folder`` with its base, to be typed in any folder."""
+    local = Path(args.dataset_name).absolute()
+    data = str(local) if local.is_dir() else args.dataset_name
+    words = [sys.executable, "-m", "deepfashion_training.evaluate", "--data", data, "--lora", str(folder.absolute())]
+    words += ["--output_dir", str(folder.absolute() / "evaluation")]
+    return f"cd {shlex.quote(str(REPOSITORY))} && {shlex.join(words)}"
+
+
+def closing_lines(args: argparse.Namespace, folder: Path) -> str:
+    """Where LoRA, pictures and report of a run are, and the command to type next."""
+    pictures = sorted((folder / "validation").glob("step-*.png"), key=lambda path: path.stat().st_mtime)
+    weights = next(folder / name for name in (LORA, "transformer") if (folder / name).exists())
+    lines = [
+        f"{'LoRA' if weights.suffix else 'weights':<9} {shown(weights)}",
+        f"pictures  {shown(pictures[-1]) if pictures else f'none: --validation_steps {args.validation_steps}'}",
+        f"report    {shown(folder / 'README.md')}, settings in {shown(folder / 'run.json')}",
+        f"curves    tensorboard --logdir {shown(folder / 'logs')}",
+    ]
+    if Path(args.preset).stem == "quick_test":
+        lines.append(f"next      {next_run(args)}")
+    elif weights.suffix and not args.evaluate_samples:
+        lines.append(f"next      {evaluate_command(args, folder)}  # what the LoRA changed")
+    return "\n".join(["", *lines, ""])
+
+
+def next_run(args: argparse.Namespace) -> str:
+    """The command of the larger run that a quick test was the test of."""
+    words = ["bash", shown(Path(__file__).resolve().with_suffix(".sh"))]
+    if args.upstream:
+        words += ["--upstream", shown(args.upstream)]
+    source = getattr(args, "raw_dataset_name", args.dataset_name)
+    if source != HUB_DATASET and not draws_wardrobe(args):
+        words += ["--dataset_name", shown(source) if Path(source).is_dir() else shlex.quote(source)]
+    words.append("--quick-test  # on a GPU: the real model" if args.embedded else "--h100  # the full run")
+    return " ".join(words)
 
 
 def check_upstream(path: str) -> int:
     """Print how the script at ``path`` can be driven; returns the exit code, 1 when it cannot."""
-    from deepfashion_training.cli import quiet_libraries
     from deepfashion_training.upstream import script as upstream
 
-    quiet_libraries()
     text, problem = upstream.inspect_script(path)
     sys.stdout.write(text)
     if problem:
@@ -528,100 +626,46 @@ def check_upstream(path: str) -> int:
     return 1 if problem else 0
 
 
-def _draws_wardrobe(args: argparse.Namespace) -> bool:
-    return args.embedded and args.dataset_name == str(Path(args.output_dir) / "wardrobe")
+def work(argv: list[str]) -> int:
+    """The whole command; returns the exit code."""
+    try:
+        args, script = parse(argv)
+        quiet_libraries()
+        if args.upstream_check is not None:
+            return check_upstream(args.upstream_check)
+        script = script or own_trainer()
+        if args.plan:
+            from deepfashion_training.plan import is_measured, plan
 
-
-def closing_lines(args: argparse.Namespace, card: Path) -> str:
-    """Where LoRA, pictures and report of a run are, and what to run next."""
-    here = Path.cwd()
-
-    def shown(path: Path) -> str:
-        return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
-
-    folder = card.parent.resolve()
-    launcher = shown(Path(__file__).resolve().with_suffix(".sh"))
-    pictures = sorted((folder / "validation").glob("step-*.png"), key=lambda path: path.stat().st_mtime)
-    names = (LORA, "transformer")
-    weights = next(folder / name for name in names if (folder / name).exists())
-    source = getattr(args, "raw_dataset_name", args.dataset_name)
-    following = "--quick-test   (on a GPU: the real model)" if args.embedded else "--h100   (the full run)"
-    if source != HUB_DATASET and not _draws_wardrobe(args):
-        following = f"--dataset_name {shlex.quote(source)} {following}"
-    if args.upstream:
-        following = f"--upstream {shlex.quote(args.upstream)} {following}"
-    lines = [
-        f"{'LoRA' if weights.suffix else 'weights':<9} {shown(weights)}",
-        f"pictures  {shown(pictures[-1]) if pictures else f'none: --validation_steps {args.validation_steps}'}",
-        f"report    {shown(folder / 'README.md')}, settings in {shown(folder / 'run.json')}",
-        f"curves    tensorboard --logdir {shown(folder / 'logs')}",
-        f"next      bash {launcher} {following}",
-    ]
-    return "\n".join(["", *lines, ""])
+            state, rows = process_state(), known_rows(args)
+            if is_measured(args, state):
+                check_models(args)
+            plan(args, script, state, rows, {"no flag": "full"} | PRESET_FLAGS)
+            return 0
+        check_once(args, script)
+        if not args.check:
+            run(args, script)
+        return 0
+    except Exception:
+        if os.environ.get("RANK", "0") != "0":  # what fails everywhere is said once: its end is this process's, too
+            time.sleep(OTHERS_WAIT)
+        raise
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command with ``argv``; returns the exit code."""
-    from deepfashion_training.cli import close_progress_bars, describe, quiet_libraries
-
-    argv = sys.argv[1:] if argv is None else argv
-    # Read when torch is loaded: threads that spin while they wait make a CPU step 15 times slower on a shared core.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    try:
-        if {"-h", "--help"} & set(argv):
-            build_parser().print_help()
-            return 0
-        logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-        for name in ("deepfashion_training", "train_flux_inpaint", "training_run"):
-            logging.getLogger(name).setLevel(logging.INFO)
-        quiet_libraries()
-        if (path := build_parser().parse_known_args(argv)[0].upstream_check) is not None:
-            return check_upstream(path)
-        args, script = resolve(argv)
-        if args.plan:
-            plan(args, script)
-            return 0
-        check(args, script)
-        if not args.check:
-            run(args, script)
-        return 0
-    except WrongUseError as error:
-        sys.stderr.write(f"train_deepfashion_lora: {describe(ValueError(error))} (see --help)\n")
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    except Exception as error:
-        close_progress_bars()
-        if os.environ.get("RANK", "0") != "0":  # what fails everywhere is said once: its end is this process's, too
-            time.sleep(OTHERS_WAIT)
-        if "--debug" in argv:
-            traceback.print_exc()
-        sys.stderr.write(f"train_deepfashion_lora: {describe(error)}\n")
-        return 1
-
-
-def main_under_launcher() -> int:
-    """``main``, with what the launcher has to know: which processes to hand a signal to, and how each of them ends."""
-    from training_run.stopping import end_with_launcher
-
-    end_with_launcher()
-    folder = os.environ.get("DEEPFASHION_LAUNCH")
-    if folder is None or "--check" in sys.argv:
-        return main()
-    own = Path(folder) / f"pid-{os.getpid()}"
-    own.touch()
-    code: Any = 1
-    try:
-        code = main()
-    except SystemExit as ending:  # argparse's, or the trainer's after a signal
-        code = ending.code
-        raise
-    finally:
-        with contextlib.suppress(OSError):  # a full disk: the launcher then has accelerate's status
-            own.unlink()
-            (Path(folder) / f"status-{os.environ.get('RANK', '0')}").write_text(str(code), encoding="utf-8")
-    return code
+    words = sys.argv[1:] if argv is None else argv
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    for name in ("deepfashion_training", "train_flux_inpaint", "training_run"):
+        logging.getLogger(name).setLevel(logging.INFO)
+    stopped = "the same command with --resume_from_checkpoint latest goes on from the last checkpoint"
+    return run_command(
+        "train_deepfashion_lora", lambda: work(words), debug="--debug" in words, stopped=stopped, quiet=False
+    )
 
 
 if __name__ == "__main__":
-    sys.exit(main_under_launcher())
+    from training_run.stopping import end_with_launcher
+
+    end_with_launcher()
+    sys.exit(main())

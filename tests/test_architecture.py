@@ -15,7 +15,6 @@ MAY_IMPORT = {
     "train_flux_inpaint": {"training_run"},
     "garment_types": set(),
     "cli": {"training_run"},
-    "launch": {"cli", "training_run"},
     "images": {"garment_types", "training_run"},
     "embedded": {"garment_types", "cli"},
     "data": {"images", "garment_types", "training_run"},
@@ -31,10 +30,16 @@ MAY_IMPORT = {
     "demo": {"inference", "models", "garment_types", "cli", "training_run"},
     "export": {"models", "cli", "training_run"},
     "prepare": {"preparation", "models", "data", "images", "reports", "garment_types", "cli", "training_run"},
-    "evaluate": {"evaluation", "inference", "models", "cli", "training_run"},
+    "plan": {"upstream", "deepfashion_dataset", "embedded", "cli", "training_run"},
+    "evaluate": {"evaluation", "inference", "models", "garment_types", "cli", "training_run"},
 }
 #: May import everything below them, and are imported by nothing but what stands behind the name.
-TOP = {"train_deepfashion_lora": {"benchmarks"}, "embedded.make": {"benchmarks"}, "benchmarks": set()}
+TOP = {
+    "launch": set(),
+    "train_deepfashion_lora": {"benchmarks", "launch"},
+    "embedded.make": {"benchmarks"},
+    "benchmarks": set(),
+}
 
 
 def product_files() -> list[Path]:

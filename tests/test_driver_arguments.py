@@ -30,6 +30,10 @@ def resolve(*argv: object) -> tuple[argparse.Namespace, upstream.DrivenScript]:
     return args, script
 
 
+def values_of(name: str) -> dict[str, Any]:
+    return wrapper.load_preset(name).values(wrapper.build_parser())
+
+
 def preset(folder: Path, text: str) -> Path:
     path = folder / "mine.yaml"
     path.write_text(text, encoding="utf-8")
@@ -50,7 +54,7 @@ SWITCHES = {
 @pytest.mark.parametrize("name", SIZES)
 def test_every_preset_translates_without_a_loss(name: str) -> None:
     _, script = resolve("--preset", name)
-    flags = wrapper.load_preset(name)
+    flags = values_of(name)
     tokens = script.translation.tokens
     # A script compiles or it does not; it is told that it will not.
     assert script.translation.lost == (["--compile_blocks True"] if name == "h100" else [])
@@ -79,7 +83,7 @@ def test_the_tokens_of_a_preset_word_for_word() -> None:
 @pytest.mark.parametrize("name", SIZES)
 def test_the_settings_of_a_run_are_the_presets(name: str) -> None:
     args, script = resolve("--preset", name)
-    flags = wrapper.load_preset(name)
+    flags = values_of(name)
     # A script recomputes every block, or none.
     script_has = {"gradient_checkpointing": True, "compile_blocks": False} if name == "h100" else {}
     assert {flag: getattr(args, flag) for flag in flags} == flags | script_has
@@ -194,22 +198,21 @@ def test_only_what_is_given_is_explicit() -> None:
 
 
 def test_flags_are_handed_on_lost_or_unread() -> None:
-    ours = parser(*((f"--{name}", {"type": int}) for name in ("both", "mute", "ours", "outside")))
     theirs = parser(*((f"--{name}", {"type": int}) for name in ("both", "mute", "theirs")))
     read, outside = frozenset({"both", "theirs"}), frozenset({"outside"})
-    preset = ["--both=1", "--mute=2", "--ours=3", "--outside=4"]
-    found = translate(ours, theirs, preset, ["--both", "5", "--theirs", "6"], read, outside)
+    preset = {"both": 1, "mute": 2, "ours": 3, "outside": 4}
+    found = translate(theirs, preset, {"both": 5}, ["--theirs", "6"], read, outside)
     assert found.tokens == ["--both=5", "--mute=2", "--theirs", "6"]
     assert found.settings == {"both": 5, "mute": 2, "ours": 3, "outside": 4}
     assert (found.lost, found.unread) == (["--ours 3"], ["--mute 2"])
-    assert translate(ours, theirs, preset, [], None, outside).unread == []
+    assert translate(theirs, preset, {}, [], None, outside).unread == []
     with pytest.raises(UnknownFlagError, match=r"^--ours does nothing here: this --upstream script does not know it$"):
-        translate(ours, theirs, [], ["--ours", "3"], read, outside)
+        translate(theirs, {}, {"ours": 3}, [], read, outside)
     with pytest.raises(UnknownFlagError, match=r"^--mute does nothing here: this --upstream script never looks at it$"):
-        translate(ours, theirs, [], ["--mute", "3"], read, outside)
+        translate(theirs, {}, {"mute": 3}, [], read, outside)
     with pytest.raises(UnknownFlagError, match=r"^--theirs does nothing here: this --upstream script never looks at i"):
-        translate(ours, theirs, [], ["--theirs", "3"], {"both"}, outside)
-    assert translate(ours, theirs, [], ["--outside", "3"], read, outside).tokens == []
+        translate(theirs, {}, {}, ["--theirs", "3"], {"both"}, outside)
+    assert translate(theirs, {}, {"outside": 3}, [], read, outside).tokens == []
 
 
 def test_a_run_holds_what_the_script_has_and_what_is_seen_to_without_it() -> None:

@@ -163,13 +163,13 @@ def test_all_commands_offer_the_same_kinds():
     parser = argparse.ArgumentParser()
     choice.add_model_flags(parser)
     (flag,) = (action for action in parser._actions if action.dest == "quantize_base")
-    assert list(flag.choices) == list(quantization.PACKAGES)
+    assert list(flag.choices) == list(quantization.QUANTIZED_BY)
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="bitsandbytes needs a CUDA GPU")
 @pytest.mark.parametrize("kind", ["nf4", "int8", "fp8"])
 def test_a_lora_is_trained_over_a_quantized_base_on_a_gpu(kind, tiny_args):
-    pytest.importorskip(quantization.PACKAGES[kind])
+    pytest.importorskip(quantization.QUANTIZED_BY[kind])
     facts, _ = run(tiny_args(*FLAGS, "--mixed_precision", "bf16", "--quantize_base", kind))
     assert abs(facts["quantization"]["loss"] / facts["quantization"]["loss_unquantized"] - 1) < 0.1

@@ -12,16 +12,12 @@ import torch
 from accelerate.logging import get_logger
 from diffusers.models.attention_dispatch import attention_backend, dispatch_attention_fn
 
+from training_run.flags import BACKENDS
 from training_run.flops import seconds
 from training_run.speed import free_memory
 
 logger = get_logger(__name__)
 
-#: diffusers' names of those that have a backward pass and need no download, with the package that each one needs.
-BACKENDS = {
-    "native": "torch", "_native_cudnn": "torch", "_native_flash": "torch", "_native_efficient": "torch",
-    "flash": "flash_attn", "_flash_3": "flash_attn_interface",
-}  # fmt: skip
 #: How far a gradient may be from that of "native", relative to its largest value: four roundings of bfloat16.
 TOLERANCE = 4 * 2**-8
 REPEATS = 5

@@ -1,50 +1,93 @@
-"""The command line of ``train_flux_inpaint.py``: its flags, the numbers that they take, and what it says to others."""
+"""The command line of ``train_flux_inpaint.py``: its parser, its flags, and which of them cannot stand together.
+
+Imports nothing heavy, so that a command line is read, and refused, before PyTorch is loaded.
+"""
 
 from __future__ import annotations
 
 import argparse
 import difflib
 import math
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Collection
+from pathlib import Path
 from typing import Any, NoReturn
 
-from training_run.attention import BACKENDS
-from training_run.quantization import PACKAGES as QUANTIZED_BY
+#: diffusers' names of those that have a backward pass and need no download, with the package that each one needs.
+BACKENDS = {
+    "native": "torch", "_native_cudnn": "torch", "_native_flash": "torch", "_native_efficient": "torch",
+    "flash": "flash_attn", "_flash_3": "flash_attn_interface",
+}  # fmt: skip
+#: What ``--quantize_base`` chooses from, with the package that each kind needs.
+QUANTIZED_BY = {"nf4": "bitsandbytes", "int8": "torchao", "fp8": "torchao"}
+#: Kinds whose tensors PyTorch (2.13) cannot compile a training step over: it ends with an error about aliases.
+NOT_COMPILED = ("int8", "fp8")
+#: The constant prompt that catvton-flux-alpha was trained with.
+DEFAULT_PROMPT = (
+    "The pair of images highlights a clothing and its styling on a model, high resolution, 4K, 8K; [IMAGE1] Detailed "
+    "product shot of a clothing[IMAGE2] The same cloth is worn by a model in a lifestyle setting."
+)
 
 
-class FlagParser(argparse.ArgumentParser):
-    """Parser that answers an unknown flag with the nearest known one; exit code 2."""
+class OneLineParser(argparse.ArgumentParser):
+    """Parser that answers an unknown flag with the nearest known one, in one line; exit code 2."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**{"allow_abbrev": False, **settings})
+        self.name = Path(self.prog).stem
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """As argparse's, but an unknown flag ends with a suggestion."""
-        parsed, unknown = self.parse_known_args(args, namespace)
+        """As argparse does, but an unknown flag is named before anything that its misspelling leaves out."""
+        words = sys.argv[1:] if args is None else list(args)
+        self.refuse_unknown(words)
+        parsed, unknown = self.parse_known_args(words, namespace)
         if unknown:
-            near = difflib.get_close_matches(unknown[0].split("=")[0], self._option_string_actions, n=1)
-            self.error(f"unknown argument {unknown[0]}" + (f": did you mean {near[0]}?" if near else ""))
+            self._refuse(unknown[0], ())
         return parsed
 
+    def refuse_unknown(self, words: Collection[str], others: Collection[str] = ()) -> None:
+        """End with exit code 2 where one of ``words`` is a flag that neither this parser nor ``others`` have."""
+        for word in words:
+            if word == "--":
+                break
+            name = word.split("=")[0]
+            # With a blank in it, it is a value that begins with hyphens.
+            if name.startswith("--") and " " not in name and name not in {*self._option_string_actions, *others}:
+                self._refuse(name, others)
+
+    def _refuse(self, unknown: str, others: Collection[str]) -> NoReturn:
+        name = unknown.split("=")[0]  # without its value, which may be a token
+        near = difflib.get_close_matches(name, [*self._option_string_actions, *others], n=1)
+        self.error(f"unknown argument {name}" + (f": did you mean {near[0]}?" if near else ""))
+
     def error(self, message: str) -> NoReturn:
-        """End with one line and exit code 2."""
-        self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
+        """End with exit code 2 and one line."""
+        self.exit(2, f"{self.name}: {message} (see --help)\n")
 
 
-def number_in(
-    kind: type[int] | type[float], low: float, high: float = math.inf, step: int = 0, *, above: bool = False
+def number(
+    kind: type[int] | type[float], low: float = -math.inf, high: float = math.inf, step: int = 0, *, above: bool = False
 ) -> Callable[[str], Any]:
     """Converter for argparse: a finite number in [low, high], and a multiple of ``step`` where one is given.
 
     With ``above`` the number must lie above ``low``.
     """
 
-    def number(text: str) -> Any:
+    def read(text: str) -> Any:
         value = kind(text)
-        if not low <= value <= high or math.isinf(value) or (step and value % step) or (above and value == low):
-            limits = f"above {low}" if above else f"at least {low}" if high == math.inf else f"from {low} to {high}"
-            limits = "finite" if math.isinf(value) else limits
+        # An int of 400 digits is finite, but math.isinf cannot look at it.
+        finite = value not in (math.inf, -math.inf)
+        if not low <= value <= high or not finite or (step and value % step) or (above and value == low):
+            limits = f"above {low:g}" if above else f"at least {low:g}"
+            if high < math.inf:
+                limits = f"from {low:g} to {high:g}"
+            elif not finite or low == -math.inf:
+                limits = "a finite number"
             raise argparse.ArgumentTypeError(f"{text} is not {limits}" + (f" and a multiple of {step}" if step else ""))
         return value
 
-    return number
+    read.__name__ = kind.__name__  # what argparse calls it in its messages
+    return read
 
 
 class Recompute(argparse.Action):
@@ -69,11 +112,11 @@ class Recompute(argparse.Action):
         setattr(namespace, self.dest, {None: 1, "none": 0}.get(value, value))
 
 
-COUNT, FROM_ZERO, SIDE = number_in(int, 1), number_in(int, 0), number_in(int, 16, step=16)
-POSITIVE, AMOUNT = number_in(float, 0, above=True), number_in(float, 0)
-BETA = number_in(float, 0, 0.999999)
-SHARE, FINITE = number_in(float, 0, 1), number_in(float, -math.inf)
-SEED, SWITCH = number_in(int, 0, 2**32 - 1), argparse.BooleanOptionalAction
+COUNT, FROM_ZERO, SIDE = number(int, 1), number(int, 0), number(int, 16, step=16)
+POSITIVE, AMOUNT = number(float, 0, above=True), number(float, 0)
+BETA = number(float, 0, 0.999999)
+SHARE, FINITE = number(float, 0, 1), number(float)
+SEED, SWITCH = number(int, 0, 2**32 - 1), argparse.BooleanOptionalAction
 #: Most denoising steps of a picture: FLUX's scheduler has as many timesteps.
 MOST_INFERENCE_STEPS = 1000
 SCHEDULES = ["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"]
@@ -81,7 +124,14 @@ SCHEMES = ["sigma_sqrt", "logit_normal", "mode", "cosmap", "none"]
 
 
 # fmt: off
-def add_model_and_data_flags(parser: argparse.ArgumentParser, prompt: str) -> None:
+def add_trainer_flags(parser: argparse.ArgumentParser) -> None:
+    """All flags of the trainer."""
+    _add_model_and_data_flags(parser)
+    _add_training_flags(parser)
+    _add_loss_and_output_flags(parser)
+
+
+def _add_model_and_data_flags(parser: argparse.ArgumentParser) -> None:
     """Models, data and text."""
     add = parser.add_argument_group("models").add_argument
     add("--pretrained_model_name_or_path", default="black-forest-labs/FLUX.1-Fill-dev",
@@ -99,7 +149,7 @@ def add_model_and_data_flags(parser: argparse.ArgumentParser, prompt: str) -> No
     add("--mixed_precision", choices=["no", "bf16", "fp16"], default="no", help="precision of the frozen base")
     add("--allow_tf32", action=SWITCH, default=False, help="TF32 for fp32 matrix products on CUDA")
     add = parser.add_argument_group("data and text").add_argument
-    add("--dataroot", required=True, help="VITON-HD folder with train/, test/ and the pair lists")
+    add("--dataroot", help="VITON-HD folder with train/, test/ and the pair lists")
     add("--train_data_list", default="train_pairs.txt", help="pair list of the training rows, inside the data root")
     add("--validation_data_list", default="test_pairs.txt", help="pair list of the validation rows")
     add("--height", type=SIDE, default=768, help="height of one picture in pixels, a multiple of 16")
@@ -108,13 +158,13 @@ def add_model_and_data_flags(parser: argparse.ArgumentParser, prompt: str) -> No
     add("--dataloader_prefetch_factor", type=COUNT, default=2, help="batches that each worker prepares ahead")
     add("--cache_latents", action=SWITCH, default=False, help="encode rows and prompts once and keep that on disk")
     add("--latents_dir", help="where --cache_latents keeps it, for all runs (default: latents in --output_dir)")
-    add("--instance_prompt", default=prompt, help="prompt of every pair")
+    add("--instance_prompt", default=DEFAULT_PROMPT, help="prompt of every pair")
     add("--use_captions", action=SWITCH, default=False, help="append the row's caption to the prompt")
     add("--caption_dropout", type=SHARE, default=0.0, help="share of rows with the bare prompt under --use_captions")
-    add("--max_sequence_length", type=number_in(int, 1, 512), default=512, help="T5 tokens per prompt, at most 512")
+    add("--max_sequence_length", type=number(int, 1, 512), default=512, help="T5 tokens per prompt, at most 512")
 
 
-def add_training_flags(parser: argparse.ArgumentParser) -> None:
+def _add_training_flags(parser: argparse.ArgumentParser) -> None:
     """What is trained, optimizer and schedule."""
     add = parser.add_argument_group("what is trained").add_argument
     add("--lora_rank", type=COUNT, default=16, help="rank of the LoRA matrices")
@@ -137,7 +187,7 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
     add("--lr_power", type=AMOUNT, default=1.0, help="power of the polynomial schedule")
     add("--optimizer", choices=["adamw", "muon", "prodigy"], type=str.lower, default="adamw",
         help="optimizer; Muon leaves all but the matrices of blocks to AdamW")  # fmt: skip
-    add("--muon_ns_steps", type=number_in(int, 1, 99), default=5,
+    add("--muon_ns_steps", type=number(int, 1, 99), default=5,
         help="Newton-Schulz steps of Muon; with 3 a small model takes less time")  # fmt: skip
     add("--use_8bit_adam", action=SWITCH, default=False, help="8-bit AdamW (bitsandbytes, CUDA)")
     add("--adam_beta1", type=BETA, default=0.9, help="beta1 of AdamW (Muon's is 0.95) and Prodigy")
@@ -154,7 +204,7 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=SEED, default=42, help="seed of LoRA weights, row order, noise, timesteps and validation")
 
 
-def add_loss_and_output_flags(parser: argparse.ArgumentParser) -> None:
+def _add_loss_and_output_flags(parser: argparse.ArgumentParser) -> None:
     """Loss and output."""
     add = parser.add_argument_group("loss").add_argument
     add("--guidance_scale", type=AMOUNT, default=1.0, help="embedded guidance, in training and validation pictures")
@@ -175,9 +225,60 @@ def add_loss_and_output_flags(parser: argparse.ArgumentParser) -> None:
     add("--checkpoints_total_limit", type=COUNT, help="how many of the newest checkpoints are kept (default: all)")
     add("--validation_steps", type=FROM_ZERO, default=500, help="steps between validation pictures; 0: none at all")
     add("--num_validation_images", type=COUNT, default=6, help="rows in the validation picture")
-    add("--num_inference_steps", type=number_in(int, 1, MOST_INFERENCE_STEPS), default=28,
+    add("--num_inference_steps", type=number(int, 1, MOST_INFERENCE_STEPS), default=28,
         help="denoising steps of validation pictures")
     add("--report_to", default="tensorboard", choices=["tensorboard", "wandb", "none"], help="where curves are logged")
     add("--logging_steps", type=COUNT, default=1, help="optimizer steps between two readings of the loss")
     add("--max_skipped_steps", type=FROM_ZERO, default=10, help="steps that may be left out for not being finite")
 # fmt: on
+
+
+def refuse_contradictions(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """End with exit code 2 for flags that cannot stand together, or that would do nothing."""
+    if args.dataroot is None:
+        parser.error("--dataroot is needed: the folder to train on")
+    if args.resume_from_checkpoint == "":
+        parser.error("--resume_from_checkpoint is empty: name a checkpoint or 'latest', or leave the flag out")
+    if args.caption_dropout and not args.use_captions:
+        parser.error("--caption_dropout does nothing without --use_captions")
+    if args.train_base_model and args.quantize_base:
+        parser.error("--train_base_model cannot train a base that --quantize_base has quantized")
+    if args.compile_blocks and args.quantize_base in NOT_COMPILED:
+        parser.error(
+            f"--quantize_base {args.quantize_base}: add --no-compile_blocks (PyTorch cannot compile training in 8 bits)"
+        )
+    if args.shard_base:
+        _refuse_with_shards(parser, args)
+    if args.lr_warmup_steps and args.lr_scheduler == "constant":
+        parser.error("--lr_warmup_steps does nothing with a constant schedule: use constant_with_warmup")
+    if not (args.garment_loss_weight or args.mask_loss_weight or args.background_loss_weight):
+        parser.error(
+            "--garment_loss_weight, --mask_loss_weight and --background_loss_weight are all 0: nothing is learned"
+        )
+    for flag, needed, there in (
+        ("lr_num_cycles", "--lr_scheduler cosine_with_restarts", args.lr_scheduler == "cosine_with_restarts"),
+        ("lr_power", "--lr_scheduler polynomial", args.lr_scheduler == "polynomial"),
+        ("mode_scale", "--weighting_scheme mode", args.weighting_scheme == "mode"),
+        ("latents_dir", "--cache_latents", args.cache_latents),
+        *((flag, "a LoRA", not args.train_base_model) for flag in ("lora_alpha", "use_dora", "use_rslora")),
+    ):
+        if getattr(args, flag) != parser.get_default(flag) and not there:
+            parser.error(f"--{flag} does nothing without {needed}")
+    if args.use_8bit_adam and args.optimizer != "adamw":
+        parser.error(f"--use_8bit_adam goes with --optimizer adamw, not {args.optimizer}")
+
+
+#: Arguments that need all of the base on every rank, what to do instead, and why.
+_NEED_WHOLE_BASE = {
+    "train_base_model": "leave --train_base_model out (it splits frozen weights, and these are trained)",
+    "quantize_base": "leave --quantize_base out (quantized weights cannot be split)",
+    "compile_blocks": "add --no-compile_blocks (a compiled block does not fetch its weights)",
+}
+
+
+def _refuse_with_shards(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    fixes = [fix for name, fix in _NEED_WHOLE_BASE.items() if getattr(args, name)]
+    if args.gradient_checkpointing == "auto":
+        fixes.append("give --gradient_checkpointing a number, 1 for every block (ranks that measure apart would wait)")
+    if fixes:
+        parser.error(f"--shard_base: {'; '.join(fixes)}")

@@ -12,38 +12,25 @@ import torch
 from accelerate.logging import get_logger
 from diffusers import BitsAndBytesConfig, TorchAoConfig
 
+from training_run.flags import QUANTIZED_BY
 from training_run.speed import free_memory
 
 logger = get_logger(__name__)
 
 Quantization = Literal["nf4", "int8", "fp8"]
-#: What ``--quantize_base`` chooses from, with the package that each needs.
-PACKAGES: dict[str, str] = {"nf4": "bitsandbytes", "int8": "torchao", "fp8": "torchao"}
-
-#: Kinds whose tensors PyTorch (2.13) cannot compile a training step over: it ends with an error about aliases.
-NOT_COMPILED = ("int8", "fp8")
 #: Pairs that the loss is compared on, or as many as fill whole batches.
 PAIRS = 8
 
 
 def check_usable(flag: str, kind: str) -> None:
     """Raise ``ValueError`` when this machine cannot hold a base as ``kind``; ``flag`` is the one that asks for it."""
-    package = PACKAGES[kind]
+    package = QUANTIZED_BY[kind]
     if package == "bitsandbytes" and not torch.cuda.is_available():
         raise ValueError(
             f"{flag} {kind} needs a CUDA GPU for {package}, and none is visible: leave it out, or choose int8"
         )
     if importlib.util.find_spec(package) is None:
         raise ValueError(f"{flag} {kind} needs the package {package}: pip install {package}")
-
-
-def refused_with(args: Any) -> str | None:
-    """Why ``args`` that ask for ``--quantize_base`` cannot be, with what to do about it, or None."""
-    if args.compile_blocks and args.quantize_base in NOT_COMPILED:
-        return (
-            f"--quantize_base {args.quantize_base}: add --no-compile_blocks (PyTorch cannot compile training in 8 bits)"
-        )
-    return None
 
 
 def settings(kind: str | None, compute_dtype: torch.dtype) -> BitsAndBytesConfig | TorchAoConfig | None:
@@ -64,7 +51,7 @@ def settings(kind: str | None, compute_dtype: torch.dtype) -> BitsAndBytesConfig
 
 def can_be_moved(kind: str | None) -> bool:
     """Whether a transformer loaded as ``kind`` can be moved: bitsandbytes has put it on the GPU, and there it stays."""
-    return kind is None or PACKAGES[kind] != "bitsandbytes"
+    return kind is None or QUANTIZED_BY[kind] != "bitsandbytes"
 
 
 def to_device(transformer: Any, kind: str | None, device: torch.device) -> None:

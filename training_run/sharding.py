@@ -14,27 +14,6 @@ from accelerate import Accelerator
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-#: Arguments that need all of the base on every rank: the value that does not, and the reason.
-_NEED_WHOLE_BASE = {
-    "train_base_model": ("leave --train_base_model out", "it splits frozen weights, and these are trained"),
-    "quantize_base": ("leave --quantize_base out", "quantized weights cannot be split"),
-    "compile_blocks": ("add --no-compile_blocks", "a compiled block does not fetch its weights"),
-}
-
-
-def refused_with(args: Any) -> str | None:
-    """Why ``args`` that ask for ``--shard_base`` cannot be, with what to do about all of it, or None."""
-    if not args.shard_base:
-        return None
-    found = [told for name, told in _NEED_WHOLE_BASE.items() if getattr(args, name)]
-    if args.gradient_checkpointing == "auto":
-        found.append(
-            ("give --gradient_checkpointing a number, 1 for every block", "ranks that measure apart would wait")
-        )
-    if not found:
-        return None
-    return "--shard_base: " + "; ".join(f"{mend} ({reason})" for mend, reason in found)
-
 
 def check_processes(args: Any, accelerator: Accelerator) -> None:
     """Raise ``ValueError`` where there is nobody to share the base with."""

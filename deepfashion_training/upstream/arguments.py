@@ -56,23 +56,21 @@ def explicit(parser: argparse.ArgumentParser, tokens: Sequence[str]) -> tuple[di
 
 
 def translate(
-    ours: argparse.ArgumentParser,
     theirs: argparse.ArgumentParser,
-    preset: Sequence[str],
-    typed: Sequence[str],
+    from_preset: Mapping[str, Any],
+    from_user: Mapping[str, Any],
+    handed_on: Sequence[str],
     read: Collection[str] | None,
     outside: Collection[str] = (),
     settled: Collection[str] = (),
 ) -> Translation:
-    """``preset`` and ``typed``, tokens of our parser ``ours``, for a script with the parser ``theirs``.
+    """Values of our trainer's arguments, ``from_preset`` and ``from_user``, for a script with the parser ``theirs``.
 
-    Tokens that only ``theirs`` knows are handed on as they are. ``read`` names the arguments that the script's code
-    looks at, None for any; ``outside`` those that are seen to without the script, ``settled`` those that driving it
+    ``handed_on`` are tokens that only ``theirs`` knows. ``read`` names the arguments that the script's code looks at,
+    None for any; ``outside`` those that are seen to without the script, ``settled`` those that driving it
     decides. A flag of the preset that the script does not know or read is listed; a typed one, or one that is settled,
     raises ``UnknownFlagError``.
     """
-    from_preset, _ = explicit(ours, preset)
-    from_user, handed_on = explicit(ours, typed)
     also_typed, _ = explicit(theirs, handed_on)
     for name in {**from_user, **also_typed}:
         if name in settled:

@@ -24,7 +24,14 @@ from types import ModuleType
 from typing import Any, NoReturn
 from weakref import WeakKeyDictionary
 
-from deepfashion_training.upstream.arguments import FROM_OUTSIDE, Translation, UnknownFlagError, settings_of, translate
+from deepfashion_training.upstream.arguments import (
+    FROM_OUTSIDE,
+    Translation,
+    UnknownFlagError,
+    settings_of,
+    tokens_of,
+    translate,
+)
 from deepfashion_training.upstream.imports import ScriptImports, is_missing, needs, pip_command, says_missing
 from deepfashion_training.upstream.inspection import lora_kind, table
 from deepfashion_training.upstream.quirks import SETTLED, quirks_of, reads_global_args, settle
@@ -387,33 +394,41 @@ def open_script(path: str | Path, report_to: str = "tensorboard") -> Script:
 def parse_arguments(
     script: Script,
     ours: argparse.ArgumentParser,
-    theirs: argparse.ArgumentParser,
-    preset: list[str],
-    given: dict[str, str],
-    typed: list[str],
+    from_preset: dict[str, Any],
+    given: dict[str, Any],
+    from_user: dict[str, Any],
+    handed_on: list[str],
 ) -> argparse.Namespace:
-    """Arguments of a run: tokens of our parser ``ours``, and ``typed`` ones of the script's, in the script's words.
+    """Arguments of a run through a script that is not our trainer, whose parser is ``ours``, in the script's words.
 
-    ``given`` follow from what is known already, and lose against typed ones. For a script that is driven every
-    argument of our trainer is there, for any other those that it has itself. Raises ``UnknownFlagError``.
+    Values are by the names of our trainer's arguments: those of the preset, those ``given`` by what is known already,
+    and those typed, each winning over the ones before; ``handed_on`` are tokens that only the script knows. For a
+    script that is driven every argument of our trainer is there, for any other those that it has itself. Raises
+    ``UnknownFlagError``.
     """
-    driven = isinstance(script, DrivenScript)
     module = script.module if isinstance(script, DrivenScript) else script
-    if Path(str(module.__file__)).resolve() == DEFAULT_SCRIPT:
-        return script.parse_args([*preset, *(f"--{name}={value}" for name, value in given.items()), *typed])
     known = loaded(module)
     assert known is not None  # given: open_script loads it
+    driven = isinstance(script, DrivenScript)
+    defaults = {}
     if driven:  # its own defaults are not those of a LoRA for our base
         same = ("pretrained_model_name_or_path", _TRANSFORMER, "seed")
-        given = {**{name: str(ours.get_default(name)) for name in same}, **given}
+        defaults = {name: ours.get_default(name) for name in same}
     elif (Path(given.get(_TRANSFORMER, "")) / "transformer" / "config.json").is_file():
         given = {**given, _TRANSFORMER: str(Path(given[_TRANSFORMER]) / "transformer")}  # others look at the root alone
-    from_wrapper = [f"--{name}={value}" for name, value in given.items()]
+    layers = {**defaults, **from_preset, **given}
+    from_preset = {action.dest: layers[action.dest] for action in ours._actions if action.dest in layers}
+    theirs = script_parser(script)
+    if theirs is None:
+        actions = {action.dest: action for action in ours._actions}
+        values = {**from_preset, **from_user}
+        tokens = [token for name, value in values.items() for token in tokens_of(actions[name], value)]
+        return script.parse_args([*tokens, *handed_on])
     read = attributes_read(known.source, None) if driven else None
     outside, settled = (FROM_OUTSIDE, SETTLED) if driven else (frozenset[str](), frozenset[str]())
-    translation = translate(ours, theirs, [*from_wrapper, *preset], typed, read, outside, settled)
+    translation = translate(theirs, from_preset, from_user, handed_on, read, outside, settled)
     for flags in (translation.lost, translation.unread):
-        flags[:] = [flag for flag in flags if flag.split()[0].removeprefix("--") not in given]
+        flags[:] = [flag for flag in flags if flag.split()[0].removeprefix("--") not in {*defaults, *given}]
     options = theirs._option_string_actions
     if "--instance_data_dir" in options and not any("--dataset_name" in token for token in translation.tokens):
         translation.tokens.append(f"--instance_data_dir={given['dataroot']}")

@@ -1,31 +1,127 @@
-"""Some steps of the run that was asked for, really taken: with the user's flags, and with others that may do better."""
+"""The answer to ``--plan``: some steps of the run, really taken where that is possible, else an estimate by a table.
+
+Steps are taken with the user's flags and, on one GPU, with others that may do better.
+"""
 
 from __future__ import annotations
 
 import argparse
 import functools
 import json
+import shutil
 import statistics
+import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list
+from diffusers import FluxTransformer2DModel
 
-from deepfashion_training.cli import describe
-from training_run.forecast import Measured
-from training_run.quantization import NOT_COMPILED
+from deepfashion_training.cli import describe, load_preset
+from deepfashion_training.deepfashion_dataset import DatasetOptions, DeepFashionDataset
+from deepfashion_training.embedded.wardrobe import write_wardrobe
+from deepfashion_training.upstream import script as upstream
+from training_run import forecast
+from training_run.flags import NOT_COMPILED
+from training_run.flops import matmul_ceiling
+from training_run.forecast import GIB, Measured
+from training_run.hub import subfolder_of_transformer
 from training_run.speed import free_memory
+from training_run.stopping import Stopping
 
 #: Steps of a measurement; the first ones also start workers, choose kernels, compile and fill the memory.
 STEPS, WARM_UP = 6, 2
 #: Drawn rows: ten people. A run goes through them again and again.
 ROWS = 30
+#: Weights of a transformer that a CPU takes steps with in a time that one can wait for, in bytes.
+SMALL = 2 * GIB
 
 #: Trains as the arguments say, on what the dataset class reads.
 Train = Callable[[argparse.Namespace, Any], None]
+
+
+def plan(args: argparse.Namespace, script: Any, state: Any, rows: int | None, preset_flags: Mapping[str, str]) -> None:
+    """Say what the run of ``script`` will take; of the run itself nothing is done, and nothing stays on the disk.
+
+    ``rows`` is how many there are to train on, where that is known. Raises ``ValueError`` when it does not fit the GPU
+    that is here, after the plan for flags that do. With ``--check`` only what would keep the plan from being made. All
+    ranks call this.
+    """
+    steps = forecast.steps_of(args, rows, state.num_processes)
+    if args.check:
+        return
+
+    def say(line: str) -> None:
+        if state.is_main_process:
+            sys.stdout.write(f"{line}\n")
+            sys.stdout.flush()
+
+    with Stopping():  # a signal is an exception here, so that what was measured in is removed
+        if is_measured(args, state):
+            answer(args, script, state, steps, rows, say)
+        else:
+            presets = {"own": args.preset, **preset_flags}
+            presets.pop("--quick-test", None)
+            needed = {flag: load_preset(name).gpu_memory_gib for flag, name in presets.items()}
+            asked = {flag: gib for flag, gib in needed.items() if gib}
+            trainable = lora_parameters(script, args)
+            for line in forecast.estimate(args, steps, rows, trainable, asked, forecast.load_cards()):
+                say(line)
+
+
+def is_measured(args: argparse.Namespace, state: Any) -> bool:
+    """Whether steps can be taken here: on a GPU with any model, on a CPU with a small one that lies in a folder."""
+    if state.device.type == "cuda":
+        return True
+    folder = Path(args.pretrained_inpaint_model_name_or_path)
+    weights = [path for place in (folder, folder / "transformer") for path in place.glob("*.safetensors")]
+    small = bool(weights) and sum(path.stat().st_size for path in weights) < SMALL
+    return small and Path(args.pretrained_model_name_or_path).is_dir()
+
+
+def answer(
+    args: argparse.Namespace, script: Any, state: Any, steps: int, rows: int | None, say: Callable[[str], None]
+) -> None:
+    """Tell ``say``, line by line, what the run will take by measured steps. Raises ``ValueError`` as ``plan`` does."""
+    gpu = state.device.type == "cuda"
+    name = torch.cuda.get_device_name(state.device) if gpu else "the CPU"
+    say(forecast.headline(args, steps, state.num_processes, f"{state.num_processes} x {name}" if gpu else name))
+    found = measure_all(args, functools.partial(upstream.train, script), state)
+    if not state.is_main_process:
+        return
+    own, best = found[""], forecast.fastest(found)
+    chosen = "" if isinstance(own, Measured) else best
+    if chosen is not None:
+        if chosen:
+            say(f"memory    does not fit as it is; this is the plan with {chosen}")
+        with_flags = argparse.Namespace(**vars(args) | variants(args, fits=False).get(chosen, {}))
+        memory = torch.cuda.get_device_properties(state.device).total_memory / GIB if gpu else None
+        ceiling = matmul_ceiling(state.device, script.DTYPES[args.mixed_precision])
+        result = found[chosen]
+        assert isinstance(result, Measured)  # given: it is the user's own or the fastest of those that ran
+        folder = Path(args.output_dir).absolute()
+        free = shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free
+        device = forecast.Device(name, ceiling, memory)
+        for line in forecast.describe(with_flags, result, device, steps, rows, free):
+            say(line)
+    if gpu and state.num_processes == 1:
+        for line in forecast.choice(found):
+            say(line)
+    else:
+        where = "on one GPU alone: CUDA_VISIBLE_DEVICES=0" if gpu else "on a GPU"
+        say(f"choose    no other flags were tried: that is done {where}")
+    if isinstance(own, str):
+        raise ValueError(own)
+
+
+def lora_parameters(script: Any, args: argparse.Namespace) -> int:
+    """Parameters that ``script`` trains of a transformer of FLUX.1-Fill's shape; no memory is taken for any."""
+    with torch.device("meta"):
+        transformer = FluxTransformer2DModel(**forecast.FLUX_FILL)
+    return sum(parameter.numel() for parameter in script.make_trainable(transformer, args))
 
 
 def measure(args: argparse.Namespace, train: Train, state: Any) -> Measured | None:
@@ -34,12 +130,6 @@ def measure(args: argparse.Namespace, train: Train, state: Any) -> Measured | No
     None on all ranks but the main one: the trainer leaves them with no way to talk to each other. Raises what ``train``
     raises, ``ValueError`` where the run does not fit.
     """
-    from diffusers import FluxTransformer2DModel
-
-    from deepfashion_training.deepfashion_dataset import DatasetOptions, DeepFashionDataset
-    from deepfashion_training.embedded.wardrobe import write_wardrobe
-    from deepfashion_training.models.access import subfolder_of_transformer
-
     if state.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     with tempfile.TemporaryDirectory(prefix="plan-") as own:
@@ -55,8 +145,7 @@ def measure(args: argparse.Namespace, train: Train, state: Any) -> Measured | No
             "dataroot": str(folder / "wardrobe"), "output_dir": str(folder / "run"), "overwrite_output_dir": False,
         }  # fmt: skip
         options = DatasetOptions(resize_mode=args.resize_mode, cache_dir=str(folder / "rows"))
-        dataset = functools.partial(DeepFashionDataset, options=options)
-        train(argparse.Namespace(**{**vars(args), **short}), dataset)
+        train(argparse.Namespace(**vars(args) | short), functools.partial(DeepFashionDataset, options=options))
         if not state.is_main_process:
             return None
         run = json.loads((folder / "run" / "run.json").read_text("utf-8"))
@@ -77,10 +166,6 @@ def measure(args: argparse.Namespace, train: Train, state: Any) -> Measured | No
 def does_not_fit(error: BaseException) -> bool:
     """Whether ``error`` is the trainer's way to say that a GPU's memory was too small."""
     return isinstance(error, torch.OutOfMemoryError) or isinstance(error.__cause__, torch.OutOfMemoryError)
-
-
-def _typed(name: str, value: Any) -> str:
-    return f"--{name}" if value is True else f"--no-{name}" if value is False else f"--{name} {value}"
 
 
 def variants(args: argparse.Namespace, fits: bool) -> dict[str, dict[str, Any]]:
@@ -112,6 +197,10 @@ def variants(args: argparse.Namespace, fits: bool) -> dict[str, dict[str, Any]]:
     return found
 
 
+def _typed(name: str, value: Any) -> str:
+    return f"--{name}" if value is True else f"--no-{name}" if value is False else f"--{name} {value}"
+
+
 def measure_all(args: argparse.Namespace, train: Train, state: Any) -> dict[str, Measured | str]:
     """What steps take with the user's flags, under "", and with the flags of ``variants``, under what is typed.
 
@@ -134,7 +223,7 @@ def measure_all(args: argparse.Namespace, train: Train, state: Any) -> dict[str,
     for typed, changes in variants(args, fits).items():
         free_memory()
         try:
-            result = measure(argparse.Namespace(**{**vars(args), **changes}), train, state)
+            result = measure(argparse.Namespace(**vars(args) | changes), train, state)
             assert result is not None  # given: there is one process
             found[typed] = result
         except Exception as error:  # of flags that the user has not given: told in the plan, which goes on
