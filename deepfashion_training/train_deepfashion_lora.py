@@ -147,7 +147,7 @@ def parse(argv: list[str], parser: TrainParser | None = None) -> tuple[argparse.
         from deepfashion_training.embedded import TINY_FLUX_FILL
 
         follows |= dict.fromkeys(MODELS, str(TINY_FLUX_FILL))
-    script = None if args.upstream_check else _other_script(args)
+    script = None if args.upstream_check else _other_script(parser, args)
     if script is None:
         parser.refuse_unknown(rest)
         if rest:
@@ -159,18 +159,21 @@ def parse(argv: list[str], parser: TrainParser | None = None) -> tuple[argparse.
     for name in MODELS:  # seen from elsewhere, a folder named from here would look like a repository on the Hub
         if (folder := getattr(args, name, None)) and Path(folder).is_dir():
             setattr(args, name, str(Path(folder).absolute()))
-    _refuse_together(parser, args, script)
+    _refuse_together(parser, args)
     return args, script
 
 
-def _other_script(args: argparse.Namespace) -> Any:
+def _other_script(parser: TrainParser, args: argparse.Namespace) -> Any:
     """The script of ``--upstream``, loaded and checked; None where that is the project's own trainer."""
     if not args.upstream:
         return None
     from deepfashion_training.upstream import script as upstream
 
-    own = Path(args.upstream).resolve() == upstream.DEFAULT_SCRIPT
-    return None if own else upstream.open_script(args.upstream, args.report_to)
+    if Path(args.upstream).resolve() == upstream.DEFAULT_SCRIPT:
+        return None
+    if args.plan:
+        parser.error("--plan measures the project's own trainer: leave out --upstream")
+    return upstream.open_script(args.upstream, args.report_to)
 
 
 def _in_the_words_of(
@@ -201,15 +204,13 @@ def _in_the_words_of(
     return found
 
 
-def _refuse_together(parser: TrainParser, args: argparse.Namespace, script: Any) -> None:
+def _refuse_together(parser: TrainParser, args: argparse.Namespace) -> None:
     """Raise ``WrongUseError`` for flags of this command that cannot mean anything together."""
     whole_base = getattr(args, "train_base_model", False)
     if args.gpu_hour_price is not None and not args.plan:
         parser.error("--gpu_hour_price does nothing without --plan")
     if args.plan and args.publish:
         parser.error("--push_to_hub: --plan trains nothing to upload: leave out one of the two")
-    if args.plan and script is not None:
-        parser.error("--plan measures the project's own trainer: leave out --upstream")
     if args.plan and whole_base:
         parser.error("--plan counts the work of a LoRA, and --train_base_model trains none: leave out one of them")
     if not args.publish and (args.publish_as or args.publish_private):
@@ -523,7 +524,7 @@ def finish(args: argparse.Namespace) -> None:
         sys.stdout.write(f"published {push(folder, args.publish_as, args.publish_private)}\n")
     if failed is not None:
         raise ValueError(
-            f"the LoRA is in {folder}, but comparing it with its base failed: {describe(failed)}; try again with "
+            f"the LoRA is in {folder}, but comparing it with its base failed: {describe(failed)}; try again with: "
             f"{evaluate_command(args, folder)}"
         ) from failed
 

@@ -16,11 +16,10 @@ import pytest
 import torch
 import yaml
 
+from deepfashion_training import plan as planning
 from deepfashion_training import train_deepfashion_lora as wrapper
 from deepfashion_training.cli import PRESETS
 from deepfashion_training.embedded.wardrobe import write_wardrobe
-from deepfashion_training.upstream import plan_answer as answer
-from deepfashion_training.upstream import plan_trial as measuring
 from training_run import forecast as plan
 from training_run.forecast import GIB, Device, Measured
 
@@ -56,16 +55,16 @@ def test_a_plan_is_measured_and_leaves_nothing(
     own_temp: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trained, out = [], tmp_path / "out"
-    real = measuring.measure
+    real = planning.measure
 
-    def seen(args: argparse.Namespace, train: measuring.Train, state: object) -> Measured | None:
+    def seen(args: argparse.Namespace, train: planning.Train, state: object) -> Measured | None:
         def also(short: argparse.Namespace, dataset: object) -> None:
             train(short, dataset)
             trained.append((short, sorted(path.name for path in Path(short.output_dir).iterdir())))
 
         return real(args, also, state)
 
-    monkeypatch.setattr(measuring, "measure", seen)
+    monkeypatch.setattr(planning, "measure", seen)
     argv = [*QUICK, f"--output_dir={out}", "--gpu_hour_price", "3600", "--cache_latents", "--lora_rank", "4"]
     assert wrapper.main(argv) == 0
     said = capsys.readouterr().out.splitlines()
@@ -101,7 +100,7 @@ def test_what_encoded_rows_and_checkpoints_take_is_what_they_took(
         sizes["row"] = shards / len(dataset("/".join((short.dataroot,)), "train"))  # type: ignore[operator]
         sizes["checkpoint"] = sum(path.stat().st_size for path in (run / "checkpoint-6").rglob("*") if path.is_file())
 
-    found = measuring.measure(args, train, wrapper.process_state())
+    found = planning.measure(args, train, wrapper.process_state())
     assert found is not None
     assert plan.latents_row_bytes(args) == pytest.approx(sizes["row"], rel=0.02)
     assert found.checkpoint_bytes == sizes["checkpoint"] > 2 * found.weights_bytes  # weights and Muon's moment
@@ -257,10 +256,10 @@ def test_estimates_agree_with_what_the_presets_say() -> None:
 
 def test_parameters_are_counted_on_the_real_shape() -> None:
     args, script = wrapper.resolve(["--plan", "--lora_rank", "16"])
-    assert answer.lora_parameters(script, args) == 65_372_160  # as full.yaml has it: 65M
+    assert planning.lora_parameters(script, args) == 65_372_160  # as full.yaml has it: 65M
     args.lora_target_modules = "attention"
     d = 3072  # 8 and 3 square layers, inputs + outputs times rank
-    assert answer.lora_parameters(script, args) == 16 * 2 * d * (19 * 8 + 38 * 3)
+    assert planning.lora_parameters(script, args) == 16 * 2 * d * (19 * 8 + 38 * 3)
 
 
 def test_a_preset_that_names_no_memory_is_estimated_all_the_same(
@@ -284,11 +283,15 @@ def test_where_figures_come_from() -> None:
 def test_a_small_model_is_measured_and_a_large_one_is_not(tmp_path: Path) -> None:
     cpu, gpu = (SimpleNamespace(device=torch.device(kind)) for kind in ("cpu", "cuda"))
     args = asked("--embedded")
-    assert answer.is_measured(args, cpu) and not answer.is_measured(asked(), cpu) and answer.is_measured(asked(), gpu)
+    assert (
+        planning.is_measured(args, cpu)
+        and not planning.is_measured(asked(), cpu)
+        and planning.is_measured(asked(), gpu)
+    )
     with (tmp_path / "weights.safetensors").open("wb") as file:
         file.truncate(3 * GIB)  # sparse
     args.pretrained_inpaint_model_name_or_path = str(tmp_path)
-    assert not answer.is_measured(args, cpu)
+    assert not planning.is_measured(args, cpu)
 
 
 # ---- a GPU that is too small, and other flags
@@ -316,15 +319,15 @@ def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[list[str], 
     card = SimpleNamespace(total_memory=23.6 * GIB)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "RTX 4090")
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
-    monkeypatch.setattr(answer, "matmul_ceiling", lambda device, dtype: 150.0)
+    monkeypatch.setattr(planning, "matmul_ceiling", lambda device, dtype: 150.0)
 
     def planned(fits: Callable[[argparse.Namespace], float | None], *argv: str, processes: int = 1):
         state = SimpleNamespace(device=torch.device("cuda"), num_processes=processes, is_main_process=True)
         args, script = wrapper.resolve([*argv, "--plan"])
         stand_in, lines = OutOfMemory(fits), list[str]()
-        monkeypatch.setattr(measuring, "measure", stand_in)
+        monkeypatch.setattr(planning, "measure", stand_in)
         try:
-            answer.answer(args, script, state, None, {}, lines.append)
+            planning.answer(args, script, state, args.max_train_steps, None, lines.append)
         except ValueError as error:
             return lines, str(error), stand_in
         return lines, None, stand_in
@@ -462,6 +465,6 @@ def test_the_projects_own_trainer_may_be_named() -> None:
 
 
 def test_check_with_plan_measures_nothing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(answer, "answer", lambda *_: pytest.fail("measured"))
+    monkeypatch.setattr(planning, "answer", lambda *_: pytest.fail("measured"))
     assert wrapper.main([*QUICK, "--check"]) == 0
     assert capsys.readouterr().out == ""
