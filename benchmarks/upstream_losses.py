@@ -29,6 +29,7 @@ from deepfashion_training import train_deepfashion_lora as wrapper
 from deepfashion_training.cli import quiet_libraries
 from deepfashion_training.embedded.wardrobe import write_wardrobe
 from deepfashion_training.upstream import script as upstream
+from deepfashion_training.upstream.patching import patched
 
 #: Largest difference of a step's loss that rounding may make, by precision.
 TOLERANCE = {"no": 1e-5, "bf16": 2e-3}
@@ -44,7 +45,7 @@ def losses_of(flags: list[str], replay: bool = False) -> list[float]:
     wrapper.check(args, script)
     if replay:
         assert isinstance(script, upstream.DrivenScript)
-        with upstream.patched(script.module, **replayed(script.module, args.seed)):
+        with patched(script.module, **replayed(script.module, args.seed)):
             wrapper.run(args, script)
     else:
         wrapper.run(args, script)

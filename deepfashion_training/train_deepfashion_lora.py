@@ -173,7 +173,7 @@ def _other_script(parser: TrainParser, args: argparse.Namespace) -> Any:
         return None
     if args.plan:
         parser.error("--plan measures the project's own trainer: leave out --upstream")
-    return upstream.open_script(args.upstream, args.report_to)
+    return upstream.open_script(args.upstream)
 
 
 def _in_the_words_of(

@@ -72,7 +72,7 @@ USAGE
   --preset X    one of presets/*.yaml by name, or a file of your own like them
   --embedded    the small model and drawn wardrobe that come with the project: any machine, no network;
                 --quick-test does this by itself where no GPU is large enough
-  --upstream X  train through another script, such as that of nftblackmagic/catvton-flux; --upstream-check X says how
+  --upstream X  train through another script, such as that of nftblackmagic/catvton-flux; --upstream_check X says how
                 it would be driven, and trains nothing
   --plan        what the run will take in time, memory and disk, and which flags suit this GPU, from some measured
                 steps, or from a table where there is no GPU; with --gpu_hour_price X also in money. Trains nothing
@@ -199,7 +199,7 @@ embedded=no
 check_only=no
 plan=no
 own_script=no # --upstream: trains through a script of the user's
-look_only=no  # --upstream-check: about a script, whatever the machine
+look_only=no  # --upstream_check: about a script, whatever the machine
 
 choose() { # choose NAME FLAG
   [[ -z $preset_flag ]] || die 2 "$preset_flag and $2 each choose a preset; give one of them"
@@ -239,7 +239,7 @@ while (($#)); do
       [[ $1 != --check ]] || check_only=yes
       [[ $1 != --plan ]] || plan=yes
       [[ $1 != --upstream && $1 != --upstream=* ]] || own_script=yes
-      [[ $1 != --upstream-check && $1 != --upstream-check=* ]] || look_only=yes
+      [[ $1 != --upstream_check && $1 != --upstream_check=* ]] || look_only=yes
       passed+=("$1")
       ;;
   esac

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import hashlib
 import io
@@ -12,6 +13,7 @@ import re
 import shutil
 import subprocess
 import sys
+from argparse import Namespace
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,10 +34,12 @@ from deepfashion_training.embedded.wardrobe import write_wardrobe
 from deepfashion_training.upstream import driven_run as run_module
 from deepfashion_training.upstream import pipeline as pipeline_module
 from deepfashion_training.upstream import script as upstream
+from deepfashion_training.upstream.patching import patched
+from training_run import checkpoints
 
 ROOT = Path(__file__).resolve().parents[1]
-STAND_INS = Path(__file__).parent / "stand_ins"
-SCRIPT = STAND_INS / "catvton_flux" / "train_flux_inpaint.py"
+SCRIPTS = Path(__file__).parent / "scripts"
+SCRIPT = SCRIPTS / "catvton_flux" / "train_flux_inpaint.py"
 LAUNCHER = ROOT / "deepfashion_training" / "train_deepfashion_lora.sh"
 BASE = TINY_FLUX_FILL / "transformer" / "diffusion_pytorch_model.safetensors"
 LORA = "pytorch_lora_weights.safetensors"
@@ -56,6 +60,9 @@ class Named:
         self.names.append(sample["im_name"])
         return sample
 
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.data, name)
+
 
 class Recorder(run_module.DrivenRun):
     """The run, with what its script was given along the way."""
@@ -69,18 +76,16 @@ class Recorder(run_module.DrivenRun):
         self.global_args: Any = None
         Recorder.latest = self
 
-    def begin(self) -> None:
-        super().begin()
-        self.global_args = vars(upstream.load_script(SCRIPT)).get("args")
-
     def add_loss(self, loss: torch.Tensor) -> None:
         super().add_loss(loss)
+        self.global_args = vars(upstream.load_script(SCRIPT)).get("args")
         self.every_loss.append(loss.item())
 
-    def _stream(self, data: Any) -> run_module.RowStream:
-        stream = super()._stream(data)
-        stream.data = Named(data, self.names)
-        return stream
+    def build_dataset(self, *args: Any, **kwargs: Any) -> Any:
+        rows = super().build_dataset(*args, **kwargs)
+        if isinstance(rows, run_module.TrainingRows):
+            rows.dataset = Named(rows.dataset, self.names)
+        return rows
 
 
 @dataclass
@@ -140,9 +145,9 @@ def train(data: Path, folder: Path, *flags: object, script: Path = SCRIPT) -> Tr
     argv += ["--evaluate_samples", "0"]
     argv += ["--output_dir", folder, *(SMALL if script == SCRIPT else []), *flags]
     with (
-        upstream.patched(run_module, DrivenRun=Recorder),
-        upstream.patched(pipeline_module.FluxFillPipeline, create=True, from_pretrained=noting_pipeline),
-        upstream.patched(trainer, load_transformer=noting_transformer),
+        patched(run_module, DrivenRun=Recorder),
+        patched(pipeline_module.FluxFillPipeline, create=True, from_pretrained=noting_pipeline),
+        patched(trainer, load_transformer=noting_transformer),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
     ):
@@ -177,8 +182,9 @@ def assert_nothing_stays(module: ModuleType, before: dict[str, Any]) -> None:
     assert vars(module).keys() == before["names"].keys()
     assert [name for name, value in vars(module).items() if value is not before["names"][name]] == []
     assert sys.path == before["path"]
-    assert [finder for finder in sys.meta_path if "deepfashion" in type(finder).__module__] == []
-    assert not {"image_datasets", "paser_helper", "src"} & {name.partition(".")[0] for name in sys.modules}
+    assert type(builtins.__import__).__name__ == "builtin_function_or_method"
+    files = [str(getattr(each, "__file__", None)) for name, each in sys.modules.items() if name != module.__name__]
+    assert [file for file in files if file.startswith(str(SCRIPT.parent))] == []
     assert {path: path.read_bytes() for path in before["script"]} == before["script"]
 
 
@@ -225,7 +231,7 @@ def resumed(begun: Trained, wardrobe: Path, tmp_path_factory: pytest.TempPathFac
 def half(wardrobe: Path, module: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """Two steps in bf16 with pictures as often as can be, no checkpoints, and another prompt in the script."""
     flags = "--max_train_steps 2 --checkpointing_steps 0 --validation_steps 1 --mixed_precision bf16".split()
-    with upstream.patched(module, PROMPT=OWN_PROMPT):
+    with patched(module, PROMPT=OWN_PROMPT):
         done = train(wardrobe, tmp_path_factory.mktemp("half") / "out", *flags)
     assert done.code == 0, done.err
     return done
@@ -376,10 +382,9 @@ def test_the_base_stays_as_it_was_bit_for_bit(
 
 
 def test_pictures_come_one_step_after_every_n_and_at_the_end(whole: Trained, half: Trained, seen: Trained) -> None:
-    drawn = {"step-1.png", "step-3.png", "step-5.png"}
-    assert whole.pictures() == drawn | {f"train-{name}" for name in drawn}
-    assert half.pictures() == {"step-1.png", "train-step-1.png", "step-2.png"}
-    assert seen.pictures() == {"step-3.png", "train-step-3.png", "step-4.png"}
+    assert whole.pictures() == {"step-1.png", "step-3.png", "step-5.png"}
+    assert half.pictures() == {"step-1.png", "step-2.png"}
+    assert seen.pictures() == {"step-3.png", "step-4.png"}
 
 
 def test_no_pictures_and_no_checkpoints_where_none_are_wanted(begun: Trained, half: Trained) -> None:
@@ -388,11 +393,10 @@ def test_no_pictures_and_no_checkpoints_where_none_are_wanted(begun: Trained, ha
     assert not list(half.folder.glob("*checkpoint*")) and half.record["arguments"]["checkpointing_steps"] == 0
 
 
-@pytest.mark.parametrize("name", ["step-3.png", "train-step-3.png"])
-def test_a_sheet_shows_garment_masked_person_result_and_truth(name: str, whole: Trained) -> None:
-    samples = whole.run.sheets.samples["train" if name.startswith("train") else "validation"]
+def test_a_sheet_shows_garment_masked_person_result_and_truth(whole: Trained) -> None:
+    samples = whole.run.samples
     assert len(samples) == 2
-    with Image.open(whole.folder / "validation" / name) as file:
+    with Image.open(whole.folder / "validation" / "step-3.png") as file:
         sheet = file.convert("RGB")
     assert sheet.size == (4 * (192 + 6) + 6, 22 + 2 * (22 + 256 + 6))  # pictures enlarged twice, gaps of 6, lines of 22
     for row, sample in enumerate(samples):
@@ -406,12 +410,10 @@ def test_a_sheet_shows_garment_masked_person_result_and_truth(name: str, whole: 
 
 
 def test_the_samples_of_validation_are_as_many_as_wanted_and_of_several_types(whole: Trained) -> None:
-    for kind in ("train", "validation"):
-        rows = trainer.validation_rows(whole.run.datasets[kind], 2)
-        assert [sample["im_name"] for sample in whole.run.sheets.samples[kind]] == [
-            whole.run.datasets[kind][row]["im_name"] for row in rows
-        ]
-    assert len({sample["cloth_type"] for sample in whole.run.sheets.samples["train"]}) == 2
+    data = whole.run.datasets["validation"]
+    names = [data[row]["im_name"] for row in trainer.validation_rows(data, 2)]
+    assert [sample["im_name"] for sample in whole.run.samples] == names
+    assert len({sample["cloth_type"] for sample in whole.run.samples}) == 2
 
 
 def test_a_checkpoint_holds_a_lora_and_its_optimizer_and_not_the_base(whole: Trained) -> None:
@@ -461,7 +463,7 @@ def test_a_finished_run_is_not_continued(whole: Trained, wardrobe: Path) -> None
     record = (whole.folder / "run.json").read_bytes()
     done = train(wardrobe, whole.folder, *SAME, "--max_train_steps", 5, "--resume_from_checkpoint", "latest")
     assert done.code == 1
-    assert done.problem == f"{whole.folder / 'checkpoint-5'} is at step 5 of 5: raise --max_train_steps"
+    assert "is at step 5 of 5: raise --max_train_steps" in done.problem
     assert (whole.folder / "run.json").read_bytes() == record
 
 
@@ -492,14 +494,82 @@ def test_a_fresh_run_never_lands_on_an_earlier_one(begun: Trained, wardrobe: Pat
 def test_a_bad_checkpoint_is_refused_before_anything_is_loaded(wardrobe: Path, tmp_path: Path) -> None:
     made = tmp_path / "ours" / "checkpoint-3"
     made.mkdir(parents=True)
-    for file in (LORA, "optimizer.bin", "training_state.json"):
+    for file in (LORA, "training_state.json"):
         (made / file).touch()
+    checkpoints.seal(made)
     done = train(wardrobe, tmp_path / "ours", "--resume_from_checkpoint", made)
     assert (done.code, done.transformers, done.err.count("\n")) == (1, 0, 1)
     assert "was written by train_flux_inpaint.py" in done.problem
 
 
+@pytest.mark.parametrize(
+    ("name", "files", "message"),
+    [
+        ("out/checkpoint-3", ("optimizer.bin",), "holds no LoRA"),
+        ("out/other", (LORA,), "is no checkpoint-<step> in --output_dir"),
+        ("else/checkpoint-3", (LORA,), "is no checkpoint-<step> in --output_dir"),
+        ("out/checkpoint-3", (LORA,), "is at step 3 of 2: raise --max_train_steps"),
+    ],
+)
+def test_a_checkpoint_that_cannot_be_continued_is_named(
+    name: str, files: tuple[str, ...], message: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / name
+    folder.mkdir(parents=True)
+    for file in files:
+        (folder / file).touch()
+    checkpoints.seal(folder)
+    settings = Namespace(output_dir=str(tmp_path / "out"), resume_from_checkpoint=str(folder), max_train_steps=2)
+    with pytest.raises(ValueError, match=message) as error:
+        run_module.checkpoint_of(settings)
+    assert str(folder) in str(error.value)
+
+
 # ---- rows
+
+
+class Rows:
+    """A dataset of a hundred rows, with sampling weights."""
+
+    def __init__(self, weights: list[float] | None) -> None:
+        self.weights = weights
+
+    def __len__(self) -> int:
+        return 100
+
+    def __getitem__(self, row: int) -> int:
+        return row
+
+    def sampling_weights(self) -> list[float] | None:
+        return self.weights
+
+
+def rows_given(weights: list[float] | None, **settings: Any) -> list[int]:
+    """Training rows that a script gets for 150 steps of batches of 4."""
+    values = {"train_batch_size": 4, "gradient_accumulation_steps": 1, "max_train_steps": 150, "seed": 3}
+    values |= {"output_dir": "out", "resume_from_checkpoint": None, "num_train_epochs": 1}
+    values |= {"validation_steps": 5, "checkpointing_steps": 0, "max_grad_norm": 1.0, **settings}
+    run = run_module.DrivenRun(Namespace(**values), Namespace(), lambda *_: Rows(weights), {})
+    rows = run.build_dataset("anywhere", "train", data_list=run_module.TRAIN_LIST)
+    return [rows[place] for place in range(len(rows))]
+
+
+def test_rows_are_shuffled_whole_epochs_or_balanced() -> None:
+    plain = rows_given(None)
+    assert sorted(plain[:100]) == sorted(plain[100:200]) == list(range(100))
+    assert plain[:100] != plain[100:200]
+    rare = [row < 10 for row in rows_given([1 / 10] * 10 + [1 / 90] * 90)]
+    assert 240 < sum(rare) < 360
+
+
+def test_rows_are_as_many_as_the_run_takes_on_all_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    whole = rows_given(None)
+    assert len(whole) == 150 * 4 * 2
+    later = rows_given(None, resume_from_checkpoint="x/checkpoint-49")
+    assert later[:800] == whole[49 * 8 :][:800]
+    assert len(later) == 150 * 4 * 2  # scripts count epochs by the length of a whole run
+    assert len(rows_given(None, max_train_steps=None, num_train_epochs=2)) == 25 * 8
 
 
 def rows_of_our_trainer(done: Trained) -> list[str]:
@@ -571,12 +641,12 @@ def dying_at(step: int, error: BaseException) -> Iterator[None]:
 
     def dying(self: Any, output_dir: str, **kwargs: Any) -> str:
         if output_dir.endswith(f"-{step}"):
-            Path(output_dir).mkdir()
+            Path(output_dir).mkdir(exist_ok=True)
             (Path(output_dir) / LORA).write_text("half")
             raise error
         return save_state(self, output_dir, **kwargs)
 
-    with upstream.patched(Accelerator, save_state=dying):
+    with patched(Accelerator, save_state=dying):
         yield
 
 
@@ -584,9 +654,9 @@ def test_dying_in_a_checkpoint_costs_no_earlier_one(
     wardrobe: Path, module: ModuleType, before: dict[str, Any], tmp_path: Path
 ) -> None:
     flags = ["--max_train_steps", 3, "--checkpointing_steps", 1, "--checkpoints_total_limit", 1, *NO_PICTURES]
-    with dying_at(2, OSError("no space left")):
+    with dying_at(2, OSError(28, "no space left")):
         done = train(wardrobe, tmp_path / "out", *flags)
-    assert (done.code, done.problem) == (1, "no space left")
+    assert done.code == 1 and "no space left" in done.problem
     assert [path.name for path in done.folder.glob("checkpoint-*")] == ["checkpoint-1"]
     assert len(list((done.folder / "checkpoint-1").iterdir())) == 5
     assert done.record["status"] == "failed"
@@ -627,8 +697,8 @@ def test_gradients_that_are_not_finite_are_never_saved(
     wardrobe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Spoiled(Recorder):
-        def begin(self) -> None:
-            super().begin()
+        def add_loss(self, loss: torch.Tensor) -> None:
+            super().add_loss(loss)
             self.parameters[0].register_hook(lambda gradient: gradient * math.nan)
 
     monkeypatch.setattr(sys.modules[__name__], "Recorder", Spoiled)
@@ -648,7 +718,7 @@ def test_gradients_that_are_not_finite_are_never_saved(
 def test_a_script_that_does_not_train_is_no_success(
     main: Callable[..., Any], message: str, wardrobe: Path, module: ModuleType, before: dict[str, Any], tmp_path: Path
 ) -> None:
-    with upstream.patched(module, main=main):
+    with patched(module, main=main):
         done = train(wardrobe, tmp_path / "out", "--max_train_steps", 1)
     assert done.code == 1 and done.problem.endswith(message)
     assert not (tmp_path / "out" / LORA).exists()
@@ -659,11 +729,11 @@ def test_a_script_that_does_not_train_is_no_success(
 
 
 def test_a_script_with_a_lora_of_its_own_trains_it_itself(wardrobe: Path, tmp_path: Path) -> None:
-    done = train(wardrobe, tmp_path / "out", script=STAND_INS / "native_lora.py")
+    done = train(wardrobe, tmp_path / "out", "--max_train_steps", 3, script=SCRIPTS / "native_lora.py")
     assert done.code == 0, done.err
     assert done.run is None
     assert set(done.lora()) == {"transformer.to_q.lora_A.weight", "transformer.to_q.lora_B.weight"}
-    assert done.out == f"\n{STAND_INS / 'native_lora.py'} has ended; what it has written is in {tmp_path / 'out'}\n"
+    assert done.out == f"\n{SCRIPTS / 'native_lora.py'} has ended; what it has written is in {tmp_path / 'out'}\n"
 
 
 def test_the_least_of_a_script_runs_with_our_rows(
@@ -685,7 +755,6 @@ def main(args):
     script = tmp_path / "least_script.py"
     script.write_text(text, "utf-8")
     done = train(wardrobe, tmp_path / "out", script=script)
-    sys.modules.pop("least_script", None)
     assert done.code == 0, done.err
     rows, *closing = done.out.splitlines()
     assert int(rows) > 10

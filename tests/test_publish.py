@@ -23,8 +23,8 @@ from deepfashion_training.embedded import TINY_FLUX_FILL
 from deepfashion_training.embedded.wardrobe import write_wardrobe
 from deepfashion_training.models import publish
 
-SCRIPT = Path(__file__).parent / "stand_ins" / "catvton_flux" / "train_flux_inpaint.py"
-NATIVE = Path(__file__).parent / "stand_ins" / "native_lora.py"
+SCRIPT = Path(__file__).parent / "scripts" / "catvton_flux" / "train_flux_inpaint.py"
+NATIVE = Path(__file__).parent / "scripts" / "native_lora.py"
 LORA = "pytorch_lora_weights.safetensors"
 TOKEN = "hf_" + "aB3" * 11
 

@@ -80,7 +80,7 @@ def test_what_a_line_reads_an_earlier_one_has_made(called):
     made: set[str] = set()
     for call in called:
         argv = training(call)
-        if argv is not None and "--plan" not in argv and "--upstream-check" not in argv:
+        if argv is not None and "--plan" not in argv and "--upstream_check" not in argv:
             preset = argv[argv.index("--preset") + 1] if "--preset" in argv else "full"
             folder = argv[argv.index("--output_dir") + 1] if "--output_dir" in argv else f"outputs/{preset}"
             if "--output_dir" in argv:

@@ -2,8 +2,8 @@
 
     CATVTON_FLUX=../catvton-flux python -m pytest -s tests/test_real_checkout.py
 
-It is nobody's to copy, so nothing of it is here, and without a checkout these tests are skipped; the stand-in in
-``tests/stand_ins`` takes its place in the others. It needs einops, which our own code does not.
+Nothing of it is copied here, so without a checkout these tests are skipped; the other tests use the re-creation in
+``tests/scripts``. It needs einops, which our own code does not.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from safetensors.torch import load_file
 from deepfashion_training import train_deepfashion_lora as wrapper
 from deepfashion_training.embedded import TINY_FLUX_FILL
 from deepfashion_training.embedded.wardrobe import write_wardrobe
-from deepfashion_training.upstream import script as upstream
 from deepfashion_training.upstream.driven_run import DrivenRun
+from deepfashion_training.upstream.patching import patched
 
 SCRIPT = Path(os.environ.get("CATVTON_FLUX", "")) / "train_flux_inpaint.py"
 BASE = TINY_FLUX_FILL / "transformer" / "diffusion_pytorch_model.safetensors"
@@ -60,7 +60,7 @@ def train(pairs: Path, out: Path, *flags: str) -> tuple[torch.nn.Module, dict]:
     argv = ["--preset=quick_test", "--embedded", f"--dataset_name={pairs}", f"--output_dir={out}", *flags]
     args, script = wrapper.resolve([*argv, f"--upstream={SCRIPT}", "--num_inference_steps=2"])
     wrapper.check(args, script)
-    with upstream.patched(DrivenRun, end=end):
+    with patched(DrivenRun, end=end):
         wrapper.run(args, script)
     forget_accelerator()
     return models[0], json.loads((out / "run.json").read_text(encoding="utf-8"))

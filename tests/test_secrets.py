@@ -17,7 +17,7 @@ from deepfashion_training import train_deepfashion_lora as wrapper
 from deepfashion_training.embedded.wardrobe import write_wardrobe
 
 ROOT = Path(__file__).resolve().parents[1]
-SCRIPT = Path(__file__).parent / "stand_ins" / "catvton_flux" / "train_flux_inpaint.py"
+SCRIPT = Path(__file__).parent / "scripts" / "catvton_flux" / "train_flux_inpaint.py"
 #: Tokens as the Hub and Weights & Biases make them; no two have a part in common that other bytes could have.
 CANARIES = {
     "HF_TOKEN": "hf_CanaryEnvAAAAAAAAAAAAAAAAAAAAAAAAAA",

@@ -474,7 +474,7 @@ def test_the_dataset_is_swapped_while_main_runs_and_never_longer(quick_test, tmp
         seen.append((type(dataset).__name__, len(dataset), dataset[0]["image"].shape))
         raise Stop
 
-    from deepfashion_training.upstream.script import patched
+    from deepfashion_training.upstream.patching import patched
 
     with patched(script, main=main), pytest.raises(Stop):
         wrapper.run(args, script)

@@ -1,28 +1,24 @@
-"""An ``Accelerator`` that mends, from outside, what a script does around its training step."""
+"""An ``Accelerator`` that fixes, from outside, what a script does around its training step."""
 
 from __future__ import annotations
 
 import contextlib
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from accelerate import Accelerator, DistributedType
-from accelerate.utils import set_seed
 from torch.utils.data import DataLoader
 
-from deepfashion_training.upstream.driven_run import SECRETS, RowStream
+from deepfashion_training.upstream.driven_run import SECRETS, DrivenRun, TrainingRows
+from training_run import checkpoints
 from training_run.output_dir import prepare_output_dir
 from training_run.stopping import settle_gloo
 
-if TYPE_CHECKING:
-    from deepfashion_training.upstream.driven_run import DrivenRun
-
 
 class DrivenAccelerator(Accelerator):
-    """``Accelerator`` of a script that ``run`` drives; see ``accelerator_class``."""
+    """``Accelerator`` of a script that ``run`` drives; ``run`` is set on a subclass made for one run."""
 
     run: ClassVar[DrivenRun]
     _models: list[Any]
@@ -44,8 +40,8 @@ class DrivenAccelerator(Accelerator):
     def prepare(self, *objects: Any, **kwargs: Any) -> Any:
         """Check that the optimizer holds the LoRA and nothing else, then prepare as ever.
 
-        The loader of training rows keeps to their order, and gets worker processes. Several ranks get seeds of their
-        own from here on, having begun with the same LoRA. Raises ``ValueError`` when the optimizer is another's.
+        The loader of training rows keeps to their order, and gets worker processes. Raises ``ValueError`` when the
+        optimizer holds anything else.
         """
         run = self.run
         run.parameters = run.model.freeze_base()
@@ -58,14 +54,11 @@ class DrivenAccelerator(Accelerator):
                     f"{len(held - wanted)} others, so it cannot train a LoRA"
                 )
             run.optimizer = optimizer
-        prepared = super().prepare(*(self._in_order(each) for each in objects), **kwargs)
-        if self.num_processes > 1:
-            set_seed(run.settings.seed, device_specific=True)
-        return prepared
+        return super().prepare(*(self._in_order(each) for each in objects), **kwargs)
 
     def _in_order(self, part: Any) -> Any:
         """A loader of training rows in their order, which is shuffled already, with workers; anything else as it is."""
-        if not isinstance(part, DataLoader) or not isinstance(part.dataset, RowStream):
+        if not isinstance(part, DataLoader) or not isinstance(part.dataset, TrainingRows):
             return part
         workers = self.run.settings.dataloader_num_workers
         return DataLoader(
@@ -76,7 +69,7 @@ class DrivenAccelerator(Accelerator):
 
     def skip_first_batches(self, dataloader: Any, num_batches: int = 0) -> Any:
         """The loader with its first batches left out; training rows go on where they should without that."""
-        if isinstance(getattr(dataloader, "dataset", None), RowStream):
+        if isinstance(getattr(dataloader, "dataset", None), TrainingRows):
             return dataloader
         return super().skip_first_batches(dataloader, num_batches)
 
@@ -87,11 +80,7 @@ class DrivenAccelerator(Accelerator):
         super().init_trackers(project_name, config=plain, init_kwargs=init_kwargs or {})
 
     def backward(self, loss: torch.Tensor, **kwargs: Any) -> None:
-        """Note the loss, which must be finite, and run the backward pass; the last one of a step ends the step.
-
-        Here alone the ranks exchange something: scripts call the methods below on one rank or on all of them.
-        """
-        self.run.begin()
+        """Note the loss, which must be finite, and run the backward pass; the last one of a step ends the step."""
         self.run.add_loss(loss)
         super().backward(loss, **kwargs)
         if self.sync_gradients:
@@ -107,26 +96,21 @@ class DrivenAccelerator(Accelerator):
     def log(self, values: dict[str, Any], step: int | None = None, log_kwargs: Any = None) -> None:
         """Log after optimizer steps alone, with the mean loss of their forward passes and of all ranks."""
         if self.sync_gradients:
-            super().log(self.run.with_mean_loss(values), step=step, log_kwargs=log_kwargs or {})
+            mean = {"loss": self.run.mean_loss} if "loss" in values else {}
+            super().log({**values, **mean}, step=step, log_kwargs=log_kwargs or {})
 
     def save_state(self, output_dir: str | None = None, **kwargs: Any) -> str:
-        """Write a checkpoint under a hidden name, rename it once it is complete, then delete the oldest ones.
-
-        Other ranks, where the script calls them too, add the state of their random numbers to it.
-        """
+        """Write a checkpoint that is complete or absent, then delete the oldest ones; only the main process does."""
         assert output_dir is not None  # given: scripts of this kind name their checkpoints
-        final = Path(output_dir)
-        staged = final.with_name(f".saving-{final.name}" + ("" if self.is_main_process else f"-{self.process_index}"))
-        with self.run.pause():
-            shutil.rmtree(staged, ignore_errors=True)
-            self.run.write_loss()
-            super().save_state(str(staged), **kwargs)
-            if self.is_main_process:
-                self.run.checkpoint_saved(staged, final)
-            else:
-                self.run.add_to_checkpoint(staged, final)
-        self.run.saved_at = self.run.step
-        return str(final)
+        final, run = Path(output_dir), self.run
+        if self.is_main_process:
+            with run.pause(), checkpoints.staged(final) as draft:
+                super().save_state(str(draft), **kwargs)
+            checkpoints.prune(final, run.settings.checkpoints_total_limit)
+            if run.record is not None:
+                run.record.write()
+        run.saved_checkpoint = run.step
+        return output_dir
 
     def load_state(self, input_dir: str | None = None, **kwargs: Any) -> None:
         """Load a checkpoint; scripts load into the model that they get here, so several ranks get it unwrapped."""
@@ -135,29 +119,18 @@ class DrivenAccelerator(Accelerator):
             super().load_state(input_dir, **kwargs)
         finally:
             self._models = wrapped
-        self.run.hold_randomness()
 
     @contextlib.contextmanager
     def accumulate(self, *models: Any) -> Iterator[None]:
-        """A forward and backward pass, as ever, unless the run is to stop; training's own randomness goes on in it."""
-        self.run.stop_if_asked()
-        self.run.release_randomness()
+        """A forward and backward pass, with random numbers of its own, unless the run is to stop."""
+        self.run.begin_pass()
         with super().accumulate(*models):
             yield
 
     def end_training(self) -> None:
         """Save a last checkpoint where the script has saved none at that step, then finish as ever."""
         run = self.run
-        if (
-            run.step > run.first_step
-            and run.settings.checkpointing_steps
-            and run.step % run.settings.checkpointing_steps
-        ):
+        if run.settings.checkpointing_steps and run.step > run.saved_checkpoint:
             self.save_state(str(run.folder / f"checkpoint-{run.step}"))
         settle_gloo()
         super().end_training()
-
-
-def accelerator_class(run: DrivenRun) -> type[DrivenAccelerator]:
-    """The class that takes the place of ``Accelerator`` in a script while ``run`` lasts."""
-    return type("DrivenAccelerator", (DrivenAccelerator,), {"run": run})

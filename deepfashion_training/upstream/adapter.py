@@ -4,28 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from diffusers import FluxTransformer2DModel
 from peft import set_peft_model_state_dict
 
 import train_flux_inpaint as trainer
+from deepfashion_training.upstream.driven_run import DrivenRun
 from training_run import quantization
-
-if TYPE_CHECKING:
-    from deepfashion_training.upstream.driven_run import DrivenRun
 
 
 class AdapterTransformer(FluxTransformer2DModel):
-    """``FluxTransformer2DModel`` over a frozen base, which shows only its adapter to the script that trains it.
+    """``FluxTransformer2DModel`` over a frozen base, which shows only its LoRA to the script that trains it.
 
-    ``named_parameters``, ``parameters``, ``state_dict``, ``load_state_dict`` and ``save_pretrained`` speak of the LoRA
+    ``named_parameters``, ``parameters``, ``state_dict``, ``load_state_dict`` and ``save_pretrained`` are about the LoRA
     alone, so the script's own freezing loop, optimizer, clipping, checkpoints and last save handle megabytes and not
-    the base. Every adapter weight is trainable whenever it is listed, whatever block names the script has chosen by,
-    and stays in fp32 whatever the transformer is cast to.
-
-    ``run`` is set on a subclass made for one training run; see ``adapter_class``.
+    the base. Every LoRA weight is trainable whenever it is listed, whatever block names the script chooses by, and
+    stays in fp32 whatever the transformer is cast to. ``run`` is set on a subclass made for one training run.
     """
 
     run: ClassVar[DrivenRun]
@@ -111,8 +107,3 @@ class AdapterTransformer(FluxTransformer2DModel):
         """Write the LoRA file into ``save_directory``, or beside it where a script keeps ``transformer/`` apart."""
         folder = Path(save_directory)
         self.run.save_lora(folder.parent if folder.name == "transformer" else folder)
-
-
-def adapter_class(run: DrivenRun) -> type[AdapterTransformer]:
-    """The class that takes the place of ``FluxTransformer2DModel`` in a script while ``run`` lasts."""
-    return type("AdapterTransformer", (AdapterTransformer,), {"run": run})

@@ -1,21 +1,22 @@
-"""Our presets and flags in the words of a script's own parser."""
+"""Our presets and flags in the words of a third-party script's own parser."""
 
 from __future__ import annotations
 
 import argparse
 from argparse import Namespace
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-#: Arguments of our trainer that are seen to from outside when a LoRA goes through a script as an adapter.
+#: Arguments of our trainer that take effect without the script's help when a LoRA goes through it as an adapter.
 FROM_OUTSIDE = frozenset(
     "lora_rank lora_alpha lora_target_modules use_dora use_rslora quantize_base inpaint_revision overwrite_output_dir "
     "num_validation_images num_inference_steps dataloader_num_workers dataloader_prefetch_factor "
     "checkpoints_total_limit resume_from_checkpoint".split()
 )
-
-#: Values that a script would take and then do something else: upstream's warns, and goes on with AdamW.
+#: Arguments of a script that are decided for it, so that typing them would do nothing.
+DECIDED = frozenset({"train_base_model", "train_data_list", "train_verification_list", "validation_data_list"})
+#: Values that a script takes for something else: that of catvton-flux goes on with AdamW.
 OURS_ALONE = {"optimizer": "muon"}
 
 _UNSET = object()
@@ -35,8 +36,6 @@ class Translation:
     """Values of our trainer's arguments that were given, by the preset or on the command line."""
     lost: list[str] = field(default_factory=list)
     """Flags of the preset, with their values, that the script does not know."""
-    unread: list[str] = field(default_factory=list)
-    """Flags that its parser takes and its code does not look at."""
 
 
 def explicit(parser: argparse.ArgumentParser, tokens: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
@@ -60,40 +59,26 @@ def translate(
     from_preset: Mapping[str, Any],
     from_user: Mapping[str, Any],
     handed_on: Sequence[str],
-    read: Collection[str] | None,
-    outside: Collection[str] = (),
-    settled: Collection[str] = (),
+    *,
+    adapter: bool,
 ) -> Translation:
     """Values of our trainer's arguments, ``from_preset`` and ``from_user``, for a script with the parser ``theirs``.
 
-    ``handed_on`` are tokens that only ``theirs`` knows. ``read`` names the arguments that the script's code looks at,
-    None for any; ``outside`` those that are seen to without the script, ``settled`` those that driving it
-    decides. A flag of the preset that the script does not know or read is listed; a typed one, or one that is settled,
-    raises ``UnknownFlagError``.
+    ``handed_on`` are tokens that only ``theirs`` knows. A flag of the preset that the script does not know is listed; a
+    typed one, or one that is decided for a script that gets an ``adapter``, raises ``UnknownFlagError``.
     """
-    also_typed, _ = explicit(theirs, handed_on)
-    for name in {**from_user, **also_typed}:
-        if name in settled:
-            raise UnknownFlagError(f"--{name} does nothing here: it is decided by what --upstream is driven for")
-        if name in also_typed and read is not None and name not in read:
-            raise UnknownFlagError(f"--{name} does nothing here: this --upstream script never looks at it")
+    outside, decided = (FROM_OUTSIDE, DECIDED) if adapter else (frozenset[str](), frozenset[str]())
     found = Translation([], {**from_preset, **from_user})
     actions = {action.dest: action for action in theirs._actions}
+    for name in decided & {*from_user, *explicit(theirs, handed_on)[0]}:
+        raise UnknownFlagError(f"--{name} does nothing here: it is decided by what --upstream is driven for")
     for name, value in found.settings.items():
         if name in outside:
             continue
-        if name in actions and OURS_ALONE.get(name, _UNSET) == value:
-            if name in from_user:
-                raise UnknownFlagError(f"--{name} {value} does nothing here: this --upstream script does not know it")
-            found.lost.append(f"--{name} {value}")
-        elif name in actions:
-            if read is not None and name not in read:
-                if name in from_user:
-                    raise UnknownFlagError(f"--{name} does nothing here: this --upstream script never looks at it")
-                found.unread.append(f"--{name} {value}")
+        if name in actions and OURS_ALONE.get(name, _UNSET) != value:
             found.tokens += tokens_of(actions[name], value)
         elif name in from_user:
-            raise UnknownFlagError(f"--{name} does nothing here: this --upstream script does not know it")
+            raise UnknownFlagError(f"--{name} {value} does nothing here: this --upstream script does not know it")
         else:
             found.lost.append(f"--{name} {value}")
     found.tokens += handed_on
@@ -101,7 +86,7 @@ def translate(
 
 
 def tokens_of(action: argparse.Action, value: Any) -> list[str]:
-    """``value`` as one would type it for ``action``; none where that is the action's silence."""
+    """``value`` as one would type it for ``action``; no token where that is what the flag's absence means."""
     flag = max(action.option_strings, key=len)
     if isinstance(action, argparse.BooleanOptionalAction):
         return [f"--{'' if value else 'no-'}{action.dest}"]
@@ -113,7 +98,7 @@ def tokens_of(action: argparse.Action, value: Any) -> list[str]:
 def settings_of(ours: argparse.ArgumentParser, given: Mapping[str, Any], script_args: Namespace) -> Namespace:
     """Every argument of our trainer as it holds in the run.
 
-    What is seen to from outside is as given, else our default; the rest as the script has it, where it has it.
+    What takes effect without the script is as given, else our default; the rest as the script has it, where it does.
     """
     settings = Namespace(**{action.dest: action.default for action in ours._actions if action.dest != "help"})
     for name, value in vars(script_args).items():

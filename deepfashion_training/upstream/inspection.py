@@ -1,14 +1,15 @@
-"""What can be said of a training script before anything is trained: the table of ``--upstream-check``."""
+"""What the source of a training script says without running it, and the table of ``--upstream_check``."""
 
 from __future__ import annotations
 
 import ast
+import sys
 import textwrap
-from collections.abc import Sequence
-from typing import Literal
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
-from deepfashion_training.upstream.quirks import quirks_of, reads_global_args
-from deepfashion_training.upstream.source import Source, module_names
+from deepfashion_training.upstream.imports import HARMLESS
 
 #: What every script must have, and what for.
 CONTRACT = {
@@ -16,112 +17,69 @@ CONTRACT = {
     "parse_args": "gets the arguments in the script's own words",
     "main": "trains",
 }
-#: Names without which no LoRA goes through a script that trains none, and what takes their place.
-SEAMS = {
-    "FluxTransformer2DModel": "replaced: the frozen base, with a LoRA as its only parameters",
-    "FluxFillPipeline": "replaced: draws validation pictures, saves the LoRA",
-    "Accelerator": "replaced: curves, complete checkpoints, seeds of ranks",
-}
-#: Names that scripts of this family have; a run gets on without them.
-FAMILY = {
-    "encode_prompt": "watched: its prompt goes into the LoRA's metadata",
-    "load_text_encoders": "left alone; a global `args` that it reads is there",
-    "prepare_fill_with_mask": "left alone",
-    "encode_images_to_latents": "left alone",
-}
+#: Names that are replaced so that a script that trains no LoRA trains one.
+SEAMS = ("FluxTransformer2DModel", "FluxFillPipeline", "Accelerator")
 #: Calls by which a script makes a LoRA of its own.
 _LORA_CALLS = frozenset({"add_adapter", "get_peft_model", "inject_adapter_in_model", "LoraConfig"})
 
-LoraKind = Literal["native", "adapter", "none"]
+
+def parse(file: Path) -> ast.Module:
+    """Syntax tree of a file. Raises ``SyntaxError``, with the file."""
+    try:
+        with warnings.catch_warnings():  # those of the source are shown when it runs
+            warnings.simplefilter("ignore")
+            return ast.parse(file.read_bytes(), filename=str(file))
+    except (SyntaxError, ValueError) as error:
+        if getattr(error, "filename", None):
+            raise
+        raise SyntaxError(str(error), (str(file), 1, None, None)) from error  # null bytes, or an unknown encoding
 
 
-def lora_kind(source: Source) -> LoraKind:
-    """How a LoRA comes out of a script: it makes one itself, we give it one to train, or it is left to its own ways.
-
-    Raises ``ValueError`` for a script that trains a transformer without the names that must be replaced.
-    """
-    if lora_call(source):
-        return "native"
-    names = module_names(source)
-    lacking = [name for name in SEAMS if name not in names]
-    if not lacking:
-        return "adapter"
-    if "FluxTransformer2DModel" in names or _mentions(source, "FluxTransformer2DModel"):
-        raise ValueError(
-            f"{source.path} trains no LoRA and cannot be given one: it has no {', '.join(lacking)} at module level"
-        )
-    return "none"
+def module_names(node: ast.AST) -> Iterator[str]:
+    """Names that running a module binds; ``*`` for a star import."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            yield child.name
+            continue
+        if isinstance(child, (ast.Import, ast.ImportFrom)):
+            yield from (alias.asname or alias.name.partition(".")[0] for alias in child.names)
+        elif isinstance(child, ast.Name) and isinstance(child.ctx, ast.Store):
+            yield child.id
+        yield from module_names(child)
 
 
-def lora_call(source: Source) -> str | None:
-    """Where the script or a sibling first calls what makes a LoRA: "train.py line 5: add_adapter", else None."""
-    for module, tree in source.trees.items():
+def imported_packages(files: Iterable[Path]) -> list[str]:
+    """Packages that a script's ``files`` import unconditionally, and harmless ones that they import anywhere."""
+    names: set[str] = set()
+    own: set[str] = set()
+    for file in files:
+        tree = parse(file)
+        own |= {entry.stem for entry in file.parent.iterdir()}
         for node in ast.walk(tree):
-            if isinstance(node, ast.Call):
-                called = node.func
-                name = called.attr if isinstance(called, ast.Attribute) else getattr(called, "id", "")
-                if name in _LORA_CALLS:
-                    return f"{source.shown(module)} line {node.lineno}: {name}"
+            found: set[str] = set()
+            if isinstance(node, ast.Import):
+                found = {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                found = {str(node.module).partition(".")[0]}
+            names |= found if node in tree.body else found & HARMLESS.keys()
+    return sorted(names - sys.stdlib_module_names - own)
+
+
+def lora_call(files: Iterable[Path]) -> str | None:
+    """Where one of the files first calls what makes a LoRA: "train.py line 5: add_adapter", else None."""
+    for file in files:
+        for node in ast.walk(parse(file)):
+            called = getattr(node, "func", None)
+            name = getattr(called, "attr", getattr(called, "id", None))
+            if isinstance(node, ast.Call) and name in _LORA_CALLS:
+                return f"{file.name} line {node.lineno}: {name}"
     return None
 
 
-def _mentions(source: Source, name: str) -> bool:
-    return any(isinstance(node, ast.Attribute) and node.attr == name for node in ast.walk(source.tree))
-
-
-def table(
-    source: Source, faults: dict[str, str], needed: Sequence[str], stand_ins: dict[str, str], pip_command: str
-) -> str:
-    """The table for ``source`` as text of 120 columns.
-
-    ``faults`` are names that the loaded script has in another form than is wanted, ``needed`` missing packages that it
-    cannot do without, ``stand_ins`` those that it can, and why.
-    """
-    names = module_names(source)
-    contract = []
-    for name, what in CONTRACT.items():
-        state = "found" if name in names else "MISSING"
-        contract.append((name, "UNUSABLE" if name in faults and name in names else state, faults.get(name, what)))
-    lora, quirks = [("", *_lora_row(source))], []
-    if lora[0][1] in ("by adapter", "IMPOSSIBLE"):
-        lora += [(name, "found" if name in names else "MISSING", what) for name, what in SEAMS.items()]
-        lora += [(name, "found" if name in names else "absent", what) for name, what in FAMILY.items()]
-        seen = quirks_of(list(source.trees.values()))
-        quirks = [(quirk.name, "handled", f"{quirk.habit}: {quirk.mended}") for quirk in seen]
-    elif reads_global_args(source.tree):
-        quirks = [("global args", "handled", "functions read a global `args`: set while main runs")]
-    packages = [(name, "MISSING", pip_command) for name in needed]
-    packages += [(name, "stand-in", why) for name, why in stand_ins.items()]
-    sections = {"contract": contract, "LoRA": lora, "packages": packages or [("", "all there", "")], "quirks": quirks}
-    return _aligned({title: rows for title, rows in sections.items() if rows})
-
-
-def _lora_row(source: Source) -> tuple[str, str]:
-    """How a LoRA comes out of the script, in a word and in a sentence."""
-    try:
-        kind = lora_kind(source)
-    except ValueError as error:
-        return "IMPOSSIBLE", str(error)
-    return {
-        "native": ("native", f"the script makes its own ({lora_call(source)}): only the dataset is replaced"),
-        "adapter": ("by adapter", "it trains none itself: its transformer gives it a LoRA to train, and nothing else"),
-        "none": (
-            "its own",
-            "it neither makes one nor has a FluxTransformer2DModel to replace: it trains what it trains",
-        ),
-    }[kind]
-
-
-def _aligned(sections: dict[str, list[tuple[str, str, str]]]) -> str:
-    rows = [row for section in sections.values() for row in section]
-    left, middle = (max(len(row[column]) for row in rows) + 2 for column in (0, 1))
-    left = max(left + 2, *(len(title) + 2 for title in sections))
+def table(rows: Sequence[tuple[str, str, str]]) -> str:
+    """Rows of a name, a state and a remark as text of at most 120 columns."""
     lines = []
-    for title, section in sections.items():
-        if section[0][0]:
-            lines.append(title)
-        for name, state, remark in section:
-            wrapped = textwrap.wrap(remark, 120 - left - middle) or [""]
-            lines.append(f"{f'  {name}' if name else title:<{left}}{state:<{middle}}{wrapped[0]}".rstrip())
-            lines += [" " * (left + middle) + line for line in wrapped[1:]]
-    return "\n".join(lines) + "\n"
+    for name, state, remark in rows:
+        first, *others = textwrap.wrap(remark, 86) or [""]
+        lines += [f"{name:<20}{state:<12}{first}".rstrip(), *(f"{'':<32}{line}" for line in others)]
+    return "".join(f"{line}\n" for line in lines)

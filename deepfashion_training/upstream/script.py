@@ -1,41 +1,41 @@
-"""The one place that monkey-patches: load a training script by path, check its contract, patch it, restore it.
+"""Load a third-party training script by path, check its contract, patch it, run it, restore it.
 
-An upstream script is any Python file with module-level ``VitonHDTestDataset``, ``parse_args(input_args=None)`` and
+Such a script is any Python file with module-level ``VitonHDTestDataset``, ``parse_args(input_args=None)`` and
 ``main(args)``, its siblings beside it. Its bytes are never changed, and every name that was patched is the original
-again afterwards. A script that trains no LoRA by itself is a ``DrivenScript``: ``driver/`` has what takes the place of
-which of its names, this file puts it there. How a script's source is read belongs to ``driver/`` too.
+again afterwards. A script that trains no LoRA by itself becomes a ``DrivenScript``, which gives it one to train.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
 import contextlib
 import difflib
 import hashlib
+import importlib
 import importlib.util
 import inspect
 import logging
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
-from weakref import WeakKeyDictionary
 
-from deepfashion_training.upstream.arguments import (
-    FROM_OUTSIDE,
-    Translation,
-    UnknownFlagError,
-    settings_of,
-    tokens_of,
-    translate,
+from deepfashion_training.upstream.arguments import Translation, UnknownFlagError, settings_of, translate
+from deepfashion_training.upstream.imports import HARMLESS, ScriptImports, is_missing, pip_command
+from deepfashion_training.upstream.inspection import (
+    CONTRACT,
+    SEAMS,
+    imported_packages,
+    lora_call,
+    module_names,
+    parse,
+    table,
 )
-from deepfashion_training.upstream.imports import ScriptImports, is_missing, needs, pip_command, says_missing
-from deepfashion_training.upstream.inspection import lora_kind, table
-from deepfashion_training.upstream.quirks import SETTLED, quirks_of, reads_global_args, settle
-from deepfashion_training.upstream.source import Source, attributes_read, read_source
+from deepfashion_training.upstream.patching import patched
 from training_run.checkpoints import checkpoints_in
 from training_run.stopping import StoppedError, Stopping
 
@@ -43,6 +43,7 @@ logger = logging.getLogger(__name__)
 
 #: The project's own trainer, which ``--upstream`` replaces by another script.
 DEFAULT_SCRIPT = Path(__file__).resolve().parents[2] / "train_flux_inpaint.py"
+_TRANSFORMER = "pretrained_inpaint_model_name_or_path"
 
 
 class UpstreamError(ValueError):
@@ -51,142 +52,157 @@ class UpstreamError(ValueError):
 
 @dataclass(frozen=True)
 class LoadedScript:
-    """What is known of a script that was loaded: its source, and stand-ins for packages with the reason for each."""
+    """A script that was imported, and what it can import."""
 
-    source: Source
-    stand_ins: dict[str, str]
+    module: ModuleType
     imports: ScriptImports
 
-    def importable(self) -> contextlib.AbstractContextManager[None]:
-        """Its siblings are importable inside the block, the same modules each time, and gone outside."""
-        return self.imports.installed()
+
+_loaded: dict[Path, LoadedScript] = {}
 
 
-_loaded: WeakKeyDictionary[ModuleType, LoadedScript] = WeakKeyDictionary()
-_ABSENT = object()
+def load_script(path: str | Path) -> ModuleType:
+    """Module of the script at ``path``, imported once, with the names of the contract. Siblings are in its folder.
 
-
-def load_script(path: str | Path, report_to: str = "tensorboard") -> ModuleType:
-    """Module of the script at ``path``, imported under its own name where that is free.
-
-    Siblings are found in its folder; missing packages that it can do without get stand-ins, which depends on the
-    tracker that it will ``report_to`` (see ``driver.imports.needs``). A script that is imported already is not run a
-    second time. Raises ``UpstreamError`` when there is no such file, when it does not compile, when it needs packages
-    that are not installed, or when running its module level fails; nothing of it stays behind then.
+    Raises ``UpstreamError`` when there is no such file, it does not compile, a name of the contract is missing (before
+    it runs), it needs packages that are not installed, or its module level fails. Nothing of it stays behind then.
     """
-    file = _python_file(path)
-    hashed = f"{file.stem}_{hashlib.sha256(str(file).encode()).hexdigest()[:8]}"
-    imported = next((module for name in (file.stem, hashed) if (module := _imported_from(file, name))), None)
-    known = loaded(imported) if imported is not None else None
-    source = known.source if known is not None else _read(path, file)
-    missing, stand_ins = needs(source, report_to)
-    if missing:
-        raise UpstreamError(f"--upstream {path} {says_missing(missing)}")
-    if imported is not None:
-        _loaded.setdefault(imported, LoadedScript(source, {}, ScriptImports(source)))
-        return imported
-    # the package imports its own trainer by name, and another script may have the same one
-    free = file.stem not in sys.modules and (file.stem != DEFAULT_SCRIPT.stem or file == DEFAULT_SCRIPT)
-    imports = ScriptImports(source, stand_ins, elsewhere={DEFAULT_SCRIPT.stem: DEFAULT_SCRIPT})
-    module = _execute(path, file, file.stem if free else hashed, imports)
-    _loaded[module] = LoadedScript(source, stand_ins, imports)
+    # First of all, because a folder that comes first on the path may have a script of the same name.
+    trainer = importlib.import_module(DEFAULT_SCRIPT.stem)
+    file = Path(path).resolve()
+    if file == DEFAULT_SCRIPT:
+        return trainer
+    if file not in _loaded:
+        names = set(module_names(_parsed(path)))
+        if "*" not in names:
+            _refuse(path, missing_names(names))
+        _loaded[file] = _execute(path)
+    module = _loaded[file].module
+    _refuse(path, missing_names(vars(module)) or unusable_names(module))
     return module
 
 
-def _python_file(path: str | Path) -> Path:
+def _parsed(path: str | Path) -> ast.Module:
     file = Path(path).resolve()
     if not file.is_file() or file.suffix != ".py":
         raise UpstreamError(f"--upstream {path}: no Python file there")
-    return file
-
-
-def _read(path: str | Path, file: Path) -> Source:
     try:
-        return read_source(file)
+        return parse(file)
     except SyntaxError as error:
-        raise UpstreamError(_no_python(path, file, error)) from error
+        raise UpstreamError(_not_python(path, error)) from error
 
 
-def _imported_from(file: Path, name: str) -> ModuleType | None:
-    module = sys.modules.get(name)
-    where = getattr(module, "__file__", None)
-    return module if where and Path(str(where)).resolve() == file else None
+def _not_python(path: str | Path, error: SyntaxError) -> str:
+    return f"--upstream {path}: {Path(error.filename or path).name} line {error.lineno} is no valid Python: {error.msg}"
 
 
-def _execute(path: str | Path, file: Path, name: str, imports: ScriptImports) -> ModuleType:
+def missing_names(names: Collection[str]) -> list[str]:
+    """What is missing of the contract among ``names``, and which name may have been meant."""
+    faults = []
+    for name in CONTRACT:
+        near = difflib.get_close_matches(name, set(names) - {name}, n=1, cutoff=0.7)
+        if name not in names:
+            faults.append(f"no {name} (is it {near[0]}?)" if near else f"no {name}")
+    return faults
+
+
+def unusable_names(module: ModuleType) -> list[str]:
+    """What of the contract a module has in a form that cannot be called with one argument."""
+    faults = []
+    for name in ("parse_args", "main"):
+        found = getattr(module, name)
+        try:
+            inspect.signature(found).bind([])
+        except TypeError:
+            signature = inspect.signature(found) if callable(found) else ""
+            faults.append(f"{name}{signature} does not take one argument")
+    return faults
+
+
+def _refuse(path: str | Path, faults: list[str]) -> None:
+    if faults:
+        raise UpstreamError(f"--upstream {path} is no training script that can be driven: {', '.join(faults)}")
+
+
+def _execute(path: str | Path) -> LoadedScript:
     """Run the module level of a script."""
-    spec = importlib.util.spec_from_file_location(name, file, loader=imports.loader(name, file, ""))
+    file = Path(path).resolve()
+    name = f"{file.stem}_{hashlib.sha256(str(file).encode()).hexdigest()[:8]}"
+    spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None and spec.loader is not None  # given: it is a .py file
-    module = importlib.util.module_from_spec(spec)
+    module, imports = importlib.util.module_from_spec(spec), ScriptImports(file)
     sys.modules[name] = module  # before it runs, as the import system does: dataclasses look their module up
-    done = False
     try:
         with imports.installed(), one_line_errors():
             spec.loader.exec_module(module)
-        done = True
-    except SyntaxError as error:
-        raise UpstreamError(_no_python(path, file, error)) from error
-    except (Exception, SystemExit) as error:
-        package = (getattr(error, "name", None) or "").partition(".")[0]
-        if isinstance(error, ModuleNotFoundError) and package and is_missing(package, file.parent):
-            message = f"--upstream {path} {says_missing([package])}"
-        else:
-            message = f"--upstream {path} failed while it was loaded: {type(error).__name__}: {_one_line(error)}"
-            if isinstance(error, (SystemExit, UnknownFlagError)):
-                message += ' (what it does beside its functions belongs under if __name__ == "__main__")'
-        raise UpstreamError(message) from error
-    finally:
-        if not done:
-            sys.modules.pop(name, None)
+    except BaseException as error:
+        del sys.modules[name]
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        raise UpstreamError(f"--upstream {path} {_load_problem(error, imports)}") from error
+    if "wandb" in imports.stubs:
+        vars(module).setdefault("wandb", imports.stubs["wandb"])  # skipped by `if is_wandb_available():`
+    return LoadedScript(module, imports)
+
+
+def _load_problem(error: BaseException, imports: ScriptImports) -> str:
+    if isinstance(error, SyntaxError):
+        return f"imports {Path(error.filename or '').name}, whose line {error.lineno} is no valid Python: {error.msg}"
+    package = str(getattr(error, "name", None)).partition(".")[0]
+    if isinstance(error, ModuleNotFoundError) and not list(imports.folder.glob(f"{package}*")) and is_missing(package):
+        others = [name for name in imported_packages(imports.files) if name not in HARMLESS and is_missing(name)]
+        return f"needs packages that are not installed: {pip_command({package, *others})}"
+    said = f"failed while it was loaded: {type(error).__name__}: {' '.join(str(error).split())}"
+    if isinstance(error, (SystemExit, UnknownFlagError)):
+        said += ' (what it does beside its functions belongs under if __name__ == "__main__")'
+    return said
+
+
+def open_script(path: str | Path) -> Script:
+    """The script at ``path``, loaded and checked; one that trains no LoRA by itself comes with one to train.
+
+    Raises ``UpstreamError`` for a script that does not load, breaks the contract, or can be given no LoRA.
+    """
+    module = load_script(path)
+    known = _known(module)
+    if known is None or lora_call(known.imports.files):
+        return module
+    lacking = [name for name in SEAMS if not hasattr(module, name)]
+    if not lacking:
+        return DrivenScript(known)
+    if "FluxTransformer2DModel" in inspect.getsource(module):
+        raise UpstreamError(
+            f"--upstream {path} trains no LoRA and cannot be given one: no {', '.join(lacking)} at module level"
+        )
     return module
 
 
-def _no_python(path: str | Path, file: Path, error: SyntaxError) -> str:
-    """Says which line of which file of the script does not compile."""
-    where = Path(error.filename) if error.filename else file
-    inside = f"{where.relative_to(file.parent)} " if where != file and where.is_relative_to(file.parent) else ""
-    return f"--upstream {path}: {inside}line {error.lineno} is no valid Python: {error.msg}"
+def inspect_script(path: str | Path) -> tuple[str, str | None]:
+    """The table of ``--upstream_check`` for the script at ``path``, and why it cannot be driven, None where it can.
 
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
-
-
-def loaded(module: ModuleType) -> LoadedScript | None:
-    """What is known of a module that ``load_script`` returned, or None for any other."""
-    return _loaded.get(module) if isinstance(module, ModuleType) else None
-
-
-@contextlib.contextmanager
-def importable(script: Script) -> Iterator[None]:
-    """Siblings of a loaded script are importable inside the block, as its functions may want; else nothing happens."""
-    known = loaded(script.module if isinstance(script, DrivenScript) else script)
-    with known.importable() if known is not None else contextlib.nullcontext():
-        yield
-
-
-def contract_faults(module: ModuleType) -> dict[str, str]:
-    """Names of the contract that ``module`` breaks, and how."""
-    wrong = {}
-    for name, example in (("VitonHDTestDataset", None), ("parse_args", [[]]), ("main", [argparse.Namespace()])):
-        found = getattr(module, name, None)
-        if not callable(found):
-            others = [other for other, value in vars(module).items() if callable(value) and other != name]
-            near = difflib.get_close_matches(name, others, n=1, cutoff=0.7)
-            wrong[name] = f"no {name} (is it {near[0]}?)" if near else f"no {name}"
-        elif example is not None:
-            signature = inspect.signature(found)
-            try:
-                signature.bind(*example)
-            except TypeError:
-                wrong[name] = f"{name}{signature} does not take one argument"
-    return wrong
-
-
-def check_contract(module: ModuleType) -> None:
-    """Raise ``UpstreamError`` that names everything in which ``module`` is not an upstream script."""
-    if wrong := contract_faults(module):
-        raise UpstreamError(f"{module.__file__} is no training script that can be driven: {', '.join(wrong.values())}")
+    Raises ``UpstreamError`` where there is nothing to make a table of: no such file, no valid Python.
+    """
+    names, problem = set(module_names(_parsed(path))), None
+    try:
+        script: Script | None = open_script(path)
+    except UpstreamError as error:
+        script, problem = None, str(error)
+    known = _loaded.get(Path(path).resolve())
+    files = known.imports.files if known is not None else [Path(path).resolve()]
+    names |= set(vars(known.module)) if known is not None else set()
+    rows = [(name, "found" if name in names else "MISSING", what) for name, what in CONTRACT.items()]
+    if script is None:
+        rows.append(("LoRA", "-", "the script cannot be driven"))
+    elif isinstance(script, DrivenScript):
+        rows.append(("LoRA", "adapter", "it trains none: its transformer gets one, the only weights that it can train"))
+    elif call := lora_call(files):
+        rows.append(("LoRA", "its own", f"it makes one ({call}): only the dataset is replaced"))
+    else:
+        rows.append(("LoRA", "none", "it makes none and has no FluxTransformer2DModel: only the dataset is replaced"))
+    for package in filter(is_missing, imported_packages(files)):
+        why = HARMLESS.get(package)
+        rows.append((package, "stub" if why else "MISSING", f"not installed, {why or pip_command([package])}"))
+    return table(rows), problem
 
 
 class _ParserSeenError(Exception):
@@ -214,35 +230,52 @@ def script_parser(script: Script) -> argparse.ArgumentParser | None:
     return None
 
 
-@contextlib.contextmanager
-def patched(target: Any, *, create: bool = False, **replacements: Any) -> Iterator[None]:
-    """Replace attributes of a module or class while the block runs, and put the originals back however it ends.
+def one_line_errors() -> contextlib.AbstractContextManager[None]:
+    """Inside the block argparse raises ``UnknownFlagError`` where it would print its whole usage and exit."""
 
-    Raises ``AttributeError``, and replaces nothing, for a name that is not there; with ``create`` it is added instead
-    and deleted afterwards. A failure while replacing, or while putting one original back, leaves no other replaced.
+    def refuse(parser: argparse.ArgumentParser, message: str) -> NoReturn:
+        raise UnknownFlagError(message)
+
+    return patched(argparse.ArgumentParser, error=refuse)
+
+
+def parse_arguments(
+    script: Script,
+    ours: argparse.ArgumentParser,
+    from_preset: dict[str, Any],
+    given: dict[str, Any],
+    from_user: dict[str, Any],
+    handed_on: list[str],
+) -> argparse.Namespace:
+    """Arguments of a run through a script that is not our trainer, whose parser is ``ours``, in the script's words.
+
+    Values are by the names of our trainer's arguments: those of the preset, those ``given`` by what is known already,
+    and those typed, each winning over the ones before; ``handed_on`` are tokens that only the script knows. For a
+    ``DrivenScript`` every argument of our trainer is there, for any other those that it has itself. Raises
+    ``UnknownFlagError``.
     """
-    for name in replacements:
-        if not create:
-            getattr(target, name)
-    with contextlib.ExitStack() as restore:
-        for name, replacement in replacements.items():
-            restore.callback(_put_back, target, name, _original(target, name))
-            setattr(target, name, replacement)
-        yield
-
-
-def _original(target: Any, name: str) -> Any:
-    """What ``target`` itself holds, so that a static method stays one and an inherited attribute is none."""
-    if not hasattr(target, "__dict__"):
-        return getattr(target, name, _ABSENT)
-    return vars(target).get(name, _ABSENT)
-
-
-def _put_back(target: Any, name: str, original: Any) -> None:
-    if original is not _ABSENT:
-        setattr(target, name, original)
-    elif _original(target, name) is not _ABSENT:
-        delattr(target, name)
+    defaults: dict[str, Any] = {}
+    if isinstance(script, DrivenScript):  # its own defaults are not those of a LoRA for our base
+        defaults = {name: ours.get_default(name) for name in ("pretrained_model_name_or_path", _TRANSFORMER, "seed")}
+    elif (Path(given.get(_TRANSFORMER, "")) / "transformer" / "config.json").is_file():
+        given = {**given, _TRANSFORMER: str(Path(given[_TRANSFORMER]) / "transformer")}  # others look at the root alone
+    layers = {**defaults, **from_preset, **given}
+    adapter, theirs = isinstance(script, DrivenScript), script_parser(script) or ours
+    translation = translate(theirs, layers, from_user, handed_on, adapter=adapter)
+    known_already = {*defaults, *given}
+    translation.lost = [flag for flag in translation.lost if flag.split()[0][2:] not in known_already]
+    if "--instance_data_dir" in theirs._option_string_actions and "--dataset_name" not in " ".join(handed_on):
+        translation.tokens.append(f"--instance_data_dir={given['dataroot']}")  # it wants one of the two
+    with importable(script):
+        if isinstance(script, DrivenScript):
+            args = script.adopt(ours, translation)
+        else:
+            args = script.parse_args(translation.tokens)
+    if translation.lost and not adapter:
+        logger.warning("unknown to %s and without effect: %s", script.__file__, ", ".join(translation.lost))
+    if "wandb" in str(getattr(args, "report_to", "")) and is_missing("wandb"):
+        raise UpstreamError(f"--report_to {args.report_to} needs the package wandb: {pip_command(['wandb'])}")
+    return args
 
 
 class DrivenScript:
@@ -252,11 +285,9 @@ class DrivenScript:
     and the checks before it take.
     """
 
-    def __init__(self, module: ModuleType) -> None:
-        known = loaded(module)
-        assert known is not None  # given: open_script loads what it drives
-        self.module, self.known, self.__file__ = module, known, str(module.__file__)
-        self.VitonHDTestDataset = module.VitonHDTestDataset
+    def __init__(self, known: LoadedScript) -> None:
+        self.known, self.module, self.__file__ = known, known.module, str(known.module.__file__)
+        self.VitonHDTestDataset = known.module.VitonHDTestDataset
         self.script_args = argparse.Namespace()
         self.translation = Translation([], {})
 
@@ -273,63 +304,63 @@ class DrivenScript:
     @staticmethod
     def check_packages(settings: argparse.Namespace) -> None:
         """Raise ``ValueError`` when a flag needs a package or a device that is not there."""
-        _trainer().check_packages(settings)
+        from training_run.guards import check_packages
+
+        check_packages(settings)
 
     @staticmethod
     def refuse_earlier_run(settings: argparse.Namespace) -> None:
         """Raise ``ValueError`` for an output directory with another run, or a checkpoint that cannot be continued."""
-        from deepfashion_training.upstream.driven_run import find_checkpoint
+        from deepfashion_training.upstream.driven_run import checkpoint_of
+        from training_run.output_dir import refuse_earlier_run
 
-        _trainer().refuse_earlier_run(settings)
-        find_checkpoint(settings)
+        refuse_earlier_run(settings)
+        if settings.resume_from_checkpoint != "latest":  # which is looked for when the run begins
+            checkpoint_of(settings)
 
     def notes(self) -> list[str]:
-        """What a user should know of this way of training, a line each."""
-        lines = [f"{self.__file__} trains no LoRA by itself: it gets one as its transformer's only parameters"]
-        lines += [f"  {quirk.habit}: {quirk.mended}" for quirk in quirks_of(list(self.known.source.trees.values()))]
-        if self.known.stand_ins:
-            listed = ", ".join(f"{name} ({why})" for name, why in self.known.stand_ins.items())
-            lines.append(f"  stand-ins for packages that are not installed: {listed}")
+        """What was adapted, a line each."""
+        lines = [
+            f"{self.__file__} trains no LoRA: its transformer gets one, the only weights that it can train",
+            "  its known issues are worked around: rows are shuffled, checkpoints complete, pictures drawn in any "
+            "precision; docs/upstream.md lists all",
+        ]
+        if stubbed := [name for name in imported_packages(self.known.imports.files) if is_missing(name)]:
+            lines.append(f"  stubs for packages that are not installed: {', '.join(stubbed)}")
         if self.translation.lost:
-            lines.append(f"  of the preset, unknown to it and without effect: {', '.join(self.translation.lost)}")
-        if self.translation.unread:
-            lines.append(f"  taken by its parser and read by nobody: {', '.join(self.translation.unread)}")
+            lines.append(f"  of the preset, without effect in this script: {', '.join(self.translation.lost)}")
         return lines
 
     def main(self, settings: argparse.Namespace) -> None:
         """Train as ``settings`` of ``adopt`` say; leaves what our own trainer leaves in the output directory.
 
-        Raises ``ValueError`` for what the user can mend, and whatever the script raises.
+        Raises ``ValueError`` for what the user can fix, and whatever the script raises.
         """
-        from deepfashion_training.upstream.driven_run import DrivenRun, find_checkpoint
+        from deepfashion_training.upstream.driven_run import DrivenRun, checkpoint_of
+        from deepfashion_training.upstream.pipeline import draw_last
         from deepfashion_training.upstream.replacements import quiet_libraries, replacements
 
-        wanted = settings.resume_from_checkpoint
-        settings.resume_from_checkpoint = found = find_checkpoint(settings)
-        if wanted is not None:
-            said = f"Continuing from {found}" if found else f"No checkpoint in {settings.output_dir}: starting afresh"
-            logger.info(said)
+        found = checkpoint_of(settings)
+        settings.resume_from_checkpoint = str(found) if found else None
         for name in vars(self.script_args).keys() & vars(settings).keys():
             setattr(self.script_args, name, getattr(settings, name))
-        settle(self.script_args, list(self.known.source.trees.values()))
         facts = {
             "script": self.__file__,
             "sha256": hashlib.sha256(Path(self.__file__).read_bytes()).hexdigest(),
             "lora": "adapter",
             "notes": [line.strip() for line in self.notes()],
         }
-        run, status = DrivenRun(settings, self.script_args, self.VitonHDTestDataset, {"upstream": facts}), "failed"
-        names = replacements(self.module, run, self.script_args)
+        run, status = DrivenRun(settings, self.script_args, self.VitonHDTestDataset, facts), "failed"
         try:
             with contextlib.ExitStack() as patches, warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message=".*as torch tensor with value range in.*")  # as scripts do
                 patches.enter_context(importable(self))
-                for target, quiet in quiet_libraries():
-                    patches.enter_context(patched(target, **quiet))
-                patches.enter_context(patched(self.module, create=True, **names))
+                patches.enter_context(quiet_libraries())
+                patches.enter_context(patched(self.module, create=True, **replacements(self.module, run)))
                 run.stopping = patches.enter_context(Stopping())
                 _call(self.module, self.script_args)
                 run.finish()
+                draw_last(run)
             status = "done"
         except StoppedError as stopped:
             status = f"stopped by {stopped}"
@@ -337,6 +368,21 @@ class DrivenScript:
             raise
         finally:
             run.end(status)
+
+
+#: What ``open_script`` returns.
+Script = ModuleType | DrivenScript
+
+
+def _known(script: Script) -> LoadedScript | None:
+    """What is known of a script that ``load_script`` imported; None for our own trainer."""
+    return _loaded.get(Path(str(script.__file__)).resolve())
+
+
+def importable(script: Script) -> contextlib.AbstractContextManager[None]:
+    """Siblings of a loaded script are importable inside the block, as its functions may want."""
+    known = _known(script)
+    return known.imports.installed() if known is not None else contextlib.nullcontext()
 
 
 def _call(module: ModuleType, args: argparse.Namespace) -> None:
@@ -353,116 +399,13 @@ def _call(module: ModuleType, args: argparse.Namespace) -> None:
 def train(script: Script, args: argparse.Namespace, dataset: Any) -> None:
     """Call the ``main`` of ``script`` with our ``dataset`` in the place of its own.
 
-    A script that makes its LoRA itself finds the global ``args`` that it may read outside of ``main``. Raises
-    ``ValueError`` when it stops itself, and whatever it raises; everything is as before then.
+    A third-party script finds the global ``args`` that its functions may read. Raises ``ValueError`` when it stops
+    itself, and whatever it raises; everything is as before then.
     """
     if isinstance(script, DrivenScript):
         with patched(script, VitonHDTestDataset=dataset):
             script.main(args)
         return
-    known = loaded(script)
-    names = {"args": args} if known is not None and reads_global_args(known.source.tree) else {}
+    names = {"args": args} if _known(script) is not None else {}
     with importable(script), patched(script, create=True, VitonHDTestDataset=dataset, **names):
         _call(script, args)
-
-
-_TRANSFORMER = "pretrained_inpaint_model_name_or_path"
-
-#: What ``open_script`` returns.
-Script = ModuleType | DrivenScript
-
-
-def _trainer() -> Any:
-    return load_script(DEFAULT_SCRIPT)
-
-
-def open_script(path: str | Path, report_to: str = "tensorboard") -> Script:
-    """The script at ``path``, loaded and checked; one that trains no LoRA by itself comes with one to train.
-
-    Raises ``UpstreamError`` for a script that does not load, that is no training script, or that can be given no LoRA.
-    """
-    module = load_script(path, report_to)
-    check_contract(module)
-    known = loaded(module)
-    assert known is not None  # given: it was loaded just now
-    try:
-        return DrivenScript(module) if lora_kind(known.source) == "adapter" else module
-    except ValueError as error:
-        raise UpstreamError(f"--upstream {error}") from error
-
-
-def parse_arguments(
-    script: Script,
-    ours: argparse.ArgumentParser,
-    from_preset: dict[str, Any],
-    given: dict[str, Any],
-    from_user: dict[str, Any],
-    handed_on: list[str],
-) -> argparse.Namespace:
-    """Arguments of a run through a script that is not our trainer, whose parser is ``ours``, in the script's words.
-
-    Values are by the names of our trainer's arguments: those of the preset, those ``given`` by what is known already,
-    and those typed, each winning over the ones before; ``handed_on`` are tokens that only the script knows. For a
-    script that is driven every argument of our trainer is there, for any other those that it has itself. Raises
-    ``UnknownFlagError``.
-    """
-    module = script.module if isinstance(script, DrivenScript) else script
-    known = loaded(module)
-    assert known is not None  # given: open_script loads it
-    driven = isinstance(script, DrivenScript)
-    defaults = {}
-    if driven:  # its own defaults are not those of a LoRA for our base
-        same = ("pretrained_model_name_or_path", _TRANSFORMER, "seed")
-        defaults = {name: ours.get_default(name) for name in same}
-    elif (Path(given.get(_TRANSFORMER, "")) / "transformer" / "config.json").is_file():
-        given = {**given, _TRANSFORMER: str(Path(given[_TRANSFORMER]) / "transformer")}  # others look at the root alone
-    layers = {**defaults, **from_preset, **given}
-    from_preset = {action.dest: layers[action.dest] for action in ours._actions if action.dest in layers}
-    theirs = script_parser(script)
-    if theirs is None:
-        actions = {action.dest: action for action in ours._actions}
-        values = {**from_preset, **from_user}
-        tokens = [token for name, value in values.items() for token in tokens_of(actions[name], value)]
-        return script.parse_args([*tokens, *handed_on])
-    read = attributes_read(known.source, None) if driven else None
-    outside, settled = (FROM_OUTSIDE, SETTLED) if driven else (frozenset[str](), frozenset[str]())
-    translation = translate(theirs, from_preset, from_user, handed_on, read, outside, settled)
-    for flags in (translation.lost, translation.unread):
-        flags[:] = [flag for flag in flags if flag.split()[0].removeprefix("--") not in {*defaults, *given}]
-    options = theirs._option_string_actions
-    if "--instance_data_dir" in options and not any("--dataset_name" in token for token in translation.tokens):
-        translation.tokens.append(f"--instance_data_dir={given['dataroot']}")
-    if isinstance(script, DrivenScript):
-        with importable(script):
-            return script.adopt(ours, translation)
-    if translation.lost:
-        logger.warning("unknown to %s and without effect: %s", module.__file__, ", ".join(translation.lost))
-    with importable(script):
-        return script.parse_args(translation.tokens)
-
-
-def one_line_errors() -> contextlib.AbstractContextManager[None]:
-    """Inside the block argparse raises ``UnknownFlagError`` where it would print its whole usage and exit."""
-
-    def refuse(parser: argparse.ArgumentParser, message: str) -> NoReturn:
-        raise UnknownFlagError(message)
-
-    return patched(argparse.ArgumentParser, error=refuse)
-
-
-def inspect_script(path: str | Path) -> tuple[str, str | None]:
-    """The table of ``--upstream-check`` for the script at ``path``, and why it cannot be driven, None where it can.
-
-    Raises ``UpstreamError`` where there is nothing to make a table of: no such file, no valid Python.
-    """
-    source = _read(path, _python_file(path))
-    missing, stand_ins = needs(source)
-    faults: dict[str, str] = {}
-    problem = f"--upstream {path} {says_missing(missing)}" if missing else None
-    if problem is None:
-        try:
-            faults = contract_faults(load_script(path))
-            open_script(path)
-        except UpstreamError as error:
-            problem = str(error)
-    return table(source, faults, missing, stand_ins, pip_command(missing)), problem

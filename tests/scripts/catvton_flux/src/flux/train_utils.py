@@ -1,4 +1,4 @@
-"""What the stand-in training script does to pictures before the transformer sees them."""
+"""What the re-created training script does to pictures before the transformer sees them."""
 
 import torch
 from diffusers import FluxFillPipeline

@@ -1,4 +1,4 @@
-"""Command line of the stand-in training script. The module's name is misspelt on purpose: users' copies have it so."""
+"""Command line of the re-created training script. The module's name is misspelt as in users' copies."""
 
 import argparse
 

@@ -1,4 +1,4 @@
-"""VITON-HD pairs as the stand-in training script reads them: garment on the left, person on the right."""
+"""VITON-HD pairs as the re-created training script reads them: garment on the left, person on the right."""
 
 from pathlib import Path
 

@@ -14,8 +14,8 @@ from conftest import forget_accelerator
 
 import train_flux_inpaint as trainer
 from deepfashion_training.embedded import TINY_FLUX_FILL
-from deepfashion_training.upstream.accelerator import accelerator_class
-from deepfashion_training.upstream.adapter import AdapterTransformer, adapter_class
+from deepfashion_training.upstream.accelerator import DrivenAccelerator
+from deepfashion_training.upstream.adapter import AdapterTransformer
 from deepfashion_training.upstream.driven_run import DrivenRun
 
 
@@ -24,13 +24,14 @@ def run_of(folder: Path, precision: str = "no", **settings: Any) -> DrivenRun:
     args = trainer.parse_args(flags)
     args.pretrained_model_name_or_path = args.pretrained_inpaint_model_name_or_path = str(TINY_FLUX_FILL)
     vars(args).update(settings)
-    run = DrivenRun(args, Namespace(), lambda *_: [], {"upstream": {"script": "some.py"}})
+    run = DrivenRun(args, Namespace(), lambda *_: [], {"script": "some.py"})
     run.accelerator = SimpleNamespace(mixed_precision=precision)
     return run
 
 
 def load(run: DrivenRun) -> AdapterTransformer:
-    return adapter_class(run).from_pretrained(str(TINY_FLUX_FILL), subfolder="transformer", revision=None)
+    adapter = type("Adapter", (AdapterTransformer,), {"run": run})
+    return adapter.from_pretrained(str(TINY_FLUX_FILL), subfolder="transformer", revision=None)
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +117,7 @@ def test_a_saved_adapter_is_loaded_into_the_model_in_training(tmp_path: Path) ->
 def driven(tmp_path: Path) -> Iterator[tuple[Any, AdapterTransformer]]:
     forget_accelerator()
     run = run_of(tmp_path / "out")
-    accelerator = accelerator_class(run)(cpu=True, log_with="none")
+    accelerator = type("Accelerator", (DrivenAccelerator,), {"run": run})(cpu=True, log_with="none")
     yield accelerator, load(run)
     forget_accelerator()
 
