@@ -123,13 +123,13 @@ def serve(args: argparse.Namespace, choice: ModelChoice, parser: str, folder: Pa
     from deepfashion_training.inference.page_guard import Guard
     from deepfashion_training.inference.page_jobs import Studio
     from deepfashion_training.inference.page_layout import Page, build, css, theme
-    from deepfashion_training.models.human_parser import load_parser
+    from deepfashion_training.models.human_parser import load_human_parser
 
     for line in choice.notes:
         sys.stderr.write(f"note      {line}\n")
     people, garments = draw_examples(folder / "examples")
     model = choice.load([choice.recipe.prompt_of()])
-    page = Page(Studio(choice, model, load_parser(parser), folder / "results"), folder, people, garments)
+    page = Page(Studio(choice, model, load_human_parser(parser), folder / "results"), folder, people, garments)
     blocks = build(page, choice.recipe.num_inference_steps, args.seed, page_lines(choice, args), args.max_upload_mb)
     blocks.queue(max_size=QUEUE, default_concurrency_limit=1, api_open=False)
     launched: dict[str, Any] = {

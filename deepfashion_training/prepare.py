@@ -95,9 +95,9 @@ def check_source(source: str, output_dir: str | Path, settings: Settings, *, rev
 def _check_means(settings: Settings, engine: str) -> None:
     """Raise ``ValueError`` when the parser cannot be had or Ray is not installed."""
     if settings.parser is not None:
-        from deepfashion_training.models.human_parser import check_parser
+        from deepfashion_training.models.human_parser import check_human_parser
 
-        check_parser(settings.parser, settings.parser_revision)
+        check_human_parser(settings.parser, settings.parser_revision)
     if engine == "ray":
         from deepfashion_training.preparation.engines import check_ray
 
@@ -276,9 +276,9 @@ def _parser_revision(settings: Settings) -> str | None:
     """What the parser's revision resolves to, for the record."""
     if settings.parser is None:
         return None
-    from deepfashion_training.models.human_parser import load_parser
+    from deepfashion_training.models.human_parser import load_human_parser
 
-    return load_parser(settings.parser, settings.parser_revision).revision
+    return load_human_parser(settings.parser, settings.parser_revision).revision
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
@@ -365,9 +365,9 @@ def settings_of(args: argparse.Namespace) -> Settings:
 def chosen_parser(named: str | None) -> str | None:
     """The parser's name: what was named, nothing for ``none``, the default where a GPU can run it."""
     if named is None:
-        from deepfashion_training.models.human_parser import default_parser
+        from deepfashion_training.models.human_parser import default_human_parser
 
-        return default_parser()
+        return default_human_parser()
     return None if named.lower() == "none" else named
 
 

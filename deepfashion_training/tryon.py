@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from deepfashion_training.inference.dress import DrawingSettings
     from deepfashion_training.inference.requests import Ready, TryOnRequest
     from deepfashion_training.models.fill import FillModel
-    from deepfashion_training.models.human_parser import Parser
+    from deepfashion_training.models.human_parser import HumanParser
 
 #: Suffixes of a single result; another --output is a folder.
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -133,13 +133,13 @@ def find_parser(named: str | None, choice: ModelChoice) -> str:
     That of the small embedded model is the one for drawn people, whom alone it knows.
     """
     from deepfashion_training.models.fill import is_embedded
-    from deepfashion_training.models.human_parser import DEFAULT_PARSER, check_parser
+    from deepfashion_training.models.human_parser import DEFAULT_PARSER, check_human_parser
 
     if named is None and is_embedded(choice.recipe.transformer):
         from deepfashion_training.embedded import DRAWN_PARSER
 
         return str(DRAWN_PARSER)
-    check_parser(named or DEFAULT_PARSER)
+    check_human_parser(named or DEFAULT_PARSER)
     return named or DEFAULT_PARSER
 
 
@@ -148,7 +148,7 @@ def tryon(args: argparse.Namespace) -> None:
     from deepfashion_training.inference.records import check_form
     from deepfashion_training.inference.requests import make_ready
     from deepfashion_training.models.access import check_writable
-    from deepfashion_training.models.human_parser import load_parser
+    from deepfashion_training.models.human_parser import load_human_parser
 
     requests = requests_of(args)
     check_targets(requests, args)
@@ -169,7 +169,7 @@ def tryon(args: argparse.Namespace) -> None:
     if missing < total:
         sys.stderr.write(f"going on  {total - missing} of {total} pictures are drawn already\n")
     # Of rows that bring their masks nothing needs the parser.
-    parsing = load_parser(parser) if parser and any(task.request.mask is None for task in left) else None
+    parsing = load_human_parser(parser) if parser and any(task.request.mask is None for task in left) else None
     if args.batch is None:
         ready = make_ready(left[0].request, parsing, look.size)  # what can fail comes before the large model
         check_form(left[0].request.output, ready.photo.size)
@@ -245,7 +245,7 @@ def _draw(drawing: Drawing, ready: Ready, seeds: Sequence[int], bar: Any) -> lis
     return written
 
 
-def _draw_rows(drawing: Drawing, tasks: Sequence[Task], parser: Parser | None) -> None:
+def _draw_rows(drawing: Drawing, tasks: Sequence[Task], parser: HumanParser | None) -> None:
     """Draw row by row; one that fails does not stop the others, and ends in a ``ValueError`` at the end."""
     from deepfashion_training.inference.requests import make_ready
 

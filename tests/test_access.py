@@ -79,28 +79,27 @@ def check(pipeline: str, transformer: str = str(TINY_FLUX_FILL)) -> str:
 
 def test_a_licence_that_is_not_accepted(hub: str, tmp_path: Path) -> None:
     answer = ask(check("acme/gated"), tmp_path, HF_ENDPOINT=hub, HF_TOKEN="hf_canary")
-    assert answer == f"acme/gated is gated: accept its licence at {hub}/acme/gated, then run again"
+    assert answer.startswith("acme/gated is gated: accept") and f"{hub}/acme/gated" in answer
 
 
 def test_no_token(hub: str, tmp_path: Path) -> None:
     answer = ask(check("acme/gated"), tmp_path, HF_ENDPOINT=hub)
-    assert answer.startswith("acme/gated is gated: log in with `hf auth login` and accept its licence at ")
+    assert answer.startswith("acme/gated is gated: log in with `hf auth login`")
 
 
 def test_a_repository_that_is_not_there(hub: str, tmp_path: Path) -> None:
     answer = ask(check("acme/typo"), tmp_path, HF_ENDPOINT=hub, HF_TOKEN="hf_canary")
-    assert answer == "acme/typo is not on the Hub: check the name"
+    assert answer.startswith("acme/typo is not on the Hub") and "log in" not in answer
 
 
 def test_too_little_disk(hub: str, tmp_path: Path) -> None:
     answer = ask(check("acme/huge"), tmp_path, HF_ENDPOINT=hub)
-    assert answer.startswith(f"the models need 1000000.0 GiB more in {tmp_path}/hub and ")
-    assert answer.endswith("set HF_HOME to a larger disk")
+    assert answer.startswith(f"the models need 1000000.0 GiB more in {tmp_path}/hub and ") and "HF_HOME" in answer
 
 
 def test_what_would_be_downloaded_is_what_training_reads(hub: str, tmp_path: Path) -> None:
-    pipeline = "access._bytes_to_download('acme/fill', None, '/none', access._is_pipeline_file)"
-    transformer = "access._bytes_to_download('acme/alpha', None, '/none', access._is_transformer_file)"
+    pipeline = "access._bytes_to_download('acme/fill', None, '/none', access.PIPELINE_PARTS)"
+    transformer = "access._bytes_to_download('acme/alpha', None, '/none', access.TRANSFORMER_PARTS)"
     assert ask(f"{pipeline}, {transformer}", tmp_path, HF_ENDPOINT=hub) == f"{10 * GIB} {24 * GIB}"
 
 
@@ -124,13 +123,13 @@ def test_folders_need_no_network() -> None:
 @pytest.mark.parametrize("given", ["xiaozaa/catvton-flux-alpha", str(TINY_FLUX_FILL / "transformer")])
 def test_a_transformer_given_as_the_pipeline_says_which_flag_it_belongs_to(given: str) -> None:
     with pytest.raises(ValueError, match=r"transformer only.*pass it as --pretrained_inpaint_model_name_or_path"):
-        access.check_is_pipeline(given)
+        access.check_models(given, str(TINY_FLUX_FILL))
 
 
 @pytest.mark.parametrize("given", ["./nowhere", "/no/where", "a/b/c"])
 def test_a_folder_that_is_not_there(given: str) -> None:
-    with pytest.raises(ValueError, match="no such folder"):
-        access.check_is_pipeline(given)
+    with pytest.raises(ValueError, match=r"--pretrained_model_name_or_path .*no such folder"):
+        access.check_models(given, str(TINY_FLUX_FILL))
     with pytest.raises(ValueError, match=r"--pretrained_inpaint_model_name_or_path .*no such folder"):
         access.check_models(str(TINY_FLUX_FILL), given, None, None)
 

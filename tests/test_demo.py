@@ -33,7 +33,7 @@ from deepfashion_training.inference.page_layout import Page, build
 from deepfashion_training.inference.records import made_from
 from deepfashion_training.inference.result_files import upright
 from deepfashion_training.inference.upload_store import Picked, Shelf, inside, shown_name, uploaded
-from deepfashion_training.models.human_parser import load_parser
+from deepfashion_training.models.human_parser import load_human_parser
 
 STEPS = 2
 
@@ -49,7 +49,7 @@ def studio(lora: Path, tmp_path_factory: pytest.TempPathFactory) -> Studio:
     args = command.build_parser().parse_args(["--embedded", "--lora", str(lora)])
     choice = choose(args)
     model = choice.load([choice.recipe.prompt_of()])
-    return Studio(choice, model, load_parser(str(DRAWN_PARSER)), tmp_path_factory.mktemp("server") / "results")
+    return Studio(choice, model, load_human_parser(str(DRAWN_PARSER)), tmp_path_factory.mktemp("server") / "results")
 
 
 @pytest.fixture(scope="module")

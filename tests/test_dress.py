@@ -20,14 +20,14 @@ from deepfashion_training.images.paste import feathered
 from deepfashion_training.images.pictures import PictureError
 from deepfashion_training.inference.dress import DrawingSettings, dress, mask_given, mask_of_type, picture_of
 from deepfashion_training.inference.result_files import read_picture, upright
-from deepfashion_training.models.human_parser import Parser, load_parser
+from deepfashion_training.models.human_parser import HumanParser, load_human_parser
 
 UPPER, LOWER, FULL = 1, 2, 3
 
 
 @pytest.fixture(scope="module")
-def parser() -> Parser:
-    return load_parser(str(DRAWN_PARSER))
+def parser() -> HumanParser:
+    return load_human_parser(str(DRAWN_PARSER))
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,7 @@ def test_a_type_that_is_not_worn_is_placed_where_it_would_be(people, parser):
         assert overlap(mask_of_type(person.photo, UPPER, parser), person.agnostic[UPPER]) > 0.55
 
 
-def labels(parse: np.ndarray) -> Parser:
+def labels(parse: np.ndarray) -> HumanParser:
     """A parser that gives one map."""
     return SimpleNamespace(parse=lambda photos: [parse])
 

@@ -110,11 +110,13 @@ def test_a_recipe_of_what_the_trainer_writes(loras, tiny_flux_fill):
         ("width", "-16", "side of -16"),
         ("width", "1000000", "side of 1000000"),
         ("width", "wide", "'wide'"),
-        ("guidance_scale", "nan", "guidance of nan"),
-        ("guidance_scale", "inf", "guidance of inf"),
-        ("guidance_scale", "-1", "guidance of -1"),
-        ("max_sequence_length", "0", "max_sequence_length of 0"),
-        ("max_sequence_length", "4096", "max_sequence_length of 4096"),
+        ("guidance_scale", "nan", "guidance_scale nan"),
+        ("guidance_scale", "inf", "guidance_scale inf"),
+        ("guidance_scale", "-1", "guidance_scale -1"),
+        ("max_sequence_length", "0", "max_sequence_length 0"),
+        ("max_sequence_length", "4096", "max_sequence_length 4096"),
+        ("num_inference_steps", "0", "num_inference_steps 0"),
+        ("resize_mode", "crop", "resize_mode 'crop'"),
     ],
 )
 def test_metadata_that_cannot_be(key, value, message):

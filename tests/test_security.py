@@ -174,7 +174,7 @@ def test_the_page_tells_the_server_how_large_an_upload_may_be(monkeypatch, tmp_p
     choice = argparse.Namespace(notes=(), lora=None, recipe=recipe, load=lambda prompts: None)
     monkeypatch.setattr(layout, "build", lambda *_: Blocks())
     monkeypatch.setattr(examples, "draw_examples", lambda folder: ([], []))
-    monkeypatch.setattr(parser, "load_parser", lambda name: None)
+    monkeypatch.setattr(parser, "load_human_parser", lambda name: None)
     monkeypatch.setattr(jobs, "Studio", lambda *_: None)
     monkeypatch.setattr(demo.threading.Event, "wait", stop)
     with pytest.raises(KeyboardInterrupt):

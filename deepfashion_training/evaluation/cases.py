@@ -21,7 +21,7 @@ from deepfashion_training.images.layout import Box, ResizeMode, fit_box, pair_te
 from deepfashion_training.images.masks import align_mask
 from deepfashion_training.images.pictures import PictureError, open_picture, orientation, to_rgb, turn
 from deepfashion_training.images.regions import UnresolvedRegionError, garment_region
-from deepfashion_training.models.human_parser import Parser
+from deepfashion_training.models.human_parser import HumanParser
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class Cases:
             raise ValueError(f"--data {source} has no split {split!r}: it has {', '.join(splits)}")
         self.source, self.split, self.size, self.resize_mode = source, split, size, resize_mode
         #: Finds the worn garment where the rows do not say; may be set before cases are read.
-        self.parser: Parser | None = None
+        self.parser: HumanParser | None = None
         self.fingerprint = source_fingerprint(source, splits)
         self._rows = DocumentedRows(splits[split], source)
         self._roots = picture_roots(source)

@@ -23,8 +23,8 @@ from deepfashion_training.inference.records import differences
 from deepfashion_training.models.access import check_writable
 from deepfashion_training.models.features import DEFAULT_DINO, find_dino
 from deepfashion_training.models.fill import Recipe, same_model
-from deepfashion_training.models.human_parser import check_parser, default_parser, load_parser
-from deepfashion_training.models.lora_files import LoraFile, check_fits, find_config, find_lora, read_lora
+from deepfashion_training.models.human_parser import check_human_parser, default_human_parser, load_human_parser
+from deepfashion_training.models.lora_files import LoraFile, check_fits, find_lora, find_transformer, read_lora
 
 SETTINGS = "settings.json"
 #: What an evaluation writes into its folder, and --overwrite may remove.
@@ -120,7 +120,7 @@ def make_plan(args: argparse.Namespace, state: PartialState) -> Plan:
         against = None
         if args.against is not None:
             against = read_lora(find_lora(args.against, flag="--against"), assume_alpha=True, flag="--against")
-            check_fits(against, find_config(choice.recipe.transformer))
+            check_fits(against, find_transformer(choice.recipe.transformer, weights=False))
         dino, left_out = _dino_name(args)
         parser = _parser_name(args)
     # The first process draws it, and the others wait inside.
@@ -134,7 +134,7 @@ def make_plan(args: argparse.Namespace, state: PartialState) -> Plan:
             if args.push_to_hub:
                 plan = dataclasses.replace(plan, publish_as=_publish_as(plan, args))
             if plan.parser is not None:
-                plan.cases.parser = load_parser(plan.parser)
+                plan.cases.parser = load_human_parser(plan.parser)
             _take_folder(plan, args.overwrite)
     return plan
 
@@ -259,10 +259,10 @@ def _take_folder(plan: Plan, overwrite: bool) -> None:
 def _parser_name(args: argparse.Namespace) -> str | None:
     """The human parser to look for garments with, once it is known to be there."""
     if args.parser is None:
-        return None if args.embedded else default_parser()
+        return None if args.embedded else default_human_parser()
     if args.parser.lower() == "none":
         return None
-    check_parser(args.parser)
+    check_human_parser(args.parser)
     return str(args.parser)
 
 

@@ -18,12 +18,12 @@ from deepfashion_training.evaluation.cases import Case, garment_rgb
 from deepfashion_training.evaluation.evaluation_plan import Plan
 from deepfashion_training.evaluation.measure_cases import OF_A_SET, Measured, differences, summarise
 from deepfashion_training.garment_types import TYPE_NAMES
-from deepfashion_training.models.access import subfolder_of_transformer
 from deepfashion_training.reports.before_after import save_before_after
 from deepfashion_training.reports.evaluation_report import ShownCase, left_out_by_reason, write_evaluation_report
 from deepfashion_training.reports.figures import FEWEST_FOR_SETS, FEWEST_FOR_VERDICT, figure_of
 from deepfashion_training.reports.model_card import local_name, write_model_card
 from deepfashion_training.reports.verdicts import comparison_table
+from training_run.hub import subfolder_of_transformer
 
 METRICS, TABLE, REPORT = "metrics.json", "metrics.csv", "report.html"
 BEFORE_AFTER = "before_after.png"

@@ -122,7 +122,7 @@ def choose(args: argparse.Namespace) -> ModelChoice:
     _check_machine(recipe.transformer)
     check_models(recipe.pipeline, recipe.transformer, flags=USING_FLAGS)
     if lora is not None:
-        lora_files.check_fits(lora, lora_files.find_config(recipe.transformer))
+        lora_files.check_fits(lora, lora_files.find_transformer(recipe.transformer, weights=False))
     notes = [] if lora is None else _notes(lora, trained, recipe)
     return ModelChoice(recipe, lora, args.lora_scale, args.quantize_base, args.offload, tuple(notes))
 

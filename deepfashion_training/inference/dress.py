@@ -17,7 +17,7 @@ from deepfashion_training.images.person import person_of_parse
 from deepfashion_training.images.pictures import PictureError
 from deepfashion_training.images.regions import UnresolvedRegionError, garment_region
 from deepfashion_training.models.fill import FillModel
-from deepfashion_training.models.human_parser import Parser
+from deepfashion_training.models.human_parser import HumanParser
 
 #: Largest share of a photo that a parser's own mask may cover: more, and it takes something else for clothes.
 MOST_OF_A_PHOTO = 0.9
@@ -48,7 +48,7 @@ class TryOnResult:
     pair: Image.Image
 
 
-def mask_of_type(photo: Image.Image, cloth_type: int, parser: Parser) -> np.ndarray:
+def mask_of_type(photo: Image.Image, cloth_type: int, parser: HumanParser) -> np.ndarray:
     """The area to repaint for a garment of the type (1, 2, 3): uint8 ``[h, w]`` in {0, 1} of the upright RGB ``photo``.
 
     The agnostic mask that training uses by default, from the parser's map. A type that the person does not wear is

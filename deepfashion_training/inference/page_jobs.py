@@ -22,7 +22,7 @@ from deepfashion_training.inference.requests import TryOnRequest
 from deepfashion_training.inference.result_files import upright
 from deepfashion_training.inference.upload_store import Picked
 from deepfashion_training.models.fill import FillModel
-from deepfashion_training.models.human_parser import Parser
+from deepfashion_training.models.human_parser import HumanParser
 
 MAX_STEPS = 100
 #: The largest seed that a browser holds exactly.
@@ -49,7 +49,7 @@ class Order:
 class Studio:
     """A loaded model, a parser, and the folder that results go to. Whoever calls sees to it that jobs come singly."""
 
-    def __init__(self, choice: ModelChoice, model: FillModel, parser: Parser, folder: Path) -> None:
+    def __init__(self, choice: ModelChoice, model: FillModel, parser: HumanParser, folder: Path) -> None:
         self.choice = choice
         self.model = model
         self.parser = parser

@@ -16,7 +16,7 @@ from deepfashion_training.garment_types import parse_cloth_type
 from deepfashion_training.images.pictures import PictureError, opacity
 from deepfashion_training.inference.dress import check_left, mask_given, mask_of_type
 from deepfashion_training.inference.result_files import check_header, read_picture, upright
-from deepfashion_training.models.human_parser import Parser
+from deepfashion_training.models.human_parser import HumanParser
 from training_run.colour import profile_name
 
 COLUMNS = ("person", "garment", "mask", "garment_type", "caption", "output")
@@ -130,7 +130,7 @@ class Ready:
     profile: str | None = None
 
 
-def make_ready(request: TryOnRequest, parser: Parser | None, size: tuple[int, int] | None = None) -> Ready:
+def make_ready(request: TryOnRequest, parser: HumanParser | None, size: tuple[int, int] | None = None) -> Ready:
     """Open the pictures of ``request``, and make its mask with ``parser`` where it brings none.
 
     Raises ``ValueError`` for pictures and masks that will not do; with ``size`` (height, width), that of one half of

@@ -1,20 +1,22 @@
-"""Whether the models of a run can be had: known before anything is downloaded, told in one line each."""
+"""Whether the models of a run can be had. It is known before anything is downloaded, and said in one line each."""
 
 from __future__ import annotations
 
 import json
 import shutil
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
-from huggingface_hub import HfApi, constants, get_token, try_to_load_from_cache
+from huggingface_hub import HfApi, constants, try_to_load_from_cache
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
 from training_run.guards import check_base, check_cached_base
+from training_run.hub import is_hub_id, transformer_in, why_not_loaded
 
-#: Parts of a FLUX pipeline that training takes from --pretrained_model_name_or_path.
+#: What is downloaded of a FLUX pipeline and of a transformer: names of files begin so. A transformer's own name counts
+#: at the root of its repository only.
 PIPELINE_PARTS = ("text_encoder/", "text_encoder_2/", "tokenizer/", "tokenizer_2/", "vae/", "scheduler/")
+TRANSFORMER_PARTS = ("transformer/", "diffusion_pytorch_model")
 
 #: The usual transformer. People pass it as the pipeline, which it is not.
 CATVTON_FLUX_ALPHA = "xiaozaa/catvton-flux-alpha"
@@ -32,102 +34,73 @@ def check_models(
     cache_dir: str | None = None,
     flags: tuple[str, str] = TRAINING_FLAGS,
 ) -> None:
-    """Raise ``ValueError``, one line with the mend, when a model of the run cannot be loaded or downloaded.
+    """Raise ``ValueError``, one line with the fix, when a model of the run cannot be loaded or downloaded.
 
     ``pipeline`` and ``transformer`` are folders or Hub ids, ``flags`` how the user names them. Checked are: a
     transformer given as the pipeline, missing folders, damaged files and missing weights, a licence that is not
     accepted, a missing token, a repository that is not there, and the disk space that the download takes. Models in
     the Hub cache need no network.
     """
-    check_is_pipeline(pipeline, flags)
+    for name, flag in ((pipeline, flags[0]), (transformer, flags[1])):
+        if not Path(name).is_dir() and not is_hub_id(name):
+            raise ValueError(f"{flag} {name}: no such folder")
+    _check_is_pipeline(pipeline, flags)
     check_base(pipeline, transformer)
     check_cached_base([(pipeline, revision), (transformer, inpaint_revision)], cache_dir)
-    if Path(transformer).is_dir():
-        _check_is_transformer(Path(transformer), flags[1])
-    elif _is_path(transformer):
-        raise ValueError(f"{flags[1]} {transformer}: no such folder")
-    needed, cache = 0, cache_dir or constants.HF_HUB_CACHE
+    _check_is_transformer(transformer, flags[1])
+    cache = cache_dir or constants.HF_HUB_CACHE
+    needed = 0
     if not Path(pipeline).is_dir():
-        needed += _bytes_to_download(pipeline, revision, cache, _is_pipeline_file)
+        needed += _bytes_to_download(pipeline, revision, cache, PIPELINE_PARTS)
     if not Path(transformer).is_dir():
-        needed += _bytes_to_download(transformer, inpaint_revision, cache, _is_transformer_file)
+        needed += _bytes_to_download(transformer, inpaint_revision, cache, TRANSFORMER_PARTS)
     _check_disk(needed, Path(cache))
 
 
-def check_is_pipeline(pipeline: str, flags: tuple[str, str] = TRAINING_FLAGS) -> None:
-    """Raise ``ValueError`` when ``pipeline`` is a transformer without text encoders, or a folder that is not there."""
+def _check_is_pipeline(pipeline: str, flags: tuple[str, str]) -> None:
     folder, flag = Path(pipeline), flags[0]
-    alone = "holds a transformer only, no VAE, text encoders or tokenizers"
-    mend = f"pass it as {flags[1]} and leave {flag} as it is"
-    if pipeline.rstrip("/") == CATVTON_FLUX_ALPHA:
-        raise ValueError(f"{flag} {pipeline} {alone}: {mend}")
-    if folder.is_dir() and not (folder / "model_index.json").is_file():
-        if (folder / "config.json").is_file() or (folder / "transformer" / "config.json").is_file():
-            raise ValueError(f"{flag} {pipeline} {alone}: {mend}")
+    if folder.is_dir() and (folder / "model_index.json").is_file():
+        return
+    if pipeline.rstrip("/") == CATVTON_FLUX_ALPHA or (transformer_in(folder) / "config.json").is_file():
+        raise ValueError(
+            f"{flag} {pipeline} holds a transformer only, no VAE, text encoders or tokenizers: pass it as {flags[1]} "
+            f"and leave {flag} as it is"
+        )
+    if folder.is_dir():
         raise ValueError(f"{flag} {pipeline}: no diffusers pipeline (no model_index.json)")
-    if not folder.is_dir() and _is_path(pipeline):
-        raise ValueError(f"{flag} {pipeline}: no such folder")
 
 
-def _check_is_transformer(folder: Path, flag: str) -> None:
-    found = [path for path in (folder / "transformer" / "config.json", folder / "config.json") if path.is_file()]
-    if not found:
-        raise ValueError(f"{flag} {folder}: no transformer at its root or under transformer/")
-    kind = json.loads(found[0].read_text(encoding="utf-8")).get("_class_name")
+def _check_is_transformer(transformer: str, flag: str) -> None:
+    if not Path(transformer).is_dir():
+        return
+    config = transformer_in(Path(transformer)) / "config.json"
+    if not config.is_file():
+        raise ValueError(f"{flag} {transformer}: no transformer at its root or under transformer/")
+    kind = json.loads(config.read_text(encoding="utf-8")).get("_class_name")
     if kind != "FluxTransformer2DModel":
-        raise ValueError(f"{flag} {folder} holds a {kind}, not a FluxTransformer2DModel")
+        raise ValueError(f"{flag} {transformer} holds a {kind}, not a FluxTransformer2DModel")
 
 
-def _is_path(name: str) -> bool:
-    return name.startswith((".", "/", "~")) or name.count("/") != 1
-
-
-def _is_pipeline_file(name: str) -> bool:
-    return name.startswith(PIPELINE_PARTS)
-
-
-def _is_transformer_file(name: str) -> bool:
-    return name.startswith("transformer/") or ("/" not in name and name.startswith("diffusion_pytorch_model"))
-
-
-def _bytes_to_download(repository: str, revision: str | None, cache: str, wanted: Callable[[str], bool]) -> int:
-    """Size of the files of a Hub repository that ``wanted`` chooses and the cache lacks.
+def _bytes_to_download(repository: str, revision: str | None, cache: str, parts: tuple[str, ...]) -> int:
+    """Size of the files of a Hub repository whose names begin with one of ``parts`` and that the cache lacks.
 
     Raises ``ValueError`` when the repository cannot be read.
     """
-    api = HfApi()
+
+    def is_cached(name: str) -> bool:
+        return isinstance(try_to_load_from_cache(repository, name, cache_dir=cache, revision=revision), str)
+
     try:
+        api = HfApi()
         info = api.model_info(repository, revision=revision, files_metadata=True)
         api.auth_check(repository)
-    except GatedRepoError as error:
-        if _is_cached(repository, revision, cache):
-            return 0
-        login = "" if get_token() else "log in with `hf auth login` and "
-        raise ValueError(
-            f"{repository} is gated: {login}accept its licence at {constants.ENDPOINT}/{repository}, then run again"
-        ) from error
-    except RepositoryNotFoundError as error:
-        hint = "check the name" if get_token() else "check the name, or log in with `hf auth login` if it is private"
-        raise ValueError(f"{repository} is not on the Hub: {hint}") from error
     except Exception as error:  # no network, a server's error or offline mode: each HTTP library has its own classes
-        if _is_cached(repository, revision, cache):
+        is_there = isinstance(error, GatedRepoError) or not isinstance(error, RepositoryNotFoundError)
+        if is_there and any(map(is_cached, ("model_index.json", "config.json", "transformer/config.json"))):
             return 0
-        raise ValueError(
-            f"{repository} is not in the cache ({cache}) and the Hub cannot be reached: {str(error).splitlines()[0]}"
-        ) from error
-    return sum(
-        file.size or 0
-        for file in info.siblings or []
-        if wanted(file.rfilename) and not _is_cached(repository, revision, cache, file.rfilename)
-    )
-
-
-def _is_cached(repository: str, revision: str | None, cache: str, name: str | None = None) -> bool:
-    """Whether the Hub cache has file ``name``; without a name, whether it has the model's index or configuration."""
-    names = [name] if name else ["model_index.json", "config.json", "transformer/config.json"]
-    return any(
-        isinstance(try_to_load_from_cache(repository, each, cache_dir=cache, revision=revision), str) for each in names
-    )
+        raise ValueError(why_not_loaded(repository, error, revision, cache)) from error
+    missing = [file for file in info.siblings or [] if file.rfilename.startswith(parts)]
+    return sum(file.size or 0 for file in missing if not is_cached(file.rfilename))
 
 
 def _check_disk(needed: int, folder: Path) -> None:
@@ -148,13 +121,3 @@ def check_writable(folder: Path, flag: str = "--output_dir") -> None:
             pass
     except OSError as error:
         raise ValueError(f"{flag} {folder} cannot be written to: {error.strerror or error}") from error
-
-
-def subfolder_of_transformer(transformer: str, revision: str | None = None, cache_dir: str | None = None) -> str | None:
-    """``"transformer"`` where a folder or downloaded repository keeps the transformer there, None for its root."""
-    if Path(transformer).is_dir():
-        found = (Path(transformer) / "transformer" / "config.json").is_file()
-    else:
-        cached = try_to_load_from_cache(transformer, "transformer/config.json", cache_dir=cache_dir, revision=revision)
-        found = isinstance(cached, str)
-    return "transformer" if found else None

@@ -34,11 +34,9 @@ class Dino:
 
     ``model`` is a local folder or a Hub id, ``device`` a torch device (a CUDA GPU where there is one, else the CPU).
     Weights and the sums along its residual path are fp32; on CUDA matrices are multiplied in bf16 (fp16 on older
-    GPUs). Raises the ``ValueError`` of ``find_dino``, and one for a file that lacks weights.
+    GPUs). ``revision`` is for the record, see ``hub_files.revision_of``. Raises the ``ValueError`` of ``find_dino``,
+    and one for a file that lacks weights.
     """
-
-    #: For the record: commit of the Hub repository, or ``sha256:`` and 16 digits of a local folder's files.
-    revision: str
 
     def __init__(self, model: str = DEFAULT_DINO, device: str | None = None) -> None:
         import torch
@@ -47,7 +45,7 @@ class Dino:
         folder = find_dino(model)
         self.revision = revision_of(model, folder)
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self._prepare = _Preprocessing(folder, model)
+        self._prepare = _DinoPreprocessing(folder, model)
         network, loaded = AutoModel.from_pretrained(
             folder,
             dtype=torch.float32,
@@ -96,19 +94,18 @@ class Dino:
 def find_dino(model: str = DEFAULT_DINO) -> Path:
     """Folder of a DINOv2 model's files, downloaded where it has to be, so that loading needs no network.
 
-    ``model`` is a local folder or a Hub id. ``ValueError``, one line with how to get it, when it is neither a folder
-    nor in the Hub's cache nor to be downloaded, when it is another kind of model, or when its preprocessing is not
-    understood.
+    ``model`` is a local folder or a Hub id. Raises ``ValueError``, one line with the fix, when it cannot be had or is
+    another kind of model, and when its preprocessing is not understood.
     """
     folder = model_folder(_FLAG, model, DEFAULT_DINO)
     kind = read_json(_FLAG, model, folder, CONFIG).get("model_type")
     if kind not in _KINDS:
         raise ValueError(f"{_FLAG} {model} is a {kind} model: pass a DINOv2 model such as {DEFAULT_DINO}")
-    _Preprocessing(folder, model)
+    _DinoPreprocessing(folder, model)
     return folder
 
 
-class _Preprocessing:
+class _DinoPreprocessing:
     """Whole pictures squeezed to the size that the model's own crop has, normalised as its file says."""
 
     def __init__(self, folder: Path, model: str) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import psutil
 import torch
@@ -22,6 +23,7 @@ from deepfashion_training.models.access import CATVTON_FLUX_ALPHA
 from deepfashion_training.models.lora_files import LoraFile
 from training_run import quantization
 from training_run.flags import MOST_INFERENCE_STEPS
+from training_run.hub import transformer_in
 from training_run.speed import free_memory
 
 FLUX_FILL = "black-forest-labs/FLUX.1-Fill-dev"
@@ -48,63 +50,36 @@ class Recipe:
     num_inference_steps: int = 28
     resize_mode: ResizeMode = "pad"
 
+    def __post_init__(self) -> None:
+        for side in (self.height, self.width):
+            if not 16 <= side <= 4096 or side % 16:
+                raise ValueError(f"a side of {side} pixels, where a multiple of 16 up to 4096 is needed")
+        if not 1 <= self.max_sequence_length <= 512:
+            raise ValueError(f"max_sequence_length {self.max_sequence_length}: FLUX reads 1 to 512 tokens")
+        if not 1 <= self.num_inference_steps <= MOST_INFERENCE_STEPS:
+            raise ValueError(f"num_inference_steps {self.num_inference_steps}: 1 to {MOST_INFERENCE_STEPS} are allowed")
+        if not 0 <= self.guidance_scale < math.inf:
+            raise ValueError(f"guidance_scale {self.guidance_scale}: a finite number from 0 is needed")
+        if self.resize_mode not in RESIZE_MODES:
+            raise ValueError(f"resize_mode {self.resize_mode!r}: {' or '.join(RESIZE_MODES)} is needed")
+
     @classmethod
     def of(cls, lora: LoraFile) -> Recipe:
         """From the metadata of a LoRA; ``ValueError`` for a value there that cannot be."""
-        found = lora.metadata
+        recorded: dict[str, Any] = {}
         try:
-            return cls(
-                pipeline=found.get("base_model", cls.pipeline),
-                transformer=found.get("transformer", cls.transformer),
-                height=_side(found.get("height", cls.height)),
-                width=_side(found.get("width", cls.width)),
-                prompt=found.get("prompt", cls.prompt),
-                use_captions=found.get("use_captions") == "True",
-                guidance_scale=_guidance(found.get("guidance_scale", cls.guidance_scale)),
-                max_sequence_length=_length(found.get("max_sequence_length", cls.max_sequence_length)),
-                num_inference_steps=_steps(found.get("num_inference_steps", cls.num_inference_steps)),
-                resize_mode=_resize_mode(found.get("resize_mode", cls.resize_mode)),
-            )
+            for field in dataclasses.fields(cls):
+                text = lora.metadata.get("base_model" if field.name == "pipeline" else field.name)
+                if text is not None:
+                    kind: Any = type(field.default)
+                    recorded[field.name] = text == "True" if kind is bool else kind(text)
+            return cls(**recorded)
         except ValueError as error:
             raise ValueError(f"--lora {lora.path}: its metadata cannot be read: {error}") from error
 
     def prompt_of(self, caption: str = "") -> str:
         """The prompt of a garment, with its caption where the LoRA was trained with captions."""
         return f"{self.prompt} {caption.strip()}".strip() if self.use_captions else self.prompt
-
-
-def _side(value: str | int) -> int:
-    side = int(value)
-    if not 16 <= side <= 4096 or side % 16:
-        raise ValueError(f"a side of {side} pixels, where a multiple of 16 up to 4096 is needed")
-    return side
-
-
-def _length(value: str | int) -> int:
-    length = int(value)
-    if not 1 <= length <= 512:
-        raise ValueError(f"a max_sequence_length of {length}, where FLUX reads 1 to 512 tokens")
-    return length
-
-
-def _steps(value: str | int) -> int:
-    steps = int(value)
-    if not 1 <= steps <= MOST_INFERENCE_STEPS:
-        raise ValueError(f"num_inference_steps {steps}, where 1 to {MOST_INFERENCE_STEPS} are possible")
-    return steps
-
-
-def _resize_mode(value: str) -> ResizeMode:
-    if value not in RESIZE_MODES:
-        raise ValueError(f"a resize_mode {value!r}, where {' or '.join(RESIZE_MODES)} is needed")
-    return cast(ResizeMode, value)
-
-
-def _guidance(value: str | float) -> float:
-    scale = float(value)
-    if not 0 <= scale < math.inf:
-        raise ValueError(f"a guidance of {scale}")
-    return scale
 
 
 class FillModel:
@@ -158,10 +133,10 @@ class FillModel:
     ) -> torch.Tensor:
         """The pairs of ``samples`` with their masked area repainted: float32 [B, 3, H, 2W] in [0, 1], on the CPU.
 
-        ``samples`` are sample dicts of one size (see ``pairs.layout.pair_tensors``), of which ``im_mask`` and
+        ``samples`` are sample dicts of one size (see ``layout.pair_tensors``), of which ``im_mask`` and
         ``inpaint_mask`` are read. The noise of each follows from its seed alone and is drawn on the CPU, so that it is
         the same on every machine, in every batch, with and without ``lora`` (a name among those that the model was made
-        with; None is the bare base). ``on_step`` is told how many steps are done.
+        with; None is the bare base). ``on_step`` is called with the number of steps done.
 
         Raises ``ValueError`` for a prompt that was not encoded and for a result that is not finite.
         """
@@ -173,7 +148,7 @@ class FillModel:
         masked = torch.stack([sample["im_mask"] for sample in samples])
         embeds, pooled = (torch.cat(parts) for parts in zip(*map(self._embedding, prompts), strict=True))
 
-        def told(_pipeline: Any, step: int, _timestep: Any, _tensors: dict[str, Any]) -> dict[str, Any]:
+        def report(_pipeline: Any, step: int, _timestep: Any, _tensors: dict[str, Any]) -> dict[str, Any]:
             if on_step is not None:
                 on_step(step + 1)
             return {}
@@ -188,7 +163,7 @@ class FillModel:
             guidance_scale=guidance_scale,
             num_inference_steps=steps,
             generator=[torch.Generator().manual_seed(seed) for seed in seeds],
-            callback_on_step_end=told,
+            callback_on_step_end=report,
             output_type="pt",
         ).images.float()
         if not drawn.isfinite().all():
@@ -289,8 +264,7 @@ def precision_of(transformer: str, device: torch.device) -> torch.dtype:
 
 def is_embedded(transformer: str) -> bool:
     """Whether a transformer is the small one that comes with the project, here or in another checkout of it."""
-    ours, given = (Path(name).expanduser() / "transformer" / "config.json" for name in (TINY_FLUX_FILL, transformer))
-    given = given if given.is_file() else Path(transformer).expanduser() / "config.json"
+    ours, given = (transformer_in(Path(name).expanduser()) / "config.json" for name in (TINY_FLUX_FILL, transformer))
     return given.is_file() and json.loads(given.read_text("utf-8")) == json.loads(ours.read_text("utf-8"))
 
 
@@ -299,9 +273,6 @@ def same_model(one: str, other: str) -> bool:
 
     def plain(name: str) -> str:
         folder = Path(name).expanduser()
-        if not folder.is_dir():
-            return name.rstrip("/")
-        inner = folder / "transformer"
-        return str((inner if (inner / "config.json").is_file() else folder).resolve())
+        return str(transformer_in(folder).resolve()) if folder.is_dir() else name.rstrip("/")
 
     return plain(one) == plain(other)

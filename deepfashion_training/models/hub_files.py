@@ -7,11 +7,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import constants, get_token, snapshot_download
-from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub import snapshot_download
+
+from training_run.hub import is_hub_id, why_not_loaded
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
+_LOADED = (CONFIG, PREPROCESSOR, *_WEIGHTS)
 
 
 def model_folder(
@@ -20,43 +22,23 @@ def model_folder(
     """Where the files of ``model`` lie: its configuration, its preprocessing if it has any, weights in safetensors.
 
     ``model`` is a local folder or a Hub id, which is downloaded where it has to be; the name of a Hub model's folder
-    is its commit. ``ValueError``, one line with the mend, when it cannot be had: the line begins with ``flag``, the
-    option by which the user named the model, and gives ``example`` for a Hub id.
+    is its commit. Raises ``ValueError``, one line with the fix, when it cannot be had. The line begins with ``flag``,
+    by which the user named the model, and gives ``example`` for a Hub id.
     """
     folder = Path(model).expanduser()
     if not folder.is_dir():
-        folder = _download(flag, model, example, revision, cache_dir)
+        if not is_hub_id(model):
+            raise ValueError(f"{flag} {model}: no such folder, and not a Hub id such as {example}")
+        try:
+            folder = Path(snapshot_download(model, revision=revision, cache_dir=cache_dir, allow_patterns=[*_LOADED]))
+        except Exception as error:  # each HTTP library has its own classes
+            why = why_not_loaded(model, error, revision, str(cache_dir) if cache_dir else None)
+            raise ValueError(f"{flag} {why}") from error
     if not (folder / CONFIG).is_file():
         raise ValueError(f"{flag} {model}: no {CONFIG} in it; pass a folder that transformers saved, or a Hub id")
     if not any(any(folder.glob(name)) for name in _WEIGHTS):
         raise ValueError(f"{flag} {model}: no model.safetensors in it; save it with safe_serialization=True")
     return folder
-
-
-def _download(flag: str, model: str, example: str, revision: str | None, cache_dir: str | Path | None) -> Path:
-    if model.startswith((".", "/", "~")) or model.count("/") != 1:
-        raise ValueError(f"{flag} {model}: no such folder, and not a Hub id such as {example}")
-    try:
-        return Path(
-            snapshot_download(
-                model, revision=revision, cache_dir=cache_dir, allow_patterns=[CONFIG, PREPROCESSOR, *_WEIGHTS]
-            )
-        )
-    except GatedRepoError as error:
-        login = "" if get_token() else "log in with `hf auth login` and "
-        raise ValueError(
-            f"{flag} {model} is gated: {login}accept its terms at {constants.ENDPOINT}/{model}, then run again"
-        ) from error
-    except RevisionNotFoundError as error:
-        raise ValueError(f"{flag} {model} has no revision {revision}: name a branch, tag or commit of it") from error
-    except RepositoryNotFoundError as error:
-        hint = "check the name" if get_token() else "check the name, or log in with `hf auth login` if it is private"
-        raise ValueError(f"{flag} {model} is not on the Hub: {hint}") from error
-    except Exception as error:  # no network, a server's error or offline mode: each HTTP library has its own classes
-        raise ValueError(
-            f"{flag} {model} is not in the cache ({cache_dir or constants.HF_HUB_CACHE}) and the Hub cannot be "
-            f"reached: connect once, or pass a folder; `hf download {model}` fetches it ({type(error).__name__})"
-        ) from error
 
 
 def read_json(flag: str, model: str, folder: Path, name: str) -> dict[str, Any]:
@@ -77,7 +59,6 @@ def revision_of(model: str, folder: Path) -> str:
     if not Path(model).expanduser().is_dir():
         return folder.name
     digest = hashlib.sha256()
-    names = (CONFIG, PREPROCESSOR, *_WEIGHTS)
-    for file in sorted(file for name in names for file in folder.glob(name)):
+    for file in sorted(file for name in _LOADED for file in folder.glob(name)):
         digest.update(file.name.encode() + hashlib.sha256(file.read_bytes()).digest())
     return f"sha256:{digest.hexdigest()[:16]}"

@@ -7,7 +7,6 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -16,10 +15,7 @@ from deepfashion_training.images.parts import LABELS as ATR_LABELS
 from deepfashion_training.images.pictures import to_rgb
 from deepfashion_training.models.hub_files import CONFIG, PREPROCESSOR, model_folder, read_json, revision_of
 
-if TYPE_CHECKING:
-    import torch
-
-#: SegFormer-B2 fine-tuned on ATR by its author: the usual open parser of clothes, 110 MB.
+#: SegFormer-B2 fine-tuned on ATR by its author: the usual open human parser, 110 MB.
 DEFAULT_PARSER = "mattmdjaga/segformer_b2_clothes"
 
 _FLAG = "--parser"
@@ -31,16 +27,13 @@ _BATCH = 8
 _DRIVER_FILES = (Path("/proc/driver/nvidia/version"), Path("/dev/dxg"))
 
 
-class Parser:
+class HumanParser:
     """A semantic segmentation model with the 18 ATR labels, loaded through transformers from safetensors.
 
     ``model`` is a local folder or a Hub id, ``device`` a torch device (a CUDA GPU where there is one, else the CPU).
-    It computes in bf16 (fp16 on older GPUs) on CUDA and in fp32 elsewhere. Raises the ``ValueError`` of
-    ``check_parser``.
+    It computes in bf16 (fp16 on older GPUs) on CUDA and in fp32 elsewhere. ``revision`` is for the record, see
+    ``hub_files.revision_of``. Raises the ``ValueError`` of ``check_human_parser``.
     """
-
-    #: For the record: commit of the Hub repository, or ``sha256:`` and 16 digits of a local folder's files.
-    revision: str
 
     def __init__(
         self, model: str, revision: str | None = None, device: str | None = None, cache_dir: str | Path | None = None
@@ -55,7 +48,7 @@ class Parser:
         if self.device.type == "cuda":
             self.dtype = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
         self._numbers = _atr_numbers(folder, model)
-        self._prepare = _Preprocessing(folder, model)
+        self._prepare = _ParserPreprocessing(folder, model)
         network = AutoModelForSemanticSegmentation.from_pretrained(
             folder, use_safetensors=True, trust_remote_code=False, local_files_only=True
         )
@@ -66,35 +59,29 @@ class Parser:
 
         Photos may differ in size and mode; EXIF is not applied, see ``pictures.turn``.
         """
-        maps: list[np.ndarray] = []
-        for start in range(0, len(photos), _BATCH):
-            maps += self._parse_batch(photos[start : start + _BATCH])
-        return maps
+        starts = range(0, len(photos), _BATCH)
+        return [labels for start in starts for labels in self._parse_batch(photos[start : start + _BATCH])]
 
     def _parse_batch(self, photos: Sequence[Image.Image]) -> list[np.ndarray]:
         import torch
 
         pixels = torch.from_numpy(np.stack([self._prepare(photo) for photo in photos]))
+        maps = []
         with torch.inference_mode():
             logits = self._network(pixel_values=pixels.to(self.device, self.dtype)).logits.float()  # [n, 18, h/4, w/4]
-            return [self._labels(one, photo.size) for one, photo in zip(logits, photos, strict=True)]
-
-    def _labels(self, logits: torch.Tensor, size: tuple[int, int]) -> np.ndarray:
-        """Labels uint8 [height, width] from the logits [18, h, w] of one photo; ``size`` is (width, height)."""
-        import torch
-
-        width, height = size
-        full = torch.nn.functional.interpolate(logits[None], (height, width), mode="bilinear", align_corners=False)
-        return self._numbers[full[0].argmax(dim=0).cpu().numpy()]
+            for one, photo in zip(logits, photos, strict=True):
+                full = torch.nn.functional.interpolate(one[None], (photo.height, photo.width), mode="bilinear")
+                maps.append(self._numbers[full[0].argmax(dim=0).cpu().numpy()])
+        return maps
 
 
 @functools.lru_cache(maxsize=2)
-def load_parser(model: str, revision: str | None = None) -> Parser:
-    """The parser, loaded once in each process."""
-    return Parser(model, revision)
+def load_human_parser(model: str, revision: str | None = None) -> HumanParser:
+    """The human parser, loaded once in each process."""
+    return HumanParser(model, revision)
 
 
-def default_parser() -> str | None:
+def default_human_parser() -> str | None:
     """``DEFAULT_PARSER`` on a machine with a CUDA GPU that torch can use, else None: on a CPU it takes seconds a row.
 
     Does not import torch where there is no NVIDIA driver.
@@ -108,17 +95,17 @@ def default_parser() -> str | None:
     return DEFAULT_PARSER if torch.cuda.is_available() else None
 
 
-def check_parser(model: str, revision: str | None = None) -> None:
-    """Raise ``ValueError``, one line with the mend, when ``model`` cannot be had or does not know the ATR labels.
+def check_human_parser(model: str, revision: str | None = None) -> None:
+    """Raise ``ValueError``, one line with the fix, when ``model`` cannot be had or does not know the ATR labels.
 
     ``model`` is a local folder or a Hub id. A Hub model is downloaded, so that loading it afterwards needs no network.
     """
     folder = model_folder(_FLAG, model, DEFAULT_PARSER, revision)
     _atr_numbers(folder, model)
-    _Preprocessing(folder, model)
+    _ParserPreprocessing(folder, model)
 
 
-class _Preprocessing:
+class _ParserPreprocessing:
     """What the image processor of transformers does by ``preprocessor_config.json``, without its torchvision."""
 
     def __init__(self, folder: Path, model: str) -> None:

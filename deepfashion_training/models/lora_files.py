@@ -22,16 +22,15 @@ from peft import LoraConfig
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
 
-from deepfashion_training.models.access import subfolder_of_transformer
+from training_run.guards import check_files
+from training_run.hub import is_hub_id, transformer_in, why_not_loaded
 
 #: Precisions of a fused transformer.
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-#: safetensors' names of the precisions that a base may be stored in.
-_STORED = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 #: What peft puts before a layer's name. ``PeftModel`` expects it.
 _PEFT_PREFIX = "base_model.model"
 #: What helps where a file does not say how its LoRA is scaled.
-_MEND = "train it with this project, or save it with save_lora_weights of diffusers 0.35 or later"
+_FIX = "train it with this project, or save it with save_lora_weights of diffusers 0.35 or later"
 
 #: Layers of Black Forest Labs' FLUX and the diffusers layers that each is made of, in order. Read off diffusers'
 #: ``_convert_kohya_flux_lora_to_diffusers``, of which ``to_kohya`` is the inverse.
@@ -98,24 +97,18 @@ def find_lora(name: str, *, flag: str = "--lora") -> Path:
     ``flag`` is the option that ``name`` was given with, for what the errors say.
     """
     path = Path(name).expanduser()
-    if path.is_file():
-        return path.resolve()
     if path.is_dir():
-        if not (path / LORA_WEIGHT_NAME_SAFE).is_file():
+        path = path / LORA_WEIGHT_NAME_SAFE
+        if not path.is_file():
             raise ValueError(f"{flag} {name}: no {LORA_WEIGHT_NAME_SAFE} in this folder")
-        return (path / LORA_WEIGHT_NAME_SAFE).resolve()
-    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+    elif is_hub_id(name):
+        try:
+            path = Path(hf_hub_download(name, LORA_WEIGHT_NAME_SAFE))
+        except Exception as error:  # no such repository or file, no network: each HTTP library has its own classes
+            raise ValueError(f"{flag} {name}: no {LORA_WEIGHT_NAME_SAFE}: {why_not_loaded(name, error)}") from error
+    elif not path.is_file():
         raise ValueError(f"{flag} {name}: no such file or folder")
-    try:
-        return Path(hf_hub_download(name, LORA_WEIGHT_NAME_SAFE))
-    except Exception as error:  # no such repository or file, no network: each HTTP library has its own classes
-        raise ValueError(
-            f"{flag} {name}: no such folder, and no {LORA_WEIGHT_NAME_SAFE} from the Hub: {_first_line(error)}"
-        ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return path.resolve()
 
 
 def read_lora(path: Path, *, assume_alpha: bool = False, flag: str = "--lora") -> LoraFile:
@@ -130,31 +123,30 @@ def read_lora(path: Path, *, assume_alpha: bool = False, flag: str = "--lora") -
             metadata = dict(file.metadata() or {})
     except SafetensorError as error:
         raise ValueError(f"{flag} {path} is not a safetensors file: {error}") from error
-    weights = {name.removeprefix("transformer."): tensor for name, tensor in stored.items()}
     known = re.compile(r"transformer\..+\.(lora_[AB]\.weight|lora_magnitude_vector)")
-    if not stored or (other := next((name for name in stored if not known.fullmatch(name)), None)):
-        other = other if stored else "nothing"
+    other = next((name for name in stored if not known.fullmatch(name)), None if stored else "nothing")
+    if other is not None:
         raise ValueError(f"{flag} {path} is not a LoRA of a FLUX transformer as diffusers names it: it holds {other}")
+    weights = {name.removeprefix("transformer."): tensor for name, tensor in stored.items()}
     for name, tensor in weights.items():
-        if not tensor.is_floating_point() or not tensor.float().isfinite().all():
+        if not tensor.isfinite().all():
             raise ValueError(f"{flag} {path}: {name} holds values that are not finite numbers: it is damaged")
-        if name.endswith(".weight") and (tensor.ndim != 2 or not tensor.numel()):
-            raise ValueError(f"{flag} {path}: {name} has the shape {tuple(tensor.shape)} and is no matrix")
-    silent = assume_alpha and LORA_ADAPTER_METADATA_KEY not in metadata
-    config = _assumed_config(weights) if silent else _config(path, metadata, flag)
-    lora = LoraFile(path, weights, config, {} if silent else metadata)
+    if assume_alpha and LORA_ADAPTER_METADATA_KEY not in metadata:
+        lora = LoraFile(path, weights, _assumed_config(weights), {})
+    else:
+        lora = LoraFile(path, weights, _config(path, metadata, flag), metadata)
     for layer in lora.layers:
-        down, up = (weights.get(f"{layer}.lora_{part}.weight") for part in "AB")
-        if down is None or up is None or not down.shape[0] == up.shape[1] == lora.config.r:
+        down, up = (weights.get(f"{layer}.lora_{part}.weight", torch.empty(0)) for part in "AB")
+        if not down.ndim == up.ndim == 2 or not down.shape[0] == up.shape[1] == lora.config.r:
             raise ValueError(f"{flag} {path}: {layer} is not of the rank {lora.config.r} that the metadata says")
     return lora
 
 
 def _assumed_config(weights: dict[str, torch.Tensor]) -> LoraConfig:
     """Settings of an adapter whose file holds its weights only."""
-    layers = sorted({name.rsplit(".lora_", 1)[0] for name in weights})
     rank = next((len(tensor) for name, tensor in weights.items() if name.endswith(".lora_A.weight")), 1)
     dora = any(name.endswith("lora_magnitude_vector") for name in weights)
+    layers = sorted({name.rsplit(".lora_", 1)[0] for name in weights})
     return LoraConfig(r=rank, lora_alpha=rank, target_modules=layers, use_dora=dora)
 
 
@@ -164,22 +156,20 @@ def _config(path: Path, metadata: dict[str, str], flag: str) -> LoraConfig:
         adapter = json.loads(metadata[LORA_ADAPTER_METADATA_KEY])
         settings = {name.removeprefix("transformer."): value for name, value in adapter.items()}
         rank, alpha = settings["r"], settings["lora_alpha"]
-    except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
+    except (KeyError, ValueError, AttributeError) as error:
         raise ValueError(
-            f"{flag} {path} does not say its rank and alpha ({LORA_ADAPTER_METADATA_KEY} in its metadata): {_MEND}"
+            f"{flag} {path} does not say its rank and alpha ({LORA_ADAPTER_METADATA_KEY} in its metadata): {_FIX}"
         ) from error
     if type(rank) is not int or rank < 1:
-        raise ValueError(f"{flag} {path}: its metadata say rank {rank!r}, not a whole number from 1: {_MEND}")
+        raise ValueError(f"{flag} {path}: its metadata say rank {rank!r}, not a whole number from 1: {_FIX}")
     if type(alpha) not in (int, float) or not abs(alpha) <= sys.float_info.max:  # NaN compares as false
-        raise ValueError(f"{flag} {path}: its metadata say alpha {alpha!r}, not a finite number: {_MEND}")
-    if settings.setdefault("peft_type", "LORA") != "LORA":
-        raise ValueError(f"{flag} {path}: its metadata say that it is a {settings['peft_type']} adapter, not a LoRA")
+        raise ValueError(f"{flag} {path}: its metadata say alpha {alpha!r}, not a finite number: {_FIX}")
     try:
-        config = LoraConfig.from_peft_type(**settings)
+        config = LoraConfig.from_peft_type(**{"peft_type": "LORA", **settings})
     except (KeyError, ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"{flag} {path}: peft cannot use its metadata: {_first_line(error)}: {_MEND}") from error
-    if config.rank_pattern or config.alpha_pattern:
-        raise ValueError(f"{flag} {path}: layers of different rank or alpha are not supported")
+        raise ValueError(f"{flag} {path}: peft cannot use its metadata: {error}") from error
+    if not isinstance(config, LoraConfig) or config.rank_pattern or config.alpha_pattern:
+        raise ValueError(f"{flag} {path}: only LoRAs with one rank and alpha for all layers are supported")
     return config
 
 
@@ -263,86 +253,53 @@ def write_peft(lora: LoraFile, folder: Path) -> None:
     (folder / "adapter_model.safetensors").write_bytes(serialize(weights, metadata))
 
 
-def find_transformer(name: str) -> Path:
+def find_transformer(name: str, *, weights: bool = True) -> Path:
     """The folder of the transformer that a folder or Hub id names, at its root or in transformer/; else ``ValueError``.
 
-    Downloads what the Hub cache lacks.
+    Downloads what the Hub cache lacks. Without ``weights`` that is the configuration only.
     """
     folder = Path(name).expanduser()
     if not folder.is_dir():
-        if name.startswith((".", "/", "~")) or name.count("/") != 1:
+        if not is_hub_id(name):
             raise ValueError(f"the base {name}: no such folder; name the transformer with --base")
-        wanted = ["config.json", "diffusion_pytorch_model*", "transformer/*"]
+        wanted = ["config.json", "transformer/config.json"]
+        wanted += ["diffusion_pytorch_model*", "transformer/diffusion_pytorch_model*"] if weights else []
         try:
             folder = Path(snapshot_download(name, allow_patterns=wanted))
         except Exception as error:  # see find_lora
-            raise ValueError(
-                f"the base {name} is not in the cache and cannot be downloaded: {_first_line(error)}; "
-                "name a folder with --base"
-            ) from error
-    folder = folder / (subfolder_of_transformer(str(folder)) or "")
-    kind = _kind(folder / "config.json")
-    if kind != "FluxTransformer2DModel" or not any(folder.glob("*.safetensors")):
-        raise ValueError(f"the base {name} holds {kind} with .safetensors weights, not a FluxTransformer2DModel")
-    for file in sorted(folder.glob("*.safetensors")):
-        try:
-            with safe_open(file, "pt"):
-                pass
-        except SafetensorError as error:
-            raise ValueError(f"the base {name} is damaged: {file.name}: {error}") from error
-    return folder.resolve()
-
-
-def _kind(config: Path) -> str:
-    """The model's class that a ``config.json`` names."""
-    try:
-        return str(json.loads(config.read_text(encoding="utf-8"))["_class_name"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return "no model"
-
-
-def find_config(name: str) -> Path:
-    """The folder with ``config.json`` of the transformer that a folder or Hub id names; weights are not looked at.
-
-    Raises ``ValueError`` where there is none.
-    """
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return folder / (subfolder_of_transformer(str(folder)) or "")
-    for file in ("transformer/config.json", "config.json"):
-        try:
-            return Path(hf_hub_download(name, file)).parent
-        except Exception as error:  # see find_lora
-            why = _first_line(error)
-    raise ValueError(f"the base {name} holds no transformer that can be read: {why}; name it with --base")
+            raise ValueError(f"the base {why_not_loaded(name, error)}; or name a folder with --base") from error
+    folder = transformer_in(folder).resolve()
+    check_files(folder, "fetch it again")
+    config = folder / "config.json"
+    kind = json.loads(config.read_text("utf-8")).get("_class_name") if config.is_file() else None
+    if kind != "FluxTransformer2DModel" or (weights and not any(folder.glob("*.safetensors"))):
+        raise ValueError(f"the base {name} holds no FluxTransformer2DModel with .safetensors weights")
+    return folder
 
 
 def check_fits(lora: LoraFile, transformer: Path) -> None:
     """Raise ``ValueError`` when a layer of the LoRA is missing in the transformer or has another size there."""
     with torch.device("meta"):
         model = FluxTransformer2DModel.from_config(FluxTransformer2DModel.load_config(str(transformer)))
-    sizes = {
-        name: tuple(module.weight.shape)
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear)
-    }
+    modules = dict(model.named_modules())
     for layer in lora.layers:
-        size = (lora.weights[f"{layer}.lora_B.weight"].shape[0], lora.weights[f"{layer}.lora_A.weight"].shape[1])
-        if sizes.get(layer) != size:
-            here = f"has size {sizes[layer]}" if layer in sizes else "is not there"
+        size = (len(lora.weights[f"{layer}.lora_B.weight"]), lora.weights[f"{layer}.lora_A.weight"].shape[1])
+        there = getattr(modules.get(layer), "weight", None)
+        if there is None or there.shape != size:
+            here = "is missing" if there is None else f"has size {tuple(there.shape)}"
             raise ValueError(
-                f"the LoRA is for another transformer than {transformer}: its {layer} is for {size}, and here "
-                f"{here}; name the right one with --base"
+                f"the LoRA is for another transformer than {transformer}: its {layer} is for {size} and {here} there; "
+                "name the right one with --base"
             )
 
 
 def stored_dtype(transformer: Path) -> torch.dtype:
     """Precision of the weights in a transformer's folder; ``ValueError`` for a quantized one."""
     with safe_open(min(transformer.glob("*.safetensors")), "pt") as file:
-        kind = file.get_slice(next(iter(file.keys()))).get_dtype()
-    if kind not in _STORED:
-        raise ValueError(f"the base {transformer} is stored as {kind}: name one that is not quantized with --base")
-    return _STORED[kind]
+        stored: torch.dtype = file.get_tensor(next(iter(file.keys()))).dtype
+    if stored not in DTYPES.values():
+        raise ValueError(f"the base {transformer} is stored as {stored}: name one that is not quantized with --base")
+    return stored
 
 
 def write_fused(lora: LoraFile, transformer: Path, dtype: torch.dtype, folder: Path) -> None:

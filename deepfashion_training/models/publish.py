@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
 
 import huggingface_hub
 from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
-from huggingface_hub import CommitOperationAdd, HfApi, get_token
+from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
@@ -19,15 +17,13 @@ CARD = "README.md"
 _SHOWN = re.compile(r"\]\((validation/[\w-]+\.png|evaluation\.json)\)")
 _TOKEN = re.compile(rb"hf_[A-Za-z0-9]{30,}")
 
-_Answer = TypeVar("_Answer")
-
 
 def check_push(repo_id: str | None, default_name: str, private: bool = False) -> str:
     """The full id, ``OWNER/NAME``, under which ``push`` can upload; without an owner it is the token's user.
 
-    ``repo_id`` None stands for ``default_name``. Raises ``ValueError``, one line with the mend, when the id is none,
-    when there is no token or one that may only read, when the Hub does not answer, and when ``private`` is asked for
-    and the repository is public. Whether a fine-grained token may write there, only the upload can tell.
+    ``repo_id`` None stands for ``default_name``. Raises ``ValueError``, one line with the fix, for an invalid id,
+    without a token that may write, when the Hub does not answer, and when ``private`` is asked for and the repository
+    is public. Whether a fine-grained token may write there, only the upload can tell.
     """
     wanted = repo_id or default_name
     try:
@@ -35,7 +31,13 @@ def check_push(repo_id: str | None, default_name: str, private: bool = False) ->
     except ValueError as error:
         raise ValueError(f"--hub_model_id: {error} Name it OWNER/NAME") from error
     api = HfApi(token=_token())
-    me = _ask("who you are", api.whoami)
+    try:
+        me = api.whoami()
+    except Exception as error:  # no network, offline mode, an unknown token: each HTTP library has its own classes
+        raise ValueError(
+            f"--push_to_hub: the Hub does not say who you are: {_one_line(error)} `hf auth whoami` tests token and "
+            "network."
+        ) from error
     access = me.get("auth", {}).get("accessToken", {})
     if access.get("role") == "read":
         raise ValueError(
@@ -58,24 +60,14 @@ def _token() -> str:
     return token
 
 
-def _ask(what: str, question: Callable[[], _Answer]) -> _Answer:
-    """The Hub's answer; ``ValueError`` when there is none: no network, offline mode, a token that is not known."""
-    try:
-        return question()
-    except RepositoryNotFoundError:
-        raise
-    except Exception as error:  # each HTTP library has its own classes
-        raise ValueError(
-            f"--push_to_hub: the Hub does not say {what}: {_one_line(error)} `hf auth whoami` tests token and network."
-        ) from error
-
-
 def _refuse_public(api: HfApi, repo_id: str) -> None:
-    """Raise ``ValueError`` when the repository is there and public: uploading does not make it private."""
+    """Raise ``ValueError`` when the repository exists and is public: uploading does not make it private."""
     try:
-        public = not _ask(f"whether {repo_id} is private", lambda: api.model_info(repo_id)).private
+        public = not api.model_info(repo_id).private
     except RepositoryNotFoundError:
         return
+    except Exception as error:  # see check_push
+        raise ValueError(f"--hub_private: is {repo_id} private? The Hub does not say: {_one_line(error)}") from error
     if public:
         raise ValueError(f"--hub_private: {repo_id} is public: make it private in its settings, or name another")
 
@@ -85,31 +77,25 @@ def published_files(folder: Path) -> list[str]:
 
     Raises ``ValueError`` when one is missing or lies elsewhere, and when one holds an access token.
     """
+    _check(folder, CARD)
     names = [LORA_WEIGHT_NAME_SAFE, CARD]
-    for name in names:
-        _check_inside(folder, name)
     names += dict.fromkeys(_SHOWN.findall((folder / CARD).read_text(encoding="utf-8")))
     for name in names:
-        _check_inside(folder, name)
-        _check_no_token((folder / name).read_bytes(), name)
+        _check(folder, name)
     return names
 
 
-def _check_inside(folder: Path, name: str) -> None:
-    if not (folder / name).is_file():
+def _check(folder: Path, name: str) -> None:
+    path = folder / name
+    if not path.is_file():
         raise ValueError(f"nothing was uploaded: {folder} has no {name}")
-    if not (folder / name).resolve().is_relative_to(folder.resolve()):
-        raise ValueError(f"nothing was uploaded: {folder / name} is a link out of its folder: put the file there")
-
-
-def _check_no_token(content: bytes, name: str) -> None:
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"nothing was uploaded: {path} is a link out of its folder: put the file there")
+    content, token = path.read_bytes(), get_token()
     text = content
-    if name.endswith(".safetensors"):  # an 8-byte length, a JSON header of that length, then the weights
+    if path.suffix == ".safetensors":  # an 8-byte length, a JSON header of that length, then the weights
         text = content[8 : 8 + int.from_bytes(content[:8], "little")]
-    elif name.endswith(".png"):
-        text = b""
-    token = get_token()
-    if (token and token.encode() in content) or _TOKEN.search(text):
+    if (token and token.encode() in content) or (path.suffix != ".png" and _TOKEN.search(text)):
         raise ValueError(f"nothing was uploaded: {name} holds an access token: take it out, and make the token invalid")
 
 
@@ -125,9 +111,10 @@ def push(folder: Path, repo_id: str, private: bool = False) -> str:
         url = api.create_repo(repo_id, private=private or None, exist_ok=True)  # None: as its organization has it
         if private:
             _refuse_public(api, repo_id)
-        files = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=folder / name) for name in names]
-        api.create_commit(repo_id, files, commit_message="Upload a try-on LoRA")
-    except Exception as error:  # see _ask; whatever it is, what was trained is safe
+        api.upload_folder(
+            repo_id=repo_id, folder_path=folder, allow_patterns=names, commit_message="Upload a try-on LoRA"
+        )
+    except Exception as error:  # each HTTP library has its own classes; whatever it is, what was trained is safe
         raise ValueError(
             f"the LoRA was trained and is in {folder}, but it was not uploaded to {repo_id}: {_one_line(error)} "
             f"Upload it later with: {upload_command(folder, repo_id, names, private)}"

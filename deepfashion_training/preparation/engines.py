@@ -49,9 +49,9 @@ def do_batch(work: Work, planned: list[PlannedRow]) -> pa.Table:
 def _parser(settings: Settings) -> Parses | None:
     if settings.parser is None:
         return None
-    from deepfashion_training.models.human_parser import load_parser  # torch is imported only where it is needed
+    from deepfashion_training.models.human_parser import load_human_parser  # torch is imported only where it is needed
 
-    return load_parser(settings.parser, settings.parser_revision)
+    return load_human_parser(settings.parser, settings.parser_revision)
 
 
 def write_batch(table: pa.Table, file: Path) -> None:

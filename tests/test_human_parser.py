@@ -25,9 +25,14 @@ from deepfashion_training.embedded.make.make_parser import (
     train_drawn_parser,
 )
 from deepfashion_training.images.parts import LABELS
-from deepfashion_training.models import hub_files
-from deepfashion_training.models import human_parser as parser
-from deepfashion_training.models.human_parser import DEFAULT_PARSER, Parser, check_parser, default_parser, load_parser
+from deepfashion_training.models import hub_files, human_parser
+from deepfashion_training.models.human_parser import (
+    DEFAULT_PARSER,
+    HumanParser,
+    check_human_parser,
+    default_human_parser,
+    load_human_parser,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -59,17 +64,17 @@ def noise(height: int, width: int, seed: int = 0) -> Image.Image:
 
 def test_maps_have_the_size_of_their_photos(tiny: Path) -> None:
     photos = [noise(50, 30), Image.new("L", (64, 20)), Image.new("RGBA", (17, 200), (9, 9, 9, 100))]
-    maps = Parser(str(tiny), device="cpu").parse(photos)
+    maps = HumanParser(str(tiny), device="cpu").parse(photos)
     assert [one.shape for one in maps] == [(50, 30), (20, 64), (200, 17)]
     assert all(one.dtype == np.uint8 and one.max() < 18 for one in maps)
-    assert Parser(str(tiny), device="cpu").parse([]) == []
+    assert HumanParser(str(tiny), device="cpu").parse([]) == []
 
 
 def test_a_photo_is_parsed_the_same_in_any_batch(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     photos = [noise(64, 48, seed) for seed in range(5)]
-    one = Parser(str(tiny), device="cpu")
+    one = HumanParser(str(tiny), device="cpu")
     together = one.parse(photos)
-    monkeypatch.setattr(parser, "_BATCH", 2)
+    monkeypatch.setattr(human_parser, "_BATCH", 2)
     assert all(map(np.array_equal, together, one.parse(photos)))
     assert not np.array_equal(together[0], together[1])
 
@@ -84,29 +89,29 @@ def test_labels_are_those_of_the_network_itself(tiny: Path) -> None:
     with torch.inference_mode():
         logits = network(pixel_values=torch.tensor(scaled.transpose(2, 0, 1)[None], dtype=torch.float32)).logits
         full = torch.nn.functional.interpolate(logits, SIZE, mode="bilinear")
-    (labels,) = Parser(str(tiny), device="cpu").parse([photo])
+    (labels,) = HumanParser(str(tiny), device="cpu").parse([photo])
     assert len(np.unique(labels)) > 1
     assert (labels == full[0].argmax(dim=0).numpy()).mean() > 0.999  # rounding may turn a tie
 
 
 def test_preprocessing_follows_its_file(copy: Path) -> None:
     edit(copy, "preprocessor_config.json", size=64, do_normalize=False, rescale_factor=1 / 51, resample=0)
-    prepare = parser._Preprocessing(copy, "copy")
+    prepare = human_parser._ParserPreprocessing(copy, "copy")
     pixels = prepare(Image.new("RGB", (10, 30), (51, 102, 255)))
     assert pixels.shape == (3, 64, 64)
     assert pixels.dtype == np.float32
     assert pixels[:, 5, 5].tolist() == pytest.approx([1, 2, 5])
     edit(copy, "preprocessor_config.json", do_rescale=False, do_normalize=True, image_mean=[1, 2, 5], image_std=[5] * 3)
-    pixels = parser._Preprocessing(copy, "copy")(Image.new("RGB", (10, 30), (51, 102, 255)))
+    pixels = human_parser._ParserPreprocessing(copy, "copy")(Image.new("RGB", (10, 30), (51, 102, 255)))
     assert pixels[:, 5, 5].tolist() == pytest.approx([10, 20, 50])
 
 
 def test_labels_in_another_order_and_spelling_are_mapped_by_name(tiny: Path, copy: Path) -> None:
     spelled = [name.replace("-", "_").upper() for name in reversed(LABELS)]
     edit(copy, "config.json", id2label={str(number): name for number, name in enumerate(spelled)})
-    check_parser(str(copy))
+    check_human_parser(str(copy))
     photo = noise(60, 40)
-    (ours,), (theirs,) = Parser(str(tiny), device="cpu").parse([photo]), Parser(str(copy), device="cpu").parse([photo])
+    (ours,), (theirs,) = (HumanParser(str(folder), device="cpu").parse([photo]) for folder in (tiny, copy))
     assert np.array_equal(theirs, 17 - ours)  # the same weights: number n is now called 17 - n
 
 
@@ -116,7 +121,7 @@ def test_labels_as_the_default_parser_spells_them(copy: Path) -> None:
         "Right-leg Left-arm Right-arm Bag Scarf"
     )
     edit(copy, "config.json", id2label={str(number): name for number, name in enumerate(spelled.split())})
-    assert parser._atr_numbers(copy, "copy").tolist() == list(range(18))
+    assert human_parser._atr_numbers(copy, "copy").tolist() == list(range(18))
 
 
 @pytest.mark.parametrize(
@@ -131,7 +136,7 @@ def test_labels_as_the_default_parser_spells_them(copy: Path) -> None:
 def test_other_labels_are_refused_by_name(copy: Path, labels: dict[str, str], told: str) -> None:
     edit(copy, "config.json", id2label=labels)
     with pytest.raises(ValueError, match="needs the 18 ATR labels") as refused:
-        check_parser(str(copy))
+        check_human_parser(str(copy))
     assert told in str(refused.value)
     assert "\n" not in str(refused.value)
 
@@ -140,49 +145,48 @@ def test_other_labels_are_refused_by_name(copy: Path, labels: dict[str, str], to
 def test_a_folder_that_lacks_a_file_is_refused(copy: Path, name: str) -> None:
     (copy / name).unlink()
     with pytest.raises(ValueError, match=rf"--parser .*copy: no {name}"):
-        check_parser(str(copy))
+        check_human_parser(str(copy))
 
 
 def test_a_pickled_model_is_never_opened(copy: Path) -> None:
     (copy / "model.safetensors").rename(copy / "pytorch_model.bin")
     with pytest.raises(ValueError, match=r"no model\.safetensors"):
-        Parser(str(copy), device="cpu")
+        HumanParser(str(copy), device="cpu")
 
 
 def test_spoiled_settings_are_refused(copy: Path) -> None:
     edit(copy, "preprocessor_config.json", size={"shortest_edge": 512})
     with pytest.raises(ValueError, match=r"size \{'shortest_edge': 512\}; a parser needs"):
-        check_parser(str(copy))
+        check_human_parser(str(copy))
     (copy / "preprocessor_config.json").write_text("[1]", encoding="utf-8")
     with pytest.raises(ValueError, match="holds a list"):
-        check_parser(str(copy))
+        check_human_parser(str(copy))
     (copy / "config.json").write_text("{", encoding="utf-8")
     with pytest.raises(ValueError, match=r"config\.json is not JSON"):
-        check_parser(str(copy))
+        check_human_parser(str(copy))
 
 
 @pytest.mark.parametrize("name", ["/no/such/folder", "./nothing", "segformer", "a/b/c"])
 def test_what_is_neither_folder_nor_hub_id_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match=f"--parser {name}: no such folder, and not a Hub id"):
-        check_parser(name)
+        check_human_parser(name)
 
 
-def test_a_hub_model_without_network_is_one_line_with_a_mend() -> None:
+def test_a_hub_model_without_network_is_one_line() -> None:
     with pytest.raises(ValueError, match="--parser acme/parser is not in the cache") as refused:
-        check_parser("acme/parser")  # tests run offline
+        check_human_parser("acme/parser")  # tests run offline
     assert "\n" not in str(refused.value)
-    assert "connect once, or pass a folder" in str(refused.value)
 
 
 @pytest.mark.parametrize(
     ("error", "told"),
     [
-        ("GatedRepoError", "is gated: log in with `hf auth login` and accept its terms at https://"),
-        ("RepositoryNotFoundError", "is not on the Hub: check the name, or log in"),
-        ("RevisionNotFoundError", "has no revision v9: name a branch"),
+        ("GatedRepoError", "is gated"),
+        ("RepositoryNotFoundError", "is not on the Hub"),
+        ("RevisionNotFoundError", "has no revision v9"),
     ],
 )
-def test_answers_of_the_hub_are_told_with_a_mend(error: str, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_answers_of_the_hub_are_passed_on(error: str, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub import errors
 
     def refuse(*_: object, **__: object) -> str:
@@ -190,9 +194,8 @@ def test_answers_of_the_hub_are_told_with_a_mend(error: str, told: str, monkeypa
         raise kind.__new__(kind)
 
     monkeypatch.setattr(hub_files, "snapshot_download", refuse)
-    monkeypatch.setattr(hub_files, "get_token", lambda: None)
     with pytest.raises(ValueError, match="--parser acme/parser") as refused:
-        check_parser("acme/parser", "v9")
+        check_human_parser("acme/parser", "v9")
     assert told in str(refused.value)
 
 
@@ -205,42 +208,42 @@ def test_a_hub_model_records_its_commit(tiny: Path, tmp_path: Path, monkeypatch:
         return str(shutil.copytree(tiny, tmp_path / commit))
 
     monkeypatch.setattr(hub_files, "snapshot_download", download)
-    assert Parser("acme/parser", "main", "cpu", tmp_path).revision == commit
+    assert HumanParser("acme/parser", "main", "cpu", tmp_path).revision == commit
     ((model, revision, cache, files),) = asked
     assert (model, revision, cache) == ("acme/parser", "main", tmp_path)
     assert not [name for name in files if name.endswith((".bin", ".py", "*"))]
 
 
 def test_the_fingerprint_of_a_folder_is_that_of_its_files(tiny: Path, copy: Path) -> None:
-    revision = Parser(str(tiny), device="cpu").revision
+    revision = HumanParser(str(tiny), device="cpu").revision
     assert revision.startswith("sha256:")
     (copy / "README.md").write_text("not loaded", encoding="utf-8")
-    assert Parser(str(copy), device="cpu").revision == revision
+    assert HumanParser(str(copy), device="cpu").revision == revision
     edit(copy, "preprocessor_config.json", image_std=[1, 1, 1])
-    assert Parser(str(copy), device="cpu").revision != revision
+    assert HumanParser(str(copy), device="cpu").revision != revision
 
 
 def test_a_parser_is_loaded_once_in_a_process(tiny: Path) -> None:
-    assert load_parser(str(tiny)) is load_parser(str(tiny))
+    assert load_human_parser(str(tiny)) is load_human_parser(str(tiny))
 
 
 def test_the_default_needs_a_gpu_that_torch_can_use(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setattr(parser, "_DRIVER_FILES", (ROOT / "pyproject.toml",))
+    monkeypatch.setattr(human_parser, "_DRIVER_FILES", (ROOT / "pyproject.toml",))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert default_parser() == DEFAULT_PARSER
+    assert default_human_parser() == DEFAULT_PARSER
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert default_parser() is None
+    assert default_human_parser() is None
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert default_parser() is None
+    assert default_human_parser() is None
 
 
 def test_without_a_driver_torch_is_not_imported() -> None:
     code = (
-        "import sys; from pathlib import Path; from deepfashion_training.models import parser\n"
-        "parser._DRIVER_FILES = (Path('/no/driver'),); parser.shutil.which = lambda name: None\n"
-        "sys.exit(parser.default_parser() is not None or 'torch' in sys.modules)"
+        "import sys; from pathlib import Path; from deepfashion_training.models import human_parser\n"
+        "human_parser._DRIVER_FILES = (Path('/no/driver'),); human_parser.shutil.which = lambda name: None\n"
+        "sys.exit(human_parser.default_human_parser() is not None or 'torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
@@ -255,7 +258,7 @@ def overlap(found: np.ndarray, truth: np.ndarray, *names: str) -> float:
 @pytest.mark.slow
 def test_the_drawn_parser_knows_people_it_never_saw() -> None:
     photos, truth = draw_people(person_specs(90, seed=4242, every=3), size=(192, 144))
-    found = np.stack(load_parser(str(DRAWN_PARSER)).parse([Image.fromarray(photo) for photo in photos]))
+    found = np.stack(load_human_parser(str(DRAWN_PARSER)).parse([Image.fromarray(photo) for photo in photos]))
     assert (found == truth).mean() > 0.93  # 0.951 when it was made
     assert overlap(found, truth, "upper-clothes") > 0.75  # 0.83
     assert overlap(found, truth, "dress") > 0.75  # 0.85
@@ -269,7 +272,7 @@ def test_the_drawn_parser_knows_people_it_never_saw() -> None:
 def test_training_learns_and_repeats_itself(tmp_path: Path) -> None:
     for name in ("one", "two"):
         train_drawn_parser(tmp_path / name, [Stage(people=24, seed=11, every=1, steps=60, rate=6e-3)])
-    one, two = (load_parser(str(tmp_path / name)) for name in ("one", "two"))
+    one, two = (load_human_parser(str(tmp_path / name)) for name in ("one", "two"))
     assert one.revision == two.revision
     photos, truth = draw_people(person_specs(12, seed=11))
     found = np.stack(one.parse([Image.fromarray(photo) for photo in photos]))
