@@ -118,7 +118,7 @@ def measure(spec: RowSpec) -> dict[str, Any]:
     }
     features = {name: mask_features(mask) for name, mask in masks.items()}
     return {
-        "type": cloth_type,
+        "cloth_type": cloth_type,
         "gender": drawing.person.gender,
         "category": category,
         "pid": spec.pid,
@@ -151,13 +151,7 @@ def leaks(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, tuple[float, fl
     """Accuracy, chance and rows by policy and type."""
     found: dict[str, dict[str, tuple[float, float, int]]] = {}
     for policy in rows[0]["features"]:
-        scores = leak_score(
-            np.stack([row["features"][policy] for row in rows]),
-            [row["type"] for row in rows],
-            [row["gender"] for row in rows],
-            [row["category"] for row in rows],
-            [row["pid"] for row in rows],
-        )
+        scores = leak_score(np.stack([row["features"][policy] for row in rows]), rows)
         found[policy] = {name: (leak.accuracy, leak.chance, leak.rows) for name, leak in scores.items()}
     return found
 

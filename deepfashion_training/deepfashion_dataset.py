@@ -29,7 +29,7 @@ __all__ = ["DatasetOptions", "DeepFashionDataset", "TooManyBadRowsError"]
 
 logger = logging.getLogger(__name__)
 
-#: Other names that a split for validation goes by.
+#: Other names of a validation split.
 _LIKE_VALIDATION = re.compile(r"(val|valid|validate|validation|dev|eval|evaluation)([_\-.\d].*)?", re.IGNORECASE)
 
 
@@ -62,7 +62,7 @@ class DatasetOptions:
     cache_dir: str | None = None
     """Where ``datasets`` keeps its files."""
     ledger_dir: str | None = None
-    """Folder in which the ranks of a run share the account of unreadable rows; each keeps its own where None."""
+    """Folder in which the ranks of a run share the ledger of unreadable rows; each keeps its own where None."""
 
     def __post_init__(self) -> None:
         if not 0 < self.validation_fraction < 1:
@@ -84,7 +84,8 @@ class _BadRowError(Exception):
 
     def __init__(self, row: int, reason: str) -> None:
         super().__init__(row, reason)
-        self.row, self.reason = row, reason
+        self.row = row
+        self.reason = reason
 
 
 class DeepFashionDataset(Dataset[dict[str, Any]]):
@@ -106,14 +107,14 @@ class DeepFashionDataset(Dataset[dict[str, Any]]):
     ``captions``, ``cloth_types``, ``sampling_weights``, ``summary`` and ``skipped_rows`` are for trainers, which
     look for them by name, so that any other dataset works as well.
 
-    An unreadable row is never replaced by an invented picture, and never silently. Verifying every row when the
-    dataset is built would decode tens of thousands of pictures before the first step; so rows are checked as they
-    are read. ``dataset[i]`` of a bad row is the sample of the next good row of the same garment type, which depends
-    on ``i`` alone, not on workers or reading order. The bad row is written to a ledger that all worker processes
-    share, and ``TooManyBadRowsError`` stops the run when more than ``max_bad_rows`` of all rows are in it.
+    Rows are checked as they are read, since decoding all of them takes long. An unreadable row is never replaced by an
+    invented picture, and never silently. ``dataset[i]`` of a bad row is the sample of the next good row of the same
+    garment type, which depends on ``i`` alone, not on workers or reading order. The bad row is written to a ledger that
+    all worker processes share, and ``TooManyBadRowsError`` stops the run when more than ``max_bad_rows`` of all rows
+    are in it.
 
-    Raises ``ValueError``, one line, when the source, the columns, a ``cloth_type`` or the choice of rows will not do,
-    before any picture is read.
+    Raises ``ValueError``, one line, for a wrong source, column, ``cloth_type`` or choice of rows, before any picture is
+    read.
     """
 
     def __init__(
@@ -126,12 +127,17 @@ class DeepFashionDataset(Dataset[dict[str, Any]]):
         *,
         options: DatasetOptions = DatasetOptions(),
     ) -> None:
-        _check_arguments(phase, order, size)
+        if phase not in ("train", "test"):
+            raise ValueError(f"phase {phase!r}: use 'train' or 'test'")
+        if order not in ("paired", "unpaired"):
+            raise ValueError(f"order {order!r}: use 'paired' or 'unpaired'")
+        if len(size) != 2 or min(size) < 1:
+            raise ValueError(f"size {size}: use (height, width) in pixels")
         self.source, self.phase, self.order, self.options = str(dataroot_path), phase, order, options
         self.height, self.width = size
-        split, self.split, held_out_side = self._choose_split()
+        split, self.split, derived = self._choose_split()
         self._data = DocumentedRows(split, self.source, options.cache_dir)
-        self._rows = self._choose_rows(held_out_side)
+        self._rows = self._choose_rows(derived)
         self._types = [self._data.types[row] for row in self._rows]
         self._garment_rows = self._choose_garments()
         shared = options.ledger_dir
@@ -140,8 +146,8 @@ class DeepFashionDataset(Dataset[dict[str, Any]]):
 
     # ---- which rows -------------------------------------------------------------------------------------------
 
-    def _choose_split(self) -> tuple[datasets.Dataset, str, bool | None]:
-        """The split to read, its name, and which side of a derived split to keep (True = held out)."""
+    def _choose_split(self) -> tuple[datasets.Dataset, str, bool]:
+        """The split to read, its name, and whether a part of it is held out because there is no validation split."""
         options = self.options
         splits = open_splits(
             self.source,
@@ -149,33 +155,30 @@ class DeepFashionDataset(Dataset[dict[str, Any]]):
             revision=options.revision,
             cache_dir=options.cache_dir,
         )
-        name = options.train_split if self.phase == "train" else options.validation_split
         derived = options.validation_split not in splits
-        if derived and self.phase == "test" and options.validation_split != "validation":
+        named = options.validation_split != DatasetOptions.validation_split
+        unread = [name for name in splits if _LIKE_VALIDATION.fullmatch(name) and name != options.train_split]
+        if derived and not named and unread:
             raise ValueError(
-                f"{self.source} has no split {options.validation_split!r} (validation_split): found {', '.join(splits)}"
+                f"{self.source} has no split 'validation', and a split {unread[0]!r} that would not be read: "
+                f"rename it, or name it with --validation_split {unread[0]}"
             )
-        if derived and options.validation_split == "validation":
-            unread = [found for found in splits if _LIKE_VALIDATION.fullmatch(found) and found != options.train_split]
-            if unread:
-                raise ValueError(
-                    f"{self.source} has no split 'validation', and a split {unread[0]!r} that would not be read: "
-                    f"rename it, or name it with --validation_split {unread[0]}"
-                )
-        stored = options.train_split if derived else name
-        if stored not in splits:
+        wanted = options.train_split
+        if self.phase == "test" and (named or not derived):
+            wanted = options.validation_split
+        if wanted not in splits:
+            flag = "train_split" if wanted == options.train_split else "validation_split"
             raise ValueError(
-                f"{self.source} has no split {stored!r}: found {', '.join(splits) or 'none'}; "
-                f"name the one to train on as train_split"
+                f"{self.source} has no split {wanted!r}: found {', '.join(splits) or 'none'}; name one as {flag}"
             )
-        if len(splits[stored]) == 0:
-            raise ValueError(f"split {stored!r} of {self.source} is empty: no rows to read")
-        return splits[stored], stored, (self.phase == "test") if derived else None
+        if len(splits[wanted]) == 0:
+            raise ValueError(f"split {wanted!r} of {self.source} is empty: no rows to read")
+        return splits[wanted], wanted, derived
 
-    def _choose_rows(self, held_out_side: bool | None) -> list[int]:
+    def _choose_rows(self, derived: bool) -> list[int]:
         """Row numbers in the split, ascending: one side of a derived split, the wanted types, the wanted count."""
         options, types = self.options, self._data.types
-        side = range(len(types)) if held_out_side is None else self._derived_side(held_out_side)
+        side = self._derived_side() if derived else range(len(types))
         rows = [row for row in side if types[row] in options.cloth_types]
         if not rows:
             raise ValueError(
@@ -188,8 +191,8 @@ class DeepFashionDataset(Dataset[dict[str, Any]]):
         chosen = sampling.stratified_subset([types[row] for row in rows], count, options.split_seed)
         return [rows[position] for position in chosen]
 
-    def _derived_side(self, held_out_side: bool) -> list[int]:
-        """Rows of one side of the train/validation split that the data itself does not have."""
+    def _derived_side(self) -> list[int]:
+        """Rows of this phase's side of the train/validation split that the data itself does not have."""
         options, data = self.options, self._data
         groups = [data.group(row) for row in range(len(data))]
         try:
@@ -207,7 +210,7 @@ class DeepFashionDataset(Dataset[dict[str, Any]]):
             options.validation_fraction,
             options.split_seed,
         )
-        return [row for row, out in enumerate(held_out) if out == held_out_side]
+        return [row for row, out in enumerate(held_out) if out == (self.phase == "test")]
 
     def _choose_garments(self) -> list[int]:
         """For each sample the row whose garment it shows."""
@@ -272,7 +275,7 @@ class DeepFashionDataset(Dataset[dict[str, Any]]):
                 return self._data.pictures(row, ("image", "mask", "cloth"))
             worn = self._data.pictures(row, ("image", "mask"))
             reading = garment_row
-            return [*worn, *self._data.pictures(garment_row, ("cloth",))]
+            return [*worn, self._data.picture(garment_row, "cloth")]
         except PictureError as error:
             raise _BadRowError(reading, str(error)) from error
 
@@ -289,8 +292,7 @@ class DeepFashionDataset(Dataset[dict[str, Any]]):
     def skipped_rows(self) -> list[dict[str, Any]]:
         """Unreadable rows met so far by any worker: ``row`` (number in the split), ``reason``, ``substitute``.
 
-        ``substitute`` is the row read in its place. Of this process and its workers only: with several ranks each
-        has its own list.
+        ``substitute`` is the row read in its place. Without ``ledger_dir`` each rank has its own list.
         """
         return self._ledger.entries()
 
@@ -305,19 +307,20 @@ class DeepFashionDataset(Dataset[dict[str, Any]]):
             raise self._too_many(bad)
 
     def _too_many(self, bad: Sequence[_BadRowError]) -> TooManyBadRowsError:
-        """The error that stops the run, with ``bad`` recorded as rows that nothing is read in place of."""
+        """The error that stops the run, with ``bad`` recorded as rows without a substitute."""
         for error in bad:
             self._report(error, substitute=None)
         entries = self._ledger.entries()
         first = "; ".join(f"row {entry['row']}: {entry['reason']}" for entry in entries[:5])
         more = "; ..." if len(entries) > 5 else ""
-        allowed = f"max_bad_rows {self.options.max_bad_rows:g} allows {self.options.max_bad_rows * len(self):g}"
-        if len(entries) <= self.options.max_bad_rows * len(self):
+        limit = self.options.max_bad_rows * len(self)
+        allowed = f"max_bad_rows {self.options.max_bad_rows:g} allows {limit:g}"
+        if len(entries) <= limit:
             allowed = "no row of that garment type is left to read"
         return TooManyBadRowsError(
             f"{len(entries)} of {len(self)} rows ({len(entries) / len(self):.1%}) of {self.source}, split "
             f"{self.split!r}, are unreadable and {allowed}: {first}{more}. "
-            f"Mend or remove them, or raise --max_bad_rows."
+            f"Fix or remove them, or raise --max_bad_rows."
         )
 
     # ---- what trainers ask for --------------------------------------------------------------------------------
@@ -335,13 +338,7 @@ class DeepFashionDataset(Dataset[dict[str, Any]]):
         return sampling.balancing_weights(self._types) if self.options.balance_cloth_types else None
 
     def summary(self) -> dict[str, Any]:
-        """What a run report says about this data, ready for JSON.
-
-        ``fingerprint`` is a SHA-256 over what the samples are made of: the stored bytes of all pictures, captions
-        and types, in order. It is the same for the same rows in whatever form they are stored, which no hash of
-        files is, and differs when a single byte does. It reads everything once, at about the speed of the disk,
-        and is kept for the next call.
-        """
+        """What a run report says about this data, ready for JSON."""
         sizes = Counter(self._types)
         return {
             "source": self.source,
@@ -357,34 +354,25 @@ class DeepFashionDataset(Dataset[dict[str, Any]]):
         }
 
     def fingerprint(self) -> str:
-        """The ``fingerprint`` of ``summary``."""
+        """A SHA-256 over the stored bytes of all pictures, captions and types, in order.
+
+        It is the same for the same rows in whatever form they are stored, which no hash of files is, and differs when a
+        single byte does. It reads everything once, at about the speed of the disk, and is kept for the next call.
+        """
         if self._fingerprint is None:
-            self._fingerprint = self._hash_rows()
+            digest = hashlib.sha256()
+            for row, caption, cloth_type in zip(self._rows, self.captions(), self._types, strict=True):
+                for part in (*self._data.stored_bytes(row), caption.encode(), str(cloth_type).encode()):
+                    # The length first, so that no byte can move from one part to the next unseen.
+                    digest.update(len(part).to_bytes(8, "big"))
+                    digest.update(part)
+            self._fingerprint = digest.hexdigest()
         return self._fingerprint
 
     def content_key(self) -> str:
         """Changes with anything that a sample's tensors and texts are made of, and with nothing else."""
         made_of = (self.fingerprint(), self._rows, self._garment_rows, self.options.resize_mode)
         return hashlib.sha256(repr(made_of).encode()).hexdigest()
-
-    def _hash_rows(self) -> str:
-        digest = hashlib.sha256()
-        texts = zip(self._rows, self.captions(), self._types, strict=True)
-        for row, caption, cloth_type in texts:
-            for part in (*self._data.stored_bytes(row), caption.encode(), str(cloth_type).encode()):
-                # The length first, so that no byte can move from one part to the next unseen.
-                digest.update(len(part).to_bytes(8, "big"))
-                digest.update(part)
-        return digest.hexdigest()
-
-
-def _check_arguments(phase: str, order: str, size: tuple[int, int]) -> None:
-    if phase not in ("train", "test"):
-        raise ValueError(f"phase {phase!r}: use 'train' or 'test'")
-    if order not in ("paired", "unpaired"):
-        raise ValueError(f"order {order!r}: use 'paired' or 'unpaired'")
-    if len(size) != 2 or min(size) < 1:
-        raise ValueError(f"size {size}: use (height, width) in pixels")
 
 
 def _named(cloth_types: Iterable[int]) -> str:

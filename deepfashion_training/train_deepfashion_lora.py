@@ -301,9 +301,9 @@ def check(args: argparse.Namespace, script: Any) -> None:
     """Raise ``ValueError`` for anything that would stop the run later and can be known before models are loaded."""
     import torch
 
-    from deepfashion_training.data.sources import is_hub_id
     from deepfashion_training.models import access
     from deepfashion_training.models.publish import check_push
+    from training_run.hub import is_hub_id
 
     for name in ("check_packages", "refuse_earlier_run"):  # what our own trainer can tell beforehand
         if hasattr(script, name):
@@ -326,7 +326,7 @@ def check(args: argparse.Namespace, script: Any) -> None:
     if draws_wardrobe(args) or is_hub_id(args.dataset_name):
         return
     if needs_preparation(args):
-        from deepfashion_training.prepare import check_source
+        from deepfashion_training.preparation.make_pairs import check_source
 
         settings = preparation_settings(args)
         check_source(args.dataset_name, pairs_dir(args, settings), settings, revision=args.dataset_revision)
@@ -371,10 +371,10 @@ def known_rows(args: argparse.Namespace) -> int | None:
     """Rows to train on, where they lie here as they will be read; None for those yet to be prepared or downloaded."""
     from dataclasses import replace
 
-    from deepfashion_training.data.sources import is_hub_id
     from deepfashion_training.deepfashion_dataset import DeepFashionDataset
     from deepfashion_training.embedded.rows import split_of_pids
     from deepfashion_training.embedded.wardrobe import OWN_ROWS
+    from training_run.hub import is_hub_id
 
     options = replace(dataset_options(args), ledger_dir=None)
     if draws_wardrobe(args):  # every person in a garment of each type
@@ -387,7 +387,7 @@ def known_rows(args: argparse.Namespace) -> int | None:
 
 def preparation_settings(args: argparse.Namespace) -> Any:
     """The ``Settings`` by which raw rows become pairs for a training run: those of ``prepare`` without flags."""
-    from deepfashion_training.preparation.settings import Settings
+    from deepfashion_training.preparation.pair_plan import Settings
     from deepfashion_training.prepare import chosen_parser
 
     parser = chosen_parser("none" if args.embedded else None)
@@ -409,7 +409,9 @@ def make_pairs(args: argparse.Namespace) -> None:
 
     Every rank comes here: the first prepares, the others wait for it.
     """
-    from deepfashion_training.prepare import closing_lines, prepare, usable_cores
+    from deepfashion_training.preparation import account
+    from deepfashion_training.preparation.make_pairs import prepare
+    from deepfashion_training.prepare import usable_cores
 
     settings = preparation_settings(args)
     folder = pairs_dir(args, settings)
@@ -424,7 +426,7 @@ def make_pairs(args: argparse.Namespace) -> None:
         wait=True,
         say=lambda line: sys.stderr.write(line + "\n"),
     )
-    say_once(closing_lines(folder, facts, made=made).removesuffix("\n"))
+    say_once(account.closing_lines(folder, facts, made=made).removesuffix("\n"))
     args.raw_dataset_name, args.dataset_name, args.dataroot = args.dataset_name, str(folder), str(folder)
     args.dataset_revision = None
 
@@ -463,8 +465,8 @@ def run(args: argparse.Namespace, script: Any) -> None:
 
 def make_data(args: argparse.Namespace) -> None:
     """Draw or prepare the rows where they are not there yet, and look at those that were not looked at before."""
-    from deepfashion_training.data.sources import is_hub_id
     from deepfashion_training.embedded.wardrobe import draw_wardrobe
+    from training_run.hub import is_hub_id
 
     if draws_wardrobe(args):
         draw_wardrobe(Path(args.dataset_name), process_state())

@@ -495,8 +495,8 @@ def test_a_hub_id_without_a_network(monkeypatch, tmp_path):
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     monkeypatch.chdir(tmp_path)
     message = error_of(lambda: build("somebody/something"))
-    assert message.startswith("'somebody/something' is neither a local folder")
-    assert "nor loadable from the Hub: " in message
+    assert message.startswith("--dataset_name somebody/something: ") and "Hub" in message
+    assert f"{tmp_path / 'somebody' / 'something'} is no folder" in message
 
 
 def test_empty_splits(tmp_path):

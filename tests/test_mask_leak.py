@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from deepfashion_training.preparation.mask_leak import FEWEST_GROUPS, leak_score, mask_features
+from deepfashion_training.preparation.mask_leak import FEWEST_PEOPLE, leak_score, mask_features, measure_leak
 
 HEMS = {"Shorts": 60, "Pants": 90}
 
@@ -27,9 +27,13 @@ def masks(people: int, told: bool, seed: int = 0) -> tuple[np.ndarray, list[str]
     return np.stack(features), categories, groups
 
 
-def score(features, categories, groups, genders=None, types=None, **keywords):
-    count = len(categories)
-    return leak_score(features, types or [2] * count, genders or ["WOMEN"] * count, categories, groups, **keywords)
+def rows_of(categories, pids, genders=None, types=None):
+    cells = zip(types or [2] * len(pids), genders or ["WOMEN"] * len(pids), categories, pids, strict=True)
+    return [dict(zip(("cloth_type", "gender", "category", "pid"), row, strict=True)) for row in cells]
+
+
+def score(features, categories, pids, genders=None, types=None):
+    return leak_score(features, rows_of(categories, pids, genders, types))
 
 
 def test_features_are_the_coverage_of_a_24_by_16_grid():
@@ -50,12 +54,18 @@ def test_lengths_that_tell_are_found_and_lengths_by_lot_are_not():
     assert score(*masks(160, False))["lower"].accuracy < 0.62
 
 
-def test_worst_is_the_type_furthest_above_chance():
+def test_the_report_names_the_type_furthest_above_chance_and_measures_pairs_only():
     told, lot = masks(60, True), masks(60, False, seed=1)
-    features, categories, groups = np.concatenate([told[0], lot[0]]), told[1] + lot[1], told[2] + lot[2]
-    leaks = score(features, categories, groups, types=[2] * 120 + [3] * 120)
-    assert set(leaks) == {"lower", "full", "worst"}
-    assert leaks["worst"] == leaks["lower"]
+    features = np.concatenate([told[0], lot[0]])
+    rows = rows_of(told[1] + lot[1], told[2] + lot[2], types=[2] * 120 + [3] * 120)
+    for number, row in enumerate(rows):
+        known = features[number].tobytes()
+        row |= {"outcome": "pair", "source_row": number, "features_as_is": known, "features": known}
+    rows += [{"outcome": "unpaired"}, {"outcome": "quarantined"}]
+    facts = measure_leak(rows, "agnostic", seed=0)
+    assert set(facts) == {"as_is", "agnostic"} and facts["as_is"] == facts["agnostic"]
+    assert facts["agnostic"]["type"] == "lower" and set(facts["agnostic"]["by_type"]) == {"lower", "full"}
+    assert facts["agnostic"]["accuracy"] == facts["agnostic"]["by_type"]["lower"]["accuracy"] > 0.97
 
 
 def test_a_person_is_never_in_training_and_test():
@@ -85,15 +95,8 @@ def test_bodies_of_women_and_men_are_no_leak():
 
 
 def test_too_few_people_or_one_category_is_not_measured():
-    assert score(*masks(2 * FEWEST_GROUPS - 2, True)) == {}
+    assert score(*masks(2 * FEWEST_PEOPLE - 2, True)) == {}
     features, categories, groups = masks(60, True)
     assert score(features, ["Pants"] * len(categories), groups) == {}
     assert score(features, ["Denim" if name == "Pants" else name for name in categories], groups) == {}
-    assert leak_score(np.zeros((0, 384), np.uint8), [], [], [], []) == {}
-
-
-def test_more_rows_are_cut_to_whole_people_and_the_answer_is_always_the_same():
-    features, categories, groups = masks(90, True)
-    one, two = (score(features, categories, groups, most_rows=101) for _ in range(2))
-    assert one == two
-    assert one["lower"].rows == 100
+    assert leak_score(np.zeros((0, 384), np.uint8), []) == {}

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from deepfashion_training.data.schema import (
-    CANONICAL,
     DOCUMENTED_COLUMNS,
+    INPUT_COLUMNS,
     RAW_COLUMNS,
     check_documented,
     looks_raw,
@@ -72,7 +72,7 @@ def test_column_map_of_a_command_line():
     ("text", "problem"),
     [
         ("images=photo", "unknown name 'images': did you mean 'image'?"),
-        ("weather=w", f"unknown name 'weather': choose from {', '.join(CANONICAL)}"),
+        ("weather=w", f"unknown name 'weather': choose from {', '.join(INPUT_COLUMNS)}"),
         ("image=a,image=b", "'image' is given twice"),
         ("image", "'image' is not NAME=COLUMN"),
         ("image=", "'image=' is not NAME=COLUMN"),
@@ -147,7 +147,7 @@ def test_what_does_not_suffice_is_said_in_one_line(found, missing):
     assert message.startswith(
         f"some/data cannot be turned into pairs: found {', '.join(found) or 'no columns'}; missing "
     )
-    listed = message.partition("missing ")[2].partition(". Tell")[0].split("; ")
+    listed = message.partition("missing ")[2].partition(". Name")[0].split("; ")
     assert [words.partition(" (")[0] for words in listed] == missing
     assert "--column" in message
 

@@ -29,7 +29,7 @@ from deepfashion_training.deepfashion_dataset import DatasetOptions, DeepFashion
 from deepfashion_training.embedded.wardrobe import write_wardrobe
 from deepfashion_training.evaluation.results import _write_table
 from deepfashion_training.reports.model_card import write_model_card
-from deepfashion_training.reports.pairs_card import write_pairs_card
+from deepfashion_training.reports.pairs_report import write_pairs_card
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("deepfashion_training", "training_run", "benchmarks")
@@ -319,7 +319,7 @@ def test_every_page_is_escaped_unless_it_says_so_and_none_does():
         if name in ("Environment", "jinja2.Environment")
     ]
     # Cards are Markdown, whose own ways out are tested below.
-    assert sorted(environments, key=str) == [("model_card.py", None), ("page.py", "True"), ("pairs_card.py", "False")]
+    assert sorted(environments, key=str) == [("model_card.py", None), ("page.py", "True"), ("pairs_report.py", "False")]
 
 
 HOSTILE_NAME = "x` <img src=x onerror=alert(1)> | `y"

@@ -5,7 +5,6 @@ import os
 import pickle
 
 import datasets
-import psutil
 import pytest
 from PIL import Image
 
@@ -79,21 +78,6 @@ def test_columns_are_known_without_reading_rows(tmp_path, monkeypatch):
     dataset([1]).to_parquet(tmp_path / "data" / "train-00000-of-00001.parquet")
     monkeypatch.setattr(datasets, "load_dataset", None)
     assert source_columns(str(tmp_path)) == ["images", "mask", "cloth_type", "pid"]
-
-
-def test_pages_of_the_dataset_do_not_stay_mapped(tmp_path):
-    (tmp_path / "data").mkdir()
-    noise = [os.urandom(400_000) for _ in range(200)]  # 80 MB
-    given = datasets.Dataset.from_dict({"images": noise, "mask": noise})
-    given.to_parquet(tmp_path / "data" / "train-00000-of-00001.parquet")
-    opened = open_splits(str(tmp_path), check_columns=lambda _: None, cache_dir=str(tmp_path / "cache"))
-    del noise, given
-    rows = SourceRows(opened, {"image": "images", "mask": "mask"}, "here")
-    before = psutil.Process().memory_full_info()
-    for start in range(0, 200, 20):
-        rows.pictures(range(start, start + 20))
-    after = psutil.Process().memory_full_info()
-    assert getattr(after, "shared", 0) - getattr(before, "shared", 0) < 40e6  # all 160 MB would be mapped
 
 
 CARD = "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: data/train-*.parquet\n---\n"

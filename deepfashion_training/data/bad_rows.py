@@ -21,25 +21,22 @@ class TooManyBadRowsError(ValueError):
 class BadRowLedger:
     """Rows that could not be used and why, written by any process, read by all.
 
-    A JSON-lines file: ``file`` where one is given, which the ranks of a run on one machine then share, else one in a
-    temporary directory. Each entry is a single write to a file opened for appending, so entries of several processes
-    do not mix. Pickled copies write to the same file; only the process that made a temporary file removes it, when
-    the ledger is collected or the process ends. A copy that outlives it starts an empty ledger of its own.
+    A JSON-lines file: ``file``, which the ranks of a run on one machine then share, or one in a temporary directory.
+    Each entry is a single write to a file opened for appending, so entries of several processes do not mix. Pickled
+    copies write to the same file. The process that made a temporary directory removes it.
     """
 
     def __init__(self, file: Path | None = None) -> None:
-        if file is not None:
-            self._file, self._shared = file, True
-            return
-        folder = tempfile.mkdtemp(prefix="bad_rows_")
-        self._file, self._shared = Path(folder, "bad_rows.jsonl"), False
-        weakref.finalize(self, _remove, folder, os.getpid())
+        if file is None:
+            folder = tempfile.mkdtemp(prefix="bad_rows_")
+            file = Path(folder, "bad_rows.jsonl")
+            weakref.finalize(self, _remove, folder, os.getpid())
+        self._file = file
 
     def record(self, row: int, reason: str, substitute: int | None) -> None:
         """Note that ``row`` was unusable for ``reason`` and that ``substitute``, if any, is read in its place."""
         entry = {"row": row, "reason": reason[:_LONGEST_REASON], "substitute": substitute}
-        if self._shared:
-            self._file.parent.mkdir(parents=True, exist_ok=True)
+        self._file.parent.mkdir(parents=True, exist_ok=True)
         handle = os.open(self._file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         try:
             os.write(handle, (json.dumps(entry) + "\n").encode())
@@ -55,14 +52,6 @@ class BadRowLedger:
             entry = json.loads(line)
             by_row.setdefault(entry["row"], entry)
         return [by_row[row] for row in sorted(by_row)]
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"file": str(self._file), "shared": self._shared}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self._file, self._shared = Path(state["file"]), state["shared"]
-        if not self._shared and not self._file.parent.is_dir():
-            self.__init__()  # type: ignore[misc]
 
 
 def _remove(folder: str, owner: int) -> None:

@@ -11,8 +11,8 @@ from typing import Any
 import datasets
 from PIL import Image
 
-from deepfashion_training.data.picture_cells import picture_roots, stored_bytes, undecoded
-from deepfashion_training.data.schema import PROVENANCE_COLUMNS
+from deepfashion_training.data.schema import DOCUMENTED_COLUMNS, PROVENANCE_COLUMNS
+from deepfashion_training.data.source_rows import class_names, picture_roots, stored_bytes, undecoded
 from deepfashion_training.garment_types import parse_cloth_type
 from deepfashion_training.images.mask_check import mask_fault
 from deepfashion_training.images.masks import align_mask
@@ -20,30 +20,32 @@ from deepfashion_training.images.pictures import MIN_SIDE, PictureError, open_pi
 
 logger = logging.getLogger(__name__)
 
-PICTURE_COLUMNS = ("image", "cloth", "mask")
-#: How many masks are looked at before anything expensive begins, and the share of them that may look wrong: what looks
-#: like an inverted mask can be a rare picture, or a rare mistake.
-MASKS_LOOKED_AT, FEW = 64, 0.1
+PICTURE_COLUMNS = tuple(name for name, kind in DOCUMENTED_COLUMNS.items() if kind == "image")
+#: How many masks are checked before training, and the share of them that may look wrong: what looks like an inverted
+#: mask can be an unusual picture, or a rare mistake.
+CHECKED_MASKS, MOST_FAULTS = 64, 0.1
 
 
 class DocumentedRows:
     """Rows of ``split``, numbered from 0 as they are stored.
 
-    ``datasets`` is kept from decoding pictures, so that one broken file concerns one row and not the whole batch.
-    Raises ``ValueError``, naming ``source`` and the row, for a picture column that holds something else, a
-    ``cloth_type`` that is none and a caption that is no text. The columns have been checked before. ``cache_dir`` is
-    where ``datasets`` keeps its files, if not where it usually does.
+    ``datasets`` does not decode the pictures, so one broken file concerns one row and not the whole batch. Raises
+    ``ValueError``, naming ``source`` and the row, for a picture column that holds something else, an unknown
+    ``cloth_type`` and a caption that is no text. The columns have been checked before. ``cache_dir`` is where
+    ``datasets`` keeps its files, if not where it usually does.
     """
 
     def __init__(self, split: datasets.Dataset, source: str, cache_dir: str | None = None) -> None:
         self._source = source
         self._roots = picture_roots(source, cache_dir)
         self._pictures = undecoded(split, PICTURE_COLUMNS, source)
-        texts = [name for name in ("caption", *PROVENANCE_COLUMNS) if name in split.column_names]
+        texts = [name for name in ("caption", "cloth_type", *PROVENANCE_COLUMNS) if name in split.column_names]
         # Selecting first keeps Arrow from touching a single picture.
         self._texts = split.select_columns(texts).with_format(None)[:]
         self.types = self._read_types(split)
-        self._check_captions()
+        for row, caption in enumerate(self._texts["caption"]):
+            if not (caption is None or isinstance(caption, str)):
+                raise ValueError(f"caption in row {row} of {source} is {caption!r}: a text is needed")
 
     def __len__(self) -> int:
         return len(self.types)
@@ -55,7 +57,7 @@ class DocumentedRows:
 
     def group(self, row: int) -> str:
         """Who is in the picture; a group of its own for a row that does not say."""
-        pid = self._texts["pid"][row] if self.has_pids else None
+        pid = self.provenance(row, "pid")
         return f"row {row}" if pid is None else f"pid {pid}"
 
     def caption(self, row: int) -> str:
@@ -71,10 +73,9 @@ class DocumentedRows:
 
         ``view`` is the provenance column to name: ``view`` of the photo or ``garment_view``.
         """
-        cells = {column: self._texts[column][row] for column in ("pid", "variant", view) if column in self._texts}
-        seen = "_".join(str(cells[column]) for column in ("variant", view) if cells.get(column) is not None)
-        pid = "" if cells.get("pid") is None else str(cells["pid"])
-        return "/".join(part for part in (pid, seen, f"row-{row}") if part)
+        pid, variant, seen_from = (self.provenance(row, column) for column in ("pid", "variant", view))
+        seen = "_".join(str(value) for value in (variant, seen_from) if value is not None)
+        return "/".join(part for part in ("" if pid is None else str(pid), seen, f"row-{row}") if part)
 
     def picture(self, row: int, column: str) -> Image.Image:
         """The decoded picture in ``column`` (see ``PICTURE_COLUMNS``); ``PictureError`` names the column."""
@@ -82,13 +83,17 @@ class DocumentedRows:
 
     def pictures(self, row: int, columns: tuple[str, ...]) -> list[Image.Image]:
         """The decoded pictures in ``columns`` of one row; ``PictureError`` names the first broken one."""
-        cells = self._pictures[row]
-        return [self._decoded(cells[column], column) for column in columns]
+        cells, decoded = self._pictures[row], []
+        for column in columns:
+            try:
+                decoded.append(open_picture(stored_bytes(cells[column], self._roots), min_side=MIN_SIDE))
+            except PictureError as error:
+                raise PictureError(f"{column}: {error}") from error
+        return decoded
 
     def stored_bytes(self, row: int) -> list[bytes]:
         """What is stored for each of ``PICTURE_COLUMNS``, undecoded; nothing (``b""``) where it cannot be read."""
-        cells = self._pictures[row]
-        stored = []
+        cells, stored = self._pictures[row], []
         for column in PICTURE_COLUMNS:
             try:
                 stored.append(stored_bytes(cells[column], self._roots))
@@ -97,12 +102,12 @@ class DocumentedRows:
         return stored
 
     def check_masks(self, rows: Sequence[int]) -> None:
-        """Look at a sample of the masks of ``rows``; a row that cannot be read is left for those who read them all.
+        """Check a sample of the masks of ``rows``; unreadable rows are left to whoever reads all rows.
 
-        Raises ``ValueError``, with the first row and what its mask looks like, when more than ``FEW`` of them cannot be
-        masks; fewer are named in a warning.
+        Raises ``ValueError``, with the first row and what its mask looks like, when more than ``MOST_FAULTS`` of them
+        cannot be masks; fewer are named in a warning.
         """
-        sample = sorted(random.Random(0).sample(list(rows), min(len(rows), MASKS_LOOKED_AT)))
+        sample = sorted(random.Random(0).sample(list(rows), min(len(rows), CHECKED_MASKS)))
         faults = []
         for row in sample:
             try:
@@ -112,35 +117,20 @@ class DocumentedRows:
                 continue
             if fault := mask_fault(upright, mask, decoded):
                 faults.append(f"row {row}: {fault}")
-        if len(faults) > FEW * len(sample):
+        if len(faults) > MOST_FAULTS * len(sample):
             raise ValueError(
-                f"{self._source}: {len(faults)} of {len(sample)} masks that were looked at cannot be masks, such as "
-                f"that of {faults[0]}. prepare turns inverted masks and leaves out rows that have none: "
+                f"{self._source}: {len(faults)} of {len(sample)} checked masks cannot be masks, such as that of "
+                f"{faults[0]}. prepare inverts masks where needed and leaves out rows that have none: "
                 f"python -m deepfashion_training.prepare --dataset_name {shlex.quote(self._source)} --output_dir OUT"
             )
-        for told in faults:
-            logger.warning("%s: %s", self._source, told)
+        for described in faults:
+            logger.warning("%s: %s", self._source, described)
 
     def _read_types(self, split: datasets.Dataset) -> list[int]:
-        values = split.select_columns(["cloth_type"]).with_format(None)[:]["cloth_type"]
-        feature = split.features["cloth_type"]
-        if isinstance(feature, datasets.ClassLabel):
-            values = [None if value is None else feature.int2str(value) for value in values]
-        numbers = []
-        for row, value in enumerate(values):
+        types = []
+        for row, value in enumerate(class_names(split, "cloth_type", self._texts["cloth_type"])):
             try:
-                numbers.append(parse_cloth_type(value))
+                types.append(parse_cloth_type(value))
             except ValueError as error:
                 raise ValueError(f"cloth_type in row {row} of {self._source}: {error}") from None
-        return numbers
-
-    def _check_captions(self) -> None:
-        for row, value in enumerate(self._texts["caption"]):
-            if not (value is None or isinstance(value, str)):
-                raise ValueError(f"caption in row {row} of {self._source} is {value!r}: a text is needed")
-
-    def _decoded(self, cell: dict[str, Any] | None, column: str) -> Image.Image:
-        try:
-            return open_picture(stored_bytes(cell, self._roots), min_side=MIN_SIDE)
-        except PictureError as error:
-            raise PictureError(f"{column}: {error}") from error
+        return types

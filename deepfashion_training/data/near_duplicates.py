@@ -3,14 +3,11 @@
 Measured on 800 raw rows of the drawn wardrobe at 768x512, distances in bits of 256:
 
 - 200 photos and their copies (median, 90%, largest): JPEG quality 60: 2, 4, 12; half size: 0, 2, 10; 15% brighter:
-  4, 12, 36; 1% cropped from each side: 16, 24, 38; 10% brighter, 1% cropped, 384x576 and JPEG quality 60 at once:
-  16, 26, 42.
-- Photos of different people, 232,000 pairs: smallest 38, one in 10,000 up to 52, 1% up to 64 (in the same view 58),
-  half up to 118, and about half as many with every 4 bits less.
+  4, 12, 36; 1% cropped from each side: 16, 24, 38; all of these at once: 16, 26, 42.
+- Photos of different people, 232,000 pairs: smallest 38, one in 10,000 up to 52, half up to 118.
 
 So 24 bits find nine in ten of the cropped copies and nearly all of the others, and take two people for one in about
-one of a million pairs. Flat shots are another matter: the same cut in another colour lies 12 bits away. Compare
-photos of people only.
+one of a million pairs. Compare photos of people only: flat shots of one cut in two colours lie 12 bits apart.
 """
 
 from __future__ import annotations
@@ -24,36 +21,33 @@ from PIL import Image
 
 #: Bits of a fingerprint along each side of its square.
 _SIDE = 16
-FINGERPRINT_BYTES = _SIDE * _SIDE // 8
-
-#: The perceptual hash looks at a grey picture of this side (``imagehash``: 4 pixels per bit), so a photo is first
-#: shrunk by whole factors to not less than twice of it, which costs a tenth of resizing it from full size.
-_LOOKED_AT = 4 * _SIDE
-
+_BYTES = _SIDE * _SIDE // 8
+#: ``imagehash`` looks at a grey picture with 4 pixels per bit. Shrinking a photo by a whole factor to not less than
+#: twice of that costs a tenth of resizing it from full size.
+_LEAST_PIXELS = 2 * 4 * _SIDE
 #: Distances that are held at a time: 8 MiB.
 _CHUNK = 1 << 21
 
 
 def fingerprint(photo: Image.Image) -> bytes:
-    """Perceptual hash of a picture of any mode: 256 bits in 32 bytes, alike for pictures that look alike.
+    """Perceptual hash of an RGB picture: 256 bits in 32 bytes, alike for pictures that look alike.
 
     It is ``imagehash.phash`` with ``hash_size=16``: the signs, about their median, of the 16x16 lowest frequencies
     of the picture in grey.
     """
-    factor = max(1, min(photo.size) // (2 * _LOOKED_AT))
-    small = photo.reduce(factor) if factor > 1 and photo.mode in ("RGB", "L") else photo
+    factor = min(photo.size) // _LEAST_PIXELS
+    small = photo.reduce(factor) if factor > 1 else photo
     return np.packbits(imagehash.phash(small, hash_size=_SIDE).hash).tobytes()
 
 
 def near_duplicates(hashes: Sequence[bytes], others: Sequence[bytes], distance: int) -> dict[int, int]:
     """Position in ``hashes`` -> position of the nearest in ``others``, for those within ``distance`` bits.
 
-    Of equally near ones the first. All are results of ``fingerprint``. Memory does not grow with the number of
-    pairs that are compared. Raises ``ValueError`` for a fingerprint of another length.
+    Of equally near ones the first. All are results of ``fingerprint``. Memory does not grow with the number of pairs.
     """
-    ours, theirs = _words(hashes), _words(others)
-    if not len(theirs):
+    if not others:
         return {}
+    ours, theirs = _words(hashes), _words(others)
     found: dict[int, int] = {}
     rows = max(1, _CHUNK // len(theirs))
     for start in range(0, len(ours), rows):
@@ -69,7 +63,4 @@ def near_duplicates(hashes: Sequence[bytes], others: Sequence[bytes], distance: 
 
 def _words(hashes: Sequence[bytes]) -> npt.NDArray[np.uint64]:
     """Fingerprints as ``[n, 4]`` words of 64 bits."""
-    for one in hashes:
-        if len(one) != FINGERPRINT_BYTES:
-            raise ValueError(f"a fingerprint of {len(one)} bytes: {FINGERPRINT_BYTES} are needed")
-    return np.frombuffer(b"".join(hashes), np.uint64).reshape(len(hashes), FINGERPRINT_BYTES // 8)
+    return np.frombuffer(b"".join(hashes), np.uint64).reshape(-1, _BYTES // 8)

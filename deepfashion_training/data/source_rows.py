@@ -1,45 +1,45 @@
-"""The rows of a dataset under canonical names: texts in memory, pictures read in batches and not kept."""
+"""The rows of a dataset under the names that preparation uses, and their pictures as stored bytes."""
 
 from __future__ import annotations
 
-import pickle
+import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
+from huggingface_hub import constants
 
-from deepfashion_training.data.picture_cells import picture_roots, stored_bytes, undecoded
 from deepfashion_training.images.pictures import PictureError
 
+#: Input columns that hold pictures.
 PICTURES = ("image", "mask", "cloth")
+#: Arrow types besides ``Image`` that can hold a picture: its bytes, or the path of its file.
+_PICTURE_VALUES = ("binary", "large_binary", "string", "large_string")
 
 
 class SourceRows:
     """Rows of all ``splits``, one after another, numbered from 0.
 
-    ``columns`` maps canonical names (see ``pairs.schema``) to the dataset's. A pickled copy reads the same rows in
-    another process. Raises ``ValueError``, naming ``source``, for a picture column that holds something else.
+    ``columns`` maps input names (see ``data.schema``) to the dataset's. A pickled copy reads the same rows in another
+    process. Raises ``ValueError``, naming ``source``, for a picture column that holds something else.
     """
 
     def __init__(self, splits: Mapping[str, datasets.Dataset], columns: Mapping[str, str], source: str) -> None:
         wanted = list(dict.fromkeys(columns.values()))
         parts = [split.select_columns(wanted) for split in splits.values()]
-        if odd := [name for name, part in zip(splits, parts, strict=True) if part.features != parts[0].features]:
-            raise ValueError(f"{source}: split {odd[0]} has columns of other types than {next(iter(splits))}")
-        rows = parts[0] if len(parts) == 1 else datasets.concatenate_datasets(parts)
+        for name, part in zip(splits, parts, strict=True):
+            if part.features != parts[0].features:
+                raise ValueError(f"{source}: split {name} has columns of other types than {next(iter(splits))}")
         self.splits = tuple(splits)
+        self._rows = datasets.concatenate_datasets(parts).with_format(None)
         self._pictures = {name: column for name, column in columns.items() if name in PICTURES}
         self._texts = {name: column for name, column in columns.items() if name not in PICTURES}
-        self._rows = rows.with_format(None)
-        self._length = len(rows)
+        self._stored = undecoded(self._rows, list(self._pictures.values()), source)
         self._roots = picture_roots(source)
-        # Pickled, it is a list of files. Opened for each batch and closed after it, their memory-mapped pages do not
-        # add up to the size of the dataset.
-        self._stored = pickle.dumps(undecoded(rows, list(self._pictures.values()), source))
 
     def __len__(self) -> int:
-        return self._length
+        return len(self._rows)
 
     @property
     def has_cloth(self) -> bool:
@@ -49,34 +49,79 @@ class SourceRows:
     @property
     def stored_size(self) -> int:
         """Bytes of the files that hold the rows; 0 where they are in memory."""
-        files = {Path(file["filename"]) for file in pickle.loads(self._stored).cache_files}  # our own bytes
-        return sum(file.stat().st_size for file in files)
+        return sum(file.stat().st_size for file in {Path(file["filename"]) for file in self._rows.cache_files})
 
     def texts(self) -> dict[str, list[Any]]:
-        """Every column that holds no picture, by canonical name."""
-        columns = list(dict.fromkeys(self._texts.values()))
-        cells = self._rows.select_columns(columns)[:]
-        values = {column: _class_names(self._rows.features[column], cells[column]) for column in columns}
-        return {name: values[column] for name, column in self._texts.items()}
+        """Every column that holds no picture, by input name."""
+        cells = self._rows.select_columns(list(dict.fromkeys(self._texts.values())))[:]
+        return {name: class_names(self._rows, column, cells[column]) for name, column in self._texts.items()}
 
     def pictures(self, rows: Sequence[int]) -> dict[str, list[bytes | str]]:
-        """The stored bytes of ``rows`` in each picture column, by canonical name; a ``str`` says why there are none."""
-        stored = pickle.loads(self._stored)  # bytes of this object's own making
-        cells = stored[list(rows)]
-        return {
-            name: [_bytes_or_reason(cell, self._roots) for cell in cells[column]]
-            for name, column in self._pictures.items()
-        }
+        """The stored bytes of ``rows`` in each picture column, by input name; a ``str`` says why there are none."""
+        cells = self._stored[list(rows)]
+        return {name: [self._bytes(cell) for cell in cells[column]] for name, column in self._pictures.items()}
+
+    def _bytes(self, cell: Any) -> bytes | str:
+        try:
+            return stored_bytes(cell, self._roots)
+        except PictureError as error:
+            return str(error)
 
 
-def _class_names(feature: Any, values: list[Any]) -> list[Any]:
+def class_names(split: datasets.Dataset, column: str, values: list[Any]) -> list[Any]:
+    """``values`` of ``column``, by their names where the column holds class labels."""
+    feature = split.features[column]
     if isinstance(feature, datasets.ClassLabel):
         return [None if value is None else feature.int2str(value) for value in values]
     return values
 
 
-def _bytes_or_reason(cell: Any, roots: Sequence[Path]) -> bytes | str:
+def undecoded(split: datasets.Dataset, columns: Sequence[str], source: str) -> datasets.Dataset:
+    """The picture ``columns`` of ``split`` as ``{"bytes", "path"}``, without decoding them.
+
+    Raises ``ValueError``, naming ``source``, for a column that holds something else.
+    """
+    pictures = split.select_columns(list(columns)).with_format(None)
+    for column in columns:
+        feature = pictures.features[column]
+        stored_as_value = isinstance(feature, datasets.Value) and feature.dtype in _PICTURE_VALUES
+        stored_as_struct = isinstance(feature, dict) and "bytes" in feature
+        if not (isinstance(feature, datasets.Image) or stored_as_value or stored_as_struct):
+            raise ValueError(f"column {column!r} of {source} holds {feature}: pictures are needed")
+        pictures = pictures.cast_column(column, datasets.Image(decode=False))
+    return pictures
+
+
+def picture_roots(source: str, cache_dir: str | None = None) -> tuple[Path, ...]:
+    """Folders that picture files of ``source`` may lie in: its own, or the caches of a Hub dataset."""
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return (folder.resolve(),)
+    caches = (cache_dir, datasets.config.HF_DATASETS_CACHE, constants.HF_HUB_CACHE)
+    return tuple(Path(cache).expanduser().resolve() for cache in caches if cache)
+
+
+def stored_bytes(cell: dict[str, Any] | None, roots: Sequence[Path]) -> bytes:
+    """The bytes of a picture cell; those of its file where it holds a path only, relative to the first root.
+
+    Raises ``PictureError`` for a cell without either, and for a file that cannot be read, is no regular one or, once
+    links and ``..`` are resolved, lies outside of ``roots``: a dataset must not read what else is on this machine.
+    """
+    if cell is not None and cell["bytes"]:
+        return cell["bytes"]
+    if cell is None or cell["bytes"] is not None or not cell["path"]:
+        raise PictureError("missing: the row holds no bytes")
+    name = cell["path"]
     try:
-        return stored_bytes(cell, roots)
-    except PictureError as error:
-        return str(error)
+        path = (roots[0] / name).resolve()
+        if not any(path.is_relative_to(root) for root in roots):
+            raise PictureError(f"the file {name!r} leaves the data root {roots[0]}")
+        if not stat.S_ISREG(path.stat().st_mode):  # reading a pipe may never end
+            raise PictureError(f"the file {name!r} is a folder, pipe or device")
+        return path.read_bytes()
+    except PictureError:
+        raise
+    except OSError as error:
+        raise PictureError(f"{error.strerror or error}: {name!r}") from error
+    except (RuntimeError, ValueError) as error:  # a loop of links (before Python 3.13), a zero byte
+        raise PictureError(f"the file {name!r}: {error}") from error

@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import datasets
 import pyarrow.parquet
 from datasets.exceptions import DatasetsError
 
-_HUB_ID = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
+from training_run.hub import is_hub_id, why_not_loaded
 
-
-def is_hub_id(source: str) -> bool:
-    """Whether ``source`` is no path on this machine and looks like a dataset's name on the Hub."""
-    return not Path(source).exists() and bool(_HUB_ID.fullmatch(source))
+#: What ``datasets`` raises for a dataset that it cannot load.
+_LOADING_ERRORS = (OSError, ValueError, DatasetsError)
 
 
 def open_splits(
     source: str,
     *,
-    check_columns: Callable[[Sequence[str]], None],
+    check_columns: Callable[[Sequence[str]], object],
     revision: str | None = None,
     cache_dir: str | None = None,
 ) -> dict[str, datasets.Dataset]:
@@ -38,87 +33,67 @@ def open_splits(
 
     Raises ``ValueError``, one line, for a source that does not exist, is empty or cannot be loaded.
     """
+    known = _columns_before_loading(source, revision, cache_dir)
+    if known:
+        check_columns(known)
     folder = Path(source).expanduser()
-    if folder.is_dir():
-        splits = _open_folder(folder, check_columns, cache_dir)
-    elif folder.exists():
-        raise ValueError(f"{source} is a file: pass the folder that holds the parquet files")
-    elif _HUB_ID.fullmatch(source):
-        splits = _open_hub(source, check_columns, revision, cache_dir)
-    else:
-        raise ValueError(f"no such folder: {source} (and a Hub id looks like 'owner/name')")
+    loaded = _load_folder(folder, cache_dir) if folder.is_dir() else _load_hub(source, revision, cache_dir)
+    splits = {"train": loaded} if isinstance(loaded, datasets.Dataset) else dict(loaded)
     for split in splits.values():
         check_columns(split.column_names)
     return splits
 
 
 def source_columns(source: str, *, revision: str | None = None, cache_dir: str | None = None) -> list[str]:
-    """Column names of ``source``, without reading its rows where that can be had. Errors as of ``open_splits``."""
-
-    class Known(Exception):
-        pass
-
-    found: list[str] = []
-
-    def stop(columns: Sequence[str]) -> None:
-        found.extend(columns)
-        raise Known
-
-    with contextlib.suppress(Known):
-        open_splits(source, check_columns=stop, revision=revision, cache_dir=cache_dir)
-    return found
+    """Column names of ``source``, without reading its rows where possible. Errors as of ``open_splits``."""
+    known = _columns_before_loading(source, revision, cache_dir)
+    if known:
+        return known
+    splits = open_splits(source, check_columns=lambda _: None, revision=revision, cache_dir=cache_dir)
+    return next(iter(splits.values())).column_names
 
 
 def source_fingerprint(source: str, splits: Mapping[str, datasets.Dataset] | None = None) -> str:
     """A name for the content of ``source`` that changes with it, without reading pictures.
 
-    A local folder: names, sizes and times of its files. A Hub dataset: the files that were downloaded, whose addresses
-    hold the commit; ``splits`` is what they were opened as.
+    A local folder: names, sizes and times of its files. A Hub dataset, opened as ``splits``: the addresses of the
+    files that were downloaded, which hold the commit.
     """
     folder = Path(source).expanduser()
     if folder.is_dir():
         files = sorted(file for file in folder.rglob("*") if file.is_file() and file.suffix in (".parquet", ".arrow"))
-        known: list[Any] = [(str(file.relative_to(folder)), _size_and_time(file)) for file in files]
+        stats = [(file, file.stat()) for file in files]
+        content = repr([(str(file.relative_to(folder)), (at.st_size, at.st_mtime_ns)) for file, at in stats])
     else:
-        known = sorted(
-            address for split in (splits or {}).values() for address in (split.info.download_checksums or {})
-        )
-    return hashlib.blake2b(repr(known).encode(), digest_size=16).hexdigest()
+        checksums = [split.info.download_checksums or {} for split in (splits or {}).values()]
+        content = repr(sorted(file for files in checksums for file in files))
+    return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
 
 
-def _size_and_time(file: Path) -> tuple[int, int]:
-    status = file.stat()
-    return status.st_size, status.st_mtime_ns
-
-
-def _open_folder(
-    folder: Path, check_columns: Callable[[Sequence[str]], None], cache_dir: str | None
-) -> dict[str, datasets.Dataset]:
-    saved_dict, saved = (folder / "dataset_dict.json").is_file(), (folder / "state.json").is_file()
-    parquet = sorted(folder.glob("data/*.parquet")) or sorted(folder.glob("*.parquet"))
-    if not (saved_dict or saved or parquet):
-        what = "is an empty folder" if not any(folder.iterdir()) else "holds no dataset"
-        raise ValueError(
-            f"{folder} {what}: expected parquet files in it or in its folder 'data', or what save_to_disk wrote"
-        )
-    if saved_dict or saved:
-        try:
-            _check_saved_splits(folder)
-            return _by_name(datasets.load_from_disk(str(folder)))
-        except Exception as error:  # datasets does not check what its files hold: TypeError, KeyError and others
-            raise ValueError(f"cannot read the dataset in {folder}: {_first_line(error)}") from error
-    columns = [_parquet_columns(file) for file in parquet]
-    check_columns(columns[0])
-    # datasets 5.2 knows a folder whose card names data files by the folder's name alone, and takes the rows of another
-    # folder, or those of yesterday, from its cache. So each content gets a cache of its own.
-    cache = Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / f"local-{source_fingerprint(str(folder))}"
+def _columns_before_loading(source: str, revision: str | None, cache_dir: str | None) -> list[str] | None:
+    """Column names as a parquet file or the Hub tells them; None where only loading the dataset does."""
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        columns = [] if _is_saved(folder) else [_parquet_columns(file) for file in _parquet_files(folder)]
+        return columns[0] if columns else None
+    if folder.exists():
+        raise ValueError(f"{source} is a file: pass the folder that holds the parquet files")
+    if not is_hub_id(source):
+        raise ValueError(f"no such folder: {source} (and a Hub id looks like 'owner/name')")
     try:
-        return _by_name(datasets.load_dataset(str(folder), cache_dir=str(cache)))
-    except (OSError, ValueError, DatasetsError) as error:
-        for file in parquet:  # `datasets` will not load a folder with an empty split, and does not say so clearly
-            if pyarrow.parquet.read_metadata(file).num_rows == 0:
-                raise ValueError(f"{file} is empty: no rows to read; remove it") from error
-        raise ValueError(f"cannot read the parquet files in {folder}: {_first_line(error)}") from error
+        features = datasets.load_dataset_builder(source, revision=revision, cache_dir=cache_dir).info.features
+    except _LOADING_ERRORS as error:
+        raise _not_on_the_hub(source, error, revision, cache_dir) from error
+    return list(features) if features else None
+
+
+def _is_saved(folder: Path) -> bool:
+    """Whether ``save_to_disk`` wrote ``folder``."""
+    return (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
+
+
+def _parquet_files(folder: Path) -> list[Path]:
+    return sorted(folder.glob("data/*.parquet")) or sorted(folder.glob("*.parquet"))
 
 
 def _parquet_columns(file: Path) -> list[str]:
@@ -128,31 +103,45 @@ def _parquet_columns(file: Path) -> list[str]:
         raise ValueError(f"cannot read the dataset in {file.parent}: {file.name}: {_first_line(error)}") from error
 
 
-def _check_saved_splits(folder: Path) -> None:
-    """Raise for saved splits with no rows: ``datasets`` writes them, and dies of an ``IndexError`` reading them."""
-    for state in sorted([*folder.glob("state.json"), *folder.glob("*/state.json")]):
-        if not json.loads(state.read_text(encoding="utf-8")).get("_data_files"):
-            raise ValueError(f"{state.parent} is empty: no rows to read; save the dataset without that split")
-
-
-def _open_hub(
-    name: str, check_columns: Callable[[Sequence[str]], None], revision: str | None, cache_dir: str | None
-) -> dict[str, datasets.Dataset]:
-    unavailable = f"{name!r} is neither a local folder (looked in {Path.cwd()}) nor loadable from the Hub"
+def _load_folder(folder: Path, cache_dir: str | None) -> datasets.Dataset | datasets.DatasetDict:
+    parquet = _parquet_files(folder)
+    if _is_saved(folder):
+        try:
+            for state in sorted([*folder.glob("state.json"), *folder.glob("*/state.json")]):
+                # An empty split: datasets fails without saying so.
+                if not json.loads(state.read_text(encoding="utf-8")).get("_data_files"):
+                    raise ValueError(f"{state.parent} is empty: no rows to read; save the dataset without that split")
+            return datasets.load_from_disk(str(folder))
+        except Exception as error:  # datasets does not check what its files hold: TypeError, KeyError and others
+            raise ValueError(f"cannot read the dataset in {folder}: {_first_line(error)}") from error
+    if not parquet:
+        what = "holds no dataset" if any(folder.iterdir()) else "is an empty folder"
+        raise ValueError(
+            f"{folder} {what}: expected parquet files in it or in its folder 'data', or what save_to_disk wrote"
+        )
+    # datasets 5.2 knows a folder whose card names data files by the folder's name alone, and takes the rows of another
+    # folder, or those of yesterday, from its cache. So each content gets a cache of its own.
+    cache = Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / f"local-{source_fingerprint(str(folder))}"
     try:
-        builder = datasets.load_dataset_builder(name, revision=revision, cache_dir=cache_dir)
-    except (OSError, ValueError, DatasetsError) as error:
-        raise ValueError(f"{unavailable}: {_first_line(error)}") from error
-    if builder.info.features:
-        check_columns(list(builder.info.features))
+        return datasets.load_dataset(str(folder), cache_dir=str(cache))
+    except _LOADING_ERRORS as error:
+        for file in parquet:  # `datasets` will not load a folder with an empty split, and does not say so clearly
+            if pyarrow.parquet.read_metadata(file).num_rows == 0:
+                raise ValueError(f"{file} is empty: no rows to read; remove it") from error
+        raise ValueError(f"cannot read the parquet files in {folder}: {_first_line(error)}") from error
+
+
+def _load_hub(name: str, revision: str | None, cache_dir: str | None) -> datasets.Dataset | datasets.DatasetDict:
     try:
-        return _by_name(datasets.load_dataset(name, revision=revision, cache_dir=cache_dir))
-    except (OSError, ValueError, DatasetsError) as error:
-        raise ValueError(f"{unavailable}: {_first_line(error)}") from error
+        return datasets.load_dataset(name, revision=revision, cache_dir=cache_dir)
+    except _LOADING_ERRORS as error:
+        raise _not_on_the_hub(name, error, revision, cache_dir) from error
 
 
-def _by_name(loaded: datasets.Dataset | datasets.DatasetDict) -> dict[str, datasets.Dataset]:
-    return {"train": loaded} if isinstance(loaded, datasets.Dataset) else dict(loaded)
+def _not_on_the_hub(name: str, error: Exception, revision: str | None, cache_dir: str | None) -> ValueError:
+    cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
+    why = why_not_loaded(name, cause, revision, cache_dir) if isinstance(cause, OSError) else _first_line(error)
+    return ValueError(f"--dataset_name {name}: {why} (and {Path(name).absolute()} is no folder)")
 
 
 def _first_line(error: Exception) -> str:

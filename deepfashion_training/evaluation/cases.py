@@ -12,8 +12,8 @@ from PIL import Image
 
 from deepfashion_training.data import sampling
 from deepfashion_training.data.documented_rows import DocumentedRows
-from deepfashion_training.data.picture_cells import picture_roots, stored_bytes, undecoded
 from deepfashion_training.data.schema import check_documented
+from deepfashion_training.data.source_rows import picture_roots, stored_bytes, undecoded
 from deepfashion_training.data.sources import open_splits, source_fingerprint
 from deepfashion_training.evaluation.paired import SSIM_WINDOW
 from deepfashion_training.garment_types import TYPE_NAMES

@@ -1,1 +1,1 @@
-"""What the command ``prepare`` is made of: plan, batch function, engines, selection over all rows, output."""
+"""What the command ``prepare`` is made of: plan, batch function, workers, selection over all rows, account, output."""

@@ -1,6 +1,6 @@
-"""The row function of a preparation: a batch of rows in, the same batch as pairs and rejects out.
+"""The row function of a preparation: planned rows and their pictures in, pairs and rejected rows out.
 
-It is pure: what comes out depends on the batch and the settings alone, so that any engine may run it anywhere.
+It is pure: what comes out depends on the rows and the settings alone, so that any process may run it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import numpy as np
 from PIL import Image
 
 from deepfashion_training.data.near_duplicates import fingerprint
-from deepfashion_training.data.source_rows import PICTURES
 from deepfashion_training.garment_types import LOWER, UPPER
 from deepfashion_training.images import quality
 from deepfashion_training.images.cutouts import cut_out, warped_cut_out
@@ -38,8 +37,7 @@ from deepfashion_training.images.quality import Finding
 from deepfashion_training.images.regions import Region, UnresolvedRegionError, garment_region, worn_types
 from deepfashion_training.preparation.garment_views import Candidate, Choice, choose_garment
 from deepfashion_training.preparation.mask_leak import mask_features
-from deepfashion_training.preparation.pair_plan import PlannedRow
-from deepfashion_training.preparation.settings import Settings
+from deepfashion_training.preparation.pair_plan import PlannedRow, Settings
 
 #: JPEG quality of cut-outs: above the photos' own, so that they lose nothing that a photo had.
 _CUT_OUT_QUALITY = 95
@@ -54,10 +52,8 @@ _ENDINGS = {
     b"II*\0": ".tif",
     b"MM\0*": ".tif",
 }
-#: What pictures are judged at, at least: above the grids of persons, fingerprints and colours.
+#: Shorter side of the pictures that are judged, at least: above the grids of persons, fingerprints and colours.
 _SMALL_SIDE = 128
-
-Batch = dict[str, list[Any]]
 
 
 class Parses(Protocol):
@@ -77,12 +73,11 @@ class _Garment:
 
 @dataclass
 class _Photo:
-    """A row whose photo and mask have been looked at."""
+    """A row and what is found out about its photo, step by step."""
 
     plan: PlannedRow
     stored: Mapping[str, bytes | str]
-    finding: Finding | None = None
-    garment_only: bool = False
+    finding: Finding | None = None  # why it may not be trained on
     photo: Image.Image | None = None  # upright RGB
     small: Image.Image | None = None  # the same, shrunk: enough for every judgement, and a tenth of the work
     mask: np.ndarray | None = None  # as decoded, uint8 [h, w]
@@ -90,109 +85,85 @@ class _Photo:
     parse: np.ndarray | None = None
     person: PersonFrame | None = None
     region: Region | None = None
-    column: _Garment | None = None  # what the cloth column holds
-    cut_out: _Garment | Finding | None = None  # its own garment on white, once somebody has asked for it
+    column: _Garment | Finding | None = None  # what the cloth column holds
+    cut_out: _Garment | Finding | None = None  # its own garment on white, once another photo has asked for it
+
+    @property
+    def garment_only(self) -> bool:
+        """Whether it is a flat shot, which serves other photos as garment picture."""
+        return self.plan.view == "flat" and "cloth" not in self.stored
 
 
-def prepare_batch(batch: Mapping[str, Sequence[Any]], settings: Settings, parser: Parses | None = None) -> Batch:
+def prepare_batch(
+    planned: Sequence[PlannedRow],
+    pictures: Mapping[str, Sequence[bytes | str]],
+    settings: Settings,
+    parser: Parses | None = None,
+) -> list[dict[str, Any]]:
     """Turn rows into pairs.
 
-    ``batch`` has the fields of ``PlannedRow`` and ``image``, ``mask`` and, where the source has it, ``cloth``: stored
-    bytes, or a ``str`` that says why there are none. Rows of one outfit lie next to each other, and no outfit is in
-    two batches. What comes out has the columns of ``OUTPUT_COLUMNS``: one row for each row that came in, in the
-    same order, each ``outcome`` ``pair``, ``quarantined`` or ``unpaired``; after those of an outfit the pairs mined
-    from it, with ``mined`` true.
+    ``pictures`` has the columns ``image``, ``mask`` and, where the source has it, ``cloth``: stored bytes, or a ``str``
+    that says why there are none. Rows of one outfit lie next to each other, and no outfit is in two batches. What
+    comes out has the columns of a pair and ``schema.NOTES``, as far as they are known: one row for each row that came
+    in, in the same order, each ``outcome`` ``pair``, ``quarantined`` or ``unpaired``; after those of an outfit the
+    pairs mined from it.
     """
-    out: Batch = {name: [] for name in OUTPUT_COLUMNS}
-    pictures = [name for name in PICTURES if name in batch]
     photos = [
-        _Photo(
-            PlannedRow(*(batch[name][index] for name in PlannedRow._fields)),
-            {name: batch[name][index] for name in pictures},
-        )
-        for index in range(len(batch["source_row"]))
+        _Photo(plan, {name: cells[place] for name, cells in pictures.items()}) for place, plan in enumerate(planned)
     ]
+    out: list[dict[str, Any]] = []
     for _, outfit in groupby(photos, key=lambda photo: photo.plan.outfit):
-        for record in _outfit_records(list(outfit), settings, parser):
-            for name in OUTPUT_COLUMNS:
-                out[name].append(record.get(name, _EMPTY[name]))
+        out += _outfit_rows(list(outfit), settings, parser)
     return out
 
 
-_EMPTY: dict[str, Any] = {
-    **dict.fromkeys(("outcome", "reason", "detail"), ""),
-    "mined": False,
-    **dict.fromkeys(("image", "cloth", "mask"), None),
-    "caption": "",
-    "cloth_type": 0,
-    **dict.fromkeys(("pid", "variant", "view", "gender", "category", "garment_source", "garment_view"), ""),
-    "source_row": -1,
-    "split": "",
-    "garment_row": -1,
-    "fingerprint": None,
-    "garment_digest": None,
-    "features_as_is": None,
-    "features": None,
-    "likeness": float("nan"),
-    "mask_how": "",
-    "mask_inverted": False,
-    "thumbnail": None,
-}
-
-#: Columns of what ``prepare_batch`` returns: the documented row, what became of it and why, and what the decisions
-#: over all rows (near duplicates, shares, leak) and the report need to know of it.
-OUTPUT_COLUMNS: tuple[str, ...] = tuple(_EMPTY)
-
-
-def _outfit_records(photos: list[_Photo], settings: Settings, parser: Parses | None) -> Iterator[dict[str, Any]]:
+def _outfit_rows(photos: list[_Photo], settings: Settings, parser: Parses | None) -> Iterator[dict[str, Any]]:
     for photo in photos:
-        _open(photo, settings)
-    _parse([photo for photo in photos if photo.finding is None and not photo.garment_only], parser)
+        photo.finding = _open(photo, settings)
+    worn = [photo for photo in photos if photo.finding is None and not photo.garment_only]
+    if parser is not None and worn:
+        maps = parser.parse([photo.photo for photo in worn if photo.photo is not None])
+        for photo, parse in zip(worn, maps, strict=True):
+            photo.parse = parse
     for photo in photos:
-        if photo.finding is None:
-            _examine(photo, settings)
-    yield from (_record(photo, photos, settings) for photo in photos)
+        photo.finding = photo.finding or _examine(photo, settings)
+    for photo in photos:
+        yield _row(photo, _outcome(photo, photos, settings), mined=False)
     if settings.mine_lower_body:
         yield from _mined(photos, settings)
 
 
-def _open(photo: _Photo, settings: Settings) -> None:
-    """Decode photo and mask; notes a finding where that is not possible."""
+def _open(photo: _Photo, settings: Settings) -> Finding | None:
+    """Decode the pictures of a row; why that is not possible, or what is wrong with the mask."""
     plan = photo.plan
     if plan.reason:
-        photo.finding = Finding(plan.reason, plan.detail)
-        return
+        return Finding(plan.reason, plan.detail)
     if "cloth" in photo.stored:
-        _check_garment_column(photo, settings)
-    photo.garment_only = plan.view == "flat" and "cloth" not in photo.stored
+        photo.column = _stored_garment(photo.stored["cloth"], settings)
+    column = "photo"
     try:
-        column = "photo"
         picture = _opened(photo.stored["image"], settings)
-        upright = turn(to_rgb(picture), orientation(picture))
-        photo.photo, photo.small = upright, _small(upright)
+        photo.photo = turn(to_rgb(picture), orientation(picture))
+        photo.small = _small(photo.photo)
         if photo.garment_only:
-            return
+            return None
         column = "mask"
         stored_mask = _opened(photo.stored["mask"], settings)
-    except TooManyPixelsError as error:
-        photo.finding = Finding("decompression_bomb", f"{column}: {error}")
-        return
     except PictureError as error:
-        photo.finding = Finding(f"unreadable_{column}", str(error))
-        return
+        return _unreadable(column, error)
     try:
         _, mask = align_mask(picture, stored_mask, plan.cloth_type)
     except PictureError as error:
-        photo.finding = Finding("mask_size", str(error))
-        return
-    fault, polarity = mask_fault(photo.small, stored_mask, mask), settings.mask_polarity
-    if fault is not None and fault.kind == "inverted" and polarity == "white":
-        fault = None  # somebody knows better
-    turns = fault is not None and fault.kind == "inverted" and area_fault(photo.small, 1 - mask) is None
-    photo.inverted = polarity == "black" or turns
+        return Finding("mask_size", str(error))
+    fault = mask_fault(photo.small, stored_mask, mask)
+    if fault is not None and fault.kind == "inverted" and settings.mask_polarity == "white":
+        fault = None
+    looks_inverted = fault is not None and fault.kind == "inverted" and area_fault(photo.small, 1 - mask) is None
+    photo.inverted = looks_inverted or settings.mask_polarity == "black"
     photo.mask = 1 - mask if photo.inverted else mask
-    if fault is not None and not photo.inverted and fault.kind not in ("everything", "speck"):  # which gates see to
-        photo.finding = Finding("no_mask", f"it {fault.looks}")
+    if fault is not None and not photo.inverted and fault.kind not in ("everything", "speck"):  # gates report these
+        return Finding("no_mask", f"it {fault.looks}")
+    return photo.column if isinstance(photo.column, Finding) else None
 
 
 def _opened(stored: bytes | str, settings: Settings) -> Image.Image:
@@ -201,130 +172,167 @@ def _opened(stored: bytes | str, settings: Settings) -> Image.Image:
     return open_picture(stored, settings.gates.max_megapixels * 1_000_000, MIN_SIDE)
 
 
-def _check_garment_column(photo: _Photo, settings: Settings) -> None:
+def _unreadable(column: str, error: PictureError) -> Finding:
+    if isinstance(error, TooManyPixelsError):
+        return Finding("decompression_bomb", f"{column}: {error}")
+    return Finding(f"unreadable_{column}", str(error))
+
+
+def _stored_garment(stored: bytes | str, settings: Settings) -> _Garment | Finding:
+    """What the cloth column holds, as it is stored; a finding where it is no good."""
     try:
-        picture = _opened(photo.stored["cloth"], settings)
-        garment = turn(to_rgb(picture), orientation(picture))
-    except TooManyPixelsError as error:
-        photo.finding = Finding("decompression_bomb", f"garment: {error}")
+        picture = _opened(stored, settings)
+        small = _small(turn(to_rgb(picture), orientation(picture)))
     except PictureError as error:
-        photo.finding = Finding("unreadable_garment", str(error))
-    else:
-        assert isinstance(photo.stored["cloth"], bytes)
-        photo.column = _Garment(photo.stored["cloth"], _small(garment))
-        photo.finding = quality.check_garment(photo.column.small, settings.gates)
+        return _unreadable("garment", error)
+    assert isinstance(stored, bytes)
+    return quality.check_garment(small, settings.gates) or _Garment(stored, small)
 
 
-def _parse(photos: list[_Photo], parser: Parses | None) -> None:
-    if parser is not None and photos:
-        for photo, parse in zip(photos, parser.parse([photo.photo for photo in photos if photo.photo]), strict=True):
-            photo.parse = parse
-
-
-def _examine(photo: _Photo, settings: Settings) -> None:
-    """Apply the gates and find the named garment; notes a finding or a region."""
+def _examine(photo: _Photo, settings: Settings) -> Finding | None:
+    """Apply the gates and find the named garment."""
+    plan, gates = photo.plan, settings.gates
     assert photo.small is not None
     if photo.garment_only:
-        photo.finding = quality.check_garment(photo.small, settings.gates)
-        return
+        return quality.check_garment(photo.small, gates)
     assert photo.mask is not None
-    photo.finding = quality.check_mask(photo.mask, settings.gates) or quality.looks_like_product_shot(
-        photo.small, _small_mask(photo.mask, photo.small), photo.parse, settings.gates
+    finding = quality.check_mask(photo.mask, gates) or quality.looks_like_product_shot(
+        photo.small, _small_mask(photo.mask, photo.small), photo.parse, gates
     )
-    if photo.finding is not None:
-        return
+    if finding is not None:
+        return finding
     photo.person = find_person(photo.small, photo.mask)
-    plan = photo.plan
     try:
-        region = garment_region(photo.mask, plan.cloth_type, plan.category, photo.small, photo.person, photo.parse)
+        photo.region = garment_region(
+            photo.mask, plan.cloth_type, plan.category, photo.small, photo.person, photo.parse
+        )
     except UnresolvedRegionError as error:
-        photo.finding = Finding("union_mask", str(error))
-        return
-    photo.finding = quality.check_region(region.mask, settings.gates)
-    photo.region = region
+        return Finding("union_mask", str(error))
+    return quality.check_region(photo.region.mask, gates)
 
 
-def _record(photo: _Photo, photos: Sequence[_Photo], settings: Settings) -> dict[str, Any]:
+def _outcome(photo: _Photo, photos: Sequence[_Photo], settings: Settings) -> dict[str, Any]:
     """What became of one row that came in."""
-    record: dict[str, Any] = {**photo.plan._asdict(), "mask_inverted": photo.inverted}
     if photo.finding is not None:
-        reason, detail = photo.finding
-        return {**record, "outcome": "quarantined", "reason": reason, "detail": detail, "thumbnail": _thumbnail(photo)}
+        return _quarantined(photo, photo.finding)
     if photo.garment_only:
-        return {**record, "outcome": "unpaired", "reason": "garment_picture"}
-    assert photo.small is not None and photo.region is not None
-    record["fingerprint"] = fingerprint(photo.small)  # also of a photo that only serves others as garment
-    choice, garment = _garment(photo, photos, settings)
-    if choice is None or garment is None:
-        return {**record, "outcome": "unpaired", "reason": "no_garment_picture"}
+        return {"outcome": "unpaired", "reason": "garment_picture"}
+    assert photo.small is not None
+    noted = {"fingerprint": fingerprint(photo.small)}  # also of a photo that only serves others as garment
+    choice = _choice(photo, photos, settings)
+    if choice is None:
+        return noted | {"outcome": "unpaired", "reason": "no_garment_picture"}
+    garment = _garment(photo, choice, photos, settings)
     if isinstance(garment, Finding):
-        blank = f"row {choice.row}: {garment.detail}"
-        return {
-            **record,
-            "outcome": "quarantined",
-            "reason": garment.reason,
-            "detail": blank,
-            "thumbnail": _thumbnail(photo),
-        }
-    return record | _pair(photo, photo.region, choice, garment, settings)
+        return noted | _quarantined(photo, Finding(garment.reason, f"row {choice.row}: {garment.detail}"))
+    return noted | _pair(photo, choice, garment, settings)
+
+
+def _quarantined(photo: _Photo, finding: Finding) -> dict[str, Any]:
+    shown = None if photo.photo is None else thumbnail(photo.photo, photo.plan.source_row)
+    return {"outcome": "quarantined", "reason": finding.reason, "detail": finding.detail, "thumbnail": shown}
 
 
 def _mined(photos: Sequence[_Photo], settings: Settings) -> Iterator[dict[str, Any]]:
-    """Lower-body pairs from photos of tops, whose outfits show trousers or a skirt as well."""
+    """Lower-body pairs from photos of tops, in which trousers or a skirt are seen as well."""
     seen: list[_Photo] = []
     for photo in photos:
         if photo.finding is None and photo.plan.cloth_type == UPPER and photo.parse is not None:
             worn = worn_types(photo.parse).get(LOWER)
             if worn is not None and quality.check_region(worn, settings.gates) is None:
-                category = _lower_category(photo.parse, worn)
-                plan = photo.plan._replace(cloth_type=LOWER, category=category)
+                labels = photo.parse[worn > 0]
+                skirt, pants = (np.count_nonzero(labels == LABELS.index(name)) for name in ("skirt", "pants"))
+                plan = photo.plan._replace(cloth_type=LOWER, category="Skirts" if skirt > pants else "Pants")
                 lower = _Photo(plan, {"image": photo.stored["image"]}, photo=photo.photo, small=photo.small)
                 lower.parse, lower.person, lower.region = photo.parse, photo.person, Region(worn, "parsed")
                 seen.append(lower)
     for photo in seen:
-        choice, garment = _garment(photo, seen, settings)
+        choice = _choice(photo, seen, settings)
+        garment = None if choice is None else _garment(photo, choice, seen, settings)
         if choice is not None and isinstance(garment, _Garment):
-            assert photo.region is not None
-            pair = _pair(photo, photo.region, choice, garment, settings)
-            yield {**photo.plan._asdict(), **pair, "mined": True}
+            yield _row(photo, _pair(photo, choice, garment, settings), mined=True)
 
 
-def _garment(
-    photo: _Photo, photos: Sequence[_Photo], settings: Settings
-) -> tuple[Choice | None, _Garment | Finding | None]:
-    """Where the garment picture of ``photo`` comes from, and the picture; a finding where it is no good."""
+def _row(photo: _Photo, became: Mapping[str, Any], *, mined: bool) -> dict[str, Any]:
+    return {**photo.plan._asdict(), "mined": mined, "mask_inverted": photo.inverted, **became}
+
+
+def _choice(photo: _Photo, photos: Sequence[_Photo], settings: Settings) -> Choice | None:
+    """Where the garment picture of ``photo`` comes from, None where no photo of the outfit may show it."""
     plan = photo.plan
     if photo.column is not None:
-        return Choice("column", plan.source_row, ""), photo.column
+        return Choice("column", plan.source_row, "")
     sources = [
         source
         for source in settings.garment_sources
         if source != "same_photo" or plan.split == "train" or settings.same_photo_in_evaluation
     ]
-    by_row = {other.plan.source_row: other for other in photos if other.finding is None}
-    choice = choose_garment(plan.source_row, plan.view, [_candidate(other) for other in by_row.values()], sources)
-    if choice is None:
-        return None, None
-    source = by_row[choice.row]
-    assert source.photo is not None
-    if choice.source == "flat":
+    candidates = [_candidate(other) for other in photos if other.finding is None]
+    return choose_garment(plan.source_row, plan.view, candidates, sources)
+
+
+def _candidate(photo: _Photo) -> Candidate:
+    plan = photo.plan
+    if photo.region is None:  # a flat shot
+        return Candidate(plan.source_row, "flat", 0, False)
+    mask = photo.region.mask
+    at_border = bool(mask[0].any() or mask[-1].any() or mask[:, 0].any() or mask[:, -1].any())
+    return Candidate(plan.source_row, plan.view, int(np.count_nonzero(mask)), at_border)
+
+
+def _garment(photo: _Photo, choice: Choice, photos: Sequence[_Photo], settings: Settings) -> _Garment | Finding:
+    """The garment picture that was chosen for ``photo``; a finding where it is no good."""
+    if photo.column is not None:
+        return photo.column
+    source = next(other for other in photos if other.plan.source_row == choice.row)
+    assert source.photo is not None and source.small is not None
+    if source.region is None:  # a flat shot
         stored = source.stored["image"]
         assert isinstance(stored, bytes)
-        assert source.small is not None
-        return choice, _Garment(stored, source.small)
-    assert source.region is not None
+        return _Garment(stored, source.small)
     size = (source.photo.height, source.photo.width)
     if choice.source == "same_photo":
-        seed = settings.seed * 1_000_003 + plan.source_row
-        return choice, _checked(warped_cut_out(source.photo, source.region.mask, size, seed), settings)
+        seed = _seed(photo, settings)
+        return _checked(warped_cut_out(source.photo, source.region.mask, size, seed), settings)
     if source.cut_out is None:
         source.cut_out = _checked(cut_out(source.photo, source.region.mask, size), settings)
-    return choice, source.cut_out
+    return source.cut_out
+
+
+def _seed(photo: _Photo, settings: Settings) -> int:
+    return settings.seed * 1_000_003 + photo.plan.source_row
 
 
 def _checked(picture: Image.Image, settings: Settings) -> _Garment | Finding:
     small = _small(picture)
-    return quality.check_garment(small, settings.gates) or _Garment(_jpeg(picture), small)
+    return quality.check_garment(small, settings.gates) or _Garment(_jpeg(picture, _CUT_OUT_QUALITY), small)
+
+
+def _pair(photo: _Photo, choice: Choice, garment: _Garment, settings: Settings) -> dict[str, Any]:
+    """The documented row of a pair, and what is noted of it."""
+    plan, region, stored = photo.plan, photo.region, photo.stored["image"]
+    assert region is not None and photo.small is not None and isinstance(stored, bytes)
+    policy = settings.mask_policy
+    if policy == "relaxed" and plan.split != "train":
+        policy = "agnostic"  # the variation is for training; evaluation wants the same mask every time
+    seed = _seed(photo, settings)
+    mask = repaint_mask(region.mask, plan.cloth_type, photo.person, photo.parse, policy, seed)
+    as_is = repaint_mask(region.mask, plan.cloth_type, photo.person, photo.parse, "as_is")
+    name = f"{plan.pid}_{plan.variant}_{plan.view}_{plan.source_row}"
+    return {
+        "outcome": "pair",
+        "image": {"bytes": stored, "path": f"{name}{_ending(stored)}"},
+        "cloth": {"bytes": garment.stored, "path": f"{name}_garment{_ending(garment.stored)}"},
+        "mask": {"bytes": _png(mask), "path": f"{name}_mask.png"},
+        "garment_source": choice.source,
+        "garment_view": choice.view,
+        "garment_row": choice.row,
+        "garment_digest": hashlib.blake2b(garment.stored, digest_size=8).digest(),
+        "features_as_is": mask_features(as_is).tobytes(),
+        "features": mask_features(mask).tobytes(),
+        "likeness": quality.colour_likeness(garment.small, photo.small, _small_mask(region.mask, photo.small)),
+        "mask_how": region.how,
+    }
 
 
 def _small(picture: Image.Image) -> Image.Image:
@@ -338,54 +346,12 @@ def _small_mask(mask: np.ndarray, small: Image.Image) -> np.ndarray:
     return np.asarray(Image.fromarray(mask).resize(small.size, Image.Resampling.NEAREST))
 
 
-def _candidate(photo: _Photo) -> Candidate:
-    plan = photo.plan
-    if photo.region is None:  # a flat shot
-        return Candidate(plan.source_row, "flat", 0, False)
-    mask = photo.region.mask
-    at_border = bool(mask[0].any() or mask[-1].any() or mask[:, 0].any() or mask[:, -1].any())
-    return Candidate(plan.source_row, plan.view, int(np.count_nonzero(mask)), at_border)
-
-
-def _pair(photo: _Photo, region: Region, choice: Choice, garment: _Garment, settings: Settings) -> dict[str, Any]:
-    """The documented row of a pair, and what is noted of it."""
-    plan, stored = photo.plan, photo.stored["image"]
-    assert photo.small is not None and isinstance(stored, bytes)
-    policy = settings.mask_policy
-    if policy == "relaxed" and plan.split != "train":
-        policy = "agnostic"  # the variation is for training; evaluation wants the same mask every time
-    seed = settings.seed * 1_000_003 + plan.source_row
-    mask = repaint_mask(region.mask, plan.cloth_type, photo.person, photo.parse, policy, seed)
-    as_is = repaint_mask(region.mask, plan.cloth_type, photo.person, photo.parse, "as_is")
-    name = f"{plan.pid}_{plan.variant}_{plan.view}_{plan.source_row}"
-    return {
-        "outcome": "pair",
-        "image": {"bytes": stored, "path": f"{name}{_suffix(stored)}"},
-        "cloth": {"bytes": garment.stored, "path": f"{name}_garment{_suffix(garment.stored)}"},
-        "mask": {"bytes": _png(mask), "path": f"{name}_mask.png"},
-        "garment_source": choice.source,
-        "garment_view": choice.view,
-        "garment_row": choice.row,
-        "garment_digest": hashlib.blake2b(garment.stored, digest_size=8).digest(),
-        "features_as_is": mask_features(as_is).tobytes(),
-        "features": mask_features(mask).tobytes(),
-        "likeness": quality.colour_likeness(garment.small, photo.small, _small_mask(region.mask, photo.small)),
-        "mask_how": region.how,
-    }
-
-
-def _lower_category(parse: np.ndarray, worn: np.ndarray) -> str:
-    labels = parse[worn > 0]
-    skirt, pants = (np.count_nonzero(labels == LABELS.index(name)) for name in ("skirt", "pants"))
-    return "Skirts" if skirt > pants else "Pants"
-
-
-def _suffix(stored: bytes) -> str:
-    """File name ending of a stored picture, so that whoever exports the dataset gets files that open."""
+def _ending(stored: bytes) -> str:
+    """File name ending of a stored picture, so that files of an exported dataset open."""
     return next((ending for start, ending in _ENDINGS.items() if stored.startswith(start)), "")
 
 
-def _jpeg(picture: Image.Image, jpeg_quality: int = _CUT_OUT_QUALITY) -> bytes:
+def _jpeg(picture: Image.Image, jpeg_quality: int) -> bytes:
     sink = io.BytesIO()
     picture.save(sink, "JPEG", quality=jpeg_quality, subsampling=0)
     return sink.getvalue()
@@ -394,17 +360,13 @@ def _jpeg(picture: Image.Image, jpeg_quality: int = _CUT_OUT_QUALITY) -> bytes:
 def _png(mask: np.ndarray) -> bytes:
     """A mask as 8-bit PNG, white = repaint."""
     sink = io.BytesIO()
-    # Runs are all that there is to compress, which zlib has a fast way for.
+    # There is nothing but runs to compress, for which zlib has a fast way.
     Image.fromarray(mask * np.uint8(255)).save(sink, "PNG", compress_level=1, compress_type=zlib.Z_RLE)
     return sink.getvalue()
 
 
-def _thumbnail(photo: _Photo) -> bytes | None:
-    return None if photo.photo is None else thumbnail_of(photo.photo)
-
-
-def thumbnail_of(photo: Image.Image) -> bytes:
-    """An RGB picture as a small JPEG, for the account of rows that became no pair."""
+def thumbnail(photo: Image.Image, source_row: int) -> dict[str, Any]:
+    """An RGB picture as a small JPEG, the cell that a quarantined row shows."""
     small = photo.copy()
     small.thumbnail(_THUMBNAIL)
-    return _jpeg(small, 80)
+    return {"bytes": _jpeg(small, 80), "path": f"row-{source_row}.jpg"}

@@ -6,40 +6,30 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-#: Views of a photo as ``pose`` names them. ``flat`` is the garment alone; ``additional`` is a close-up or another
-#: pose, of the front as a rule.
-VIEWS: tuple[str, ...] = ("front", "side", "back", "full", "flat", "additional")
-
 #: Where a garment picture may come from, best first; the names are those of ``garment_source``.
 SOURCES: tuple[str, ...] = ("flat", "cross_view", "same_photo")
 
-#: View of a photo -> views of the same outfit that show its side of the garment, best first. The back of a garment
-#: is another garment to a model that has to copy what it sees, so no back dresses a front, and no front a back. A
-#: side view has half of either. ``additional`` and ``full`` are fronts; a full view is smaller than a front, and
-#: an additional one may be cropped. A flat shot is no photo of a person: nothing dresses it.
-_DRESSED_BY: dict[str, tuple[str, ...]] = {
+#: View of a photo, as ``pose`` names it -> views of the same outfit that show its side of the garment, best first. The
+#: back of a garment is another garment to a model that has to copy what it sees, so a back never dresses a front, nor
+#: a front a back. A side view has half of either. ``additional`` (a close-up or another pose) and ``full`` are fronts;
+#: a full view is smaller than a front, and an additional one may be cropped. ``flat`` is the garment alone: nothing
+#: dresses it.
+DRESSED_BY: dict[str, tuple[str, ...]] = {
     "front": ("front", "full", "additional", "side"),
-    "full": ("full", "front", "additional", "side"),
-    "additional": ("front", "full", "additional", "side"),
     "side": ("side", "front", "full", "additional", "back"),
     "back": ("back", "side"),
+    "full": ("full", "front", "additional", "side"),
     "flat": (),
+    "additional": ("front", "full", "additional", "side"),
 }
+VIEWS: tuple[str, ...] = tuple(DRESSED_BY)
 
 # Some copies of the dataset keep the ending of the file that `pose` is a part of.
-_POSE = re.compile(r"(?P<variant>\d+)_(?P<number>\d+)_(?P<view>[a-z]+)(\.(jpe?g|png|webp))?", re.IGNORECASE)
-
-
-class Pose(NamedTuple):
-    """What the ``pose`` column says: outfit, number of the view, and view, one of ``VIEWS``."""
-
-    variant: str
-    number: int
-    view: str
+_POSE = re.compile(r"(?P<variant>\d+)_\d+_(?P<view>[a-z]+)(\.(jpe?g|png|webp))?", re.IGNORECASE)
 
 
 class Candidate(NamedTuple):
-    """A photo of one variant that shows the garment: its row, view, garment pixels, and whether a border cuts them."""
+    """A photo of one outfit that shows the garment: its row, view, garment pixels, and whether a border cuts them."""
 
     row: int
     view: str
@@ -55,18 +45,18 @@ class Choice(NamedTuple):
     view: str
 
 
-def parse_pose(pose: str) -> Pose:
-    """Variant, number and view of a ``pose`` such as ``01_4_full``; capitals and a file ending are let pass.
+def parse_pose(pose: str) -> tuple[str, str]:
+    """Variant and view of a ``pose`` such as ``01_4_full``, in any capitals and with or without a file ending.
 
-    The variant stays as it is written. Raises ``ValueError`` for any other form and for a view not in ``VIEWS``.
+    Raises ``ValueError`` for any other form and for a view not in ``VIEWS``.
     """
-    match = _POSE.fullmatch(pose.strip()) if isinstance(pose, str) else None
+    match = _POSE.fullmatch(pose.strip())
     if match is None:
         raise ValueError(f"pose {pose!r} is not VARIANT_NUMBER_VIEW, such as 01_4_full")
     view = match["view"].lower()
     if view not in VIEWS:
         raise ValueError(f"pose {pose!r}: unknown view {view!r}, known are {', '.join(VIEWS)}")
-    return Pose(match["variant"], int(match["number"]), view)
+    return match["variant"], view
 
 
 def parse_sources(text: str) -> tuple[str, ...]:
@@ -83,38 +73,25 @@ def parse_sources(text: str) -> tuple[str, ...]:
     return names
 
 
-def allowed_views(view: str) -> tuple[str, ...]:
-    """Views whose garment may dress a photo of ``view``, best first; none for ``flat``.
-
-    Fronts are dressed by fronts, backs by backs, sides by either: see the table. Raises ``ValueError`` for a view
-    that is not in ``VIEWS``.
-    """
-    if view not in _DRESSED_BY:
-        raise ValueError(f"unknown view {view!r}: choose from {', '.join(VIEWS)}")
-    return _DRESSED_BY[view]
-
-
 def choose_garment(row: int, view: str, candidates: Sequence[Candidate], sources: Sequence[str]) -> Choice | None:
-    """Which of ``candidates``, all of one variant, shows the garment of photo ``row`` best; ``None`` if none may.
+    """Which of ``candidates``, all of one outfit, shows the garment of photo ``row`` best; ``None`` if none may.
 
     The first of ``sources`` that has one decides. ``flat``: a flat shot. ``cross_view``: another row in a view
-    that may dress ``view``, see ``allowed_views``; the better view first. ``same_photo``: the row itself. Among
+    that may dress ``view``, see ``DRESSED_BY``; the better view first. ``same_photo``: the row itself. Among
     equals the one that no border cuts, then the one with more garment pixels, then the lower row number, so that
-    the order of ``candidates`` does not matter. Raises ``ValueError`` for an unknown view or source.
+    the order of ``candidates`` does not matter.
     """
-    views = allowed_views(view)
+    views = DRESSED_BY.get(view)
     if not views:
         return None
+    order = ("flat", *views, view)
     for source in sources:
-        if source not in SOURCES:
-            raise ValueError(f"unknown garment source {source!r}: choose from {', '.join(SOURCES)}")
         if source == "same_photo":
             fitting = [one for one in candidates if one.row == row and one.view != "flat"]
         else:
             wanted = ("flat",) if source == "flat" else views
             fitting = [one for one in candidates if one.row != row and one.view in wanted]
         if fitting:
-            order = ("flat", *views, view)
             best = min(fitting, key=lambda one: (order.index(one.view), one.at_border, -one.region_px, one.row))
             return Choice(source, best.row, best.view)
     return None

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import warnings
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,8 +24,10 @@ from deepfashion_training.images.person import shrunk
 #: Grid of the features: cells of the picture, each with the share of it that the mask covers.
 GRID_ROWS, GRID_COLUMNS = 24, 16
 #: A category counts from this many people on: about four in each fold.
-FEWEST_GROUPS = 15
+FEWEST_PEOPLE = 15
 FOLDS = 4
+#: Rows that are measured at most: a standard error of 2 to 3 points for each garment type, in seconds.
+LEAK_ROWS = 2500
 
 #: Categories that have one form under two names; the others stand for themselves.
 _SAME_FORM = {"Leggings": "Pants"}
@@ -42,69 +45,61 @@ class Leak:
     categories: tuple[str, ...]
 
 
+def measure_leak(rows: Sequence[Mapping[str, Any]], policy: str, seed: int) -> dict[str, Any]:
+    """``leak_score`` of ``report.json``: for masks that follow the garment and for ``policy``, on ``LEAK_ROWS`` pairs.
+
+    ``rows`` are those of a preparation; those that are no pairs are left out. Empty where too few rows are alike.
+    """
+    places = [place for place, row in enumerate(rows) if row["outcome"] == "pair"]
+    places.sort(key=lambda place: unit_hash(seed, (rows[place]["source_row"], place)))
+    pairs = [rows[place] for place in sorted(places[:LEAK_ROWS])]
+    facts = {}
+    for name, column in {"as_is": "features_as_is", policy: "features"}.items():
+        features = np.array([np.frombuffer(row[column], np.uint8) for row in pairs])
+        leaks = leak_score(features, pairs, seed)
+        if leaks:
+            worst = max(leaks, key=lambda kind: leaks[kind].accuracy - leaks[kind].chance)
+            facts[name] = {
+                "accuracy": leaks[worst].accuracy,
+                "chance": leaks[worst].chance,
+                "type": worst,
+                "by_type": {kind: asdict(leak) for kind, leak in leaks.items()},
+            }
+    return facts
+
+
 def mask_features(mask: np.ndarray) -> np.ndarray:
     """Share of each of 24 x 16 cells of the picture that a mask ``[h, w]`` in {0, 1} covers: uint8 ``[384]``."""
     picture = Image.fromarray((mask > 0).view(np.uint8) * np.uint8(255))
     return np.asarray(shrunk(picture, (GRID_COLUMNS, GRID_ROWS))).ravel()
 
 
-def leak_score(
-    features: np.ndarray,
-    types: Sequence[int],
-    genders: Sequence[str],
-    categories: Sequence[str],
-    groups: Sequence[str],
-    seed: int = 0,
-    most_rows: int = 4000,
-) -> dict[str, Leak]:
-    """Leak by type name, and ``"worst"``: the type whose accuracy is furthest above chance. ``{}`` if unmeasurable.
+def leak_score(features: np.ndarray, rows: Sequence[Mapping[str, Any]], seed: int = 0) -> dict[str, Leak]:
+    """Leak by type name; without the types that cannot be measured.
 
-    ``features`` uint8 ``[N, 384]`` from ``mask_features``; the others have one value a row. Bodies of women and men
-    differ, which is no leak of the garment's form: each gender is measured by itself, and a type's accuracy and
-    chance (1 / number of categories) are means over the genders, weighted by rows. ``groups`` are people; whoever
-    is tested was not trained on. Categories need ``FEWEST_GROUPS`` people; those that name only a fabric or an
-    occasion (Denim, Suiting) have no form of their own and stay out, and leggings count as trousers. Of more than
-    ``most_rows`` rows whole groups are left out by hash.
+    ``features`` uint8 ``[N, 384]`` from ``mask_features``; ``rows`` have ``cloth_type``, ``gender``, ``category`` and
+    ``pid``. Women's and men's bodies differ, which is no leak of the garment's form: each gender is measured by itself,
+    and a type's accuracy and chance (1 / number of categories) are means over the genders, weighted by rows. Whoever is
+    tested was not trained on. Categories need ``FEWEST_PEOPLE``. Those that name only a fabric or an occasion (Denim,
+    Suiting) have no form of their own and stay out, and leggings count as trousers.
     """
-    forms = [_SAME_FORM.get(category, category) for category in categories]
-    usable = [CATEGORY_TYPES.get(category, 0) is not None for category in categories]
-    chosen = _sample(groups, usable, seed, most_rows)
-    by_part: dict[tuple[int, str], list[int]] = defaultdict(list)
-    for position in chosen:
-        by_part[types[position], genders[position]].append(position)
-    if not chosen:
-        return {}
-    described = _described(np.asarray(features)[chosen])
-    place = {position: index for index, position in enumerate(chosen)}
+    parts: dict[tuple[int, str], list[int]] = defaultdict(list)
+    for place, row in enumerate(rows):
+        if CATEGORY_TYPES.get(row["category"], 0) is not None:
+            parts[row["cloth_type"], row["gender"]].append(place)
+    described = _described(features) if parts else np.empty((0, 0), np.float32)
 
     from threadpoolctl import threadpool_limits
 
-    parts: dict[int, list[Leak]] = defaultdict(list)
+    by_type: dict[str, list[Leak]] = defaultdict(list)
     with threadpool_limits(1):  # the matrices are small: threads would wait more than they compute
-        for (cloth_type, _), positions in sorted(by_part.items()):
-            leak = _measure(
-                described[[place[position] for position in positions]],
-                np.array([forms[position] for position in positions]),
-                np.array([groups[position] for position in positions]),
-                seed,
-            )
+        for (cloth_type, _), places in sorted(parts.items()):
+            forms = [_SAME_FORM.get(rows[place]["category"], rows[place]["category"]) for place in places]
+            people = [rows[place]["pid"] for place in places]
+            leak = _measure(described[places], np.array(forms), np.array(people), seed)
             if leak is not None:
-                parts[cloth_type].append(leak)
-    leaks = {TYPE_NAMES[cloth_type]: _pooled(found) for cloth_type, found in sorted(parts.items())}
-    if leaks:
-        leaks["worst"] = max(leaks.values(), key=lambda leak: leak.accuracy - leak.chance)
-    return leaks
-
-
-def _sample(groups: Sequence[str], usable: Sequence[bool], seed: int, most_rows: int) -> list[int]:
-    """Positions of usable rows, ascending: all of them, or whole groups in the order of their hash."""
-    positions = [position for position, use in enumerate(usable) if use]
-    if len(positions) <= most_rows:
-        return positions
-    place = {group: unit_hash(seed, group) for group in {groups[position] for position in positions}}
-    positions.sort(key=lambda position: (place[groups[position]], position))
-    last = groups[positions[most_rows]]
-    return sorted(position for position in positions[:most_rows] if groups[position] != last)
+                by_type[TYPE_NAMES[cloth_type]].append(leak)
+    return {name: _pooled(found) for name, found in by_type.items()}
 
 
 def _pooled(found: list[Leak]) -> Leak:
@@ -117,18 +112,18 @@ def _pooled(found: list[Leak]) -> Leak:
     )
 
 
-def _measure(described: Values, forms: np.ndarray, groups: np.ndarray, seed: int) -> Leak | None:
-    """The leak among rows of one type and gender; ``None`` with fewer than two categories of enough groups."""
-    names = [name for name in sorted(set(forms)) if len(set(groups[forms == name])) >= FEWEST_GROUPS]
+def _measure(described: Values, forms: np.ndarray, people: np.ndarray, seed: int) -> Leak | None:
+    """The leak among rows of one type and gender; ``None`` with fewer than two categories of enough people."""
+    names = [name for name in sorted(set(forms)) if len(set(people[forms == name])) >= FEWEST_PEOPLE]
     if len(names) < 2:
         return None
     kept = np.isin(forms, names)
-    described, forms, groups = described[kept], forms[kept], groups[kept]
+    described, forms, people = described[kept], forms[kept], people[kept]
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.metrics import balanced_accuracy_score
     from sklearn.model_selection import StratifiedGroupKFold
 
-    folds = list(StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed).split(described, forms, groups))
+    folds = list(StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed).split(described, forms, people))
     accuracy = 0.0
     for classifier in _classifiers(seed):
         predicted = forms.copy()

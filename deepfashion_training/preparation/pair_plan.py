@@ -1,22 +1,86 @@
-"""The plan of a preparation: what each row is, which rows belong together, and the batches to work through.
+"""The plan of a preparation: its settings, what each row is, and the batches to work through.
 
-It is made from the rows' texts alone, before any picture is read.
+A plan is made from the rows' texts alone, before any picture is read.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, NamedTuple, get_args
 
 from deepfashion_training.data.sampling import split_of, unit_hash
 from deepfashion_training.garment_types import TYPE_NAMES, UnknownCategoryError, parse_cloth_type, type_of
-from deepfashion_training.preparation.garment_views import VIEWS, parse_pose
-from deepfashion_training.preparation.settings import Settings
+from deepfashion_training.images.masks import MaskPolicy
+from deepfashion_training.images.quality import Gates
+from deepfashion_training.preparation.garment_views import SOURCES, VIEWS, parse_pose
+
+MaskPolarity = Literal["auto", "white", "black"]
+MASK_POLARITIES: tuple[str, ...] = get_args(MaskPolarity)
+
+#: Raised when the same rows and settings give other pairs than before.
+VERSION = 2
 
 #: Rows of a batch: some seconds of work, so that a killed run loses little and the bar moves; some ten MB.
 BATCH_ROWS = 64
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything besides the rows that decides what comes out. Raises ``ValueError`` for values out of range."""
+
+    columns: dict[str, str] = field(default_factory=dict)
+    """Input name -> column, where a column has another name."""
+    category_types: dict[str, int] = field(default_factory=dict)
+    """Category -> garment type, before the table's."""
+    garment_sources: tuple[str, ...] = SOURCES
+    """Where a garment picture may come from, best first."""
+    same_photo_in_evaluation: bool = False
+    """Whether validation and test may have same-photo pairs, which a model can solve by copying pixels."""
+    max_same_photo_share: float = 0.25
+    """Largest share of same-photo pairs in a split."""
+    mask_policy: MaskPolicy = "agnostic"
+    mask_polarity: MaskPolarity = "auto"
+    """The colour that means repaint; ``auto`` looks at the picture's border."""
+    parser: str | None = None
+    """Human parsing model: Hub id or folder."""
+    parser_revision: str | None = None
+    mine_lower_body: bool = False
+    """Whether rows labelled as tops give lower-body pairs too; needs the parser."""
+    validation_share: float = 0.05
+    """Share of the people."""
+    test_share: float = 0.05
+    seed: int = 0
+    limit: int | None = None
+    """Take this many rows: whole people, garment types in turn."""
+    gates: Gates = field(default_factory=Gates)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.max_same_photo_share <= 1:
+            raise ValueError(f"max_same_photo_share {self.max_same_photo_share}: a share between 0 and 1")
+        for name in ("validation_share", "test_share"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} {getattr(self, name)}: 0 or more and below 1")
+        if self.validation_share + self.test_share >= 1:
+            raise ValueError(
+                f"validation_share {self.validation_share} and test_share {self.test_share} leave nothing for training"
+            )
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"limit {self.limit}: 1 or more")
+        if self.mine_lower_body and self.parser is None:
+            raise ValueError("mine_lower_body needs to see where the trousers are: pass a parser")
+
+    def as_json(self) -> dict[str, Any]:
+        """The settings in plain types, for ``report.json`` and the key."""
+        return {**asdict(self), "garment_sources": list(self.garment_sources), "version": VERSION}
+
+    def key(self, source: str, fingerprint: str) -> str:
+        """The same for the same settings on the same rows, and for nothing else."""
+        content = json.dumps([self.as_json(), source, fingerprint], sort_keys=True)
+        return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
 
 
 class PlannedRow(NamedTuple):
@@ -41,71 +105,67 @@ class PlannedRow(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Plan:
-    """The rows, and batches of positions in ``rows``: rows of one outfit lie in one batch, next to each other."""
+class PairPlan:
+    """The rows, and the batches that they are divided into: rows of one outfit lie next to each other in one batch."""
 
     rows: list[PlannedRow]
     batches: list[list[PlannedRow]]
     unknown_categories: dict[str, int]
 
 
-def make_plan(texts: Mapping[str, Sequence[Any]], settings: Settings, *, has_cloth: bool = False) -> Plan:
-    """Plan rows whose ``texts`` are given by canonical column, in the order of the source.
+def make_plan(texts: Mapping[str, Sequence[Any]], settings: Settings, *, has_cloth: bool = False) -> PairPlan:
+    """Plan rows whose ``texts`` are given by input name, in the order of the source.
 
-    With ``has_cloth`` the rows bring a garment picture, so that nobody needs to know whose photo shows which view.
+    With ``has_cloth`` the rows bring a garment picture, so neither person nor view has to be known.
 
     Raises ``ValueError`` when no row at all has a known garment type.
     """
-    count = len(next(iter(texts.values()), []))
-    cells = ({name: values[row] for name, values in texts.items()} for row in range(count))
-    rows = [_planned(row, told, settings, has_cloth) for row, told in enumerate(cells)]
+    cells = (dict(zip(texts, row, strict=True)) for row in zip(*texts.values(), strict=True))
+    rows = [_planned(row, text, settings, has_cloth) for row, text in enumerate(cells)]
     if settings.limit is not None:
         rows = _limited(rows, settings.limit, settings.seed)
     unknown = Counter(row.category for row in rows if row.reason == "unknown_category")
-    if rows and len(unknown) and all(row.cloth_type == 0 for row in rows):
+    if unknown and all(row.cloth_type == 0 for row in rows):
         names = ", ".join(f"{name} ({number})" for name, number in unknown.most_common(20))
         raise ValueError(f"no row has a known category; found {names}: name their types with --category_type NAME=TYPE")
-    return Plan(rows, _batches(rows), dict(unknown.most_common()))
+    return PairPlan(rows, _batches(rows), dict(unknown.most_common()))
 
 
-def _planned(row: int, cells: Mapping[str, Any], settings: Settings, has_cloth: bool) -> PlannedRow:
+def _planned(row: int, texts: Mapping[str, Any], settings: Settings, has_cloth: bool) -> PlannedRow:
+    cells = {name: "" if value is None else str(value) for name, value in texts.items()}
+    pid, category, caption, gender = (cells.get(name, "") for name in ("pid", "category", "caption", "gender"))
+    variant, view = cells.get("variant", ""), cells.get("view", "").lower()
     problem = ("", "")
-    pid, category, caption = (_text(cells.get(name)) for name in ("pid", "category", "caption"))
-    variant, view = _text(cells.get("variant")), _text(cells.get("view")).lower()
     if not pid:
         if not has_cloth:
             problem = ("no_pid", "the row does not say who is in the photo")
         pid = f"row {row}"
-    if not view and _text(cells.get("pose")):
+    if not view and cells.get("pose"):
         try:
-            variant, _, view = parse_pose(_text(cells["pose"]))
+            variant, view = parse_pose(cells["pose"])
         except ValueError as error:
             problem = problem if has_cloth else ("unknown_pose", str(error))
     if not has_cloth and view not in VIEWS and not problem[0]:
         problem = ("unknown_pose", f"unknown view {view!r}: known are {', '.join(VIEWS)}")
     cloth_type = 0
     try:
-        cloth_type = _cloth_type(cells, category, caption, settings) or 0
+        cloth_type = _cloth_type(texts.get("cloth_type"), category, caption, settings) or 0
         if cloth_type == 0:
             problem = ("undecided_type", f"{category}: the caption does not say which garment: {caption[:200]!r}")
     except UnknownCategoryError as error:
         problem = ("unknown_category", str(error))
     split = split_of(pid, settings.validation_share, settings.test_share, settings.seed)
-    gender = _text(cells.get("gender"))
     return PlannedRow(row, pid, variant, view, gender, category, caption, cloth_type, split, *problem)
 
 
-def _cloth_type(cells: Mapping[str, Any], category: str, caption: str, settings: Settings) -> int | None:
-    if cells.get("cloth_type") is None:
+def _cloth_type(given: Any, category: str, caption: str, settings: Settings) -> int | None:
+    """The garment type of a row: its ``cloth_type`` where that is one, else what category and caption say."""
+    if given is None:
         return type_of(category, caption, settings.category_types)
     try:
-        return parse_cloth_type(cells["cloth_type"])
+        return parse_cloth_type(given)
     except ValueError:
-        return type_of(_text(cells["cloth_type"]), caption, settings.category_types)
-
-
-def _text(value: Any) -> str:
-    return "" if value is None else str(value)
+        return type_of(str(given), caption, settings.category_types)
 
 
 def _limited(rows: list[PlannedRow], limit: int, seed: int) -> list[PlannedRow]:
@@ -128,7 +188,7 @@ def _limited(rows: list[PlannedRow], limit: int, seed: int) -> list[PlannedRow]:
 def _batches(rows: Sequence[PlannedRow]) -> list[list[PlannedRow]]:
     """Whole outfits in the order of their first rows, packed into batches of at most ``BATCH_ROWS``.
 
-    Only what no shop has, more than ``BATCH_ROWS`` photos of one outfit, is cut.
+    Only an outfit of more than ``BATCH_ROWS`` photos is cut.
     """
     outfits: dict[tuple[str, ...], list[PlannedRow]] = defaultdict(list)
     for row in rows:

@@ -1,128 +1,61 @@
-"""Decisions that need every row: near duplicates across splits, the share of same-photo pairs, the final account."""
+"""Decisions that need every row: near duplicates across splits and the share of same-photo pairs.
+
+Rows are dictionaries here, with the notes of a finished batch (``data.schema.NOTES``) and what identifies the row.
+"""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
 from deepfashion_training.data.near_duplicates import near_duplicates
 from deepfashion_training.data.sampling import unit_hash
-from deepfashion_training.preparation.settings import Settings
+from deepfashion_training.preparation.pair_plan import Settings
 
 #: Splits from the one that gives way to the one that stays as it is.
 SPLITS = ("train", "validation", "test")
 
-#: Columns of a finished batch that ``select`` reads.
-COLUMNS = ("outcome", "reason", "detail", "mined", "source_row", "pid", "split", "garment_source", "garment_row")
+Row = dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
-    """What is known of one row of a finished batch."""
-
-    outcome: str  # pair, quarantined or unpaired
-    reason: str
-    detail: str
-    mined: bool
-    source_row: int
-    pid: str
-    split: str
-    garment_source: str
-    garment_row: int
-
-
-def select(records: Sequence[Record], fingerprints: Sequence[bytes | None], settings: Settings) -> list[Record]:
-    """``records`` with what all of them together decide; ``fingerprints`` are those of their photos.
+def select(rows: list[Row], settings: Settings) -> None:
+    """Change the outcome of those ``rows`` that all rows together rule out.
 
     A photo that is nearly the same as one of a later split (train, validation, test in this order) is quarantined, and
     so is a pair whose garment picture comes from such a photo. Of the same-photo pairs of a split, as many as
     ``max_same_photo_share`` allows stay, chosen by hash; the others are unpaired.
     """
-    records = _without_near_duplicates(records, fingerprints, settings)
-    return _within_same_photo_share(records, settings)
-
-
-def _without_near_duplicates(
-    records: Sequence[Record], fingerprints: Sequence[bytes | None], settings: Settings
-) -> list[Record]:
-    places: dict[str, list[int]] = defaultdict(list)
-    for place, (record, known) in enumerate(zip(records, fingerprints, strict=True)):
-        if not record.mined and known is not None:
-            places[record.split].append(place)
-    twins: dict[int, Record] = {}  # source row -> the row that it nearly is
-    for number, split in enumerate(SPLITS):
-        later = [place for other in SPLITS[number + 1 :] for place in places[other]]
-        hashes = [[fingerprints[place] or b"" for place in group] for group in (places[split], later)]
-        found = near_duplicates(hashes[0], hashes[1], settings.gates.near_duplicate_distance) if later else {}
-        for position, other in found.items():
-            twins[records[places[split][position]].source_row] = records[later[other]]
-    out = []
-    for record in records:
-        twin = twins.get(record.source_row) or twins.get(record.garment_row)
-        if record.outcome == "pair" and twin is not None:
-            what = "the photo" if record.source_row in twins else f"the garment's photo (row {record.garment_row})"
-            detail = f"{what} is nearly that of row {twin.source_row}, {twin.pid}, which is in the {twin.split} split"
-            record = replace(record, outcome="quarantined", reason="near_duplicate", detail=detail)
-        out.append(record)
-    return out
-
-
-def _within_same_photo_share(records: list[Record], settings: Settings) -> list[Record]:
-    pairs = Counter((record.split, record.garment_source) for record in records if record.outcome == "pair")
-    share = settings.max_same_photo_share
-    out = list(records)
+    _quarantine_near_duplicates(rows, settings.gates.near_duplicate_distance)
     for split in SPLITS:
-        same = pairs[split, "same_photo"]
-        others = sum(number for (where, _), number in pairs.items() if where == split) - same
-        allowed = same if share == 1 else int(share * others / (1 - share) + 1e-9)
-        if same <= allowed:
-            continue
-        places = [
-            place
-            for place, record in enumerate(out)
-            if record.outcome == "pair" and record.split == split and record.garment_source == "same_photo"
-        ]
-        places.sort(key=lambda place: unit_hash(settings.seed, (out[place].source_row, out[place].mined)))
-        for place in places[allowed:]:
-            out[place] = replace(out[place], outcome="unpaired", reason="same_photo_share")
-    return out
+        pairs = [row for row in rows if row["outcome"] == "pair" and row["split"] == split]
+        _limit_same_photo(pairs, settings.max_same_photo_share, settings.seed)
 
 
-def account(records: Sequence[Record], rows_in: int) -> dict[str, Any]:
-    """How many rows became what; asserts that every row that came in is accounted for, and no pid twice.
-
-    A mined row that is not a pair counts nowhere: the row that it was mined from does.
-    """
-    rows = [record for record in records if not record.mined]
-    outcomes = Counter(record.outcome for record in rows)
-    assert rows_in == len(rows) == outcomes["pair"] + outcomes["quarantined"] + outcomes["unpaired"], (
-        rows_in,
-        outcomes,
-    )
-    splits: dict[str, set[str]] = defaultdict(set)
-    for record in records:
-        if record.outcome == "pair":
-            splits[record.pid].add(record.split)
-    torn = [pid for pid, where in splits.items() if len(where) > 1]
-    assert not torn, f"in two splits: {torn[:5]}"
-    return {
-        "rows_in": rows_in,
-        "pairs": outcomes["pair"],
-        "mined": sum(record.mined and record.outcome == "pair" for record in records),
-        "unpaired": outcomes["unpaired"],
-        "unpaired_reasons": _reasons(rows, "unpaired"),
-        "quarantined": _reasons(rows, "quarantined"),
-        "by_source": _counts(record.garment_source for record in records if record.outcome == "pair"),
-        "by_split": _counts(record.split for record in records if record.outcome == "pair"),
-        "pids": _counts(next(iter(where)) for where in splits.values()),
-    }
+def _quarantine_near_duplicates(rows: list[Row], distance: int) -> None:
+    photos: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        if row["fingerprint"] is not None and not row["mined"]:
+            photos[row["split"]].append(row)
+    twins: dict[int, Row] = {}  # source row -> the row that it nearly is
+    for number, split in enumerate(SPLITS):
+        later = [row for other in SPLITS[number + 1 :] for row in photos[other]]
+        ours, theirs = ([row["fingerprint"] for row in group] for group in (photos[split], later))
+        for position, other in near_duplicates(ours, theirs, distance).items():
+            twins[photos[split][position]["source_row"]] = later[other]
+    for row in rows:
+        twin = twins.get(row["source_row"]) or twins.get(row["garment_row"])
+        if row["outcome"] == "pair" and twin is not None:
+            what = "the photo" if row["source_row"] in twins else f"the garment's photo (row {row['garment_row']})"
+            where = f"row {twin['source_row']}, {twin['pid']}, which is in the {twin['split']} split"
+            row |= {"outcome": "quarantined", "reason": "near_duplicate", "detail": f"{what} is nearly that of {where}"}
 
 
-def _reasons(rows: Sequence[Record], outcome: str) -> dict[str, int]:
-    return _counts(row.reason for row in rows if row.outcome == outcome)
-
-
-def _counts(values: Any) -> dict[str, int]:
-    return dict(Counter(values).most_common())
+def _limit_same_photo(pairs: list[Row], share: float, seed: int) -> None:
+    """Of the ``pairs`` of one split, leave only as many same-photo ones as ``share`` of all that remain."""
+    sources = Counter(row["garment_source"] for row in pairs)
+    others = sources.total() - sources["same_photo"]
+    allowed = len(pairs) if share == 1 else int(share * others / (1 - share) + 1e-9)
+    same = [row for row in pairs if row["garment_source"] == "same_photo"]
+    same.sort(key=lambda row: unit_hash(seed, (row["source_row"], row["mined"])))
+    for row in same[allowed:]:
+        row |= {"outcome": "unpaired", "reason": "same_photo_share"}

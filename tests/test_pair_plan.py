@@ -6,8 +6,7 @@ from itertools import groupby
 import pytest
 
 from deepfashion_training.data.sampling import split_of
-from deepfashion_training.preparation.pair_plan import BATCH_ROWS, make_plan
-from deepfashion_training.preparation.settings import Settings
+from deepfashion_training.preparation.pair_plan import BATCH_ROWS, Settings, make_plan
 
 
 def texts(rows: list[dict[str, object]]) -> dict[str, list[object]]:

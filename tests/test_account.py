@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from test_selection import pair
+
+from deepfashion_training.preparation.account import summary, warnings, why_none
+
+
+def row(number: int, split: str = "train", cloth_type: int = 2, **other: Any) -> dict[str, Any]:
+    known = {"cloth_type": cloth_type, "category": "Pants", "view": "front", "mask_how": "named"}
+    known |= {"mask_inverted": False, "garment_digest": str(number)}
+    return pair(number, split=split, **{**known, **other})
+
+
+def test_the_account_adds_up():
+    rows = [
+        row(0),
+        row(1, "test", garment_source="flat", garment_digest="0", mask_inverted=True),
+        row(0, mined=True, cloth_type=1),
+        row(2, outcome="quarantined", reason="mask_empty"),
+        row(3, outcome="unpaired", reason="garment_picture"),
+        row(4, outcome="unpaired", reason="garment_picture"),
+        row(4, outcome="quarantined", reason="near_duplicate", mined=True),
+    ]
+    facts = summary(rows, 5)
+    assert (facts["rows_in"], facts["pairs"], facts["mined"], facts["unpaired"]) == (5, 2, 1, 2)
+    assert facts["quarantined"] == {"mask_empty": 1} and facts["unpaired_reasons"] == {"garment_picture": 2}
+    assert facts["by_source"] == {"cross_view": 2, "flat": 1} and facts["by_split"] == {"train": 2, "test": 1}
+    assert facts["by_type"] == {"upper": 1, "lower": 2, "full": 0}
+    assert facts["by_split_and_type"]["train"] == {"upper": 1, "lower": 1, "full": 0}
+    assert (facts["pids"], facts["inverted_masks"], facts["shared_garments"]) == ({"train": 1, "test": 1}, 1, 1)
+
+
+def test_a_lost_row_and_a_person_in_two_splits_are_found():
+    with pytest.raises(AssertionError):
+        summary([row(0)], 2)
+    with pytest.raises(AssertionError, match="two splits"):
+        summary([row(0), row(1, "test", pid="id_0")], 2)
+
+
+def test_warnings_name_what_is_missing_or_suspicious():
+    rows = [row(0), row(1, "test", cloth_type=1, garment_digest="0")]
+    rows += [row(2, outcome="quarantined", reason="mask_empty")]
+    leak = {"agnostic": {"type": "lower", "accuracy": 0.9, "chance": 0.5}}
+    shares = {"validation_share": 0, "test_share": 0.1}
+    facts = {**summary(rows, 3), "settings": shares, "leak_score": leak, "mask_policy": "agnostic"}
+    lines = warnings(facts)
+    assert [line.split(":")[0] for line in lines[:2]] == [
+        "no upper pairs in the train split",
+        "no lower pairs in the test split",
+    ]
+    for text in ("1 pairs of validation and test", "no full-body", "33% of the rows", "90%, chance 50%"):
+        assert any(text in line for line in lines), text
+    assert len(lines) == 6
+
+
+def test_why_no_row_became_a_pair_counts_reasons_with_an_example_and_the_flag():
+    rows = [row(0, reason="mask_empty", detail="no pixel"), row(1, reason="mask_empty", detail="other")]
+    rows += [row(2, reason="same_photo_share")]
+    assert why_none(rows) == "mask_empty 2 (no pixel), same_photo_share 1 (raise --max_same_photo_share)"
