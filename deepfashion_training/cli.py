@@ -172,10 +172,9 @@ def run_command(command: str, work: Callable[[], int | None], *, debug: bool, st
 
 def close_progress_bars() -> None:
     """End the line of a progress bar that an error has cut short, so that the message has its own."""
-    from tqdm import tqdm
-
-    for bar in list(getattr(tqdm, "_instances", ())):
-        bar.close()
+    if "tqdm" in sys.modules:
+        for bar in list(getattr(sys.modules["tqdm"].tqdm, "_instances", ())):
+            bar.close()
 
 
 def quiet_libraries() -> None:

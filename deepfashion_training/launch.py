@@ -1,43 +1,277 @@
-"""PyTorch's ``torchrun`` for processes on a CPU, without its reports: a process of ours says itself what is wrong.
+"""Start a training run on this machine: check the flags, choose processes, hand signals on, and end as they end.
 
-    python torchrun.py --standalone --nproc_per_node 2 SCRIPT [ARGUMENTS]
-
-Takes what ``torchrun`` takes, and exits with the status of the first process that failed, 128 + N for signal N.
+``train_deepfashion_lora.sh`` runs this file. It starts one process per visible GPU, or two on a CPU, by itself:
+accelerate and torchrun hand Ctrl-C on as another signal or not at all, and torchrun kills after 30 s, which may be too
+short for a checkpoint.
 """
 
 from __future__ import annotations
 
-import logging
+import argparse
+import ctypes
+import importlib.metadata
 import os
+import re
+import shlex
+import signal
+import socket
+import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
-if __name__ == "__main__":  # run by path: the trainer's modules are found from here, and not this folder's
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
+HERE = Path(__file__).resolve().parent
+if __name__ == "__main__":  # run by path: the package is found from here, and its folders do not become top-level names
+    sys.path[0] = str(HERE.parent)
 
-#: glibc gives the memory of large pictures back after every layer, and takes it again, which costs more than the layer.
-KEEPS_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**29)}
+from deepfashion_training.cli import PRESETS, Preset, load_preset, run_command  # noqa: E402
+from deepfashion_training.train_deepfashion_lora import PRESET_FLAGS, TrainParser, build_parser, parse  # noqa: E402
+
+TRAIN = HERE / "train_deepfashion_lora.py"
+#: Two processes of one thread share the small model's steps best on a CPU: benchmarks/README.md has figures. Without
+#: the last two glibc gives memory back after every layer and takes it again, which costs more than the layer.
+ON_CPU = {
+    "ACCELERATE_USE_CPU": "true",
+    "OMP_NUM_THREADS": "1",
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(2**29),
+}
+#: Exit codes of a process that a signal has stopped: by itself, after saving, or at once.
+STOPPED = (130, 143, -signal.SIGINT, -signal.SIGTERM)
+#: Seconds that other processes have to end after one has failed.
+PATIENCE = 30.0
+_PR_SET_PDEATHSIG = 1
+
+EXAMPLES = """examples:
+  bash train_deepfashion_lora.sh --quick-test
+  bash train_deepfashion_lora.sh --h100 --plan --gpu_hour_price 2.50
+  bash train_deepfashion_lora.sh --h100 --cloth_types lower,full --output_dir outputs/skirts
+  CUDA_VISIBLE_DEVICES=1 bash train_deepfashion_lora.sh --low-vram --max_train_steps 500
+
+Processes: one per GPU that CUDA_VISIBLE_DEVICES shows; on a CPU two, with --upstream one. --quick-test adds --embedded
+by itself where no GPU is large enough. Python: $PYTHON, else the repository's .venv, else python3."""
+
+
+def launcher_parser() -> TrainParser:
+    """The flags of the launcher: those of a training run, and ``--dry-run``."""
+    parser = build_parser()
+    parser.prog, parser.formatter_class = "train_deepfashion_lora.sh", argparse.RawDescriptionHelpFormatter
+    parser.usage = f"%(prog)s [{' | '.join(PRESET_FLAGS)}] [--embedded] [--plan] [--dry-run] [FLAG VALUE ...]"
+    group = next(group for group in parser._action_groups if group.title == "run")
+    group.add_argument("--dry-run", action="store_true", help="print a command that does the same, and start nothing")
+    return parser
+
+
+def presets_text() -> str:
+    """The presets, each with the flag that chooses it and what it needs."""
+    lines = ["presets:"]
+    for flag, name in {"(none)": "full", **PRESET_FLAGS}.items():
+        preset = load_preset(name)
+        lines.append(f"  {flag:<13} {preset.about}")
+        lines.append(f"  {'':<13} needs a GPU with {preset.gpu_memory_gib:g} GiB and {preset.disk_gib:g} GiB of disk")
+    return "\n".join(lines)
+
+
+def missing_packages() -> list[str]:
+    """Packages of ``requirements.txt`` that this Python lacks; none is imported."""
+    missing = []
+    for name in re.findall(r"^[\w-]+", (HERE.parent / "requirements.txt").read_text("utf-8"), re.MULTILINE):
+        try:
+            importlib.metadata.distribution(name)
+        except importlib.metadata.PackageNotFoundError:
+            missing.append(name)
+    return list(dict.fromkeys(missing))
+
+
+def visible_gpus() -> list[float]:
+    """GiB of memory of every GPU that the trainer will see; 0 where nvidia-smi does not know.
+
+    CUDA reads ``CUDA_VISIBLE_DEVICES`` up to the first name that it does not know; so does this.
+    """
+    if os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "y", "yes", "t", "on"):  # as accelerate has it
+        return []
+    query = ["nvidia-smi", "--query-gpu=index,uuid,memory.total", "--format=csv,noheader,nounits"]
+    try:
+        listing = subprocess.run(query, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return []
+    rows = [re.split(r" *, *", line.strip()) for line in listing.splitlines()]
+    gpus = {
+        (index, uuid): float(memory) / 1024 if memory.isdigit() else 0.0
+        for index, uuid, memory in (row for row in rows if len(row) == 3 and row[0].isdigit())
+    }
+    wanted = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if wanted is None:
+        return list(gpus.values())
+    seen: dict[tuple[str, str], float] = {}
+    for name in wanted.split(","):
+        name = name.strip()
+        if name.startswith("MIG-"):  # a slice: its size is not in this list, and CUDA shows only one
+            return [*seen.values(), 0.0]
+        named = [gpu for gpu in gpus if (name.isdigit() and int(name) == int(gpu[0])) or _is_uuid(name, gpu[1])]
+        if not named or named[0] in seen:
+            break
+        seen[named[0]] = gpus[named[0]]
+    return list(seen.values())
+
+
+def _is_uuid(name: str, uuid: str) -> bool:
+    return name.startswith("GPU-") and uuid.startswith(name)
+
+
+def too_small(preset: Preset, gpus: list[float]) -> str | None:
+    """What the preset needs and what is here instead, or None where it fits."""
+    need, known = preset.gpu_memory_gib, [gib for gib in gpus if gib]
+    if not need or (gpus and (not known or min(known) >= need)):
+        return None
+    found = "none is visible here"
+    if not gpus and "CUDA_VISIBLE_DEVICES" in os.environ:
+        found += f" (CUDA_VISIBLE_DEVICES is {os.environ['CUDA_VISIBLE_DEVICES']!r})"
+    elif len(gpus) == 1:
+        found = f"the one here has {known[0]:.1f}"
+    elif gpus:
+        found = f"the smallest of the {len(gpus)} here has {min(known):.1f} (CUDA_VISIBLE_DEVICES can leave it out)"
+    return f"the preset {preset.name} needs an NVIDIA GPU with {need:g} GiB of memory, and {found}"
+
+
+def smaller_presets(preset: Preset) -> str:
+    """What to type instead of a preset that does not fit."""
+    others = {"the default preset": load_preset("full"), "--low-vram": load_preset("low_vram")}
+    fits = [f"{flag} ({other.gpu_memory_gib:g} GiB)" for flag, other in others.items() if _asks_less(other, preset)]
+    instead = ", ".join([*fits, "--quick-test (any machine)"])
+    return f"use {instead}, or add --embedded for the small model that comes with the project"
+
+
+def _asks_less(other: Preset, preset: Preset) -> bool:
+    return (other.gpu_memory_gib or 0) < (preset.gpu_memory_gib or 0)
+
+
+def work(argv: list[str]) -> int:
+    """The whole launcher; returns the exit code."""
+    parser, missing = launcher_parser(), missing_packages()
+    if {"-h", "--help"} & set(argv):
+        parser.epilog = EXAMPLES if missing else f"{presets_text()}\n\n{EXAMPLES}"
+        parser.print_help()
+        return 0
+    if missing:
+        fix = f"run `make setup` in {HERE.parent}, which fills its .venv"
+        raise ValueError(f"{sys.executable} lacks {', '.join(missing)}; {fix}")
+    args, _ = parse(argv, parser, load=False)
+    words = [word for word in argv if word != "--dry-run"]
+    gpus = visible_gpus()
+    complaint, preset = None, load_preset(args.preset)
+    if not (args.embedded or args.upstream_check):
+        complaint = too_small(preset, gpus)
+    if complaint and preset.path == PRESETS / "quick_test.yaml":
+        sys.stderr.write(f"note: {complaint}, so this quick test runs --embedded: the small model of the project\n")
+        complaint, args.embedded, words = None, True, ["--embedded", *words]
+    estimated = args.plan and complaint is not None and not gpus
+    if args.plan:  # a GPU that is too small is measured all the same: other flags may fit
+        complaint = None
+    command, environments = [sys.executable, str(TRAIN), *words], processes(args, len(gpus), estimated)
+    if complaint:
+        complaint = f"{complaint}; {smaller_presets(preset)}"
+    if args.dry_run:
+        if complaint:
+            sys.stderr.write(f"warning: {complaint}\n")
+        sys.stdout.write(f"{as_one_command(command, environments)}\n")
+        return 0
+    if complaint:
+        raise ValueError(complaint)
+    return supervise(command, environments)
+
+
+def processes(args: argparse.Namespace, gpus: int, alone: bool) -> list[dict[str, str]]:
+    """What the environment of each process has beside this one's."""
+    shared = {} if gpus else {name: os.environ.get(name, value) for name, value in ON_CPU.items()}
+    count = gpus or (1 if args.upstream else 2)
+    if alone or args.check or args.upstream_check or count == 1:
+        return [shared]
+    with socket.socket() as free:  # any port, so that two runs can share a machine
+        free.bind(("127.0.0.1", 0))
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    group = {**shared, **address, "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
+    return [{**group, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
+
+
+def as_one_command(command: list[str], environments: list[dict[str, str]]) -> str:
+    """A line for a shell that does without this launcher what it would do."""
+    own = {name: value for name, value in environments[0].items() if name in ON_CPU}
+    words = list(command)
+    if len(environments) > 1:
+        words[1:1] = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(len(environments))]
+    settings = [f"{name}={shlex.quote(value)}" for name, value in own.items()]
+    return " ".join([*settings, shlex.join(words)])
+
+
+def supervise(command: list[str], environments: list[dict[str, str]]) -> int:
+    """Run ``command`` once in each of ``environments`` until all have ended; returns the exit code.
+
+    Signals go to every process, which has all the time that it needs to save. When one process fails the others are
+    ended, and its exit code counts; else that of the first process does.
+    """
+    told: list[int] = []  # signals for the processes
+
+    def note(signum: int, _frame: Any) -> None:
+        told.append(signal.SIGINT if signum == signal.SIGINT else signal.SIGTERM)
+
+    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(signum) != signal.SIG_IGN:  # as under nohup
+            signal.signal(signum, note)
+    # In sessions of their own: Ctrl-C in a terminal comes through here, and once.
+    children = [
+        subprocess.Popen(
+            command, env={**os.environ, **environment}, stdin=subprocess.DEVNULL, start_new_session=True,
+            preexec_fn=_end_with_launcher,
+        )
+        for environment in environments
+        if not told
+    ]  # fmt: skip
+    handed_on, failed, ended_at = 0, 0, 0.0
+    while running := [child for child in children if child.poll() is None]:
+        codes = [child.returncode for child in children if child.returncode]
+        failed = failed or next((code for code in codes if code not in STOPPED), 0)
+        ended_at = ended_at or (time.monotonic() if codes else 0.0)
+        waited_enough = codes and time.monotonic() - ended_at > PATIENCE
+        if not told and (failed or waited_enough):
+            told.append(signal.SIGTERM)
+        elif failed and waited_enough:
+            told.append(signal.SIGKILL)
+        for number in told[handed_on:]:
+            for child in running:
+                child.send_signal(number)
+            handed_on += 1
+        time.sleep(0.1)
+    codes = [child.returncode for child in children]
+    failed = failed or next((code for code in codes if code and code not in STOPPED), 0)
+    if failed < 0:
+        sys.stderr.write(
+            f"error: {signal.Signals(-failed).name} has ended the trainer, which could say nothing: most often the "
+            "machine's main memory was too small (dmesg tells). The same command with --resume_from_checkpoint latest "
+            "continues.\n"
+        )
+        return 1
+    code = failed or (codes[0] if codes else -told[0])
+    return code if code >= 0 else 128 - code
+
+
+def _end_with_launcher() -> None:
+    """In a new process: SIGTERM when the launcher is killed, so that no run goes on unseen. Linux only."""
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the processes to their end; returns the exit code."""
-    from training_run.stopping import end_with_launcher
-
-    end_with_launcher()  # accelerate hands no signal on
-    from torch.distributed import run
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-
-    logging.disable(logging.CRITICAL)
-    os.environ |= KEEPS_MEMORY | os.environ
-    try:
-        run.run(run.parse_args(sys.argv[1:] if argv is None else argv))
-    except ChildFailedError as error:
-        _, failure = error.get_first_failure()
-        return failure.exitcode if failure.exitcode >= 0 else 128 - failure.exitcode
-    except SignalException as error:  # this process was told to end, and has ended the others
-        return 128 + int(error.sigval)
-    return 0
+    """Run the launcher with ``argv``; returns the exit code."""
+    words = sys.argv[1:] if argv is None else argv
+    return run_command(
+        "train_deepfashion_lora",
+        lambda: work(words),
+        debug="--debug" in words,
+        stopped="nothing was started",
+        quiet=False,
+    )
 
 
 if __name__ == "__main__":

@@ -120,11 +120,12 @@ def launched_processes() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def parse(argv: list[str], parser: TrainParser | None = None) -> tuple[argparse.Namespace, Any]:
+def parse(argv: list[str], parser: TrainParser | None = None, *, load: bool = True) -> tuple[argparse.Namespace, Any]:
     """Arguments of the run, and the script of ``--upstream`` that they are for; None for the project's own trainer.
 
-    Loads nothing heavy for our own trainer. Raises ``WrongUseError`` for what cannot be understood, naming the nearest
-    flag for one that is unknown, and ``ValueError`` for a script that cannot be driven.
+    Loads nothing heavy for our own trainer, and with ``load`` off another script only to know its flags. Raises
+    ``WrongUseError`` for what cannot be understood, naming the nearest flag for one that is unknown, and ``ValueError``
+    for a script that cannot be driven.
     """
     parser = parser or build_parser()
     typed, rest = parser.given(argv)
@@ -147,13 +148,17 @@ def parse(argv: list[str], parser: TrainParser | None = None) -> tuple[argparse.
         from deepfashion_training.embedded import TINY_FLUX_FILL
 
         follows |= dict.fromkeys(MODELS, str(TINY_FLUX_FILL))
-    script = None if args.upstream_check else _other_script(parser, args)
+    other = bool(args.upstream) and Path(args.upstream).resolve() != REPOSITORY / "train_flux_inpaint.py"
+    if other and args.plan:
+        parser.error("--plan measures the project's own trainer: leave out --upstream")
+    script = _open(args) if other and (load or rest) else None
     if script is None:
         parser.refuse_unknown(rest)
         if rest:
             parser.error(f"unknown argument {rest[0]}")
         vars(args).update(follows | {name: typed[name] for name in MODELS if name in typed})
-        refuse_contradictions(parser, args)
+        if not other:
+            refuse_contradictions(parser, args)
     else:
         args = _in_the_words_of(script, parser, args, preset, follows, typed, rest)
     for name in MODELS:  # seen from elsewhere, a folder named from here would look like a repository on the Hub
@@ -163,16 +168,10 @@ def parse(argv: list[str], parser: TrainParser | None = None) -> tuple[argparse.
     return args, script
 
 
-def _other_script(parser: TrainParser, args: argparse.Namespace) -> Any:
-    """The script of ``--upstream``, loaded and checked; None where that is the project's own trainer."""
-    if not args.upstream:
-        return None
+def _open(args: argparse.Namespace) -> Any:
+    """The script of ``--upstream``, loaded and checked."""
     from deepfashion_training.upstream import script as upstream
 
-    if Path(args.upstream).resolve() == upstream.DEFAULT_SCRIPT:
-        return None
-    if args.plan:
-        parser.error("--plan measures the project's own trainer: leave out --upstream")
     return upstream.open_script(args.upstream)
 
 
@@ -649,6 +648,10 @@ def work(argv: list[str]) -> int:
         if not args.check:
             run(args, script)
         return 0
+    except KeyboardInterrupt:
+        if os.environ.get("RANK", "0") != "0":
+            raise SystemExit(130) from None
+        raise
     except Exception:
         if os.environ.get("RANK", "0") != "0":  # what fails everywhere is said once: its end is this process's, too
             time.sleep(OTHERS_WAIT)

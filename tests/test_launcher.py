@@ -1,248 +1,166 @@
-"""The launcher, really run, with a Python and an nvidia-smi that only write down how they were called."""
+"""The launcher: what it asks of a machine, what it starts there, and how it ends."""
 
-import json
+from __future__ import annotations
+
 import os
-import re
 import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
 
+from deepfashion_training import launch
+
 ROOT = Path(__file__).resolve().parents[1]
 LAUNCHER = ROOT / "deepfashion_training" / "train_deepfashion_lora.sh"
-TORCHRUN = ROOT / "deepfashion_training" / "launch.py"
-HOSTILE = [
-    "a b",
-    "",
-    "it's",
-    'say "hi"',
-    "; echo pwned",
-    "$(echo pwned)",
-    "`echo pwned`",
-    "*",
-    "~",
-    "back\\slash",
-    "two\nlines",
-    "trailing ",
-    "é",
-    "$HOME",
-    "&& true",
-    "!!",
-    "#no comment",
-]
-
-STUB_PYTHON = """#!/usr/bin/env bash
-if [[ $1 == -c ]]; then printf '%s\\n' "${STUB_MISSING:-}"; exit 0; fi
-printf '%s\\0' "$@" >"$STUB_LOG/$(ls "$STUB_LOG" | wc -l)"
-for argument in "$@"; do
-  if [[ $argument == --check ]]; then echo "stub check says hello" >&2; exit "${STUB_CHECK:-0}"; fi
-done
-exit "${STUB_EXIT:-0}"
-"""
-STUB_NVIDIA_SMI = """#!/usr/bin/env bash
+TRAIN = str(LAUNCHER.with_suffix(".py"))
+NVIDIA_SMI = """#!/usr/bin/env bash
 [[ -n ${STUB_GPUS:-} ]] || { echo "NVIDIA-SMI has failed" >&2; exit 9; }
 [[ "$*" == "--query-gpu=index,uuid,memory.total --format=csv,noheader,nounits" ]] || exit 3
 printf '%s\\n' "$STUB_GPUS"
 """
-
 H100, A100_40, RTX4090, LAPTOP = 81559, 40960, 24564, 8188
 
 
-def gpus(*memory: object) -> str:
-    """What nvidia-smi prints for GPUs with so many MiB; the third one's UUID is GPU-2222-aaaa."""
-    return "\n".join(f"{i}, GPU-{str(i) * 4}-aaaa, {mib}" for i, mib in enumerate(memory))
-
-
 class Machine:
-    """A folder with the two stubs, and what was called there."""
+    """What the launcher says here, and the processes that it would start."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.bin = folder / "bin"
-        self.log = folder / "log"
-        self.bin.mkdir()
-        self.log.mkdir()
-        self.python = self.program("stub-python", STUB_PYTHON)
-        self.program("nvidia-smi", STUB_NVIDIA_SMI)
+    def __init__(self, folder: Path, patch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self.folder, self.patch, self.capsys = folder, patch, capsys
+        stub = folder / "bin" / "nvidia-smi"
+        stub.parent.mkdir()
+        stub.write_text(NVIDIA_SMI)
+        stub.chmod(0o755)
+        patch.setenv("PATH", f"{stub.parent}:{os.environ['PATH']}")
+        for name in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", *launch.ON_CPU):
+            patch.delenv(name, raising=False)
+        patch.setattr(launch, "supervise", self.started)
+        self.calls: list[tuple[list[str], list[dict[str, str]]]] = []
 
-    def program(self, name: str, text: str) -> Path:
-        path = self.bin / name
-        path.write_text(text)
-        path.chmod(0o755)
-        return path
+    def started(self, command: list[str], environments: list[dict[str, str]]) -> int:
+        self.calls.append((command, environments))
+        return 7
 
-    def run(
-        self, *arguments: str, script: Path = LAUNCHER, cwd: Path | None = None, **env: str | None
-    ) -> subprocess.CompletedProcess[str]:
-        """Runs the launcher; an environment variable given as None is unset."""
-        inherited = {k: v for k, v in os.environ.items() if k not in ("CUDA_VISIBLE_DEVICES", "ACCELERATE_USE_CPU")}
-        inherited |= {"PATH": f"{self.bin}:{os.environ['PATH']}", "PYTHON": str(self.python), "STUB_LOG": str(self.log)}
-        inherited |= {k: v for k, v in env.items() if v is not None}
-        for name in [k for k, v in env.items() if v is None]:
-            inherited.pop(name, None)
-        return subprocess.run(
-            ["bash", str(script), *arguments],
-            capture_output=True,
-            text=True,
-            cwd=cwd or self.folder,
-            env=inherited,
-            timeout=60,
-        )
+    def gpus(self, *memory: object) -> None:
+        """nvidia-smi shows GPUs with so many MiB; the third one's UUID is GPU-2222-aaaa."""
+        self.patch.setenv("STUB_GPUS", "\n".join(f"{i}, GPU-{str(i) * 4}-aaaa, {mib}" for i, mib in enumerate(memory)))
 
-    def calls(self) -> list[list[str]]:
-        """The argument lists of every Python call but the package check, in order."""
-        files = sorted(self.log.iterdir(), key=lambda path: int(path.name))
-        return [path.read_bytes().decode().split("\0")[:-1] for path in files]
+    def run(self, *flags: str) -> tuple[int, str, str]:
+        self.calls.clear()
+        code = launch.main(list(flags))
+        said = self.capsys.readouterr()
+        return code, said.out, said.err
+
+    def starts(self, *flags: str) -> tuple[list[str], list[dict[str, str]]]:
+        """Words for the trainer, and the environments of its processes."""
+        code, out, _ = self.run(*flags)
+        assert (code, out) == (7, "")
+        ((command, environments),) = self.calls
+        assert command[:2] == [sys.executable, TRAIN]
+        return command[2:], environments
 
 
 @pytest.fixture
-def machine(tmp_path: Path) -> Machine:
-    return Machine(tmp_path)
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Machine:
+    return Machine(tmp_path, monkeypatch, capsys)
 
 
-def launched(call: list[str]) -> tuple[list[str], list[str]]:
-    """Splits an accelerate call into accelerate's arguments and those of the wrapper."""
-    assert call[:3] == ["-m", "accelerate.commands.accelerate_cli", "launch"], call
-    wrapper = next(i for i, argument in enumerate(call) if argument.endswith("train_deepfashion_lora.py"))
-    return call[3:wrapper], call[wrapper + 1 :]
+# ---- flags
 
 
-def one_line(text: str) -> str:
-    assert text.count("\n") == 1 and text.endswith("\n"), text
-    return text
+def test_words_are_handed_on_as_they_are(machine: Machine) -> None:
+    machine.gpus(H100)
+    odd = ["--instance_prompt", "a b", "--prompt_of", "$(echo pwned)", "--seed=7"]
+    odd[2:4] = ["--output_dir", 'it\'s; `echo` "x" \n * ~ \\ é']
+    assert machine.starts("--h100", *odd) == (["--h100", *odd], [{}])
 
 
-# --- arguments -------------------------------------------------------------------------------------------------------
-def test_arguments_reach_check_and_training_byte_for_byte(machine: Machine) -> None:
-    done = machine.run("--h100", "--output_dir", *HOSTILE, "--seed=7", STUB_GPUS=gpus(H100))
-    assert done.returncode == 0, done.stderr
-    check, launch = machine.calls()
-    own = ["--preset", "h100", "--output_dir", *HOSTILE, "--seed=7"]
-    wrapper = str(LAUNCHER.with_suffix(".py"))
-    assert check == [wrapper, "--check", *own]
-    accelerate = "--quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no --gpu_ids all"
-    assert launch == [*("-m", "accelerate.commands.accelerate_cli", "launch"), *accelerate.split(), *(wrapper, *own)]
+def test_a_dry_run_prints_what_can_be_pasted(machine: Machine) -> None:
+    machine.gpus(H100)
+    flags = ["--h100", "--output_dir", "a $HOME 'quoted'\nfolder"]
+    code, out, err = machine.run(*flags, "--dry-run")
+    assert (code, err, machine.calls) == (0, "", [])
+    assert shlex.split(out) == [sys.executable, TRAIN, *flags]
+    machine.gpus(H100, H100)
+    several = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    assert shlex.split(machine.run("--h100", "--dry-run")[1]) == [sys.executable, *several, TRAIN, "--h100"]
+    machine.gpus()
+    assert machine.run("--embedded", "--dry-run")[1].startswith("ACCELERATE_USE_CPU=true OMP_NUM_THREADS=1 ")
 
 
-def test_dry_run_prints_a_command_that_does_the_same(machine: Machine) -> None:
-    dry = machine.run("--h100", "--dry-run", "--output_dir", *HOSTILE, STUB_GPUS=gpus(H100))
-    assert (dry.returncode, dry.stderr, machine.calls()) == (0, "", [])
-    line = one_line(dry.stdout)
-
-    pasted = subprocess.run(["bash", "-c", line], env={**os.environ, "STUB_LOG": str(machine.log)}, timeout=20)
-    real = machine.run("--h100", "--output_dir", *HOSTILE, STUB_GPUS=gpus(H100))
-    assert (pasted.returncode, real.returncode) == (0, 0)
-    from_dry_run, _check, launch = machine.calls()
-    assert from_dry_run == launch
-    assert launched(launch)[1] == ["--preset", "h100", "--output_dir", *HOSTILE]
-
-
-def test_dry_run_with_plain_arguments_reads_as_a_person_would_write_it(machine: Machine) -> None:
-    dry = machine.run("--dry-run", "--embedded", "--seed", "7", STUB_GPUS=None)
-    words = shlex.split(one_line(dry.stdout))
-    assert words[0] == str(machine.python)
-    assert words[-5:] == ["--preset", "full", "--embedded", "--seed", "7"]
-    assert "--cpu" in words and "\\" not in dry.stdout
-
-
+@pytest.mark.parametrize("more", [[], ["--dry-run"], ["--plan"]])
 @pytest.mark.parametrize(
-    ("flags", "preset"),
+    ("flags", "said"),
     [
-        ([], ["--preset", "full"]),
-        (["--quick-test"], ["--preset", "quick_test"]),
-        (["--h100"], ["--preset", "h100"]),
-        (["--low-vram"], ["--preset", "low_vram"]),
-        (["--preset", "mine.yaml"], ["--preset", "mine.yaml"]),
-        (["--preset=low_vram"], ["--preset=low_vram"]),
+        (["--h100", "--lora_rnk", "4"], "unknown argument --lora_rnk: did you mean --lora_rank?"),
+        (["--quick_test"], "did you mean --quick-test?"),
+        (["--h100", "--quick-test"], "not allowed with argument --h100"),
+        (["--preset", "h100", "--low-vram"], "not allowed with argument --preset"),
+        (["--preset"], "--preset: expected one argument"),
+        (["--preset="], "no such preset"),
+        (["--height", "100"], "--height: 100 is not at least 16 and a multiple of 16"),
     ],
 )
-def test_preset_flags(machine: Machine, flags: list[str], preset: list[str]) -> None:
-    done = machine.run("--seed", "7", *flags, STUB_GPUS=gpus(H100))
-    assert done.returncode == 0, done.stderr
-    own = launched(machine.calls()[-1])[1]
-    assert sorted(own) == sorted([*preset, "--seed", "7"])
-    assert own[own.index(preset[0]) :][: len(preset)] == preset
+def test_wrong_use_starts_nothing(machine: Machine, flags: list[str], said: str, more: list[str]) -> None:
+    code, out, err = machine.run(*flags, *more)
+    assert (code, out, machine.calls) == (2, "", [])
+    assert said in err and err.count("\n") == 1
 
 
-@pytest.mark.parametrize(
-    "flags",
-    [
-        ["--quick-test", "--h100"],
-        ["--low-vram", "--h100"],
-        ["--h100", "--h100"],
-        ["--h100", "--preset", "full"],
-        ["--preset=full", "--quick-test"],
-        ["--preset", "full", "--preset", "h100"],
-    ],
-)
-def test_two_presets_are_wrong_use(machine: Machine, flags: list[str]) -> None:
-    done = machine.run(*flags, STUB_GPUS=gpus(H100))
-    assert done.returncode == 2
-    assert "preset" in one_line(done.stderr)
-    assert machine.calls() == []
+def test_flags_of_another_script_are_known_in_a_dry_run(machine: Machine, tmp_path: Path) -> None:
+    script = ROOT / "tests" / "stand_ins" / "catvton_flux" / "train_flux_inpaint.py"
+    flags = ["--embedded", "--upstream", str(script), "--dry-run"]
+    assert machine.run(*flags, "--dropout_prob", "0.25")[0] == 0
+    code, _, err = machine.run(*flags, "--dropout_prop", "0.25")
+    assert code == 2 and "did you mean --dropout_prob?" in err
 
 
-@pytest.mark.parametrize("flags", [["--preset"], ["--preset", "--seed"], ["--preset="], ["--preset", ""]])
-def test_preset_without_a_value_is_wrong_use(machine: Machine, flags: list[str]) -> None:
-    done = machine.run(*flags, STUB_GPUS=gpus(H100))
-    assert done.returncode == 2
-    assert "--preset needs a value" in one_line(done.stderr)
-    assert machine.calls() == []
+# ---- GPUs
 
 
-# --- GPUs ------------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("visible", "count"),
     [
-        (None, 4),
-        ("", 0),
-        ("-1", 0),
-        ("0", 1),
-        ("0,1", 2),
-        (" 3 , 1 ", 2),
-        ("GPU-2222-aaaa", 1),
-        ("GPU-2222,0", 2),
-        ("1,-1,2", 1),
-        ("0,9,1", 1),
-        ("9", 0),
-        ("NoDevFiles", 0),
-        ("MIG-1234", 1),
+        (None, 4), ("", 0), ("-1", 0), ("0", 1), ("0,1", 2), (" 3 , 1 ", 2), ("GPU-2222-aaaa", 1), ("GPU-2222,0", 2),
+        ("1,-1,2", 1), ("0,9,1", 1), ("9", 0), ("1,1", 1), ("NoDevFiles", 0), ("MIG-1234", 1),
     ],
-)
-def test_one_process_per_visible_gpu(machine: Machine, visible: str | None, count: int) -> None:
-    done = machine.run("--h100", "--dry-run", STUB_GPUS=gpus(H100, H100, H100, H100), CUDA_VISIBLE_DEVICES=visible)
-    assert done.returncode == 0
-    accelerate, _ = launched(shlex.split(done.stdout)[1:])
-    assert accelerate[accelerate.index("--num_processes") + 1] == str(max(count, 1))
-    assert ("--multi_gpu" in accelerate) == (count > 1)
-    assert ("--cpu" in accelerate) == (count == 0)
-    assert ("none is visible here" in done.stderr) == (count == 0)
+)  # fmt: skip
+def test_gpus_are_those_that_cuda_shows(machine: Machine, visible: str | None, count: int) -> None:
+    machine.gpus(H100, H100, H100, H100)
+    if visible is not None:
+        machine.patch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert len(launch.visible_gpus()) == count
+
+
+@pytest.mark.parametrize(("value", "hidden"), [("true", True), ("1", True), ("Yes", True), ("false", False)])
+def test_accelerate_use_cpu_hides_the_gpus(machine: Machine, value: str, hidden: bool) -> None:
+    machine.gpus(H100)
+    machine.patch.setenv("ACCELERATE_USE_CPU", value)
+    assert (launch.visible_gpus() == []) == hidden
+
+
+def test_one_process_for_each_gpu(machine: Machine) -> None:
+    machine.gpus(H100, H100)
+    first, second = machine.starts("--h100")[1]
+    assert (first["RANK"], second["LOCAL_RANK"]) == ("0", "1")
+    assert first["WORLD_SIZE"] == second["WORLD_SIZE"] == "2" and first["MASTER_PORT"] == second["MASTER_PORT"]
+    assert "ACCELERATE_USE_CPU" not in first and "OMP_NUM_THREADS" not in first
+    assert machine.starts("--h100", "--check")[1] == [{}]
 
 
 def test_two_processes_share_a_cpu_but_for_a_script_of_the_users(machine: Machine) -> None:
     """Each has one thread, unless OMP_NUM_THREADS says otherwise."""
-    torchrun = [str(TORCHRUN), *"--standalone --nproc_per_node 2".split()]
-    for threads, wanted in ((None, "1"), ("3", "3")):
-        dry = machine.run("--quick-test", "--dry-run", OMP_NUM_THREADS=threads)
-        accelerate, _ = launched(shlex.split(dry.stdout)[1:])
-        assert accelerate[-7:] == ["--cpu", "--num_cpu_threads_per_process", wanted, *torchrun]
-    for own in (["--upstream", "mine.py"], ["--upstream=mine.py"]):
-        accelerate, _ = launched(shlex.split(machine.run("--quick-test", "--dry-run", *own).stdout)[1:])
-        assert str(TORCHRUN) not in accelerate
-    accelerate, _ = launched(shlex.split(machine.run("--embedded", "--dry-run", STUB_GPUS=gpus(H100)).stdout)[1:])
-    assert str(TORCHRUN) not in accelerate
-
-
-@pytest.mark.parametrize(("value", "cpu"), [("true", True), ("1", True), ("Yes", True), ("false", False), ("", False)])
-def test_accelerate_use_cpu_hides_the_gpus(machine: Machine, value: str, cpu: bool) -> None:
-    done = machine.run("--embedded", "--dry-run", STUB_GPUS=gpus(H100), ACCELERATE_USE_CPU=value)
-    assert ("--cpu" in shlex.split(done.stdout)) == cpu
+    assert [one["OMP_NUM_THREADS"] for one in machine.starts("--embedded")[1]] == ["1", "1"]
+    machine.patch.setenv("OMP_NUM_THREADS", "3")
+    assert [one["OMP_NUM_THREADS"] for one in machine.starts("--embedded")[1]] == ["3", "3"]
+    ((alone),) = machine.starts("--embedded", "--upstream", "mine.py")[1]
+    assert alone["ACCELERATE_USE_CPU"] == "true" and "RANK" not in alone
 
 
 @pytest.mark.parametrize(
@@ -250,55 +168,42 @@ def test_accelerate_use_cpu_hides_the_gpus(machine: Machine, value: str, cpu: bo
     [
         (["--h100"], [], "h100 needs an NVIDIA GPU with 75 GiB of memory, and none is visible here"),
         (["--h100"], [RTX4090], "75 GiB of memory, and the one here has 24.0"),
-        (["--h100"], [A100_40], "the default preset (36 GiB), --low-vram (22 GiB, a 24 GB card), --quick-test"),
+        (["--h100"], [A100_40], "the default preset (36 GiB), --low-vram (22 GiB), --quick-test"),
         (["--h100"], [H100, RTX4090], "the smallest of the 2 here has 24.0"),
         ([], [RTX4090], "full needs an NVIDIA GPU with 36 GiB"),
-        ([], [], "use --low-vram (22 GiB, a 24 GB card), --quick-test (any machine)"),
         (["--low-vram"], [LAPTOP], "22 GiB of memory, and the one here has 8.0; use --quick-test (any machine)"),
     ],
 )
 def test_too_small_a_machine_is_told_what_to_do(
     machine: Machine, flags: list[str], cards: list[int], said: str
 ) -> None:
-    done = machine.run(*flags, STUB_GPUS=gpus(*cards))
-    assert done.returncode == 1
-    line = one_line(done.stderr)
-    assert line.startswith("error: ") and said in line and "--embedded" in line
-    assert [call[1] for call in machine.calls()] == ["--check"]  # wrong use was looked for, nothing was launched
-
-    dry = machine.run(*flags, "--dry-run", STUB_GPUS=gpus(*cards))
-    assert dry.returncode == 0
-    assert said in one_line(dry.stderr) and dry.stderr.startswith("warning: ")
-    launched(shlex.split(one_line(dry.stdout))[1:])
+    machine.gpus(*cards)
+    code, _, err = machine.run(*flags)
+    assert (code, machine.calls) == (1, [])
+    assert said in err and "--embedded" in err and err.count("\n") == 1
+    code, out, err = machine.run(*flags, "--dry-run")
+    assert code == 0 and TRAIN in out and err.startswith("warning: ") and said in err
 
 
 @pytest.mark.parametrize(
     ("flags", "card"),
     [
-        (["--h100"], H100),
-        ([], A100_40),
-        (["--low-vram"], RTX4090),
-        (["--preset=low_vram"], RTX4090),
-        (["--h100"], "[N/A]"),
-        (["--h100", "--embedded"], LAPTOP),
+        (["--h100"], H100), ([], A100_40), (["--low-vram"], RTX4090), (["--preset=low_vram"], RTX4090),
+        (["--h100"], "[N/A]"), (["--h100", "--embedded"], LAPTOP),
     ],
-)
+)  # fmt: skip
 def test_large_enough_a_machine_trains(machine: Machine, flags: list[str], card: object) -> None:
-    done = machine.run(*flags, STUB_GPUS=gpus(card))
-    assert done.returncode == 0, done.stderr
-    assert len(machine.calls()) == 2
-
-
-def test_wrong_use_counts_for_more_than_a_missing_gpu(machine: Machine) -> None:
-    done = machine.run("--h100", "--nonsense", STUB_CHECK="2")
-    assert (done.returncode, done.stderr) == (2, "stub check says hello\n")
+    machine.gpus(card)
+    assert machine.starts(*flags)[0] == flags
 
 
 def test_gpu_need_is_read_from_a_preset_of_ones_own(machine: Machine) -> None:
     mine = machine.folder / "my preset.yaml"
     mine.write_text("about: mine\nneeds: {gpu_memory_gib: 10.5, disk_gib: 1}  # tight\nflags: {}\n")
-    assert machine.run("--preset", str(mine), STUB_GPUS=gpus(LAPTOP)).returncode == 1
-    assert machine.run("--preset", "my preset.yaml", STUB_GPUS=gpus(RTX4090)).returncode == 0
+    machine.gpus(LAPTOP)
+    assert machine.run("--preset", str(mine))[0] == 1
+    machine.gpus(RTX4090)
+    assert machine.starts("--preset", str(mine))
 
 
 @pytest.mark.parametrize("cards", [[], [LAPTOP]])
@@ -306,391 +211,222 @@ def test_gpu_need_is_read_from_a_preset_of_ones_own(machine: Machine) -> None:
 def test_quick_test_runs_embedded_where_no_gpu_is_large_enough(
     machine: Machine, flags: list[str], cards: list[int]
 ) -> None:
-    done = machine.run(*flags, "--seed", "7", STUB_GPUS=gpus(*cards))
-    assert done.returncode == 0
-    note, check = done.stderr.splitlines()
-    assert "--embedded" in note and "GPU" in note and check == "stub check says hello"
-    for call in machine.calls():
-        assert call.count("--embedded") == 1
+    machine.gpus(*cards)
+    _, _, err = machine.run(*flags)
+    assert "--embedded" in err and "GPU" in err and err.count("\n") == 1
+    assert machine.calls[0][0][2:] == ["--embedded", *flags]
+    assert machine.run(*flags, "--embedded")[2] == "" and machine.calls[0][0][2:] == [*flags, "--embedded"]
+    machine.gpus(H100)
+    assert machine.starts(*flags)[0] == flags
 
 
-def test_quick_test_keeps_the_users_embedded_and_says_nothing(machine: Machine) -> None:
-    done = machine.run("--quick-test", "--embedded")
-    assert (done.returncode, done.stderr) == (0, "stub check says hello\n")
-    assert launched(machine.calls()[-1])[1] == ["--preset", "quick_test", "--embedded"]
+def test_a_plan_without_a_gpu_is_one_process_and_no_complaint(machine: Machine) -> None:
+    plan = ["--plan", "--gpu_hour_price", "2.5"]
+    words, environments = machine.starts("--h100", *plan)
+    assert words == ["--h100", *plan] and len(environments) == 1
+    machine.gpus(RTX4090, RTX4090)  # measured all the same: other flags may fit
+    assert len(machine.starts("--h100", *plan)[1]) == 2
 
 
-def test_quick_test_on_a_large_gpu_is_not_embedded(machine: Machine) -> None:
-    machine.run("--quick-test", STUB_GPUS=gpus(H100))
-    assert launched(machine.calls()[-1])[1] == ["--preset", "quick_test"]
+# ---- Python and places
 
 
-# --- a plan ----------------------------------------------------------------------------------------------------------
-PLAN = ["--plan", "--gpu_hour_price", "2.5"]
-
-
-@pytest.mark.parametrize("flags", [["--h100"], [], ["--low-vram"]])
-def test_a_plan_without_a_gpu_is_one_process_of_the_wrapper(machine: Machine, flags: list[str]) -> None:
-    done = machine.run(*flags, *PLAN, STUB_EXIT="7")
-    assert (done.returncode, done.stderr) == (7, "")  # no complaint, and the wrapper's own status
-    preset = {"--h100": "h100", "--low-vram": "low_vram"}.get("".join(flags), "full")
-    assert machine.calls() == [[str(LAUNCHER.with_suffix(".py")), "--preset", preset, *PLAN]]
-    dry = machine.run(*flags, *PLAN, "--dry-run")
-    assert (dry.returncode, dry.stderr) == (0, "")
-    assert shlex.split(one_line(dry.stdout))[1:] == machine.calls()[0]
-
-
-def test_a_plan_is_measured_on_a_gpu_that_is_too_small_for_the_preset(machine: Machine) -> None:
-    done = machine.run("--h100", *PLAN, STUB_GPUS=gpus(RTX4090, RTX4090))
-    assert (done.returncode, done.stderr) == (0, "stub check says hello\n")
-    check, launch = machine.calls()
-    assert check[1:] == ["--check", "--preset", "h100", *PLAN]
-    accelerate, own = launched(launch)
-    assert own == ["--preset", "h100", *PLAN] and accelerate[accelerate.index("--num_processes") + 1] == "2"
-
-
-def test_a_plan_of_the_quick_test_without_a_gpu_measures_the_small_model(machine: Machine) -> None:
-    done = machine.run("--quick-test", "--plan")
-    assert done.returncode == 0 and done.stderr.startswith("note: no NVIDIA GPU is visible, so this quick test runs")
-    accelerate, own = launched(machine.calls()[-1])
-    assert own == ["--preset", "quick_test", "--embedded", "--plan"] and "--cpu" in accelerate
-
-
-def test_a_plan_needs_packages_and_a_check_as_a_run_does(machine: Machine) -> None:
-    done = machine.run("--h100", "--plan", STUB_MISSING="torch")
-    assert done.returncode == 1 and "lacks torch" in one_line(done.stderr) and machine.calls() == []
-    done = machine.run("--h100", "--plan", STUB_GPUS=gpus(H100), STUB_CHECK="1")
-    assert done.returncode == 1 and [call[1] for call in machine.calls()] == ["--check"]
-
-
-# --- Python ----------------------------------------------------------------------------------------------------------
 def test_missing_packages_are_all_named(machine: Machine) -> None:
-    bare = machine.program("bare-python", f'#!/usr/bin/env bash\nexec {shlex.quote(sys.executable)} -S "$@"\n')
-    here = machine.folder / "datasets"
-    here.mkdir()  # a folder in the working directory is not the package
-    loud = machine.folder / "site" / "torch"
-    loud.mkdir(parents=True)
-    (loud / "__init__.py").write_text("raise SystemExit('torch was imported')")
-    done = machine.run("--embedded", PYTHON=str(bare), PYTHONPATH=str(loud.parent))
-    assert done.returncode == 1
-    line = one_line(done.stderr)
-    assert "`make setup`" in line and str(ROOT) in line
-    listed = re.search(r"lacks ([^;]*);", line)
-    required = re.findall(r"^([\w-]+)", (ROOT / "requirements.txt").read_text(), re.MULTILINE)
-    assert listed and set(listed[1].split(", ")) == set(required) - {"torch"}
-
-
-@pytest.mark.long
-def test_packages_of_this_environment_are_found(machine: Machine) -> None:
-    done = machine.run("--embedded", "--check", PYTHON=sys.executable, cwd=machine.folder)
-    assert done.returncode == 0, done.stderr
-    assert "lacks" not in done.stderr
-
-
-@pytest.mark.parametrize("flags", [["--embedded"], ["--embedded", "--dry-run"]])
-def test_a_python_that_is_not_there(machine: Machine, flags: list[str]) -> None:
-    done = machine.run(*flags, PYTHON="/no/such python")
-    assert done.returncode == 1 and done.stdout == ""
-    assert "'/no/such python'" in one_line(done.stderr)
-
-
-def copy_of_the_scripts(folder: Path) -> Path:
-    """A repository of its own with the launcher and what it needs beside the wrapper; returns the launcher."""
-    home = folder / "a repo; of $ones own" / "deepfashion_training"
-    shutil.copytree(ROOT / "deepfashion_training" / "presets", home / "presets")
-    shutil.copy(TORCHRUN, home)
-    shutil.copytree(ROOT / "training_run", home.parent / "training_run")
-    return Path(shutil.copy(LAUNCHER, home))
-
-
-def test_python_is_the_repositorys_own_before_that_of_the_path(machine: Machine) -> None:
-    script = copy_of_the_scripts(machine.folder)
-    machine.program("python3", STUB_PYTHON)
-    dry = machine.run("--embedded", "--dry-run", script=script, PYTHON=None)
-    assert shlex.split(dry.stdout)[0] == "python3"
-    own = script.parents[1] / ".venv" / "bin" / "python"
-    own.parent.mkdir(parents=True)
-    own.symlink_to(machine.python)
-    dry = machine.run("--embedded", "--dry-run", script=script, PYTHON=None)
-    assert shlex.split(dry.stdout)[0] == str(own)
-    own.unlink()
-    own.symlink_to(machine.folder / "gone")  # its base Python was removed
-    dry = machine.run("--embedded", "--dry-run", script=script, PYTHON="")
-    assert shlex.split(dry.stdout)[0] == "python3"
-
-
-# --- places and statuses ---------------------------------------------------------------------------------------------
-def test_works_from_anywhere_through_links_and_odd_names(machine: Machine) -> None:
-    script = copy_of_the_scripts(machine.folder)
-    link = machine.folder / "links" / "train"
-    link.parent.mkdir()
-    link.symlink_to(os.path.relpath(script, link.parent))  # relative, and seen from its own folder
-    again = machine.folder / "again"
-    again.symlink_to(link)
-    runs = [
-        machine.run("--embedded", script=script, cwd=Path("/")),
-        machine.run("--embedded", script=Path(script.name), cwd=script.parent),
-        machine.run("--embedded", script=again),
-        machine.run("--embedded", script=Path("../links/train"), cwd=machine.bin, CDPATH=str(machine.folder)),
-    ]
-    assert [done.returncode for done in runs] == [0, 0, 0, 0], runs
-    wrapper = str(script.with_suffix(".py").resolve())
-    first, *others = machine.calls()[1::2]
-    assert wrapper in first
-    assert others == [first] * 3
-
-
-@pytest.mark.parametrize("status", [1, 2])
-def test_nothing_starts_when_the_check_fails(machine: Machine, status: int) -> None:
-    done = machine.run("--embedded", STUB_CHECK=str(status))
-    assert (done.returncode, done.stderr) == (status, "stub check says hello\n")
-    assert [call[1] for call in machine.calls()] == ["--check"]
-
-
-def test_the_users_own_check_starts_nothing(machine: Machine) -> None:
-    assert machine.run("--embedded", "--check").returncode == 0
-    assert len(machine.calls()) == 1
-
-
-def test_exit_status_is_that_of_accelerate(machine: Machine) -> None:
-    assert machine.run("--embedded", STUB_EXIT="143").returncode == 143
-
-
-# --- help, and the real accelerate -----------------------------------------------------------------------------------
-@pytest.mark.skipif(not LAUNCHER.with_suffix(".py").exists(), reason="train_deepfashion_lora.py is not there yet")
-@pytest.mark.parametrize("flags", [["--help"], ["--h100", "-h"]])
-def test_help_is_quick_and_whole(machine: Machine, flags: list[str]) -> None:
-    # -X importtime would show torch; a broken torch first on the path does it faster.
-    (machine.folder / "torch.py").write_text("raise SystemExit('torch was imported')")
-    start = time.perf_counter()
-    done = machine.run(*flags, PYTHON=sys.executable, PYTHONPATH=str(machine.folder))
-    seconds = time.perf_counter() - start
-    assert (done.returncode, done.stderr) == (0, "")
-    for words in (
-        "--quick-test",
-        "--low-vram",
-        "needs a GPU with 75 GiB",
-        "--max_train_samples",
-        "train_flux_inpaint.py",
-    ):
-        assert words in done.stdout, done.stdout
-    assert seconds < 1
-
-
-def test_help_without_python_still_helps(machine: Machine) -> None:
-    done = machine.run("--help", PYTHON="/no/such/python")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "--quick-test" in done.stdout
-
-
-@pytest.mark.parametrize("threads", [None, "3"])
-def test_real_accelerate_hands_everything_on(machine: Machine, threads: str | None) -> None:
-    """A wrapper that writes down its arguments, under the accelerate that is installed."""
-    script = copy_of_the_scripts(machine.folder)
-    script.with_suffix(".py").write_text(
-        "import json, os, sys\n"
-        "if '--check' in sys.argv: sys.exit(0)\n"
-        "seen = {'argv': sys.argv[1:], 'threads': os.environ['OMP_NUM_THREADS'], 'cwd': os.getcwd()}\n"
-        "open('seen.json', 'w').write(json.dumps(seen))\n"
-        "sys.exit(3)\n"
+    bare = subprocess.run(
+        [sys.executable, "-S", str(LAUNCHER.with_name("launch.py")), "--embedded"], capture_output=True, text=True
     )
-    values = ["--output_dir", *HOSTILE, "--cpu", "-q", "-m", "--num_processes", "7"]
-    done = machine.run("--quick-test", *values, script=script, PYTHON=sys.executable, OMP_NUM_THREADS=threads)
-    seen = json.loads((machine.folder / "seen.json").read_text())
-    assert seen["argv"] == ["--preset", "quick_test", "--embedded", *values]
-    assert seen["threads"] == (threads or "1")
-    assert seen["cwd"] == str(machine.folder)
-    assert done.returncode == 1  # accelerate turns any failure of one process into 1
-    assert len(done.stderr.splitlines()) == 1, done.stderr  # the note; no traceback, no list of defaults
+    assert bare.returncode == 1 and bare.stderr.count("\n") == 1
+    assert all(name in bare.stderr for name in ("torch,", "Pillow,", "PyYAML,", "make setup"))
 
 
-# ------------------------------------------------------------------------------------------------------------ signals
+def from_shell(*words: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "PYTHON": sys.executable, **environment}
+    return subprocess.run(["bash", *map(str, words)], capture_output=True, text=True, env=env, timeout=60)
 
-#: A wrapper that registers as the real one does, waits, and on a signal takes its time before it ends.
+
+def test_help_is_quick_and_whole(tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("raise SystemExit('torch was imported')")
+    start = time.perf_counter()
+    done = from_shell(LAUNCHER, "--h100", "-h", PYTHONPATH=str(tmp_path))
+    assert time.perf_counter() - start < 2
+    assert (done.returncode, done.stderr) == (0, "")
+    for words in ("--quick-test", "--low-vram", "needs a GPU with 75 GiB", "--max_train_samples", "--lora_rank"):
+        assert words in done.stdout
+
+
+def test_works_from_anywhere_through_links_and_odd_names(tmp_path: Path) -> None:
+    home = tmp_path / "a repo; of $ones own"
+    shutil.copytree(ROOT / "training_run", home / "training_run")
+    shutil.copy(ROOT / "requirements.txt", home)
+    package = home / "deepfashion_training"
+    package.mkdir()
+    for name in ("__init__.py", "cli.py", "garment_types.py", "launch.py", TRAIN, LAUNCHER):
+        shutil.copy(ROOT / "deepfashion_training" / name, package)
+    shutil.copytree(ROOT / "deepfashion_training" / "presets", package / "presets")
+    link = tmp_path / "links" / "train"
+    link.parent.mkdir()
+    link.symlink_to(os.path.relpath(package / LAUNCHER.name, link.parent))  # relative, and seen from its own folder
+    again = tmp_path / "again"
+    again.symlink_to(link)
+    said = {from_shell(script, "--low-vram", "--dry-run").stdout for script in (package / LAUNCHER.name, link, again)}
+    inside = f"cd {shlex.quote(str(package))} && bash {LAUNCHER.name} --low-vram --dry-run"
+    said.add(from_shell("-c", inside, CDPATH=str(tmp_path)).stdout)
+    assert len(said) == 1 and str(package / Path(TRAIN).name) in shlex.split(said.pop())
+
+
+def test_python_is_the_one_that_is_named(tmp_path: Path) -> None:
+    done = from_shell(LAUNCHER, "--embedded", PYTHON="/no/such python")
+    assert done.returncode == 1 and "'/no/such python'" in done.stderr and done.stderr.count("\n") == 1
+    other = tmp_path / "my python"
+    other.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    other.chmod(0o755)
+    assert from_shell(LAUNCHER, "a b", PYTHON=str(other)).stdout == f"{LAUNCHER.with_name('launch.py')}\na b\n"
+
+
+# ---- processes
+
+#: Notes that it has started, waits, and on a signal takes its time before it ends.
 PATIENT = """
 import os, pathlib, signal, sys, time
-if '--check' in sys.argv: sys.exit(0)
-folder = pathlib.Path(os.environ['DEEPFASHION_LAUNCH'])
+rank = os.environ.get('RANK', '0')
 def stop(number, frame):
-    for each in (signal.SIGTERM, signal.SIGINT): signal.signal(each, signal.SIG_IGN)  # the first one counts
+    for each in (signal.SIGTERM, signal.SIGINT): signal.signal(each, signal.SIG_IGN)
     time.sleep(0.5)
-    pathlib.Path('saved').write_text(str(number))
-    (folder / ('status-' + os.environ.get('RANK', '0'))).write_text(str(128 + number))
+    pathlib.Path('saved-' + rank).write_text(str(number))
     sys.exit(128 + number)
 for each in (signal.SIGTERM, signal.SIGINT): signal.signal(each, stop)
-sys.path.insert(0, {root!r})
-from training_run.stopping import end_with_launcher
-end_with_launcher()
-(folder / f'pid-{{os.getpid()}}').touch()
-rank = os.environ.get('RANK', '0')
 pathlib.Path('starting-' + rank).write_text(str(os.getpid()))
 os.replace('starting-' + rank, 'started-' + rank)
-time.sleep(60)
 """
 
 
-@pytest.mark.slow
+class Supervised:
+    """Two processes of a script under the launcher, in a folder of their own."""
+
+    def __init__(self, folder: Path, script: str) -> None:
+        self.folder = folder
+        (folder / "script.py").write_text(script)
+        begin = (
+            "import sys; from deepfashion_training import launch; launch.PATIENCE = 3.0; "
+            "sys.exit(launch.supervise([sys.executable, 'script.py'], [{'RANK': '0'}, {'RANK': '1'}]))"
+        )
+
+        def like_a_shell() -> None:
+            os.setpgid(0, 0)
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # a process that was started in the background ignores it
+
+        self.launcher = subprocess.Popen(
+            [sys.executable, "-c", begin], cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, text=True,
+            stderr=subprocess.PIPE, preexec_fn=like_a_shell,
+        )  # fmt: skip
+
+    def pids(self) -> list[int]:
+        """The two processes, once they have started."""
+        until = time.monotonic() + 30
+        while len(notes := sorted(self.folder.glob("started-*"))) < 2:
+            assert time.monotonic() < until
+            time.sleep(0.02)
+        return [int(note.read_text()) for note in notes]
+
+    def end(self) -> tuple[int, str]:
+        said = self.launcher.communicate(timeout=30)[1]
+        return self.launcher.returncode, said
+
+
+@pytest.fixture
+def supervised(tmp_path: Path) -> Callable[[str], Supervised]:
+    return lambda more: Supervised(tmp_path, PATIENT + more)
+
+
+def ended(pid: int) -> bool:
+    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
 @pytest.mark.parametrize(
     ("receiver", "signum"),
     [
-        ("launcher", signal.SIGTERM),
-        ("launcher", signal.SIGINT),
+        ("launcher", signal.SIGTERM), ("launcher", signal.SIGHUP), ("launcher", signal.SIGINT),
         ("group", signal.SIGINT),  # Ctrl-C in a terminal
-        ("accelerate", signal.SIGTERM),
-        ("accelerate", signal.SIGKILL),
-        ("torchrun", signal.SIGTERM),
-        ("torchrun", signal.SIGKILL),
-        ("trainer", signal.SIGTERM),
+        ("launcher", signal.SIGKILL), ("trainer", signal.SIGTERM),
     ],
-)
-def test_a_signal_reaches_the_trainer_and_its_status_comes_back(machine: Machine, receiver: str, signum: int) -> None:
-    script = copy_of_the_scripts(machine.folder)
-    script.with_suffix(".py").write_text(PATIENT.format(root=str(ROOT)))
-    work = machine.folder / "work"
-    work.mkdir()
-
-    def like_a_shell() -> None:
-        os.setpgid(0, 0)
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a process that was started in the background ignores it
-
-    environment = {**os.environ, "PYTHON": sys.executable, "TMPDIR": str(work)}
-    launcher = subprocess.Popen(
-        ["bash", str(script), "--quick-test", "--embedded"], cwd=work, env=environment, stderr=subprocess.PIPE,
-        preexec_fn=like_a_shell, text=True,
-    )  # fmt: skip
-    until = time.monotonic() + 60
-    # Both ranks, or torchrun ends the later one by SIGTERM when the first has ended by another signal.
-    while len(list(work.glob("started-*"))) < 2 and time.monotonic() < until:
-        time.sleep(0.05)
-    trainer = psutil.Process(int((work / "started-0").read_text()))
-    torchrun = trainer.parent()
-    pids = {"launcher": launcher.pid, "accelerate": torchrun.ppid(), "torchrun": torchrun.pid, "trainer": trainer.pid}
+)  # fmt: skip
+def test_a_signal_reaches_every_process_once(
+    supervised: Callable[[str], Supervised], receiver: str, signum: int
+) -> None:
+    run = supervised("time.sleep(60)")
+    pids = run.pids()
     if receiver == "group":
-        os.killpg(launcher.pid, signum)
+        os.killpg(run.launcher.pid, signum)
     else:
-        os.kill(pids[receiver], signum)
-    said = launcher.communicate(timeout=30)[1]
-    ended_by = signal.SIGINT if signum == signal.SIGINT else signal.SIGTERM
-    assert launcher.returncode == 128 + ended_by, said
-    assert (work / "saved").read_text() == str(int(ended_by))  # once, and before the launcher ended
-    assert not psutil.pid_exists(trainer.pid) or trainer.status() == psutil.STATUS_ZOMBIE
-    assert "Traceback" not in said
-    assert [path for path in work.iterdir() if path.name.startswith("tmp")] == []  # its folder is gone
+        os.kill(run.launcher.pid if receiver == "launcher" else pids[0], signum)
+    code, said = run.end()
+    arrives = signal.SIGINT if signum == signal.SIGINT else signal.SIGTERM
+    if signum == signal.SIGKILL:  # whoever was started hears of it
+        until = time.monotonic() + 10
+        while not all(map(ended, pids)) and time.monotonic() < until:
+            time.sleep(0.05)
+    else:
+        assert code == 128 + arrives, said
+    assert [(run.folder / f"saved-{rank}").read_text() for rank in (0, 1)] == [str(int(arrives))] * 2
+    assert all(map(ended, pids)) and said == ""
 
 
-@pytest.mark.slow
-def test_a_trainer_that_was_killed_is_not_silent(machine: Machine) -> None:
+def test_a_process_that_was_killed_is_not_silent(supervised: Callable[[str], Supervised]) -> None:
     """As the system does where main memory ends: nothing of the trainer's own can say it."""
-    script = copy_of_the_scripts(machine.folder)
-    killed = PATIENT.format(root=str(ROOT)).replace("time.sleep(60)", "os.kill(os.getpid(), signal.SIGKILL)")
-    script.with_suffix(".py").write_text(killed)
-    done = machine.run("--quick-test", "--embedded", script=script, PYTHON=sys.executable)
-    assert done.returncode == 1
-    assert "the trainer was killed and could say nothing" in done.stderr and "Traceback" not in done.stderr
+    run = supervised("if rank == '1': os.kill(os.getpid(), signal.SIGKILL)\ntime.sleep(60)")
+    code, said = run.end()
+    assert code == 1 and "SIGKILL" in said and "main memory" in said
+    assert (run.folder / "saved-0").exists()
 
 
-#: Of two ranks the second has ended well, and the first, which compares, is ended by a signal and leaves no status.
-ALONE = """
-import os, pathlib, signal, sys, time
-if '--check' in sys.argv: sys.exit(0)
-folder = pathlib.Path(os.environ['DEEPFASHION_LAUNCH'])
-if os.environ['RANK'] == '1':
-    (folder / 'status-1').write_text('0')
-    sys.exit(0)
-(folder / f'pid-{os.getpid()}').touch()
-while not (folder / 'status-1').exists(): time.sleep(0.05)
-os.kill(SIGNALLED, signal.SIGNAL)
-time.sleep(30)
-"""
+@pytest.mark.parametrize(("rank", "code"), [("0", 1), ("1", 2)])
+def test_a_process_that_fails_ends_the_others(supervised: Callable[[str], Supervised], rank: str, code: int) -> None:
+    run = supervised(f"if rank == '{rank}': sys.exit({code})\ntime.sleep(60)")
+    assert run.end() == (code, "")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("signalled", "name", "status"), [("os.getpid()", "SIGKILL", 1), ("int(os.environ['LAUNCHER'])", "SIGTERM", 143)]
-)
-def test_the_first_of_two_processes_ends_last(machine: Machine, signalled: str, name: str, status: int) -> None:
-    script = copy_of_the_scripts(machine.folder)
-    script.with_suffix(".py").write_text(
-        ALONE.replace("SIGNALLED", signalled).replace("signal.SIGNAL", f"signal.{name}")
-    )
-    command = f"export LAUNCHER=$$; exec bash {shlex.quote(str(script))} --quick-test --embedded"
-    environment = {**os.environ, "PYTHON": sys.executable}
-    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=environment, timeout=60)
-    assert done.returncode == status, done.stderr
-    assert ("the trainer was killed and could say nothing" in done.stderr) == (status == 1)
-    assert "Traceback" not in done.stderr
+def test_a_process_that_does_not_hear_is_killed_after_a_failure(supervised: Callable[[str], Supervised]) -> None:
+    deaf = "signal.signal(signal.SIGTERM, signal.SIG_IGN)\nif rank == '1': sys.exit(3)\n"
+    run = supervised(f"{deaf}pathlib.Path('deaf').touch()\ntime.sleep(60)")
+    assert run.end() == (3, "")
+
+
+def test_the_first_process_may_end_long_after_the_second(supervised: Callable[[str], Supervised]) -> None:
+    run = supervised("time.sleep(4 if rank == '0' else 0)\npathlib.Path('done-' + rank).touch()")
+    assert run.end() == (0, "")
+    assert (run.folder / "done-0").exists()
 
 
 @pytest.mark.slow
-def test_a_signal_before_the_trainers_have_begun_leaves_none_behind(machine: Machine) -> None:
-    """torchrun is there, and has started nobody: it ends with accelerate."""
-    script = copy_of_the_scripts(machine.folder)
-    script.with_suffix(".py").write_text(PATIENT.format(root=str(ROOT)))
-    torchrun = script.parent / "launch.py"
-    slow = "    from torch.distributed import run\n"
-    text = torchrun.read_text("utf-8")
-    assert text.count(slow) == 1
-    note = f"    import time; Path('begun').write_text(str(os.getpid())); time.sleep(3)\n{slow}"
-    torchrun.write_text(text.replace(slow, note), "utf-8")
+def test_a_signal_before_anything_is_loaded_leaves_nothing_behind(tmp_path: Path) -> None:
+    command = ["bash", str(LAUNCHER), "--quick-test", "--embedded", "--output_dir", str(tmp_path / "out")]
     launcher = subprocess.Popen(
-        ["bash", str(script), "--quick-test", "--embedded"], cwd=machine.folder, stderr=subprocess.PIPE, text=True,
-        env={**os.environ, "PYTHON": sys.executable},
-    )  # fmt: skip
-    begun, until = machine.folder / "begun", time.monotonic() + 60
-    while not (begun.exists() and begun.read_text()) and time.monotonic() < until:
-        time.sleep(0.05)
+        command, env={**os.environ, "PYTHON": sys.executable}, stderr=subprocess.PIPE, text=True
+    )
+    until = time.monotonic() + 30
+    while len(children := psutil.Process(launcher.pid).children()) < 2 and time.monotonic() < until:
+        time.sleep(0.02)
     launcher.send_signal(signal.SIGTERM)
     said = launcher.communicate(timeout=20)[1]
     assert launcher.returncode == 143 and "Traceback" not in said
-    time.sleep(4)
-    assert not list(machine.folder.glob("started-*"))
-    number = int(begun.read_text())
-    assert not psutil.pid_exists(number) or psutil.Process(number).status() == psutil.STATUS_ZOMBIE
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_while_the_check_runs_leaves_nothing_behind(machine: Machine, signum: int) -> None:
-    script = copy_of_the_scripts(machine.folder)
-    script.with_suffix(".py").write_text(
-        "import os, pathlib, time\npathlib.Path('checking').write_text(str(os.getpid()))\ntime.sleep(60)\n"
-    )
-
-    def hears_ctrl_c() -> None:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-    launcher = subprocess.Popen(
-        ["bash", str(script), "--quick-test", "--embedded"], cwd=machine.folder, preexec_fn=hears_ctrl_c,
-        env={**os.environ, "PYTHON": sys.executable}, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    note, until = machine.folder / "checking", time.monotonic() + 60
-    while not (note.exists() and note.read_text()) and time.monotonic() < until:
-        time.sleep(0.05)
-    launcher.send_signal(signum)
-    launcher.communicate(timeout=20)
-    assert launcher.returncode == 128 + signum
-    checking = int(note.read_text())
-    assert not psutil.pid_exists(checking) or psutil.Process(checking).status() == psutil.STATUS_ZOMBIE
+    assert all(ended(child.pid) for child in children) and not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow
 def test_accelerate_without_the_launcher_is_told_to_stop(tmp_path: Path) -> None:
     """It hands no signal on and ends at once; the trainer hears of it, saves and ends."""
     script = tmp_path / "script.py"
-    script.write_text(PATIENT.format(root=str(ROOT)))
+    begin = f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nfrom training_run.stopping import end_with_launcher\n"
+    script.write_text(f"{begin}end_with_launcher()\n{PATIENT}\ntime.sleep(60)")
     command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--quiet", "--cpu"]
     command += [*"--num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no".split(), str(script)]
-    launched = subprocess.Popen(command, cwd=tmp_path, env={**os.environ, "DEEPFASHION_LAUNCH": str(tmp_path)})
+    launched = subprocess.Popen(command, cwd=tmp_path)
     note, until = tmp_path / "started-0", time.monotonic() + 60
-    while not (note.exists() and note.read_text()) and time.monotonic() < until:
+    while not note.exists() and time.monotonic() < until:
         time.sleep(0.05)
     trainer = int(note.read_text())
     launched.terminate()
     launched.wait(timeout=20)
-    until = time.monotonic() + 20
-    while not (tmp_path / "saved").exists() and time.monotonic() < until:
+    while not ended(trainer) and time.monotonic() < until:
         time.sleep(0.05)
-    alive = psutil.pid_exists(trainer) and psutil.Process(trainer).status() != psutil.STATUS_ZOMBIE
-    if alive and not (tmp_path / "saved").exists():
-        os.kill(trainer, signal.SIGKILL)
-    assert (tmp_path / "saved").read_text() == str(int(signal.SIGTERM))
+    assert (tmp_path / "saved-0").read_text() == str(int(signal.SIGTERM))
