@@ -1,21 +1,18 @@
 """How well the small base dresses drawn people that it never saw, by garment type, with and without a LoRA.
 
-    python benchmarks/embedded_base.py [--base FOLDER] [--lora FOLDER] [--people 60] [--json F] [--sheet PNG]
+    python benchmarks/embedded_base.py [--base FOLDER] [--lora FOLDER] [--people 60] [--json F]
 
 Mean CIEDE2000 over the masked area and over the garment itself, and 1-SSIM over the masked area, of people of another
-seed than any training; beside a grey fill, the photo itself moved by 2 pixels or through the VAE, and results for
-another person's garment of the same type. ``swap`` says how far the mean colour that such a result has on the garment
-is from the mean colour of the garment picture that it was given, and from that of the garment that the person wears:
-CIEDE2000 of two colours.
+seed than any training. Beside them are a grey fill, the photo through the VAE, and results for another person's garment
+of the same type. ``swap`` is CIEDE2000 between the mean colour that such a result has on the garment and that of the
+garment picture that was given, or of the one that the person wears.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,52 +24,39 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a command, from anywhere
 
 from deepfashion_training.embedded import TINY_FLUX_FILL
-from deepfashion_training.embedded.figure import draw_flat
-from deepfashion_training.embedded.rows import RowSpec, documented_specs
+from deepfashion_training.embedded.rows import RowSpec, documented_specs, draw_all
 from deepfashion_training.evaluation.paired import ciede2000, ciede2000_masked, ssim_masked
 from deepfashion_training.garment_types import TYPE_NAMES
 from deepfashion_training.images.layout import pair_tensors
 from deepfashion_training.models.fill import FillModel, Recipe
 from deepfashion_training.models.lora_files import find_lora, read_lora
 
-SIZE = (128, 96)
+HEIGHT, WIDTH = SIZE = (128, 96)
 #: No training draws people of this seed.
 SEED = 424242
 
 
-def drawn(spec: RowSpec) -> tuple[Any, ...]:
-    """Photo, garment, and as pictures too the area to repaint, the garment's in the photo and in its own; its type."""
+def drawn(spec: RowSpec) -> dict[str, Any] | None:
+    """The sample of a row, with ``area`` where the garment is repainted and ``lies`` where it lies, bool [1,H,W].
+
+    None where nothing of the garment is to be repainted.
+    """
     drawing = spec.draw(SIZE)
-    flat, lies = draw_flat(spec.garment(), drawing.person.gender, SIZE, drawing.outfit.inner)
-    masks = (drawing.agnostic[spec.cloth_type], drawing.garment_mask(spec.cloth_type), lies)
-    return drawing.photo, flat, *(Image.fromarray(mask.astype(np.uint8) * 255) for mask in masks), spec.cloth_type
+    flat, lies = spec.draw_garment(SIZE)
+    mask = drawing.agnostic[spec.cloth_type]
+    area = drawing.garment_mask(spec.cloth_type) & mask
+    if not area.any():
+        return None
+    sample = pair_tensors(drawing.photo, flat, Image.fromarray(mask.astype(np.uint8) * 255), SIZE)
+    return {**sample, "kind": spec.cloth_type, "area": torch.tensor(area)[None], "lies": torch.tensor(lies)[None]}
 
 
-def held_out(people: int, num_proc: int) -> list[tuple[Any, ...]]:
-    """``people`` rows of each type whose garment shows within the area to repaint."""
-    with multiprocessing.get_context("spawn").Pool(num_proc) as pool:
-        rows = pool.map(drawn, list(documented_specs(3 * people, SEED)), chunksize=8)
-    return [row for row in rows if (np.asarray(row[2]) & np.asarray(row[3])).any()]
-
-
-def figures(result: torch.Tensor, truth: torch.Tensor, mask: torch.Tensor, area: torch.Tensor) -> dict[str, Any]:
-    """Figures of people [n,3,H,W] in [0,1] over masks [n,1,H,W], one value a person."""
-    return {
-        "ciede2000_masked": ciede2000_masked(result, truth, mask),
-        "ciede2000_garment": ciede2000_masked(result, truth, area),
-        "dssim_masked": 1 - ssim_masked(result, truth, mask),
+def in_garment(row: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """The sample of ``row`` with the garment of ``other``."""
+    halves = {
+        name: torch.cat([other[name][..., :WIDTH], row[name][..., WIDTH:]], dim=2) for name in ("image", "im_mask")
     }
-
-
-def vae_of(base: Path) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Pictures [n,3,H,W] in [-1,1] encoded and decoded by the VAE of ``base``, in [0,1]."""
-    vae = AutoencoderKL.from_pretrained(base, subfolder="vae")
-
-    def coded(pictures: torch.Tensor) -> torch.Tensor:
-        parts = [vae.decode(vae.encode(some).latent_dist.mean).sample for some in pictures.split(16)]
-        return (torch.cat(parts) / 2 + 0.5).clamp(0, 1)
-
-    return coded
+    return {**row, **halves, "cloth_pure": other["cloth_pure"], "cloth_mask": other["cloth_mask"]}
 
 
 def mean_colour(pictures: torch.Tensor, areas: torch.Tensor) -> torch.Tensor:
@@ -83,98 +67,78 @@ def mean_colour(pictures: torch.Tensor, areas: torch.Tensor) -> torch.Tensor:
 
 @torch.inference_mode()
 def judge(args: argparse.Namespace) -> dict[str, Any]:
-    """Draw, measure, and write the sheet."""
-    rows = held_out(args.people, args.num_proc)
-    kinds = np.array([row[5] for row in rows])
+    """Draw and measure: figures by result and garment type."""
+    rows = [row for row in draw_all(drawn, documented_specs(3 * args.people, SEED), args.num_proc) if row]
+    kinds = np.array([row["kind"] for row in rows])
     partner = np.empty(len(rows), int)  # the next person of the same type
     for kind in TYPE_NAMES:
         places = np.flatnonzero(kinds == kind)
         partner[places] = np.roll(places, -1)
-    samples = [pair_tensors(photo, flat, mask, SIZE) for photo, flat, mask, *_ in rows]
-    others = [pair_tensors(row[0], rows[other][1], row[2], SIZE) for row, other in zip(rows, partner, strict=True)]
-    truth, masked = (
-        torch.stack([sample[name][..., SIZE[1] :] for sample in samples]) / 2 + 0.5 for name in ("image", "im_mask")
+    swapped = [in_garment(row, rows[other]) for row, other in zip(rows, partner, strict=True)]
+    pairs, masked, mask, area, lies, flats = (
+        torch.stack([row[name] for row in rows])
+        for name in ("image", "im_mask", "inpaint_mask", "area", "lies", "cloth_pure")
     )
-    mask = torch.stack([sample["inpaint_mask"][..., SIZE[1] :] for sample in samples])
-    area = torch.stack([torch.from_numpy(np.asarray(row[3]) > 127) for row in rows])[:, None] & (mask == 1)
+    truth, mask = pairs[..., WIDTH:] / 2 + 0.5, mask[..., WIDTH:]
     lora = read_lora(find_lora(str(args.lora))) if args.lora else None
     recipe = Recipe(
-        pipeline=str(args.base), transformer=str(args.transformer or args.base), height=SIZE[0], width=SIZE[1],
-        max_sequence_length=args.max_sequence_length,
-    )  # fmt: skip
-    model = FillModel(recipe, [recipe.prompt_of()], loras={"lora": lora} if lora else {})
+        pipeline=str(args.base), transformer=str(args.base), height=HEIGHT, width=WIDTH, max_sequence_length=8
+    )
+    prompt = recipe.prompt_of()
+    model = FillModel(recipe, [prompt], loras={"lora": lora} if lora else {})
 
     def results(given: list[dict[str, Any]], name: str | None) -> torch.Tensor:
         parts = []
         for first in range(0, len(given), 16):
             some = given[first : first + 16]
-            seeds = range(first, first + len(some))
-            drawn = model.draw(
-                some, list(seeds), prompts=[recipe.prompt_of()] * len(some), steps=args.steps, guidance_scale=1,
-                lora=name,
-            )  # fmt: skip
-            parts.append(drawn[..., SIZE[1] :])
+            seeds = list(range(first, first + len(some)))
+            made = model.draw(some, seeds, prompts=[prompt] * len(some), steps=1, guidance_scale=1, lora=name)
+            parts.append(made[..., WIDTH:])
         return torch.cat(parts)
 
-    coded = vae_of(args.base)(torch.stack([sample["image"] for sample in samples]))[..., SIZE[1] :]
-    aside = truth * (1 - mask) + truth.roll(2, dims=3) * mask
+    vae = AutoencoderKL.from_pretrained(args.base, subfolder="vae")
+    coded = torch.cat([vae.decode(vae.encode(some).latent_dist.mean).sample for some in pairs.split(16)])
     made = {
-        "grey fill": masked,
-        "photo, 2 pixels aside": aside,
-        "photo through the VAE": coded,
-        "base": results(samples, None),
-        "base, wrong garment": results(others, None),
+        "grey fill": masked[..., WIDTH:] / 2 + 0.5,
+        "photo through the VAE": (coded[..., WIDTH:] / 2 + 0.5).clamp(0, 1),
+        "base": results(rows, None),
+        "base, wrong garment": results(swapped, None),
     }
     if lora:
-        made["LoRA"] = results(samples, "lora")
-    found: dict[str, Any] = {}
-    for name, pictures in made.items():
-        measured = figures(pictures, truth, mask, area)
+        made["LoRA"] = results(rows, "lora")
+    worn = mean_colour(made["base, wrong garment"], area)
+    colours = mean_colour(flats / 2 + 0.5, lies)
+    measured = {
+        name: {
+            "ciede2000_masked": ciede2000_masked(pictures, truth, mask),
+            "ciede2000_garment": ciede2000_masked(pictures, truth, area),
+            "dssim_masked": 1 - ssim_masked(pictures, truth, mask),
+        }
+        for name, pictures in made.items()
+    }
+    measured["swap"] = {
+        "to the garment given": ciede2000(worn, colours[partner]).flatten(),
+        "to their own": ciede2000(worn, colours).flatten(),
+    }
+    found: dict[str, Any] = {"n": {TYPE_NAMES[kind]: int((kinds == kind).sum()) for kind in TYPE_NAMES}}
+    for name, values in measured.items():
         found[name] = {
             TYPE_NAMES[kind]: {
-                figure: round(values[kinds == kind].mean().item(), 4) for figure, values in measured.items()
+                figure: round(of_all[kinds == kind].mean().item(), 4) for figure, of_all in values.items()
             }
             for kind in TYPE_NAMES
         }
-    lies = torch.stack([torch.from_numpy(np.asarray(row[4]) > 127) for row in rows])[:, None]
-    flats = mean_colour(torch.stack([sample["cloth_pure"] for sample in samples]) / 2 + 0.5, lies)
-    worn = mean_colour(made["base, wrong garment"], area)
-    distances = {"to the garment given": ciede2000(worn, flats[partner]), "to their own": ciede2000(worn, flats)}
-    found["swap"] = {
-        TYPE_NAMES[kind]: {
-            name: round(far.flatten()[kinds == kind].mean().item(), 4) for name, far in distances.items()
-        }
-        for kind in TYPE_NAMES
-    }
-    found["n"] = {TYPE_NAMES[kind]: int((kinds == kind).sum()) for kind in TYPE_NAMES}
-    if args.sheet:
-        sheet(args.sheet, kinds, [torch.stack([s["cloth_pure"] for s in samples]) / 2 + 0.5, masked,
-              *(made[name] for name in ("base", "LoRA") if name in made), truth,
-              torch.stack([s["cloth_pure"] for s in others]) / 2 + 0.5, made["base, wrong garment"]])  # fmt: skip
     return found
-
-
-def sheet(path: Path, kinds: np.ndarray, columns: list[torch.Tensor], each: int = 6) -> None:
-    """One row a person, ``each`` of every type: garment, masked person, results, truth, other garment, its result."""
-    rows = [place for kind in TYPE_NAMES for place in np.flatnonzero(kinds == kind)[:each]]
-    grid = torch.cat([torch.cat([column[place] for column in columns], dim=2) for place in rows], dim=1)
-    half = [grid[:, : grid.shape[1] // 2], grid[:, grid.shape[1] // 2 :]] if len(rows) % 2 == 0 else [grid]
-    picture = Image.fromarray((torch.cat(half, dim=2).clamp(0, 1) * 255).byte().permute(1, 2, 0).numpy())
-    picture.save(path)
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--base", type=Path, default=TINY_FLUX_FILL, help="pipeline folder")
-    parser.add_argument("--transformer", type=Path, help="another transformer for it, as the trainer saves one")
     parser.add_argument("--lora", type=Path, help="folder of a LoRA")
     parser.add_argument("--people", type=int, default=60, help="people of each type")
-    parser.add_argument("--steps", type=int, default=1, help="denoising steps")
-    parser.add_argument("--max_sequence_length", type=int, default=8, help="T5 tokens")
     parser.add_argument("--num_proc", type=int, default=2, help="processes that draw")
     parser.add_argument("--json", type=Path, help="write the figures here")
-    parser.add_argument("--sheet", type=Path, help="write a picture to look at here")
     return parser
 
 

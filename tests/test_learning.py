@@ -21,7 +21,7 @@ from benchmarks import embedded_base
 
 LAUNCHER = Path(__file__).resolve().parents[1] / "deepfashion_training" / "train_deepfashion_lora.sh"
 #: Errors of the LoRA as a share of the base's, at most. The goal is 0.65, 0.70 and 1.05 for both figures; colours are
-#: repaired by more than that, and are held to it: embedded/README.md has the figures.
+#: repaired by more than that, and are held to it: benchmarks/README.md has the figures.
 BOUNDS = {
     "ciede2000_masked": {"lower": 0.50, "full": 0.58, "upper": 1.05},
     "dssim_masked": {"lower": 0.65, "full": 0.70, "upper": 1.05},

@@ -159,7 +159,7 @@ def test_trousers_shorts_and_a_skirt_have_nearly_the_same_mask():
     person, pose = random_person(rng, "id_00000001", "WOMEN"), random_pose(rng, "front")
     masks, garments = [], []
     for category in ("Pants", "Shorts", "Skirts"):
-        outfit, _ = random_outfit(np.random.default_rng(5), "WOMEN", 2, category)
+        outfit = random_outfit(np.random.default_rng(5), "WOMEN", 2, category)
         drawing = draw_person(person, outfit, pose, (192, 128))
         garments.append(drawing.garment_mask(2))
         masks.append(repaint_mask(garments[-1].view(np.uint8), 2, find_person(drawing.photo, garments[-1])) > 0)

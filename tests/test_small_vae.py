@@ -55,18 +55,27 @@ def test_training_holds_the_constant_and_repeats_itself(
     pairs: small_vae.Pairs, started: Any, decoder_only: bool
 ) -> None:
     before = {name: weight.clone() for name, weight in started.state_dict().items()}
-    settings: dict[str, Any] = {"steps": 3, "batch_size": 2, "crop": 32, "decoder_only": decoder_only}
-    losses = list(small_vae.train_vae(started, pairs, seed=5, **settings))
-    assert losses[-1][0] == 3
-    after = started.state_dict()
-    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    settings: dict[str, Any] = {"steps": 3, "seed": 5, "batch_size": 2, "crop": 32, "decoder_only": decoder_only}
+    small_vae.train_vae(started, pairs, **settings)
+    changed = held(before, started)
     assert any(name.startswith("decoder.") for name in changed)
+    assert any(name.startswith("decoder.up_blocks.3") for name in changed) is decoder_only
     assert any(name.startswith("encoder.mid_block") for name in changed) is not decoder_only
     assert not any(name.startswith("encoder.") and "mid_block" not in name for name in changed)
+    after = {name: weight.clone() for name, weight in started.state_dict().items()}
+    started.load_state_dict(before)
+    small_vae.train_vae(started, pairs, **settings)
+    assert all(torch.equal(after[name], weight) for name, weight in started.state_dict().items())
+
+
+def held(before: dict[str, torch.Tensor], vae: Any) -> set[str]:
+    """Names of what training changed, once it is sure that the constant channel is not among them."""
+    after = vae.state_dict()
+    assert set(after) == set(before)
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
     for name in changed - {"decoder.conv_out.weight", "decoder.conv_out.bias"}:
         assert torch.equal(before[name][-1], after[name][-1]), name
-    started.load_state_dict(before)
-    assert list(small_vae.train_vae(started, pairs, seed=5, **settings)) == losses
+    return changed
 
 
 @pytest.fixture
@@ -89,24 +98,9 @@ def test_painted_crops_show_what_their_latents_stand_for(pairs: small_vae.Pairs,
         assert ys[0] - 32 <= 8 * top + 16 <= ys[-1] + 32 and 64 + xs[0] - 32 <= 8 * left + 16 <= 64 + xs[-1] + 32
 
 
-def test_polishing_changes_the_decoder_alone_and_repeats_itself(
-    pairs: small_vae.Pairs, painted: small_vae.Painted, started: Any
+def test_polishing_changes_the_decoder_alone_and_makes_painted_latents_look_like_their_pictures(
+    pairs: small_vae.Pairs, started: Any
 ) -> None:
-    painted = small_vae.Painted(painted.latents / 1e4, pairs)
-    before = {name: weight.clone() for name, weight in started.state_dict().items()}
-    settings: dict[str, Any] = {"steps": 4, "seed": 5, "batch_size": 2, "crop": 32}
-    losses = list(small_vae.polish_decoder(started, pairs, painted, **settings))
-    after = started.state_dict()
-    changed = {name for name in before if not torch.equal(before[name], after[name])}
-    assert changed and all(name.startswith("decoder.") for name in changed)
-    for name in changed - {"decoder.conv_out.weight", "decoder.conv_out.bias"}:
-        assert torch.equal(before[name][-1], after[name][-1]), name
-    assert all(weight.requires_grad for weight in started.parameters())
-    started.load_state_dict(before)
-    assert list(small_vae.polish_decoder(started, pairs, painted, **settings)) == losses
-
-
-def test_polishing_makes_painted_latents_look_like_their_pictures(pairs: small_vae.Pairs, started: Any) -> None:
     with torch.no_grad():
         whole = torch.from_numpy(pairs.pictures).permute(0, 3, 1, 2) / 127.5 - 1
         latents = started.encode(whole).latent_dist.mean
@@ -116,9 +110,11 @@ def test_polishing_makes_painted_latents_look_like_their_pictures(pairs: small_v
         with torch.no_grad():
             return (started.decode(painted.latents).sample - whole).abs().mean().item()
 
-    before = error()
-    list(small_vae.polish_decoder(started, pairs, painted, steps=40, seed=5, batch_size=4, crop=32, share=1.0))
-    assert error() < 0.8 * before
+    weights, before = {name: weight.clone() for name, weight in started.state_dict().items()}, error()
+    small_vae.polish_decoder(started, pairs, painted, steps=60, seed=5, batch_size=4, crop=32)
+    assert error() < 0.85 * before
+    assert all(name.startswith("decoder.") for name in held(weights, started))
+    assert all(weight.requires_grad for weight in started.parameters())
 
 
 def test_latents_become_standard(started: Any, pairs: small_vae.Pairs) -> None:

@@ -10,8 +10,7 @@ import pytest
 import torch
 
 import train_flux_inpaint as tfi
-from deepfashion_training.embedded.figure import draw_flat
-from deepfashion_training.embedded.make.tops_folder import SEED, main, repainted_type, top_specs, write_tops_folder
+from deepfashion_training.embedded.make.tops_folder import SEED, repainted_type, top_specs, write_tops_folder
 from deepfashion_training.garment_types import FULL, LOWER, UPPER
 
 
@@ -26,7 +25,7 @@ def test_the_trainer_reads_it(folder: Path) -> None:
     assert [person for person, _ in tfi.VitonHDTestDataset(str(folder), "test").pairs] == ["000003.jpg", "000004.jpg"]
     spec = next(top_specs(1, SEED))
     drawing = spec.draw((128, 96))
-    flat, lies = draw_flat(spec.garment(), drawing.person.gender, (128, 96), drawing.outfit.inner)
+    flat, lies = spec.draw_garment((128, 96))
     sample = train[0]
     drawn = np.concatenate([np.asarray(flat), np.asarray(drawing.photo)], axis=1)
     stored = (sample["image"].permute(1, 2, 0).numpy() + 1) * 127.5
@@ -53,16 +52,15 @@ def test_elsewhere_repaints_other_clothes_for_a_share_of_the_rows(tmp_path: Path
     drawing = replace(specs[0], cloth_type=repainted).draw((128, 96))
     sample = tfi.VitonHDTestDataset(str(tmp_path / "it"), "train", size=(128, 96))[0]
     assert np.array_equal(sample["inpaint_mask"][0, :, 96:].numpy() == 1, drawing.agnostic[repainted])
-    flat, _ = draw_flat(specs[0].garment(), drawing.person.gender, (128, 96), drawing.outfit.inner)
+    flat, _ = specs[0].draw_garment((128, 96))
     assert np.abs((sample["cloth_pure"].permute(1, 2, 0).numpy() + 1) * 127.5 - np.asarray(flat)).mean() < 3
 
 
 def test_same_arguments_same_bytes(folder: Path, tmp_path: Path) -> None:
-    flags = f"--output_dir {tmp_path / 'again'} --rows 3 --test_rows 2 --num_proc 2"
-    assert main(flags.split()) == 0
+    again = write_tops_folder(tmp_path / "again", rows=3, test_rows=2, num_proc=2)
     files = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
     assert len(files) == 2 + 4 * (6 + 2)
-    assert all((folder / file).read_bytes() == (tmp_path / "again" / file).read_bytes() for file in files)
+    assert all((folder / file).read_bytes() == (again / file).read_bytes() for file in files)
 
 
 def test_a_folder_that_holds_something_is_left_alone(folder: Path) -> None:

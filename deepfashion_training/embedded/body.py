@@ -14,9 +14,8 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from deepfashion_training.embedded.shapes import Points
+from deepfashion_training.embedded.painting import Colour
 
-Colour = tuple[int, int, int]
 Vector = npt.NDArray[np.float64]
 
 #: Number of each view in a pose name, as on the Hub: ``<variant>_<number>_<view>``.
@@ -82,13 +81,12 @@ class Person:
     girth: float  # 1 is average; multiplies every width and depth
     shoes: str
     shoe_colour: str
-    bag: str | None = None  # "tote", "shoulder" or None
-    bag_colour: Colour = (122, 78, 50)
-    bag_side: int = 1  # 1 the person's left, -1 the right
-    hat: Colour | None = None
-    sunglasses: bool = False
-    beard: bool = False
-    lips: Colour = (178, 84, 84)
+    bag: str | None  # "tote", "shoulder" or None
+    bag_colour: Colour
+    bag_side: int  # 1 the person's left, -1 the right
+    hat: Colour | None
+    sunglasses: bool
+    beard: bool
 
 
 @dataclass(frozen=True)
@@ -122,16 +120,19 @@ class Pose:
     head_turn: float  # degrees, added to yaw
     size: float  # body height over canvas height
     shift: float  # sideways shift of the person on the canvas, in canvas heights
-    from_top: bool = False  # the head, not the feet, is what the crop keeps
     half: str | None = None  # "upper": head to thighs, "lower": chest to feet; elbows may then stick out of the picture
+
+    @property
+    def from_top(self) -> bool:
+        """Whether the head, not the feet, is what the crop keeps."""
+        return self.half == "upper" or (self.half is None and self.view == "additional")
 
 
 def random_person(rng: np.random.Generator, pid: str, gender: str | None = None) -> Person:
     """A person drawn from ``rng``; one in four is a man unless ``gender`` ("MEN" or "WOMEN") is given."""
     gender = gender or ("MEN" if rng.random() < 0.25 else "WOMEN")
     skin = SKINS[rng.integers(len(SKINS))]
-    dark = sum(skin) < 420
-    hair_colours = HAIR_COLOURS[:4] if dark else HAIR_COLOURS
+    hair_colours = HAIR_COLOURS[:4] if sum(skin) < 420 else HAIR_COLOURS
     accessories = rng.random(4)
     return Person(
         pid=pid,
@@ -148,18 +149,15 @@ def random_person(rng: np.random.Generator, pid: str, gender: str | None = None)
         hat=BAG_COLOURS[rng.integers(len(BAG_COLOURS))] if accessories[1] < 0.07 else None,
         sunglasses=bool(accessories[2] < 0.06),
         beard=bool(gender == "MEN" and accessories[3] < 0.35),
-        lips=(178, 84, 84) if gender == "WOMEN" else (158, 96, 86),
     )
 
 
 def random_pose(rng: np.random.Generator, view: str, half: str | None = None, calm: bool = False) -> Pose:
-    """A pose for one of ``PERSON_VIEWS``; raises ``ValueError`` for any other view.
+    """A pose for one of ``PERSON_VIEWS``.
 
     ``half`` shows the "upper" or the "lower" half of the body, as shops show tops and trousers; the view "full" shows
     all of it all the same. ``calm`` people stand still and look ahead, at much the same distance.
     """
-    if view not in PERSON_VIEWS:
-        raise ValueError(f"no pose for view {view!r}: choose from {', '.join(PERSON_VIEWS)}")
     turn = 1.0 if rng.random() < 0.5 else -1.0
     three_quarter = calm or rng.random() < 0.55
     loose = 0.4 if calm else 1.0
@@ -188,18 +186,10 @@ def random_pose(rng: np.random.Generator, view: str, half: str | None = None, ca
     sway = 0.012 if stance >= 0.5 and not sideways else 0.0
     if rng.random() < 0.5:  # mirror everything but the view's own yaw
         legs, arms, sway = legs[::-1], arms[::-1], -sway
-    return Pose(
-        view=view,
-        yaw=float(yaw),
-        arms=arms,
-        legs=legs,
-        sway=sway,
-        head_turn=float(rng.normal(0, 9 * loose)),
-        size=float(rng.uniform(low, high)),
-        shift=float(rng.uniform(-0.035, 0.035) * loose),
-        from_top=half == "upper" or (half is None and view == "additional"),
-        half=half,
-    )
+    head_turn = float(rng.normal(0, 9 * loose))
+    size = float(rng.uniform(low, high))
+    shift = float(rng.uniform(-0.035, 0.035) * loose)
+    return Pose(view, float(yaw), arms, legs, sway, head_turn, size, shift, half)
 
 
 def _random_arm(rng: np.random.Generator, sideways: bool, calm: bool) -> Arm:
@@ -217,16 +207,7 @@ def _random_arm(rng: np.random.Generator, sideways: bool, calm: bool) -> Arm:
 
 
 #: Arms and legs of a garment that is laid out flat.
-FLAT_POSE = Pose(
-    view="flat",
-    yaw=0.0,
-    arms=(Arm(30, 0, 24, 0), Arm(30, 0, 24, 0)),
-    legs=(Leg(3.5, 0, 0), Leg(3.5, 0, 0)),
-    sway=0.0,
-    head_turn=0.0,
-    size=0.9,
-    shift=0.0,
-)
+FLAT_POSE = Pose("flat", 0.0, (Arm(30, 0, 24, 0),) * 2, (Leg(3.5, 0, 0),) * 2, sway=0, head_turn=0, size=0.9, shift=0)
 
 
 def _direction(side: int, out: float, forward: float) -> Vector:
@@ -262,13 +243,9 @@ class Body:
         """Whether the front of the body is what the picture shows."""
         return self.cos > -0.1
 
-    def project(self, joint: Vector) -> Vector:
-        """Picture coordinates [2] of a point [3]."""
-        return np.array([joint[0] * self.cos + joint[2] * self.sin, joint[1]])
-
-    def depth(self, joint: Vector) -> float:
-        """How far a point [3] is towards the viewer."""
-        return float(-joint[0] * self.sin + joint[2] * self.cos)
+    def project(self, joints: Vector) -> Vector:
+        """Picture coordinates [..., 2] of points [..., 3]."""
+        return np.stack([joints[..., 0] * self.cos + joints[..., 2] * self.sin, joints[..., 1]], axis=-1)
 
     def span(self, half_width: float | Vector, half_depth: float | Vector) -> Vector:
         """Half width on the picture of an upright ellipse, seen at this yaw."""
@@ -306,39 +283,25 @@ class Body:
         front = bulge if self.faces_viewer else -bulge
         return np.array([(x + sway) * self.cos + (forward + front) * self.sin, y])
 
-    def arm(self, side: int) -> tuple[Vector, Vector, Vector, Vector]:
-        """Shoulder, elbow, wrist and knuckles [3] of the arm at ``side`` (1 the person's left, -1 the right)."""
-        return self._arms[side]
-
-    @cached_property
-    def _arms(self) -> dict[int, tuple[Vector, Vector, Vector, Vector]]:
-        return {side: self._bend_arm(side) for side in (1, -1)}
-
-    def _bend_arm(self, side: int) -> tuple[Vector, Vector, Vector, Vector]:
+    def arm(self, side: int) -> Vector:
+        """Shoulder, elbow, wrist and knuckles [4, 3] of the arm at ``side`` (1 the person's left, -1 the right)."""
         angles = self.pose.arms[0 if side == 1 else 1]
         reach = (0.0745 if self.woman else 0.0900) * (1 + (self.girth - 1) * 0.35)
         shoulder = np.array([side * reach, 0.214, -0.002])
         elbow = shoulder + 0.160 * _direction(side, angles.out, angles.forward)
         forearm = _direction(side, angles.forearm_out, angles.forearm_forward)
         wrist = elbow + 0.138 * forearm
-        return shoulder, elbow, wrist, wrist + 0.040 * forearm
+        return np.stack([shoulder, elbow, wrist, wrist + 0.040 * forearm])
 
-    def leg(self, side: int) -> tuple[Vector, Vector, Vector]:
-        """Hip, knee and ankle [3] of the leg at ``side`` (1 the person's left, -1 the right)."""
-        return self._legs[side]
-
-    @cached_property
-    def _legs(self) -> dict[int, tuple[Vector, Vector, Vector]]:
-        return {side: self._bend_leg(side) for side in (1, -1)}
-
-    def _bend_leg(self, side: int) -> tuple[Vector, Vector, Vector]:
+    def leg(self, side: int) -> Vector:
+        """Hip, knee and ankle [3, 3] of the leg at ``side`` (1 the person's left, -1 the right)."""
         angles = self.pose.legs[0 if side == 1 else 1]
         apart = (0.049 if self.woman else 0.048) * self.girth
         hip = np.array([side * apart + self.pose.sway, HIP_Y, -0.004])
         # Knees are closer together than hips are wide.
         knee = hip + (KNEE_Y - HIP_Y) * _direction(side, angles.out - 2.0, angles.forward)
         ankle = knee + (ANKLE_Y - KNEE_Y) * _direction(side, angles.out - 2.5, angles.forward - angles.bend)
-        return hip, knee, ankle
+        return np.stack([hip, knee, ankle])
 
     def arm_widths(self) -> Vector:
         """Half widths of a bare arm at shoulder, mid upper arm, elbow, mid forearm and wrist."""
@@ -350,16 +313,12 @@ class Body:
         base = [0.048, 0.046, 0.031, 0.033, 0.017] if self.woman else [0.046, 0.047, 0.035, 0.036, 0.020]
         return np.array(base) * self.girth
 
-    def near_sides(self) -> tuple[int, int]:
+    def far_and_near(self) -> tuple[int, int]:
         """The side (1 left, -1 right) farther from the viewer, then the nearer one."""
         return (1, -1) if self.sin > 0 else (-1, 1)
 
     def arm_behind(self, side: int) -> bool:
         """Whether the torso hides the arm at ``side``."""
-        shoulder, elbow, wrist, _ = self.arm(side)
-        lying = self.depth(shoulder) * 0.8 + self.depth(elbow) * 0.5 + self.depth(wrist) * 0.7
-        return lying < -0.055
-
-    def flat_path(self, joints: tuple[Vector, ...]) -> Points:
-        """Picture coordinates [N, 2] of joints [3]."""
-        return np.stack([self.project(joint) for joint in joints])
+        joints = self.arm(side)
+        shoulder, elbow, wrist, _ = -joints[:, 0] * self.sin + joints[:, 2] * self.cos  # towards the viewer
+        return bool(shoulder * 0.8 + elbow * 0.5 + wrist * 0.7 < -0.055)

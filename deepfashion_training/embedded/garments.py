@@ -1,4 +1,4 @@
-"""Garments and outfits: what can be worn, drawn at random, and under which of the 17 categories it is sold."""
+"""Garments and outfits: what can be worn, under which of the 17 categories it is sold, and how captions name it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,16 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from deepfashion_training.embedded.patterns import CLOTH_COLOURS, DENIMS, PALETTE, SUIT_COLOURS, Pattern, random_pattern
+from deepfashion_training.embedded.body import Person
+from deepfashion_training.embedded.patterns import (
+    CLOTH_COLOURS,
+    DENIMS,
+    PALETTE,
+    PATTERN_WORDS,
+    SUIT_COLOURS,
+    Pattern,
+    random_pattern,
+)
 from deepfashion_training.garment_types import FULL, LOWER, UPPER
 
 #: How far a sleeve of each name reaches along the arm, in arm lengths from shoulder to wrist.
@@ -25,6 +34,12 @@ LEGGED_KINDS = ("trousers", "jeans", "leggings", "shorts")
 FULL_KINDS = ("dress", "jumpsuit", "romper")
 OPEN_KINDS = ("cardigan", "jacket", "vest")
 
+#: Necklines, and how captions call them.
+NECKLINES = {
+    "crew": "a round neckline", "v": "a V-shaped neckline", "scoop": "a low round neckline",
+    "square": "a square neckline", "boat": "a boat neckline", "collar": "a lapel collar",
+}  # fmt: skip
+
 _PATTERNS: dict[str, tuple[tuple[str, ...], tuple[float, ...]]] = {
     "top": (
         ("plain", "horizontal", "vertical", "diagonal", "dots", "check", "plaid", "leaves", "stars", "flowers",
@@ -42,6 +57,10 @@ _PATTERNS: dict[str, tuple[tuple[str, ...], tuple[float, ...]]] = {
 }  # fmt: skip
 
 
+#: Pattern kinds that captions and ``Garment.in_plain`` take as they are: these have no second colour all over.
+_PLAIN_KINDS = ("plain", "denim", "print", "block")
+
+
 @dataclass(frozen=True)
 class Garment:
     """One piece of clothing, without a wearer."""
@@ -50,7 +69,7 @@ class Garment:
     category: str  # one of the 17 names
     pattern: Pattern
     sleeve: str = ""  # a key of SLEEVES, for tops and full garments
-    neckline: str = ""  # crew, v, scoop, square, boat, collar
+    neckline: str = ""  # a key of NECKLINES
     cut: str = ""  # slim, straight, wide; or a-line, pencil, pleated, flared
     hem: str = ""  # a key of LEG_HEMS or SKIRT_HEMS
     ease: float = 0.010  # distance from the body, body units
@@ -60,20 +79,24 @@ class Garment:
     @property
     def cloth_type(self) -> int:
         """1 upper body, 2 lower body, 3 full body."""
-        if self.kind in TOP_KINDS:
-            return UPPER
-        return FULL if self.kind in FULL_KINDS else LOWER
-
-    def in_plain(self) -> Garment:
-        """The same garment in its ground colour alone; denim, prints and colour blocks are what they are."""
-        if self.pattern.kind in ("denim", "print", "block"):
-            return self
-        return replace(self, pattern=replace(self.pattern, kind="plain"))
+        return _type_of(self.kind)
 
     @property
     def skirted(self) -> bool:
         """Whether it hangs around both legs as one."""
         return self.kind in ("skirt", "dress")
+
+    def in_plain(self) -> Garment:
+        """The same garment in its ground colour alone; denim, prints and colour blocks are what they are."""
+        if self.pattern.kind in _PLAIN_KINDS:
+            return self
+        return replace(self, pattern=replace(self.pattern, kind="plain"))
+
+
+def _type_of(kind: str) -> int:
+    if kind in TOP_KINDS:
+        return UPPER
+    return FULL if kind in FULL_KINDS else LOWER
 
 
 @dataclass(frozen=True)
@@ -86,11 +109,6 @@ class Outfit:
     inner: str = "white"  # colour of the tee under an open top
     tucked: bool = False
     scarf: str | None = None  # palette colour
-
-    def __post_init__(self) -> None:
-        """Refuse an outfit that leaves the body bare."""
-        if (self.full is None) == (self.upper is None or self.lower is None):
-            raise ValueError("an outfit is a top with a bottom, or one full garment and nothing else")
 
     def garments(self) -> tuple[Garment, ...]:
         """The garments worn, top first."""
@@ -148,26 +166,18 @@ def random_category(rng: np.random.Generator, gender: str, cloth_type: int) -> s
 
 
 def random_garment(
-    rng: np.random.Generator, gender: str, category: str, cloth_type: int | None = None, unlike: str | None = None
+    rng: np.random.Generator, gender: str, category: str, cloth_type: int, unlike: str | None = None
 ) -> Garment:
     """A garment of a category; ``unlike`` is a palette colour that its ground must differ from.
 
-    ``cloth_type`` decides for Denim and Suiting, which name no part of the body. Raises ``ValueError`` for a
-    category that the gender does not wear, or that has nothing of that type.
+    ``cloth_type`` decides for Denim and Suiting, which name no part of the body.
     """
-    kinds = [
-        kind
-        for kind in CATEGORY_KINDS.get(gender, {}).get(category, ())
-        if cloth_type is None or Garment(kind, category, _PLAIN).cloth_type == cloth_type
-    ]
-    if not kinds:
-        raise ValueError(f"no {category!r} garment of type {cloth_type} for {gender!r}")
-    kind = str(rng.choice(kinds))
+    kind = str(rng.choice([kind for kind in CATEGORY_KINDS[gender][category] if _type_of(kind) == cloth_type]))
     cloth = {"Denim": "denim", "Suiting": "suit", "Graphic_Tees": "graphic", "Sweaters": "knit"}.get(category)
-    if kind in ("sweater", "sweatshirt", "hoodie", "cardigan"):
-        cloth = cloth or "knit"
     if cloth is None:
-        cloth = "top" if Garment(kind, category, _PLAIN).cloth_type != LOWER else "legs"
+        cloth = "legs" if cloth_type == LOWER else "top"
+        if kind in ("sweatshirt", "hoodie", "cardigan"):
+            cloth = "knit"
     colours = {"denim": DENIMS, "suit": SUIT_COLOURS}.get(cloth, CLOTH_COLOURS)
     pattern = random_pattern(rng, *_PATTERNS[cloth], colours=colours, unlike=unlike)
     if kind in TOP_KINDS:
@@ -175,20 +185,12 @@ def random_garment(
     if kind in LEGGED_KINDS:
         return _random_legs(rng, kind, category, pattern)
     if kind == "skirt":
-        pencil = category in ("Suiting",)
-        return Garment(
-            kind,
-            category,
-            pattern,
-            cut="pencil" if pencil else str(rng.choice(["a-line", "pencil", "pleated", "flared"])),
-            hem="knee-length" if pencil else str(rng.choice(list(SKIRT_HEMS), p=[0.32, 0.34, 0.24, 0.10])),
-            ease=0.004,
-            belted=bool(rng.random() < 0.15),
-        )
+        cut, hem = "pencil", "knee-length"
+        if category != "Suiting":
+            cut = str(rng.choice(["a-line", "pencil", "pleated", "flared"]))
+            hem = str(rng.choice(list(SKIRT_HEMS), p=[0.32, 0.34, 0.24, 0.10]))
+        return Garment(kind, category, pattern, cut=cut, hem=hem, ease=0.004, belted=bool(rng.random() < 0.15))
     return _random_full(rng, gender, kind, category, pattern)
-
-
-_PLAIN = Pattern("plain", "white", "black", "grey", 0.05, 0.4)
 
 
 def _random_top(rng: np.random.Generator, gender: str, kind: str, category: str, pattern: Pattern) -> Garment:
@@ -206,17 +208,13 @@ def _random_top(rng: np.random.Generator, gender: str, kind: str, category: str,
     if gender == "MEN" and sleeve == "strap":
         sleeve = "sleeveless"
     neckline = str(rng.choice(necklines))
+    if sleeve == "strap":
+        neckline = "scoop"
     loose = kind in ("sweater", "sweatshirt", "hoodie", "jacket")
-    return Garment(
-        kind,
-        category,
-        pattern,
-        sleeve=sleeve,
-        neckline="scoop" if sleeve == "strap" else neckline,
-        cut=str(rng.choice(["straight", "slim"])) if gender == "WOMEN" and not loose else "straight",
-        ease=float(rng.uniform(0.011, 0.018) if loose else rng.uniform(0.004, 0.010)),
-        length=float(rng.uniform(0.485, 0.545)),
-    )
+    cut = str(rng.choice(["straight", "slim"])) if gender == "WOMEN" and not loose else "straight"
+    ease = float(rng.uniform(0.011, 0.018) if loose else rng.uniform(0.004, 0.010))
+    length = float(rng.uniform(0.485, 0.545))
+    return Garment(kind, category, pattern, sleeve, neckline, cut, ease=ease, length=length)
 
 
 def _random_legs(rng: np.random.Generator, kind: str, category: str, pattern: Pattern) -> Garment:
@@ -243,41 +241,71 @@ def _random_full(rng: np.random.Generator, gender: str, kind: str, category: str
     elif kind == "dress":
         cut = str(rng.choice(["a-line", "flared", "pencil", "pleated"], p=[0.4, 0.25, 0.2, 0.15]))
         hem = str(rng.choice(list(SKIRT_HEMS), p=[0.30, 0.34, 0.22, 0.14]))
-    return Garment(
-        kind,
-        category,
-        pattern,
-        sleeve=sleeve,
-        neckline="scoop" if sleeve == "strap" else neckline,
-        cut=cut,
-        hem=hem,
-        ease=float(rng.uniform(0.003, 0.006)) if gender == "WOMEN" else 0.010,
-        belted=bool(rng.random() < 0.3),
-    )
+    if sleeve == "strap":
+        neckline = "scoop"
+    ease = float(rng.uniform(0.003, 0.006)) if gender == "WOMEN" else 0.010
+    belted = bool(rng.random() < 0.3)
+    return Garment(kind, category, pattern, sleeve, neckline, cut, hem, ease, belted=belted)
 
 
 def random_outfit(
     rng: np.random.Generator, gender: str, cloth_type: int | None = None, category: str | None = None
-) -> tuple[Outfit, int]:
-    """A full outfit around one garment, and that garment's ``cloth_type``.
-
-    ``cloth_type`` and ``category`` choose the garment that the outfit is drawn around; without them it is random.
-    """
-    if cloth_type is None and category is None:
+) -> Outfit:
+    """A full outfit around one garment of ``cloth_type`` and ``category``; what is None is random."""
+    if cloth_type is None:
         cloth_type = int(rng.choice([UPPER, LOWER, FULL]))
-    if category is None:
-        assert cloth_type is not None
-        category = random_category(rng, gender, cloth_type)
-    named = random_garment(rng, gender, category, cloth_type)
+    named = random_garment(rng, gender, category or random_category(rng, gender, cloth_type), cloth_type)
     scarf = str(rng.choice(CLOTH_COLOURS)) if rng.random() < 0.05 else None
-    if named.cloth_type == FULL:
-        return Outfit(full=named, scarf=scarf), FULL
-    other_type = LOWER if named.cloth_type == UPPER else UPPER
+    if cloth_type == FULL:
+        return Outfit(full=named, scarf=scarf)
+    other_type = LOWER if cloth_type == UPPER else UPPER
     other = random_garment(rng, gender, random_category(rng, gender, other_type), other_type, unlike=named.pattern.base)
-    upper, lower = (named, other) if named.cloth_type == UPPER else (other, named)
+    upper, lower = (named, other) if cloth_type == UPPER else (other, named)
     inner = [name for name in ("white", "black", "grey", "beige") if PALETTE[name] != upper.pattern.colour]
-    tucked = bool(
-        upper.kind in ("tee", "tank", "shirt", "blouse") and rng.random() < (0.5 if lower.kind == "skirt" else 0.25)
-    )
-    outfit = Outfit(upper, lower, inner=str(rng.choice(inner)), tucked=tucked, scarf=scarf)
-    return outfit, named.cloth_type
+    tuckable = upper.kind in ("tee", "tank", "shirt", "blouse")
+    tucked = tuckable and bool(rng.random() < (0.5 if lower.kind == "skirt" else 0.25))
+    return Outfit(upper, lower, inner=str(rng.choice(inner)), tucked=tucked, scarf=scarf)
+
+
+_NOUNS = {"tee": "T-shirt", "tank": "tank top", "polo": "polo shirt"}
+
+
+def describe(garment: Garment) -> str:
+    """A noun phrase with its article, such as "a short-sleeve T-shirt with red and white stripe patterns"."""
+    pattern, kind = garment.pattern, garment.kind
+    words = [pattern.base] if pattern.kind in _PLAIN_KINDS else []
+    if garment.sleeve:
+        sleeveless = dict.fromkeys(("strap", "sleeveless"), "sleeveless")
+        words.append((sleeveless | {"elbow": "medium-sleeve"}).get(garment.sleeve, f"{garment.sleeve}-sleeve"))
+    if garment.hem and kind not in ("leggings", "romper"):
+        words.append(garment.hem)
+    if kind in ("trousers", "jeans", "skirt", "jumpsuit", "dress") and garment.cut:
+        words.append("wide-leg" if garment.cut == "wide" else garment.cut)
+    if garment.category == "Suiting":
+        words.append("suit")
+    if garment.category == "Denim" and kind != "jeans" and "denim" not in pattern.base:
+        words.append("denim")
+    phrase = " ".join([*words, _NOUNS.get(kind, kind)])
+    if kind not in LEGGED_KINDS:
+        phrase = f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"
+    if pattern.kind in ("plain", "denim"):
+        return phrase
+    if pattern.kind == "print":
+        return f"{phrase} with a {pattern.second} {pattern.motif} graphic on the chest"
+    return f"{phrase} with {pattern.base} and {pattern.second} {PATTERN_WORDS[pattern.kind]} patterns"
+
+
+def caption(person: Person, outfit: Outfit, rng: np.random.Generator) -> str:
+    """What the person wears, in one to three sentences drawn from ``rng``; all of it is in the picture."""
+    who = "woman" if person.gender == "WOMEN" else "man"
+    verb = str(rng.choice(["wears", "is wearing", "is dressed in"]))
+    worn = " and ".join(describe(garment) for garment in outfit.garments())
+    extras = []
+    top = outfit.garments()[0]
+    if top.neckline and top.kind not in OPEN_KINDS and rng.random() < 0.5:
+        extras.append(f"The {_NOUNS.get(top.kind, top.kind)} has {NECKLINES[top.neckline]}.")
+    if rng.random() < 0.35:
+        extras.append(f"There are {person.shoe_colour} {person.shoes} on {'her' if who == 'woman' else 'his'} feet.")
+    if person.hat is not None and rng.random() < 0.6:
+        extras.append(f"The {who} also wears a hat.")
+    return " ".join([f"The {who} {verb} {worn}.", *extras[:2]])

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
-from deepfashion_training.embedded.body import Colour
-from deepfashion_training.embedded.shapes import Points, disc, points, star
+from deepfashion_training.embedded.painting import TEXTURE_HALF, Colour, Points, disc, points, shaded, star, vec
 
 #: Cloth colours by the name that captions use.
 PALETTE: dict[str, Colour] = {
@@ -36,9 +35,6 @@ PATTERN_WORDS: dict[str, str] = {
 }  # fmt: skip
 MOTIFS = ("star", "heart", "sun", "flower", "mountain", "ring")
 
-#: Width of every texture in body units: its middle is the middle of the body.
-TEXTURE_HALF = 0.34
-
 
 @dataclass(frozen=True)
 class Pattern:
@@ -58,23 +54,19 @@ class Pattern:
         """RGB of the ground."""
         return PALETTE[self.base]
 
-    @property
-    def plain(self) -> bool:
-        """Whether one flat colour is the whole pattern."""
-        return self.kind == "plain"
-
-
-def shaded(colour: Colour, factor: float) -> Colour:
-    """The colour made darker (``factor`` below 1) or mixed with white (above 1; 2 is white)."""
-    if factor <= 1:
-        return tuple(round(channel * factor) for channel in colour)  # type: ignore[return-value]
-    return tuple(round(channel + (255 - channel) * (factor - 1)) for channel in colour)  # type: ignore[return-value]
-
 
 def distance(first: str, second: str) -> float:
     """How different two palette colours look, 0 to about 300: RGB distance with green weighted as eyes do."""
     (r, g, b), (x, y, z) = PALETTE[first], PALETTE[second]
     return math.sqrt(0.7 * (r - x) ** 2 + 1.3 * (g - y) ** 2 + 0.6 * (b - z) ** 2)
+
+
+#: Least and largest distance between the repeats of each kind of pattern, body units.
+_PITCHES = {
+    "horizontal": (0.058, 0.122), "vertical": (0.051, 0.093), "diagonal": (0.061, 0.116), "dots": (0.065, 0.112),
+    "check": (0.075, 0.129), "plaid": (0.102, 0.170), "leaves": (0.105, 0.153), "stars": (0.099, 0.153),
+    "flowers": (0.105, 0.156),
+}  # fmt: skip
 
 
 def random_pattern(
@@ -93,21 +85,9 @@ def random_pattern(
     if kind in ("horizontal", "vertical", "diagonal", "dots") and rng.random() < 0.35:
         light = [name for name in ("white", "ivory", "black", "navy") if name in others]
         second = light[0] if light else second
-    low, high = {
-        "horizontal": (0.058, 0.122), "vertical": (0.051, 0.093), "diagonal": (0.061, 0.116), "dots": (0.065, 0.112),
-        "check": (0.075, 0.129), "plaid": (0.102, 0.170), "leaves": (0.105, 0.153), "stars": (0.099, 0.153),
-        "flowers": (0.105, 0.156),
-    }.get(kind, (0.05, 0.06))  # fmt: skip
-    return Pattern(
-        kind=kind,
-        base=base,
-        second=second,
-        third=third,
-        pitch=float(rng.uniform(low, high)),
-        share=float(rng.uniform(0.3, 0.52)),
-        motif=str(rng.choice(MOTIFS)),
-        seed=int(rng.integers(1 << 30)),
-    )
+    pitch = float(rng.uniform(*_PITCHES.get(kind, (0.05, 0.06))))
+    share = float(rng.uniform(0.3, 0.52))
+    return Pattern(kind, base, second, third, pitch, share, str(rng.choice(MOTIFS)), int(rng.integers(1 << 30)))
 
 
 class _Sheet:
@@ -152,13 +132,10 @@ class _Sheet:
         return centres
 
 
-def texture(
-    pattern: Pattern, top: float, bottom: float, scale: float, seam: float, chest: float = 0.285
-) -> Image.Image:
+def texture(pattern: Pattern, top: float, bottom: float, scale: float, seam: float) -> Image.Image:
     """The cloth between body heights ``top`` and ``bottom`` as an RGB image, ``scale`` pixels to a body height.
 
-    Its width is ``2 * TEXTURE_HALF`` body heights. ``seam`` is the body height where colour blocks meet, ``chest``
-    that of a graphic print's centre.
+    Its width is ``2 * TEXTURE_HALF`` body heights. ``seam`` is the body height where colour blocks meet.
     """
     sheet = _Sheet(top, bottom, scale, pattern.colour)
     second, third = PALETTE[pattern.second], PALETTE[pattern.third]
@@ -173,10 +150,8 @@ def texture(
         for x in columns:
             sheet.band(x - thick / 2, top, x + thick / 2, bottom, second)
     elif pattern.kind == "diagonal":
-        rise = bottom - top
-        step = pitch * 1.3
-        for x in np.arange(-half - rise - pitch, half + pitch, step):
-            wide = step * pattern.share
+        rise, wide = bottom - top, pitch * 1.3 * pattern.share
+        for x in np.arange(-half - rise - pitch, half + pitch, pitch * 1.3):
             sheet.polygon(points((x, bottom), (x + wide, bottom), (x + wide + rise, top), (x + rise, top)), second)
     elif pattern.kind == "dots":
         radius = pitch * (0.18 + 0.22 * pattern.share)
@@ -186,9 +161,9 @@ def texture(
     elif pattern.kind in ("check", "plaid"):
         return _weave(sheet, pattern, rows, columns)
     elif pattern.kind in ("leaves", "stars", "flowers"):
-        _scatter(sheet, pattern, second, third)
+        _scatter(sheet, pattern)
     elif pattern.kind == "print":
-        _motif(sheet, pattern.motif, (0.0, chest), 0.052, second, third)
+        _motif(sheet, pattern.motif, second, third)
     elif pattern.kind == "block":
         sheet.band(-half, seam, half, bottom, second)
         sheet.band(-half, seam - 0.012, half, seam + 0.012, third)
@@ -196,10 +171,6 @@ def texture(
         for x in np.arange(-half, half, 0.011).tolist():
             sheet.band(x, top, x + 0.004, bottom, shaded(pattern.colour, 0.93))
     return sheet.image
-
-
-def _mix(a: Colour, b: Colour, weight: float) -> Colour:
-    return tuple(round(x * (1 - weight) + y * weight) for x, y in zip(a, b, strict=True))  # type: ignore[return-value]
 
 
 def _weave(sheet: _Sheet, pattern: Pattern, rows: list[float], columns: list[float]) -> Image.Image:
@@ -214,15 +185,16 @@ def _weave(sheet: _Sheet, pattern: Pattern, rows: list[float], columns: list[flo
         phase = np.mod(place - marks[0] + thick / 2, pattern.pitch)
         on_line = np.abs(phase - thick / 2 - pattern.pitch / 2) < fine / 2
         threads.append(np.where(phase < thick, 1, np.where(on_line, 2, 0)).astype(np.uint8))
-    faint = _mix(pattern.colour, second, 0.5)
+    faint = tuple(round(x * 0.5 + y * 0.5) for x, y in zip(pattern.colour, second, strict=True))
     table = [pattern.colour, faint, third, faint, second, third, third, third, third]
     woven = Image.fromarray(threads[0][:, None] * np.uint8(3) + threads[1][None, :])
     woven.putpalette(np.array(table, np.uint8).tobytes())
     return woven.convert("RGB")
 
 
-def _scatter(sheet: _Sheet, pattern: Pattern, second: Colour, third: Colour) -> None:
+def _scatter(sheet: _Sheet, pattern: Pattern) -> None:
     """Motifs on a loose grid, each turned its own way."""
+    second, third = PALETTE[pattern.second], PALETTE[pattern.third]
     rng = np.random.default_rng(pattern.seed)
     size = pattern.pitch * 0.40
     stamps = []
@@ -246,33 +218,26 @@ def _scatter(sheet: _Sheet, pattern: Pattern, second: Colour, third: Colour) -> 
         sheet.set(stamps[kind], x, y)
 
 
-def _motif(
-    sheet: _Sheet, motif: str, centre: tuple[float, float], radius: float, second: Colour, third: Colour
-) -> None:
+def _motif(sheet: _Sheet, motif: str, second: Colour, third: Colour) -> None:
     """One picture on the chest."""
-    x, y = centre
+    centre, radius = np.array([0.0, 0.285]), 0.052
     if motif == "star":
         sheet.polygon(star(centre, radius), second)
     elif motif == "heart":
         t = np.linspace(0, 2 * np.pi, 40)
-        heart = np.stack(
-            [np.sin(t) ** 3, -(13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)) / 16], axis=1
-        )
-        sheet.polygon(heart * radius + centre, second)
+        y = -(13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)) / 16
+        sheet.polygon(np.stack([np.sin(t) ** 3, y], axis=1) * radius + centre, second)
     elif motif == "sun":
         sheet.polygon(star(centre, radius, tips=12, inner=0.68), third)
         sheet.polygon(disc(centre, radius * 0.58), second)
     elif motif == "flower":
-        for petal in range(6):
-            angle = petal * np.pi / 3
-            spot = (x + 0.6 * radius * np.cos(angle), y + 0.6 * radius * np.sin(angle))
-            sheet.polygon(disc(spot, radius * 0.38), second)
+        for petal in disc(centre, 0.6 * radius, count=6):
+            sheet.polygon(disc(petal, radius * 0.38), second)
         sheet.polygon(disc(centre, radius * 0.32), third)
     elif motif == "mountain":
-        sheet.polygon(disc((x + 0.4 * radius, y - 0.4 * radius), radius * 0.34), third)
+        sheet.polygon(disc(centre + vec(0.4 * radius, -0.4 * radius), radius * 0.34), third)
         ridge = points((-1.1, 0.7), (-0.45, -0.35), (-0.05, 0.2), (0.35, -0.15), (1.1, 0.7))
         sheet.polygon(ridge * radius + centre, second)
     else:
-        sheet.polygon(disc(centre, radius), second)
-        sheet.polygon(disc(centre, radius * 0.62), third)
-        sheet.polygon(disc(centre, radius * 0.30), second)
+        for share, colour in ((1.0, second), (0.62, third), (0.30, second)):
+            sheet.polygon(disc(centre, radius * share), colour)

@@ -5,9 +5,20 @@ from __future__ import annotations
 import numpy as np
 
 from deepfashion_training.embedded.body import SHOE_COLOURS, Body, Person
-from deepfashion_training.embedded.brush import Detail, Piece
-from deepfashion_training.embedded.patterns import shaded
-from deepfashion_training.embedded.shapes import Points, disc, hull, hull_of_discs, points, spline, star, tube, vec
+from deepfashion_training.embedded.painting import (
+    Detail,
+    Piece,
+    Points,
+    disc,
+    hull,
+    hull_of_discs,
+    points,
+    shaded,
+    spline,
+    star,
+    tube,
+    vec,
+)
 
 HAT, HAIR, SUNGLASSES, FACE, BAG = 1, 2, 3, 11, 16
 #: Labels of the person's left and right shoe, leg and arm, by side (1 left, -1 right).
@@ -34,18 +45,21 @@ def torso(person: Person, body: Body) -> list[Piece]:
     ]
 
 
-def arm(person: Person, body: Body, side: int) -> Piece:
-    """A bare arm down to the wrist."""
-    shoulder, elbow, wrist, _ = (body.project(joint) for joint in body.arm(side))
-    shapes = [disc(shoulder, body.arm_widths()[0]), *_arm_below(body, shoulder, elbow, wrist)]
+def arm(person: Person, body: Body, side: int, over: bool = False) -> Piece:
+    """A bare arm down to the wrist; ``over`` the clothes of the torso its top is hidden by them."""
+    shoulder, elbow, wrist, _ = body.project(body.arm(side))
+    widths = body.arm_widths()
+    if over:
+        spread = np.interp(np.linspace(0, 1, 4), [0, 0.5, 1], widths[:3])
+        shapes = [upper_arm(body, side, 1.0, spread, inside=(-1.0, -0.75, 0.45, 1.0))]
+    else:
+        shapes = [disc(shoulder, widths[0]), tube(np.stack([shoulder, (shoulder + elbow) / 2, elbow]), widths[:3])]
+    shapes += [
+        disc(elbow, widths[2]),
+        tube(np.stack([elbow, (elbow + wrist) / 2, wrist]), widths[2:]),
+        disc(wrist, widths[4]),
+    ]
     # Shoulder and trunk are one skin: no line runs between them.
-    return Piece(f"arm {side}", ARM[side], shapes, person.skin, relief=0.007, group="trunk")
-
-
-def forearm(person: Person, body: Body, side: int) -> Piece:
-    """The arm again, for what lies over the clothes of the torso."""
-    shoulder, elbow, wrist, _ = (body.project(joint) for joint in body.arm(side))
-    shapes = _arm_below(body, shoulder, elbow, wrist, side)
     return Piece(f"arm {side}", ARM[side], shapes, person.skin, relief=0.007, group="trunk")
 
 
@@ -58,7 +72,7 @@ def upper_arm(
     like the crease of an armhole; ``inside`` is that edge in half widths at four places. Skin keeps farther out than
     cloth, so that it never shows along a sleeve.
     """
-    shoulder, elbow, _, _ = (body.project(joint) for joint in body.arm(side))
+    shoulder, elbow, _, _ = body.project(body.arm(side))
     shares = np.linspace(0.0, end, 9)
     path = shoulder + shares[:, None] * (elbow - shoulder)
     outer = np.interp(shares, np.linspace(0, end, 4), half_widths)
@@ -67,25 +81,9 @@ def upper_arm(
     return tube(path, outer, inner) if leftward else tube(path, inner, outer)
 
 
-def _arm_below(body: Body, shoulder: Points, elbow: Points, wrist: Points, side: int = 0) -> list[Points]:
-    widths = body.arm_widths()
-    if side:
-        upper = upper_arm(
-            body, side, 1.0, np.interp(np.linspace(0, 1, 4), [0, 0.5, 1], widths[:3]), inside=(-1.0, -0.75, 0.45, 1.0)
-        )
-    else:
-        upper = tube(np.stack([shoulder, (shoulder + elbow) / 2, elbow]), widths[:3])
-    return [
-        upper,
-        disc(elbow, widths[2]),
-        tube(np.stack([elbow, (elbow + wrist) / 2, wrist]), widths[2:]),
-        disc(wrist, widths[4]),
-    ]
-
-
 def hand(person: Person, body: Body, side: int) -> Piece:
     """A hand: palm, fingers and thumb."""
-    _, _, wrist, knuckles = (body.project(joint) for joint in body.arm(side))
+    _, _, wrist, knuckles = body.project(body.arm(side))
     way = knuckles - wrist
     length = max(1e-6, float(np.hypot(*way)))
     way = way / length
@@ -99,24 +97,20 @@ def hand(person: Person, body: Body, side: int) -> Piece:
 
 def leg(person: Person, body: Body, side: int) -> Piece:
     """A bare leg from the hip to the ankle."""
-    hip, knee, ankle = (body.project(joint) for joint in body.leg(side))
-    path = spline(np.stack([hip, knee, ankle]), 8)
+    joints = body.project(body.leg(side))
+    _, knee, ankle = joints
+    path = spline(joints, 8)
     widths = np.interp(np.linspace(0, 1, len(path)), [0, 0.25, 0.48, 0.68, 1], body.leg_widths())
-    knee_line = Detail(
-        spline(np.stack([knee + vec(-0.011, 0.004), knee + vec(0.0, 0.010), knee + vec(0.011, 0.004)])),
-        shaded(person.skin, 0.88),
-        0.003,
-    )
-    details = [knee_line] if body.faces_viewer else []
+    crease = spline(points((-0.011, 0.004), (0.0, 0.010), (0.011, 0.004)) + knee)
+    details = [Detail(crease, shaded(person.skin, 0.88), 0.003)] if body.faces_viewer else []
     instep = hull_of_discs([ankle, ankle + vec(0.0, 0.030)], [widths[-1], 0.015])
     return Piece(f"leg {side}", LEG[side], [tube(path, widths), instep], person.skin, relief=0.009, details=details)
 
 
 def shoe(person: Person, body: Body, side: int) -> Piece:
     """A shoe, its toe pointing where the foot does."""
-    _, _, ankle3 = body.leg(side)
-    ankle = body.project(ankle3)
-    toe = body.project(ankle3 + np.array([side * 0.014, 0.0, 0.066]))
+    joint = body.leg(side)[2]
+    ankle, toe = body.project(joint), body.project(joint + np.array([side * 0.014, 0.0, 0.066]))
     drop = 0.012 * body.cos  # feet that point at the viewer end lower on the picture
     wide = 0.0 if body.woman else 0.002
     heel_at = ankle + vec(0.0, 0.032)
@@ -156,19 +150,18 @@ def bag(person: Person, body: Body) -> list[Piece]:
     if person.bag is None:
         return []
     side = person.bag_side
-    shoulder, _, wrist, knuckles = (body.project(joint) for joint in body.arm(side))
+    shoulder, _, wrist, knuckles = body.project(body.arm(side))
     dark = shaded(person.bag_colour, 0.72)
     if person.bag == "tote":
         top = wrist + (knuckles - wrist) * 1.1
-        grip = [top + vec(-0.028, 0.070), top + vec(-0.020, 0.010), top + vec(0.020, 0.010), top + vec(0.028, 0.070)]
+        grip = points((-0.028, 0.070), (-0.020, 0.010), (0.020, 0.010), (0.028, 0.070)) + top
         box = points((-0.052, 0.066), (0.052, 0.066), (0.060, 0.176), (-0.060, 0.176)) + top
         return [
-            Piece("bag strap", BAG, [tube(spline(np.stack(grip), 5), np.full(16, 0.0045))], dark, relief=0.002),
+            Piece("bag strap", BAG, [tube(spline(grip, 5), np.full(16, 0.0045))], dark, relief=0.002),
             Piece("bag", BAG, [box], person.bag_colour, relief=0.012,
                   details=[Detail(box[:2] + vec(0.0, 0.012), dark, 0.004)]),
         ]  # fmt: skip
-    out = (1 if side > 0 else -1) * body.cos
-    x = 0.118 * out * body.girth + 0.02 * body.sin
+    x = 0.118 * (side * body.cos) * body.girth + 0.02 * body.sin
     strap = points((shoulder[0] * 0.62, 0.186), (x * 0.98, 0.30), (x, 0.415))
     box = np.concatenate([points((x - 0.040, 0.405), (x + 0.040, 0.405)),
                           disc((x, 0.468), 0.043, 0.024, 24)[:13]])  # fmt: skip
@@ -197,11 +190,8 @@ class Head:
     def _at(self, *pairs: tuple[float, float]) -> Points:
         return points(*pairs) + self.centre
 
-    def behind(self) -> list[Piece]:
-        """Hair that falls behind the shoulders; nothing for short hair or when seen from behind."""
-        return [] if self.from_behind else self._fall()
-
-    def _fall(self) -> list[Piece]:
+    def fall(self) -> list[Piece]:
+        """Hair that falls behind the shoulders; nothing for short hair."""
         style, w, h = self.person.hair_style, self.wide, self.high
         back = -0.024 * self.sin
         if style in ("long", "wavy"):
@@ -209,12 +199,10 @@ class Head:
             swell = 1.12 if style == "long" else 1.34
             half = np.array([1.08, 1.16, 1.14 * swell, 1.10 * swell, 0.80 * swell]) * w * (1 - 0.30 * abs(self.sin))
             drop = np.array([-0.35 * h, 0.1 * h, 0.070, 0.125, end])
-            right = np.stack([back * np.array([0.3, 0.6, 1.0, 1.2, 1.3]) + half, drop], axis=1)
-            left = np.stack([back * np.array([0.3, 0.6, 1.0, 1.2, 1.3]) - half, drop], axis=1)
-            if style == "wavy":
-                wave = np.array([0.0, 0.004, -0.004, 0.006, -0.002])
-                right[:, 0] += wave
-                left[:, 0] -= wave
+            aside = back * np.array([0.3, 0.6, 1.0, 1.2, 1.3])
+            wave = np.array([0.0, 0.004, -0.004, 0.006, -0.002]) * (style == "wavy")
+            right = np.stack([aside + half + wave, drop], axis=1)
+            left = np.stack([aside - half - wave, drop], axis=1)
             shape = np.concatenate([spline(right, 5), spline(left[::-1], 5)]) + self.centre
         elif style == "bob":
             shape = hull_of_discs(
@@ -227,9 +215,8 @@ class Head:
             shape = tube(spline(tail, 5), np.interp(np.linspace(0, 1, 16), [0, 0.4, 1], [0.010, 0.022, 0.006]))
         else:
             return []
-        return [
-            Piece("hair fall", HAIR, [shape], shaded(self.person.hair_colour, 0.88), relief=0.012, group="hair back")
-        ]
+        colour = shaded(self.person.hair_colour, 0.88)
+        return [Piece("hair fall", HAIR, [shape], colour, relief=0.012, group="hair back")]
 
     def _skull(self) -> list[Piece]:
         style, w, h = self.person.hair_style, self.wide, self.high
@@ -237,15 +224,13 @@ class Head:
         back = -0.010 * self.sin
         grow = {"afro": 1.48, "buzz": 1.0, "crop": 1.03, "bun": 1.06}.get(style, 1.10)
         lift = {"afro": -0.016, "quiff": -0.006}.get(style, -0.003)
-        shapes = [
-            disc(self.centre + vec(back, lift - 0.004), w * grow, h * (grow if style == "afro" else grow * 0.985), 28)
-        ]
         if style == "afro":
-            shapes[0] = star((self.centre[0] + back, self.centre[1] + lift), w * grow, tips=16, inner=0.93)
+            shapes = [star((self.centre[0] + back, self.centre[1] + lift), w * grow, tips=16, inner=0.93)]
+        else:
+            shapes = [disc(self.centre + vec(back, lift - 0.004), w * grow, h * (grow * 0.985), 28)]
         if style == "bun":
-            shapes.append(
-                disc(self.centre + vec(-0.6 * w * self.sin, -h - 0.006 + 0.014 * abs(self.sin)), 0.024, 0.022)
-            )
+            knot = self.centre + vec(-0.6 * w * self.sin, -h - 0.006 + 0.014 * abs(self.sin))
+            shapes.append(disc(knot, 0.024, 0.022))
         if style == "quiff" and not self.from_behind:
             shapes.append(hull_of_discs(self._at((0.020 * self.sin, -h * 0.92), (0.016 + 0.03 * self.sin, -h * 0.98)),
                                         [0.024, 0.018]))  # fmt: skip
@@ -253,15 +238,12 @@ class Head:
         return [Piece("hair", HAIR, shapes, hair, relief=0.010, group="hair")]
 
     def pieces(self) -> list[Piece]:
-        """The head in painter's order: hair, ears, face, fringe, glasses, hat."""
-        skull = self._skull()
-        if self.from_behind:
-            hat = self._hat()
-            parting = self._fall()
-            tail = [self._tail_from_behind()] if self.person.hair_style == "ponytail" else []
-            nape = [] if self.person.hair_style in ("long", "wavy", "bob", "afro") else [self._nape()]
-            return [*nape, *skull, *([] if tail else parting), *tail, *hat]
-        return [*skull, *self._ears(), self._face(), *self._fringe(), *self._glasses(), *self._hat()]
+        """The head in painter's order: hair, ears, face, fringe, glasses, hat; from behind, what hangs down last."""
+        if not self.from_behind:
+            return [*self._skull(), *self._ears(), self._face(), *self._fringe(), *self._glasses(), *self._hat()]
+        nape = [] if self.person.hair_style in ("long", "wavy", "bob", "afro") else [self._nape()]
+        hanging = [self._tail_from_behind()] if self.person.hair_style == "ponytail" else self.fall()
+        return [*nape, *self._skull(), *hanging, *self._hat()]
 
     def _nape(self) -> Piece:
         shape = disc(self.centre + vec(0.0, 0.014), self.wide * 0.86, self.high * 0.82)
@@ -279,7 +261,7 @@ class Head:
         for side in (-1, 1):
             if side * self.sin > 0.35:  # hidden behind the cheek
                 continue
-            x = side * self.wide * 1.0 * max(0.12, self.cos) - 0.006 * self.sin
+            x = side * self.wide * max(0.12, self.cos) - 0.006 * self.sin
             ears.append(disc(self.centre + vec(x, 0.010), 0.009, 0.014, 12))
         return [Piece("ear", FACE, ears, shaded(self.person.skin, 0.95), relief=0.004)] if ears else []
 
@@ -336,7 +318,7 @@ class Head:
         lips = self._at((mouth - half, 0.0355), (mouth - half * 0.3, 0.0330), (mouth, 0.0342),
                         (mouth + half * 0.3, 0.0330),
                         (mouth + half, 0.0355), (mouth, 0.0425))  # fmt: skip
-        details.append(Detail(lips, self.person.lips))
+        details.append(Detail(lips, (178, 84, 84) if self.body.woman else (158, 96, 86)))
         return details
 
     def _fringe(self) -> list[Piece]:

@@ -2,35 +2,28 @@
 
 from __future__ import annotations
 
-import functools
 import io
-from collections.abc import Iterator
+import multiprocessing
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
 
 from deepfashion_training.embedded.body import PERSON_VIEWS, VIEW_NUMBERS, Person, random_person, random_pose
-from deepfashion_training.embedded.captions import caption, caption_flat
 from deepfashion_training.embedded.figure import Drawing, Mask, draw_flat, draw_person
-from deepfashion_training.embedded.garments import Garment, Outfit, random_category, random_outfit
+from deepfashion_training.embedded.garments import Garment, Outfit, caption, describe, random_category, random_outfit
 from deepfashion_training.garment_types import FULL, LOWER, TYPE_NAMES, UPPER
+
+Row = TypeVar("Row")
 
 #: How often each of ``PERSON_VIEWS`` comes, roughly as on the Hub.
 VIEW_SHARES = (0.36, 0.18, 0.12, 0.22, 0.12)
-#: And in a studio, where most people are seen from the front.
+#: The same in a studio, where most people are seen from the front.
 STUDIO_SHARES = (0.48, 0.05, 0.13, 0.25, 0.09)
-_JPEG_QUALITY = 92
-#: Which half of the body pictures from nearby show with a garment type; with dresses and jumpsuits all of it.
-_HALVES = {UPPER: "upper", LOWER: "lower"}
 #: Garment types of the raw dataset's pids, in turn: lower body is rarer than upper, yet a fifth at least.
 _RAW_TYPES = (UPPER, LOWER, FULL, UPPER, LOWER, UPPER, FULL, UPPER, LOWER, UPPER)
-
-
-def generator(*entropy: int) -> np.random.Generator:
-    """Random numbers that follow from ``entropy`` alone."""
-    return np.random.default_rng(np.random.SeedSequence(entropy))
 
 
 @dataclass(frozen=True)
@@ -42,12 +35,12 @@ class RowSpec:
     pid_index: int
     variant: int
     view: str
-    cloth_type: int  # of the named garment
+    cloth_type: int  # of the garment that the row is about
     around: int  # type of the garment that the outfit is drawn around
     category: str | None = None  # of that garment; None draws one
-    whole_mask: bool = False  # the raw mask covers all clothes, not only the named garment
-    # As shops show clothes: calm people before a bare wall, and no more of the body than the garment calls for, but for
-    # the view "full".
+    whole_mask: bool = False  # the raw mask covers all clothes, not only the garment of ``cloth_type``
+    # As shops show clothes: calm people before a bare wall, and only the half of the body that the garment is on. Only
+    # the view "full" shows all of it.
     studio: bool = False
     patterned: float = 0.5  # share of the garments drawn with a pattern that keep it; the others become plain
 
@@ -63,19 +56,27 @@ class RowSpec:
 
     def generator(self, *purpose: int) -> np.random.Generator:
         """Random numbers that belong to this row's person and to one purpose."""
-        return generator(self.seed, self.pid_index, *purpose)
+        return np.random.default_rng([self.seed, self.pid_index, *purpose])
 
     def person(self) -> Person:
         """The person, the same in all rows of a pid."""
-        return _person(self.seed, self.pid_index, self.pid)
+        return random_person(self.generator(0), self.pid)
 
     def outfit(self) -> Outfit:
         """The outfit, the same in all rows of a variant."""
-        which = (self.seed, self.pid_index, self.pid, self.variant, self.around, self.category)
-        return _outfit(*which, self.patterned)
+        outfit = random_outfit(self.generator(1, self.variant), self.person().gender, self.around, self.category)
+        keep = self.generator(4, self.variant).random(2) < self.patterned
+        # The garment that the outfit is drawn around comes first, so that it looks alike whatever else is worn.
+        worn = sorted(outfit.garments(), key=lambda garment: garment.cloth_type != self.around)
+        changed: dict[str, Any] = {
+            TYPE_NAMES[garment.cloth_type]: garment.in_plain()
+            for garment, kept in zip(worn, keep.tolist(), strict=False)
+            if not kept
+        }
+        return replace(outfit, **changed)
 
     def garment(self) -> Garment:
-        """The garment that the row is named after."""
+        """The garment that the row is about."""
         garment = self.outfit().of_type(self.cloth_type)
         assert garment is not None
         return garment
@@ -83,46 +84,27 @@ class RowSpec:
     def draw(self, size: tuple[int, int]) -> Drawing:
         """The person's picture: rows of one pid, variant and view show the same one."""
         place = self.generator(2, self.variant, VIEW_NUMBERS[self.view])
-        half = _HALVES.get(self.cloth_type) if self.studio else None
+        half = {UPPER: "upper", LOWER: "lower"}.get(self.cloth_type) if self.studio else None
         pose = random_pose(place, self.view, half, calm=self.studio)
         wall_seed = int(place.integers(1 << 30))
         return draw_person(self.person(), self.outfit(), pose, size, wall_seed, bare_wall=self.studio)
 
+    def draw_garment(self, size: tuple[int, int]) -> tuple[Image.Image, Mask]:
+        """The garment laid out flat, and where it lies."""
+        return draw_flat(self.garment(), self.person().gender, size, self.outfit().inner)
+
     def caption(self) -> str:
         """The caption, the same for all views of a variant."""
         if self.view == "flat":
-            return caption_flat(self.garment())
+            return f"The picture shows {describe(self.garment())}."
         return caption(self.person(), self.outfit(), self.generator(3, self.variant))
-
-
-# A row asks for its person and outfit several times over.
-@functools.lru_cache(maxsize=16)
-def _person(seed: int, pid_index: int, pid: str) -> Person:
-    return random_person(generator(seed, pid_index, 0), pid)
-
-
-@functools.lru_cache(maxsize=16)
-def _outfit(
-    seed: int, pid_index: int, pid: str, variant: int, around: int, category: str | None, patterned: float
-) -> Outfit:
-    rng = generator(seed, pid_index, 1, variant)
-    outfit = random_outfit(rng, _person(seed, pid_index, pid).gender, around, category)[0]
-    keep = generator(seed, pid_index, 4, variant).random(2) < patterned
-    # The garment that the outfit is drawn around comes first, so that it looks alike whatever else is worn.
-    worn = sorted(outfit.garments(), key=lambda garment: garment.cloth_type != around)
-    changed: dict[str, Any] = {
-        TYPE_NAMES[garment.cloth_type]: garment.in_plain()
-        for garment, kept in zip(worn, keep.tolist(), strict=False)
-        if not kept
-    }
-    return replace(outfit, **changed)
 
 
 def documented_specs(rows: int, seed: int) -> Iterator[RowSpec]:
     """Rows of the documented schema: three to a pid, one of each garment type in turn, shown in a studio."""
     for index in range(rows):
         pid_index, place = divmod(index, 3)
-        rng = generator(seed, pid_index, 9)
+        rng = np.random.default_rng([seed, pid_index, 9])
         views = [str(view) for view in rng.choice(PERSON_VIEWS, 3, replace=False, p=STUDIO_SHARES)]
         if views[0] == "full":  # tops are shown from nearby, and the whole person with trousers or a dress
             views[0], views[1] = views[1], views[0]
@@ -137,7 +119,7 @@ def split_of_pids(rows: int, seed: int) -> list[str]:
     """The split of each documented pid, by its index: 80/10/10, each split non-empty from three pids on."""
     count = -(-rows // 3)
     held_out = max(1, round(count * 0.1)) if count >= 3 else 0
-    order = generator(seed, 8).permutation(count)
+    order = np.random.default_rng([seed, 8]).permutation(count)
     # A last pid with fewer rows stays in training, so that the held-out splits are balanced.
     order = order[order != count - 1]
     splits = ["train"] * count
@@ -150,9 +132,9 @@ def raw_specs(rows: int, seed: int) -> Iterator[RowSpec]:
     """Exactly ``rows`` rows of the raw schema: each pid sells one category, in one or two variants."""
     index = pid_index = 0
     while True:
-        rng = generator(seed, pid_index, 9)
+        rng = np.random.default_rng([seed, pid_index, 9])
         cloth_type = _RAW_TYPES[pid_index % len(_RAW_TYPES)]
-        gender = _person(seed, pid_index, "").gender
+        gender = random_person(np.random.default_rng([seed, pid_index, 0]), "").gender
         category = random_category(rng, gender, cloth_type)
         whole_mask = bool(rng.random() < 0.5)
         for variant in range(1, 2 + int(rng.random() < 0.4)):
@@ -169,13 +151,22 @@ def raw_specs(rows: int, seed: int) -> Iterator[RowSpec]:
         pid_index += 1
 
 
-def _encoded(picture: Image.Image | Mask | np.ndarray, name: str) -> dict[str, Any]:
+def draw_all(draw: Callable[[RowSpec], Row], specs: Iterable[RowSpec], num_proc: int) -> Iterator[Row]:
+    """``draw(spec)`` for all ``specs`` in order, in this process or in ``num_proc`` others."""
+    if num_proc == 1:
+        yield from map(draw, specs)
+        return
+    # Spawned, because a fork would copy the threads of whatever else the process has loaded.
+    with multiprocessing.get_context("spawn").Pool(num_proc) as pool:
+        yield from pool.imap(draw, specs, chunksize=4)
+
+
+def _encoded(picture: Image.Image | np.ndarray, name: str) -> dict[str, Any]:
     """A picture as ``datasets.Image`` stores it: JPEG for RGB, PNG for masks (0/255) and label maps."""
     sink = io.BytesIO()
     if isinstance(picture, Image.Image):
         # Small pictures keep their full colour resolution: stripes are a few pixels wide there.
-        subsampling = 0 if picture.height < 256 else 2
-        picture.save(sink, "JPEG", quality=_JPEG_QUALITY, subsampling=subsampling)
+        picture.save(sink, "JPEG", quality=92, subsampling=0 if picture.height < 256 else 2)
         return {"bytes": sink.getvalue(), "path": f"{name}.jpg"}
     levels = picture.astype(np.uint8) * np.uint8(255) if picture.dtype == bool else picture
     Image.fromarray(levels).save(sink, "PNG", compress_level=1)
@@ -185,12 +176,10 @@ def _encoded(picture: Image.Image | Mask | np.ndarray, name: str) -> dict[str, A
 def documented_row(spec: RowSpec, size: tuple[int, int]) -> dict[str, Any]:
     """One row of the documented schema with its provenance and ``parse``, pictures encoded."""
     drawing = spec.draw(size)
-    garment = spec.garment()
-    flat, _ = draw_flat(garment, drawing.person.gender, size, drawing.outfit.inner)
     name = f"{spec.pid}_{spec.pose_name}"
     return {
         "image": _encoded(drawing.photo, name),
-        "cloth": _encoded(flat, f"{spec.pid}_{spec.variant:02d}_6_flat"),
+        "cloth": _encoded(spec.draw_garment(size)[0], f"{spec.pid}_{spec.variant:02d}_6_flat"),
         "mask": _encoded(drawing.agnostic[spec.cloth_type], f"{name}_mask"),
         "caption": spec.caption(),
         "cloth_type": spec.cloth_type,
@@ -198,7 +187,7 @@ def documented_row(spec: RowSpec, size: tuple[int, int]) -> dict[str, Any]:
         "variant": f"{spec.variant:02d}",
         "view": spec.view,
         "gender": drawing.person.gender,
-        "category": garment.category,
+        "category": spec.garment().category,
         "garment_source": "flat",
         "garment_view": "flat",
         "source_row": spec.index,
@@ -208,9 +197,8 @@ def documented_row(spec: RowSpec, size: tuple[int, int]) -> dict[str, Any]:
 
 def raw_row(spec: RowSpec, size: tuple[int, int]) -> dict[str, Any]:
     """One row of the raw schema, pictures encoded."""
-    person, garment = spec.person(), spec.garment()
     if spec.view == "flat":
-        photo, mask = draw_flat(garment, person.gender, size, spec.outfit().inner)
+        photo, mask = spec.draw_garment(size)
     else:
         drawing = spec.draw(size)
         photo = drawing.photo
@@ -219,11 +207,11 @@ def raw_row(spec: RowSpec, size: tuple[int, int]) -> dict[str, Any]:
     tint = Image.blend(photo, Image.new("RGB", photo.size, (230, 30, 60)), 0.5)
     return {
         "images": _encoded(photo, name),
-        "gender": person.gender,
+        "gender": spec.person().gender,
         "pose": spec.pose_name,
-        "cloth_type": garment.category,
+        "cloth_type": spec.garment().category,
         "pid": spec.pid,
         "caption": spec.caption(),
         "mask": _encoded(mask, f"{name}_mask"),
-        "mask_overlay": _encoded(Image.composite(tint, photo, Image.fromarray(mask.astype(np.uint8) * 255)), name),
+        "mask_overlay": _encoded(Image.composite(tint, photo, Image.fromarray(mask)), name),
     }

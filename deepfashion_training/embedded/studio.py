@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFilter
 
-from deepfashion_training.embedded.body import Colour
-from deepfashion_training.embedded.patterns import shaded
-from deepfashion_training.embedded.shapes import Points, disc, points
+from deepfashion_training.embedded.body import Body
+from deepfashion_training.embedded.painting import Colour, Points, disc, points, shaded
 
 WALLS: tuple[Colour, ...] = (
     (236, 234, 230), (224, 226, 230), (242, 238, 230), (214, 220, 222), (232, 222, 212), (206, 214, 206),
@@ -80,3 +79,19 @@ def background(rng: np.random.Generator, size: tuple[int, int], soles: float, ba
         pot = points((-5, -9), (5, -9), (3.8, 0), (-3.8, 0)) * unit + np.array([middle, foot_y])
         _fill(image, pot, (190, 142, 112))
     return image
+
+
+def floor_shadow(photo: Image.Image, body: Body, scale: float, origin: tuple[float, float]) -> None:
+    """A soft shadow under the feet."""
+    left, right = (body.project(body.leg(side)[2])[0] for side in (1, -1))
+    x = (left + right) / 2 * scale + origin[0]
+    y = 0.990 * scale + origin[1]
+    if y > photo.height + 0.02 * scale:
+        return
+    half = (abs(left - right) / 2 + 0.09) * scale
+    box = (int(x - half * 1.5), int(y - 0.05 * scale), int(x + half * 1.7), int(y + 0.05 * scale))
+    wide, high = max(2, (box[2] - box[0]) // 3), max(2, (box[3] - box[1]) // 3)
+    shadow = Image.new("L", (wide, high), 0)
+    ImageDraw.Draw(shadow).ellipse((wide * 0.2, high * 0.3, wide * 0.8, high * 0.7), fill=92)
+    shadow = shadow.filter(ImageFilter.GaussianBlur(high * 0.12)).resize((box[2] - box[0], box[3] - box[1]))
+    photo.paste((40, 38, 44), box[:2], shadow)

@@ -2,30 +2,39 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 
-from deepfashion_training.embedded.body import CROTCH_Y, HIP_Y, WAIST_Y, Body, Colour, Vector
-from deepfashion_training.embedded.brush import Cloth, Detail, Frame, Piece
+from deepfashion_training.embedded.body import CROTCH_Y, HIP_Y, WAIST_Y, Body, Vector
 from deepfashion_training.embedded.garments import LEG_HEMS, OPEN_KINDS, SKIRT_HEMS, SLEEVES, Garment
-from deepfashion_training.embedded.patterns import PALETTE, shaded, texture
+from deepfashion_training.embedded.painting import (
+    Cloth,
+    Detail,
+    Frame,
+    Piece,
+    Points,
+    along,
+    disc,
+    hull,
+    points,
+    shaded,
+    spline,
+    tube,
+    vec,
+)
+from deepfashion_training.embedded.patterns import PALETTE, texture
 from deepfashion_training.embedded.people import upper_arm
-from deepfashion_training.embedded.shapes import Points, along, disc, points, spline, tube, vec
+from deepfashion_training.garment_types import FULL, LOWER, UPPER
 
 UPPER_LABEL, SKIRT_LABEL, PANTS_LABEL, DRESS_LABEL, BELT_LABEL = 4, 5, 6, 7, 8
+_BELT_COLOUR = (94, 62, 44)
 
 _NECK_HALF = {"crew": 0.036, "v": 0.040, "scoop": 0.046, "square": 0.050, "boat": 0.062, "collar": 0.036}
 _NECK_DROP = {"crew": 0.022, "v": 0.078, "scoop": 0.056, "square": 0.052, "boat": 0.012, "collar": 0.040}
 _ARMPIT_Y = 0.250
 _HEM_DIP = 0.008
-
-
-def garment_label(garment: Garment) -> int:
-    """The ATR label of a garment: 4 upper-clothes, 5 skirt, 6 pants, 7 dress (jumpsuits and rompers too)."""
-    if garment.cloth_type == 1:
-        return UPPER_LABEL
-    if garment.cloth_type == 3:
-        return DRESS_LABEL
-    return SKIRT_LABEL if garment.kind == "skirt" else PANTS_LABEL
 
 
 class Tailor:
@@ -37,59 +46,41 @@ class Tailor:
 
     def __init__(self, garment: Garment, body: Body, scale: float, inner: str = "white", tucked: bool = False) -> None:
         self.garment, self.body, self.inner, self.tucked = garment, body, inner, tucked
-        self.label = garment_label(garment)
+        below = SKIRT_LABEL if garment.kind == "skirt" else PANTS_LABEL
+        # The ATR labels: jumpsuits and rompers are dresses, too.
+        self.label = {UPPER: UPPER_LABEL, LOWER: below, FULL: DRESS_LABEL}[garment.cloth_type]
         self.name = f"cloth{garment.cloth_type}"
+        #: Body height of the lowest hem.
+        self.hem = garment.length
+        if garment.cloth_type != UPPER:
+            self.hem = (SKIRT_HEMS if garment.skirted else LEG_HEMS)[garment.hem]
+        #: Colour of the ground, and of ribs, collars and bands: darker, or lighter where the ground is dark already.
+        self.colour = garment.pattern.colour
+        self.dark = sum(self.colour) <= 240
+        self.trim = shaded(self.colour, 1.16 if self.dark else 0.86)
         self.cloth: Cloth | None = None
-        if not garment.pattern.plain:
+        if garment.pattern.kind != "plain":
             # Seams and motifs sit at body heights, so that all views show them alike.
-            top, bottom = {1: (0.12, 0.66), 2: (0.36, 0.99), 3: (0.12, 0.99)}[garment.cloth_type]
-            begin = WAIST_Y if garment.cloth_type == 2 else 0.17
-            seam = begin + (self.bottom - begin) * (0.40 + 0.3 * (garment.pattern.share - 0.3))
+            top, bottom = {UPPER: (0.12, 0.66), LOWER: (0.36, 0.99), FULL: (0.12, 0.99)}[garment.cloth_type]
+            begin = WAIST_Y if garment.cloth_type == LOWER else 0.17
+            seam = begin + (self.hem - begin) * (0.40 + 0.3 * (garment.pattern.share - 0.3))
             self.cloth = Cloth(texture(garment.pattern, top, bottom, scale, seam), top, scale)
         # Where the middle of the front shows, and how much of its width is left to see.
-        self.front = Frame(
-            at=(0.05 * body.sin * (1 if body.faces_viewer else -1), 0.0),
-            cloth=(0.0, 0.0),
-            squeeze=max(0.55, abs(body.cos)),
-        )
+        aside = 0.05 * body.sin * (1 if body.faces_viewer else -1)
+        self.front = Frame(at=(aside, 0.0), cloth=(0.0, 0.0), squeeze=max(0.55, abs(body.cos)))
 
-    @property
-    def bottom(self) -> float:
-        """Body height of the lowest hem."""
-        garment = self.garment
-        if garment.cloth_type == 1:
-            return garment.length
-        return (SKIRT_HEMS if garment.skirted else LEG_HEMS)[garment.hem]
-
-    @property
-    def colour(self) -> Colour:
-        """RGB of the ground."""
-        return self.garment.pattern.colour
-
-    @property
-    def trim(self) -> Colour:
-        """RGB of ribs, collars and bands: the ground, darker, or lighter where it is dark already."""
-        return shaded(self.colour, 0.86) if sum(self.colour) > 240 else shaded(self.colour, 1.16)
-
-    def piece(self, name: str, shapes: list[Points], frames: list[Frame] | None = None, **more: object) -> Piece:
-        """A piece of this garment's cloth."""
-        return Piece(
-            f"{self.name} {name}",
-            self.label,
-            shapes,
-            self.colour,
-            self.cloth,
-            frames or [self.front] * len(shapes),
-            **more,  # type: ignore[arg-type]
-        )
+    def piece(self, name: str, shapes: list[Points], frames: list[Frame] | None = None, **more: Any) -> Piece:
+        """A piece of this garment's cloth; ``more`` are fields of ``Piece``."""
+        frames = frames or [self.front] * len(shapes)
+        return Piece(f"{self.name} {name}", self.label, shapes, self.colour, cloth=self.cloth, frames=frames, **more)
 
     # Torso ---------------------------------------------------------------------------------------------------
 
-    def _sides(self, heights: Vector, waisted: bool = True) -> tuple[Vector, Vector]:
+    def _sides(self, heights: Vector) -> tuple[Vector, Vector]:
         """Left and right X of the garment's torso at body heights [N]."""
         garment, body = self.garment, self.body
         left, right = body.outline(heights, garment.ease)
-        straight = 0.15 if garment.cut in ("slim", "pencil", "a-line", "flared", "pleated") or not waisted else 0.75
+        straight = 0.15 if garment.cut in ("slim", "pencil", "a-line", "flared", "pleated") else 0.75
         wide_left, wide_right = body.outline(np.array([0.285]), garment.ease)
         away = straight * np.clip((heights - 0.285) / 0.06, 0, 1)
         if self.tucked:  # gathered at the waist
@@ -104,49 +95,57 @@ class Tailor:
         neckline = garment.neckline or "crew"
         half = _NECK_HALF[neckline] + (0.006 if not body.woman else 0.0)
         height = 0.1655 + (half - 0.036) * 0.42
-        _, _, _, forward = (float(value) for value in body.section(height))
-        centre = forward * body.sin
+        centre = float(body.section(height)[3]) * body.sin
         span = float(body.span(half, 0.032))
         left, right = centre - span, centre + span
         drop = _NECK_DROP[neckline] if body.faces_viewer else 0.010
         middle = body.surface(0.0, height + drop)[0] if body.faces_viewer else centre
         low = height + drop
         if not body.faces_viewer or neckline in ("crew", "scoop", "boat"):
-            bend = points((left, height), ((left * 0.72 + middle * 0.28), low - drop * 0.22), (middle, low),
-                          ((right * 0.72 + middle * 0.28), low - drop * 0.22), (right, height))  # fmt: skip
-            return spline(bend, 4), left, right
-        if neckline == "square":
+            between = [(left * 0.72 + middle * 0.28, low - drop * 0.22), (middle, low),
+                       (right * 0.72 + middle * 0.28, low - drop * 0.22)]  # fmt: skip
+        elif neckline == "square":
             shift = middle * 0.5
-            return points((left, height), (left * 0.92 + shift * 0.3, low), (right * 0.92 + shift * 0.3, low),
-                          (right, height)), left, right  # fmt: skip
-        return points((left, height), (middle, low), (right, height)), left, right
+            between = [(left * 0.92 + shift * 0.3, low), (right * 0.92 + shift * 0.3, low)]
+        else:
+            between = [(middle, low)]
+        line = points((left, height), *between, (right, height))
+        return spline(line, 4) if len(between) == 3 else line, left, right
+
+    def lining(self) -> Piece:
+        """The inside of the back, which shows through the neckline of a garment that is laid out."""
+        neck, left, right = self._neck()
+        height = float(neck[0, 1])
+        below = points((left, height - 0.004), ((left + right) / 2, height + 0.006), (right, height - 0.004))
+        shape = hull(np.concatenate([neck, below]))
+        return Piece("lining", self.label, [shape], shaded(self.colour, 0.62), relief=0.004)
 
     def bodice(self, bottom: float) -> Points:
         """Outline of the torso part from the neckline down to body height ``bottom``."""
         garment, body = self.garment, self.body
         neck, neck_left, neck_right = self._neck()
-        height = float(neck[0, 1])
-        width = float(body.section(0.205)[0])
-        shoulder = float(body.span(width, 0.036))
+        shoulder = float(body.span(float(body.section(0.205)[0]), 0.036))
         heights = np.linspace(_ARMPIT_Y, bottom, 14)
         left, right = self._sides(heights)
         if garment.sleeve == "strap":
-            tips = (neck_left - 0.015, neck_right + 0.015, height - 0.001)
+            tips, height = (neck_left - 0.015, neck_right + 0.015), float(neck[0, 1]) - 0.001
         elif garment.sleeve == "sleeveless":
-            tips = (-0.86 * shoulder, 0.86 * shoulder, 0.1830)
+            tips, height = (-0.86 * shoulder, 0.86 * shoulder), 0.1830
         else:
-            tips = (-shoulder - 0.004, shoulder + 0.004, 0.1905)
-        bare = garment.sleeve in ("strap", "sleeveless")
-        armhole_left = points((tips[0], tips[2]), (tips[0] * (0.96 if bare else 1.01), 0.216), (left[0], heights[0]))
-        armhole_right = points((tips[1], tips[2]), (tips[1] * (0.96 if bare else 1.01), 0.216), (right[0], heights[0]))
+            tips, height = (-shoulder - 0.004, shoulder + 0.004), 0.1905
+        inward = 0.96 if garment.sleeve in ("strap", "sleeveless") else 1.01
+        armholes = [
+            spline(points((tip, height), (tip * inward, 0.216), (side[0], heights[0])), 4)
+            for tip, side in zip(tips, (left, right), strict=True)
+        ]
         hem = points((left[-1], bottom), ((left[-1] + right[-1]) / 2, bottom + _HEM_DIP), (right[-1], bottom))
         return np.concatenate([
             neck[::-1],
-            spline(armhole_left, 4),
+            armholes[0],
             np.stack([left, heights], axis=1)[1:],
             spline(hem, 4),
             np.stack([right, heights], axis=1)[::-1][1:],
-            spline(armhole_right, 4)[::-1],
+            armholes[1][::-1],
         ])  # fmt: skip
 
     def _torso_folds(self, bottom: float) -> list[Points]:
@@ -174,19 +173,16 @@ class Tailor:
             details.append(Detail(points((left[0], bottom - 0.011), (right[0], bottom - 0.011)), self.trim, 0.018))
         if body.cos < 0.30:
             return details
-        ink = shaded(self.colour, 0.72) if sum(self.colour) > 240 else shaded(self.colour, 1.35)
-        if (garment.kind in ("shirt", "polo", "blouse") and garment.neckline == "collar") or (
-            garment.kind == "jumpsuit" and garment.neckline == "collar"
-        ):
-            last = 0.29 if garment.kind == "polo" else bottom - 0.005
+        ink = shaded(self.colour, 1.35 if self.dark else 0.72)
+        if garment.kind in ("shirt", "polo", "blouse", "jumpsuit") and garment.neckline == "collar":
+            last, buttons = (0.29, 3) if garment.kind == "polo" else (bottom - 0.005, 6)
             line = np.stack([body.surface(0.0, y, garment.ease) for y in np.linspace(0.205, last, 8)])
             details.append(Detail(line, ink, 0.0035))
-            count = 3 if garment.kind == "polo" else 6
-            for y in np.linspace(0.222, last - 0.02, count):
+            for y in np.linspace(0.222, last - 0.02, buttons):
                 details.append(Detail(disc(body.surface(0.0, y, garment.ease), 0.0045, count=8), ink))
         if garment.kind == "hoodie":
-            pocket = [body.surface(x, y, garment.ease) for x, y in
-                      ((-0.055, 0.44), (-0.036, 0.395), (0.036, 0.395), (0.055, 0.44))]  # fmt: skip
+            corners = ((-0.055, 0.44), (-0.036, 0.395), (0.036, 0.395), (0.055, 0.44))
+            pocket = [body.surface(x, y, garment.ease) for x, y in corners]
             details.append(Detail(np.stack(pocket), ink, 0.004))
             for side in (-1, 1):
                 cord = [body.surface(side * 0.014, y, garment.ease) for y in (0.196, 0.23, 0.258)]
@@ -227,40 +223,31 @@ class Tailor:
         whole = self.bodice(bottom)
         folds = self._torso_folds(bottom)
         if garment.kind not in OPEN_KINDS:
-            return [
-                self.piece("torso", [whole], folds=folds, details=self._front_details(bottom), relief=0.016),
-                *self.collar(),
-            ]
+            front = self._front_details(bottom)
+            return [self.piece("torso", [whole], folds=folds, details=front, relief=0.016), *self.collar()]
         if not body.faces_viewer:
             return [self.piece("torso", [whole], folds=folds, relief=0.016)]
         # Two panels over a tee. The opening widens downwards; seen from the side it moves with the front.
         inner = Piece(f"{self.name} inner", self.label, [whole], PALETTE[self.inner], relief=0.006)
         gap = {"cardigan": 0.030, "jacket": 0.026, "vest": 0.034}[garment.kind]
         heights = np.linspace(0.166, bottom + 0.004, 10)
-        panels = []
+        half_gaps = np.interp(heights, [0.166, 0.30, bottom], [0.038, gap * 0.7, gap])
+        pieces = [inner]
         for side in (-1, 1):
-            edge = [
-                body.surface(side * np.interp(y, [0.166, 0.30, bottom], [0.038, gap * 0.7, gap]), y, garment.ease)
-                for y in heights
-            ]
+            edge = np.stack([body.surface(side * x, y, garment.ease) for x, y in zip(half_gaps, heights, strict=True)])
             # A panel is the bodice cut along its front edge.
-            shape = _clip_side(whole, np.stack(edge), side)
-            if len(shape) > 2:
-                if garment.kind != "cardigan":
-                    top = np.stack(edge)[1:6]
-                    wing = np.concatenate([top, top[[3, 1]] + (side * 0.030 * max(0.3, body.cos), 0.0)])
-                    lapel = [Detail(wing, self.trim)]
-                else:
-                    lapel = [Detail(np.stack(edge), self.trim, 0.009)]
-                panels.append(self.piece(f"panel {side}", [shape], folds=folds[:4], details=lapel, relief=0.012))
-        return [inner, *panels]
+            borders = np.interp(whole[:, 1], edge[:, 1], edge[:, 0])
+            cut = np.maximum(whole[:, 0], borders) if side == 1 else np.minimum(whole[:, 0], borders)
+            if garment.kind == "cardigan":
+                lapel = Detail(edge, self.trim, 0.009)
+            else:
+                wing = edge[[4, 2]] + (side * 0.030 * max(0.3, body.cos), 0.0)
+                lapel = Detail(np.concatenate([edge[1:6], wing]), self.trim)
+            shape = np.stack([cut, whole[:, 1]], axis=1)
+            pieces.append(self.piece(f"panel {side}", [shape], folds=folds[:4], details=[lapel], relief=0.012))
+        return pieces
 
     # Limbs ---------------------------------------------------------------------------------------------------
-
-    def _frame(self, start: Vector, end: Vector, cloth: tuple[float, float], squeeze: float = 1.0) -> Frame:
-        """Cloth that runs along a limb from picture point ``start`` to ``end``."""
-        way = end - start
-        return Frame((float(start[0]), float(start[1])), cloth, float(np.arctan2(-way[0], way[1])), squeeze)
 
     def sleeve(self, side: int, over: bool = False) -> list[Piece]:
         """The sleeve of one arm, with its cap or, ``over`` the torso's cloth, without; nothing where there is none."""
@@ -268,7 +255,7 @@ class Tailor:
         reach = SLEEVES[garment.sleeve]
         if reach <= 0:
             return []
-        shoulder, elbow, wrist, _ = (body.project(joint) for joint in body.arm(side))
+        shoulder, elbow, wrist, _ = body.project(body.arm(side))
         bare = body.arm_widths()
         loose = garment.ease + 0.001
         upper_share, lower_share = min(1.0, reach / 0.537), max(0.0, (reach - 0.537) / 0.463)
@@ -283,135 +270,124 @@ class Tailor:
         else:
             shapes = [disc(shoulder, widths[0]), tube(path, widths)]
         out = side if body.faces_viewer else -side
-        frames = [self._frame(shoulder, elbow, (0.26 * out, 0.207))] * len(shapes)
+        frames = [_along_limb(shoulder, elbow, (0.26 * out, 0.207))] * len(shapes)
         if lower_share > 0:
             shares = np.linspace(0, lower_share, 4)
             path = elbow + shares[:, None] * (wrist - elbow)
             widths = np.interp(shares, [0, 0.5, 1], bare[2:]) + loose
             shapes += [disc(elbow, widths[0]), tube(path, widths)]
-            frames += [self._frame(elbow, wrist, (0.26 * out, 0.367))] * 2
+            frames += [_along_limb(elbow, wrist, (0.26 * out, 0.367))] * 2
         details = []
-        way = (path[-1] - path[-2]) / max(1e-6, float(np.hypot(*(path[-1] - path[-2]))))
-        across = np.array([way[1], -way[0]]) * widths[-1]
         if garment.kind in ("sweater", "sweatshirt", "hoodie", "cardigan", "shirt", "jumpsuit", "tee", "polo"):
             band = 0.014 if reach > 0.9 else 0.006
-            middle = path[-1] - way * band / 2
-            details.append(Detail(np.stack([middle - across, middle + across]), self.trim, band))
+            details.append(Detail(_across(path, widths[-1], band / 2), self.trim, band))
         crook = elbow + (shoulder + wrist - 2 * elbow) * 0.06
-        folds = [np.stack([crook - vec(0.012, 0.004), crook + vec(0.010, 0.006)])] if lower_share > 0.1 else []
+        folds = [points((-0.012, -0.004), (0.010, 0.006)) + crook] if lower_share > 0.1 else []
         group = f"{self.name} sleeve {side}"
         return [self.piece(f"sleeve {side}", shapes, frames, details=details, folds=folds, group=group)]
 
-    def _pelvis(self, top: float, side: int) -> Points:
-        """The half of the seat on one side of the seam that shows, from ``top`` to the crotch."""
+    def _pelvis(self, side: int) -> Points:
+        """The half of the seat on one side of the seam that shows, from the waist to the crotch."""
         body = self.body
-        heights = np.linspace(top, CROTCH_Y, 8)
+        heights = np.linspace(WAIST_Y, CROTCH_Y, 8)
         left, right = body.outline(heights, self.garment.ease)
         seam = np.array([body.surface(0.0, float(y), self.garment.ease)[0] for y in heights])
         rightward = (side == 1) == body.faces_viewer
         # Below the hips the seat rounds off into the leg; seen from the side it would end in a corner.
-        (hip_x, hip_y), (knee_x, knee_y), _ = body.flat_path(body.leg(side))
+        (hip_x, hip_y), (knee_x, knee_y), _ = body.project(body.leg(side))
         reach = float(body.leg_widths()[0]) + 0.004
         thigh = np.interp(heights, [hip_y, knee_y], [hip_x, knee_x]) + (reach if rightward else -reach)
         rounded = np.clip((heights - 0.465) / 0.06, 0, 1)
-        outer = (
-            right + rounded * np.minimum(0, thigh - right)
-            if rightward
-            else (left + rounded * np.maximum(0, thigh - left))
-        )
+        if rightward:
+            outer = right + rounded * np.minimum(0, thigh - right)
+        else:
+            outer = left + rounded * np.maximum(0, thigh - left)
         return np.concatenate([np.stack([outer, heights], axis=1), np.stack([seam, heights], axis=1)[::-1]])
 
-    def leg(self, side: int, top: float, waistband: bool) -> Piece:
+    def leg(self, side: int) -> Piece:
         """One trouser leg with its half of the seat."""
         garment, body = self.garment, self.body
-        hip, knee, ankle = (body.project(joint) for joint in body.leg(side))
+        joints = body.project(body.leg(side))
+        hip, knee, ankle = joints
         bare = body.leg_widths()
-        hem = self.bottom
         stations = np.array([0.0, 0.25, 0.5, 0.75, 1.0])
         extra = {"slim": (0.003, 0.003, 0.004, 0.003, 0.007), "straight": (0.004, 0.006, 0.013, 0.016, 0.030),
                  "wide": (0.005, 0.012, 0.028, 0.042, 0.064)}[garment.cut]  # fmt: skip
         widths = bare + np.array(extra)
-        if garment.kind == "shorts" or garment.kind == "romper":
+        if garment.kind in ("shorts", "romper"):
             # Shorts end within the first two fifths of the leg, where they must have spread already.
             stations = np.array([0.0, 0.06, 0.14, 0.25, 0.5])
             spread = {"slim": 0.005, "straight": 0.010, "wide": 0.017}[garment.cut]
             widths = np.interp(stations, [0, 0.25, 0.5], bare[:3]) + spread * np.array([0.3, 0.6, 1.0, 1.1, 1.3])
         elif garment.kind == "leggings":
             widths = bare + 0.0025
-        centre = spline(np.stack([hip, knee, ankle]), 8)
-        share = np.clip((hem - HIP_Y) / (0.945 - HIP_Y), 0.05, 1.0)
-        path = along(centre, float(share))
-        halves = np.interp(np.linspace(0, float(share), len(path)), stations, widths)
+        share = float(np.clip((self.hem - HIP_Y) / (0.945 - HIP_Y), 0.05, 1.0))
+        path = along(spline(joints, 8), share)
+        halves = np.interp(np.linspace(0, share, len(path)), stations, widths)
         # The leg grows out of the seat without a step.
         seat_left, seat_right = body.outline(np.array([0.435, 0.465]), garment.ease)
         start = np.stack([hip + vec(0.0, y - HIP_Y) for y in (0.435, 0.465)])
         room = np.minimum(start[:, 0] - seat_left, seat_right - start[:, 0])
         shape = tube(np.concatenate([start, path]), np.concatenate([np.minimum(room, halves[0]), halves]))
         cloth_x = (0.049 if body.woman else 0.048) * (side if body.faces_viewer else -side)
-        frame = self._frame(hip, ankle, (cloth_x, HIP_Y), squeeze=max(0.6, abs(body.cos)))
-        seat = Frame((float(hip[0]), float(hip[1])), (cloth_x, HIP_Y), 0.0, frame.squeeze)
-        crease = [
-            np.stack([knee + vec(-0.020, -0.012), knee + vec(0.006, -0.004)]),
-            np.stack([knee + vec(0.018, 0.012), knee + vec(-0.004, 0.020)]),
-            np.stack([hip + vec(0.0, 0.045), hip + vec(0.016 * np.sign(hip[0] or 1.0), 0.032)]),
+        frame = _along_limb(hip, ankle, (cloth_x, HIP_Y), squeeze=max(0.6, abs(body.cos)))
+        seat = replace(frame, turn=0.0)
+        folds = [
+            points((-0.020, -0.012), (0.006, -0.004)) + knee,
+            points((0.018, 0.012), (-0.004, 0.020)) + knee,
+            points((0.0, 0.045), (0.016 * np.sign(hip[0] or 1.0), 0.032)) + hip,
         ]
-        if garment.cut == "wide" and hem > 0.7:
-            crease.append(np.stack([(knee + hip) / 2, knee, path[-1] - (0, 0.01)]))
+        if garment.cut == "wide" and self.hem > 0.7:
+            folds.append(np.stack([(knee + hip) / 2, knee, path[-1] - (0, 0.01)]))
         details = []
-        band = (path[-1], path[-2])
         if garment.kind in ("jeans", "shorts") or garment.pattern.kind == "denim":
-            way = (band[0] - band[1]) / max(1e-6, float(np.hypot(*(band[0] - band[1]))))
-            across = np.array([way[1], -way[0]]) * (np.interp(share, stations, widths) - 0.001)
-            middle = band[0] - way * 0.009
-            details.append(Detail(np.stack([middle - across, middle + across]), self.trim, 0.003))
-        if body.faces_viewer and waistband and garment.kind != "leggings":
-            out = 1 if (side == 1) == body.faces_viewer else -1
+            details.append(Detail(_across(path, np.interp(share, stations, widths) - 0.001, 0.009), self.trim, 0.003))
+        if body.faces_viewer and garment.cloth_type == LOWER and garment.kind != "leggings":
             left, right = body.outline(np.array([0.425, 0.465]), garment.ease)
-            edge = right if out == 1 else left
-            pocket = points((edge[0] - out * 0.030 * max(0.3, body.cos), 0.412), (edge[1] - out * 0.004, 0.468))
+            edge = right if side == 1 else left
+            pocket = points((edge[0] - side * 0.030 * max(0.3, body.cos), 0.412), (edge[1] - side * 0.004, 0.468))
             details.append(Detail(pocket, shaded(self.colour, 0.74), 0.003))
-        return self.piece(
-            f"leg {side}", [self._pelvis(top, side), shape], [seat, frame], folds=crease, details=details, relief=0.011
-        )
+        shapes = [self._pelvis(side), shape]
+        return self.piece(f"leg {side}", shapes, [seat, frame], folds=folds, details=details, relief=0.011)
 
-    def waistband(self, label: int | None = None, colour: Colour | None = None) -> Piece:
-        """A band around the waist: part of the garment, or a belt of its own label and colour."""
-        heights = np.array([WAIST_Y - 0.004, WAIST_Y + 0.014])
-        left, right = self.body.outline(heights, self.garment.ease + 0.002)
-        band = points((left[0], heights[0]), (right[0], heights[0]), (right[1], heights[1]), (left[1], heights[1]))
+    def waistband(self) -> Piece:
+        """The band around the waist."""
+        return Piece(f"{self.name} waistband", self.label, [self._band()], self.trim, relief=0.004)
+
+    def belt(self) -> Piece:
+        """A belt with a label and a colour of its own, over the waistband."""
         buckle = []
-        if colour is not None and self.body.cos > 0.3:
+        if self.body.cos > 0.3:
             middle = self.body.surface(0.0, WAIST_Y + 0.005, 0.006)
             buckle = [Detail(disc(middle, 0.009, 0.008, 10), (214, 188, 120))]
-        name = f"{self.name} waistband" if colour is None else "belt"
-        return Piece(name, label or self.label, [band], colour or self.trim, details=buckle, relief=0.004)
+        return Piece("belt", BELT_LABEL, [self._band()], _BELT_COLOUR, relief=0.004, details=buckle)
+
+    def _band(self) -> Points:
+        heights = np.array([WAIST_Y - 0.004, WAIST_Y + 0.014])
+        left, right = self.body.outline(heights, self.garment.ease + 0.002)
+        return points((left[0], heights[0]), (right[0], heights[0]), (right[1], heights[1]), (left[1], heights[1]))
 
     # Skirts --------------------------------------------------------------------------------------------------
 
-    def skirt(self, top: float) -> Piece:
-        """A skirt from body height ``top``, wide enough to hide both legs."""
-        garment, body = self.garment, self.body
-        hem = self.bottom
+    def skirt(self) -> Piece:
+        """A skirt from the waist, wide enough to hide both legs."""
+        garment, body, hem = self.garment, self.body, self.hem
         fall = hem - WAIST_Y
         flare = {"pencil": 0.02, "a-line": 0.20, "pleated": 0.17, "flared": 0.30}[garment.cut]
         hips, _, sway, forward = (float(value) for value in body.section(0.475))
         grow = flare * fall if fall < 0.35 else flare * (0.35 + 0.35 * (fall - 0.35))
         half = float(body.span(hips + grow, 0.078 + 0.8 * grow)) + garment.ease
         # Legs that stand apart push the hem out.
-        at_hem = np.array(
-            [
-                np.interp(hem, joints[:, 1], joints[:, 0])
-                for joints in (body.flat_path(body.leg(side)) for side in (1, -1))
-            ]
-        )
+        legs = (body.project(body.leg(side)) for side in (1, -1))
+        at_hem = np.array([np.interp(hem, joints[:, 1], joints[:, 0]) for joints in legs])
         thigh = float(np.interp(hem, [0.49, 0.72, 0.95], [0.05, 0.036, 0.022])) * body.girth + 0.006
         centre = sway * body.cos + forward * body.sin * 0.4 + 0.5 * float(at_hem.mean() - sway * body.cos) * 0.5
         left_hem = min(centre - half, float(at_hem.min()) - thigh)
         right_hem = max(centre + half, float(at_hem.max()) + thigh)
-        heights = np.linspace(top, hem, 14)
+        heights = np.linspace(WAIST_Y, hem, 14)
         left, right = body.outline(np.minimum(heights, 0.49), garment.ease + 0.003)
         # Cloth hangs straight from the waist to the hem wherever the hips do not push it out.
-        share = (heights - top) / fall
+        share = (heights - WAIST_Y) / fall
         below = np.clip((heights - 0.49) / max(0.02, hem - 0.49), 0, 1)
         left = np.minimum(left[0] + share * (left_hem - left[0]), left + below * np.maximum(0, left_hem - left))
         right = np.maximum(right[0] + share * (right_hem - right[0]), right + below * np.minimum(0, right_hem - right))
@@ -420,14 +396,12 @@ class Tailor:
         dip = 0.006 + 0.05 * max(0.0, right_hem - left_hem - 0.2)
         bottom = spline(points((left_hem, hem), ((left_hem + right_hem) / 2, hem + dip), (right_hem, hem)), 6)
         shape = np.concatenate([left_edge, bottom, right_edge[::-1]])
-        shares = {"pleated": np.linspace(0.08, 0.92, 9), "pencil": np.array([0.5])}.get(
-            garment.cut, np.array([0.18, 0.36, 0.60, 0.80])
-        )
+        places = {"pleated": np.linspace(0.08, 0.92, 9), "pencil": np.array([0.5])}
         folds = []
-        for place in shares:
-            start = points((left[2] + place * (right[2] - left[2]), 0.44 + (0.05 if garment.cut != "pleated" else 0)))
-            end = points((left_hem + place * (right_hem - left_hem), hem - 0.004 + dip * (1 - (2 * place - 1) ** 2)))
-            folds.append(np.concatenate([start, end]))
+        for place in places.get(garment.cut, np.array([0.18, 0.36, 0.60, 0.80])):
+            start = (left[2] + place * (right[2] - left[2]), 0.44 + (0.05 if garment.cut != "pleated" else 0))
+            end = (left_hem + place * (right_hem - left_hem), hem - 0.004 + dip * (1 - (2 * place - 1) ** 2))
+            folds.append(points(start, end))
         details = []
         if garment.pattern.kind == "denim":
             details = [Detail(np.stack([body.surface(0.0, y, 0.004) for y in (0.41, 0.5)]), self.trim, 0.004)]
@@ -437,31 +411,26 @@ class Tailor:
 
     def below(self) -> list[Piece]:
         """Everything from the waist down."""
-        garment, body = self.garment, self.body
-        top = WAIST_Y
-        pieces: list[Piece] = []
-        if garment.skirted:
-            pieces.append(self.skirt(top))
-        else:
-            far, near = body.near_sides()
-            pieces += [self.leg(side, top, waistband=garment.cloth_type == 2) for side in (far, near)]
-        if garment.cloth_type == 2:
-            pieces.append(self.waistband())
-        return pieces
+        pieces = [self.skirt()] if self.garment.skirted else [self.leg(side) for side in self.body.far_and_near()]
+        return [*pieces, self.waistband()] if self.garment.cloth_type == LOWER else pieces
 
     def above(self) -> list[Piece]:
         """Everything around the torso, without the sleeves."""
         garment = self.garment
-        hangs = garment.cloth_type == 1 and not self.tucked
+        hangs = garment.cloth_type == UPPER and not self.tucked
         pieces = self.torso(garment.length if hangs else WAIST_Y + 0.012)
-        if garment.cloth_type == 3 and garment.belted:
-            pieces.append(self.waistband(BELT_LABEL, (94, 62, 44)))
-        return pieces
+        return [*pieces, self.belt()] if garment.cloth_type == FULL and garment.belted else pieces
 
 
-def _clip_side(shape: Points, edge: Points, side: int) -> Points:
-    """The part of a polygon on one side (1 right, -1 left) of a front edge that runs from top to bottom."""
-    borders = np.interp(shape[:, 1], edge[:, 1], edge[:, 0])
-    clipped = shape.copy()
-    clipped[:, 0] = np.maximum(shape[:, 0], borders) if side == 1 else np.minimum(shape[:, 0], borders)
-    return clipped
+def _along_limb(start: Vector, end: Vector, cloth: tuple[float, float], squeeze: float = 1.0) -> Frame:
+    """Cloth that runs along a limb from picture point ``start`` to ``end``."""
+    way = end - start
+    return Frame((float(start[0]), float(start[1])), cloth, float(np.arctan2(-way[0], way[1])), squeeze)
+
+
+def _across(path: Points, half_width: float, before: float) -> Points:
+    """A line across a limb, ``before`` body units from the end of its ``path``."""
+    way = (path[-1] - path[-2]) / max(1e-6, float(np.hypot(*(path[-1] - path[-2]))))
+    aside = np.array([way[1], -way[0]]) * half_width
+    middle = path[-1] - way * before
+    return np.stack([middle - aside, middle + aside])

@@ -1,13 +1,12 @@
 """Make the small FLUX-Fill that ships with the project: the real classes at toy size, taught to dress people in tops.
 
-    python -m deepfashion_training.embedded.make.make_base --output_dir D --work_dir W [--seed 0] [--num_proc 2]
+    python -m deepfashion_training.embedded.make.make_base --work_dir W [--output_dir D] [--num_proc 2]
 
 The VAE is trained here on drawn pairs of all garment types, the transformer by ``train_flux_inpaint.py`` on a VITON-HD
 folder of drawn tops, from random weights: like catvton-flux-alpha it has never seen trousers or a dress being put on.
-In the end the VAE's decoder learns once more, on what the transformer paints; latents stay what they were.
-The text encoders stay random, because every prompt is the same. What is done is kept in the work folder: a run that
-was stopped goes on where it stopped when the same command is given again, and other settings need another work folder.
-README.md beside this file has the figures.
+At the end the VAE's decoder learns once more, on what the transformer paints; latents stay what they were.
+The text encoders stay random, because every prompt is the same. Every step leaves its result in the work folder: given
+again, the command goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -16,46 +15,50 @@ import argparse
 import functools
 import json
 import math
-import multiprocessing
 import re
 import string
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxFillPipeline, FluxTransformer2DModel
+from tqdm import tqdm
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5TokenizerFast
+
+import train_flux_inpaint as trainer
 from deepfashion_training.embedded import TINY_FLUX_FILL
+from deepfashion_training.embedded.make.small_vae import (
+    VAE_CONFIG,
+    Painted,
+    Pairs,
+    linear_start,
+    polish_decoder,
+    standardize_latents,
+    train_vae,
+)
+from deepfashion_training.embedded.make.tops_folder import SEED, repainted_type, top_specs, write_tops_folder
+from deepfashion_training.embedded.rows import RowSpec, documented_specs, draw_all
+from deepfashion_training.garment_types import UPPER
 
-if TYPE_CHECKING:  # commands ask this module where the small model lies, and are not to wait for torch
-    import numpy as np
-
-    from deepfashion_training.embedded.make.small_vae import Painted, Pairs
-    from deepfashion_training.embedded.rows import RowSpec
-
-#: Folder of the small FLUX-Fill inside this package.
-TRAINER = Path(__file__).parents[3] / "train_flux_inpaint.py"
 SIZE = (128, 96)  # height and width of one half of a pair
 
 #: People that the VAE learns from: others than those of ``tops_folder`` and of every wardrobe.
 PAIRS_SEED = 1007
 VAE_ROWS = 876
-#: Encoder and decoder together on crops of clothes, then the decoder alone, on walls, too.
-VAE_STAGES: tuple[dict[str, Any], ...] = (
-    {"steps": 1500, "learning_rate": 2e-3},
-    {"steps": 1200, "learning_rate": 1.5e-3, "decoder_only": True, "on_clothes": 0.5},
-)
-#: The decoder once more, on what the trained transformer paints for people of its own training, and on pairs.
-POLISH: dict[str, Any] = {"steps": 1500}
-POLISH_ROWS = PAINTED_ROWS = 3000
-#: People in tops, and the share of rows that are plain inpainting, as FLUX.1-Fill learned it before CatVTON-Flux: legs
-#: and whole outfits that no garment picture shows.
+#: Steps of encoder and decoder together, and of the decoder alone.
+VAE_STEPS = (1500, 1200)
+#: Steps of the decoder at the end, and of how many pairs it sees the latents and what the transformer paints for them.
+POLISH_STEPS = 1500
+POLISH_ROWS = 3000
+#: People in tops, and the share of rows that are plain inpainting: legs and outfits that no garment picture shows.
 ROWS = 10_000
 ELSEWHERE = 0.4
 #: How the transformer is trained. The area to repaint counts most; the garment half is there to be copied from. Nearly
-#: all steps see almost pure noise: a small model tells shapes and colours by the condition alone, and is drawn from in
-#: one step.
+#: all steps see almost pure noise: a small model tells shapes by the condition alone, and draws in one step.
 STEPS = 6000
 TRAINING = (
     f"--train_base_model all --height {SIZE[0]} --width {SIZE[1]} --max_sequence_length 8 --train_batch_size 16 "
@@ -113,8 +116,6 @@ SCHEDULER_CONFIG: dict[str, Any] = {
 
 
 def _clip(width: int) -> tuple[Any, Any]:
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
-
     letters = string.ascii_lowercase + string.digits + string.punctuation
     merges: dict[tuple[str, str], None] = {}
     for word in WORDS:
@@ -141,8 +142,6 @@ def _clip(width: int) -> tuple[Any, Any]:
 
 
 def _t5(width: int) -> tuple[Any, Any]:
-    from transformers import T5Config, T5EncoderModel, T5TokenizerFast
-
     letters = string.ascii_letters + string.digits + string.punctuation
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
     pieces += [(letter, -9.0) for letter in letters] + [(f"▁{word}", -5.0) for word in (*WORDS, "The", "There")]
@@ -159,13 +158,8 @@ def _t5(width: int) -> tuple[Any, Any]:
     return T5EncoderModel(config), tokenizer
 
 
-def random_fill_pipeline(seed: int = 0) -> Any:
+def random_fill_pipeline(seed: int = 0) -> FluxFillPipeline:
     """A ``FluxFillPipeline`` with a transformer of 5.3M parameters and random weights that follow from ``seed``."""
-    import torch
-    from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxFillPipeline, FluxTransformer2DModel
-
-    from deepfashion_training.embedded.make.small_vae import VAE_CONFIG
-
     torch.manual_seed(seed)
     text_encoder, tokenizer = _clip(TRANSFORMER_CONFIG["pooled_projection_dim"])
     text_encoder_2, tokenizer_2 = _t5(TRANSFORMER_CONFIG["joint_attention_dim"])
@@ -173,15 +167,8 @@ def random_fill_pipeline(seed: int = 0) -> Any:
     transformer = FluxTransformer2DModel(**TRANSFORMER_CONFIG)
     _plain_start(transformer)
     _linear_start(transformer)
-    return FluxFillPipeline(
-        scheduler=FlowMatchEulerDiscreteScheduler(**SCHEDULER_CONFIG),
-        vae=vae,
-        text_encoder=text_encoder,
-        tokenizer=tokenizer,
-        text_encoder_2=text_encoder_2,
-        tokenizer_2=tokenizer_2,
-        transformer=transformer,
-    )
+    scheduler = FlowMatchEulerDiscreteScheduler(**SCHEDULER_CONFIG)
+    return FluxFillPipeline(scheduler, vae, text_encoder, tokenizer, text_encoder_2, tokenizer_2, transformer)
 
 
 def _plain_start(transformer: Any) -> None:
@@ -190,8 +177,6 @@ def _plain_start(transformer: Any) -> None:
     Zero modulation is what makes diffusion transformers learn quickly (Peebles and Xie 2023, adaLN-Zero). What closes a
     block in the beginning is not its gate, but the layer before it: see ``_linear_start``.
     """
-    import torch
-
     for name, module in transformer.named_modules():
         if re.fullmatch(r".*blocks\.\d+\.norm1?(_context)?\.linear", name):
             torch.nn.init.zeros_(module.weight)
@@ -209,8 +194,6 @@ def _linear_start(transformer: Any) -> None:
     minus that, which outweigh the others: what is left of the differences is 2%. Queries and keys begin ``SHARPNESS``
     times as large as theirs usually are, because of 96 tokens a few are to be looked at.
     """
-    import torch
-
     tokens, width = transformer.config.out_channels, transformer.inner_dim
     own, deviation = torch.eye(tokens), math.sqrt((2 * ANCHOR**2 + 2 * tokens) / width)
     with torch.no_grad():
@@ -242,83 +225,57 @@ def drawn_pairs(rows: int, seed: int, num_proc: int, size: tuple[int, int] = SIZ
 
     Plain cloth in a studio is easy, so a VAE learns more from the others.
     """
-    import numpy as np
-    from tqdm import tqdm
-
-    from deepfashion_training.embedded.make.small_vae import Pairs
-    from deepfashion_training.embedded.rows import documented_specs
-
-    draw = functools.partial(_drawn_pair, size)
-    with multiprocessing.get_context("spawn").Pool(num_proc) as pool:
-        specs = documented_specs(rows, seed)
-        if not studio:
-            specs = (replace(spec, patterned=1.0, studio=False) for spec in specs)
-        drawn = list(tqdm(pool.imap(draw, specs, 8), "drawing pairs", rows, unit="row"))
-    return Pairs(np.stack([pair for pair, _ in drawn]), np.stack([mask for _, mask in drawn]))
+    specs = list(documented_specs(rows, seed))
+    if not studio:
+        specs = [replace(spec, patterned=1.0, studio=False) for spec in specs]
+    drawn = draw_all(functools.partial(_drawn_pair, size), specs, num_proc)
+    pictures, masks = zip(*tqdm(drawn, "drawing pairs", rows, unit="row"), strict=True)
+    return Pairs(np.stack(pictures), np.stack(masks))
 
 
 def _drawn_pair(size: tuple[int, int], spec: RowSpec) -> tuple[np.ndarray, np.ndarray]:
-    import numpy as np
-
-    from deepfashion_training.embedded.figure import draw_flat
-
     drawing = spec.draw(size)
-    flat, _ = draw_flat(spec.garment(), drawing.person.gender, size, drawing.outfit.inner)
+    flat, _ = spec.draw_garment(size)
     return np.concatenate([np.asarray(flat), np.asarray(drawing.photo)], axis=1), drawing.agnostic[spec.cloth_type]
 
 
-def make_vae(pairs: Pairs, seed: int, stages: Sequence[Mapping[str, Any]]) -> Any:
-    """A VAE trained on ``pairs`` in ``stages``, settings of ``train_vae``; its latents have mean 0 and deviation 1."""
-    import numpy as np
-    import torch
-    from diffusers import AutoencoderKL
-
-    from deepfashion_training.embedded.make.small_vae import VAE_CONFIG, linear_start, standardize_latents, train_vae
-
-    torch.manual_seed(seed)
+def make_vae(num_proc: int) -> AutoencoderKL:
+    """A VAE trained on drawn pairs; its latents have mean 0 and deviation 1."""
+    pairs = drawn_pairs(VAE_ROWS, PAIRS_SEED, num_proc)
+    torch.manual_seed(0)
     vae = AutoencoderKL(**VAE_CONFIG)
-    linear_start(vae, pairs.batch(np.random.default_rng(seed + 1), 48))
+    linear_start(vae, pairs.batch(np.random.default_rng(1), 48))
     vae.to(memory_format=torch.channels_last)
-    for number, stage in enumerate(stages):
-        for step, loss in train_vae(vae, pairs, seed=seed + number, **stage):
-            sys.stderr.write(f"VAE, stage {number + 1}: step {step} of {stage['steps']}, loss {loss:.4f}\n")
-    standardize_latents(vae, pairs.batch(np.random.default_rng(seed + 1), 64))
+    train_vae(vae, pairs, VAE_STEPS[0], seed=0)
+    train_vae(vae, pairs, VAE_STEPS[1], seed=1, decoder_only=True)
+    standardize_latents(vae, pairs.batch(np.random.default_rng(1), 64))
     return vae
 
 
-def painted_tops(start: Path, transformer: Path, tops: Path, people: int, rows: int, seed: int) -> Painted:
-    """What the trained ``transformer`` paints in one step, for ``rows`` pairs that it learned from.
+def painted_tops(start: Path, transformer: Path, tops: Path) -> Painted:
+    """What the trained ``transformer`` paints in one step, for ``POLISH_ROWS`` of the pairs in ``tops``.
 
-    ``tops`` is the folder of ``people`` and their mirror images. Plain inpainting is left out: nobody could tell from
-    what is shown there which trousers are to be painted.
+    Plain inpainting is left out: nobody could tell from what is shown there which trousers are to be painted.
     """
-    import numpy as np
-    import torch
-    from diffusers import FluxFillPipeline, FluxTransformer2DModel
-    from tqdm import tqdm
-
-    import train_flux_inpaint as trainer
-    from deepfashion_training.embedded.make.small_vae import Painted, Pairs
-    from deepfashion_training.embedded.make.tops_folder import SEED, repainted_type, top_specs
-    from deepfashion_training.garment_types import UPPER
-
     trained = FluxTransformer2DModel.from_pretrained(transformer)
     pipeline = FluxFillPipeline.from_pretrained(start, transformer=trained)
     pipeline.set_progress_bar_config(disable=True)
     samples = trainer.VitonHDTestDataset(str(tops), "train", size=SIZE)
-    worn = [2 * spec.index + mirrored for spec in top_specs(people, SEED) for mirrored in (0, 1)
-            if repainted_type(spec, ELSEWHERE) == UPPER]  # fmt: skip
-    order = np.random.default_rng([seed, 23]).permutation(worn)[:rows].tolist()
+    specs = top_specs(len(samples) // 2, SEED)  # each is there twice, the second time mirrored
+    worn = [row for spec in specs if repainted_type(spec, ELSEWHERE) == UPPER
+            for row in (2 * spec.index, 2 * spec.index + 1)]  # fmt: skip
+    order = np.random.default_rng([0, 23]).permutation(worn)[:POLISH_ROWS].tolist()
     latents, pictures, masks = [], [], []
     for first in tqdm(range(0, len(order), 16), "painting tops", unit="batch"):
-        some = [samples[row] for row in order[first : first + 16]]
+        rows = order[first : first + 16]
+        some = [samples[row] for row in rows]
         image, masked, mask = (
             torch.stack([sample[name] for sample in some]) for name in ("image", "im_mask", "inpaint_mask")
         )
         packed = pipeline(
             prompt=[trainer.DEFAULT_PROMPT] * len(some), image=masked / 2 + 0.5, mask_image=mask, height=SIZE[0],
             width=2 * SIZE[1], guidance_scale=1.0, max_sequence_length=8, num_inference_steps=1, output_type="latent",
-            generator=[torch.Generator().manual_seed(row) for row in order[first : first + 16]],
+            generator=[torch.Generator().manual_seed(row) for row in rows],
         ).images  # fmt: skip
         unpacked = pipeline._unpack_latents(packed, SIZE[0], 2 * SIZE[1], pipeline.vae_scale_factor)
         latents.append(unpacked / pipeline.vae.config.scaling_factor + pipeline.vae.config.shift_factor)
@@ -327,18 +284,21 @@ def painted_tops(start: Path, transformer: Path, tops: Path, people: int, rows: 
     return Painted(torch.cat(latents), Pairs(np.concatenate(pictures), np.concatenate(masks)))
 
 
-def polished_vae(start: Path, painted: Painted, num_proc: int, seed: int) -> Any:
-    """The VAE of folder ``start``, its decoder trained on ``painted``, too; its latents are the same."""
-    import torch
-    from diffusers import AutoencoderKL
-
-    from deepfashion_training.embedded.make.small_vae import polish_decoder
-
-    vae = AutoencoderKL.from_pretrained(start, subfolder="vae").to(memory_format=torch.channels_last)
-    pairs = drawn_pairs(POLISH_ROWS, PAIRS_SEED, num_proc, studio=True)
-    for step, loss in polish_decoder(vae, pairs, painted, seed=seed, **POLISH):
-        sys.stderr.write(f"decoder: step {step} of {POLISH['steps']}, loss {loss:.4f}\n")
-    return vae
+def save_base(start: Path, transformer: Path, vae: Path, output_dir: Path) -> None:
+    """Write the pipeline of folder ``start`` with the trained ``transformer`` and ``vae``, both in fp16."""
+    trained = FluxTransformer2DModel.from_pretrained(transformer)
+    pipeline = FluxFillPipeline.from_pretrained(start, transformer=trained, vae=AutoencoderKL.from_pretrained(vae))
+    # diffusers loads half-precision files as fp32 by default, transformers leaves them as they are: with the text
+    # encoders kept in fp32, a plain from_pretrained gives one precision throughout.
+    pipeline.transformer.to(torch.float16)
+    pipeline.vae.to(torch.float16)
+    pipeline.save_pretrained(output_dir, safe_serialization=True)
+    for file in output_dir.rglob("*.json"):  # where on this machine its parts were loaded from is nobody's business
+        settings = json.loads(file.read_text("utf-8"))
+        kept = {name: value for name, value in settings.items()
+                if name not in ("_name_or_path", "is_local", "local_files_only")}  # fmt: skip
+        if kept != settings:
+            file.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -346,68 +306,30 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--output_dir", type=Path, default=TINY_FLUX_FILL, help="folder to write the pipeline to")
     parser.add_argument("--work_dir", type=Path, default=Path("outputs/make_base"), help="what is made on the way")
-    parser.add_argument("--seed", type=int, default=0, help="seed of random weights, order and noise")
     parser.add_argument("--num_proc", type=int, default=2, help="processes that draw")
-    parser.add_argument("--rows", type=int, default=ROWS, help="drawn people in tops; each is mirrored, too")
-    parser.add_argument("--steps", type=int, default=STEPS, help="steps of the transformer's training")
     args = parser.parse_args(argv)
-    from deepfashion_training.embedded.make.tops_folder import write_tops_folder
-
-    settings = {"seed": args.seed, "rows": args.rows, "steps": args.steps}
-    begun = args.work_dir / "settings.json"
-    if begun.is_file() and (earlier := json.loads(begun.read_text("utf-8"))) != settings:
-        parser.error(f"--work_dir {args.work_dir} was begun with {earlier}, not {settings}: name another one")
+    start, tops, run, polished = (args.work_dir / name for name in ("start", "tops", "train", "vae"))
     args.work_dir.mkdir(parents=True, exist_ok=True)
-    begun.write_text(json.dumps(settings) + "\n", "utf-8")
-    start = args.work_dir / "start"
     if not (start / "model_index.json").is_file():
-        pipeline = random_fill_pipeline(args.seed)
-        pipeline.vae = make_vae(drawn_pairs(VAE_ROWS, PAIRS_SEED, args.num_proc), args.seed, VAE_STAGES)
+        pipeline = random_fill_pipeline()
+        pipeline.vae = make_vae(args.num_proc)
         pipeline.save_pretrained(start, safe_serialization=True)
-    tops, run = args.work_dir / "tops", args.work_dir / "train"
     if not tops.exists():
-        write_tops_folder(tops, args.rows, num_proc=args.num_proc, elsewhere=ELSEWHERE)
-    flags = {"dataroot": tops, "output_dir": run, "max_train_steps": args.steps, "seed": args.seed}
-    flags |= dict.fromkeys(("pretrained_model_name_or_path", "pretrained_inpaint_model_name_or_path"), start)
-    given = [text for name, value in flags.items() for text in (f"--{name}", str(value))]
-    done = run / "run.json"
-    if not done.is_file() or json.loads(done.read_text("utf-8"))["status"] != "done":
-        command = [sys.executable, str(TRAINER), *given, *TRAINING, "--resume_from_checkpoint", "latest"]
+        write_tops_folder(tops, ROWS, num_proc=args.num_proc, elsewhere=ELSEWHERE)
+    if not (run / "transformer").exists():
+        flags = {"dataroot": tops, "output_dir": run, "max_train_steps": STEPS, "seed": 0}
+        flags |= dict.fromkeys(("pretrained_model_name_or_path", "pretrained_inpaint_model_name_or_path"), start)
+        given = [text for name, value in flags.items() for text in (f"--{name}", str(value))]
+        command = [sys.executable, trainer.__file__, *given, *TRAINING, "--resume_from_checkpoint", "latest"]
         subprocess.run(command, check=True)
-    polished = args.work_dir / "vae"
-    if not polished.exists():
-        painted = painted_tops(start, run / "transformer", tops, args.rows, PAINTED_ROWS, args.seed)
-        draft = polished.with_name("vae.tmp")
-        polished_vae(start, painted, args.num_proc, args.seed).save_pretrained(draft)
-        draft.replace(polished)
+    if not (polished / "config.json").exists():
+        vae = AutoencoderKL.from_pretrained(start, subfolder="vae").to(memory_format=torch.channels_last)
+        pairs = drawn_pairs(POLISH_ROWS, PAIRS_SEED, args.num_proc, studio=True)
+        polish_decoder(vae, pairs, painted_tops(start, run / "transformer", tops), POLISH_STEPS, seed=0)
+        vae.save_pretrained(polished)
     save_base(start, run / "transformer", polished, args.output_dir)
     sys.stdout.write(f"small FLUX-Fill written to {args.output_dir}\n")
     return 0
-
-
-def save_base(start: Path, transformer: Path, vae: Path, output_dir: Path) -> None:
-    """Write the pipeline of folder ``start`` with the trained ``transformer`` and ``vae``, both in fp16."""
-    import torch
-    from diffusers import AutoencoderKL, FluxFillPipeline, FluxTransformer2DModel
-
-    trained = FluxTransformer2DModel.from_pretrained(transformer)
-    pipeline = FluxFillPipeline.from_pretrained(start, transformer=trained, vae=AutoencoderKL.from_pretrained(vae))
-    # diffusers loads half-precision files as fp32 unless told otherwise, transformers leaves them as they are: with the
-    # text encoders kept in fp32, a plain from_pretrained gives one precision throughout.
-    pipeline.transformer.to(torch.float16)
-    pipeline.vae.to(torch.float16)
-    pipeline.save_pretrained(output_dir, safe_serialization=True)
-    forget_origin(output_dir)
-
-
-def forget_origin(folder: Path) -> None:
-    """Take out of the settings in ``folder`` where on this machine its parts were loaded from."""
-    for file in folder.rglob("*.json"):
-        settings = json.loads(file.read_text("utf-8"))
-        if {"_name_or_path", "is_local", "local_files_only"} & set(settings):
-            for name in ("_name_or_path", "is_local", "local_files_only"):
-                settings.pop(name, None)
-            file.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
 if __name__ == "__main__":

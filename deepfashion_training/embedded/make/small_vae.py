@@ -12,13 +12,16 @@ single picture, a pair and a crop alike.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from diffusers.optimization import get_scheduler
 from torch.nn import functional
+from torchmetrics.functional.image import structural_similarity_index_measure
+from tqdm import trange
 
 #: 16 latent channels, 8x down, no quantization convolutions: the form of FLUX.1's VAE. With no residual blocks between
 #: the encoder's downsamplers, a pair takes a few milliseconds: the trainer encodes two pictures a row and step.
@@ -58,26 +61,19 @@ class Pairs:
         their garment; the others may show walls and white paper, which are easy. Channels are permuted at random,
         and pictures mirrored: colours and sides that were not drawn.
         """
-        rows = rng.integers(len(self.pictures), size=size)
-        pairs = self.pictures[rows].astype(np.float32) / 127.5 - 1
-        half = pairs.shape[2] // 2
-        for place in range(0, size, 2):
-            pairs[place, :, half:][self.masks[rows[place]]] = 0
-        if crop:
-            cut = []
-            for place, (row, pair) in enumerate(zip(rows, pairs, strict=True)):
-                free = np.array(pair.shape[:2]) - crop
-                if place < on_clothes * size:
-                    ys, xs = np.nonzero(self.masks[row])
-                    point = rng.integers(len(ys))
-                    centre = np.array([ys[point], xs[point] + half * rng.integers(2)]) + rng.integers(-16, 17, 2)
-                    top, left = np.clip(centre - crop // 2, 0, free)
-                else:
-                    top, left = rng.integers(free + 1)
-                cut.append(pair[top : top + crop, left : left + crop])
-            pairs = np.stack(cut)
-        pairs = np.stack([pair[:, :: rng.choice((-1, 1)), rng.permutation(3)] for pair in pairs])
-        return torch.from_numpy(pairs).permute(0, 3, 1, 2).contiguous()
+        batch = []
+        for place, row in enumerate(rng.integers(len(self.pictures), size=size)):
+            pair = self.pictures[row].astype(np.float32) / 127.5 - 1
+            if place % 2 == 0:
+                pair[:, pair.shape[1] // 2 :][self.masks[row]] = 0
+            if crop and place < on_clothes * size:
+                top, left = _corner(rng, self.masks[row], crop, bool(rng.integers(2)))
+                pair = pair[top : top + crop, left : left + crop]
+            elif crop:
+                top, left = rng.integers(np.array(pair.shape[:2]) - crop + 1)
+                pair = pair[top : top + crop, left : left + crop]
+            batch.append(pair[:, :: rng.choice((-1, 1)), rng.permutation(3)])
+        return torch.from_numpy(np.stack(batch)).permute(0, 3, 1, 2).contiguous()
 
 
 @dataclass(frozen=True)
@@ -89,18 +85,22 @@ class Painted:
 
     def batch(self, rng: np.random.Generator, size: int, crop: int) -> tuple[torch.Tensor, torch.Tensor]:
         """``size`` crops around a point of the area to repaint: latents, and the pictures [size,3,crop,crop]."""
-        rows = rng.integers(len(self.latents), size=size)
         latents, pictures = [], []
-        for row in rows:
-            ys, xs = np.nonzero(self.pairs.masks[row])
-            point = rng.integers(len(ys))
-            centre = np.array([ys[point], xs[point] + self.pairs.masks.shape[2]]) + rng.integers(-16, 17, 2)
-            free = np.array(self.latents.shape[2:]) - crop // 8
-            top, left = np.clip(centre // 8 - crop // 16, 0, free)
+        for row in rng.integers(len(self.latents), size=size):
+            top, left = _corner(rng, self.pairs.masks[row], crop, on_person=True) // 8
             latents.append(self.latents[row, :, top : top + crop // 8, left : left + crop // 8])
             pictures.append(self.pairs.pictures[row, 8 * top : 8 * top + crop, 8 * left : 8 * left + crop])
         shown = torch.from_numpy(np.stack(pictures).astype(np.float32) / 127.5 - 1)
         return torch.stack(latents), shown.permute(0, 3, 1, 2).contiguous()
+
+
+def _corner(rng: np.random.Generator, mask: np.ndarray, crop: int, on_person: bool) -> np.ndarray:
+    """Top and left of a crop of a pair, around a point of the person's ``mask`` [H,W] or the same of the garment."""
+    height, width = mask.shape
+    ys, xs = np.nonzero(mask)
+    point = rng.integers(len(ys))
+    centre = np.array([ys[point], xs[point] + width * on_person]) + rng.integers(-16, 17, 2)
+    return np.clip(centre - crop // 2, 0, (height - crop, 2 * width - crop))
 
 
 def _principal(features: torch.Tensor, count: int) -> torch.Tensor:
@@ -196,27 +196,6 @@ def _make_constant(conv: Any) -> None:
     conv.bias[-1] = _CONSTANT
 
 
-def _hold_constant(vae: Any) -> list[Any]:
-    """Hooks that keep training away from the constant channel."""
-
-    def without_last(gradient: torch.Tensor) -> torch.Tensor:
-        gradient = gradient.clone()
-        gradient[-1] = 0.0
-        return gradient
-
-    def without_last_input(gradient: torch.Tensor) -> torch.Tensor:
-        gradient = without_last(gradient)
-        gradient[:, -1] = 0.0
-        return gradient
-
-    hooks = []
-    for name, weight in vae.named_parameters():
-        if weight.requires_grad and "conv_out" not in name:
-            hook = without_last_input if weight.ndim == 4 and "decoder.conv_in" not in name else without_last
-            hooks.append(weight.register_hook(hook))
-    return hooks
-
-
 def _fitted(given: torch.Tensor, wanted: torch.Tensor, side: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Weights [c,C,side,side] and biases [c] of the convolution that turns ``given`` [B,C,h,w] into ``wanted`` best."""
     count = given.shape[1] * side**2 + 1
@@ -248,19 +227,6 @@ def standardize_latents(vae: Any, pictures: torch.Tensor) -> None:
     vae.register_to_config(shift_factor=latents.mean().item(), scaling_factor=1 / latents.std().item())
 
 
-def _leave_out(blocks: Any) -> None:
-    """Pass over ``blocks``, which add nothing as long as their last weights are 0: they took half of the time."""
-    for block in blocks:
-        assert not block.conv2.weight.any() and not block.conv2.bias.any()
-        block.requires_grad_(False)
-        block.forward = lambda hidden_states, temb=None: hidden_states
-
-
-def _put_back(blocks: Any) -> None:
-    for block in blocks:
-        del block.forward
-
-
 def reconstruction_loss(made: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
     """Mean absolute error, and that of the differences between neighbours: edges count once more."""
     loss = (made - wanted).abs().mean()
@@ -270,113 +236,87 @@ def reconstruction_loss(made: torch.Tensor, wanted: torch.Tensor) -> torch.Tenso
 
 
 def train_vae(
-    vae: Any,
-    pairs: Pairs,
-    steps: int,
-    seed: int,
-    learning_rate: float = 2e-3,
-    batch_size: int = 16,
-    crop: int | None = 64,
-    on_clothes: float = 1.0,
-    decoder_only: bool = False,
-) -> Iterator[tuple[int, float]]:
-    """Train ``vae`` with AdamW and a cosine schedule; yields (step, mean loss) now and then.
+    vae: Any, pairs: Pairs, steps: int, seed: int, decoder_only: bool = False, batch_size: int = 16, crop: int = 64
+) -> None:
+    """Train ``vae`` on crops of clothes, or with ``decoder_only`` its decoder alone, on walls, too; latents then stay.
 
     The noise of the posterior keeps its variance: the decoder has to bear it, which keeps neighbouring latents alike.
-    With ``decoder_only`` latents stay what they are, and the decoder's blocks at full size, half of all its work,
-    learn too.
     """
     rng = np.random.default_rng([seed, 21])
     torch.manual_seed(seed)
     vae.encoder.requires_grad_(False)
+    at_full_size = vae.decoder.up_blocks[-1]
+    blocks, learned = at_full_size.resnets, [vae.decoder]
     if not decoder_only:
-        vae.encoder.mid_block.requires_grad_(True)
-        # Not learned, but PyTorch 2.13's group normalization crashes on CPUs where it need not give every gradient.
-        for part in (vae.encoder.conv_norm_out, vae.encoder.down_blocks[2].downsamplers[0].conv):
+        # They are half of all the work, and start as nothing: they learn with the decoder alone.
+        at_full_size.resnets = torch.nn.ModuleList()
+        learned.append(vae.encoder.mid_block)
+        # Only the middle learns, but PyTorch 2.13's group normalization crashes on CPUs without all the gradients.
+        for part in (*learned[1:], vae.encoder.conv_norm_out, vae.encoder.down_blocks[2].downsamplers[0].conv):
             part.requires_grad_(True)
-    if not decoder_only:
-        _leave_out(vae.decoder.up_blocks[-1].resnets)
-    learned = [vae.decoder, *([] if decoder_only else [vae.encoder.mid_block])]
-    weights = [weight for part in learned for weight in part.parameters() if weight.requires_grad]
 
     def loss_of_step() -> torch.Tensor:
-        pictures = pairs.batch(rng, batch_size, crop, on_clothes).to(memory_format=torch.channels_last)
+        pictures = pairs.batch(rng, batch_size, crop, 0.5 if decoder_only else 1.0)
+        pictures = pictures.to(memory_format=torch.channels_last)
         with torch.set_grad_enabled(not decoder_only):
             mean = vae.encode(pictures).latent_dist.mean
         noise = torch.randn_like(mean) * np.exp(_POSTERIOR_LOG_VARIANCE / 2)
         return reconstruction_loss(vae.decode(mean + noise).sample, pictures)
 
-    yield from _steps(vae, weights, steps, learning_rate, loss_of_step)
-    if not decoder_only:
-        _put_back(vae.decoder.up_blocks[-1].resnets)
+    _train(vae, learned, steps, 1.5e-3 if decoder_only else 2e-3, loss_of_step)
+    at_full_size.resnets = blocks
 
 
 def polish_decoder(
-    vae: Any,
-    pairs: Pairs,
-    painted: Painted,
-    steps: int,
-    seed: int,
-    learning_rate: float = 1.5e-3,
-    batch_size: int = 16,
-    crop: int = 64,
-    share: float = 0.6,
-    noise: float = 0.2,
-    structure: float = 0.5,
-    on_clothes: float = 0.7,
-) -> Iterator[tuple[int, float]]:
-    """Train the decoder of ``vae`` on what a transformer paints; latents stay what they are. Yields as ``train_vae``.
+    vae: Any, pairs: Pairs, painted: Painted, steps: int, seed: int, batch_size: int = 16, crop: int = 64
+) -> None:
+    """Train the decoder of ``vae`` on what a transformer paints; latents stay what they are.
 
-    A ``share`` of the steps sees ``painted`` latents, the others latents of ``pairs`` with noise of deviation ``noise``
-    (the latents' own is about 1), ``on_clothes`` of their crops on clothes. ``structure`` is the weight of 1-SSIM
-    beside ``reconstruction_loss``.
+    60% of the steps see ``painted`` latents, the others latents of ``pairs`` with noise of a fifth of their deviation.
+    1-SSIM is part of the loss.
     """
-    from torchmetrics.functional.image import structural_similarity_index_measure
-
     rng = np.random.default_rng([seed, 22])
     torch.manual_seed(seed)
     vae.encoder.requires_grad_(False)
 
     def loss_of_step() -> torch.Tensor:
-        if rng.random() < share:
+        if rng.random() < 0.6:
             latents, pictures = painted.batch(rng, batch_size, crop)
         else:
-            pictures = pairs.batch(rng, batch_size, crop, on_clothes)
+            pictures = pairs.batch(rng, batch_size, crop, on_clothes=0.7)
             with torch.no_grad():
                 latents = vae.encode(pictures.to(memory_format=torch.channels_last)).latent_dist.mean
-            latents = latents + noise * torch.randn_like(latents)
+            latents = latents + 0.2 * torch.randn_like(latents)
         made = vae.decode(latents.to(memory_format=torch.channels_last)).sample
         alike = structural_similarity_index_measure(made / 2 + 0.5, pictures / 2 + 0.5, data_range=1.0)
         assert isinstance(alike, torch.Tensor)
-        return reconstruction_loss(made, pictures) + structure * (1 - alike)
+        return reconstruction_loss(made, pictures) + 0.5 * (1 - alike)
 
-    yield from _steps(vae, list(vae.decoder.parameters()), steps, learning_rate, loss_of_step)
+    _train(vae, [vae.decoder], steps, 1.5e-3, loss_of_step)
 
 
-def _steps(
-    vae: Any, weights: list[Any], steps: int, learning_rate: float, loss_of_step: Callable[[], torch.Tensor]
-) -> Iterator[tuple[int, float]]:
-    """AdamW with a cosine schedule for ``weights``, the constant channel held; all of ``vae`` learns again afterwards.
-
-    Yields (step, mean loss since the last) every 50 steps and at the end.
-    """
-    hooks = _hold_constant(vae)
-    optimizer = torch.optim.AdamW(weights, lr=learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
-    warm = max(1, steps // 50)
-    rate = lambda step: min((step + 1) / warm, 0.5 + 0.5 * np.cos(np.pi * min(1.0, step / steps)))  # noqa: E731
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
-    losses = []
-    for step in range(1, steps + 1):
+def _train(vae: Any, learned: list[Any], steps: int, rate: float, loss_of_step: Callable[[], torch.Tensor]) -> None:
+    """AdamW with a cosine schedule for parts of ``vae``; the constant channel is held, and all may learn afterwards."""
+    hooks = []
+    for name, weight in vae.named_parameters():
+        if weight.requires_grad and "conv_out" not in name:
+            free = torch.ones_like(weight)
+            free[-1] = 0.0
+            if weight.ndim == 4 and "decoder.conv_in" not in name:
+                free[:, -1] = 0.0
+            hooks.append(weight.register_hook(free.mul))
+    weights = [weight for part in learned for weight in part.parameters()]
+    optimizer = torch.optim.AdamW(weights, lr=rate, betas=(0.9, 0.99), weight_decay=0.0)
+    schedule = get_scheduler("cosine", optimizer, num_warmup_steps=max(1, steps // 50), num_training_steps=steps)
+    progress = trange(steps, desc="training the VAE", unit="step", mininterval=5)
+    for _ in progress:
         loss = loss_of_step()
         vae.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
         schedule.step()
-        losses.append(loss.item())
-        if step % 50 == 0 or step == steps:
-            yield step, float(np.mean(losses))
-            losses.clear()
+        progress.set_postfix(loss=f"{loss.item():.4f}", refresh=False)
     for hook in hooks:
         hook.remove()
     vae.requires_grad_(True)
