@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from deepfashion_training.data.schema import DOCUMENTED_COLUMNS, PROVENANCE_COLUMNS, RAW_COLUMNS
+from deepfashion_training.data.schema import PAIR_COLUMNS, RAW_COLUMNS
 from deepfashion_training.embedded import wardrobe
 from deepfashion_training.embedded.body import FLAT_POSE, PERSON_VIEWS, Body, random_person, random_pose
 from deepfashion_training.embedded.figure import draw_flat, draw_person
 from deepfashion_training.embedded.garments import Garment, Outfit, caption, random_outfit
 from deepfashion_training.embedded.patterns import PALETTE, PATTERN_WORDS, Pattern
 from deepfashion_training.embedded.rows import documented_specs, raw_specs, split_of_pids
-from deepfashion_training.embedded.wardrobe import build_parser, main, write_wardrobe
+from deepfashion_training.embedded.wardrobe import build_parser, main, wardrobe_features, write_wardrobe
 from deepfashion_training.garment_types import CATEGORY_TYPES
 
 SMALL = (128, 96)
@@ -74,11 +74,21 @@ def people_in_poses(count):
 # Schema and splits -------------------------------------------------------------------------------------------------
 
 
+def test_columns_are_those_of_the_schema():
+    for schema, columns in (("documented", {**PAIR_COLUMNS, "parse": "image"}), ("hub", RAW_COLUMNS)):
+        features = wardrobe_features(schema)
+        kinds = {
+            name: getattr(feature, "dtype", "").replace("PIL.Image.Image", "image")
+            for name, feature in features.items()
+        }
+        assert list(kinds.items()) == list(columns.items())
+
+
 def test_documented_schema_loads_with_pictures_decoded(documented, tmp_path):
     data = load(documented, tmp_path)
     assert list(data) == ["train", "validation", "test"]
     for split in data.values():
-        assert split.column_names == [*DOCUMENTED_COLUMNS, *PROVENANCE_COLUMNS, "parse"]
+        assert split.column_names == [*PAIR_COLUMNS, "parse"]
     pictures = {name for name, feature in data["test"].features.items() if type(feature).__name__ == "Image"}
     assert pictures == {"image", "cloth", "mask", "parse"}
     row = data["train"][0]
@@ -280,7 +290,7 @@ def test_too_small_a_picture_is_refused():
 def test_hub_schema_is_one_split_of_the_raw_columns(hub, tmp_path):
     data = load(hub, tmp_path)
     assert list(data) == ["train"] and len(data["train"]) == 50
-    assert tuple(data["train"].column_names) == RAW_COLUMNS
+    assert data["train"].column_names == list(RAW_COLUMNS)
     for row in data["train"]:
         assert row["images"].mode == row["mask_overlay"].mode == "RGB" and row["mask"].mode == "L"
         assert set(np.unique(row["mask"])) == {0, 255}

@@ -14,13 +14,12 @@ import functools
 import os
 import re
 import sys
-import tempfile
 from collections.abc import Iterator
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deepfashion_training.cli import FlagParser, describe, number
+from deepfashion_training.cli import FlagParser, number, run_command
 from deepfashion_training.embedded.rows import (
     RowSpec,
     documented_row,
@@ -30,6 +29,7 @@ from deepfashion_training.embedded.rows import (
     raw_specs,
     split_of_pids,
 )
+from training_run.atomic import replacing
 
 if TYPE_CHECKING:
     import datasets
@@ -86,12 +86,9 @@ def write_wardrobe(
     else:
         specs["train"] = list(raw_specs(rows, seed))
         draw = functools.partial(raw_row, size=size)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent) as staging:
-        draft = Path(staging) / target.name
+    with replacing(target) as draft:
         (draft / "data").mkdir(parents=True)
         _write_splits(draft / "data", schema, specs, draw_all(draw, chain(*specs.values()), num_proc))
-        draft.replace(target)
     return target
 
 
@@ -145,16 +142,13 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     args = build_parser().parse_args(argv)
-    try:
+
+    def work() -> None:
         target = write_wardrobe(args.output_dir, args.schema, args.rows, args.seed, args.size, args.num_proc)
-    except Exception as error:
-        if args.debug:
-            raise
-        sys.stderr.write(f"embedded.wardrobe: {describe(error)}\n")
-        return 1
-    height, width = args.size
-    sys.stdout.write(f"wrote {args.rows} rows of {height}x{width} pixels in the {args.schema} schema to {target}\n")
-    return 0
+        height, width = args.size
+        sys.stdout.write(f"wrote {args.rows} rows of {height}x{width} pixels in the {args.schema} schema to {target}\n")
+
+    return run_command("embedded.wardrobe", work, debug=args.debug, stopped="nothing was written", quiet=False)
 
 
 if __name__ == "__main__":

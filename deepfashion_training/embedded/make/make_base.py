@@ -43,6 +43,7 @@ from deepfashion_training.embedded.make.small_vae import (
 from deepfashion_training.embedded.make.tops_folder import SEED, repainted_type, top_specs, write_tops_folder
 from deepfashion_training.embedded.rows import RowSpec, documented_specs, draw_all
 from deepfashion_training.garment_types import UPPER
+from training_run.atomic import replacing
 
 SIZE = (128, 96)  # height and width of one half of a pair
 
@@ -292,7 +293,7 @@ def save_base(start: Path, transformer: Path, vae: Path, output_dir: Path) -> No
     # encoders kept in fp32, a plain from_pretrained gives one precision throughout.
     pipeline.transformer.to(torch.float16)
     pipeline.vae.to(torch.float16)
-    pipeline.save_pretrained(output_dir, safe_serialization=True)
+    pipeline.save_pretrained(output_dir)
     for file in output_dir.rglob("*.json"):  # where on this machine its parts were loaded from is nobody's business
         settings = json.loads(file.read_text("utf-8"))
         kept = {name: value for name, value in settings.items()
@@ -309,11 +310,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--num_proc", type=int, default=2, help="processes that draw")
     args = parser.parse_args(argv)
     start, tops, run, polished = (args.work_dir / name for name in ("start", "tops", "train", "vae"))
-    args.work_dir.mkdir(parents=True, exist_ok=True)
-    if not (start / "model_index.json").is_file():
+    if not start.exists():
         pipeline = random_fill_pipeline()
         pipeline.vae = make_vae(args.num_proc)
-        pipeline.save_pretrained(start, safe_serialization=True)
+        with replacing(start) as draft:
+            pipeline.save_pretrained(draft)
     if not tops.exists():
         write_tops_folder(tops, ROWS, num_proc=args.num_proc, elsewhere=ELSEWHERE)
     if not (run / "transformer").exists():
@@ -322,11 +323,12 @@ def main(argv: list[str] | None = None) -> int:
         given = [text for name, value in flags.items() for text in (f"--{name}", str(value))]
         command = [sys.executable, trainer.__file__, *given, *TRAINING, "--resume_from_checkpoint", "latest"]
         subprocess.run(command, check=True)
-    if not (polished / "config.json").exists():
+    if not polished.exists():
         vae = AutoencoderKL.from_pretrained(start, subfolder="vae").to(memory_format=torch.channels_last)
         pairs = drawn_pairs(POLISH_ROWS, PAIRS_SEED, args.num_proc, studio=True)
         polish_decoder(vae, pairs, painted_tops(start, run / "transformer", tops), POLISH_STEPS, seed=0)
-        vae.save_pretrained(polished)
+        with replacing(polished) as draft:
+            vae.save_pretrained(draft)
     save_base(start, run / "transformer", polished, args.output_dir)
     sys.stdout.write(f"small FLUX-Fill written to {args.output_dir}\n")
     return 0

@@ -8,7 +8,6 @@ CatVTON-Flux: legs or all clothes are to be repainted, and the top in the garmen
 from __future__ import annotations
 
 import functools
-import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from PIL import Image, ImageOps
 from deepfashion_training.embedded.body import PERSON_VIEWS
 from deepfashion_training.embedded.rows import STUDIO_SHARES, RowSpec, draw_all
 from deepfashion_training.garment_types import FULL, LOWER, UPPER
+from training_run.atomic import replacing
 
 #: Folders of a phase of VITON-HD that the trainer reads.
 FOLDERS = ("image", "cloth", "cloth-mask", "agnostic-mask")
@@ -59,12 +59,11 @@ def write_tops_folder(
     """
     from tqdm import tqdm
 
-    target = Path(output_dir).absolute()
+    target = Path(output_dir)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise FileExistsError(f"{target} is not an empty folder: choose another --output_dir or remove it")
     specs = list(top_specs(rows + test_rows, seed))
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent) as staging:
-        draft = Path(staging) / target.name
+    with replacing(target) as draft:
         for phase in ("train", "test"):
             for folder in FOLDERS:
                 (draft / phase / folder).mkdir(parents=True)
@@ -73,7 +72,6 @@ def write_tops_folder(
         names = [name for of_row in written for name in of_row]
         for phase, some in (("train", names[: 2 * rows]), ("test", names[2 * rows :])):
             (draft / f"{phase}_pairs.txt").write_text("".join(f"{name}.jpg {name}.jpg\n" for name in some), "utf-8")
-        draft.replace(target)
     return target
 
 
