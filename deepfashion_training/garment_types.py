@@ -53,15 +53,9 @@ def parse_cloth_types(names: str | Iterable[str]) -> tuple[int, ...]:
     that names the unknown type, also when nothing is named.
     """
     wanted = names.split(",") if isinstance(names, str) else list(names)
-    numbers = {name: number for number, name in TYPE_NAMES.items()}
-    chosen = set()
-    for name in (part.strip().lower() for part in wanted):
-        if name not in numbers:
-            raise ValueError(f"unknown garment type {name!r}: choose from {', '.join(numbers)}")
-        chosen.add(numbers[name])
-    if not chosen:
-        raise ValueError(f"no garment type named: choose from {', '.join(numbers)}")
-    return tuple(sorted(chosen))
+    if not wanted:
+        raise ValueError(f"no garment type named: choose from {', '.join(TYPE_NAMES.values())}")
+    return tuple(sorted({parse_cloth_type(name) for name in wanted}))
 
 
 def parse_cloth_type(value: object) -> int:

@@ -216,18 +216,14 @@ def test_the_largest_seed(model):
     assert draw(model, seeds=(2**63 + 10_000,)).isfinite().all()
 
 
-def test_prompts(model, bare):
+def test_prompts(model):
     assert not torch.equal(draw(model, prompt=OTHER_PROMPT), draw(model))
-    with pytest.raises(ValueError, match=f"the prompt '{OTHER_PROMPT}' was not among those"):
-        draw(bare, prompt=OTHER_PROMPT)
-    with pytest.raises(ValueError, match="1 samples, 2 seeds and 1 prompts"):
-        draw(model, seeds=(1, 2))
 
 
 def test_a_lora_that_the_model_does_not_have(model, bare):
     with pytest.raises(ValueError, match="no LoRA 'third': this model was made with lora, second, zero"):
         draw(model, lora="third")
-    with pytest.raises(ValueError, match="no LoRA 'lora': this model was made without any"):
+    with pytest.raises(ValueError, match="no LoRA 'lora': this model was made with none"):
         draw(bare, lora="lora")
 
 
@@ -254,7 +250,7 @@ def test_captions_that_do_not_fit_into_memory(recipe, monkeypatch):
 
 def test_block_by_block_draws_the_same(recipe, loras, model, monkeypatch):
     """Group offload with the CPU in place of the GPU: its hooks and the LoRA's layers go together."""
-    monkeypatch.setattr(fill, "check_means", lambda quantize, offload: None)
+    monkeypatch.setattr(fill, "check_means", lambda quantize_base, offload: None)
     offloaded = FillModel(recipe, [PROMPT], loras={"lora": loras["lora"]}, offload=True, device="cpu")
     hooks = [name for name, part in offloaded._transformer.named_modules() if hasattr(part, "_diffusers_hook")]
     assert {"transformer_blocks.0", "single_transformer_blocks.1"} <= set(hooks)
@@ -276,7 +272,7 @@ def test_block_by_block_to_the_gpu(recipe, loras):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="bitsandbytes needs a CUDA GPU")
 def test_quantized(recipe, loras):
     pytest.importorskip("bitsandbytes")
-    quantized = FillModel(recipe, [PROMPT], loras={"lora": loras["lora"]}, quantize="nf4")
+    quantized = FillModel(recipe, [PROMPT], loras={"lora": loras["lora"]}, quantize_base="nf4")
     whole = FillModel(recipe, [PROMPT], loras={"lora": loras["lora"]})
     assert (draw(quantized, lora="lora") - draw(whole, lora="lora")).abs().mean() < 0.1
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 
 import pytest
@@ -26,7 +25,7 @@ def test_names_on_a_command_line():
 
 @pytest.mark.parametrize("names", ["", "upper,", "skirt", []])
 def test_unknown_or_no_name_is_an_error(names):
-    with pytest.raises(ValueError, match="choose from upper, lower, full"):
+    with pytest.raises(ValueError, match=r"garment type .*upper.*lower.*full"):
         parse_cloth_types(names)
 
 
@@ -41,7 +40,7 @@ def test_cells_of_a_dataset(value, number):
 def test_anything_else_is_named(value):
     with pytest.raises(ValueError) as caught:
         parse_cloth_type(value)
-    assert f"unknown garment type {value!r}: use 1 (upper), 2 (lower), 3 (full)" in str(caught.value)
+    assert f"unknown garment type {value!r}" in str(caught.value)
 
 
 def test_there_are_17_categories_and_each_has_a_type_or_is_left_to_the_caption():
@@ -150,9 +149,9 @@ def test_suiting_is_what_is_called_a_suits_or_may_be_part_of_one(caption, number
 
 def test_captions_of_the_drawn_wardrobe_are_never_misread_and_rarely_left_open():
     answers = []
-    for spec in itertools.islice(raw_specs(4000, seed=11), 4000):
+    for spec in raw_specs(2500, seed=11):
         if CATEGORY_TYPES[spec.garment().category] is None:
             answers.append((type_of(spec.garment().category, spec.caption()), spec.cloth_type))
-    assert len(answers) > 150
+    assert len(answers) > 90
     assert all(read in (true, None) for read, true in answers)
     assert sum(read is None for read, _ in answers) < 0.1 * len(answers)

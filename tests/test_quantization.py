@@ -119,7 +119,7 @@ def test_people_are_dressed_with_a_transformer_in_8_bits(tiny_flux_fill):
     sample["inpaint_mask"][:, 16:48, 60:84] = 1
 
     def drawn(quantize):
-        model = FillModel(recipe, ["a dress"], quantize=quantize, device="cpu")
+        model = FillModel(recipe, ["a dress"], quantize_base=quantize, device="cpu")
         return model.draw([sample], [0], prompts=["a dress"], steps=2, guidance_scale=1)
 
     assert 0 < (drawn("int8") - drawn(None)).abs().mean() < 0.02

@@ -8,7 +8,7 @@ from PIL import Image
 
 from deepfashion_training.embedded.rows import raw_specs
 from deepfashion_training.images.person import find_person
-from deepfashion_training.images.regions import UnresolvedRegionError, garment_region, worn_types
+from deepfashion_training.images.regions import UnresolvedRegionError, garment_region, worn_region
 
 
 def dressed(shirt=(40, 60, 160), trousers=(180, 60, 50), hem: int = 140) -> tuple[Image.Image, dict[str, np.ndarray]]:
@@ -98,17 +98,17 @@ def test_a_jumpsuit_that_the_parser_splits_is_one_garment_and_a_jacket_over_a_dr
     assert region.mask.tolist() == (jacket == 7).astype(int).tolist()
 
 
-def test_worn_types_are_those_large_enough():
+def test_a_worn_region_is_one_large_enough():
     _, masks = dressed()
     parse = np.where(masks["shirt"], 4, np.where(masks["trousers"], 6, 0)).astype(np.uint8)
     parse[20:63, 83:109] = 2
-    found = worn_types(parse)
-    assert set(found) == {1, 2}
-    assert found[2].dtype == np.uint8 and found[2].tolist() == masks["trousers"].tolist()
+    found = worn_region(parse, 2)
+    assert found.dtype == np.uint8 and found.tolist() == masks["trousers"].tolist()
+    assert worn_region(parse, 1).tolist() == masks["shirt"].tolist() and worn_region(parse, 3) is None
     parse[masks["trousers"] > 0] = 12
     parse[140:146, 74:118] = 6  # a strip of trousers under a long shirt
-    assert set(worn_types(parse)) == {1}
-    assert worn_types(np.zeros((40, 30), np.uint8)) == {}
+    assert worn_region(parse, 2) is None and worn_region(parse, 1) is not None
+    assert worn_region(np.zeros((40, 30), np.uint8), 1) is None
 
 
 def test_drawn_rows_with_union_masks():

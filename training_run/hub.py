@@ -28,8 +28,9 @@ def subfolder_of_transformer(model: str, revision: str | None = None, cache_dir:
 
     Of a repository that is not in the cache the configuration is downloaded. None also where nothing can be found.
     """
-    if Path(model).expanduser().is_dir():
-        return "transformer" if Path(model).expanduser().joinpath("transformer", "config.json").is_file() else None
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return None if transformer_in(folder) == folder else "transformer"
     try:
         for name, subfolder in (("transformer/config.json", "transformer"), ("config.json", None)):
             if isinstance(try_to_load_from_cache(model, name, cache_dir=cache_dir, revision=revision), str):
@@ -42,7 +43,8 @@ def subfolder_of_transformer(model: str, revision: str | None = None, cache_dir:
 
 def transformer_in(folder: Path) -> Path:
     """Where a local folder has its transformer: under ``transformer/``, or at its root."""
-    return folder / (subfolder_of_transformer(str(folder)) or "")
+    inner = folder / "transformer"
+    return inner if (inner / "config.json").is_file() else folder
 
 
 def why_not_loaded(name: str, error: Exception, revision: str | None = None, cache_dir: str | None = None) -> str:

@@ -59,7 +59,9 @@ def place_picture(
     box = fit_box((picture.height, picture.width), size, resize_mode)
     if (box.width, box.height) != (width, height):
         canvas[:] = np.array(border_colour(picture), np.uint8)[:, None, None]
-    fitted = _resized(picture, box, Image.Resampling.LANCZOS)
+    fitted = picture
+    if picture.size != (box.width, box.height):
+        fitted = picture.resize((box.width, box.height), Image.Resampling.LANCZOS)
     for channel, band in zip(canvas, fitted.split(), strict=True):
         channel[box.top : box.top + box.height, box.left : box.left + box.width] = np.asarray(band)
     return canvas
@@ -72,7 +74,7 @@ def place_mask(mask: np.ndarray, size: tuple[int, int], resize_mode: ResizeMode 
     """
     box = fit_box(mask.shape, size, resize_mode)
     canvas = np.zeros(size, np.uint8)
-    fitted = _resized(Image.fromarray(mask), box, Image.Resampling.NEAREST)
+    fitted = Image.fromarray(mask).resize((box.width, box.height), Image.Resampling.NEAREST)
     canvas[box.top : box.top + box.height, box.left : box.left + box.width] = np.asarray(fitted)
     return canvas
 
@@ -138,9 +140,3 @@ def _cloth_mask(cloth: Image.Image, garment: Image.Image, placed: np.ndarray, re
     visible = turn(Image.fromarray((alpha > 127).view(np.uint8)), orientation(cloth))
     _, height, width = placed.shape
     return place_mask(np.asarray(visible), (height, width), resize_mode)
-
-
-def _resized(picture: Image.Image, box: Box, filter_: Image.Resampling) -> Image.Image:
-    """``picture`` in the size of ``box``; itself when it has that size."""
-    wanted = (box.width, box.height)
-    return picture if picture.size == wanted else picture.resize(wanted, filter_)

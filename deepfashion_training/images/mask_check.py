@@ -1,8 +1,8 @@
 """Whether a picture can be the mask of a photo, and what it looks like where it cannot.
 
-A photo, a photo with a hole, parse colours or an inverted mask decode to a mask like anything else, and what is drawn
-or learned with them is wrong without a word. A mask has two levels, one hue and soft edges at the most, and white does
-not mean the background.
+A photo, a photo with a hole, parse colours or an inverted mask decode to a mask like anything else. What is drawn or
+learned with them is wrong, and no message says so. A mask has two levels, one hue and soft edges at most, and its white
+is not the background.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from deepfashion_training.images.pictures import over
 
 #: Longer side of the pictures that are judged: a mask's form survives it, JPEG noise does not.
 _SIDE = 96
-#: What a mask is, for whoever has to make one.
+#: What a mask is, for people who have to make one.
 WANTED = "paint what is to be repainted white and everything else black"
 
 #: Largest distance of a colour, in [0, 1], from black, from the mask's own hue and from its two levels.
@@ -38,7 +38,7 @@ _ENOUGH = 60
 _GREY = ("1", "L", "F")
 #: A channel may lie so far from the photo's and still show it.
 _SAME = 24
-#: Smallest share of the photo that anybody means: 28x28 pixels of 1024x768.
+#: Smallest share of the photo that a mask may cover: 28x28 pixels of 1024x768.
 _SMALLEST = 0.001
 #: Largest second difference of levels in [0, 1] between neighbours, in all but 1 of 200 places of a smooth picture.
 _BEND = 0.06
@@ -62,11 +62,11 @@ def mask_fault(photo: Image.Image, mask: Image.Image, decoded: np.ndarray) -> Ma
 
     ``photo`` is upright RGB, ``mask`` as it was opened (any mode, of the photo's aspect, turned as the photo or not),
     ``decoded`` what ``masks.align_mask`` made of it, uint8 ``[h, w]`` in {0, 1} of the photo's size. An empty mask is
-    no fault here: whoever wants a garment tells that by itself.
+    no fault here: callers check for it.
 
     Accepted are masks with soft edges, of JPEG, of one hue on black, and maps of labels; those that touch the border;
-    and close-ups, whose garment fills the frame. Not told apart from masks are pictures that look like one, such as a
-    red garment of one even colour on black, or all white over a white garment before a white wall.
+    and close-ups, whose garment fills the frame. Pictures that look like a mask are taken for one, such as a red
+    garment of one even colour on black, or all white over a white garment before a white wall.
     """
     if not decoded.any():
         return None
@@ -76,20 +76,25 @@ def mask_fault(photo: Image.Image, mask: Image.Image, decoded: np.ndarray) -> Ma
 def _content_fault(photo: Image.Image, mask: Image.Image) -> MaskFault | None:
     """A fault of the mask's own levels and hues: it is another kind of picture."""
     values = mask_values(mask)
-    if _is_map_of_people(values):
-        return MaskFault("colours", "is a parser's map of a whole person, with hair and face")
+    largest = float(values.max(initial=0))
+    is_labels = is_label_map(values, largest)
+    # Hair is 2, the face 11 or 13 in the usual schemes.
+    if is_labels and min((values == 2).mean(), np.isin(values, (11, 13)).mean()) > 0.0005:
+        return MaskFault("colours", "is a human parser's map of a whole person, with hair and face")
     visible = _visible(mask)
     painted = visible.max(axis=2) > _DARK
-    two_levels = _has_two_levels(values)
+    # Nearly all of a mask that was never compressed.
+    two_levels = bool(((values == values.min()) | (values == largest)).mean() > 0.99)
+    small = photo.resize((visible.shape[1], visible.shape[0]), Image.Resampling.BOX)
     hole = mask.has_transparency_data and "is the photo with a transparent hole"
-    if not two_levels and _correlation(photo, visible) > 0.98:
+    if not two_levels and _correlation(small, visible) > 0.98:
         return MaskFault("photo", hole or "is the photo itself")
-    if is_label_map(values, float(values.max(initial=0))) and values.max(initial=0) > 1:
+    if is_labels and largest > 1:
         return None
     several_hues = _other_hues(visible[painted])
     if not several_hues and not _other_levels(visible, two_levels):
         return None
-    if painted.any() and _alike(photo, visible)[painted].mean() > 0.3:
+    if painted.any() and _alike(small, visible)[painted].mean() > 0.3:
         return MaskFault("photo", hole or "is the photo with an area painted over (an agnostic photo, an overlay)")
     if several_hues:
         return MaskFault("colours", "has several colours, as a garment, a photo or the colours of a parser's map have")
@@ -124,9 +129,9 @@ def area_fault(photo: Image.Image, decoded: np.ndarray) -> MaskFault | None:
 def _fills_the_frame(photo: Image.Image, white: npt.NDArray[np.bool_]) -> bool:
     """Whether a photo can be a close-up of the garment that is ``white`` [h, w]: by its colours.
 
-    What is in its middle reaches the border then. Where the border is even, a wall or a garment, somebody before a wall
-    has more in the picture than what is kept. What is kept and floats in the picture needs better evidence: it is
-    rather the garment, and the mask inverted.
+    What is in its middle reaches the border then. Where the border is even, it is a garment or the wall behind a
+    person, who would show more than what is kept. What is kept and touches no border needs better evidence: it is more
+    likely the garment, and the mask is inverted.
     """
     small = np.asarray(photo.resize(white.shape[::-1], Image.Resampling.BOX), np.int16)
     kept, sides = ~white, np.concatenate([small[0], small[:, 0], small[:, -1]])
@@ -141,24 +146,10 @@ def _fills_the_frame(photo: Image.Image, white: npt.NDArray[np.bool_]) -> bool:
     return bool((near.mean(axis=1) > 0.05).mean() > (0.9 if floats else 0.2))
 
 
-def _has_two_levels(values: np.ndarray) -> bool:
-    """Whether nearly all of levels [h, w] are the lowest or the highest: as in a mask that nobody compressed."""
-    return bool(((values == values.min()) | (values == values.max())).mean() > 0.99)
-
-
-def _is_map_of_people(values: np.ndarray) -> bool:
-    """Whether levels [h, w] are the labels of a whole person: hair is 2, the face 11 or 13 in the usual schemes."""
-    if not is_label_map(values, float(values.max(initial=0))):
-        return False
-    hair, face = (values == 2).mean(), np.isin(values, (11, 13)).mean()
-    return bool(min(hair, face) > 0.0005)
-
-
 def _correlation(photo: Image.Image, visible: Values) -> float:
-    """How a picture [h, w, 3 or 1] goes with the photo, bright with bright, however dark it is: 1 for the photo."""
-    small = photo.resize((visible.shape[1], visible.shape[0]), Image.Resampling.BOX).convert("L")
+    """How a picture [h, w, 3 or 1] correlates with a photo of its size, however dark it is: 1 for the photo itself."""
     luma = visible @ np.array([0.299, 0.587, 0.114], np.float32) if visible.shape[2] == 3 else visible[..., 0]
-    shown, seen = (grey - grey.mean() for grey in (np.asarray(small, np.float32) / 255, luma))
+    shown, seen = (grey - grey.mean() for grey in (np.asarray(photo.convert("L"), np.float32) / 255, luma))
     spread = float(np.sqrt((shown**2).mean() * (seen**2).mean()))
     return float((shown * seen).mean()) / spread if spread > 1e-5 else 0.0
 
@@ -248,9 +239,8 @@ def _is_smooth(levels: Values) -> bool:
 
 
 def _alike(photo: Image.Image, visible: Values) -> npt.NDArray[np.bool_]:
-    """Where a picture [h, w, 3 or 1] in [0, 1] shows what the photo shows, bool [h, w]."""
-    small = photo.resize((visible.shape[1], visible.shape[0]), Image.Resampling.BOX)
-    shown = np.asarray(small if visible.shape[2] == 3 else small.convert("L"), np.float32)
+    """Where a picture [h, w, 3 or 1] in [0, 1] shows what a photo of its size shows, bool [h, w]."""
+    shown = np.asarray(photo if visible.shape[2] == 3 else photo.convert("L"), np.float32)
     return np.abs(shown.reshape(visible.shape) - visible * 255).max(axis=2) <= _SAME
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -53,38 +54,34 @@ _CONTRASTING_SHARE = 0.01
 _PERSON_LABELS = (2, 11, 12, 13, 14, 15)
 
 
-def _gate(default: float, about: str) -> Any:
-    """A threshold with the text that explains it, as a flag shows it."""
-    return field(default=default, metadata={"help": about})
+def _gate(default: float, about: str, least: float = 0, most: float = math.inf) -> Any:
+    """A threshold with the text that explains it, as a flag shows it, and the range in which it makes sense."""
+    return field(default=default, metadata={"help": about, "range": (least, most)})
 
 
 @dataclass(frozen=True)
 class Gates:
-    """Thresholds of the quality gates; each has its explanation as ``metadata["help"]``.
+    """Thresholds of the quality gates; each has ``metadata``: its explanation ``help`` and its ``range``.
 
     A full-body agnostic mask of a close photo stays below 0.7 of the picture. 64 pixels are four tokens of FLUX, which
     are 16 pixels wide. Of what differs from the background, drawn garments laid flat have nothing outside of their
     masks, and people in masks of all their clothes at least 0.0097. Distances: see ``data.near_duplicates``.
     """
 
-    max_mask_share: float = _gate(0.9, "largest share of the photo that a mask may cover")
+    max_mask_share: float = _gate(0.9, "largest share of the photo that a mask may cover", most=1)
     min_garment_px: int = _gate(64, "shortest side of the garment's box in the photo, in pixels")
     min_garment_contrast: int = _gate(10, "levels of 255 by which a garment picture must differ from its background")
     max_person_free_share: float = _gate(
-        0.005, "a photo with less of its foreground than this outside of the mask shows a garment alone"
+        0.005, "a photo with less of its foreground than this outside of the mask shows a garment alone", most=1
     )
-    max_megapixels: int = _gate(80, "millions of pixels above which a picture is not opened: it may be a bomb")
+    max_megapixels: int = _gate(80, "millions of pixels above which a picture is not opened: it may be a bomb", least=1)
     near_duplicate_distance: int = _gate(24, "bits of 256 by which photos of two splits may differ and be the same")
 
     def __post_init__(self) -> None:
-        for name in ("max_mask_share", "max_person_free_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} {getattr(self, name)}: a share between 0 and 1")
-        for name in ("min_garment_px", "min_garment_contrast", "near_duplicate_distance"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} {getattr(self, name)}: 0 or more")
-        if self.max_megapixels < 1:
-            raise ValueError(f"max_megapixels {self.max_megapixels}: 1 or more")
+        for gate in fields(self):
+            value, (least, most) = getattr(self, gate.name), gate.metadata["range"]
+            if not least <= value <= most:
+                raise ValueError(f"{gate.name} {value}: a number from {least} to {most} is needed")
 
 
 class Finding(NamedTuple):
@@ -228,6 +225,6 @@ def _filled(shape: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
 
 def _spanned(shape: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
     """True from the first to the last point of each column of ``shape``."""
-    points = shape.view(np.uint8)
-    spanned = np.maximum.accumulate(points, axis=0) & np.maximum.accumulate(points[::-1], axis=0)[::-1]
-    return spanned.astype(np.bool_)
+    after_first, before_last = (np.logical_or.accumulate(half, axis=0) for half in (shape, shape[::-1]))
+    spanned: npt.NDArray[np.bool_] = after_first & before_last[::-1]
+    return spanned

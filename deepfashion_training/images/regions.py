@@ -29,7 +29,7 @@ LEAST_AREA, LEAST_HEIGHT = 0.06, 0.08
 
 
 class UnresolvedRegionError(ValueError):
-    """The named garment's region cannot be told, so the row is to be left out: why, in one line."""
+    """The named garment's region cannot be found, so the row has to be left out: why, in one line."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def garment_region(
         return Region(mask, "named")
     if person is None:
         raise UnresolvedRegionError(
-            f"no person found to tell whether the mask covers more than the {TYPE_NAMES[cloth_type]} garment"
+            f"no person found, so the mask may cover more than the {TYPE_NAMES[cloth_type]} garment"
         )
     if not is_union(mask, cloth_type, category, photo, person):
         return Region(mask, "named")
@@ -87,20 +87,15 @@ def is_union(mask: np.ndarray, cloth_type: int, category: str, photo: Image.Imag
     return True
 
 
-def worn_types(parse: np.ndarray) -> dict[int, np.ndarray]:
-    """Garment regions by type in a parse map ``[h, w]`` of the 18 ATR labels: uint8 ``[h, w]`` in {0, 1}.
+def worn_region(parse: np.ndarray, cloth_type: int) -> np.ndarray | None:
+    """Region of the garment of a type in a parse map ``[h, w]`` of the 18 ATR labels: uint8 ``[h, w]`` in {0, 1}.
 
-    Only those large enough to be learned from: ``LEAST_AREA`` of the person and ``LEAST_HEIGHT`` of the person's
+    ``None`` where it is too small to learn from: below ``LEAST_AREA`` of the person or ``LEAST_HEIGHT`` of the person's
     height.
     """
-    person = np.isin(parse, ON_THE_PERSON)
-    height, area = int(np.count_nonzero(person.any(axis=1))), int(person.sum())
-    found = {}
-    for cloth_type in TYPE_NAMES:
-        region = np.isin(parse, garment_labels(cloth_type))
-        if region.sum() > LEAST_AREA * area and region.any(axis=1).sum() > LEAST_HEIGHT * height:
-            found[cloth_type] = region.view(np.uint8)
-    return found
+    person, region = np.isin(parse, ON_THE_PERSON), np.isin(parse, garment_labels(cloth_type))
+    high = region.any(axis=1).sum() > LEAST_HEIGHT * np.count_nonzero(person.any(axis=1))
+    return region.view(np.uint8) if high and region.sum() > LEAST_AREA * person.sum() else None
 
 
 def _parsed(mask: np.ndarray, cloth_type: int, parse: np.ndarray) -> Region:

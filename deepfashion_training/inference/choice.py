@@ -67,7 +67,7 @@ class ModelChoice:
         from deepfashion_training.models.fill import FillModel
 
         loras = others | ({} if self.lora is None else {"lora": self.lora})
-        how = {"quantize": self.quantize_base, "offload": self.offload, "device": device}
+        how = {"quantize_base": self.quantize_base, "offload": self.offload, "device": device}
         return FillModel(self.recipe, prompts, loras=loras, **how)
 
     def drawing(self, **more: Any) -> DrawingSettings:

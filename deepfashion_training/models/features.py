@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
 from deepfashion_training.images.pictures import to_rgb
-from deepfashion_training.models.hub_files import CONFIG, PREPROCESSOR, model_folder, read_json, revision_of
+from deepfashion_training.models.hub_files import CONFIG, model_folder, read_json, revision_of
 
 if TYPE_CHECKING:
     import torch
@@ -21,9 +21,9 @@ DEFAULT_DINO = "facebook/dinov2-base"
 _FLAG = "--dino_model"
 _KINDS = ("dinov2", "dinov2_with_registers")
 
-#: What a model without ``preprocessor_config.json`` is given: 16 x 16 patches of 14 pixels, ImageNet's mean and std.
+#: What all DINOv2 models are given: 16 x 16 patches of 14 pixels, normalised by ImageNet's mean and deviation.
 _SIZE = (224, 224)
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_MEAN, _STD = np.array([0.485, 0.456, 0.406], np.float32), np.array([0.229, 0.224, 0.225], np.float32)
 
 #: Pictures of one forward pass on a GPU. A CPU gains nothing from several.
 _GPU_BATCH = 32
@@ -45,7 +45,6 @@ class Dino:
         folder = find_dino(model)
         self.revision = revision_of(model, folder)
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self._prepare = _DinoPreprocessing(folder, model)
         network, loaded = AutoModel.from_pretrained(
             folder,
             dtype=torch.float32,
@@ -82,8 +81,8 @@ class Dino:
     def _embed_batch(self, pictures: Sequence[Image.Image], size: int) -> torch.Tensor:
         import torch
 
-        filled = np.zeros((size, 3, *self._prepare.size[::-1]), np.float32)
-        filled[: len(pictures)] = [self._prepare(picture) for picture in pictures]
+        filled = np.zeros((size, 3, *_SIZE), np.float32)
+        filled[: len(pictures)] = [_pixels(picture) for picture in pictures]
         cuda = self.device.type == "cuda"
         half = torch.bfloat16 if not cuda or torch.cuda.is_bf16_supported() else torch.float16
         with torch.inference_mode(), torch.autocast(self.device.type, half, enabled=cuda):
@@ -95,37 +94,16 @@ def find_dino(model: str = DEFAULT_DINO) -> Path:
     """Folder of a DINOv2 model's files, downloaded where it has to be, so that loading needs no network.
 
     ``model`` is a local folder or a Hub id. Raises ``ValueError``, one line with the fix, when it cannot be had or is
-    another kind of model, and when its preprocessing is not understood.
+    another kind of model.
     """
     folder = model_folder(_FLAG, model, DEFAULT_DINO)
     kind = read_json(_FLAG, model, folder, CONFIG).get("model_type")
     if kind not in _KINDS:
         raise ValueError(f"{_FLAG} {model} is a {kind} model: pass a DINOv2 model such as {DEFAULT_DINO}")
-    _DinoPreprocessing(folder, model)
     return folder
 
 
-class _DinoPreprocessing:
-    """Whole pictures squeezed to the size that the model's own crop has, normalised as its file says."""
-
-    def __init__(self, folder: Path, model: str) -> None:
-        has_file = (folder / PREPROCESSOR).is_file()
-        config = read_json(_FLAG, model, folder, PREPROCESSOR) if has_file else {}
-        try:
-            self.size = _pair(config.get("crop_size")) or _pair(config.get("size")) or _SIZE
-            self.mean = np.asarray(config.get("image_mean", _MEAN), np.float32).reshape(3)
-            self.std = np.asarray(config.get("image_std", _STD), np.float32).reshape(3)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{_FLAG} {model}: {PREPROCESSOR} is not understood: {error}") from error
-
-    def __call__(self, picture: Image.Image) -> np.ndarray:
-        """A picture of any size and mode as the network reads it: float32 ``[3, height, width]``."""
-        values = np.asarray(to_rgb(picture).resize(self.size, Image.Resampling.BICUBIC), np.float32) / 255
-        return ((values - self.mean) / self.std).transpose(2, 0, 1)
-
-
-def _pair(size: Any) -> tuple[int, int] | None:
-    """(width, height) of a size in a preprocessing file; None for one that names the shortest edge only, and none."""
-    if isinstance(size, dict):
-        return (int(size["width"]), int(size["height"])) if {"width", "height"} <= size.keys() else None
-    return (int(size), int(size)) if size else None
+def _pixels(picture: Image.Image) -> np.ndarray:
+    """A picture of any size and mode as the network reads it: float32 ``[3, 224, 224]``, normalised as ImageNet's."""
+    values = np.asarray(to_rgb(picture).resize(_SIZE, Image.Resampling.BICUBIC), np.float32) / 255
+    return ((values - _MEAN) / _STD).transpose(2, 0, 1)

@@ -89,7 +89,7 @@ class FillModel:
     Every one of ``prompts`` is encoded when the model is made, before the transformer is loaded, and the text encoders
     leave memory again: 10 GB less of it are needed.
 
-    ``quantize`` keeps the transformer in 4 or 8 bits a weight: 12B of them in 7 or 12 GB. ``offload`` keeps
+    ``quantize_base`` keeps the transformer in 4 or 8 bits a weight: 12B of them in 7 or 12 GB. ``offload`` keeps
     it in main memory and brings one block at a time to the GPU, for cards too small for its 24 GB. They exclude one
     another. Raises ``ValueError`` for models that cannot be loaded and for LoRAs that do not fit.
     """
@@ -100,18 +100,18 @@ class FillModel:
         prompts: Iterable[str],
         *,
         loras: Mapping[str, LoraFile] | None = None,
-        quantize: quantization.Quantization | None = None,
+        quantize_base: quantization.Quantization | None = None,
         offload: bool = False,
         device: str | torch.device | None = None,
     ) -> None:
-        check_means(quantize, offload)
+        check_means(quantize_base, offload)
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.dtype = precision_of(recipe.transformer, self.device)
         self._loading = argparse.Namespace(
             pretrained_model_name_or_path=recipe.pipeline,
             pretrained_inpaint_model_name_or_path=recipe.transformer,
             max_sequence_length=recipe.max_sequence_length,
-            quantize_base=quantize,
+            quantize_base=quantize_base,
             **dict.fromkeys(("revision", "inpaint_revision", "variant", "cache_dir")),
         )
         self._embeddings = self._encode(list(dict.fromkeys(prompts)))
@@ -138,15 +138,12 @@ class FillModel:
         the same on every machine, in every batch, with and without ``lora`` (a name among those that the model was made
         with; None is the bare base). ``on_step`` is called with the number of steps done.
 
-        Raises ``ValueError`` for a prompt that was not encoded and for a result that is not finite.
+        ``prompts`` are among those that the model was made with. Raises ``ValueError`` for a result that is not finite.
         """
-        if not len(samples) == len(seeds) == len(prompts):
-            raise ValueError(
-                f"{len(samples)} samples, {len(seeds)} seeds and {len(prompts)} prompts: one of each a pair"
-            )
         self._wear(lora, lora_scale)
         masked = torch.stack([sample["im_mask"] for sample in samples])
-        embeds, pooled = (torch.cat(parts) for parts in zip(*map(self._embedding, prompts), strict=True))
+        encoded = zip(*(self._embeddings[prompt] for prompt in prompts), strict=True)
+        embeds, pooled = (torch.cat(parts).to(self.device) for parts in encoded)
 
         def report(_pipeline: Any, step: int, _timestep: Any, _tensors: dict[str, Any]) -> dict[str, Any]:
             if on_step is not None:
@@ -172,24 +169,16 @@ class FillModel:
         return drawn.cpu()
 
     def _wear(self, lora: str | None, scale: float) -> None:
-        if not getattr(self._transformer, "peft_config", None):
-            if lora is not None:
-                raise ValueError(f"no LoRA {lora!r}: this model was made without any")
-            return
         if lora is not None and lora not in self._loras:
-            raise ValueError(f"no LoRA {lora!r}: this model was made with {', '.join(self._loras)}")
+            raise ValueError(f"no LoRA {lora!r}: this model was made with {', '.join(self._loras) or 'none'}")
+        if not self._loras:
+            return
         # DoRA at scale 0 would still set the magnitudes that it learned.
         if lora is None or scale == 0:
             self._transformer.disable_adapters()
         else:
             self._transformer.enable_adapters()
             self._transformer.set_adapters([_adapter(lora)], weights=[scale])
-
-    def _embedding(self, prompt: str) -> tuple[torch.Tensor, torch.Tensor]:
-        if prompt not in self._embeddings:
-            raise ValueError(f"the prompt {prompt!r} was not among those that this model was made for")
-        embeds, pooled = self._embeddings[prompt]
-        return embeds.to(self.device), pooled.to(self.device)
 
     def _encode(self, prompts: Sequence[str]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         """T5 [1, L, D] and pooled CLIP [1, E] embeddings by prompt, in main memory."""
@@ -247,14 +236,14 @@ def _adapter(name: str) -> str:
     return f"worn_{name}"
 
 
-def check_means(quantize: str | None, offload: bool) -> None:
-    """Raise ``ValueError`` when this machine, or the combination, does not allow ``quantize`` or ``offload``."""
-    if quantize and offload:
+def check_means(quantize_base: str | None, offload: bool) -> None:
+    """Raise ``ValueError`` when this machine, or the combination, does not allow ``quantize_base`` or ``offload``."""
+    if quantize_base and offload:
         raise ValueError("--offload and --quantize_base are two ways to the same end: leave one out")
     if offload and not torch.cuda.is_available():
         raise ValueError("--offload needs a CUDA GPU, and none is visible: leave it out")
-    if quantize:
-        quantization.check_usable("--quantize_base", quantize)
+    if quantize_base:
+        quantization.check_usable("--quantize_base", quantize_base)
 
 
 def precision_of(transformer: str, device: torch.device) -> torch.dtype:

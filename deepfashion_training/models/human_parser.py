@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,9 +20,6 @@ _FLAG = "--parser"
 
 #: Photos of one forward pass. 8 at 512x512 take about 2 GiB with SegFormer-B2 in half precision.
 _BATCH = 8
-
-#: Files that a Linux machine with an NVIDIA driver has; the second is WSL's.
-_DRIVER_FILES = (Path("/proc/driver/nvidia/version"), Path("/dev/dxg"))
 
 
 class HumanParser:
@@ -48,7 +43,7 @@ class HumanParser:
         if self.device.type == "cuda":
             self.dtype = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
         self._numbers = _atr_numbers(folder, model)
-        self._prepare = _ParserPreprocessing(folder, model)
+        self._prepare = _Preprocessing(folder, model)
         network = AutoModelForSemanticSegmentation.from_pretrained(
             folder, use_safetensors=True, trust_remote_code=False, local_files_only=True
         )
@@ -82,14 +77,7 @@ def load_human_parser(model: str, revision: str | None = None) -> HumanParser:
 
 
 def default_human_parser() -> str | None:
-    """``DEFAULT_PARSER`` on a machine with a CUDA GPU that torch can use, else None: on a CPU it takes seconds a row.
-
-    Does not import torch where there is no NVIDIA driver.
-    """
-    if os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1"):
-        return None
-    if not any(file.exists() for file in _DRIVER_FILES) and shutil.which("nvidia-smi") is None:
-        return None
+    """``DEFAULT_PARSER`` where torch can use a CUDA GPU, else None: on a CPU it takes seconds a row."""
     import torch
 
     return DEFAULT_PARSER if torch.cuda.is_available() else None
@@ -102,33 +90,30 @@ def check_human_parser(model: str, revision: str | None = None) -> None:
     """
     folder = model_folder(_FLAG, model, DEFAULT_PARSER, revision)
     _atr_numbers(folder, model)
-    _ParserPreprocessing(folder, model)
+    _Preprocessing(folder, model)
 
 
-class _ParserPreprocessing:
+class _Preprocessing:
     """What the image processor of transformers does by ``preprocessor_config.json``, without its torchvision."""
 
     def __init__(self, folder: Path, model: str) -> None:
         config = read_json(_FLAG, model, folder, PREPROCESSOR)
-        size = config.get("size")
-        if isinstance(size, int):  # files written before transformers 4.26
-            size = {"height": size, "width": size}
-        if not isinstance(size, dict) or not {"height", "width"} <= size.keys() or not config.get("do_resize", True):
+        try:
+            if not all(config.get(f"do_{step}", True) for step in ("resize", "rescale", "normalize")):
+                raise ValueError("a step is switched off")
+            self.size = int(config["size"]["width"]), int(config["size"]["height"])
+            self.filter = Image.Resampling(config.get("resample", Image.Resampling.BILINEAR))
+            self.scale = np.float32(config.get("rescale_factor", 1 / 255))
+            self.mean, self.std = (np.asarray(config[name], np.float32) for name in ("image_mean", "image_std"))
+        except (KeyError, TypeError, ValueError) as error:
             raise ValueError(
-                f"--parser {model}: {PREPROCESSOR} has size {size}; a parser needs do_resize and a size of "
-                "height and width"
-            )
-        self.size = int(size["width"]), int(size["height"])
-        self.filter = Image.Resampling(config.get("resample", Image.Resampling.BILINEAR))
-        self.scale = config.get("rescale_factor", 1 / 255) if config.get("do_rescale", True) else 1.0
-        normalised = config.get("do_normalize", True)
-        self.mean = np.asarray(config["image_mean"] if normalised else 0.0, np.float32)
-        self.std = np.asarray(config["image_std"] if normalised else 1.0, np.float32)
+                f"{_FLAG} {model}: {PREPROCESSOR} must resize to a height and width, rescale and normalise: {error}"
+            ) from error
 
     def __call__(self, photo: Image.Image) -> np.ndarray:
         """A photo of any size and mode as the network reads it: float32 [3, height, width]."""
-        values = np.asarray(to_rgb(photo).resize(self.size, self.filter), np.float32) * np.float32(self.scale)
-        return np.ascontiguousarray(((values - self.mean) / self.std).transpose(2, 0, 1))
+        values = np.asarray(to_rgb(photo).resize(self.size, self.filter), np.float32) * self.scale
+        return ((values - self.mean) / self.std).transpose(2, 0, 1)
 
 
 def _atr_numbers(folder: Path, model: str) -> np.ndarray:
@@ -141,7 +126,7 @@ def _atr_numbers(folder: Path, model: str) -> np.ndarray:
     wanted = [_plain(name) for name in ATR_LABELS]
     if sorted(named) != list(range(len(wanted))) or sorted(named.values()) != sorted(wanted):
         has = ", ".join(map(str, labels.values())) or "none"
-        raise ValueError(f"--parser {model}: needs the 18 ATR labels ({', '.join(ATR_LABELS)}); its labels are {has}")
+        raise ValueError(f"{_FLAG} {model}: needs the 18 ATR labels ({', '.join(ATR_LABELS)}); its labels are {has}")
     return np.array([wanted.index(named[number]) for number in range(len(wanted))], np.uint8)
 
 

@@ -34,7 +34,7 @@ from deepfashion_training.images.pictures import (
     turn,
 )
 from deepfashion_training.images.quality import Finding
-from deepfashion_training.images.regions import Region, UnresolvedRegionError, garment_region, worn_types
+from deepfashion_training.images.regions import Region, UnresolvedRegionError, garment_region, worn_region
 from deepfashion_training.preparation.garment_views import Candidate, Choice, choose_garment
 from deepfashion_training.preparation.mask_leak import mask_features
 from deepfashion_training.preparation.pair_plan import PlannedRow, Settings
@@ -238,7 +238,7 @@ def _mined(photos: Sequence[_Photo], settings: Settings) -> Iterator[dict[str, A
     seen: list[_Photo] = []
     for photo in photos:
         if photo.finding is None and photo.plan.cloth_type == UPPER and photo.parse is not None:
-            worn = worn_types(photo.parse).get(LOWER)
+            worn = worn_region(photo.parse, LOWER)
             if worn is not None and quality.check_region(worn, settings.gates) is None:
                 labels = photo.parse[worn > 0]
                 skirt, pants = (np.count_nonzero(labels == LABELS.index(name)) for name in ("skirt", "pants"))
