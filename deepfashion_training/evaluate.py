@@ -258,7 +258,8 @@ def _opening_lines(plan: Plan, args: argparse.Namespace) -> list[str]:
         lines.append(f"note      {len(cases)} rows, as many as were compared after the training: --limit takes others")
     if cases.same_photo:
         lines.append(f"note      {cases.same_photo} rows whose garment was cut out of the same photo are left out")
-    if own := len(cases) - len(cases.of(unpaired=True)):
+    own = len(cases) - len(cases.of(unpaired=True))
+    if own and args.unpaired:
         lines.append(f"note      {own} cases are not drawn unpaired: nobody else wears a garment of their type")
     if cases.split == "train":
         lines.append("note      a LoRA may have seen the people of this split: take test for a fair comparison")

@@ -128,23 +128,18 @@ def too_small(preset: Preset, gpus: list[float]) -> str | None:
     found = "none is visible here"
     if not gpus and "CUDA_VISIBLE_DEVICES" in os.environ:
         found += f" (CUDA_VISIBLE_DEVICES is {os.environ['CUDA_VISIBLE_DEVICES']!r})"
-    elif len(gpus) == 1:
-        found = f"the one here has {known[0]:.1f}"
     elif gpus:
-        found = f"the smallest of the {len(gpus)} here has {min(known):.1f} (CUDA_VISIBLE_DEVICES can leave it out)"
+        found = f"the smallest one here has {min(known):.1f}"
     return f"the preset {preset.name} needs an NVIDIA GPU with {need:g} GiB of memory, and {found}"
 
 
-def smaller_presets(preset: Preset) -> str:
-    """What to type instead of a preset that does not fit."""
-    others = {"the default preset": load_preset("full"), "--low-vram": load_preset("low_vram")}
-    fits = [f"{flag} ({other.gpu_memory_gib:g} GiB)" for flag, other in others.items() if _asks_less(other, preset)]
-    instead = ", ".join([*fits, "--quick-test (any machine)"])
-    return f"use {instead}, or add --embedded for the small model that comes with the project"
-
-
-def _asks_less(other: Preset, preset: Preset) -> bool:
-    return (other.gpu_memory_gib or 0) < (preset.gpu_memory_gib or 0)
+def instead_of(preset: Preset) -> str:
+    """What to type in place of a preset that does not fit."""
+    every = {"the default preset": load_preset("full"), "--low-vram": load_preset("low_vram")}
+    needs = {flag: other.gpu_memory_gib or 0 for flag, other in every.items()}
+    less = [f"{flag} ({gib:g} GiB)" for flag, gib in needs.items() if gib < (preset.gpu_memory_gib or 0)]
+    choice = ", ".join([*less, "--quick-test (any machine)"])
+    return f"use {choice}, or add --embedded for the small model that comes with the project"
 
 
 def work(argv: list[str]) -> int:
@@ -171,7 +166,7 @@ def work(argv: list[str]) -> int:
         complaint = None
     command, environments = [sys.executable, str(TRAIN), *words], processes(args, len(gpus), estimated)
     if complaint:
-        complaint = f"{complaint}; {smaller_presets(preset)}"
+        complaint = f"{complaint}; {instead_of(preset)}"
     if args.dry_run:
         if complaint:
             sys.stderr.write(f"warning: {complaint}\n")
@@ -265,13 +260,8 @@ def _end_with_launcher() -> None:
 def main(argv: list[str] | None = None) -> int:
     """Run the launcher with ``argv``; returns the exit code."""
     words = sys.argv[1:] if argv is None else argv
-    return run_command(
-        "train_deepfashion_lora",
-        lambda: work(words),
-        debug="--debug" in words,
-        stopped="nothing was started",
-        quiet=False,
-    )
+    debug = "--debug" in words
+    return run_command("train_deepfashion_lora", lambda: work(words), debug=debug, stopped="nothing began", quiet=False)
 
 
 if __name__ == "__main__":

@@ -151,16 +151,19 @@ def parse(argv: list[str], parser: TrainParser | None = None, *, load: bool = Tr
     other = bool(args.upstream) and Path(args.upstream).resolve() != REPOSITORY / "train_flux_inpaint.py"
     if other and args.plan:
         parser.error("--plan measures the project's own trainer: leave out --upstream")
-    script = _open(args) if other and (load or rest) else None
-    if script is None:
+    script = None
+    if other and (load or rest):
+        from deepfashion_training.upstream.script import open_script
+
+        script = open_script(args.upstream)
+        args = _in_the_words_of(script, parser, args, (preset, follows, typed), rest)
+    else:
         parser.refuse_unknown(rest)
         if rest:
             parser.error(f"unknown argument {rest[0]}")
         vars(args).update(follows | {name: typed[name] for name in MODELS if name in typed})
         if not other:
             refuse_contradictions(parser, args)
-    else:
-        args = _in_the_words_of(script, parser, args, preset, follows, typed, rest)
     for name in MODELS:  # seen from elsewhere, a folder named from here would look like a repository on the Hub
         if (folder := getattr(args, name, None)) and Path(folder).is_dir():
             setattr(args, name, str(Path(folder).absolute()))
@@ -168,21 +171,8 @@ def parse(argv: list[str], parser: TrainParser | None = None, *, load: bool = Tr
     return args, script
 
 
-def _open(args: argparse.Namespace) -> Any:
-    """The script of ``--upstream``, loaded and checked."""
-    from deepfashion_training.upstream import script as upstream
-
-    return upstream.open_script(args.upstream)
-
-
 def _in_the_words_of(
-    script: Any,
-    parser: TrainParser,
-    args: argparse.Namespace,
-    preset: dict[str, Any],
-    follows: dict[str, Any],
-    typed: dict[str, Any],
-    rest: list[str],
+    script: Any, parser: TrainParser, args: argparse.Namespace, layers: tuple[dict[str, Any], ...], rest: list[str]
 ) -> argparse.Namespace:
     """``args`` as ``script`` understands them, which may know flags, in ``rest``, that ``parser`` does not."""
     from deepfashion_training.upstream import script as upstream
@@ -193,7 +183,7 @@ def _in_the_words_of(
     if theirs is not None:
         parser.refuse_unknown(rest, theirs._option_string_actions)
     own = parser.of_groups(_OWN)
-    preset, typed = ({name: layer[name] for name in layer if name not in own} for layer in (preset, typed))
+    preset, follows, typed = ({name: layer[name] for name in layer if name not in own} for layer in layers)
     try:
         with upstream.one_line_errors():
             found = upstream.parse_arguments(script, ours, preset, follows, typed, rest)
@@ -272,13 +262,6 @@ def resolve(argv: list[str]) -> tuple[argparse.Namespace, Any]:
     """``parse``, with our own trainer where that is the script."""
     args, script = parse(argv)
     return args, script or own_trainer()
-
-
-def is_ours(script: Any) -> bool:
-    """Whether ``script`` is the project's own trainer."""
-    from deepfashion_training.upstream import script as upstream
-
-    return Path(str(script.__file__)) == upstream.DEFAULT_SCRIPT
 
 
 def check_once(args: argparse.Namespace, script: Any) -> None:
@@ -481,13 +464,14 @@ def train(args: argparse.Namespace, script: Any) -> None:
     from deepfashion_training.upstream import script as upstream
     from training_run.output_dir import is_done
 
+    ours = script is own_trainer()
     if isinstance(script, upstream.DrivenScript):
         say_once("\n".join(script.notes()))
-    if is_ours(script) and is_done(args, script.OWN_ARGUMENTS):
+    if ours and is_done(args, script.OWN_ARGUMENTS):
         say_once(f"{args.output_dir}: all {args.max_train_steps} steps are taken; doing what comes after them")
         return
     begins = getattr(args, "overwrite_output_dir", False) or getattr(args, "resume_from_checkpoint", None)
-    if begins and not is_ours(script) and process_state().is_main_process:
+    if begins and not ours and process_state().is_main_process:
         forget_comparison(Path(args.output_dir))  # our own trainer puts it where the weights go
     upstream.train(script, args, functools.partial(DeepFashionDataset, options=dataset_options(args)))
 

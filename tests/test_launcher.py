@@ -167,11 +167,11 @@ def test_two_processes_share_a_cpu_but_for_a_script_of_the_users(machine: Machin
     ("flags", "cards", "said"),
     [
         (["--h100"], [], "h100 needs an NVIDIA GPU with 75 GiB of memory, and none is visible here"),
-        (["--h100"], [RTX4090], "75 GiB of memory, and the one here has 24.0"),
+        (["--h100"], [RTX4090], "75 GiB of memory, and the smallest one here has 24.0"),
         (["--h100"], [A100_40], "the default preset (36 GiB), --low-vram (22 GiB), --quick-test"),
-        (["--h100"], [H100, RTX4090], "the smallest of the 2 here has 24.0"),
+        (["--h100"], [H100, RTX4090], "the smallest one here has 24.0"),
         ([], [RTX4090], "full needs an NVIDIA GPU with 36 GiB"),
-        (["--low-vram"], [LAPTOP], "22 GiB of memory, and the one here has 8.0; use --quick-test (any machine)"),
+        (["--low-vram"], [LAPTOP], "the smallest one here has 8.0; use --quick-test (any machine)"),
     ],
 )
 def test_too_small_a_machine_is_told_what_to_do(

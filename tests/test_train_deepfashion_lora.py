@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -317,17 +318,17 @@ def test_the_quick_test_leaves_what_the_design_promises(quick_test) -> None:
     }
     assert sorted(path.name for path in (folder / "validation").iterdir()) == ["step-0.png", "step-4.png", "step-8.png"]
     Image.open(folder / "validation" / "step-8.png").verify()
-    closing, compared = done.stdout.strip().split("\n\n")
-    closing = closing.splitlines()
-    assert [line.split()[0] for line in closing] == ["LoRA", "pictures", "report", "curves", "next"]
-    for line in closing[:3]:
-        named = line.split("  ")[-1].split(", settings")[0].strip()
-        assert (LAUNCHER.parent / named).exists(), line
-    # The comparison comes last: a line for each garment type, then where the pictures are.
+    compared, closing = done.stdout.strip().split("\n\n")
+    # The comparison first: a line for each garment type, then where the pictures are.
     lines = compared.splitlines()
     assert [line.split()[:2] for line in lines[1:5]] == [["upper", "2"], ["lower", "2"], ["full", "2"], ["all", "6"]]
     assert lines[0].split("  ")[0] == "" and "CIEDE2000, lower is better" in lines[0]
     assert lines[-1] == f"picture   {folder / 'evaluation' / 'before_after.png'}"
+    closing = [shlex.split(line, comments=True) for line in closing.splitlines()]
+    assert [words[0] for words in closing] == ["LoRA", "pictures", "report", "curves", "next"]
+    for words in closing[:3]:
+        assert (LAUNCHER.parent / words[1].removesuffix(",")).exists(), words
+    assert closing[-1][1:] == ["bash", LAUNCHER.name, "--quick-test"]
 
 
 @pytest.mark.slow

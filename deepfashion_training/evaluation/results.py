@@ -307,7 +307,9 @@ def closing_lines(plan: Plan, facts: Mapping[str, Any], card: str | None) -> str
         of = "the LoRA" if found["of"] == "lora" else "the base"
         lines.append(f"guidance  best {found['guidance_scale']:g}, by {figure.label} of {of} ({values})")
     lines += comparison_table(facts)
-    lines += [f"left out  {', '.join(names)}: {why}" for why, names in left_out_by_reason(facts["left_out"]).items()]
+    for why, names in left_out_by_reason(facts["left_out"]).items():
+        if not why.startswith("--"):  # what was asked to be left out is no news
+            lines.append(f"left out  {', '.join(names)}: {why}")
     lines += [f"warning   {line}" for line in facts["warnings"]]
     if card is not None:
         lines.append(f"card      {card}")
