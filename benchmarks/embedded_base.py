@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a command, fr
 
 from deepfashion_training.embedded import TINY_FLUX_FILL
 from deepfashion_training.embedded.rows import RowSpec, documented_specs, draw_all
-from deepfashion_training.evaluation.paired import ciede2000, ciede2000_masked, ssim_masked
+from deepfashion_training.evaluation.paired import ciede2000_masked, ssim
 from deepfashion_training.garment_types import TYPE_NAMES
 from deepfashion_training.images.layout import pair_tensors
 from deepfashion_training.models.fill import FillModel, Recipe
@@ -63,6 +63,21 @@ def mean_colour(pictures: torch.Tensor, areas: torch.Tensor) -> torch.Tensor:
     """Mean over areas [n,1,H,W] of pictures [n,3,H,W], as pictures [n,3,1,1]."""
     weights = areas.float()
     return (pictures * weights).sum(dim=(2, 3), keepdim=True) / weights.sum(dim=(2, 3), keepdim=True)
+
+
+def channels_last(picture: torch.Tensor) -> np.ndarray:
+    """A picture [3,H,W] as float64 [H,W,3]."""
+    return picture.double().permute(1, 2, 0).numpy()
+
+
+def colours_apart(ones: torch.Tensor, others: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+    """Mean CIEDE2000 over masks [n,1,H,W] of pairs of pictures [n,3,H,W]."""
+    return torch.tensor(
+        [
+            ciede2000_masked(channels_last(one), channels_last(other), mask[0].numpy() > 0)
+            for one, other, mask in zip(ones, others, masks, strict=True)
+        ]
+    )
 
 
 @torch.inference_mode()
@@ -110,15 +125,21 @@ def judge(args: argparse.Namespace) -> dict[str, Any]:
     colours = mean_colour(flats / 2 + 0.5, lies)
     measured = {
         name: {
-            "ciede2000_masked": ciede2000_masked(pictures, truth, mask),
-            "ciede2000_garment": ciede2000_masked(pictures, truth, area),
-            "dssim_masked": 1 - ssim_masked(pictures, truth, mask),
+            "ciede2000_masked": colours_apart(pictures, truth, mask),
+            "ciede2000_garment": colours_apart(pictures, truth, area),
+            "dssim_masked": torch.tensor(
+                [
+                    1 - ssim(channels_last(one), channels_last(other))[1][inside[0].numpy() > 0].mean()
+                    for one, other, inside in zip(pictures, truth, mask, strict=True)
+                ]
+            ),
         }
         for name, pictures in made.items()
     }
+    whole = torch.ones(len(worn), 1, 1, 1)
     measured["swap"] = {
-        "to the garment given": ciede2000(worn, colours[partner]).flatten(),
-        "to their own": ciede2000(worn, colours).flatten(),
+        "to the garment given": colours_apart(worn, colours[partner], whole),
+        "to their own": colours_apart(worn, colours, whole),
     }
     found: dict[str, Any] = {"n": {TYPE_NAMES[kind]: int((kinds == kind).sum()) for kind in TYPE_NAMES}}
     for name, values in measured.items():

@@ -548,12 +548,12 @@ def compare_with_base(args: argparse.Namespace, folder: Path) -> None:
             held_out[0],
             folder / "evaluation",
             process_state().device,
-            data_revision=args.dataset_revision,
+            dataset_revision=args.dataset_revision,
             limit=args.evaluate_samples,
             cloth_types=args.cloth_types,
             quantize_base=run["arguments"]["quantize_base"],
             # The small model's pictures are judged by what is at hand: nothing is downloaded.
-            **({"batch_size": 8, "parser": "none", "dino_model": "none", "no-extras": True} if args.embedded else {}),
+            **({"batch_size": 8, "parser": "none", "dino_model": "none", "extras": False} if args.embedded else {}),
         )
 
 
@@ -567,8 +567,9 @@ def evaluate_command(args: argparse.Namespace, folder: Path) -> str:
     """The command that compares the LoRA in ``folder`` with its base, to be typed in any folder."""
     local = Path(args.dataset_name).absolute()
     data = str(local) if local.is_dir() else args.dataset_name
-    words = [sys.executable, "-m", "deepfashion_training.evaluate", "--data", data, "--lora", str(folder.absolute())]
-    words += ["--output_dir", str(folder.absolute() / "evaluation")]
+    words = [sys.executable, "-m", "deepfashion_training.evaluate", "--dataset_name", data]
+    words += ["--lora", str(folder.absolute()), "--output_dir", str(folder.absolute() / "evaluation")]
+    words += ["--limit", str(args.evaluate_samples)] if args.evaluate_samples else []
     return f"cd {shlex.quote(str(REPOSITORY))} && {shlex.join(words)}"
 
 

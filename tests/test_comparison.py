@@ -56,7 +56,7 @@ def test_the_small_models_comparison_asks_nothing_of_the_hub(compared: Compared,
     (asked,), said = compared()
     assert (asked["data"], asked["split"], asked["limit"]) == (str(wardrobe), "test", 6)
     assert not {"steps", "resize_mode", "height", "prompt"} & set(asked)  # which the LoRA says itself
-    assert (asked["parser"], asked["dino_model"], asked["no-extras"]) == ("none", "none", True)
+    assert (asked["parser"], asked["dino_model"], asked["extras"]) == ("none", "none", False)
     assert said == ""  # and what the real run takes cannot be told from a small model
 
 
@@ -125,7 +125,7 @@ def test_no_dino_and_no_extras_load_nothing(monkeypatch: pytest.MonkeyPatch) -> 
         raise AssertionError("this would be downloaded")
 
     monkeypatch.setattr(plan_module, "find_dino", never)
-    name, left_out = plan_module._dino_name(argparse.Namespace(dino_model="none"))
+    name, left_out = plan_module._find_dino(argparse.Namespace(dino_model="none"))
     assert name is None and set(left_out) == {"dino", "fd_dinov2", "kd_dinov2"}
 
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pytest
 import torch
 from scipy import linalg
 
-from deepfashion_training.evaluation.distribution import cosine_similarity, frechet_distance, kernel_distance
+from deepfashion_training.evaluation.distribution import frechet_distance, kernel_distance
 
 
 def noise(rows: int, width: int, seed: int = 0) -> torch.Tensor:
@@ -22,21 +20,6 @@ def with_moments(rows: int, mean: np.ndarray, covariance: np.ndarray, seed: int)
     drawn -= drawn.mean(axis=0)
     white = drawn @ np.linalg.inv(np.linalg.cholesky(np.cov(drawn, rowvar=False))).T
     return torch.from_numpy(white @ np.linalg.cholesky(covariance).T + mean)
-
-
-def test_cosine_of_known_angles():
-    one = torch.tensor([[3.0, 0.0], [1.0, 0.0], [1.0, 1.0], [2.0, 0.0], [0.0, 0.0]])
-    other = torch.tensor([[5.0, 0.0], [0.0, 2.0], [1.0, 0.0], [-1.0, 0.0], [1.0, 0.0]])
-    found = cosine_similarity(one, other)
-    assert found.dtype == torch.float64
-    assert found.tolist() == pytest.approx([1, 0, math.sqrt(0.5), -1, 0], abs=1e-12)
-
-
-def test_cosine_of_equal_features_is_never_above_1():
-    features = noise(200, 64)
-    found = cosine_similarity(features, features.clone())
-    assert found.max() <= 1 and found.min() > 1 - 1e-12
-    assert cosine_similarity(torch.empty(0, 4), torch.empty(0, 4)).shape == (0,)
 
 
 def test_frechet_distance_of_independent_numbers():
@@ -81,27 +64,24 @@ def direct(real: torch.Tensor, made: torch.Tensor) -> float:
 def test_kernel_distance_of_two_rows_each():
     # One number a picture. Real 0 and 1: k(0, 1) = 1. Made 1 and 2: k(1, 2) = 27. Across: 1, 1, 8, 27.
     real, made = torch.tensor([[0.0], [1.0]]), torch.tensor([[1.0], [2.0]])
-    assert kernel_distance(real, made, seed=0) == pytest.approx((1 + 27 - 2 * 37 / 4, 0))
+    assert kernel_distance(real, made, seed=0) == pytest.approx(1 + 27 - 2 * 37 / 4)
 
 
 def test_kernel_distance_of_whole_sets_is_the_double_sum():
     real, made = noise(30, 8), noise(30, 8, 1) * 1.3 + 0.2
-    mean, deviation = kernel_distance(real, made, seed=3)
-    assert mean == pytest.approx(direct(real, made), rel=1e-9)
-    assert deviation == 0
+    assert kernel_distance(real, made, seed=3) == pytest.approx(direct(real, made), rel=1e-9)
 
 
 def test_kernel_distance_by_subsets_nears_that_of_the_whole():
     real, made = noise(25, 6), noise(60, 6, 1) + 0.5  # 100 subsets of 25: all of the one, some of the other
-    mean, deviation = kernel_distance(real, made, seed=3)
-    assert deviation > 0
-    assert mean == pytest.approx(direct(real, made), abs=4 * deviation / math.sqrt(100))
-    assert kernel_distance(real, made, seed=4)[0] != mean
+    found = kernel_distance(real, made, seed=3)
+    assert found == pytest.approx(direct(real, made), rel=0.05)
+    assert kernel_distance(real, made, seed=4) != found
 
 
 def test_a_set_against_itself_may_fall_below_0():
     features = noise(40, 8)
-    mean, _ = kernel_distance(features, features.clone(), seed=0)
+    mean = kernel_distance(features, features.clone(), seed=0)
     assert mean == pytest.approx(direct(features, features), rel=1e-9)
     assert -1 < mean < 0
 
@@ -121,27 +101,3 @@ def test_drawing_subsets_leaves_the_generator_as_it_was():
     torch.manual_seed(9)
     kernel_distance(noise(20, 4), noise(30, 4, 1), seed=5)
     assert torch.equal(torch.rand(3), expected)
-
-
-def test_half_precision_features_are_taken():
-    real, made = noise(20, 4).bfloat16(), noise(20, 4, 1).bfloat16()
-    assert frechet_distance(real, made) == frechet_distance(real.double(), made.double())
-
-
-def test_what_does_not_fit_is_named():
-    features = noise(5, 4)
-    spoiled = features.clone()
-    spoiled[3, 1] = math.nan
-    for distance in (frechet_distance, lambda real, made: kernel_distance(real, made, seed=0)):
-        with pytest.raises(ValueError, match="made: features of 1 pictures: a distribution needs 2 or more"):
-            distance(features, features[:1])
-        with pytest.raises(ValueError, match="features of 4 and 3 numbers: take both from one model"):
-            distance(features, features[:, :3])
-        with pytest.raises(ValueError, match="real: the features of picture 3 are not finite"):
-            distance(spoiled, features)
-        with pytest.raises(ValueError, match=r"made: features are float \[n, D\], not torch\.int64 \[5, 4\]"):
-            distance(features, features.long())
-    with pytest.raises(ValueError, match=r"differ in shape: \[5, 4\] and \[4, 4\]"):
-        cosine_similarity(features, features[:4])
-    with pytest.raises(ValueError, match="one: the features of picture 3"):
-        cosine_similarity(spoiled, features)

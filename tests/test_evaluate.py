@@ -98,8 +98,8 @@ def evaluated(wardrobe: Path) -> Iterator[Callable[..., int]]:
     forget_accelerator()
 
     def run(out: Path, *more: object) -> int:
-        size = f"--height {HEIGHT} --width {WIDTH} --num_inference_steps 2 --bootstrap_rounds 100".split()
-        flags = ["--embedded", "--data", str(wardrobe), *size, "--output_dir", str(out)]
+        size = f"--height {HEIGHT} --width {WIDTH} --num_inference_steps 1 --limit 6".split()
+        flags = ["--embedded", "--dataset_name", str(wardrobe), *size, "--output_dir", str(out)]
         return command.main([*flags, *map(str, more)])
 
     yield run
@@ -155,7 +155,7 @@ def test_metrics_json_is_as_the_design_says(first: Done) -> None:
     assert set(facts["models"]) == {"base", "lora"}
     for models in facts["models"].values():
         assert set(models) == KINDS
-        assert {kind: found["n"] for kind, found in models.items()} == {"upper": 3, "lower": 3, "full": 3, "all": 9}
+        assert {kind: found["n"] for kind, found in models.items()} == {"upper": 2, "lower": 2, "full": 2, "all": 6}
         for found in models.values():
             assert {*found} == {"n", *OF_SETS, *(name + end for name in (*PAIRED, *UNPAIRED) for end in ("", "_ci"))}
             for name in (*PAIRED, *UNPAIRED):
@@ -166,11 +166,11 @@ def test_metrics_json_is_as_the_design_says(first: Done) -> None:
         for name, change in changes.items():
             gained = facts["models"]["lora"][kind][name] - facts["models"]["base"][kind][name]
             assert change["mean"] == pytest.approx(gained, abs=1e-9)
-            assert change["people"] == 3 and change["better"] is None
+            assert change["people"] in (2, 3) and change["better"] is None
     settings = facts["settings"]
     assert (settings["seed"], settings["num_inference_steps"], settings["split"], settings["repaint"]) == (
         0,
-        2,
+        1,
         "test",
         False,
     )
@@ -178,12 +178,12 @@ def test_metrics_json_is_as_the_design_says(first: Done) -> None:
         settings["dino_revision"].startswith("sha256:") and settings["garment_area"] == "the column parse of the data"
     )
     assert facts["left_out_cases"] == {} and facts["garment_areas_unknown"] == 0
-    assert any("fewer than 500 pictures (3 of upper, 3 of lower" in line for line in facts["warnings"])
+    assert any("fewer than 500 pictures (2 of upper, 2 of lower" in line for line in facts["warnings"])
     assert any("fewer than 10 people (upper, lower, full, all)" in line for line in facts["warnings"])
 
 
 @pytest.mark.skipif(importlib.util.find_spec("torchvision") is not None, reason="torchvision is installed")
-def test_what_this_machine_lacks_is_left_out_by_name_with_the_mend(first: Done) -> None:
+def test_what_this_machine_lacks_is_left_out_with_a_fix(first: Done) -> None:
     assert set(first.facts["left_out"]) == {"lpips", "fid", "kid"}
     assert all(why.endswith("pip install -r requirements-fid.txt") for why in first.facts["left_out"].values())
 
@@ -197,19 +197,19 @@ def test_figures_are_those_of_the_pictures_and_the_photos(first: Done, wardrobe:
         cells = {name: Image.open(io.BytesIO(table[int(row["row"])][name]["bytes"])) for name in ("image", "mask")}
         photo = np.asarray(cells["image"].convert("RGB").resize((WIDTH, HEIGHT), Image.Resampling.LANCZOS)) / 255
         mask = np.asarray(cells["mask"].convert("L").resize((WIDTH, HEIGHT), Image.Resampling.NEAREST)) > 127
-        with Image.open(first.folder / f"pictures/guidance-1/paired/{row['model']}/{int(row['row']):06d}.png") as file:
+        with Image.open(first.folder / f"pictures/paired/{row['model']}/{int(row['row']):06d}.png") as file:
             drawn = np.asarray(file) / 255
         how = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 1}
         assert float(row["ssim"]) == pytest.approx(structural_similarity(photo, drawn, channel_axis=2, **how), abs=1e-4)
         assert float(row["psnr"]) == pytest.approx(peak_signal_noise_ratio(photo, drawn, data_range=1), abs=1e-4)
         assert float(row["drift"]) == pytest.approx(255 * np.abs(photo - drawn)[~mask].mean(), abs=1e-4)
         checked += 1
-    assert checked == 18
+    assert checked == 12
 
 
 def test_means_are_those_of_the_table_by_type_and_in_all(first: Done) -> None:
     rows, facts = first.rows, first.facts
-    assert len(rows) == 9 * 2 * 2
+    assert len(rows) == 6 * 2 * 2
     for model, kinds in facts["models"].items():
         for kind, found in kinds.items():
             for name in (*PAIRED, *UNPAIRED):
@@ -224,7 +224,7 @@ def test_the_card_gets_the_table_and_no_path(first: Done, lora: Path, wardrobe: 
     base, after = (facts["models"][model]["lower"]["ciede2000_masked"] for model in ("base", "lora"))
     line = next(line for line in card.splitlines() if line.startswith("| CIEDE2000"))
     assert f"{base:.2f}" in line and f"{after:.2f}" in line
-    assert "3 |" in next(line for line in card.splitlines() if line.startswith("| pictures"))
+    assert "2 |" in next(line for line in card.splitlines() if line.startswith("| pictures"))
     evaluation = json.loads((lora / "evaluation.json").read_text(encoding="utf-8"))
     assert evaluation["models"] == facts["models"] and evaluation["difference"] == facts["difference"]
     assert (
@@ -233,15 +233,6 @@ def test_the_card_gets_the_table_and_no_path(first: Done, lora: Path, wardrobe: 
     )
     for path in (lora.parent, wardrobe, dino, ROOT, first.folder):
         assert str(path) not in card + json.dumps(evaluation)
-
-
-def test_a_quick_look_does_not_replace_the_table_of_more_pictures(
-    evaluated: Callable[..., int], first: Done, lora: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    before = {name: (lora / name).read_bytes() for name in ("README.md", "evaluation.json")}
-    assert evaluated(tmp_path / "quick", "--lora", lora, "--limit", 3, "--num_inference_steps", 1, "--no-unpaired") == 0
-    assert "keeps its table of 9 pictures, these are 3" in capsys.readouterr().out
-    assert {name: (lora / name).read_bytes() for name in before} == before
 
 
 @pytest.mark.parametrize(
@@ -254,7 +245,7 @@ def test_figures_of_other_circumstances_are_not_the_cards(
 
     from deepfashion_training.evaluation.evaluation_plan import make_plan
 
-    flags = ["--embedded", "--data", str(wardrobe), "--lora", str(lora)]
+    flags = ["--embedded", "--dataset_name", str(wardrobe), "--lora", str(lora)]
     plain = command.build_parser().parse_args([*flags, "--output_dir", str(tmp_path / "plain")])
     assert make_plan(plain, PartialState()).trained_folder == lora
     parts = [*flags, "--output_dir", str(tmp_path / "other"), *map(str, other)]
@@ -287,8 +278,8 @@ def test_a_lora_of_zeros_draws_what_its_base_draws(
 ) -> None:
     done = Done(tmp_path / "zero")
     assert evaluated(done.folder, "--lora", make_lora(0.0), "--no-unpaired") == 0
-    identical(done, 9)
-    base = {name: content for name, content in first.pictures.items() if "/paired/base/" in name}
+    identical(done, 6)
+    base = {name: content for name, content in first.pictures.items() if name.startswith("paired/base/")}
     assert base.items() < done.pictures.items()  # and the base that of the other run
     changed = [name for name in base if first.pictures[name.replace("/base/", "/lora/")] != base[name]]
     assert changed == list(base)  # which the other LoRA changed in every picture
@@ -300,7 +291,7 @@ def test_a_lora_against_itself_differs_in_no_metric(
     done = Done(tmp_path / "itself")
     before = (lora / "evaluation.json").read_bytes()
     assert evaluated(done.folder, "--lora", lora, "--against", lora, "--dino_model", dino) == 0
-    identical(done, 18)
+    identical(done, 12)
     assert set(done.facts["models"]["lora"]["all"]) >= {*PAIRED, *UNPAIRED, *OF_SETS}
     out = capsys.readouterr().out
     assert out.count("  no difference\n") == 4
@@ -310,39 +301,30 @@ def test_a_lora_against_itself_differs_in_no_metric(
 # ---- going on
 
 
-def test_only_what_is_missing_or_spoilt_is_drawn_again(
-    evaluated: Callable[..., int],
-    first: Done,
-    lora: Path,
-    dino: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+def test_only_what_is_missing_is_drawn_again(
+    evaluated: Callable[..., int], first: Done, lora: Path, dino: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done = Done(Path(shutil.copytree(first.folder, tmp_path / "report")))
-    (done.folder / ".metrics.json").touch()  # what a killed process was writing
+    (done.folder / ".saving-1-metrics.json").touch()  # what a killed process was writing
     files = sorted(done.folder.rglob("pictures/**/*.png"))
-    gone, cut, other, text = files[3], files[10], files[20], files[33]
-    gone.unlink()
-    cut.write_bytes(cut.read_bytes()[:-200])
-    Image.new("RGB", (WIDTH, HEIGHT + 1)).save(other)
-    text.write_text("no picture")
+    gone = {files[3], files[10], files[15], files[22]}
+    for file in gone:
+        file.unlink()
     times = {file: file.stat().st_mtime_ns for file in files if file.exists()}
     draw, calls = FillModel.draw, []
     monkeypatch.setattr(FillModel, "draw", lambda *a, **k: (calls.append(1), draw(*a, **k))[1])
     flags = ("--lora", lora, "--dino_model", dino)
     assert evaluated(done.folder, *flags) == 0
-    assert len(calls) == 4
-    assert "going on  32 of 36 pictures are drawn already" in capsys.readouterr().err
-    assert done.pictures == first.pictures
-    kept = {file for file, time in times.items() if file.stat().st_mtime_ns == time}
-    assert set(files) - kept == {gone, cut, other, text}
+    assert len(calls) == 4 and done.pictures == first.pictures
+    assert {file for file, time in times.items() if file.stat().st_mtime_ns == time} == set(files) - gone
     assert done.facts == first.facts and done.rows == first.rows
 
     monkeypatch.setattr(ModelChoice, "load", lambda *a, **k: pytest.fail("a model was loaded"))
     (done.folder / "metrics.json").unlink()
+    files[3].write_text("no picture")
     assert evaluated(done.folder, *flags) == 0
-    assert done.facts == first.facts
+    (why,) = done.facts["left_out_cases"].values()
+    assert why.startswith(f"{files[3]} cannot be read") and "delete it" in why
 
 
 def test_ctrl_c_loses_nothing(
@@ -364,11 +346,11 @@ def test_ctrl_c_loses_nothing(
     monkeypatch.setattr(FillModel, "draw", interrupted)
     flags = ("--lora", lora, "--no-unpaired")
     assert evaluated(done.folder, *flags) == 130
-    assert capsys.readouterr().err.endswith("\nevaluate: stopped; the same command goes on where it stopped\n")
+    assert "evaluate: stopped; the same command continues" in capsys.readouterr().err
     assert len(done.pictures) == 5 and not (done.folder / "metrics.json").exists()
     assert evaluated(done.folder, *flags) == 0
-    assert len(calls) == 6 + 13
-    assert done.pictures == {name: content for name, content in first.pictures.items() if "/paired/" in name}
+    assert len(calls) == 6 + 7
+    assert done.pictures == {name: content for name, content in first.pictures.items() if name.startswith("paired/")}
     figures = {name: value for name, value in first.facts["models"]["lora"]["all"].items() if name.startswith("ssim")}
     assert figures.items() < done.facts["models"]["lora"]["all"].items()
     assert {name for name in done.facts["models"]["lora"]["all"] if "unpaired" in name} == set()
@@ -393,36 +375,14 @@ def test_other_settings_are_refused_and_overwritten_on_demand(
     (done.folder / "settings.json").write_text("[]")
     assert evaluated(done.folder, "--lora", lora) == 1
     assert "settings.json cannot be read" in capsys.readouterr().err
-    (done.folder / "pictures" / "mine.png").touch()
     monkeypatch.undo()  # now it may load
     assert evaluated(done.folder, "--lora", lora, "--seed", 1, "--limit", 3, "--no-unpaired", "--overwrite") == 0
-    assert len(done.pictures) == 6 + 1 and "mine.png" in done.pictures
+    assert len(done.pictures) == 6
     assert done.facts["models"]["lora"]["all"]["n"] == 3
     assert not set(done.pictures.values()) & set(first.pictures.values())
 
 
 # ---- what is asked for
-
-
-def test_a_sweep_names_the_best_guidance_by_the_figures_direction(
-    evaluated: Callable[..., int], lora: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    done = Done(tmp_path / "sweep")
-    assert evaluated(done.folder, "--lora", lora, "--cloth_types", "lower", "--guidance_scale", 1, 30, 3.5) == 0
-    facts = done.facts
-    values = {float(name): found["lora"]["all"]["ciede2000_masked"] for name, found in facts["sweep"].items()}
-    assert list(values) == [1, 30, 3.5] and len(set(values.values())) == 3
-    best = min(values, key=values.__getitem__)  # a colour difference: lower is better
-    assert facts["best_guidance_scale"] == {"guidance_scale": best, "by": "ciede2000_masked", "of": "lora"}
-    assert facts["settings"]["guidance_scale"] == best
-    assert facts["models"]["lora"]["all"]["ciede2000_masked"] == values[best]
-    assert {name.split("/")[0] for name in done.pictures if "/unpaired/" in name} == {f"guidance-{best:g}"}
-    assert len(done.pictures) == 3 * 2 * 4
-    assert any("the guidance was chosen by these very pictures" in line for line in facts["warnings"])
-    page = (done.folder / "report.html").read_text(encoding="utf-8")
-    assert 'id="sweep"' in page and all(f"{value:.2f}" in page for value in values.values())
-    assert f"<strong>{values[best]:.2f}</strong>" in page
-    assert f"guidance  best {best:g}, by CIEDE2000 of the LoRA (1: {values[1]:.2f}, 30: " in capsys.readouterr().out
 
 
 def test_unpaired_garments_are_permuted_among_people_of_a_type(wardrobe: Path) -> None:
@@ -440,7 +400,7 @@ def test_unpaired_garments_are_permuted_among_people_of_a_type(wardrobe: Path) -
 
 
 def test_limit_takes_types_in_proportion_and_nobody_is_his_own_partner(
-    evaluated: Callable[..., int], lora: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    evaluated: Callable[..., int], lora: Path, tmp_path: Path
 ) -> None:
     done = Done(tmp_path / "three")
     assert evaluated(done.folder, "--lora", lora, "--limit", 3, "--repaint") == 0
@@ -453,10 +413,8 @@ def test_limit_takes_types_in_proportion_and_nobody_is_his_own_partner(
     }
     # One of each type is left, whose "other" garment would be the own.
     assert not [name for name in facts["models"]["base"]["all"] if name.endswith("_unpaired")]
-    assert not [name for name in done.pictures if "/unpaired/" in name]
+    assert not [name for name in done.pictures if name.startswith("unpaired/")]
     assert facts["without_another_person"] == 3
-    assert "3 cases are not among the unpaired ones: nobody else wears" in " ".join(facts["warnings"])
-    assert "note      3 cases are not drawn unpaired: nobody else" in capsys.readouterr().err
 
 
 def test_repaint_keeps_the_photo_beyond_the_feathered_mask(
@@ -471,17 +429,16 @@ def test_repaint_keeps_the_photo_beyond_the_feathered_mask(
     assert evaluated(done.folder, "--lora", lora, "--no-unpaired", "--repaint") == 0
     assert "repaint   on: the photo is kept beyond the mask" in capsys.readouterr().err
     assert "repaint on" in (done.folder / "report.html").read_text(encoding="utf-8")
-    cases = Cases(str(wardrobe), "test", (HEIGHT, WIDTH))
+    cases = Cases(str(wardrobe), "test", (HEIGHT, WIDTH), limit=6)
     for case in cases.cases:
         truth = cases.truth(case)
-        photo = (truth.photo.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
-        beyond = feathered(truth.mask[0].numpy().astype(np.uint8), seam_of((HEIGHT, WIDTH))) == 0
+        beyond = feathered(truth.mask.astype(np.uint8), seam_of((HEIGHT, WIDTH))) == 0
         assert beyond.any()
         for model in ("base", "lora"):
-            with Image.open(done.folder / "pictures/guidance-1/paired" / model / case.file) as file:
+            with Image.open(done.folder / "pictures/paired" / model / case.file) as file:
                 drawn = np.asarray(file)
-            assert (drawn[beyond] == photo[beyond]).all()
-            assert (drawn[truth.mask[0].numpy() > 0] != photo[truth.mask[0].numpy() > 0]).any()
+            assert (drawn[beyond] == truth.photo[beyond]).all()
+            assert (drawn[truth.mask] != truth.photo[truth.mask]).any()
     for model in ("base", "lora"):  # the seam is what is left
         assert done.facts["models"][model]["all"]["drift"] < 0.5 * first.facts["models"][model]["all"]["drift"]
 
@@ -509,7 +466,7 @@ def test_rows_that_cannot_be_used_are_left_out_by_name(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     done = Done(tmp_path / "report")
-    assert evaluated(done.folder, "--data", spoilt, "--lora", lora) == 0
+    assert evaluated(done.folder, "--dataset_name", spoilt, "--lora", lora, "--limit", 9) == 0
     cases = Cases(str(spoilt), "test", (HEIGHT, WIDTH))
     named = {case.row: case.name for case in cases.cases}
     partner = next(case.row for case in cases.cases if case.partner == 4)
@@ -525,12 +482,12 @@ def test_rows_that_cannot_be_used_are_left_out_by_name(
     unpaired = {int(row["row"]) for row in done.rows if row["drift_unpaired"]}
     assert paired == {1, 2, 3, 5, 6, 7} and unpaired == set(range(8)) - {0, partner}
     assert f"{len(facts['left_out_cases'])} of the cases could not be measured" in " ".join(facts["warnings"])
-    assert len([name for name in done.pictures if "/paired/" in name]) == 6 * 2
+    assert len([name for name in done.pictures if name.startswith("paired/")]) == 6 * 2
     page = (done.folder / "report.html").read_text(encoding="utf-8")
     assert named[0] in page.split('id="left-out"')[1]
     # What cannot be drawn is no reason to load a model again.
     monkeypatch.setattr(ModelChoice, "load", lambda *a, **k: pytest.fail("a model was loaded"))
-    assert evaluated(done.folder, "--data", spoilt, "--lora", lora) == 0
+    assert evaluated(done.folder, "--dataset_name", spoilt, "--lora", lora, "--limit", 9) == 0
 
 
 def test_without_a_lora_the_base_is_measured_alone(
@@ -541,7 +498,6 @@ def test_without_a_lora_the_base_is_measured_alone(
     facts = done.facts
     assert set(facts["models"]) == {"base"} and set(facts["models"]["base"]) == {"lower", "all"}
     assert facts["difference"] == {} and facts["settings"]["lora"] is None
-    assert facts["models"]["base"]["lower"]["ssim"] == first.facts["models"]["base"]["lower"]["ssim"]
     assert "no case of the garment type upper, full" in " ".join(facts["warnings"])
     said = capsys.readouterr()
     assert "LoRA      none: the base alone" in said.err
@@ -556,7 +512,7 @@ def test_without_a_lora_the_base_is_measured_alone(
     ("flags", "code", "said"),
     [
         (["--split", "holdout"], 1, "has no split 'holdout': it has "),
-        (["--data", "/nowhere/pairs"], 1, "no such folder: /nowhere/pairs"),
+        (["--dataset_name", "/nowhere/pairs"], 1, "no such folder: /nowhere/pairs"),
         (["--lora", "/nowhere/lora"], 1, "/nowhere/lora"),
         (["--cloth_types", "hats"], 2, "hats"),
         (["--dino_model", "/nowhere/dino"], 1, "--dino_model /nowhere/dino"),
@@ -566,6 +522,7 @@ def test_without_a_lora_the_base_is_measured_alone(
         (["--against", "x"], 2, "--against compares a LoRA with another one: name the first with --lora"),
         (["--hub_private"], 2, "--hub_model_id and --hub_private go with --push_to_hub"),
         (["--guidance_scale", "-1"], 2, "-1"),
+        (["--data", "x"], 2, "unknown argument --data"),
     ],
 )
 def test_wrong_use_is_one_line(
@@ -589,7 +546,7 @@ def test_wrong_use_is_one_line(
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [("notes.txt", "holds other files (notes.txt)"), ("pictures/me.png", "holds pictures that are not of an")],
+    [("notes.txt", "holds something else (notes.txt)"), ("pictures/me.png", "holds something else (pictures)")],
 )
 def test_a_folder_of_something_else_is_left_alone(
     content: str,
@@ -609,7 +566,22 @@ def test_a_folder_of_something_else_is_left_alone(
 def test_neither_data_nor_embedded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         command.main(["--output_dir", str(tmp_path / "report")])
-    assert "--data is needed, or --embedded for drawn people" in capsys.readouterr().err
+    assert "--dataset_name is needed" in capsys.readouterr().err
+
+
+def test_after_a_training_what_its_flags_leave_out_is_not_told(
+    evaluated: Callable[..., int], lora: Path, wardrobe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = {"limit": 3, "cloth_types": "upper,lower,full", "quantize_base": None, "batch_size": 8, "parser": "none"}
+    device = torch.device("cpu")
+    command.evaluate_trained(
+        lora, str(wardrobe), "test", tmp_path / "r", device, dino_model="none", extras=False, **flags
+    )
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:1] for line in lines[2:6]] == [["upper"], ["lower"], ["full"], ["all"]]
+    assert lines[-1] == f"picture   {tmp_path / 'r' / 'before_after.png'}" and "--" not in "".join(lines[6:])
+    left_out = json.loads((tmp_path / "r" / "metrics.json").read_text(encoding="utf-8"))["left_out"]
+    assert (left_out["fid"], left_out["dino"]) == ("--no-extras", "--dino_model none")
 
 
 # ---- figures of papers
@@ -628,9 +600,7 @@ def test_figures_of_papers_appear_for_each_type_where_they_can_be_had(
     for models in facts["models"].values():
         for found in models.values():
             assert found["fid"] == 12.5 and found["kid"] > 0 and found["lpips"] > 0 and "lpips_ci" in found
-    calls = [call for call in asked if call[0] == "fid"]
-    assert len(calls) == 4 * 2
-    assert not list((done.folder / "pictures").rglob("tmp*"))
+    assert len([call for call in asked if call[0] == "fid"]) == 4 * 2
 
 
 # ---- publishing
@@ -661,8 +631,7 @@ def test_the_lora_goes_to_the_hub_with_its_figures(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     folder = Path(shutil.copytree(lora, tmp_path / "skirts"))
-    (folder / "evaluation.json").unlink(missing_ok=True)  # of more pictures than these
-    flags = f"--data {wardrobe} --lora {folder} --limit 3 --no-unpaired --output_dir {tmp_path / 'r'}".split()
+    flags = f"--dataset_name {wardrobe} --lora {folder} --limit 3 --no-unpaired --output_dir {tmp_path / 'r'}".split()
     flags += ["--num_inference_steps", "1"]
     hub.role = "read"
     assert command.main([*flags, "--push_to_hub"]) == 1
@@ -700,14 +669,14 @@ sys.exit(code)
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_draw_and_measure_what_one_does(
     first: Done, wardrobe: Path, lora: Path, dino: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "watched.py").write_text(WATCHED, encoding="utf-8")
     done = Done(tmp_path / "report")
-    size = f"--height {HEIGHT} --width {WIDTH} --num_inference_steps 2 --bootstrap_rounds 100".split()
-    flags = ["--embedded", "--data", str(wardrobe), *size, "--lora", str(lora), "--dino_model", str(dino)]
+    size = f"--height {HEIGHT} --width {WIDTH} --num_inference_steps 1 --limit 6".split()
+    flags = ["--embedded", "--dataset_name", str(wardrobe), *size, "--lora", str(lora), "--dino_model", str(dino)]
     launch = [*(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     ran = subprocess.run(
@@ -720,9 +689,9 @@ def test_two_processes_draw_and_measure_what_one_does(
     assert ran.returncode == 0, ran.stderr[-5000:]
     ranks = [json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in (0, 1)]
     assert [rank["world"] for rank in ranks] == [2, 2]
-    assert [len(rank["seeds"]) for rank in ranks] == [5 * 4, 4 * 4]
+    assert [len(rank["seeds"]) for rank in ranks] == [3 * 4, 3 * 4]
     assert not set(ranks[0]["seeds"]) & set(ranks[1]["seeds"])
     assert done.pictures == first.pictures
     assert done.facts["models"] == first.facts["models"] and done.facts["difference"] == first.facts["difference"]
     assert done.rows == first.rows
-    assert ran.stdout.count("look at ") == 1 and ran.stderr.count("LoRA      ") == 1
+    assert ran.stdout.count("report    ") == 1 and ran.stderr.count("LoRA      ") == 1

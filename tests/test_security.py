@@ -27,7 +27,7 @@ import train_flux_inpaint as trainer
 from deepfashion_training import evaluate, export, prepare, tryon
 from deepfashion_training.deepfashion_dataset import DatasetOptions, DeepFashionDataset
 from deepfashion_training.embedded.wardrobe import write_wardrobe
-from deepfashion_training.evaluation.results import _write_table
+from deepfashion_training.evaluation.results import write_table
 from deepfashion_training.reports.model_card import write_model_card
 from deepfashion_training.reports.pairs_report import write_pairs_card
 
@@ -247,7 +247,7 @@ def test_no_picture_is_read_from_outside_of_the_dataset(ways_out, tmp_path, caps
 def test_no_cell_of_a_table_begins_a_formula(begins, tmp_path):
     name = f"{begins}cmd|' /C calc'!A0/row-3"
     row = {"row": 3, "name": name, "garment": name, "type": "lower", "model": "lora", "guidance_scale": 3.5}
-    _write_table(tmp_path / "metrics.csv", [{**row, "figures": {"ssim": -0.25}}])
+    write_table(tmp_path / "metrics.csv", [{**row, "figures": {"ssim": -0.25}}])
     with (tmp_path / "metrics.csv").open(newline="", encoding="utf-8") as lines:
         (read,) = csv.DictReader(lines)
     assert read["name"] == read["garment"] == f"'{name}"
@@ -379,7 +379,7 @@ def test_a_lora_that_is_a_pickle_is_never_loaded(name, way, mark, wardrobe, tmp_
     lora = folder if way == "folder" else folder / name
     assert str(lora) in failed(export, capsys, "--lora", lora, "--format", "peft", "--output", tmp_path / "out")
     assert str(lora) in failed(tryon, capsys, *pieces(wardrobe), "--lora", lora, "--output", tmp_path / "o.png")
-    flags = ("--data", tmp_path, "--lora", lora, "--output_dir", tmp_path / "report", "--parser", "none")
+    flags = ("--dataset_name", tmp_path, "--lora", lora, "--output_dir", tmp_path / "report", "--parser", "none")
     assert failed(evaluate, capsys, *flags).startswith("evaluate: ")
     assert {path.name for path in tmp_path.iterdir()} == {"lora"}
 

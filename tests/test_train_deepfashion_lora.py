@@ -257,7 +257,7 @@ def test_rows_whose_masks_are_none_stop_training_and_evaluation_before_a_model(
     message = capsys.readouterr().err.splitlines()[-1]
     assert str(rows) in message and looks in message and "deepfashion_training.prepare" in message
     assert not (tmp_path / "out").exists()
-    flags = ["--embedded", "--data", str(rows), "--split", "train", "--output_dir", str(tmp_path / "report")]
+    flags = ["--embedded", "--dataset_name", str(rows), "--split", "train", "--output_dir", str(tmp_path / "report")]
     assert evaluate.main(flags) == 1
     assert looks in capsys.readouterr().err.splitlines()[-1]
 
@@ -343,10 +343,10 @@ def test_the_comparison_is_beside_the_lora_and_in_its_card(quick_test) -> None:
 
 
 @pytest.mark.slow
-def test_evaluate_gives_the_quick_tests_figures_unless_told_otherwise(quick_test, tmp_path: Path) -> None:
+def test_evaluate_gives_the_quick_tests_figures_for_its_rows(quick_test, tmp_path: Path) -> None:
     _, folder = quick_test
     report = tmp_path / "report"
-    flags = ["--data", folder / "wardrobe", "--lora", folder, "--output_dir", report]
+    flags = ["--dataset_name", folder / "wardrobe", "--lora", folder, "--limit", 6, "--output_dir", report]
     done = command(sys.executable, "-m", "deepfashion_training.evaluate", *flags)
     assert done.returncode == 0, done.stderr
     alone, before = (

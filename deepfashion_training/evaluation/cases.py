@@ -1,4 +1,4 @@
-"""The cases of an evaluation: held-out people, each with the own garment and with another person's."""
+"""The cases of an evaluation: held-out people, each with their own garment and with another person's."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 
 from deepfashion_training.data import sampling
@@ -26,7 +25,7 @@ from deepfashion_training.models.human_parser import HumanParser
 
 @dataclass(frozen=True)
 class Case:
-    """One row of the split: who wears what, and whose garment is tried on instead in the unpaired setting."""
+    """One row of the split: a person, and the row ``partner`` whose garment is tried on in the unpaired setting."""
 
     row: int
     partner: int
@@ -35,7 +34,7 @@ class Case:
     garment_name: str
     partner_name: str
     group: str  # the person
-    other_person: bool  # whether the partner is one: a type with few people may not have enough
+    other_person: bool  # False where a type has too few people to find a partner
 
     @property
     def type_name(self) -> str:
@@ -44,28 +43,25 @@ class Case:
 
     @property
     def file(self) -> str:
-        """Name of the case's pictures."""
+        """File name of the case's pictures."""
         return f"{self.row:06d}.png"
 
 
 @dataclass(frozen=True)
 class Truth:
-    """A case as it is: float32 in [0, 1] at the size that the model draws at, without padding."""
+    """The photo of a case at the size that the model draws at, without padding."""
 
-    photo: torch.Tensor  # [3, h, w]
-    mask: torch.Tensor  # [1, h, w] in {0, 1}: the area that the model fills in
-    garment_area: torch.Tensor  # [1, h, w] in {0, 1}: the garment itself within it, as far as that is known
+    photo: np.ndarray  # uint8 [h, w, 3]
+    mask: np.ndarray  # bool [h, w]: the area that the model fills in
+    garment_area: np.ndarray  # bool [h, w]: the garment within it; all of it where that is not known
     area_known: bool
 
 
 class Cases:
-    """The rows of ``split`` of a documented dataset, of ``types``, and at most ``limit`` of them (types in proportion).
+    """The rows of ``split`` of a documented dataset, of ``types``, at most ``limit`` of them (types in proportion).
 
-    Garments are permuted within a type by ``seed``. Where a type has too few people, some are left with a garment of
-    their own, and no unpaired case is made of them.
-    Rows whose garment picture was cut out of the same photo are left out: a model could copy its pixels. ``size`` is
-    (height, width) of one half of the pair. The garment's own area comes from the column ``parse`` (the 18 ATR labels)
-    where the rows have one, else from ``parser`` where that is set, else it is the mask.
+    Garments are permuted within a type by ``seed``. Rows whose garment picture was cut out of the same photo are left
+    out: a model could copy its pixels. ``size`` is (height, width) of one half of the pair.
 
     Raises ``ValueError``, one line, for data that cannot be opened or leaves nothing to evaluate.
     """
@@ -84,16 +80,15 @@ class Cases:
     ) -> None:
         splits = open_splits(source, check_columns=lambda found: check_documented(found, source), revision=revision)
         if split not in splits:
-            raise ValueError(f"--data {source} has no split {split!r}: it has {', '.join(splits)}")
+            raise ValueError(f"--dataset_name {source} has no split {split!r}: it has {', '.join(splits)}")
         self.source, self.split, self.size, self.resize_mode = source, split, size, resize_mode
-        #: Finds the worn garment where the rows do not say; may be set before cases are read.
+        #: Finds the worn garment where the rows have no column ``parse``; may be set before cases are read.
         self.parser: HumanParser | None = None
         self.fingerprint = source_fingerprint(source, splits)
         self._rows = DocumentedRows(splits[split], source)
         self._roots = picture_roots(source)
-        has_parse = "parse" in splits[split].column_names
-        self._parse = undecoded(splits[split], ("parse",), source) if has_parse else None
-        self._boxes: dict[int, Box] = {}
+        self.has_parse = "parse" in splits[split].column_names
+        self._parse = undecoded(splits[split], ("parse",), source) if self.has_parse else None
         self.same_photo = 0
         self.cases = self._choose(types, limit, seed)
 
@@ -101,7 +96,7 @@ class Cases:
         return len(self.cases)
 
     def of(self, unpaired: bool) -> list[Case]:
-        """The cases of the paired or of the unpaired setting: in the latter everybody gets another person's garment."""
+        """The cases of the paired or of the unpaired setting. In the latter everybody gets another person's garment."""
         return [case for case in self.cases if case.other_person] if unpaired else self.cases
 
     def _choose(self, types: tuple[int, ...], limit: int | None, seed: int) -> list[Case]:
@@ -113,7 +108,7 @@ class Cases:
                 rows.append(row)
         if not rows:
             raise ValueError(
-                f"--data {self.source}: split {self.split!r} has no row to evaluate on "
+                f"--dataset_name {self.source}: split {self.split!r} has no row to evaluate on "
                 f"({len(data)} rows, {self.same_photo} with garments cut out of the same photo)"
             )
         if limit is not None:
@@ -140,7 +135,7 @@ class Cases:
         self._rows.check_masks([case.row for case in self.cases])
 
     def counts(self) -> dict[str, int]:
-        """How many cases there are of each type."""
+        """Number of cases of each type."""
         found = Counter(case.type_name for case in self.cases)
         return {name: found[name] for name in TYPE_NAMES.values() if found[name]}
 
@@ -148,24 +143,21 @@ class Cases:
         """Caption of the garment that is tried on."""
         return self._rows.caption(case.partner if unpaired else case.row)
 
-    def sample(self, case: Case, unpaired: bool) -> dict[str, Any]:
-        """The tensors of ``pair_tensors``; ``PictureError`` where a picture of the case cannot be used."""
+    def sample(self, case: Case, unpaired: bool) -> tuple[dict[str, Any], Box]:
+        """The tensors of ``pair_tensors``, and where the photo lies within its half of the pair; the rest is padding.
+
+        Raises ``PictureError`` for a picture that cannot be used.
+        """
         photo, mask = self._rows.pictures(case.row, ("image", "mask"))
-        garment = self.garment(case, unpaired)
-        return pair_tensors(photo, garment, mask, self.size, self.resize_mode)
+        garment = self._rows.picture(case.partner if unpaired else case.row, "cloth")
+        turned = orientation(photo) in (5, 6, 7, 8)
+        box = self._box((photo.width, photo.height) if turned else (photo.height, photo.width))
+        return pair_tensors(photo, garment, mask, self.size, self.resize_mode), box
 
     def garment(self, case: Case, unpaired: bool) -> Image.Image:
-        """The garment picture that is tried on, as it is stored."""
-        return self._rows.picture(case.partner if unpaired else case.row, "cloth")
-
-    def box(self, case: Case) -> Box:
-        """Where the person's photo lies within its half of the pair; beyond it is padding."""
-        if case.row not in self._boxes:
-            photo = self._rows.picture(case.row, "image")
-            turned = orientation(photo) in (5, 6, 7, 8)
-            size = (photo.width, photo.height) if turned else (photo.height, photo.width)
-            self._boxes[case.row] = fit_box(size, self.size, self.resize_mode)
-        return self._boxes[case.row]
+        """The garment picture that is tried on, upright and in RGB."""
+        stored = self._rows.picture(case.partner if unpaired else case.row, "cloth")
+        return turn(to_rgb(stored), orientation(stored))
 
     def truth(self, case: Case) -> Truth:
         """The person as photographed. Raises ``PictureError`` for an unusable picture, or a mask of everything."""
@@ -175,26 +167,30 @@ class Cases:
             raise PictureError("mask is empty")
         if mask.all():
             raise PictureError("mask covers the whole photo")
-        box = fit_box(mask.shape, self.size, self.resize_mode)
+        box = self._box(mask.shape)
         if min(box.height, box.width) < SSIM_WINDOW:
             raise PictureError(f"the photo is so narrow that it has {box.width}x{box.height} pixels in the pair")
-        area = self._garment_area(case, upright, mask)
-        rows, columns = slice(box.top, box.top + box.height), slice(box.left, box.left + box.width)
-
-        def cut(placed: np.ndarray) -> torch.Tensor:
-            return torch.from_numpy(placed[..., rows, columns].astype(np.float32))
-
-        placed = cut(place_mask(mask, self.size, self.resize_mode))[None]
-        if not placed.any() or placed.all():  # what was there was lost in the shrinking
+        inside = (slice(box.top, box.top + box.height), slice(box.left, box.left + box.width))
+        placed = self._placed(mask)[inside]
+        if not placed.any() or placed.all():  # lost in the shrinking
             raise PictureError(f"mask {'covers the whole photo' if placed.any() else 'is empty'} in the pair's size")
-        known = area is not None and bool(area.any())
-        garment_area = cut(place_mask(area, self.size, self.resize_mode))[None] if area is not None else placed
-        if not garment_area.any():  # gone in the shrinking
-            known, garment_area = False, placed
-        return Truth(cut(place_picture(upright, self.size, self.resize_mode)) / 255, placed, garment_area, known)
+        area = self._garment_area(case, upright, mask)
+        garment_area = placed if area is None else self._placed(area)[inside]
+        known = area is not None and bool(area.any()) and bool(garment_area.any())
+        levels = place_picture(upright, self.size, self.resize_mode).transpose(1, 2, 0)[inside]
+        return Truth(np.ascontiguousarray(levels), placed, garment_area if known else placed, known)
+
+    def _box(self, shape: tuple[int, ...]) -> Box:
+        return fit_box((shape[0], shape[1]), self.size, self.resize_mode)
+
+    def _placed(self, mask: np.ndarray) -> np.ndarray:
+        return place_mask(mask, self.size, self.resize_mode) > 0
 
     def _garment_area(self, case: Case, photo: Image.Image, mask: np.ndarray) -> np.ndarray | None:
-        """Pixels of the worn garment within ``mask``, uint8 ``[h, w]``; None where nobody can tell."""
+        """Pixels of the worn garment within ``mask``, uint8 ``[h, w]``; None where they are not known.
+
+        They come from the column ``parse`` (the 18 ATR labels), or from ``parser`` where the data has none.
+        """
         if self._parse is not None:
             stored = self._parse[case.row]["parse"]
             if stored is None:
@@ -216,18 +212,8 @@ class Cases:
             return None
 
     @property
-    def has_parse(self) -> bool:
-        """Whether the data brings parse maps, so that no parser is needed."""
-        return self._parse is not None
-
-    @property
     def area_source(self) -> str:
         """Where the garment's own area comes from, in words."""
-        if self._parse is not None:
+        if self.has_parse:
             return "the column parse of the data"
-        return "the human parser" if self.parser is not None else "the mask, for want of a parser"
-
-
-def garment_rgb(garment: Image.Image) -> Image.Image:
-    """A garment picture upright in RGB."""
-    return turn(to_rgb(garment), orientation(garment))
+        return "the human parser" if self.parser is not None else "the mask, as there is no parser"

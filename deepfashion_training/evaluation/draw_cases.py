@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,140 +10,102 @@ from PIL import Image
 
 import train_flux_inpaint as trainer
 from deepfashion_training.evaluation.cases import Case, Cases
+from deepfashion_training.evaluation.evaluation_plan import EvaluationPlan, Processes
+from deepfashion_training.images.layout import Box
 from deepfashion_training.images.paste import repainted
 from deepfashion_training.images.pictures import PictureError
 from deepfashion_training.inference.dress import DrawingSettings, picture_of
 from deepfashion_training.inference.records import save_picture
-from deepfashion_training.models.fill import FillModel, Recipe
+from deepfashion_training.models.fill import FillModel
+
+Batch = tuple[bool, str, Sequence[Case]]
+"""Cases that are drawn together: whether they are unpaired ones, and by which model."""
 
 
-@dataclass(frozen=True)
-class Setting:
-    """One set of pictures: every case at one guidance, paired or unpaired, by each of ``looks`` (by model name)."""
+def draw_missing(plan: EvaluationPlan, state: Processes) -> None:
+    """Draw every picture of this process's share that is not there yet; the model is loaded only if there is one.
 
-    folder: Path
-    guidance_scale: float
-    unpaired: bool
-    looks: Mapping[str, DrawingSettings]
-
-    def file(self, model: str, case: Case) -> Path:
-        """The picture of a case."""
-        return self.folder / model / case.file
-
-    def has(self, model: str, case: Case, cases: Cases) -> bool:
-        """Whether the picture of a case is there, whole and of the size that it has to have."""
-        file = self.file(model, case)
-        if not file.is_file():
-            return False
-        try:
-            box = cases.box(case)
-        except PictureError:
-            return True  # nothing can be drawn in its place
-        return _is_whole(file, box.width, box.height)
-
-    def drawn(self, cases: Cases, share: Sequence[Case]) -> int:
-        """How many pictures of ``share`` are there."""
-        return sum(self.has(model, case, cases) for model in self.looks for case in share)
-
-
-#: How a PNG begins and ends. Its width and height follow 8 bytes after the beginning, 4 bytes each.
-_PNG_HEAD, _PNG_TAIL = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
-
-
-def _is_whole(file: Path, width: int, height: int) -> bool:
-    """Whether ``file`` is a PNG of that size that was not cut off; read at its ends only, as there may be thousands."""
-    with file.open("rb") as stored:
-        head = stored.read(24)
-        stored.seek(max(0, file.stat().st_size - len(_PNG_TAIL)))
-        tail = stored.read()
-    size = width.to_bytes(4, "big") + height.to_bytes(4, "big")
-    return head.startswith(_PNG_HEAD) and head[16:] == size and tail == _PNG_TAIL
-
-
-def setting(root: Path, guidance_scale: float, unpaired: bool, looks: Mapping[str, DrawingSettings]) -> Setting:
-    """The ``Setting`` whose pictures lie under ``root``."""
-    name = "unpaired" if unpaired else "paired"
-    return Setting(root / "pictures" / f"guidance-{guidance_scale:g}" / name, guidance_scale, unpaired, looks)
-
-
-def share_of(cases: Cases, unpaired: bool, batch_size: int, rank: int, ranks: int) -> list[list[Case]]:
-    """The batches that process ``rank`` of ``ranks`` draws. Which cases share a batch does not depend on ``ranks``."""
-    chosen = cases.of(unpaired)
-    return [chosen[first : first + batch_size] for first in range(0, len(chosen), batch_size)][rank::ranks]
-
-
-def draw_missing(
-    model: Callable[[], FillModel],
-    recipe: Recipe,
-    cases: Cases,
-    settings: Sequence[Setting],
-    *,
-    seed: int,
-    batch_size: int,
-    share: tuple[int, int] = (0, 1),
-    drawn: Callable[[int], object] = lambda count: None,
-) -> None:
-    """Draw every picture that ``settings`` lack; ``model`` is asked for when the first is about to be drawn.
-
-    The noise of a case follows from ``seed`` and its row, so that it is the same for every model, guidance and garment,
-    and in every batch. ``share`` is (rank, ranks): each rank takes every ranks-th batch. ``drawn`` is told of pictures
-    as they are saved or passed over: those of a case whose pictures cannot be used, as measuring says again.
+    The noise of a case follows from the seed and its row: it is the same for every model and garment, and in every
+    batch. A case whose pictures cannot be used is skipped here, and reported when it is measured.
     """
-    for one in settings:
-        batches = share_of(cases, one.unpaired, batch_size, *share)
-        for name in one.looks:
-            for batch in batches:
-                # Whole batches, also where a part is there: a picture's last bits depend on the others of its batch.
-                lacking = {case for case in batch if not one.has(name, case, cases)}
-                if lacking:
-                    _draw_batch(model, recipe, cases, one, name, batch, lacking, seed, drawn)
+    from tqdm import tqdm
+
+    batches = batches_of(plan, state.process_index, state.num_processes)
+    # Whole batches, also where some pictures are there: a picture's last bits depend on the others of its batch.
+    missing = [
+        batch for batch in batches if not all(plan.picture(batch[1], case, batch[0]).exists() for case in batch[2])
+    ]
+    model: FillModel | None = None
+    total, left = (sum(len(cases) for *_, cases in some) for some in (batches, missing))
+    shown = state.is_main_process and left > 0
+    with tqdm(
+        total=total, initial=total - left, unit="picture", desc="drawing", disable=None if shown else True
+    ) as bar:
+        for unpaired, name, cases in missing:
+            usable = _usable(plan.cases, cases, unpaired)
+            if usable and model is None:
+                model = _load(plan, missing, state.device)
+            if usable and model is not None:
+                _draw(model, plan, unpaired, name, usable)
+            bar.update(len(cases))
 
 
-def _draw_batch(
-    model: Callable[[], FillModel],
-    recipe: Recipe,
-    cases: Cases,
-    one: Setting,
-    name: str,
-    batch: Sequence[Case],
-    lacking: Collection[Case],
-    seed: int,
-    drawn: Callable[[int], object],
-) -> None:
-    usable: list[tuple[Case, dict[str, Any]]] = []
+def batches_of(plan: EvaluationPlan, rank: int, ranks: int) -> list[Batch]:
+    """The batches that process ``rank`` of ``ranks`` draws. Which cases share a batch does not depend on ``ranks``."""
+    size = plan.settings["batch_size"]
+    found: list[Batch] = []
+    for unpaired in (False, True) if plan.unpaired else (False,):
+        cases = plan.cases.of(unpaired)
+        batches = [cases[first : first + size] for first in range(0, len(cases), size)]
+        found += [(unpaired, name, batch) for name in plan.drawing for batch in batches[rank::ranks]]
+    return found
+
+
+def _load(plan: EvaluationPlan, batches: Sequence[Batch], device: torch.device) -> FillModel:
+    # With captions each case is a prompt, which takes 4 MB of memory: only those of this process's share are encoded.
+    prompts = [_prompt(plan, case, unpaired) for unpaired, _, cases in batches for case in cases]
+    others = {} if plan.against is None else {"against": plan.against}
+    return plan.choice.load(prompts, device=device, **others)
+
+
+def _prompt(plan: EvaluationPlan, case: Case, unpaired: bool) -> str:
+    return plan.choice.recipe.prompt_of(plan.cases.caption(case, unpaired))
+
+
+def _usable(cases: Cases, batch: Sequence[Case], unpaired: bool) -> list[tuple[Case, dict[str, Any], Box]]:
+    found = []
     for case in batch:
         try:
-            usable.append((case, cases.sample(case, one.unpaired)))
-        except PictureError:  # measuring meets it again, and says so
-            drawn(int(case in lacking))
-    if not usable:
-        return
-    look = one.looks[name]
-    pairs = model().draw(
-        [sample for _, sample in usable],
-        [trainer.seed_for(seed, case.row) for case, _ in usable],
-        prompts=[recipe.prompt_of(cases.caption(case, one.unpaired)) for case, _ in usable],
+            found.append((case, *cases.sample(case, unpaired)))
+        except PictureError:
+            continue
+    return found
+
+
+def _draw(
+    model: FillModel, plan: EvaluationPlan, unpaired: bool, name: str, batch: Sequence[tuple[Case, dict[str, Any], Box]]
+) -> None:
+    look = plan.drawing[name]
+    pairs = model.draw(
+        [sample for _, sample, _ in batch],
+        [trainer.seed_for(plan.settings["seed"], case.row) for case, _, _ in batch],
+        prompts=[_prompt(plan, case, unpaired) for case, _, _ in batch],
         steps=look.num_inference_steps,
         guidance_scale=look.guidance_scale,
         lora=look.lora,
         lora_scale=look.lora_scale,
     )
-    for (case, sample), pair in zip(usable, pairs, strict=True):
-        if case in lacking:
-            picture = picture_of(pair[..., pair.shape[-1] // 2 :])
-            save_picture(_finished(picture, sample, cases, case, look), one.file(name, case), {"row": case.row})
-            drawn(1)
+    for (case, sample, box), pair in zip(batch, pairs, strict=True):
+        save_picture(_person(pair, sample, box, look), plan.picture(name, case, unpaired), {"row": case.row})
 
 
-def _finished(
-    half: Image.Image, sample: Mapping[str, Any], cases: Cases, case: Case, look: DrawingSettings
-) -> Image.Image:
-    """The person's half without padding, pasted into the photo where the look repaints."""
-    box = cases.box(case)
-    edges = (box.left, box.top, box.left + box.width, box.top + box.height)
-    if not look.repaint:
-        return half.crop(edges)
+def _person(pair: torch.Tensor, sample: dict[str, Any], box: Box, look: DrawingSettings) -> Image.Image:
+    """The person's half of a drawn pair without padding, pasted into the photo where the look repaints."""
     width = look.size[1]
+    edges = (box.left, box.top, box.left + box.width, box.top + box.height)
+    drawn = picture_of(pair[..., width:]).crop(edges)
+    if not look.repaint:
+        return drawn
     photo = picture_of((sample["image"][..., width:] + 1) / 2).crop(edges)
     mask = sample["inpaint_mask"][0, :, width:].to(torch.uint8).numpy()
-    return repainted(photo, half.crop(edges), mask[box.top : box.top + box.height, box.left : box.left + box.width])
+    return repainted(photo, drawn, mask[edges[1] : edges[3], edges[0] : edges[2]])

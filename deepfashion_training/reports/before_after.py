@@ -1,4 +1,4 @@
-"""One picture that shows what a LoRA changed: people before and after, two of each garment type."""
+"""One picture that shows what a LoRA changed: people before and after, a row for each garment type."""
 
 from __future__ import annotations
 
@@ -7,26 +7,21 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from deepfashion_training.reports.evaluation_report import MODEL_LABELS, TYPE_LABELS, ShownCase
+from deepfashion_training.reports.evaluation_report import TYPE_LABELS, ShownCase
+from training_run.atomic import replacing
 
-#: Height of one tile, and space between tiles, between the two groups of a row, and around, in pixels.
-_TILE, _GAP, _BETWEEN, _MARGIN = 256, 6, 36, 24
-_LINE = 34  # height of a line of text
+#: In pixels: height of a picture, space between pictures, between two cases, and around; height of a line of text.
+_TILE, _GAP, _BETWEEN, _MARGIN, _LINE = 256, 6, 36, 24, 34
 _INK, _FAINT, _PAPER = (32, 34, 38), (112, 116, 124), (255, 255, 255)
 
 
 def save_before_after(file: Path, cases: Sequence[ShownCase]) -> None:
-    """Write a PNG of ``cases``, which all have a truth: a row for each garment type, two cases beside each other.
-
-    Small pictures are enlarged to tiles of 256 pixels in height. The file appears once it is complete.
-    """
+    """Write a PNG of ``cases``, which all have a truth: a row for each garment type, its cases beside each other."""
     rows = {kind: [case for case in cases if case.type_name == kind] for kind in TYPE_LABELS}
     rows = {kind: chosen for kind, chosen in rows.items() if chosen}
     wide = max(_tile(case.person).width for case in cases)
     across = max(len(chosen) for chosen in rows.values())
-    columns = ["garment", "person", *(MODEL_LABELS[name].lower() for name in cases[0].results), "photo"]
-    columns = ["LoRA" if name == "lora" else name for name in columns]
-    group = len(columns) * (wide + _GAP) - _GAP
+    group = (3 + len(cases[0].results)) * (wide + _GAP) - _GAP
     size = (2 * _MARGIN + across * (group + _BETWEEN) - _BETWEEN, 2 * _MARGIN + len(rows) * (_TILE + 2 * _LINE))
     sheet = Image.new("RGB", size, _PAPER)
     draw, large, small = ImageDraw.Draw(sheet), ImageFont.load_default(22), ImageFont.load_default(17)
@@ -35,17 +30,16 @@ def save_before_after(file: Path, cases: Sequence[ShownCase]) -> None:
         draw.text((_MARGIN, top), TYPE_LABELS[kind], _INK, large)
         for place, case in enumerate(chosen):
             left = _MARGIN + place * (group + _BETWEEN)
-            assert case.truth is not None  # given: an unpaired case has no place here
-            for name, picture in zip(
-                columns, [case.garment, case.person, *case.results.values(), case.truth], strict=True
-            ):
+            assert case.truth is not None
+            pictures = {"garment": case.garment, "person": case.person, **case.results, "photo": case.truth}
+            for name, picture in pictures.items():
                 tile = _tile(picture)
                 sheet.paste(tile, (left + (wide - tile.width) // 2, top + 2 * _LINE - 4))
-                draw.text((left + wide / 2, top + 2 * _LINE - 10), name, _FAINT, small, anchor="ms")
+                label = "LoRA" if name == "lora" else name
+                draw.text((left + wide / 2, top + 2 * _LINE - 10), label, _FAINT, small, anchor="ms")
                 left += wide + _GAP
-    staged = file.with_name(f".{file.name}")
-    sheet.save(staged, "PNG", optimize=True)
-    staged.replace(file)
+    with replacing(file) as draft:
+        sheet.save(draft, "PNG")
 
 
 def _tile(picture: Image.Image) -> Image.Image:

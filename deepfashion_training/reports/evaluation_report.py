@@ -7,19 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup
 from PIL import Image
 
-from deepfashion_training.reports.figures import FIGURES, UNPAIRED, Figure, better, figure_of
+from deepfashion_training.reports.figures import FIGURES, UNPAIRED, Figure, figure_of
 from deepfashion_training.reports.page import picture_uri, write_page
-from deepfashion_training.reports.verdicts import SIDES, decisive, verdict
+from deepfashion_training.reports.verdicts import SIDES, verdict
 
 #: The sections of the page, in order, by their id; those without content are left out.
 SECTIONS = {
     "headline": "In short",
-    "warnings": "Warnings",
     "figures": "Figures by garment type",
-    "sweep": "Guidance",
     "best": "Best cases",
     "worst": "Worst cases",
     "unpaired": "Garments of other people",
@@ -27,7 +24,6 @@ SECTIONS = {
     "settings": "Settings and versions",
 }
 TYPE_LABELS = {"upper": "Upper body", "lower": "Lower body", "full": "Full body", "all": "All"}
-MODEL_LABELS = {"base": "Base", "lora": "LoRA"}
 
 
 @dataclass(frozen=True)
@@ -57,31 +53,26 @@ def write_evaluation_report(
 
     ``facts`` is what ``metrics.json`` holds, ``by`` the figure that orders ``best`` and ``worst``.
     """
-    present = {
-        "warnings": facts["warnings"],
-        "sweep": facts.get("sweep"),
-        "unpaired": unpaired,
-        "left-out": facts["left_out"] or facts["left_out_cases"],
-    }
-    sections = {name: heading for name, heading in SECTIONS.items() if present.get(name, True)}
-    figure, labels = figure_of(by), _model_labels(facts["settings"])
-    tables = {TYPE_LABELS[kind]: _table(facts, kind) for kind in next(iter(facts["models"].values()))}
+    present = {"unpaired": unpaired, "left-out": facts["left_out"] or facts["left_out_cases"]}
+    base, figure, labels = facts["models"]["base"], figure_of(by), model_labels(facts["settings"])
+    tables = {kind: _lines(facts, kind) for kind in base}
     write_page(
         file,
         "evaluation_report.html.jinja",
         title=_title(facts["settings"]),
-        sections=sections,
+        sections={name: heading for name, heading in SECTIONS.items() if present.get(name, True)},
         facts=facts,
-        models=list(facts["models"]),
-        model_labels=labels,
-        verdicts=_verdicts(facts),
+        counts={kind: found["n"] for kind, found in base.items()},
+        labels=labels | TYPE_LABELS,
+        verdicts={kind: verdict(changes) for kind, changes in facts["difference"].items()},
         tables=tables,
-        explained=list({line.figure.name: line.figure for lines in tables.values() for line in lines}.values()),
-        sweep=_sweep(facts, figure),
+        explained=list(dict.fromkeys(FIGURES[line.figure.name.removesuffix(UNPAIRED)] for line in tables["all"])),
         by=figure,
-        best=[_tile(case, figure, labels) for case in best],
-        worst=[_tile(case, figure, labels) for case in worst],
-        unpaired=[_tile(case, None, labels) for case in unpaired],
+        shown={
+            "best": [_tile(case, figure, labels) for case in best],
+            "worst": [_tile(case, figure, labels) for case in worst],
+            "unpaired": [_tile(case, None, labels) for case in unpaired],
+        },
         left_out=left_out_by_reason(facts["left_out"]),
     )
 
@@ -94,131 +85,69 @@ def left_out_by_reason(left_out: Mapping[str, str]) -> dict[str, list[str]]:
     return found
 
 
+def model_labels(settings: Mapping[str, Any]) -> dict[str, str]:
+    """What the two models are called: the base's place may be another LoRA's."""
+    against = settings["against"]
+    return {"base": "Base" if against is None else f"against: {_lora_name(against)}", "lora": "LoRA"}
+
+
 def _title(settings: Mapping[str, Any]) -> str:
     if settings["lora"] is None:
         return f"The base {Path(settings['transformer']).name} by garment type"
-    beside = "its base" if settings["against"] is None else _lora_name(settings["against"])
-    return f"{_lora_name(settings['lora'])} beside {beside}"
+    against = settings["against"]
+    return f"{_lora_name(settings['lora'])} beside {'its base' if against is None else _lora_name(against)}"
 
 
 def _lora_name(file: str) -> str:
-    """The folder of a LoRA's file, as the file is called alike everywhere."""
+    """The folder of a LoRA's file: the file has the same name everywhere."""
     return Path(file).parent.name or Path(file).name
-
-
-def _model_labels(settings: Mapping[str, Any]) -> dict[str, str]:
-    against = settings["against"]
-    return MODEL_LABELS if against is None else MODEL_LABELS | {"base": f"against: {_lora_name(against)}"}
-
-
-@dataclass(frozen=True)
-class _Cell:
-    """A figure of one model: its value, its interval, and whether it is the better of two."""
-
-    value: str
-    interval: str
-    is_better: bool
 
 
 @dataclass(frozen=True)
 class _Line:
-    """A figure in the table of one garment type."""
+    """A figure in the table of one garment type. ``cells`` are value and interval of each model, then of the change."""
 
     figure: Figure
-    n: str  # how many pictures; of both models where they differ
-    cells: list[_Cell]
-    change: str
-    interval: str
-    verdict: str  # "better", "worse" or "" for no difference that chance would not make
+    count: str  # of the pictures that it is over, where those are fewer
+    cells: list[tuple[str, str]]
+    better: str | None  # the model that chance does not explain the difference of
+    word: str  # what that makes of the LoRA
 
 
-def _table(facts: Mapping[str, Any], kind: str) -> list[_Line]:
-    models = {model: figures[kind] for model, figures in facts["models"].items()}
+def _lines(facts: Mapping[str, Any], kind: str) -> list[_Line]:
+    models = [figures[kind] for figures in facts["models"].values()]
     lines = []
-    for name in _names(models):
+    for name in (name + ending for name in FIGURES for ending in ("", UNPAIRED)):
+        if not any(name in found for found in models):
+            continue
         figure = figure_of(name)
-        values = {model: found.get(name) for model, found in models.items()}
-        cells = [
-            _Cell(
-                figure.written(value),
-                _interval(figure, models[model].get(f"{name}_ci")),
-                all(better(name, value, other) == 1 for other_model, other in values.items() if other_model != model)
-                and len(values) > 1,
-            )
-            for model, value in values.items()
-        ]
+        cells = [(figure.written(found.get(name)), figure.interval(found.get(f"{name}_ci"))) for found in models]
         change = facts["difference"].get(kind, {}).get(name)
-        counts = dict.fromkeys(f"{found.get(f'{name}_n', found['n']):,}" for found in models.values())
-        lines.append(
-            _Line(
-                figure,
-                " / ".join(counts),
-                cells,
-                "" if change is None else figure.signed(change["mean"]),
-                "" if change is None else _interval(figure, change["ci"], sign=True),
-                "" if change is None else SIDES.get(change["better"], ""),
-            )
-        )
+        if change is not None:
+            cells.append((figure.signed(change["mean"]), figure.interval(change["ci"], sign=True)))
+        elif len(models) > 1:
+            cells.append(("", ""))
+        counts = dict.fromkeys(str(found.get(f"{name}_n", found["n"])) for found in models)
+        fewer = any(f"{name}_n" in found for found in models)
+        better = change["better"] if change else None
+        lines.append(_Line(figure, " / ".join(counts) if fewer else "", cells, better, SIDES.get(better or "", "")))
     return lines
 
 
-def _names(models: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Figures that any model has, in the order of ``FIGURES``, each followed by its unpaired one."""
-    known = [ending for name in FIGURES for ending in (name, name + UNPAIRED)]
-    return [name for name in known if any(name in found for found in models.values())]
-
-
-def _interval(figure: Figure, interval: Sequence[float] | None, sign: bool = False) -> str:
-    if interval is None:
-        return ""
-    return " to ".join(figure.signed(end) if sign else figure.written(end) for end in interval)
-
-
-def _verdicts(facts: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """Garment type, what the figures say of it, and ``good``, ``bad`` or nothing."""
-    found = []
-    for kind, base in facts["models"]["base"].items():
-        lora, changes = facts["models"].get("lora", {}).get(kind), facts["difference"].get(kind, {})
-        told = verdict(changes) if lora is not None else None
-        figures = []
-        for name in decisive(base):
-            figure, change = figure_of(name), changes.get(name)
-            after = "" if lora is None else f" to {figure.written(lora[name])}"
-            interval = "" if change is None else _interval(figure, change["ci"], sign=True)
-            figures.append(f"{figure.label} {figure.written(base[name])}{after}{f' ({interval})' if interval else ''}")
-        text = f"{', '.join(figures)}, n {base['n']:,}"
-        found.append((TYPE_LABELS[kind], f"{told.text}: {text}" if told else text, told.tone if told else ""))
-    return found
-
-
-def _sweep(facts: Mapping[str, Any], figure: Figure) -> list[tuple[str, list[str], bool]]:
-    """Guidance, the figure of each model over all types, and whether it is the best."""
-    best = facts.get("best_guidance_scale", {}).get("guidance_scale")
-    lines = []
-    for guidance, models in facts.get("sweep", {}).items():
-        values = [figure.written(found["all"].get(figure.name)) for found in models.values()]
-        lines.append((guidance, values, guidance == f"{best:g}"))
-    return lines
-
-
-@dataclass(frozen=True)
-class _Tile:
-    """A case as ``data:`` URIs with their names, in the order in which they are looked at."""
-
-    case: ShownCase
-    type_label: str
-    aspect: float  # width by height of the person
-    pictures: list[tuple[str, Markup]]
-    figures: str
-
-
-def _tile(case: ShownCase, figure: Figure | None, labels: Mapping[str, str]) -> _Tile:
+def _tile(case: ShownCase, figure: Figure | None, labels: Mapping[str, str]) -> dict[str, Any]:
+    """A case for the template: its pictures as ``data:`` URIs, in the order in which they are looked at."""
     pictures = [("garment", case.garment), ("person", case.person), *case.results.items()]
     if case.truth is not None:
-        pictures.append(("truth", case.truth))
-    said = ""
+        pictures.append(("photo", case.truth))
+    lines = [TYPE_LABELS[case.type_name]]
+    if case.garment_title:
+        lines.append(f"garment of {case.garment_title}")
     if figure is not None:
-        told = ", ".join(f"{labels[model]} {figure.written(value)}" for model, value in case.figures.items())
-        said = f"{figure.label}: {told}"
-    named = [(labels.get(name, name), picture_uri(picture)) for name, picture in pictures]
-    return _Tile(case, TYPE_LABELS[case.type_name], case.person.width / case.person.height, named, said)
+        values = ", ".join(f"{labels[model]} {figure.written(value)}" for model, value in case.figures.items())
+        lines.append(f"{figure.label}: {values}")
+    return {
+        "title": case.title,
+        "lines": lines,
+        "aspect": case.person.width / case.person.height,
+        "pictures": [(labels.get(name, name), picture_uri(picture)) for name, picture in pictures],
+    }

@@ -6,30 +6,26 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
-#: What the name of a figure ends in when the garment is not the one that the person wears, so that there is no truth.
+#: Ending of a figure's name when the garment is another person's, so that there is no truth.
 UNPAIRED = "_unpaired"
-
-
-#: Below this many pictures a Fréchet distance says more about their number than about the model.
+#: Below this number of pictures a Fréchet distance says more about the number than about the model.
 FEWEST_FOR_SETS = 500
-#: Of fewer people nothing is called better or worse: by Student's t, a 95% bootstrap interval of the mean of 10
+#: With fewer people nothing is called better or worse: by Student's t, a 95% bootstrap interval of the mean of 10
 #: values misses one time in 10, of 5 values one time in 6.5.
 FEWEST_FOR_VERDICT = 10
-#: The figures that a verdict is made of, where they were measured: colour, form, what a network sees of the garment.
+#: The figures that a verdict is made of: colour, form, what a network sees of the garment.
 DECISIVE = ("ciede2000_masked", "ssim_masked", "dino")
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure by its name in ``metrics.json``."""
+    """A figure by its name in ``metrics.json``; ``says`` is what it measures, its unit and its range, in one line."""
 
     name: str
     label: str
     better: Literal["higher", "lower"]
     digits: int
-    """Digits after the point."""
     says: str
-    """What it measures, its unit and its range, in one line."""
 
     @property
     def heading(self) -> str:
@@ -37,13 +33,17 @@ class Figure:
         return f"{self.label} {'↑' if self.better == 'higher' else '↓'}"
 
     def written(self, value: float | None) -> str:
-        """``value`` with this figure's digits; a hyphen for None and NaN, which stand for "not measured"."""
-        return "-" if _missing(value) else f"{value:.{self.digits}f}"
+        """``value`` with this figure's digits; a hyphen for None, which stands for "not measured"."""
+        return "-" if value is None or math.isnan(value) else f"{value:.{self.digits}f}"
 
     def signed(self, change: float) -> str:
-        """A change with its sign; one that this figure's digits cannot tell from 0 has none."""
+        """A change with its sign; one that rounds to 0 has none."""
         shown = round(change, self.digits)
         return f"{shown:+.{self.digits}f}" if shown else self.written(0.0)
+
+    def interval(self, ends: list[float] | None, sign: bool = False) -> str:
+        """``low to high``; nothing for None."""
+        return " to ".join(self.signed(end) if sign else self.written(end) for end in ends or ())
 
 
 _LISTED = (
@@ -61,41 +61,11 @@ _LISTED = (
     Figure("kid", "KID x1000", "lower", 2, "kernel distance of Inception features x 1000, by clean-fid"),
 )
 
-#: What figures say where nobody photographed the person in the garment; the others say the same.
-_UNPAIRED_SAYS = {
-    "dino": "cosine of the DINOv2 features of the garment picture and of the repainted area, which shows skin too",
-    "fd_dinov2": "Fréchet distance of the results' DINOv2 features and those of the photos, in other garments",
-    "kd_dinov2": "kernel distance of the results' DINOv2 features and those of the photos, in other garments",
-}
-
 #: Every figure by its name, in the order in which tables show them.
 FIGURES: dict[str, Figure] = {figure.name: figure for figure in _LISTED}
 
 
 def figure_of(name: str) -> Figure:
-    """The figure ``name`` of ``metrics.json``, which may end in ``_unpaired``; ``ValueError`` for one not known."""
-    known = FIGURES.get(name.removesuffix(UNPAIRED))
-    if known is None:
-        raise ValueError(f"unknown figure {name!r}: it is none of {', '.join(FIGURES)}, nor one with {UNPAIRED}")
-    if not name.endswith(UNPAIRED):
-        return known
-    says = _UNPAIRED_SAYS.get(known.name, known.says)
-    return replace(known, name=name, label=f"{known.label}, unpaired", says=says)
-
-
-def better(name: str, one: float | None, other: float | None) -> Literal[-1, 0, 1]:
-    """1 when ``one`` is the better value of the figure ``name``, -1 when ``other`` is, 0 when neither is.
-
-    Neither is when they are written alike, as a table cannot show a smaller difference, or when one is None or NaN.
-    """
-    figure = figure_of(name)
-    if one is None or other is None or _missing(one) or _missing(other):
-        return 0
-    ahead = float(figure.written(one)) - float(figure.written(other))
-    if math.isnan(ahead) or ahead == 0:  # infinity less infinity: PSNR of equal pictures
-        return 0
-    return 1 if (ahead > 0) == (figure.better == "higher") else -1
-
-
-def _missing(value: float | None) -> bool:
-    return value is None or math.isnan(value)
+    """The figure ``name`` of ``metrics.json``, which may end in ``_unpaired``."""
+    known = FIGURES[name.removesuffix(UNPAIRED)]
+    return replace(known, name=name, label=f"{known.label}, unpaired") if name.endswith(UNPAIRED) else known

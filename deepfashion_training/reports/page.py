@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import base64
-import functools
 import io
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +11,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
+from training_run.atomic import write_file
+
 #: Pictures are shrunk to this height: 700 of them stay under 10 MB, and a phone shows no more.
 PICTURE_HEIGHT = 192
-_JPEG_QUALITY = 85
-#: Modes of masks and label maps: stored without loss.
-_EXACT_MODES = ("1", "L", "P")
 
 
 def in_code(text: str) -> str:
@@ -29,7 +24,7 @@ def in_code(text: str) -> str:
 
 def picture_uri(picture: Image.Image, height: int = PICTURE_HEIGHT) -> Markup:
     """``picture`` as a ``data:`` URI, at most ``height`` pixels high: PNG for masks (mode 1, L, P), else JPEG."""
-    exact = picture.mode in _EXACT_MODES
+    exact = picture.mode in ("1", "L", "P")
     if picture.height > height:
         size = (max(1, round(picture.width * height / picture.height)), height)
         picture = picture.resize(size, Image.Resampling.NEAREST if exact else Image.Resampling.LANCZOS)
@@ -37,62 +32,32 @@ def picture_uri(picture: Image.Image, height: int = PICTURE_HEIGHT) -> Markup:
     if exact:
         picture.save(sink, "PNG", optimize=True)
     else:
-        picture.convert("RGB").save(sink, "JPEG", quality=_JPEG_QUALITY, optimize=True)
+        picture.convert("RGB").save(sink, "JPEG", quality=85, optimize=True)
     text = base64.b64encode(sink.getvalue()).decode("ascii")
     return Markup("data:image/{};base64,{}").format("png" if exact else "jpeg", text)
 
 
-def render_page(template: str, **values: Any) -> str:
-    """The text of ``reports/templates/<template>`` with ``values`` in it.
+def write_page(file: Path, template: str, **values: Any) -> None:
+    """Render ``reports/templates/<template>`` with ``values`` into ``file``, complete or not at all.
 
     Every string is escaped unless it is ``Markup``. Templates extend ``page.html.jinja``, which has the title, the
-    style and the blocks.
+    style and the block ``content``.
     """
-    return _environment().get_template(template).render(**values)
-
-
-def write_page(file: Path, template: str, **values: Any) -> None:
-    """Render ``template`` into ``file``, which appears only once it is complete."""
-    text = render_page(template, **values)
-    with _drafted(file) as draft:
-        draft.write_text(text, encoding="utf-8")
-
-
-@functools.lru_cache(maxsize=1)
-def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("deepfashion_training.reports"),
-        # Not by file name: the templates end in .jinja, which jinja2.select_autoescape does not know.
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"count": _count, "percent": _percent, "words": words}
-    return environment
-
-
-def _count(value: int) -> str:
-    """A whole number with commas between its thousands."""
-    return f"{value:,}"
-
-
-def _percent(value: float) -> str:
-    return f"{100 * value:.1f}%"
+    environment.filters |= {
+        "count": lambda value: f"{value:,}",
+        "percent": lambda value: f"{100 * value:.1f}%",
+        "words": words,
+    }
+    write_file(file, environment.get_template(template).render(**values))
 
 
 def words(name: str) -> str:
     """A name of the code as people write it: ``cross_view`` -> ``cross view``."""
     return name.replace("_", " ")
-
-
-@contextmanager
-def _drafted(file: Path) -> Iterator[Path]:
-    """A path beside ``file`` to write to; it becomes ``file`` at the end, and goes after an error."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    draft = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    try:
-        yield draft
-        draft.replace(file)
-    finally:
-        draft.unlink(missing_ok=True)

@@ -21,26 +21,20 @@ class Verdict:
     tone: str
 
 
-def decisive(figures: Mapping[str, Any]) -> list[str]:
-    """Names of the figures that a verdict is made of, among those that are there."""
-    return [name for name in DECISIVE if name in figures]
-
-
 def verdict(changes: Mapping[str, Mapping[str, Any]]) -> Verdict:
     """What ``changes`` say of one garment type: ``{figure: {"people", "mean", "ci", "better"}}`` of ``metrics.json``.
 
-    Every decisive figure that chance does not explain is named. Where there is none: equal pictures make no difference,
-    under ``FEWEST_FOR_VERDICT`` people nobody can say, and otherwise no difference is clear.
+    Names every decisive figure whose difference chance does not explain.
     """
-    names = decisive(changes)
-    moved = {side: [figure_of(name).label for name in names if changes[name]["better"] == side] for side in SIDES}
-    told = [f"{word} by {', '.join(moved[side])}" for side, word in SIDES.items() if moved[side]]
-    if told:
-        tone = "" if len(told) == 2 else "good" if moved["lora"] else "bad"
-        return Verdict("; ".join(told), tone)
-    if all(changes[name]["mean"] == 0 and changes[name]["ci"] in (None, [0, 0]) for name in names):
+    decisive = {figure_of(name).label: changes[name] for name in DECISIVE if name in changes}
+    moved = {side: [label for label, change in decisive.items() if change["better"] == side] for side in SIDES}
+    texts = [f"{word} by {', '.join(moved[side])}" for side, word in SIDES.items() if moved[side]]
+    if texts:
+        tone = "" if len(texts) == 2 else "good" if moved["lora"] else "bad"
+        return Verdict("; ".join(texts), tone)
+    if all(change["mean"] == 0 and change["ci"] in (None, [0, 0]) for change in decisive.values()):
         return Verdict("no difference", "")
-    people = max(changes[name]["people"] for name in names)
+    people = max(change["people"] for change in decisive.values())
     if people < FEWEST_FOR_VERDICT:
         return Verdict(f"too few people ({people}) to say", "")
     return Verdict("no clear difference", "")
@@ -52,18 +46,19 @@ def comparison_table(facts: Mapping[str, Any]) -> list[str]:
     ``facts`` is what ``metrics.json`` holds. Changes of errors are in percent of the base's.
     """
     models, base = facts["models"], facts["models"]["base"]
-    figures = [figure_of(name) for name in decisive(next(iter(base.values())))]
+    figures = [figure_of(name) for name in DECISIVE if name in base["all"]]
     rows = [["", "n", *(f"{figure.label}, {figure.better} is better" for figure in figures), ""]]
     for kind, found in base.items():
         row = [kind, str(found["n"])]
         for figure in figures:
             before, after = found[figure.name], models.get("lora", {}).get(kind, {}).get(figure.name)
-            row.append(figure.written(before))
-            if after is not None:
-                # A share of an error means something, a share of a similarity does not.
-                share = figure.better == "lower" and before not in (None, 0) and math.isfinite(after / before)
-                change = f"{after / before - 1:+.0%}" if share else figure.signed(after - before) if before else ""
-                row[-1] += f" -> {figure.written(after)}" + (f" ({change})" if change else "")
+            if after is None:
+                row.append(figure.written(before))
+                continue
+            # A percentage of an error means something, of a similarity it does not.
+            share = after / before - 1 if figure.better == "lower" and before else math.nan
+            change = f"{share:+.0%}" if math.isfinite(share) else figure.signed(after - before)
+            row.append(f"{figure.written(before)} -> {figure.written(after)} ({change})")
         changes = facts["difference"].get(kind)
         rows.append([*row, verdict(changes).text if changes else ""])
     widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]

@@ -1,0 +1,32 @@
+"""The order in which a report shows cases."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from deepfashion_training.evaluation.measure_cases import Measured
+from deepfashion_training.evaluation.results import ordered
+
+
+@pytest.mark.parametrize(
+    ("name", "base", "lora", "order"),
+    [
+        ("ciede2000_masked", [5, 5, 5, 5], [6, 2, 5, 2], [1, 3, 2, 0]),  # lower is better
+        ("dino", [0.5, 0.5, 0.5], [0.4, 0.9, 0.6], [1, 2, 0]),
+        ("dino", [0.2, 0.9, 0.4], [], [1, 2, 0]),  # without a LoRA, by the figure itself
+        ("ciede2000_masked", [2, 9, 4], [], [0, 2, 1]),
+    ],
+)
+def test_cases_are_in_the_order_of_what_the_lora_gained(
+    name: str, base: list[float], lora: list[float], order: list[int]
+) -> None:
+    cases: Any = [SimpleNamespace(row=number) for number in range(len(base))]
+    rows = [
+        {"row": number, "model": model, "figures": {name: value}}
+        for model, values in {"base": base, "lora": lora}.items()
+        for number, value in enumerate(values)
+    ]
+    assert [case.row for case in ordered(Measured(unpaired=False, rows=rows, cases=cases), name)] == order
