@@ -113,7 +113,7 @@ def test_a_folder_that_runs_leave_is_no_package(tmp_path: Path, monkeypatch: pyt
 
 
 def test_the_pip_command_has_the_names_of_packages() -> None:
-    assert pip_command(["yaml", "einops", "cv2"]) == "pip install PyYAML einops opencv-python-headless"
+    assert pip_command(["PIL", "einops", "cv2"]) == "pip install Pillow einops opencv-python-headless"
 
 
 # ---- what the source says
@@ -147,8 +147,7 @@ def test_packages_that_a_script_imports(tmp_path: Path) -> None:
             import bitsandbytes, cv2
     """
     file = write(tmp_path, script=text, sibling="from . import einops2")
-    assert imported_packages([file]) == ["cv2", "einops", "torch", "wandb"]
-    assert {"cv2", "wandb"} <= HARMLESS.keys()
+    assert imported_packages([file], HARMLESS) == ["cv2", "einops", "torch", "wandb"]
 
 
 def test_where_a_lora_is_made(tmp_path: Path) -> None:

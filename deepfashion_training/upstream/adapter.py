@@ -63,12 +63,6 @@ class AdapterTransformer(FluxTransformer2DModel):
             if name.removeprefix(lead) in self.adapter_names:
                 yield name, parameter.requires_grad_(True)
 
-    def freeze_base(self) -> list[torch.nn.Parameter]:
-        """Make the adapter trainable and nothing else, and return its weights."""
-        for _, parameter in torch.nn.Module.named_parameters(self):
-            parameter.requires_grad_(False)
-        return [parameter for _, parameter in self.named_parameters()]
-
     @property
     def dtype(self) -> torch.dtype:
         """Precision of the base."""

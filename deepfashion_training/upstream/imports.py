@@ -12,7 +12,7 @@ import importlib
 import importlib.util
 import sys
 from abc import ABCMeta
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -28,13 +28,7 @@ HARMLESS = {
     "wandb": "only its settings are made, no tracker is used",
 }
 #: What to install for an import whose package has another name.
-PIP_NAMES = {
-    "PIL": "Pillow",
-    "cv2": "opencv-python-headless",
-    "skimage": "scikit-image",
-    "sklearn": "scikit-learn",
-    "yaml": "PyYAML",
-}
+PIP_NAMES = {"PIL": "Pillow", "cv2": "opencv-python-headless", "skimage": "scikit-image", "sklearn": "scikit-learn"}
 
 
 def is_missing(name: str) -> bool:
@@ -63,8 +57,8 @@ class StubType(ABCMeta):  # of ABCMeta, so that a stub and an abstract class may
         return vars(cls)[name]
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
-        """Raise ``ImportError``, but for settings of wandb."""
-        if cls.path == "wandb.Settings":  # scripts make them whether or not the tracker is used
+        """Raise ``ImportError``, but for settings of wandb, which scripts make whether or not they use it."""
+        if cls.path == "wandb.Settings":
             return SimpleNamespace()
         package = cls.path.partition(".")[0]
         raise ImportError(f"{cls.path} is used, but {package} is not installed: {pip_command([package])}")
@@ -79,10 +73,10 @@ class ScriptImports:
     """What the script in ``file`` can import while it runs: its siblings, and ``stubs`` by package name."""
 
     def __init__(self, file: Path) -> None:
-        self.file, self.folder = file, file.parent
+        self.file = file
         self.stubs = {name: make_stub(name) for name in HARMLESS if is_missing(name)}
         self.siblings: dict[str, ModuleType] = {}
-        self._path = [str(self.folder)]
+        self._path = [str(file.parent)]
 
     @property
     def files(self) -> list[Path]:
@@ -100,18 +94,6 @@ class ScriptImports:
         path[:0] = [entry for entry in self._path if entry not in entries]
         for name, module in self.siblings.items():
             sys.modules.setdefault(name, module)
-        try:
-            with patched(builtins, __import__=self._importer()):
-                yield
-        finally:
-            self._path = [entry for entry in sys.path if entry not in entries] or self._path
-            path[:] = entries
-            sys.path = path
-            new = [name for name in set(sys.modules) - before if self._is_own(vars(sys.modules[name]))]
-            self.siblings |= {name: sys.modules.pop(name) for name in new}
-
-    def _importer(self) -> Callable[..., Any]:
-        """An ``__import__`` that gives the stubs to the script's own files."""
         true_import = builtins.__import__
 
         def import_(
@@ -129,9 +111,17 @@ class ScriptImports:
                 found = getattr(found, part)
             return found
 
-        return import_
+        try:
+            with patched(builtins, __import__=import_):
+                yield
+        finally:
+            self._path = [entry for entry in sys.path if entry not in entries] or self._path
+            path[:] = entries
+            sys.path = path
+            new = [name for name in set(sys.modules) - before if self._is_own(vars(sys.modules[name]))]
+            self.siblings |= {name: sys.modules.pop(name) for name in new}
 
     def _is_own(self, namespace: Mapping[str, object]) -> bool:
         """Whether a module's file is one of the script's; a virtual environment may lie in its folder."""
         file = Path(str(namespace.get("__file__")))
-        return file.is_relative_to(self.folder) and "site-packages" not in file.parts
+        return file.is_relative_to(self.file.parent) and "site-packages" not in file.parts

@@ -74,10 +74,11 @@ class PipelineOnDemand:
         decode = pipeline.vae.decode
         pipeline.vae.decode = lambda latents, *args, **more: decode(latents.to(pipeline.vae.dtype), *args, **more)
         try:
-            with run.pause(), torch.no_grad():
+            with torch.no_grad():
                 result = pipeline(**kwargs)
         finally:
             del pipeline.vae.decode
+            run.clock = None
         if isinstance(kwargs.get("image"), torch.Tensor) and run.accelerator.is_main_process:
             self._add_to_sheet(kwargs["image"].cpu(), result.images)
         return result
