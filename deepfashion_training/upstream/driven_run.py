@@ -80,11 +80,6 @@ class DrivenRun:
         args.checkpoints_total_limit = None  # old ones go when the new one is complete
         args.max_grad_norm = self.settings.max_grad_norm or math.inf
 
-    @property
-    def mixed_precision(self) -> str:
-        """``no``, ``bf16`` or ``fp16``, as the script's accelerator has it."""
-        return str(self.accelerator.mixed_precision if self.accelerator else self.settings.mixed_precision)
-
     # ---- data
 
     def build_dataset(
@@ -155,7 +150,8 @@ class DrivenRun:
         """Start ``run.json`` with the first step, when nothing can be refused any more."""
         if self.record is not None:
             return
-        self.settings.mixed_precision, self.settings.instance_prompt = self.mixed_precision, self.prompt
+        self.settings.mixed_precision = self.accelerator.mixed_precision
+        self.settings.instance_prompt = self.prompt
         for secret in SECRETS:
             if getattr(self.settings, secret, None):
                 setattr(self.settings, secret, "not recorded")

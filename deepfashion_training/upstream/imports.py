@@ -17,6 +17,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+from deepfashion_training.upstream.inspection import imported_packages
 from deepfashion_training.upstream.patching import patched
 
 #: Packages that a script of this family can do without when its dataset is replaced, and why.
@@ -69,14 +70,19 @@ def make_stub(path: str) -> StubType:
     return StubType(path.rpartition(".")[2], (), {"path": path})
 
 
-class ScriptImports:
-    """What the script in ``file`` can import while it runs: its siblings, and ``stubs`` by package name."""
+class ImportedScript:
+    """The ``module`` of the script in ``file``, and what it can import: its siblings, and ``stubs`` by package name."""
 
-    def __init__(self, file: Path) -> None:
-        self.file = file
+    def __init__(self, file: Path, module: ModuleType) -> None:
+        self.file, self.module = file, module
         self.stubs = {name: make_stub(name) for name in HARMLESS if is_missing(name)}
         self.siblings: dict[str, ModuleType] = {}
         self._path = [str(file.parent)]
+
+    @property
+    def missing_packages(self) -> list[str]:
+        """Packages that it imports and that are not installed, those with a stub among them."""
+        return [name for name in imported_packages(self.files, HARMLESS) if is_missing(name)]
 
     @property
     def files(self) -> list[Path]:
@@ -84,7 +90,7 @@ class ScriptImports:
         return [self.file, *(Path(str(module.__file__)) for module in self.siblings.values())]
 
     @contextlib.contextmanager
-    def installed(self) -> Iterator[None]:
+    def importable(self) -> Iterator[None]:
         """The folder is first on the path and siblings are importable; afterwards all is as before.
 
         Entering again brings the very same siblings back, and what the script has added to the path.

@@ -106,12 +106,13 @@ def draw_last(run: DrivenRun) -> None:
     if not run.samples or not run.accelerator.is_main_process or sheet_path(run).exists():
         return
     if run.encoded is None:
-        logger.warning(
-            "no picture of the last step: %s has no encode_prompt to take its prompt from", run.facts["script"]
-        )
+        logger.warning("no picture of the last step: %s has no encode_prompt", run.facts["script"])
         return
     settings, text = run.settings, ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
-    parts = {**trainer.pipeline_options(settings, trainer.DTYPES[run.mixed_precision]), **dict.fromkeys(text)}
+    parts = {
+        **trainer.pipeline_options(settings, trainer.DTYPES[run.accelerator.mixed_precision]),
+        **dict.fromkeys(text),
+    }
     draw = PipelineOnDemand(run, settings.pretrained_model_name_or_path, parts)
     for sample in run.samples:
         draw(

@@ -18,14 +18,13 @@ import logging
 import sys
 import warnings
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
 from deepfashion_training.upstream.arguments import Translation, UnknownFlagError, settings_of, translate
-from deepfashion_training.upstream.imports import HARMLESS, ScriptImports, is_missing, pip_command
-from deepfashion_training.upstream.inspection import imported_packages, lora_call, module_names, parse
+from deepfashion_training.upstream.imports import HARMLESS, ImportedScript, is_missing, pip_command
+from deepfashion_training.upstream.inspection import lora_call, module_names, parse
 from deepfashion_training.upstream.patching import patched
 from training_run.checkpoints import checkpoints_in
 from training_run.stopping import StoppedError, Stopping
@@ -56,15 +55,7 @@ class UpstreamError(ValueError):
         self.missing = missing
 
 
-@dataclass(frozen=True)
-class LoadedScript:
-    """A script that was imported, and what it can import."""
-
-    module: ModuleType
-    imports: ScriptImports
-
-
-_loaded: dict[Path, LoadedScript] = {}
+_loaded: dict[Path, ImportedScript] = {}
 
 
 # ---- loading and checking
@@ -121,39 +112,36 @@ def _refuse(path: str | Path, faults: list[str]) -> None:
         raise UpstreamError(f"--upstream {path} is no training script that can be driven: {', '.join(faults)}")
 
 
-def _execute(path: str | Path, file: Path) -> LoadedScript:
+def _execute(path: str | Path, file: Path) -> ImportedScript:
     """Run the module level of a script."""
     name = f"{file.stem}_{hashlib.sha256(str(file).encode()).hexdigest()[:8]}"
     spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None and spec.loader is not None  # given: it is a .py file
-    module, imports = importlib.util.module_from_spec(spec), ScriptImports(file)
+    module = importlib.util.module_from_spec(spec)
+    script = ImportedScript(file, module)
     sys.modules[name] = module  # before it runs, as the import system does: dataclasses look their module up
     try:
-        with imports.installed(), one_line_errors():
+        with script.importable(), one_line_errors():
             spec.loader.exec_module(module)
     except BaseException as error:
         del sys.modules[name]
         if isinstance(error, KeyboardInterrupt):
             raise
-        raise _load_error(path, error, imports) from error
-    if "wandb" in imports.stubs:
-        vars(module).setdefault("wandb", imports.stubs["wandb"])  # skipped by `if is_wandb_available():`
-    return LoadedScript(module, imports)
+        raise _load_error(path, error, script) from error
+    if "wandb" in script.stubs:
+        vars(module).setdefault("wandb", script.stubs["wandb"])  # skipped by `if is_wandb_available():`
+    return script
 
 
-def _load_error(path: str | Path, error: BaseException, imports: ScriptImports) -> UpstreamError:
+def _load_error(path: str | Path, error: BaseException, script: ImportedScript) -> UpstreamError:
     package = str(getattr(error, "name", None)).partition(".")[0]
-    sibling = list(imports.file.parent.glob(f"{package}*"))
+    sibling = list(script.file.parent.glob(f"{package}*"))
     if isinstance(error, ModuleNotFoundError) and not sibling and is_missing(package):
-        missing = {package, *_missing_packages(imports.files)} - HARMLESS.keys()
+        missing = {package, *script.missing_packages} - HARMLESS.keys()
         message = f"--upstream {path} needs packages that are not installed: {pip_command(missing)}"
         return UpstreamError(message, missing)
     said = f"{type(error).__name__}: {' '.join(str(error).split())}"
     return UpstreamError(f"--upstream {path} failed while it was loaded: {said}")
-
-
-def _missing_packages(files: list[Path]) -> list[str]:
-    return [name for name in imported_packages(files, HARMLESS) if is_missing(name)]
 
 
 def open_script(path: str | Path) -> Script:
@@ -163,7 +151,7 @@ def open_script(path: str | Path) -> Script:
     """
     module = load_script(path)
     known = _known(module)
-    if known is None or lora_call(known.imports.files):
+    if known is None or lora_call(known.files):
         return module
     lacking = [name for name in SEAMS if not hasattr(module, name)]
     if not lacking:
@@ -185,21 +173,21 @@ def inspect_script(path: str | Path) -> tuple[str, str | None]:
         script = open_script(path)
     except UpstreamError as error:
         problem = error
-    file = Path(path).resolve()
-    files = _loaded[file].imports.files if file in _loaded else [file]
-    if file in _loaded:
-        names |= set(vars(_loaded[file].module))
-    lora = ("its own", f"{lora_call(files)}; only the dataset is replaced")
+    known = _loaded.get(Path(path).resolve())
+    if known is not None:
+        names |= set(vars(known.module))
     if script is None:
         lora = ("-", "the script cannot be driven")
     elif isinstance(script, DrivenScript):
         lora = ("adapter", "it trains none: its transformer gets one, the only weights that it can train")
-    elif lora_call(files) is None:
+    elif call := lora_call(known.files if known is not None else [Path(path)]):
+        lora = ("its own", f"{call}; only the dataset is replaced")
+    else:
         lora = ("none", "it makes none and has no FluxTransformer2DModel: only the dataset is replaced")
     rows = [(name, "found" if name in names else "MISSING", what) for name, what in CONTRACT.items()]
     rows.append(("LoRA", *lora))
     rows += [(name, "MISSING", pip_command([name])) for name in sorted(problem.missing)]
-    rows += [(name, "stub", HARMLESS[name]) for name in _missing_packages(files) if name in HARMLESS]
+    rows += [(name, "stub", HARMLESS[name]) for name in (known.missing_packages if known is not None else ())]
     return "".join(f"{name:<20}{state:<10}{remark}\n" for name, state, remark in rows), str(problem) or None
 
 
@@ -279,10 +267,11 @@ class DrivenScript:
     and the checks before it take.
     """
 
-    def __init__(self, known: LoadedScript) -> None:
-        self.module, self.imports, self.__file__ = known.module, known.imports, str(known.module.__file__)
+    def __init__(self, known: ImportedScript) -> None:
+        self.known, self.module, self.__file__ = known, known.module, str(known.file)
         self.VitonHDTestDataset = known.module.VitonHDTestDataset
         self.parse_args = known.module.parse_args
+        self.check_packages = load_script(DEFAULT_SCRIPT).check_packages
         self.script_args = argparse.Namespace()
         self.translation = Translation([], {})
 
@@ -292,11 +281,6 @@ class DrivenScript:
         """Take what the script has parsed, and return every argument of our trainer as it holds in the run."""
         self.script_args, self.translation = script_args, translation
         return settings_of(ours, translation.settings, script_args)
-
-    @staticmethod
-    def check_packages(settings: argparse.Namespace) -> None:
-        """Raise ``ValueError`` when a flag needs a package or a device that is not there."""
-        load_script(DEFAULT_SCRIPT).check_packages(settings)
 
     @staticmethod
     def refuse_earlier_run(settings: argparse.Namespace) -> None:
@@ -314,7 +298,7 @@ class DrivenScript:
             "  its known issues are worked around: rows are shuffled, checkpoints complete, pictures drawn in any "
             "precision; docs/upstream.md lists all",
         ]
-        if stubbed := _missing_packages(self.imports.files):
+        if stubbed := self.known.missing_packages:
             lines.append(f"  stubs for packages that are not installed: {', '.join(stubbed)}")
         if self.translation.lost:
             lines.append(f"  of the preset, without effect in this script: {', '.join(self.translation.lost)}")
@@ -388,7 +372,7 @@ def _quiet_libraries() -> Iterator[None]:
 Script = ModuleType | DrivenScript
 
 
-def _known(script: Script) -> LoadedScript | None:
+def _known(script: Script) -> ImportedScript | None:
     """What is known of a script that ``load_script`` imported; None for our own trainer."""
     return _loaded.get(Path(str(script.__file__)).resolve())
 
@@ -396,7 +380,7 @@ def _known(script: Script) -> LoadedScript | None:
 def importable(script: Script) -> contextlib.AbstractContextManager[None]:
     """Siblings of a loaded script are importable inside the block, as its functions may want."""
     known = _known(script)
-    return known.imports.installed() if known is not None else contextlib.nullcontext()
+    return known.importable() if known is not None else contextlib.nullcontext()
 
 
 def _call(module: ModuleType, args: argparse.Namespace) -> None:
