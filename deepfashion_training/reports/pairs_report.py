@@ -28,7 +28,6 @@ SECTIONS = {
     "quarantined": "Quarantined rows",
     "unpaired": "Rows without a pair",
     "leak": "What the mask tells",
-    "settings": "Settings and versions",
 }
 
 _TEMPLATES = Path(__file__).resolve().parent / "templates"
