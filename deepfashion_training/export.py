@@ -11,9 +11,7 @@ stopped by Ctrl-C.
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
-from collections.abc import Callable
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -62,6 +60,7 @@ def export(
     """
     from deepfashion_training.models import lora_files
     from deepfashion_training.models.access import check_writable
+    from training_run.atomic import replacing
 
     target = Path(output).expanduser().resolve()
     source = lora_files.find_lora(lora)
@@ -71,10 +70,12 @@ def export(
     scaled = original.scaled(lora_scale)
     if kind == "kohya":
         lora_files.check_kohya(scaled)
-        _write(target, lambda staged: lora_files.write_kohya(scaled, staged))
+        with replacing(target) as draft:
+            lora_files.write_kohya(scaled, draft)
         use = f'ComfyUI (models/loras), kohya --network_weights, or pipeline.load_lora_weights("{target}")'
     elif kind == "peft":
-        _write(target, lambda staged: lora_files.write_peft(scaled, staged))
+        with replacing(target) as draft:
+            lora_files.write_peft(scaled, draft)
         use = f'PeftModel.from_pretrained(transformer, "{target}")'
         if scaled.config.use_dora:
             use += "; other tools ignore the magnitudes of a DoRA: export it with --format fused for them"
@@ -87,7 +88,8 @@ def export(
             raise ValueError(f"--output {target} and the base {transformer} lie in one another: name another folder")
         lora_files.check_fits(scaled, transformer)
         precision = lora_files.DTYPES[dtype] if dtype else lora_files.stored_dtype(transformer)
-        _write(target, lambda staged: lora_files.write_fused(scaled, transformer, precision, staged))
+        with replacing(target) as draft:
+            lora_files.write_fused(scaled, transformer, precision, draft)
         pipeline = original.metadata.get("base_model", "black-forest-labs/FLUX.1-Fill-dev")
         use = f'FluxFillPipeline.from_pretrained("{pipeline}", transformer=FluxTransformer2DModel.from_pretrained('
         use += f'"{target}", torch_dtype={precision}))'
@@ -114,29 +116,6 @@ def _check_target(target: Path, kind: str, source: Path, overwrite: bool) -> Non
             raise ValueError(f"--output {target} holds other files ({other[0]}): name a new or empty folder")
     if not overwrite:
         raise ValueError(f"--output {target} exists: name another, or replace it with --overwrite")
-
-
-def _write(target: Path, write: Callable[[Path], None]) -> None:
-    """Let ``write`` make ``target``, a file or folder, under a hidden name beside it, then give it its name."""
-    staged, earlier = (target.with_name(f".{target.name}.{suffix}") for suffix in ("part", "earlier"))
-    target.parent.mkdir(parents=True, exist_ok=True)
-    _remove(staged)
-    try:
-        write(staged)
-        if target.is_dir():  # which, unlike a file, no rename replaces
-            _remove(earlier)
-            target.rename(earlier)
-        staged.replace(target)
-        _remove(earlier)
-    finally:
-        _remove(staged)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def main(argv: list[str] | None = None) -> int:

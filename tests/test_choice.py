@@ -80,10 +80,8 @@ def test_steps_and_resizing_are_the_loras(trained, lora_with, save_random_lora, 
         and chosen("--base", tiny_flux_fill).drawing().num_inference_steps == 28
     )
     earlier = lora_with(num_inference_steps=None, resize_mode=None)
-    assert chosen("--lora", earlier).notes == (
-        "the LoRA does not say which number of steps and resize mode it was trained with: the usual ones, or what the "
-        "flags say",
-    )
+    (note,) = chosen("--lora", earlier).notes
+    assert "number of steps, resize mode" in note
     assert chosen("--lora", earlier).drawing().resize_mode == "pad"
     for name, value in {"num_inference_steps": "0", "resize_mode": "crop"}.items():
         assert name in refused("--lora", lora_with(**{name: value}))
@@ -93,17 +91,17 @@ def test_flags_win_and_are_noted(trained):
     choice = chosen(*f"--lora {trained} --height 128 --width 96 --prompt other --guidance_scale 1".split())
     recipe = choice.recipe
     assert (recipe.height, recipe.width, recipe.prompt, recipe.guidance_scale) == (128, 96, "other", 1.0)
-    assert choice.notes == (
-        "the LoRA was trained at 64x48 (height x width), and draws 128x96 here",
-        "the LoRA was trained with another prompt",
-    )
+    facts = [("height 64", "128"), ("width 48", "96"), ("prompt mine", "other")]
+    for note, (before, now) in zip(choice.notes, facts, strict=True):
+        assert before in note and now in note
 
 
 def test_another_base_is_noted(trained, tiny_flux_fill, tmp_path):
     shutil.copytree(tiny_flux_fill / "transformer", tmp_path / "mine")
     choice = chosen("--lora", trained, "--base", tmp_path / "mine")
     assert choice.recipe.transformer == str(tmp_path / "mine") and choice.recipe.pipeline == str(tiny_flux_fill)
-    assert choice.notes == (f"the LoRA was trained on {tiny_flux_fill}, and is worn by {tmp_path / 'mine'} here",)
+    (note,) = choice.notes
+    assert f"base {tiny_flux_fill}" in note and str(tmp_path / "mine") in note
     assert chosen("--lora", trained, "--base", tiny_flux_fill / "transformer").notes == ()
 
 
@@ -111,13 +109,11 @@ def test_a_lora_that_says_little(trained, lora_with, tiny_flux_fill):
     """Nothing is said to be known of it, least of all the base that is taken where nobody says."""
     path = lora_with(transformer=None, base_model=None, height=None, width=None, prompt=None, guidance_scale=None)
     choice = chosen("--lora", path, "--base", tiny_flux_fill)
-    assert choice.notes == (
-        "the LoRA does not say which base, height, width, prompt and guidance it was trained with: the usual ones, or "
-        "what the flags say",
-    )
+    (note,) = choice.notes
+    assert "base, height, width, prompt, guidance " in note
     assert (choice.recipe.height, choice.recipe.guidance_scale) == (768, 30.0)
-    partly = chosen("--lora", lora_with(prompt=None)).notes
-    assert len(partly) == 1 and "which prompt it was trained with" in partly[0]
+    (note,) = chosen("--lora", lora_with(prompt=None)).notes
+    assert "does not say its prompt" in note
 
 
 def test_a_lora_without_metadata_draws_at_the_small_models_own_size(trained, tmp_path):
@@ -173,7 +169,7 @@ def test_a_base_that_is_gone_is_to_be_named(lora_with, tiny_flux_fill):
     for flags in (["--base", tiny_flux_fill], ["--embedded"]):
         choice = chosen("--lora", path, *flags)
         assert choice.recipe.transformer == choice.recipe.pipeline == str(tiny_flux_fill)
-        assert "was trained on /gone/net" in choice.notes[0]
+        assert "base /gone/net" in choice.notes[0]
 
 
 def test_a_lora_for_another_size_of_model(trained, lora_with, tiny_flux_fill, tmp_path):

@@ -19,7 +19,7 @@ from deepfashion_training.images.parts import FACE, garment_labels, protected
 from deepfashion_training.images.paste import feathered
 from deepfashion_training.images.pictures import PictureError
 from deepfashion_training.inference.dress import DrawingSettings, dress, mask_given, mask_of_type, picture_of
-from deepfashion_training.inference.result_files import read_picture, upright
+from deepfashion_training.inference.picture_files import read_picture, upright
 from deepfashion_training.models.human_parser import HumanParser, load_human_parser
 
 UPPER, LOWER, FULL = 1, 2, 3

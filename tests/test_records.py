@@ -10,13 +10,13 @@ import pytest
 from conftest import noise
 from PIL import Image, PngImagePlugin
 
-from deepfashion_training.inference.records import check_form, differences, made_from, save_picture
+from deepfashion_training.inference.records import check_format, differences, read_record, save_picture
 
 
 def test_a_png_gives_its_record_back(tmp_path):
     record = {"steps": 3, "prompt": "Kleid für 5 €, 裙", "scale": 0.1, "lora": None}
     save_picture(noise(40, 30), tmp_path / "new" / "a.PNG", record)
-    assert made_from(tmp_path / "new" / "a.PNG") == record
+    assert read_record(tmp_path / "new" / "a.PNG") == record
     assert Image.open(tmp_path / "new" / "a.PNG").tobytes() == noise(40, 30).tobytes()
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.PNG"]
     assert differences(record, record) == [] and differences({"a": (1, 2)}, {"a": [1, 2]}) == []
@@ -29,7 +29,7 @@ def test_webp_keeps_every_pixel_and_jpeg_comes_near(tmp_path):
         save_picture(photo, tmp_path / name, {})
         apart = np.abs(np.asarray(Image.open(tmp_path / name), int) - np.asarray(photo, int))
         assert apart.max() <= largest
-        assert made_from(tmp_path / name) is None
+        assert read_record(tmp_path / name) is None
 
 
 def test_files_that_are_no_record(tmp_path):
@@ -42,7 +42,7 @@ def test_files_that_are_no_record(tmp_path):
     noise(40, 40).save(tmp_path / "plain.png")
     (tmp_path / "text.png").write_text("no")
     for name in ("bad.png", "list.png", "plain.png", "text.png", "none.png"):
-        assert made_from(tmp_path / name) is None
+        assert read_record(tmp_path / name) is None
 
 
 @pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
@@ -59,9 +59,9 @@ def test_nothing_is_left_of_a_picture_that_could_not_be_saved(error, tmp_path, m
 
 
 def test_sizes_that_a_form_cannot_hold():
-    check_form(Path("a.webp"), (16_383, 100))
-    check_form(Path("a.png"), (70_000, 100))
+    check_format(Path("a.webp"), (16_383, 100))
+    check_format(Path("a.png"), (70_000, 100))
     with pytest.raises(ValueError, match=r"a.webp: WEBP holds no picture of 100x16384 pixels: name a .png"):
-        check_form(Path("a.webp"), (100, 16_384))
+        check_format(Path("a.webp"), (100, 16_384))
     with pytest.raises(ValueError, match="JPEG holds no picture"):
-        check_form(Path("a.jpg"), (70_000, 100))
+        check_format(Path("a.jpg"), (70_000, 100))

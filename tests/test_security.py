@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import ast
 import csv
 import functools
@@ -128,59 +127,6 @@ def test_tryon_refuses_a_bomb(what, bombs, wardrobe, tmp_path, capsys, little_me
     said = failed(tryon, capsys, *flags, "--embedded", "--output", tmp_path / "o.png")
     assert f"--{what} {tmp_path / 'bomb.png'}" in said and "more than 64,000,000" in said
     assert not (tmp_path / "o.png").exists()
-
-
-def test_the_page_refuses_bombs_and_what_is_no_picture(bombs, tmp_path, little_memory):
-    pytest.importorskip("gradio")
-    from deepfashion_training.inference.page_layout import Page
-
-    page = Page(None, tmp_path, [], [])  # type: ignore[arg-type]  # refused before the model is asked
-    hostile = {"large.png": bombs["large"], "small.png": bombs["small"], "page.png": SCRIPT.encode(), "x.png": b""}
-    hostile |= {"a.svg": f"<svg>{SCRIPT}</svg>".encode(), "a.eps": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"}
-    for name, content in hostile.items():
-        (tmp_path / name).write_bytes(content)
-        payload = {"path": str(tmp_path / name), "orig_name": f"{SCRIPT}{name}"}
-        for note in (page.upload_person(payload, 2)[1], page.upload_garment(payload)[1]):
-            assert '"bad"' in note and str(tmp_path) not in note and "<script" not in note, note
-
-
-def test_the_page_tells_the_server_how_large_an_upload_may_be(monkeypatch, tmp_path):
-    pytest.importorskip("gradio")
-    from deepfashion_training import demo
-    from deepfashion_training.inference import page_examples as examples
-    from deepfashion_training.inference import page_jobs as jobs
-    from deepfashion_training.inference import page_layout as layout
-    from deepfashion_training.models import human_parser as parser
-
-    launched: dict[str, Any] = {}
-
-    class Blocks:
-        def queue(self, **how: Any) -> None:
-            pass
-
-        def launch(self, **how: Any) -> None:
-            launched.update(how)
-
-        def close(self, **how: Any) -> None:
-            pass
-
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    asked = argparse.Namespace(lora_scale=1.0, lora=None, steps=1, seed=0, max_upload_mb=7, host="127.0.0.1", port=7)
-    recipe = argparse.Namespace(
-        transformer="x", prompt_of=str, height=1, width=1, use_captions=False, num_inference_steps=1
-    )
-    choice = argparse.Namespace(notes=(), lora=None, recipe=recipe, load=lambda prompts: None)
-    monkeypatch.setattr(layout, "build", lambda *_: Blocks())
-    monkeypatch.setattr(examples, "draw_examples", lambda folder: ([], []))
-    monkeypatch.setattr(parser, "load_human_parser", lambda name: None)
-    monkeypatch.setattr(jobs, "Studio", lambda *_: None)
-    monkeypatch.setattr(demo.threading.Event, "wait", stop)
-    with pytest.raises(KeyboardInterrupt):
-        demo.serve(asked, choice, "", tmp_path)  # type: ignore[arg-type]
-    assert launched["max_file_size"] == 7 * 2**20 and launched["share"] is False
-    assert [one.kwargs["folder"] for one in launched["app_kwargs"]["middleware"]] == [tmp_path]
 
 
 # ------------------------------------------------------------------------------------------------ out of the data root

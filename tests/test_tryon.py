@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 
+import icc
 import numpy as np
 import pytest
 import torch
@@ -17,10 +18,10 @@ from safetensors.torch import load_file, save_file
 import train_flux_inpaint as tfi
 from deepfashion_training.images.paste import feathered, seam_of
 from deepfashion_training.inference.choice import ModelChoice
-from deepfashion_training.inference.records import made_from
+from deepfashion_training.inference.records import read_record
 
 #: The bound for one picture of the embedded model on two cores. Held here against processor seconds, which do not grow
-#: when something else is running; benchmarks/tryon.py has the time on the wall.
+#: when something else is running.
 MOST_SECONDS = 30.0
 
 
@@ -141,7 +142,7 @@ def test_several_pictures_are_those_of_their_seeds(wardrobe, tryon_run, tmp_path
     assert (drawn[1] == pixels(tmp_path / "single.png")).all()
     assert (drawn[0] != drawn[1]).any() and (drawn[1] != drawn[2]).any()
     for seed in (7, 8, 9):
-        records = [made_from(tmp_path / "n" / f"o-{seed}{kind}.png") for kind in ("", "-pair")]
+        records = [read_record(tmp_path / "n" / f"o-{seed}{kind}.png") for kind in ("", "-pair")]
         assert records[0] == records[1] and records[0]["seed"] == seed
 
 
@@ -198,7 +199,7 @@ def test_a_lora_draws_as_it_was_trained_and_the_picture_says_so(
     )
     with Image.open(tmp_path / "o-pair.png") as pair:
         assert pair.size == (96, 64)
-    record = made_from(tmp_path / "o.png")
+    record = read_record(tmp_path / "o.png")
     wanted = {
         "size": [64, 48],
         "guidance_scale": 3.5,
@@ -230,17 +231,18 @@ def test_what_a_user_may_not_have_meant_is_said(tryon_loras, wardrobe, tryon_run
         return [line.removeprefix("note      ") for line in output.splitlines() if line.startswith("note ")]
 
     assert notes() == []
-    assert notes("--caption", "blue") == ["captions are not used: the base was trained without them"]
-    assert notes("--caption", "blue", "--lora", tryon_loras["lora"]) == [
-        "captions are not used: the LoRA was trained without them"
-    ]
-    assert notes("--parser", "somebody/parser") == ["--parser is not used: masks are given"]
-    assert notes("--garment_type", "upper") == [
-        "--mask says what is repainted; --garment_type only chooses in a map of garment types"
-    ]
-    assert notes("--lora", tryon_loras["lora"], "--height", 128, "--width", 96) == [
-        "the LoRA was trained at 64x48 (height x width), and draws 128x96 here"
-    ]
+    for flags, message in (
+        (["--caption", "blue"], "captions are not used"),
+        (["--caption", "blue", "--lora", tryon_loras["lora"]], "captions are not used"),
+        (["--parser", "somebody/parser"], "--parser is not used"),
+        (["--lora", tryon_loras["lora"], "--height", 128], "trained with height 64, and draws with 128"),
+    ):
+        (note,) = notes(*flags)
+        assert message in note
+    with Image.open(wardrobe / "lower-person.png") as photo:
+        photo.save(tmp_path / "wide.png", icc_profile=icc.rgb_profile("Adobe RGB"))
+    (note,) = notes("--person", tmp_path / "wide.png")
+    assert "wide.png has the colour profile 'Adobe RGB'" in note
 
 
 def test_a_lora_that_draws_nothing_finite(tryon_loras, wardrobe, tryon_run, tmp_path):

@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 
 from deepfashion_training import tryon
 from deepfashion_training.inference import dress as dressing
-from deepfashion_training.inference.records import made_from
+from deepfashion_training.inference.records import read_record
 
 
 def test_a_result_that_is_there_is_replaced_only_on_request(wardrobe_copy, tryon_run, tryon_refused, tmp_path):
@@ -118,9 +118,9 @@ def test_wrong_use(flags, message, tryon_misused):
 
 def test_values_may_begin_with_hyphens(wardrobe, tryon_run, tmp_path):
     tryon_run(*pieces(wardrobe), "--prompt=--seed", "--output", tmp_path / "a.png")
-    assert made_from(tmp_path / "a.png")["prompt"] == "--seed"
+    assert read_record(tmp_path / "a.png")["prompt"] == "--seed"
     tryon_run(*pieces(wardrobe), "--prompt", "--a coat", "--output", tmp_path / "b.png")
-    assert made_from(tmp_path / "b.png")["prompt"] == "--a coat"
+    assert read_record(tmp_path / "b.png")["prompt"] == "--a coat"
 
 
 def test_an_error_inside_shows_its_traceback_on_request(wardrobe, tryon_run, tmp_path, monkeypatch, capsys):
@@ -146,7 +146,5 @@ def test_stopped_between_two_pictures(wardrobe, tryon_run, tmp_path, monkeypatch
 def test_a_pipe_does_not_hang(wardrobe, tryon_refused, tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
     flags = [*pieces(wardrobe)[2:], "--output", tmp_path / "o.png"]
-    assert "a pipe or device, where a picture in a file is needed" in tryon_refused(
-        "--person", tmp_path / "pipe.png", *flags
-    )
-    assert "a pipe or device" in tryon_refused("--person", "/dev/zero", *flags)
+    for path in (tmp_path / "pipe.png", "/dev/zero"):
+        assert f"--person {path}: " in tryon_refused("--person", path, *flags)

@@ -1,4 +1,4 @@
-"""Which models a command draws with: flags and the LoRA's own metadata, checked before anything large is loaded."""
+"""The models that a command draws with, from its flags and the LoRA's metadata, checked before they are loaded."""
 
 # Nothing heavy is imported up here, so that --help answers at once.
 from __future__ import annotations
@@ -10,15 +10,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deepfashion_training.cli import number
+from deepfashion_training.cli import load_preset, number
 
 if TYPE_CHECKING:
     from deepfashion_training.inference.dress import DrawingSettings
     from deepfashion_training.models.fill import FillModel, Recipe
     from deepfashion_training.models.lora_files import LoraFile
 
-#: What the small embedded model is trained with, see presets/embedded.yaml.
-_EMBEDDED = {"height": 128, "width": 96, "max_sequence_length": 8, "guidance_scale": 1.0, "num_inference_steps": 1}
+#: What a LoRA's metadata should say, and how people call it.
+_TRAINED_WITH = {
+    "transformer": "base",
+    "height": "height",
+    "width": "width",
+    "prompt": "prompt",
+    "guidance_scale": "guidance",
+    "num_inference_steps": "number of steps",
+    "resize_mode": "resize mode",
+}
 
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
@@ -51,9 +59,19 @@ def add_drawing_flags(parser: argparse.ArgumentParser, *, guidance: bool = True)
     add("--seed", type=number(int, 0, 2**63 - 1), default=0, help="seed of the noise (0)")
 
 
+def add_parser_flag(parser: argparse.ArgumentParser) -> None:
+    """The flag that ``choose_parser`` reads."""
+    parser.add_argument(
+        "--parser", metavar="MODEL", help="human parser, folder or Hub id (default: mattmdjaga/segformer_b2_clothes)"
+    )
+
+
 @dataclass(frozen=True)
 class ModelChoice:
-    """Models that are there and fit one another, yet to be loaded, and how to draw with them."""
+    """Models that are there and fit one another, yet to be loaded, and how to draw with them.
+
+    ``notes`` say, in lines for people, what a user may not have meant.
+    """
 
     recipe: Recipe
     lora: LoraFile | None
@@ -67,18 +85,24 @@ class ModelChoice:
         from deepfashion_training.models.fill import FillModel
 
         loras = others | ({} if self.lora is None else {"lora": self.lora})
-        how = {"quantize_base": self.quantize_base, "offload": self.offload, "device": device}
-        return FillModel(self.recipe, prompts, loras=loras, **how)
+        return FillModel(
+            self.recipe, prompts, loras=loras, quantize_base=self.quantize_base, offload=self.offload, device=device
+        )
 
-    def drawing(self, **more: Any) -> DrawingSettings:
-        """Settings that the recipe gives, with the LoRA at its scale; ``more`` overrides fields by name."""
+    def drawing(self, **changes: Any) -> DrawingSettings:
+        """Settings that the recipe gives, with the LoRA at its scale; ``changes`` replace fields by name."""
         from deepfashion_training.inference.dress import DrawingSettings
 
-        worn = {"lora": None if self.lora is None else "lora", "lora_scale": self.lora_scale}
         recipe = self.recipe
-        how = {"size": (recipe.height, recipe.width), "num_inference_steps": recipe.num_inference_steps}
-        how |= {"guidance_scale": recipe.guidance_scale, "resize_mode": recipe.resize_mode}
-        return DrawingSettings(**{**how, **worn, **more})
+        settings = DrawingSettings(
+            size=(recipe.height, recipe.width),
+            num_inference_steps=recipe.num_inference_steps,
+            guidance_scale=recipe.guidance_scale,
+            lora=None if self.lora is None else "lora",
+            lora_scale=self.lora_scale,
+            resize_mode=recipe.resize_mode,
+        )
+        return dataclasses.replace(settings, **changes)
 
     def described(self) -> dict[str, Any]:
         """What a record of the pictures has to say about the models, ready for JSON."""
@@ -86,7 +110,7 @@ class ModelChoice:
 
         from deepfashion_training.models.fill import precision_of
 
-        drawn_on = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         return {
             "lora": None if self.lora is None else str(self.lora.path),
             "lora_sha256": None if self.lora is None else self.lora.sha256,
@@ -94,18 +118,25 @@ class ModelChoice:
             "transformer": _full_name(self.recipe.transformer),
             "pipeline": _full_name(self.recipe.pipeline),
             "quantize_base": self.quantize_base,
-            "precision": "bf16" if precision_of(self.recipe.transformer, drawn_on) == torch.bfloat16 else "fp32",
+            "precision": "bf16" if precision_of(self.recipe.transformer, device) == torch.bfloat16 else "fp32",
             "prompt": self.recipe.prompt,
             "use_captions": self.recipe.use_captions,
             "colours": "sRGB",  # whatever profiles the pictures brought
         }
 
+    def record(self, settings: DrawingSettings, parser: str | None = None) -> dict[str, Any]:
+        """What the record of a picture drawn with ``settings`` says; ``parser`` is the one that made its mask."""
+        models = (self if settings.lora else dataclasses.replace(self, lora=None)).described()
+        drawing = dataclasses.asdict(settings)
+        del drawing["lora"]  # a name inside this program
+        return {**models, **drawing, "parser": parser}
+
 
 def choose(args: argparse.Namespace) -> ModelChoice:
     """What the flags of ``add_model_flags`` and ``add_drawing_flags`` ask for.
 
-    Raises ``ValueError``, one line, for a LoRA or base that cannot be had, that do not fit one another, or that this
-    machine cannot run. ``notes`` of the result say what a user may not have meant.
+    Raises ``ValueError``, one line, for a LoRA or base that is missing, for a LoRA that does not fit the base, and for
+    what this machine cannot run.
     """
     from deepfashion_training.models import fill, lora_files
     from deepfashion_training.models.access import USING_FLAGS, check_models
@@ -117,32 +148,53 @@ def choose(args: argparse.Namespace) -> ModelChoice:
     if args.lora is not None:
         lora = lora_files.read_lora(lora_files.find_lora(args.lora), assume_alpha=True)
     trained = fill.Recipe() if lora is None else fill.Recipe.of(lora)
-    recipe = dataclasses.replace(trained, **_asked(args, lora))
-    _check_there(args, lora, recipe)
+    recipe = dataclasses.replace(trained, **_asked(args, {} if lora is None else lora.metadata))
+    if lora is not None:
+        _check_trained_base(args, lora, recipe)
     _check_machine(recipe.transformer)
     check_models(recipe.pipeline, recipe.transformer, flags=USING_FLAGS)
     if lora is not None:
         lora_files.check_fits(lora, lora_files.find_transformer(recipe.transformer, weights=False))
-    notes = [] if lora is None else _notes(lora, trained, recipe)
-    return ModelChoice(recipe, lora, args.lora_scale, args.quantize_base, args.offload, tuple(notes))
+    notes = () if lora is None else _notes(lora.metadata, trained, recipe)
+    return ModelChoice(recipe, lora, args.lora_scale, args.quantize_base, args.offload, notes)
 
 
-def _asked(args: argparse.Namespace, lora: LoraFile | None) -> dict[str, Any]:
-    """Fields of the recipe that the flags change."""
+def choose_parser(named: str | None, choice: ModelChoice) -> str:
+    """The human parser that makes masks, once it is known to be there: ``named``, or the usual one.
+
+    That of the small embedded model knows drawn people, and nobody else.
+    """
+    from deepfashion_training.embedded import DRAWN_PARSER
+    from deepfashion_training.models.fill import is_embedded
+    from deepfashion_training.models.human_parser import DEFAULT_PARSER, check_human_parser
+
+    if named is None and is_embedded(choice.recipe.transformer):
+        return str(DRAWN_PARSER)
+    check_human_parser(named or DEFAULT_PARSER)
+    return named or DEFAULT_PARSER
+
+
+def _asked(args: argparse.Namespace, said: dict[str, str]) -> dict[str, Any]:
+    """Fields of the recipe that the flags change; ``said`` is the LoRA's metadata."""
     from deepfashion_training.embedded import TINY_FLUX_FILL
 
     asked: dict[str, Any] = {}
     if args.embedded:
         asked |= dict.fromkeys(("pipeline", "transformer"), str(TINY_FLUX_FILL))
-        said = {} if lora is None else lora.metadata
-        asked |= {name: value for name, value in _EMBEDDED.items() if name not in said}
+        preset = load_preset("embedded").flags
+        own: dict[str, Any] = {"guidance_scale": 1.0}
+        for name in ("height", "width", "max_sequence_length", "num_inference_steps"):
+            own[name] = int(preset[name])
+        asked |= {name: value for name, value in own.items() if name not in said}
     if args.base is not None:
         asked["transformer"] = args.base
         if (Path(args.base) / "model_index.json").is_file():  # a whole pipeline
             asked["pipeline"] = args.base
-    names = ("pipeline", "height", "width", "prompt", "guidance_scale", "resize_mode")
-    given = {name: getattr(args, name, None) for name in names} | {"num_inference_steps": args.num_inference_steps}
-    return asked | {name: value for name, value in given.items() if value is not None}
+    for name in ("pipeline", "height", "width", "prompt", "guidance_scale", "resize_mode", "num_inference_steps"):
+        value = getattr(args, name, None)
+        if value is not None:
+            asked[name] = value
+    return asked
 
 
 def _full_name(name: str) -> str:
@@ -150,22 +202,17 @@ def _full_name(name: str) -> str:
     return str(Path(name).resolve()) if Path(name).is_dir() else name
 
 
-def _is_path(name: str) -> bool:
-    return name.startswith((".", "/", "~")) or name.count("/") != 1
-
-
-def _check_there(args: argparse.Namespace, lora: LoraFile | None, recipe: Recipe) -> None:
+def _check_trained_base(args: argparse.Namespace, lora: LoraFile, recipe: Recipe) -> None:
     """Raise ``ValueError`` for a folder that is gone and that the LoRA names, not a flag."""
-    if lora is None:
-        return
-    for flag, name, key in (("base", recipe.transformer, "transformer"), ("pipeline", recipe.pipeline, "base_model")):
-        if (
-            getattr(args, flag) is None
-            and name == lora.metadata.get(key)
-            and _is_path(name)
-            and not Path(name).is_dir()
-        ):
-            part = "transformer" if flag == "base" else "VAE and text encoders"
+    from training_run.hub import is_hub_id
+
+    parts = (
+        ("base", "transformer", "transformer", recipe.transformer),
+        ("pipeline", "VAE and text encoders", "base_model", recipe.pipeline),
+    )
+    for flag, part, key, name in parts:
+        is_named_by_lora = getattr(args, flag) is None and name == lora.metadata.get(key)
+        if is_named_by_lora and not is_hub_id(name) and not Path(name).is_dir():
             raise ValueError(
                 f"--lora {lora.path} was trained with the {part} in {name}, which is not here: name it with --{flag}, "
                 "or --embedded for the small model that comes with the project"
@@ -175,33 +222,23 @@ def _check_there(args: argparse.Namespace, lora: LoraFile | None, recipe: Recipe
 def _check_machine(transformer: str) -> None:
     import torch
 
-    if not torch.cuda.is_available() and not _is_path(transformer) and not Path(transformer).is_dir():
+    from training_run.hub import is_hub_id
+
+    if is_hub_id(transformer) and not torch.cuda.is_available():
         raise ValueError("no CUDA GPU is visible, and a 12B model needs one: add --embedded to try it on this machine")
 
 
-def _notes(lora: LoraFile, trained: Recipe, recipe: Recipe) -> list[str]:
-    """What differs from the training, in lines for people."""
+def _notes(said: dict[str, str], trained: Recipe, recipe: Recipe) -> tuple[str, ...]:
+    """What differs from the training, in lines for people; ``said`` is the LoRA's metadata."""
     from deepfashion_training.models.fill import same_model
 
-    said = lora.metadata
-    facts = {"base": "transformer", "height": "height", "width": "width", "prompt": "prompt"}
-    facts |= {"guidance": "guidance_scale", "number of steps": "num_inference_steps", "resize mode": "resize_mode"}
-    silent = [fact for fact, key in facts.items() if key not in said]
     notes = []
+    silent = [name for key, name in _TRAINED_WITH.items() if key not in said]
     if silent:
-        listed = " and ".join(filter(None, [", ".join(silent[:-1]), silent[-1]]))
-        notes.append(f"the LoRA does not say which {listed} it was trained with: the usual ones, or what the flags say")
-    if "transformer" in said and not same_model(trained.transformer, recipe.transformer):
-        notes.append(f"the LoRA was trained on {trained.transformer}, and is worn by {recipe.transformer} here")
-    if {"height", "width"} <= set(said) and (trained.height, trained.width) != (recipe.height, recipe.width):
-        notes.append(
-            f"the LoRA was trained at {trained.height}x{trained.width} (height x width), and draws "
-            f"{recipe.height}x{recipe.width} here"
-        )
-    for name, what in {"num_inference_steps": "steps", "resize_mode": "resize mode"}.items():
-        before, now = (getattr(which, name) for which in (trained, recipe))
-        if name in said and before != now:
-            notes.append(f"the LoRA was trained and judged with {what} {before}, and draws with {now} here")
-    if "prompt" in said and trained.prompt != recipe.prompt:
-        notes.append("the LoRA was trained with another prompt")
-    return notes
+        notes.append(f"the LoRA does not say its {', '.join(silent)} in training: usual values or your flags are used")
+    for key, name in _TRAINED_WITH.items():
+        before, now = getattr(trained, key), getattr(recipe, key)
+        differs = not same_model(before, now) if key == "transformer" else before != now
+        if key in said and differs and key != "guidance_scale":  # which people try several values of
+            notes.append(f"the LoRA was trained with {name} {before}, and draws with {now} here")
+    return tuple(notes)

@@ -20,7 +20,7 @@ from deepfashion_training.models.fill import FillModel
 from deepfashion_training.models.human_parser import HumanParser
 
 #: Largest share of a photo that a parser's own mask may cover: more, and it takes something else for clothes.
-MOST_OF_A_PHOTO = 0.9
+LARGEST_MASK_SHARE = 0.9
 
 
 @dataclass(frozen=True)
@@ -65,16 +65,16 @@ def mask_of_type(photo: Image.Image, cloth_type: int, parser: HumanParser) -> np
     mask = repaint_mask(region, cloth_type, None, parse)
     if not mask.any():
         raise PictureError("the part of the body that this garment covers is not in the photo: pass a mask")
-    if area_fault(photo, mask) or mask.mean() > MOST_OF_A_PHOTO:
+    if area_fault(photo, mask) or mask.mean() > LARGEST_MASK_SHARE:
         raise PictureError("the parser finds no plausible area of clothes: take a photo of one person, or pass a mask")
     return mask
 
 
 def mask_given(photo: Image.Image, mask: Image.Image, cloth_type: int | None) -> np.ndarray:
-    """A mask in any form (see ``pairs.masks.decode_mask``) as uint8 ``[h, w]`` in {0, 1} of the photo as it is seen.
+    """A mask in any form (see ``masks.decode_mask``) as uint8 ``[h, w]`` in {0, 1} of the photo as it is seen.
 
     ``photo`` is as it was opened, not yet upright: the mask may have been drawn on its stored pixels. Raises
-    ``PictureError`` for one of another aspect, an empty one, and a picture that is no mask (see ``pairs.mask_check``).
+    ``PictureError`` for one of another aspect, an empty one, and a picture that is no mask (see ``mask_check``).
     """
     upright, decoded = align_mask(photo, mask, cloth_type)
     if not decoded.any():
@@ -84,10 +84,11 @@ def mask_given(photo: Image.Image, mask: Image.Image, cloth_type: int | None) ->
     return decoded
 
 
-def check_left(mask: np.ndarray, size: tuple[int, int], resize_mode: ResizeMode = "pad") -> None:
-    """Raise ``PictureError`` when nothing of ``mask`` [h, w] is left in one half of a pair of ``size``."""
-    if not place_mask(mask, size, resize_mode).any():
-        raise PictureError(f"the mask is so small that nothing of it is left at {size[0]}x{size[1]} (height x width)")
+def check_left(mask: np.ndarray, settings: DrawingSettings) -> None:
+    """Raise ``PictureError`` when nothing of ``mask`` [h, w] is left in the size that the model draws at."""
+    height, width = settings.size
+    if not place_mask(mask, settings.size, settings.resize_mode).any():
+        raise PictureError(f"the mask is so small that nothing of it is left at {height}x{width} (height x width)")
 
 
 def dress(
@@ -95,7 +96,7 @@ def dress(
     photo: Image.Image,
     garment: Image.Image,
     mask: np.ndarray,
-    look: DrawingSettings,
+    settings: DrawingSettings,
     prompt: str,
     seed: int,
     on_step: Callable[[int], object] | None = None,
@@ -107,23 +108,24 @@ def dress(
     """
     if mask.shape != (photo.height, photo.width):
         raise ValueError(f"a mask of {mask.shape} (height, width) on a photo of {(photo.height, photo.width)}")
-    check_left(mask, look.size, look.resize_mode)
+    check_left(mask, settings)
     area = Image.fromarray(mask * np.uint8(255))
-    sample = pair_tensors(photo, garment, area, look.size, look.resize_mode)
+    sample = pair_tensors(photo, garment, area, settings.size, settings.resize_mode)
     drawn = model.draw(
         [sample],
         [seed],
         prompts=[prompt],
-        steps=look.num_inference_steps,
-        guidance_scale=look.guidance_scale,
-        lora=look.lora,
-        lora_scale=look.lora_scale,
+        steps=settings.num_inference_steps,
+        guidance_scale=settings.guidance_scale,
+        lora=settings.lora,
+        lora_scale=settings.lora_scale,
         on_step=on_step,
     )[0]
     pair = picture_of(drawn)
-    half = pair.crop((look.size[1], 0, 2 * look.size[1], look.size[0]))
-    result = unplace(half, mask.shape, look.resize_mode)
-    return TryOnResult(repainted(photo, result, mask) if look.repaint else result, pair)
+    height, width = settings.size
+    person_half = pair.crop((width, 0, 2 * width, height))
+    result = unplace(person_half, mask.shape, settings.resize_mode)
+    return TryOnResult(repainted(photo, result, mask) if settings.repaint else result, pair)
 
 
 def picture_of(drawn: torch.Tensor) -> Image.Image:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -19,9 +18,6 @@ from deepfashion_training.inference.dress import mask_given
 
 #: Longer side of the picture that people paint on. A larger photo's mask comes back in steps of its pixels.
 SIDE = 1024
-#: Longest value that is read: a painted mask of SIDE x SIDE takes a tenth of it.
-MAX_LENGTH = 4_000_000
-_PNG = "data:image/png;base64,"
 
 
 def canvas_size(photo: Image.Image) -> tuple[int, int]:
@@ -31,65 +27,35 @@ def canvas_size(photo: Image.Image) -> tuple[int, int]:
 
 
 def to_browser(person: str, photo: Image.Image, mask: np.ndarray) -> str:
-    """What the canvas shows: an upright RGB photo, and on it ``mask`` [h, w] in {0, 1}; ``person`` is its name."""
+    """What the canvas shows: an upright RGB photo and ``mask`` [h, w] in {0, 1}; ``person`` identifies the photo."""
     size = canvas_size(photo)
-    painted = Image.fromarray(mask * np.uint8(255)).resize(size, Image.Resampling.NEAREST)
     layer = Image.new("LA", size, (255, 0))
-    layer.putalpha(painted)
-    sink = io.BytesIO()
-    photo.resize(size, Image.Resampling.LANCZOS).save(sink, "JPEG", quality=90)
-    return json.dumps({"person": person, "photo": _uri(sink.getvalue(), "jpeg"), "mask": _uri(_as_png(layer), "png")})
+    layer.putalpha(Image.fromarray(mask * np.uint8(255)).resize(size, Image.Resampling.NEAREST))
+    shown = photo.resize(size, Image.Resampling.LANCZOS)
+    return json.dumps({"person": person, "photo": _data_uri(shown, "JPEG"), "mask": _data_uri(layer, "PNG")})
 
 
-def person_of(value: object) -> str:
-    """The name of the person whose photo is on the canvas; empty where there is none.
-
-    Raises ``ValueError`` for what the canvas cannot have sent.
-    """
-    return str(_read(value).get("person", ""))
-
-
-def mask_of(value: object, photo: Image.Image) -> np.ndarray:
+def mask_of(canvas: object, person: str, photo: Image.Image) -> np.ndarray:
     """The mask on the canvas as uint8 [h, w] in {0, 1} of the upright RGB ``photo``: 1 where it is painted.
 
-    Raises ``ValueError`` for an empty mask, for one that cannot be meant (see ``mask_given``), and for what the canvas
-    cannot have sent.
+    Raises ``ValueError`` where the canvas has none of this ``person``, and for masks that ``mask_given`` refuses.
     """
-    text = _read(value).get("mask")
-    if not isinstance(text, str) or not text.startswith(_PNG):
-        raise ValueError("the mask did not arrive: press “Make the mask”, or paint it")
     try:
-        layer = open_picture(base64.b64decode(text.removeprefix(_PNG), validate=True), SIDE * SIDE)
-    except ValueError as error:  # PictureError and binascii.Error are
-        raise ValueError("the mask that arrived is no picture: press “Make the mask”, or paint it") from error
-    if layer.size != canvas_size(photo):
-        raise ValueError("the mask belongs to another photo: press “Make the mask”, or paint it")
+        sent = json.loads(str(canvas))
+        layer = open_picture(base64.b64decode(sent["mask"].partition(",")[2]), SIDE * SIDE)
+        fits = sent["person"] == person and layer.size == canvas_size(photo)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        fits = False
+    if not fits:
+        raise ValueError("this photo has no mask yet: press “Make the mask”, then paint it as you like")
     painted = np.asarray(layer.convert("RGBA"))[..., 3] > 127
-    if not painted.any():
-        raise ValueError("the mask is empty: press “Make the mask”, or paint over what the garment may cover")
     try:
         return mask_given(photo, Image.fromarray(painted.view(np.uint8) * np.uint8(255)), None)
     except PictureError as error:
-        raise ValueError(f"the mask cannot be meant: {error}. Press “Make the mask” for one") from error
+        raise ValueError(f"the mask cannot be used: {error}. “Make the mask” makes one") from error
 
 
-def _read(value: object) -> dict[str, Any]:
-    if not value:
-        return {}
-    if not isinstance(value, str) or len(value) > MAX_LENGTH:
-        raise ValueError("what the canvas sent cannot be read: load the page again")
-    try:
-        found = json.loads(value)
-    except ValueError as error:
-        raise ValueError("what the canvas sent cannot be read: load the page again") from error
-    return found if isinstance(found, dict) else {}
-
-
-def _uri(data: bytes, kind: str) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"
-
-
-def _as_png(picture: Image.Image) -> bytes:
+def _data_uri(picture: Image.Image, image_format: str) -> str:
     sink = io.BytesIO()
-    picture.save(sink, "PNG")
-    return sink.getvalue()
+    picture.save(sink, image_format, quality=90)
+    return f"data:image/{image_format.lower()};base64,{base64.b64encode(sink.getvalue()).decode('ascii')}"

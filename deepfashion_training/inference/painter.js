@@ -101,6 +101,12 @@ for (const button of buttons) {
   });
 }
 
+function show_photo(there) {
+  hint.hidden = there;
+  canvas.hidden = !there;
+  for (const one of [...buttons, slider]) one.disabled = !there;
+}
+
 function picture(uri) {
   return new Promise((done, failed) => {
     const image = new Image();
@@ -112,6 +118,7 @@ function picture(uri) {
 
 async function load() {
   const given = props.value ? JSON.parse(props.value) : {};
+  if (!props.value) show_photo(false); // the photo was taken away
   if (!given.photo) return;
   const mine = ++loads;
   const [person_photo, painted] = await Promise.all([picture(given.photo), picture(given.mask)]);
@@ -128,9 +135,7 @@ async function load() {
   last = null;
   mask.getContext("2d").drawImage(painted, 0, 0);
   show();
-  hint.hidden = true;
-  canvas.hidden = false;
-  for (const one of [...buttons, slider]) one.disabled = false;
+  show_photo(true);
   canvas.dataset.loads = String(loads);
 }
 

@@ -1,10 +1,11 @@
-"""What to draw: one person and one garment, or a CSV of them, read and checked as a whole."""
+"""What to draw: one person and one garment, or a CSV of them, checked as a whole before anything is drawn."""
 
 from __future__ import annotations
 
 import csv
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,9 @@ from PIL import Image
 
 from deepfashion_training.garment_types import parse_cloth_type
 from deepfashion_training.images.pictures import PictureError, opacity
-from deepfashion_training.inference.dress import check_left, mask_given, mask_of_type
-from deepfashion_training.inference.result_files import check_header, read_picture, upright
+from deepfashion_training.inference.dress import DrawingSettings, check_left, mask_given, mask_of_type
+from deepfashion_training.inference.picture_files import check_header, read_picture, upright
 from deepfashion_training.models.human_parser import HumanParser
-from training_run.colour import profile_name
 
 COLUMNS = ("person", "garment", "mask", "garment_type", "caption", "output")
 
@@ -42,13 +42,13 @@ class TryOnRequest:
         return {name: path for name, path in found.items() if path is not None}
 
     def record(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """What a picture of this request is made from: ``settings``, and the pictures by their content."""
+        """What a result says of how it was made: ``settings``, and the pictures by their content."""
         hashes = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in self.files().items()}
         return {**settings, "pictures": hashes, "garment_type": self.cloth_type, "caption": self.caption}
 
 
 def default_name(person: Path, garment: Path) -> str:
-    """File name of a result that nobody has named; long names are cut."""
+    """File name of a result without a name of its own; long names are cut."""
     stems = (path.stem.encode()[:80].decode(errors="ignore") for path in (person, garment))
     return f"{'-'.join(stems)}.png"
 
@@ -59,22 +59,20 @@ def read_requests(table: Path, folder: Path, garment_type: int | None) -> list[T
     Paths are relative to the CSV's own folder. ``output`` is a file name under ``folder`` ending in .png, by default
     ``<line>-<person>-<garment>.png``; ``garment_type`` holds for rows that have neither mask nor type.
 
-    Raises ``ValueError`` that names the line, for whatever of the whole table can be told without decoding pictures.
+    Raises ``ValueError`` that names the line, for whatever of the whole table can be known without decoding pictures.
     """
+    if not table.is_file():
+        raise ValueError(f"--batch {table}: no such file")
     try:
-        if table.exists() and not table.is_file():
-            raise ValueError(f"--batch {table}: a CSV file is needed, and this is a folder, pipe or device")
         with table.open(newline="", encoding="utf-8-sig") as lines:
             reader = csv.DictReader(lines)
-            reader.fieldnames = found = [name.strip() for name in reader.fieldnames or ()]
+            reader.fieldnames = columns = [name.strip() for name in reader.fieldnames or ()]
             rows = [(reader.line_num, row) for row in reader]
-    except OSError as error:
-        raise ValueError(f"--batch {table}: {(error.strerror or str(error)).lower()}") from error
-    except (UnicodeDecodeError, csv.Error) as error:
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"--batch {table} is no CSV in UTF-8: {error}") from error
-    if {"person", "garment"} - set(found) or set(found) - set(COLUMNS) or len(set(found)) < len(found):
+    if {"person", "garment"} - set(columns) or set(columns) - set(COLUMNS) or len(set(columns)) < len(columns):
         raise ValueError(
-            f"--batch {table}: its first line names the columns {', '.join(found) or 'none'}; person and garment are "
+            f"--batch {table}: its first line names the columns {', '.join(columns) or 'none'}; person and garment are "
             f"needed, {', '.join(COLUMNS[2:])} may be there, each once, with commas between them"
         )
     if not rows:
@@ -107,60 +105,48 @@ def _request(line: int, row: Mapping[Any, Any], home: Path, folder: Path, garmen
     if "mask" not in paths and cloth_type is None:
         raise ValueError("neither mask nor garment_type: give one in the table, or --garment_type for all rows")
     name = cells["output"] or f"{line}-{default_name(paths['person'], paths['garment'])}"
-    if len(name.encode()) > LONGEST_NAME:
-        raise ValueError(f"output {name!r} has more than {LONGEST_NAME} bytes: shorten it")
-    if Path(name).name != name or name[0] == "." or not name.isprintable() or not name.lower().endswith(".png"):
-        raise ValueError(f"output {name!r}: a file name without folders that ends in .png is needed")
+    is_plain = Path(name).name == name and name[0] != "." and name.isprintable() and name.lower().endswith(".png")
+    if not is_plain or len(name.encode()) > LONGEST_NAME:
+        raise ValueError(
+            f"output {name!r}: a file name without folders is needed, .png, of {LONGEST_NAME} bytes or less"
+        )
     return TryOnRequest(
         paths["person"], paths["garment"], paths.get("mask"), cloth_type, cells["caption"], folder / name
     )
 
 
-@dataclass(frozen=True)
-class Ready:
-    """A request with its pictures open: ``photo`` upright sRGB, ``mask`` uint8 ``[h, w]`` in {0, 1}, 1 = repaint.
+def open_pictures(
+    request: TryOnRequest, parser: HumanParser | None, settings: DrawingSettings
+) -> tuple[Image.Image, Image.Image, np.ndarray]:
+    """The photo (upright sRGB), the garment and the mask (uint8 ``[h, w]`` in {0, 1}, 1 = repaint) of a request.
 
-    ``profile`` names the person's colour profile where it was another one.
-    """
-
-    request: TryOnRequest
-    photo: Image.Image
-    garment: Image.Image
-    mask: np.ndarray
-    profile: str | None = None
-
-
-def make_ready(request: TryOnRequest, parser: HumanParser | None, size: tuple[int, int] | None = None) -> Ready:
-    """Open the pictures of ``request``, and make its mask with ``parser`` where it brings none.
-
-    Raises ``ValueError`` for pictures and masks that will not do; with ``size`` (height, width), that of one half of
-    the pair, also for a mask of which nothing is left in it.
+    ``parser`` makes the mask of a request without one. Raises ``ValueError`` for pictures and masks that cannot be
+    used, also for a mask of which nothing is left in the size of ``settings``.
     """
     stored = read_picture(request.person, "the person")
     garment = read_picture(request.garment, "the garment")
-    photo = _seen(stored, f"the person {request.person}")
-    _seen(garment, f"the garment {request.garment}")
-    alpha = opacity(garment)
-    if alpha is not None and not alpha.any():
-        raise ValueError(f"the garment {request.garment}: it is transparent all over, so there is nothing to put on")
     drawn_mask = None if request.mask is None else read_picture(request.mask, "the mask")
-    try:
+    with _naming(f"the person {request.person}"):
+        photo = upright(stored)
+    with _naming(f"the garment {request.garment}"):
+        upright(garment)
+        alpha = opacity(garment)
+        if alpha is not None and not alpha.any():
+            raise PictureError("it is transparent all over, so there is nothing to put on")
+    with _naming(f"the person {request.person}" if request.mask is None else f"the mask {request.mask}"):
         if drawn_mask is not None:
             mask = mask_given(stored, drawn_mask, request.cloth_type)
         else:
-            assert parser is not None and request.cloth_type is not None  # a request has a mask, or a type and a parser
+            assert parser is not None and request.cloth_type is not None  # a mask, or a type and a parser
             mask = mask_of_type(photo, request.cloth_type, parser)
-        if size is not None:
-            check_left(mask, size)
-    except PictureError as error:
-        what = f"the person {request.person}" if request.mask is None else f"the mask {request.mask}"
-        raise ValueError(f"{what}: {error}") from error
-    return Ready(request, photo, garment, mask, profile_name(stored))
+        check_left(mask, settings)
+    return photo, garment, mask
 
 
-def _seen(stored: Image.Image, what: str) -> Image.Image:
-    """``stored`` upright in RGB; a ``ValueError`` for a kind of picture that has no RGB begins with ``what``."""
+@contextmanager
+def _naming(what: str) -> Iterator[None]:
+    """Let a ``PictureError`` begin with ``what`` it is about."""
     try:
-        return upright(stored)
+        yield
     except PictureError as error:
         raise ValueError(f"{what}: {error}") from error
