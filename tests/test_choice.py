@@ -195,7 +195,7 @@ def test_a_scale_without_a_lora_is_refused(trained):
         (["--height", "100"], "100 is not from 16 to 4096 and a multiple of 16"),
         (["--width", "100000"], "is not from 16 to 4096"),
         (["--guidance_scale", "-1"], "-1 is not at least 0"),
-        (["--guidance_scale", "inf"], "inf is not at least 0"),
+        (["--guidance_scale", "inf"], "inf is not a finite number"),
         (["--lora_scale", "nan"], "nan is not a finite number"),
         (["--seed", "-1"], "-1 is not from 0"),
         (["--seed", "1.5"], "invalid int value: '1.5'"),
