@@ -296,8 +296,7 @@ def flags(wardrobe: Path, out: Path, *more: str) -> list[str]:
     ]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("upstream", [None, SCRIPT])
+@pytest.mark.parametrize("upstream", [None, pytest.param(SCRIPT, marks=pytest.mark.long)])
 def test_training_publishes_lora_card_and_last_picture(
     upstream: Path | None, hub: Hub, wardrobe: Path, tmp_path: Path, forgotten: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -320,7 +319,7 @@ def test_training_publishes_lora_card_and_last_picture(
     assert json.loads((out / "run.json").read_text())["arguments"]["publish_as"] == repository
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_failed_upload_loses_nothing_and_ends_with_1(
     hub: Hub, wardrobe: Path, tmp_path: Path, forgotten: None, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -18,7 +18,7 @@ from deepfashion_training.evaluation.paired import SSIM_WINDOW
 from deepfashion_training.garment_types import TYPE_NAMES
 from deepfashion_training.images.layout import Box, ResizeMode, fit_box, pair_tensors, place_mask, place_picture
 from deepfashion_training.images.masks import align_mask
-from deepfashion_training.images.pictures import PictureError, open_picture, orientation, to_rgb, turn
+from deepfashion_training.images.pictures import PictureError, open_picture, orientation, turn, upright
 from deepfashion_training.images.regions import UnresolvedRegionError, garment_region
 from deepfashion_training.models.human_parser import HumanParser
 
@@ -157,7 +157,7 @@ class Cases:
     def garment(self, case: Case, unpaired: bool) -> Image.Image:
         """The garment picture that is tried on, upright and in RGB."""
         stored = self._rows.picture(case.partner if unpaired else case.row, "cloth")
-        return turn(to_rgb(stored), orientation(stored))
+        return upright(stored)
 
     def truth(self, case: Case) -> Truth:
         """The person as photographed. Raises ``PictureError`` for an unusable picture, or a mask of everything."""

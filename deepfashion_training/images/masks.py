@@ -1,10 +1,4 @@
-"""Masks: from the many ways in which pictures write them to {0, 1}, and from a garment to the area to repaint.
-
-The policies: ``as_is`` repaints the garment and nothing else, so its outline tells the model what to draw.
-``agnostic`` repaints the body parts that a garment of the type could cover, placed by the person's frame alone, so
-that trousers, shorts and a skirt on one person have nearly the same mask. ``relaxed`` is agnostic with seeded
-variation, for training.
-"""
+"""Masks: from the many ways in which pictures write them to {0, 1}, and from a garment to the area to repaint."""
 
 from __future__ import annotations
 
@@ -137,12 +131,14 @@ def repaint_mask(
     ``person`` is what ``person.find_person`` found, ``parse`` a map ``[h, w]`` of the 18 ATR labels where a human
     parser was run. The policies:
 
-    - ``as_is``: the garment itself.
-    - ``agnostic``: every row has one stretch, placed by the person's frame: lower from the waist to the ankles, as wide
-      as a skirt and as the stance; upper the torso and the arms down to the hips; full both. The stretch grows around
-      a garment that sticks out. Cut out is, with ``parse``, exactly what ``parts.protected`` names, and else the head
-      where the garment does not lie over it. Without a person the frame is guessed from the garment's own box.
-    - ``relaxed``: ``agnostic`` with growth, edges and length varied by ``seed``.
+    - ``as_is``: the garment and nothing else, so its outline shows the model what to draw.
+    - ``agnostic``: the body parts that a garment of the type could cover, so that trousers, shorts and a skirt on one
+      person have nearly the same mask. Every row has one stretch, placed by the person's frame: lower from the waist
+      to the ankles, as wide as a skirt and as the stance; upper the torso and the arms down to the hips; full both.
+      The stretch grows around a garment that sticks out. Cut out is, with ``parse``, exactly what ``parts.protected``
+      names, and else the head where the garment does not lie over it. Without a person the frame is guessed from the
+      garment's own box.
+    - ``relaxed``: ``agnostic`` with growth, edges and length varied by ``seed``, for training.
 
     Raises ``ValueError`` for an unknown policy or garment type.
     """

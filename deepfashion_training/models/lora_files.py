@@ -129,8 +129,8 @@ def read_lora(path: Path, *, assume_alpha: bool = False, flag: str = "--lora") -
         raise ValueError(f"{flag} {path} is not a LoRA of a FLUX transformer as diffusers names it: it holds {other}")
     weights = {name.removeprefix("transformer."): tensor for name, tensor in stored.items()}
     for name, tensor in weights.items():
-        if not tensor.isfinite().all():
-            raise ValueError(f"{flag} {path}: {name} holds values that are not finite numbers: it is damaged")
+        if not tensor.numel() or not tensor.is_floating_point() or not tensor.isfinite().all():
+            raise ValueError(f"{flag} {path}: {name} does not hold finite numbers: the file is damaged")
     if assume_alpha and LORA_ADAPTER_METADATA_KEY not in metadata:
         lora = LoraFile(path, weights, _assumed_config(weights), {})
     else:
@@ -156,7 +156,7 @@ def _config(path: Path, metadata: dict[str, str], flag: str) -> LoraConfig:
         adapter = json.loads(metadata[LORA_ADAPTER_METADATA_KEY])
         settings = {name.removeprefix("transformer."): value for name, value in adapter.items()}
         rank, alpha = settings["r"], settings["lora_alpha"]
-    except (KeyError, ValueError, AttributeError) as error:
+    except (KeyError, ValueError, AttributeError, RecursionError) as error:
         raise ValueError(
             f"{flag} {path} does not say its rank and alpha ({LORA_ADAPTER_METADATA_KEY} in its metadata): {_FIX}"
         ) from error
@@ -164,11 +164,13 @@ def _config(path: Path, metadata: dict[str, str], flag: str) -> LoraConfig:
         raise ValueError(f"{flag} {path}: its metadata say rank {rank!r}, not a whole number from 1: {_FIX}")
     if type(alpha) not in (int, float) or not abs(alpha) <= sys.float_info.max:  # NaN compares as false
         raise ValueError(f"{flag} {path}: its metadata say alpha {alpha!r}, not a finite number: {_FIX}")
+    if settings.setdefault("peft_type", "LORA") != "LORA":
+        raise ValueError(f"{flag} {path}: its metadata say that it is a {settings['peft_type']} adapter, not a LoRA")
     try:
-        config = LoraConfig.from_peft_type(**{"peft_type": "LORA", **settings})
+        config = LoraConfig.from_peft_type(**settings)
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{flag} {path}: peft cannot use its metadata: {error}") from error
-    if not isinstance(config, LoraConfig) or config.rank_pattern or config.alpha_pattern:
+    if config.rank_pattern or config.alpha_pattern:
         raise ValueError(f"{flag} {path}: only LoRAs with one rank and alpha for all layers are supported")
     return config
 

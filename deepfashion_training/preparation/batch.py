@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
@@ -24,23 +24,12 @@ from deepfashion_training.images.mask_check import area_fault, mask_fault
 from deepfashion_training.images.masks import align_mask, repaint_mask
 from deepfashion_training.images.parts import LABELS
 from deepfashion_training.images.person import PersonFrame, find_person
-from deepfashion_training.images.pictures import (
-    MIN_SIDE,
-    PictureError,
-    TooManyPixelsError,
-    open_picture,
-    orientation,
-    to_rgb,
-    turn,
-)
+from deepfashion_training.images.pictures import MIN_SIDE, PictureError, TooManyPixelsError, open_picture, upright
 from deepfashion_training.images.quality import Finding
 from deepfashion_training.images.regions import Region, UnresolvedRegionError, garment_region, worn_region
 from deepfashion_training.preparation.garment_views import Candidate, Choice, choose_garment
 from deepfashion_training.preparation.mask_leak import mask_features
 from deepfashion_training.preparation.pair_plan import PlannedRow, Settings
-
-if TYPE_CHECKING:
-    from deepfashion_training.models.human_parser import HumanParser
 
 #: JPEG quality of cut-outs: above the photos' own, so that they lose nothing that a photo had.
 _CUT_OUT_QUALITY = 95
@@ -57,6 +46,13 @@ _ENDINGS = {
 }
 #: Shorter side of the pictures that are judged, at least: above the grids of persons, fingerprints and colours.
 _SMALL_SIDE = 128
+
+
+class Parses(Protocol):
+    """A human parser: photos to ATR label maps, uint8 ``[h, w]`` of each photo's size."""
+
+    def parse(self, photos: Sequence[Image.Image]) -> list[np.ndarray]:
+        """Label maps of ``photos``."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +90,7 @@ def prepare_batch(
     planned: Sequence[PlannedRow],
     pictures: Mapping[str, Sequence[bytes | str]],
     settings: Settings,
-    parser: HumanParser | None = None,
+    parser: Parses | None = None,
 ) -> list[dict[str, Any]]:
     """Turn rows into pairs.
 
@@ -113,7 +109,7 @@ def prepare_batch(
     return out
 
 
-def _outfit_rows(photos: list[_Photo], settings: Settings, parser: HumanParser | None) -> Iterator[dict[str, Any]]:
+def _outfit_rows(photos: list[_Photo], settings: Settings, parser: Parses | None) -> Iterator[dict[str, Any]]:
     for photo in photos:
         photo.finding = _open(photo, settings)
     worn = [photo for photo in photos if photo.finding is None and not photo.garment_only]
@@ -139,7 +135,7 @@ def _open(photo: _Photo, settings: Settings) -> Finding | None:
     column = "photo"
     try:
         picture = _opened(photo.stored["image"], settings)
-        photo.photo = turn(to_rgb(picture), orientation(picture))
+        photo.photo = upright(picture)
         photo.small = _small(photo.photo)
         if photo.garment_only:
             return None
@@ -178,7 +174,7 @@ def _stored_garment(stored: bytes | str, settings: Settings) -> _Garment | Findi
     """What the cloth column holds, as it is stored; a finding where it is no good."""
     try:
         picture = _opened(stored, settings)
-        small = _small(turn(to_rgb(picture), orientation(picture)))
+        small = _small(upright(picture))
     except PictureError as error:
         return _unreadable("garment", error)
     assert isinstance(stored, bytes)

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,12 +20,13 @@ from deepfashion_training.data.schema import (
     UNPAIRED_COLUMNS,
     features_of,
 )
-from deepfashion_training.images.pictures import open_picture, orientation, to_rgb, turn
+from deepfashion_training.data.shards import ShardWriter
+from deepfashion_training.images.pictures import open_picture, upright
 from deepfashion_training.preparation.batch import thumbnail
 from deepfashion_training.preparation.selection import SPLITS, Row
 
-#: Rows of a data file: about 100 MB at 512x768.
-SHARD_ROWS = 1000
+#: About 100 MB a file at 512x768, and 10 MB in memory.
+SHARD_ROWS, GROUP_ROWS = 1000, 100
 #: How many pairs of each type, worst pairs and rejects the report shows at most: it stays below 3 MB.
 SHOWN_PAIRS, SHOWN_WORST, SHOWN_REJECTS = 12, 12, 24
 #: Columns of a finished batch that are small enough to hold those of all rows at once.
@@ -40,40 +40,6 @@ class Shown:
     samples: list[Row] = field(default_factory=list)
     worst: list[Row] = field(default_factory=list)
     rejects: list[Row] = field(default_factory=list)
-
-
-def writing_options(schema: pa.Schema) -> dict[str, Any]:
-    """How pyarrow writes rows with pictures: these are compressed already, and no two of them are the same."""
-    texts = [column.name for column in schema if pa.types.is_string(column.type)]
-    return {"compression": "none", "use_dictionary": texts, "write_statistics": texts}
-
-
-class _SplitWriter:
-    """Streams the ``total`` pairs of a split into ``<split>-<k>-of-<n>.parquet``; no file when there are none."""
-
-    def __init__(self, folder: Path, split: str, total: int) -> None:
-        count = -(-total // SHARD_ROWS)
-        self._files = iter([folder / f"{split}-{number:05d}-of-{count:05d}.parquet" for number in range(count)])
-        self._schema = features_of(PAIR_COLUMNS).arrow_schema  # of datasets, which then knows the columns of pictures
-        self._writer: pq.ParquetWriter | None = None
-        self._room = 0
-
-    def add(self, rows: list[Row]) -> None:
-        """Append pairs."""
-        while rows:
-            if self._writer is None or self._room == 0:
-                self.close()
-                self._writer = pq.ParquetWriter(next(self._files), self._schema, **writing_options(self._schema))
-                self._room = SHARD_ROWS
-            self._writer.write_table(pa.Table.from_pylist(rows[: self._room], schema=self._schema))
-            written = min(len(rows), self._room)
-            rows = rows[written:]
-            self._room -= written
-
-    def close(self) -> None:
-        """Complete the last file."""
-        if self._writer is not None:
-            self._writer.close()
 
 
 def read_notes(files: Iterable[Path]) -> list[Row]:
@@ -94,11 +60,14 @@ def write_rows(folder: Path, files: Iterable[Path], notes: Sequence[Row], seed: 
     """
     (folder / "data").mkdir()
     totals = Counter(row["split"] for row in notes if row["outcome"] == "pair")
+    schema = features_of(PAIR_COLUMNS).arrow_schema
+    sizes = {"shard_rows": SHARD_ROWS, "group_rows": GROUP_ROWS}
     shown, remaining = Shown(), iter(notes)
     samples, worst, rejects = _chosen_to_show(notes, seed)
     with ExitStack() as stack:
         pair_files = {
-            split: stack.enter_context(closing(_SplitWriter(folder / "data", split, totals[split]))) for split in SPLITS
+            split: stack.enter_context(closing(ShardWriter(folder / "data", split, totals[split], schema, **sizes)))
+            for split in SPLITS
         }
         reject_files = {
             outcome: stack.enter_context(pq.ParquetWriter(folder / name, features_of(columns).arrow_schema))
@@ -110,7 +79,8 @@ def write_rows(folder: Path, files: Iterable[Path], notes: Sequence[Row], seed: 
         for file in files:
             batch = [row | next(remaining) for row in _read(file)]
             for split, pair_file in pair_files.items():
-                pair_file.add([row for row in batch if row["outcome"] == "pair" and row["split"] == split])
+                pairs = [row for row in batch if row["outcome"] == "pair" and row["split"] == split]
+                pair_file.add(pa.Table.from_pylist(pairs, schema=schema))
             for outcome, reject_file in reject_files.items():
                 rejected = [row for row in batch if row["outcome"] == outcome and not row["mined"]]
                 for row in rejected:
@@ -130,7 +100,7 @@ def _thumbnail(row: Row) -> dict[str, object] | None:
     if row["image"] is None:
         return None
     picture = open_picture(row["image"]["bytes"])
-    return thumbnail(turn(to_rgb(picture), orientation(picture)), row["source_row"])
+    return thumbnail(upright(picture), row["source_row"])
 
 
 def _identity(row: Row) -> tuple[int, bool]:

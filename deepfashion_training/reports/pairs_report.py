@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from deepfashion_training.garment_types import TYPE_NAMES
-from deepfashion_training.images.pictures import open_picture, orientation, to_rgb, turn
+from deepfashion_training.images.pictures import open_picture, upright
 from deepfashion_training.images.quality import REASONS, UNPAIRED_REASONS
 from deepfashion_training.reports.page import PICTURE_HEIGHT, in_code, picture_uri, write_page
 
@@ -28,6 +28,7 @@ SECTIONS = {
     "quarantined": "Quarantined rows",
     "unpaired": "Rows without a pair",
     "leak": "What the mask tells",
+    "settings": "Settings and versions",
 }
 
 _TEMPLATES = Path(__file__).resolve().parent / "templates"
@@ -102,7 +103,7 @@ def _tile(row: Row) -> dict[str, Any]:
 
 def _decoded(stored: bytes) -> Image.Image:
     picture = open_picture(stored)
-    return turn(to_rgb(picture), orientation(picture))
+    return upright(picture)
 
 
 def _thumbnail(row: Row) -> str | None:
