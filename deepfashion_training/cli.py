@@ -17,9 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from training_run.flags import OneLineParser, number
-
-__all__ = ["FlagParser", "Preset", "WrongUseError", "describe", "load_preset", "number", "run_command"]
+from training_run.flags import OneLineParser
+from training_run.flags import number as number  # commands take it from here
 
 PRESETS = Path(__file__).resolve().parent / "presets"
 _UNSET: Any = object()
@@ -137,7 +136,7 @@ def load_preset(name: str) -> Preset:
     if odd := [flag for flag in flags if not re.fullmatch(r"[a-z]\w*", str(flag), re.ASCII)]:
         raise WrongUseError(f"--preset {path}: {odd[0]!r} is no name of a flag")
     try:
-        needs = {need: float(gib) for need, gib in content.get("needs", {}).items()}
+        needs = {need: float(gib) for need, gib in (content.get("needs") or {}).items()}
         return Preset(path.stem, path, str(content.get("about", "")), flags=flags, **needs)
     except (AttributeError, TypeError, ValueError) as error:
         raise WrongUseError(f"--preset {path}: below 'needs' stand gpu_memory_gib and disk_gib, as numbers") from error

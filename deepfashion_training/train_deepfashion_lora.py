@@ -153,6 +153,7 @@ def parse(argv: list[str], parser: TrainParser | None = None, *, load: bool = Tr
         parser.error("--plan measures the project's own trainer: leave out --upstream")
     script = None
     if other and (load or rest):
+        quiet_libraries()
         from deepfashion_training.upstream.script import open_script
 
         script = open_script(args.upstream)

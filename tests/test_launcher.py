@@ -114,7 +114,7 @@ def test_wrong_use_starts_nothing(machine: Machine, flags: list[str], said: str,
 
 
 def test_flags_of_another_script_are_known_in_a_dry_run(machine: Machine, tmp_path: Path) -> None:
-    script = ROOT / "tests" / "stand_ins" / "catvton_flux" / "train_flux_inpaint.py"
+    script = ROOT / "tests" / "scripts" / "catvton_flux" / "train_flux_inpaint.py"
     flags = ["--embedded", "--upstream", str(script), "--dry-run"]
     assert machine.run(*flags, "--dropout_prob", "0.25")[0] == 0
     code, _, err = machine.run(*flags, "--dropout_prop", "0.25")
