@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _PATIENCE = timedelta(days=2)
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> FlagParser:
     """The command line."""
     parser = FlagParser("evaluate", "Say by garment type what a LoRA changed: base and LoRA from the same noise.")
     switch = argparse.BooleanOptionalAction
@@ -86,14 +86,10 @@ def evaluate_trained(lora: Path, data: str, split: str, report: Path, device: to
     Other people's garments are not tried on: this is a first look. Only this process draws, as those that trained
     beside it may have ended. Raises ``ValueError``, one line.
     """
-    argv = ["--dataset_name", data, "--split", split, "--lora", str(lora), "--output_dir", str(report)]
-    argv += ["--no-unpaired", "--overwrite"]
-    for name, value in flags.items():
-        if isinstance(value, bool):
-            argv.append(f"--{name}" if value else f"--no-{name}")
-        elif value is not None:
-            argv.append(f"--{name}={value}")
-    evaluate(build_parser().parse_args(argv), _Alone(device))
+    known = {"dataset_name": data, "split": split, "lora": str(lora), "output_dir": report}
+    chosen = {name: value for name, value in flags.items() if value is not None}
+    values = build_parser().defaults() | known | {"unpaired": False, "overwrite": True} | chosen
+    evaluate(argparse.Namespace(**values), _Alone(device))
 
 
 def evaluate(args: argparse.Namespace, processes: Processes | None = None) -> None:
