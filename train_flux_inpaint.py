@@ -4,9 +4,9 @@ The pair is one picture of H x 2W pixels: the garment on the left, the person on
 that the garment will cover is masked, and the model learns to repaint it so that the person wears the garment.
 By default a LoRA is trained over a frozen base; ``--train_base_model`` trains the base's own weights instead.
 
-This file stands alone, but for ``training_run`` beside it, which keeps a run from losing anything. A wrapper that
-brings other data replaces ``VitonHDTestDataset`` in this module and calls
-``main(parse_args([...]))``. A replacement is built by keyword (``dataroot_path, phase, order, size, data_list``),
+The file reads top to bottom: flags, data, models, what the model sees, loss, the run with ``train``, ``main``. It needs
+only ``training_run`` beside it. A wrapper that brings other data replaces ``VitonHDTestDataset`` in this module and
+calls ``main(parse_args([...]))``. A replacement is built by keyword (``dataroot_path, phase, order, size, data_list``),
 yields the sample dict that ``VitonHDTestDataset`` documents, and may offer four methods, each used when present:
 ``captions()`` and ``cloth_types()`` (a list with one entry per row, read without opening pictures),
 ``sampling_weights()`` (a list, or None for uniform sampling) and ``summary()`` (facts for ``run.json``).
@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import copy
 import functools
 import hashlib
 import json
@@ -24,11 +23,11 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 import psutil
@@ -40,36 +39,33 @@ from diffusers import AutoencoderKL, FluxFillPipeline, FluxTransformer2DModel
 from diffusers import FlowMatchEulerDiscreteScheduler as FlowScheduler
 from diffusers import training_utils as flow
 from diffusers.optimization import get_scheduler
-from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import LoraConfig, set_peft_model_state_dict
 from PIL import Image
-from safetensors import safe_open
-from safetensors.torch import load_file
-from safetensors.torch import save as serialize
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 from tqdm.auto import tqdm
 
-from training_run import attention, bases, checkpoints, guards, latents, quantization, sharding, speed, trust
-from training_run import state as saved_state
-from training_run.atomic import replacing, write_file
-from training_run.flags import DEFAULT_PROMPT as DEFAULT_PROMPT
+from training_run import attention, bases, checkpoints, guards, latents, quantization, sharding, speed
+from training_run.atomic import replacing
+from training_run.flags import DEFAULT_PROMPT as DEFAULT_PROMPT  # for wrappers of this script
 from training_run.flags import OneLineParser, add_trainer_flags, refuse_contradictions
-from training_run.guards import check_packages
 from training_run.hub import subfolder_of_transformer
-from training_run.lora_layers import lora_pattern
-from training_run.optimizers import make_optimizer, optimizer_settings
+from training_run.lora import load_transformer_weights, lora_pattern, read_lora, save_lora
+from training_run.optimizers import check_optimizer_state, make_optimizer, optimizer_settings
+from training_run.output_dir import LORA_FILE as LORA_FILE  # for wrappers of this script
 from training_run.output_dir import (
-    LORA_FILE,
     continues,
+    data_facts,
     find_checkpoint,
     forget_future,
-    prepared,
+    prepare_output_dir,
     refuse_changes,
     refuse_earlier_run,
     refuse_finished,
-)  # fmt: skip
-from training_run.record import RunRecord, checkpoint_facts, start_curves
-from training_run.row_order import PairStream, first_batches, seed_for, validation_rows
-from training_run.sheets import labelled_grid, to_picture
+)
+from training_run.record import RunRecord, git_revision, package_versions, start_curves
+from training_run.row_order import PairStream, seed_for
+from training_run.sheets import labelled_grid, to_picture, validation_rows
+from training_run.state import random_state, read_state, set_random_state, write_state
 from training_run.stopping import StoppedError, Stopping, settle_gloo, worker_ignores_signals
 
 logger = get_logger(__name__)
@@ -109,7 +105,9 @@ class VitonHDTestDataset(Dataset):
         self, dataroot_path: str, phase: Literal["train", "test"], order: Literal["paired", "unpaired"] = "paired",
         size: tuple[int, int] = (768, 576), data_list: str | None = None,
     ) -> None:  # fmt: skip
-        self.root, self.phase, (self.height, self.width) = Path(dataroot_path), phase, size
+        self.root = Path(dataroot_path)
+        self.phase = phase
+        self.height, self.width = size
         pair_list = self._inside(data_list or f"{phase}_pairs.txt")
         if not pair_list.is_file():
             raise ValueError(f"no pair list {pair_list}: a VITON-HD folder has one of 'person.jpg cloth.jpg' lines")
@@ -178,7 +176,8 @@ def build_datasets(args: argparse.Namespace) -> tuple[Any, Any]:
 
 def make_loader(dataset: Any, args: argparse.Namespace, accelerator: Accelerator, first_step: int) -> DataLoader:
     """Loader of this rank's batches from optimizer step ``first_step`` to the end of the run."""
-    passes, workers = args.gradient_accumulation_steps, args.dataloader_num_workers
+    passes = args.gradient_accumulation_steps
+    workers = args.dataloader_num_workers
     weights = dataset.sampling_weights() if hasattr(dataset, "sampling_weights") else None
     batches = range(first_step * passes, args.max_train_steps * passes)
     ranks = (accelerator.process_index, accelerator.num_processes)
@@ -276,7 +275,8 @@ def encode_prompts_once(args: argparse.Namespace, prompts: list[str], accelerato
 
     Raises ``ValueError`` when the table would take more than half of the main memory that is free.
     """
-    device, dtype = accelerator.device, DTYPES[args.mixed_precision]
+    device = accelerator.device
+    dtype = DTYPES[args.mixed_precision]
     logger.info(f"Encoding {len(prompts)} prompt{'s' * (len(prompts) > 1)} with T5 and CLIP")
     text_encoders = load_text_encoders(args, dtype).to(device)
     size = len(prompts) * args.max_sequence_length * text_encoders.text_encoder_2.config.d_model * dtype.itemsize
@@ -287,7 +287,8 @@ def encode_prompts_once(args: argparse.Namespace, prompts: list[str], accelerato
             f"{free / 2**30:.1f} GiB are free: lower --max_sequence_length, take fewer rows, or drop --use_captions"
         )
     keep = device if size < 2**28 else torch.device("cpu")
-    quiet, parts = not accelerator.is_main_process or len(prompts) < 16, []
+    parts = []
+    quiet = not accelerator.is_main_process or len(prompts) < 16
     for prompt in tqdm(prompts, desc="Encoding prompts", disable=quiet):
         encoded = encode_prompt(text_encoders, [prompt], args.max_sequence_length, device)
         parts.append([tensor.to(keep, dtype) for tensor in encoded])
@@ -298,18 +299,18 @@ def encode_prompts_once(args: argparse.Namespace, prompts: list[str], accelerato
 
 def cached_prompts(args: argparse.Namespace, prompts: list[str], accelerator: Accelerator) -> PromptTable:
     """``encode_prompts_once``, kept on disk by ``--cache_latents``: T5 and CLIP are loaded the first time only."""
-    known = bases.pipeline_facts(args, bases.TEXT_PARTS)
-    facts = {"encoders": known, "variant": args.variant, "dtype": str(DTYPES[args.mixed_precision])}
+    encoders = bases.pipeline_facts(args, bases.TEXT_PARTS)
+    if not encoders:  # nothing tells these text encoders from later ones of the same name
+        return encode_prompts_once(args, prompts, accelerator)
+    facts = {"encoders": encoders, "variant": args.variant, "dtype": str(DTYPES[args.mixed_precision])}
     facts |= {"length": args.max_sequence_length, "prompts": prompts}
     path = latents_dir(args) / f"prompts-{latents.digest(facts)}.safetensors"
-
-    def encode() -> dict[str, torch.Tensor]:
+    found = latents.read_tensors(path)
+    if found is None:
         table = encode_prompts_once(args, prompts, accelerator)
-        return {"embeds": table.embeds, "pooled": table.pooled}
-
-    if not known:  # nothing tells these text encoders from later ones of the same name
-        return encode_prompts_once(args, prompts, accelerator)
-    found = latents.kept_tensors(path, encode, writes=accelerator.is_main_process)
+        found = {"embeds": table.embeds.cpu(), "pooled": table.pooled.cpu()}
+        if accelerator.is_main_process:
+            latents.write_tensors(path, found)
     return PromptTable.of(prompts, found["embeds"], found["pooled"])
 
 
@@ -329,80 +330,6 @@ def make_trainable(transformer: FluxTransformer2DModel, args: argparse.Namespace
     if args.compile_blocks:
         transformer.compile_repeated_blocks(fullgraph=True, dynamic=False)
     return [parameter for parameter in transformer.parameters() if parameter.requires_grad]
-
-
-def lora_metadata(
-    transformer: FluxTransformer2DModel, args: argparse.Namespace, published: bool = False
-) -> dict[str, str]:
-    """Metadata of the LoRA file: what diffusers needs to rebuild the adapter, and what a person needs to use it.
-
-    ``published`` is as in ``save_lora``. A wrapper that does not stretch pictures says so in ``args.resize_mode``.
-    """
-    config = transformer.peft_config["default"]
-    if published:
-        config = copy.copy(config)
-        config.lora_alpha, config.use_rslora = config.r, False
-    adapter = {f"transformer.{key}": value for key, value in config.to_dict().items()}
-    facts = {"rank": config.r, "alpha": config.lora_alpha, "target_modules": args.lora_target_modules}
-    facts |= {"base_model": args.pretrained_model_name_or_path, "prompt": args.instance_prompt}
-    facts |= {"transformer": args.pretrained_inpaint_model_name_or_path}
-    names = ("use_dora", "guidance_scale", "height", "width", "max_sequence_length", "use_captions")
-    facts |= {name: getattr(args, name) for name in (*names, "num_inference_steps")}
-    facts |= {"use_rslora": config.use_rslora, "resize_mode": getattr(args, "resize_mode", "stretch")}
-    adapter_json = json.dumps(adapter, default=sorted, sort_keys=True)  # sets become lists, as in diffusers
-    return {"format": "pt", "lora_adapter_metadata": adapter_json, **{key: str(fact) for key, fact in facts.items()}}
-
-
-def update_scale(config: LoraConfig) -> float:
-    """What the LoRA's update B A is multiplied with."""
-    return config.lora_alpha / (math.sqrt(config.r) if config.use_rslora else config.r)
-
-
-def save_lora(
-    transformer: FluxTransformer2DModel,
-    args: argparse.Namespace,
-    folder: Path,
-    moved: bool = False,
-    published: bool = False,
-) -> Path:
-    """Write ``pytorch_lora_weights.safetensors``, which ``FluxFillPipeline.load_lora_weights(folder)`` reads.
-
-    A ``published`` one is for every reader: most know neither alpha nor rsLoRA, which only metadata tell, and take the
-    update as B A. So its B holds the scale, and its alpha is its rank. Without, it is what is trained, to go on from.
-
-    Raises ``ValueError`` when it is not finite, when a layer has learned nothing although it has ``moved``, and when
-    the file does not read back as it is in memory.
-    """
-    weights = get_peft_model_state_dict(transformer)
-    weights = {f"transformer.{name}": tensor.to("cpu").contiguous() for name, tensor in weights.items()}
-    guards.check_lora(weights, moved)
-    if published and (scale := update_scale(transformer.peft_config["default"])) != 1:
-        weights = {name: tensor * scale if ".lora_B." in name else tensor for name, tensor in weights.items()}
-    write_file(folder / LORA_FILE, serialize(weights, lora_metadata(transformer, args, published)))
-    saved_state.loads_back(lambda: load_file(folder / LORA_FILE), weights, LORA_FILE)
-    return folder / LORA_FILE
-
-
-def read_lora(transformer: FluxTransformer2DModel, args: argparse.Namespace, folder: Path) -> dict[str, torch.Tensor]:
-    """The LoRA that ``save_lora`` wrote to ``folder``; ``ValueError`` where it is not of the adapter's form."""
-    with safe_open(folder / LORA_FILE, "pt") as file:
-        weights = {name.removeprefix("transformer."): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        written, here = file.metadata() or {}, lora_metadata(transformer, args)
-    keys = ("rank", "alpha", "target_modules", "use_dora", "use_rslora")
-    if wrong := [f"{key} {written.get(key)}, not {here[key]}" for key in keys if written.get(key) != here[key]]:
-        raise ValueError(f"{folder} holds another LoRA than these flags make: {', '.join(wrong)}")
-    shapes = {name: tensor.shape for name, tensor in get_peft_model_state_dict(transformer).items()}
-    there = {name: tensor.shape for name, tensor in weights.items()}
-    if wrong := [name for name in shapes | there if shapes.get(name) != there.get(name)]:
-        raise ValueError(f"{folder} holds another LoRA than these flags make: {wrong[0]} and {len(wrong) - 1} others")
-    return weights
-
-
-def encode_images_to_latents(
-    vae: AutoencoderKL, pixel_values: torch.Tensor, dtype: torch.dtype, generator: torch.Generator | None = None
-) -> torch.Tensor:
-    """Latents [B,16,h,w] of pictures [B,3,8h,8w] in [-1,1]: a draw from the VAE's posterior, shifted and scaled."""
-    return draw_latents(encode_posterior(vae, pixel_values), vae.config, dtype, generator)
 
 
 def encode_posterior(vae: AutoencoderKL, pixel_values: torch.Tensor) -> torch.Tensor:
@@ -426,20 +353,12 @@ def pack_latents(latents: torch.Tensor) -> torch.Tensor:
     return FluxFillPipeline._pack_latents(latents, *latents.shape)
 
 
-def prepare_fill_with_mask(
-    vae: AutoencoderKL, masked_image: torch.Tensor, mask: torch.Tensor, dtype: torch.dtype,
-    generator: torch.Generator | None = None,
-) -> torch.Tensor:  # fmt: skip
+def fill_conditioning(image_latents: torch.Tensor, mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Fill conditioning [B, h/2 * w/2, 64 + 256], equal to what ``FluxFillPipeline`` builds.
 
-    ``masked_image`` [B,3,8h,8w] in [-1,1] with the masked area 0, ``mask`` [B,1,8h,8w] in {0,1}. 64 channels are the
-    packed latents of the masked picture, 256 the mask: 8x8 pixels un-shuffled into 64 channels and packed alike.
+    ``image_latents`` [B,16,h,w] are those of the picture with the masked area 0, ``mask`` is [B,1,8h,8w] in {0,1}. 64
+    channels are the packed latents, 256 the mask: 8x8 pixels un-shuffled into 64 channels and packed alike.
     """
-    return fill_conditioning(encode_images_to_latents(vae, masked_image, dtype, generator), mask, dtype)
-
-
-def fill_conditioning(image_latents: torch.Tensor, mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """What ``prepare_fill_with_mask`` returns, from the latents [B,16,h,w] of the masked picture."""
     scale = mask.shape[-1] // image_latents.shape[-1]
     mask_blocks = torch.nn.functional.pixel_unshuffle(mask, scale).to(image_latents.device, dtype)
     return torch.cat([pack_latents(image_latents), pack_latents(mask_blocks)], dim=2)
@@ -457,7 +376,8 @@ def cache_latents(args: argparse.Namespace, data: Any, accelerator: Accelerator)
     """
     vae = load_vae(args, accelerator.device)
     scale = 2 ** (len(vae.config.block_out_channels) - 1)
-    height, width = args.height, 2 * args.width
+    height = args.height
+    width = 2 * args.width
     facts = {"vae": latents.weights_digest(vae), "dtype": str(vae.dtype)}
     rows = latents.cached_rows(
         data, latents_dir(args), facts, functools.partial(encode_rows, vae), accelerator,
@@ -476,7 +396,8 @@ def region_maps(inpaint_mask: torch.Tensor, height: int, width: int) -> torch.Te
     """[B,3,h,w] of 0 and 1, summing to 1: latent cells of the garment half, with a masked pixel, of the rest."""
     masked = torch.nn.functional.adaptive_max_pool2d(inpaint_mask, (height, width))
     garment = torch.zeros_like(masked)
-    garment[..., : width // 2], masked[..., : width // 2] = 1, 0
+    garment[..., : width // 2] = 1
+    masked[..., : width // 2] = 0
     return torch.cat([garment, masked, 1 - garment - masked], dim=1)
 
 
@@ -485,14 +406,14 @@ class FillBatch:
     """One forward pass worth of pairs, encoded: what the model sees and what it has to predict."""
 
     latents: torch.Tensor  # [B,16,h,w] of the whole pair
-    conditioning: torch.Tensor  # [B,N,320] of prepare_fill_with_mask
+    conditioning: torch.Tensor  # [B,N,320] of fill_conditioning
     regions: torch.Tensor  # [B,3,h,w] of region_maps
     prompt_embeds: torch.Tensor  # [B,L,D]
     pooled_embeds: torch.Tensor  # [B,E]
     noise: torch.Tensor  # [B,16,h,w], standard normal
     timesteps: torch.Tensor  # [B] in (0, 1000]
     sigmas: torch.Tensor  # [B], the share of noise at that timestep
-    names: Sequence[str] = ()  # of the rows, for who has to look at them
+    names: Sequence[str] = ()  # of the rows
 
 
 def sample_timesteps(
@@ -518,7 +439,9 @@ def predict_velocity(
     """The model's prediction of ``noise - latents``, [B,16,h,w]."""
     sigmas = batch.sigmas.to(batch.latents.dtype).view(-1, 1, 1, 1)
     noisy = (1 - sigmas) * batch.latents + sigmas * batch.noise
-    (size, _, h, w), device, dtype = noisy.shape, noisy.device, noisy.dtype
+    size, _, h, w = noisy.shape
+    device = noisy.device
+    dtype = noisy.dtype
     packed = transformer(
         hidden_states=torch.cat([pack_latents(noisy), batch.conditioning], dim=2),
         timestep=batch.timesteps / 1000,
@@ -567,26 +490,33 @@ def start(args: argparse.Namespace) -> Accelerator:
 
 
 class Run:
-    """A training run: the models, what is trained, and how a step is taken. ``main`` builds one and drives it."""
+    """A training run: its models, what is trained, and the state that a checkpoint keeps. ``build_run`` makes one.
+
+    ``rows`` are what the loader reads, ``pictures`` the samples of the validation picture. With ``vae_config`` the VAE
+    stays away, as samples have its posteriors already. ``attention_backend`` takes the place of the flag's value.
+    """
 
     def __init__(
-        self, args: argparse.Namespace, accelerator: Accelerator, prompts: PromptTable, vae_config: Any = None,
-        attention_backend: str | None = None,
+        self, args: argparse.Namespace, accelerator: Accelerator, prompts: PromptTable, rows: Any = None,
+        pictures: Sequence[dict[str, Any]] = (), vae_config: Any = None, attention_backend: str | None = None,
     ) -> None:  # fmt: skip
-        """Load the models. With ``vae_config`` the VAE stays away, as samples have its posteriors already.
-
-        ``attention_backend`` is the one that a run to be continued has had.
-        """
-        self.args, self.accelerator, self.prompts, self.step = args, accelerator, prompts, 0
-        self.skipped = guards.SkippedSteps(args.max_skipped_steps, Path(args.output_dir))
-        self.moved, self.saved_at, self.spikes, self.stopping = False, 0, guards.SpikeWatch(), Stopping()
-        self.quantized: dict[str, Any] | None = None  # what see_quantization has found
-        self.unread = list[guards.UnreadStep]()  # steps that the host has not waited for
-        self.unlogged = torch.zeros(4, 2, device=accelerator.device)  # sums of optimizer_step since the last reading
-        self.folder, base = Path(args.output_dir), args.pretrained_model_name_or_path
+        self.args = args
+        self.accelerator = accelerator
+        self.prompts = prompts
+        self.rows = rows
+        self.pictures = pictures
+        self.folder = Path(args.output_dir)
+        self.step = 0
+        self.saved_at = 0  # step of the last checkpoint in this directory
+        self.moved = False  # whether any step has changed the weights
+        self.skipped = guards.SkippedSteps(args.max_skipped_steps, self.folder)
+        self.stopping = Stopping()
+        self.random_state: dict[str, Any] | None = None  # to go on from, of a run that is continued
+        base = args.pretrained_model_name_or_path
         dtype = DTYPES[args.mixed_precision]
-        hub = {"revision": args.revision, "cache_dir": args.cache_dir}
-        self.scheduler = FlowScheduler.from_pretrained(base, subfolder="scheduler", **hub)
+        self.scheduler = FlowScheduler.from_pretrained(
+            base, subfolder="scheduler", revision=args.revision, cache_dir=args.cache_dir
+        )
         self.vae = load_vae(args, accelerator.device) if vae_config is None else None
         self.vae_config = vae_config if self.vae is None else self.vae.config
         transformer = load_transformer(args, dtype)
@@ -602,128 +532,74 @@ class Run:
         speed.leave_frozen_out_of_broadcast(transformer)
         self.takes_guidance = transformer.config.guidance_embeds
         optimizer = make_optimizer(transformer, args)
-        steps = (args.lr_warmup_steps, args.max_train_steps, args.lr_num_cycles, args.lr_power)
-        self.lr_scheduler = get_scheduler(args.lr_scheduler, optimizer, None, *steps)
+        schedule = (args.lr_warmup_steps, args.max_train_steps, args.lr_num_cycles, args.lr_power)
+        self.lr_scheduler = get_scheduler(args.lr_scheduler, optimizer, None, *schedule)
         placed = [not args.shard_base, True]
         self.transformer, self.optimizer = accelerator.prepare(transformer, optimizer, device_placement=placed)
         self.model: FluxTransformer2DModel = accelerator.unwrap_model(self.transformer)
         if args.shard_base:
             sharding.shard_frozen(self.model, accelerator)
-        self.fused = accelerator.scaler is None and bool(optimizer.defaults.get("fused"))
         self.base_facts = bases.base_facts(args)
 
     def encode(self, samples: dict[str, Any], forward_pass: int) -> FillBatch:
         """Encode collated samples; every random draw follows from seed, rank and the number of the forward pass."""
-        args, device, dtype = self.args, self.accelerator.device, DTYPES[self.args.mixed_precision]
-        draw = seed_for(args.seed, self.accelerator.process_index, forward_pass)
-        on_device, on_cpu = torch.Generator(device).manual_seed(draw), torch.Generator().manual_seed(draw)
+        args = self.args
+        device = self.accelerator.device
+        dtype = DTYPES[args.mixed_precision]
+        seed = seed_for(args.seed, self.accelerator.process_index, forward_pass)
+        on_device = torch.Generator(device).manual_seed(seed)
+        on_cpu = torch.Generator().manual_seed(seed)
         mask = samples["inpaint_mask"].to(device, non_blocking=True)
         posteriors = samples if self.vae is None else encode_rows(self.vae, samples)
-        target, masked = (posteriors[name].to(device, non_blocking=True) for name in ("target", "masked"))
-        latents = draw_latents(target, self.vae_config, dtype, on_device)
+        target = posteriors["target"].to(device, non_blocking=True)
+        masked = posteriors["masked"].to(device, non_blocking=True)
+        pair = draw_latents(target, self.vae_config, dtype, on_device)
         conditioning = fill_conditioning(draw_latents(masked, self.vae_config, dtype, on_device), mask, dtype)
-        noise = torch.randn(latents.shape, generator=on_device, device=device, dtype=dtype)
-        timesteps, sigmas = sample_timesteps(self.scheduler, len(latents), args, on_cpu)
-        keep = (torch.rand(len(latents), generator=on_cpu) >= args.caption_dropout).tolist()
+        noise = torch.randn(pair.shape, generator=on_device, device=device, dtype=dtype)
+        timesteps, sigmas = sample_timesteps(self.scheduler, len(pair), args, on_cpu)
+        keep = (torch.rand(len(pair), generator=on_cpu) >= args.caption_dropout).tolist()
         captions = [caption if kept else "" for caption, kept in zip(samples["caption_cloth"], keep, strict=True)]
-        text = self.prompts.look_up([prompt_of(args, caption) for caption in captions], device)
-        regions, names = region_maps(mask, *latents.shape[-2:]), samples.get("im_name", ())
-        times = speed.to_device(timesteps, device), speed.to_device(sigmas, device)
-        return FillBatch(latents, conditioning, regions, *text, noise, *times, names)
+        embeds, pooled = self.prompts.look_up([prompt_of(args, caption) for caption in captions], device)
+        return FillBatch(
+            latents=pair, conditioning=conditioning, regions=region_maps(mask, *pair.shape[-2:]), prompt_embeds=embeds,
+            pooled_embeds=pooled, noise=noise, timesteps=speed.to_device(timesteps, device),
+            sigmas=speed.to_device(sigmas, device), names=samples.get("im_name", ()),
+        )  # fmt: skip
 
-    def fit_memory(self, samples: dict[str, Any]) -> None:
-        """For ``--gradient_checkpointing auto``: measure forward and backward passes on ``samples``, train nothing."""
+    def loss_of(self, batch: FillBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """A forward pass: what ``flow_matching_loss`` returns for the prediction on ``batch``."""
+        prediction = predict_velocity(self.transformer, batch, self.args.guidance_scale, self.takes_guidance)
+        return flow_matching_loss(prediction, batch, self.args)
 
-        def step() -> None:
-            try:  # each rank tries by itself, so nothing may be sent; and a trial that fails leaves nothing behind
-                with getattr(self.transformer, "no_sync", contextlib.nullcontext)():
-                    made = predict_velocity(self.transformer, batch, self.args.guidance_scale, self.takes_guidance)
-                    self.accelerator.backward(flow_matching_loss(made, batch, self.args)[0])
-            finally:
-                self.optimizer.zero_grad()
+    def optimizer_step(self, losses: Sequence[Sequence[float]], norm: float, rows: Sequence[str]) -> bool:
+        """Take an optimizer step, unless the ``losses`` of all ranks or the ``norm`` of the gradient are not finite.
 
-        batch = self.encode(samples, 0)
-        moments = 2 * sum(parameter.numel() * 4 for parameter in self.parameters)
-        self.recomputed = speed.choose_recomputed(self.model, step, moments, self.accelerator)
-
-    def see_quantization(self, batches: Iterable[dict[str, Any]]) -> None:
-        """Tell the loss of collated ``batches`` beside the unquantized base's. For a LoRA that changes nothing yet."""
-        args, dtype = self.args, DTYPES[self.args.mixed_precision]
-        encoded = [self.encode(batch, number) for number, batch in enumerate(batches)]
-        load = functools.partial(load_transformer, argparse.Namespace(**{**vars(args), "quantize_base": None}), dtype)
-
-        def losses_of(transformer: torch.nn.Module) -> list[torch.Tensor]:
-            how = (self.args.guidance_scale, self.takes_guidance)
-            with torch.no_grad(), self.accelerator.autocast():
-                made = [predict_velocity(transformer, batch, *how) for batch in encoded]
-            return [flow_matching_loss(*pair, self.args)[0] for pair in zip(made, encoded, strict=True)]
-
-        device, pairs = self.accelerator.device, sum(len(batch.latents) for batch in encoded)
-        self.quantized = quantization.compare(args.quantize_base, self.model, load, losses_of, dtype, device, pairs)
-
-    def optimizer_step(self, batches: Iterable[FillBatch]) -> torch.Tensor:
-        """Take one step over ``batches``, unless loss or gradient is not finite; ``read_back`` says whether they were.
-
-        Returns [4,2]: error and count of each region, loss and number of passes; zeros where no step was taken. With a
-        fused optimizer and without fp16's scaler the host waits for nothing.
+        ``rows`` are the names of this rank's rows. Returns whether all were finite. The gradient scaler of fp16 leaves
+        out by itself a step whose gradient overflows. Raises ``ValueError`` when too many steps were left out.
         """
-        totals, rows, parts = torch.zeros(4, 2, device=self.accelerator.device), list[str](), self.parameters
-        for batch in batches:
-            rows += batch.names
-            with self.accelerator.accumulate(self.transformer):
-                prediction = predict_velocity(self.transformer, batch, self.args.guidance_scale, self.takes_guidance)
-                loss, regions = flow_matching_loss(prediction, batch, self.args)
-                self.accelerator.backward(loss)
-                totals[:3] += regions
-                totals[3] += torch.stack([loss.detach(), torch.ones_like(loss)])
-                if self.accelerator.sync_gradients:
-                    norm = self.accelerator.clip_grad_norm_(parts, self.args.max_grad_norm or math.inf)
-                    wrong, scale = self.is_wrong(totals, norm), guards.scale_of(self.accelerator.scaler)
-                    if self.fused:  # which leaves a wrong step out by itself, on the device
-                        self.optimizer.optimizer.found_inf = wrong
-                    if self.fused or self.accelerator.scaler is not None or not wrong.item():
-                        self.optimizer.step()
-                    self.optimizer.zero_grad()
+        scaler = self.accelerator.scaler
+        scale = scaler.get_scale() if scaler is not None else 0.0
+        checked = [total for total, _ in losses] + ([norm] if scaler is None else [])
+        finite = all(map(math.isfinite, checked))
+        if finite or scaler is not None:
+            self.optimizer.step()
+        self.optimizer.zero_grad()
         self.step += 1
-        left_out = guards.scale_of(self.accelerator.scaler) < scale
+        left_out = scaler is not None and scaler.get_scale() < scale  # it falls exactly when a step was left out
         self.skipped.see_scaler(self.step, left_out)
-        moves = not left_out and any(group["lr"] > 0 for group in self.optimizer.param_groups)
-        found = torch.stack([wrong, totals[3, 0] / totals[3, 1], norm])
-        self.unread.append(guards.UnreadStep(self.step, rows, moves, found))
+        if not finite:
+            writes = self.accelerator.is_main_process
+            self.skipped.add(self.step, gather_object(list(rows)), losses[-1][0] / losses[-1][1], norm, writes)
+        elif not left_out:
+            self.moved = self.moved or any(group["lr"] > 0 for group in self.optimizer.param_groups)
         if not left_out:
             self.lr_scheduler.step()
-        return torch.where(wrong > 0, torch.zeros_like(totals), totals)
+        return finite
 
-    def is_wrong(self, totals: torch.Tensor, norm: torch.Tensor) -> torch.Tensor:
-        """1.0 when losses or gradient of a step are not finite on any rank, else 0.0; a scaler mends an overflow."""
-        checked = totals if self.accelerator.scaler is not None else torch.cat([totals.flatten(), norm.view(1)])
-        return self.accelerator.reduce((~checked.isfinite()).any().float(), "sum").clamp(max=1)
-
-    def read_back(self) -> None:
-        """Wait for the steps taken since the last call, and note which were not finite. All ranks call this.
-
-        ``ValueError`` when there were more than ``--max_skipped_steps``.
-        """
-        steps, self.unread = self.unread, []
-        found = torch.stack([step.found for step in steps]).tolist() if steps else []
-        for step, (wrong, loss, norm) in zip(steps, found, strict=True):
-            if wrong:
-                rows = gather_object(list(step.rows))
-                self.skipped.add(step.number, rows, loss, norm, writes=self.accelerator.is_main_process)
-            else:
-                self.moved = self.moved or step.moves
-
-    def log(self, progress: tqdm) -> None:
-        """Log the losses of all ranks since the last reading; a region without pixels is left out."""
-        self.read_back()
-        sums = self.accelerator.reduce(self.unlogged, "sum").tolist()
-        self.unlogged.zero_()
+    def log(self, losses: Sequence[Sequence[float]], progress: tqdm) -> None:
+        """Log the losses of a step, sum and count of each; a region without pixels is left out."""
         names = ("loss_garment", "loss_mask", "loss_background", "loss")
-        curves = {name: total / count for name, (total, count) in zip(names, sums, strict=True) if count}
-        if not curves:  # all steps were skipped
-            return
-        if told := self.spikes.see(self.step, curves["loss"]):
-            logger.warning(told)
+        curves = {name: total / count for name, (total, count) in zip(names, losses, strict=True) if count}
         curves["lr"] = self.lr_scheduler.get_last_lr()[0]
         progress.set_postfix_str(f"loss {curves['loss']:.4f}, lr {curves['lr']:.2g}")
         self.accelerator.log(curves, step=self.step)
@@ -731,19 +607,25 @@ class Run:
             with (self.folder / "logs" / "losses.jsonl").open("a", encoding="utf-8") as lines:
                 lines.write(json.dumps({"step": self.step, **curves}) + "\n")
 
-    def validate(self, samples: Sequence[dict[str, Any]]) -> None:
-        """Draw the validation pictures of this step, on fixed samples and seeds; none when the run is to stop.
+    def validate(self) -> None:
+        """Draw the validation picture of this step, on fixed samples and seeds; none when the run is to stop.
 
-        With ``--shard_base`` all ranks call this, as each has a part of the base; the main process writes.
+        With ``--shard_base`` all ranks draw, as each has a part of the base, and the main process writes. Otherwise
+        the main process draws alone.
         """
-        args, device, rows = self.args, self.accelerator.device, []
+        args = self.args
+        shows = self.accelerator.is_main_process
+        if not self.pictures or not (shows or args.shard_base):
+            return
+        device = self.accelerator.device
         no_text = dict.fromkeys(("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"))
         scheduler = FlowScheduler.from_config(self.scheduler.config)  # sampling changes timesteps, training draws them
         vae = self.vae or load_vae(args, device)  # with cached latents it is here for these pictures alone
         pipeline = FluxFillPipeline(scheduler=scheduler, vae=vae, transformer=self.model, **no_text)
         pipeline.set_progress_bar_config(disable=True)
-        shows, title = self.accelerator.is_main_process, f"Validation at step {self.step}"
-        for number, sample in enumerate(tqdm(samples, desc=title, leave=False, disable=not shows)):
+        rows = []
+        progress = tqdm(self.pictures, desc=f"Validation at step {self.step}", leave=False, disable=not shows)
+        for number, sample in enumerate(progress):
             embeds, pooled = self.prompts.look_up([prompt_of(args, sample["caption_cloth"])], device)
             packed = pipeline(
                 image=(sample["im_mask"][None] + 1) / 2, mask_image=sample["inpaint_mask"][None],
@@ -765,7 +647,7 @@ class Run:
             rows.append([to_picture(tensor) for tensor in (sample["cloth_pure"], *person)])
         if not shows:
             return
-        labels = [f"{sample['im_name']}  {sample['caption_cloth']}" for sample in samples]
+        labels = [f"{sample['im_name']}  {sample['caption_cloth']}" for sample in self.pictures]
         sheet = labelled_grid(rows, ["garment", "masked person", f"result, step {self.step}", "truth"], labels)
         path = self.folder / "validation" / f"step-{self.step}.png"
         path.parent.mkdir(exist_ok=True)
@@ -776,26 +658,54 @@ class Run:
 
     def interrupt(self, pipeline: Any, *_: Any) -> dict[str, Any]:
         """Between denoising steps: draw no further when the run is to stop."""
-        split = self.args.shard_base  # then ranks stop drawing together, or some would wait for the others
-        pipeline._interrupt = bool(self.stopping.agreed(self.accelerator)[0] if split else self.stopping.asked)
+        together = self.args.shard_base  # ranks that draw together stop together, or some would wait for the others
+        pipeline._interrupt = bool(self.stopping.agreed(self.accelerator)[0] if together else self.stopping.asked)
         return {}
 
-    def save_checkpoint(self, data: Any, random: dict[str, Any]) -> None:
+    def stop_if_asked(self, random: dict[str, Any]) -> None:
+        """Between forward passes: after a signal, write the checkpoint of the last whole step and end the run.
+
+        ``random`` is this rank's random state after that step. Raises ``StoppedError`` after a signal on any rank.
+        """
+        signum, _ = self.stopping.agreed(self.accelerator)
+        if signum:
+            if self.step > self.saved_at:
+                self.save_checkpoint(random)
+            self.accelerator.wait_for_everyone()  # after the first rank has ended, elastic gives the others 30 s
+            raise StoppedError(signum, self.step)
+
+    def save_checkpoint(self, random: dict[str, Any]) -> None:
         """Write ``checkpoint-<step>`` complete or not at all, then delete the oldest ones. All ranks call this.
 
-        ``random`` is this rank's random state as it was after the last whole step.
+        ``random`` is this rank's random state after the last whole step.
         """
-        self.read_back()
-        ranks = gather_object([{"random": random, "unlogged": self.unlogged.cpu()}])
-        self.saved_at, self.stopping.saved_at = self.step, time.monotonic()
+        args = self.args
+        ranks = gather_object([{"random": random}])
+        self.saved_at = self.step
+        self.stopping.saved_at = time.monotonic()
         if not self.accelerator.is_main_process:
             return
+        processes = self.accelerator.num_processes
+        state = {
+            "step": self.step,
+            "rows_seen": self.step * args.train_batch_size * args.gradient_accumulation_steps * processes,
+            "moved": self.moved,
+            "skipped_steps": self.skipped.count,
+            "scaler_skips": self.skipped.by_scaler,
+            "processes": processes,
+            "arguments": {name: value for name, value in vars(args).items() if name in OWN_ARGUMENTS},
+            "data": data_facts(self.rows),
+            "base": self.base_facts,
+            "attention": self.attention,
+            "versions": package_versions(),
+            "git_revision": git_revision(),
+            "ranks": ranks,
+        }
         final = self.folder / f"checkpoint-{self.step}"
         with checkpoints.staged(final) as draft:
             self.save_weights(draft)
-            parts = {name: part.state_dict() for name, part in self.stateful().items()}
-            saved_state.write_state(draft, {**checkpoint_facts(self, data, OWN_ARGUMENTS), "ranks": ranks, **parts})
-        checkpoints.prune(final, self.args.checkpoints_total_limit)
+            write_state(draft, {**state, **{name: part.state_dict() for name, part in self.stateful().items()}})
+        checkpoints.prune(final, args.checkpoints_total_limit)
 
     def stateful(self) -> dict[str, Any]:
         """What a checkpoint keeps beside the weights."""
@@ -811,123 +721,58 @@ class Run:
         return folder / "transformer"
 
     def resume(self, checkpoint: Path, saved: dict[str, Any]) -> None:
-        """Continue from ``checkpoint``, whose state is ``saved``, but for the random numbers: the loader draws one."""
+        """Continue from ``checkpoint``, whose state is ``saved``. ``ValueError`` where it does not fit this run."""
+        args = self.args
         guards.check_files(checkpoint, "continue from another checkpoint")
-        lora = None if self.args.train_base_model else read_lora(self.model, self.args, checkpoint)
-        trust.check(self, checkpoint, saved)
-        if lora is None:
-            trust.load_transformer(self.model, checkpoint)
+        bases.refuse_other(saved.get("base"), self.base_facts, checkpoint, args.allow_changed_arguments)
+        check_optimizer_state(self.optimizer, saved["optimizer"], checkpoint)
+        if args.train_base_model:
+            load_transformer_weights(self.model, checkpoint / "transformer")
         else:
-            set_peft_model_state_dict(self.model, lora)
+            set_peft_model_state_dict(self.model, read_lora(self.model, args, checkpoint))
         for name, part in self.stateful().items():
             part.load_state_dict(saved[name])
         for group in self.optimizer.param_groups:  # of this device, whatever the checkpoint was written on
             group |= {name: self.optimizer.defaults[name] for name in ("fused",) if name in group}
-        for group in self.optimizer.param_groups if self.args.allow_changed_arguments else []:
+        for group in self.optimizer.param_groups if args.allow_changed_arguments else []:
             factor = group["lr"] / (group["initial_lr"] or 1)
-            group |= optimizer_settings(self.args) | {"initial_lr": self.args.learning_rate}
-            group["lr"] = self.args.learning_rate * factor
-            self.lr_scheduler.base_lrs = [self.args.learning_rate] * len(self.lr_scheduler.base_lrs)
-        self.step, here = saved["step"], checkpoint.resolve().parent == self.folder.resolve()
+            group |= optimizer_settings(args) | {"initial_lr": args.learning_rate}
+            group["lr"] = args.learning_rate * factor
+            self.lr_scheduler.base_lrs = [args.learning_rate] * len(self.lr_scheduler.base_lrs)
+        self.step = saved["step"]
+        here = checkpoint.resolve().parent == self.folder.resolve()
         self.saved_at = self.step if here else -1  # a checkpoint of elsewhere is not yet in this directory
-        self.moved, self.skipped.count = saved["moved"], saved["skipped_steps"]
-        self.quantized = saved.get("quantized")
+        self.moved = saved["moved"]
+        self.skipped.count = saved["skipped_steps"]
         self.skipped.by_scaler = saved.get("scaler_skips", 0)  # earlier versions did not count them
-        if self.accelerator.is_main_process:
-            forget_future(self.folder, self.step)
         if len(saved["ranks"]) == self.accelerator.num_processes:
-            self.unlogged.copy_(saved["ranks"][self.accelerator.process_index]["unlogged"])
+            self.random_state = saved["ranks"][self.accelerator.process_index]["random"]
 
+    def fit_memory(self) -> int:
+        """For ``--gradient_checkpointing auto``: measure passes over the first rows; how many blocks are recomputed."""
+        size = self.args.train_batch_size
+        samples = default_collate([self.rows[row % len(self.rows)] for row in range(size)])
+        moments = 2 * sum(parameter.numel() * 4 for parameter in self.parameters)
+        attempt = functools.partial(self._try_passes, self.encode(samples, 0))
+        return speed.choose_recomputed(self.model, attempt, moments, self.accelerator)
 
-def measure_first(run: Run, data: Any) -> None:
-    """What is to be known before the first step: how many blocks to recompute, what a quantized base changes."""
-    args = run.args
-    if args.gradient_checkpointing == "auto":
-        run.fit_memory(first_batches(data, args.train_batch_size, 1)[0])
-    if args.quantize_base and args.quantization_loss and run.step == 0 and run.accelerator.is_main_process:
-        run.see_quantization(first_batches(data, args.train_batch_size, quantization.PAIRS))
-    run.accelerator.wait_for_everyone()
-
-
-def train(
-    run: Run, loader: DataLoader, pictures: Sequence[dict[str, Any]], record: RunRecord, saved: dict[str, Any] | None
-) -> None:
-    """Take the remaining steps, with progress, curves, validation pictures and checkpoints on the way.
-
-    ``saved`` is the state that the run continues from. Raises ``StoppedError`` after a signal, with the checkpoint of
-    the last whole step written.
-    """
-    args, accelerator, main_process = run.args, run.accelerator, run.accelerator.is_main_process
-    start_curves(run)
-    measure_first(run, loader.dataset)
-    passes, batches = args.gradient_accumulation_steps, cast(Iterator[dict[str, Any]], iter(loader))
-    if saved and accelerator.num_processes == len(saved["ranks"]):
-        saved_state.set_random_state(saved["ranks"][accelerator.process_index]["random"])
-    progress = tqdm(total=args.max_train_steps, desc="Training", initial=run.step, disable=not main_process)
-    run.stopping.saving = True
-    draws_here = main_process or args.shard_base
-    if draws_here and run.step == 0 and pictures:
-        run.validate(pictures)
-
-    def save(random: dict[str, Any] | None = None) -> None:
-        run.save_checkpoint(loader.dataset, random or saved_state.random_state())
-        record.write()
-
-    def encoded() -> Iterator[FillBatch]:
-        for forward_pass in range(run.step * passes, (run.step + 1) * passes):
-            if signum := run.stopping.agreed(accelerator)[0]:
-                progress.close()
-                began_reading = time.perf_counter()
-                run.read_back()
-                record.settle(time.perf_counter() - began_reading)
-                if run.step > run.saved_at:
-                    save(before)  # not as they are after passes that will be taken again
-                accelerator.wait_for_everyone()  # whoever ends first lets elastic count 30 s for the others
-                raise StoppedError(signum, run.step)
-            yield run.encode(guards.next_batch(batches), forward_pass)
-
-    try:
-        while run.step < args.max_train_steps:
-            began, before = time.perf_counter(), saved_state.random_state()
-            run.unlogged += run.optimizer_step(encoded())
-            progress.update()
-            last = run.step == args.max_train_steps
-            saves = args.checkpointing_steps and (run.step % args.checkpointing_steps == 0 or last)
-            saves = saves or run.stopping.agreed(accelerator)[1]
-            draws = bool(pictures) and (run.step % args.validation_steps == 0 or last)
-            if run.step % args.logging_steps == 0 or last:
-                run.log(progress)
-            elif saves or draws or not record.seconds:  # their time, and that of compiling, is not that of steps
-                run.read_back()
-            record.took(time.perf_counter() - began, known=not run.unread)
-            if saves:
-                save()
-            if draws_here and draws:
-                run.validate(pictures)
-            accelerator.wait_for_everyone()
-    finally:
-        batches = iter(())  # an error that somebody keeps would keep the processes that load rows, too
-    progress.close()
-    run.skipped.check_end(run.moved, args.learning_rate)
-
-
-def main(args: argparse.Namespace) -> None:
-    """Train as ``args`` of ``parse_args`` say. Raises ``ValueError`` for what the user can mend, early where it can.
-
-    A signal ends it with ``StoppedError``, exit code 143 or 130, after the checkpoint of the last whole step.
-    """
-    guards.check_cached_base(bases.models_of(args).values(), args.cache_dir)
-    with Stopping(args.save_every_minutes) as stopping:
+    def _try_passes(self, batch: FillBatch) -> None:
+        """A forward and a backward pass. Each rank tries alone and sends nothing; no gradient stays."""
         try:
-            run_with(args, stopping)
-        except torch.OutOfMemoryError as error:
-            raise guards.out_of_memory(0, args) from error
+            with getattr(self.transformer, "no_sync", contextlib.nullcontext)():
+                self.accelerator.backward(self.loss_of(batch)[0])
+        finally:
+            self.optimizer.zero_grad()
 
 
-def stand_up(
-    args: argparse.Namespace, accelerator: Accelerator, checkpoint: Path | None, saved: dict[str, Any] | None
-) -> tuple[Run, DataLoader, list[dict[str, Any]], RunRecord]:
-    """Data, models and record of a run, at the step of ``checkpoint``; whatever can refuse it does so here."""
+def build_run(args: argparse.Namespace, accelerator: Accelerator, stopping: Stopping) -> tuple[Run, RunRecord]:
+    """Data, models and record of the run that ``args`` ask for, at the step of the checkpoint that it continues from.
+
+    Raises ``ValueError`` for whatever does not fit, before anything in the output directory has changed.
+    """
+    sharding.check_processes(args, accelerator)
+    checkpoint = find_checkpoint(args)
+    saved = read_state(checkpoint) if checkpoint else None
     train_data, validation_data = build_datasets(args)
     rows_per_step = args.train_batch_size * args.gradient_accumulation_steps * accelerator.num_processes
     args.max_train_steps = args.max_train_steps or math.ceil(args.num_train_epochs * len(train_data) / rows_per_step)
@@ -943,61 +788,102 @@ def stand_up(
     rows, vae_config = cache_latents(args, train_data, accelerator) if args.cache_latents else (train_data, None)
     speed.free_memory()
     logger.info(f"Loading the transformer {args.pretrained_inpaint_model_name_or_path}")
-    run = Run(args, accelerator, prompts, vae_config, attention.wanted_by(args, saved))
+    backend = saved.get("attention") if saved and args.attention_backend == "auto" else None  # what auto chose then
+    run = Run(args, accelerator, prompts, rows, pictures, vae_config, backend)
+    run.stopping = stopping
     if checkpoint and saved is not None:
         run.resume(checkpoint, saved)
-    elif accelerator.is_main_process and continues(args):
-        forget_future(run.folder, 0)
-    record = RunRecord(run, {"train": train_data, "validation": validation_data})
-    return run, make_loader(rows, args, accelerator, run.step), pictures, record
-
-
-def drive(args: argparse.Namespace, accelerator: Accelerator, stopping: Stopping) -> tuple[int, int]:
-    """A whole run on ``accelerator``: the signal of its last step, or 0, and the number of that step."""
-    if accelerator.is_main_process and continues(args):
-        checkpoints.restore_replaced(Path(args.output_dir))
     accelerator.wait_for_everyone()
-    checkpoint = find_checkpoint(args)
-    saved = saved_state.read_state(checkpoint) if checkpoint else None
-    with prepared(args, accelerator.is_main_process):
-        accelerator.wait_for_everyone()
-        run, loader, pictures, record = stand_up(args, accelerator, checkpoint, saved)
-    run.stopping = stopping
-    try:
-        train(run, loader, pictures, record, saved)
-        if accelerator.is_main_process:
-            record.facts["weights"] = run.save_weights(run.folder).name
-        accelerator.wait_for_everyone()
-        record.see_losses()
-        record.facts["status"], asked = "done", stopping.agreed(accelerator)[0]
-        record.write()
-    except StoppedError as stopped:
-        record.end(f"stopped by {stopped}")
-        logger.info(stopped.told(checkpoints.checkpoints_in(run.folder)))
-        raise
-    except torch.OutOfMemoryError as error:
-        record.end("failed")
-        raise guards.out_of_memory(run.step + 1, args) from error
-    except BaseException:
-        record.end("failed")
-        raise
-    return asked, run.step
+    if accelerator.is_main_process:
+        prepare_output_dir(args)
+        if continues(args):
+            forget_future(run.folder, run.step)
+    accelerator.wait_for_everyone()
+    record = RunRecord(run, {"train": train_data, "validation": validation_data})
+    record.facts["attention"] = run.attention
+    return run, record
 
 
-def run_with(args: argparse.Namespace, stopping: Stopping) -> None:
-    """What ``main`` does while ``stopping`` is listened to."""
-    check_packages(args)
-    guards.check_base(args.pretrained_model_name_or_path, args.pretrained_inpaint_model_name_or_path)
-    refuse_earlier_run(args)
-    accelerator = start(args)
-    sharding.check_processes(args, accelerator)
+def train(run: Run, record: RunRecord) -> None:
+    """Take the remaining steps, with curves, checkpoints and validation pictures on the way.
+
+    Raises ``StoppedError`` after a signal, with the checkpoint of the last whole step written.
+    """
+    args = run.args
+    accelerator = run.accelerator
+    passes = args.gradient_accumulation_steps
+    start_curves(run.args, run.accelerator, run.step)
+    if args.gradient_checkpointing == "auto":
+        run.fit_memory()
+    batches = iter(make_loader(run.rows, args, accelerator, run.step))
+    if run.random_state is not None:
+        set_random_state(run.random_state)
+    run.stopping.saving = True
+    if run.step == 0:
+        run.validate()
+    hidden = not accelerator.is_main_process
     try:
-        asked, step = drive(args, accelerator, stopping)
+        with tqdm(total=args.max_train_steps, desc="Training", initial=run.step, disable=hidden) as progress:
+            while run.step < args.max_train_steps:
+                began = time.perf_counter()
+                before = random_state()
+                sums = torch.zeros(4, 2, device=accelerator.device)  # error and count of 3 regions, loss and passes
+                names: list[str] = []
+                for number in range(passes):
+                    run.stop_if_asked(before)
+                    batch = run.encode(guards.next_batch(batches), run.step * passes + number)
+                    with accelerator.accumulate(run.transformer):
+                        loss, regions = run.loss_of(batch)
+                        accelerator.backward(loss)
+                    sums[:3] += regions
+                    sums[3] += torch.stack([loss.detach(), torch.ones_like(loss)])
+                    names += batch.names
+                norm = accelerator.clip_grad_norm_(run.parameters, args.max_grad_norm or math.inf)
+                losses = accelerator.reduce(sums, "sum").tolist()
+                finite = run.optimizer_step(losses, float(norm), names)
+                record.seconds.append(time.perf_counter() - began)
+                progress.update()
+                last = run.step == args.max_train_steps
+                if finite and (run.step % args.logging_steps == 0 or last):
+                    run.log(losses, progress)
+                due = args.checkpointing_steps and (run.step % args.checkpointing_steps == 0 or last)
+                if due or run.stopping.agreed(accelerator)[1]:
+                    run.save_checkpoint(random_state())
+                    record.write()
+                if args.validation_steps and (run.step % args.validation_steps == 0 or last):
+                    run.validate()
+                accelerator.wait_for_everyone()
     finally:
-        settle_gloo()
-        accelerator.end_training()
+        del batches  # an error that somebody keeps would keep the processes that load rows, too
+    run.skipped.check_end(run.moved, args.learning_rate)
+
+
+def main(args: argparse.Namespace) -> None:
+    """Train as ``args`` of ``parse_args`` say. Raises ``ValueError`` for what the user can fix, early where it can.
+
+    A signal ends it with ``StoppedError``, exit code 143 or 130, after the checkpoint of the last whole step.
+    """
+    guards.check_packages(args)
+    guards.check_base(args.pretrained_model_name_or_path, args.pretrained_inpaint_model_name_or_path)
+    guards.check_cached_base(bases.models_of(args).values(), args.cache_dir)
+    refuse_earlier_run(args)
+    with Stopping(args.save_every_minutes) as stopping:
+        accelerator = start(args)
+        try:
+            run, record = build_run(args, accelerator, stopping)
+            with record.ending():
+                train(run, record)
+                if accelerator.is_main_process:
+                    record.facts["weights"] = run.save_weights(run.folder).name
+                accelerator.wait_for_everyone()
+                asked, _ = stopping.agreed(accelerator)
+        except torch.OutOfMemoryError as error:
+            raise guards.out_of_memory(0, args) from error
+        finally:
+            settle_gloo()
+            accelerator.end_training()
     if asked:  # in the last step: all is done, and nothing else is to begin
-        raise StoppedError(asked, step)
+        raise StoppedError(asked, run.step)
 
 
 if __name__ == "__main__":

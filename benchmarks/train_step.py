@@ -4,7 +4,7 @@
 
 Variants take turns, step by step, on the same LoRA'd FLUX-Fill transformer with random weights: ``bare``, the forward
 pass, mean squared error, backward pass and AdamW that no loop can do without; ``trainer``, the trainer's own
-``Run.optimizer_step``; ``trainer_cached``, all that it does for a step with ``--cache_latents``, data included;
+loop on a batch that is encoded already; ``trainer_cached``, all of a step with ``--cache_latents``, data included;
 ``trainer_cached_compiled`` with ``--compile_blocks``; and ``plain``, as diffusers' scripts train. ``README.md`` in this
 folder holds the arithmetic and says how to read the figures.
 """
@@ -36,7 +36,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # `python benchmarks/train_step.py` has only this folder on its path
 import train_flux_inpaint as trainer  # noqa: E402
 from training_run import quantization, speed  # noqa: E402
-from training_run.flags import COUNT, NOT_COMPILED, SIDE, SWITCH, Recompute  # noqa: E402
+from training_run.flags import COUNT, NOT_COMPILED, SIDE, SWITCH, recompute_stride  # noqa: E402
 from training_run.flops import FLUX_FILL, matmul_ceiling, seconds, useful_flops  # noqa: E402
 from training_run.record import package_versions  # noqa: E402
 
@@ -84,7 +84,7 @@ def parse_args(input_args: Sequence[str] | None = None) -> argparse.Namespace:
     add("--height", type=SIDE, help="height of one picture in pixels, a multiple of 16 (default: by size)")
     add("--width", type=SIDE, help="width of one picture, a multiple of 16; a pair is twice as wide")
     add("--mixed_precision", choices=["no", "bf16"], help="as the trainer's (default: bf16 on CUDA, no elsewhere)")
-    add("--gradient_checkpointing", action=Recompute, default=0, metavar="auto|none|N",
+    add("--gradient_checkpointing", nargs="?", const=1, default=0, type=recompute_stride, metavar="auto|none|N",
         help="as the trainer's; recomputation is not useful work")  # fmt: skip
     add("--attention_backend", default="native", metavar="NAME", help="as the trainer's")
     add("--quantize_base", choices=list(quantization.QUANTIZED_BY), help="as the trainer's, under all variants")
@@ -251,6 +251,17 @@ def cached_loader(run: trainer.Run, args: argparse.Namespace) -> Any:
     return trainer.make_loader(rows, options, run.accelerator, 0)
 
 
+def take_step(run: trainer.Run, batch: trainer.FillBatch) -> torch.Tensor:
+    """A step on an encoded batch, in the words of the loop in ``trainer.train``; returns the loss."""
+    with run.accelerator.accumulate(run.transformer):
+        loss, regions = run.loss_of(batch)
+        run.accelerator.backward(loss)
+    sums = torch.cat([regions, torch.stack([loss.detach(), torch.ones_like(loss)])[None]])
+    norm = run.accelerator.clip_grad_norm_(run.parameters, run.args.max_grad_norm or torch.inf)
+    run.optimizer_step(run.accelerator.reduce(sums, "sum").tolist(), float(norm), batch.names)
+    return loss.detach()
+
+
 class Variants:
     """What is timed: functions of the number of a step, and what has to be set before each of them."""
 
@@ -259,8 +270,8 @@ class Variants:
         self.vae, self.recomputed = run.vae, 0
         blocks = len(run.model.transformer_blocks) + len(run.model.single_transformer_blocks)
         if run.args.gradient_checkpointing == "auto":
-            run.fit_memory(self.samples)
-            self.recomputed = run.recomputed
+            run.rows = RandomRows(args)
+            self.recomputed = run.fit_memory()
         else:
             self.recomputed = speed.recomputed_by(run.args.gradient_checkpointing, blocks)
         self.all_blocks = blocks
@@ -290,7 +301,7 @@ class Variants:
 
     def plain(self, number: int) -> None:
         """As diffusers' training scripts do it: pictures encoded in the loop, every block recomputed."""
-        self.losses["plain"] = self.run.optimizer_step([self.run.encode(self.samples, number)])
+        self.losses["plain"] = take_step(self.run, self.run.encode(self.samples, number))
 
     def bare(self, number: int) -> None:
         """The floor."""
@@ -298,11 +309,11 @@ class Variants:
 
     def trainer(self, number: int) -> None:
         """The trainer's step on batches that are encoded already."""
-        self.losses["trainer"] = self.run.optimizer_step([self.batches[number % len(self.batches)]])
+        self.losses["trainer"] = take_step(self.run, self.batches[number % len(self.batches)])
 
     def from_cache(self, number: int) -> None:
         """Everything that the trainer does for a step with cached latents: reading, drawing, the step."""
-        self.losses["cached"] = self.run.optimizer_step([self.run.encode(next(self.cached), number)])
+        self.losses["cached"] = take_step(self.run, self.run.encode(next(self.cached), number))
 
 
 def measure(run: trainer.Run, args: argparse.Namespace) -> Measured:

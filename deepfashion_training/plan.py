@@ -141,7 +141,7 @@ def measure(args: argparse.Namespace, train: Train, state: Any) -> Measured | No
         short = {
             "max_train_steps": STEPS, "lr_warmup_steps": 0, "logging_steps": 1, "report_to": "none",
             "checkpointing_steps": STEPS, "checkpoints_total_limit": None, "save_every_minutes": 0.0,
-            "quantization_loss": False, "validation_steps": 0, "resume_from_checkpoint": None, "latents_dir": None,
+            "validation_steps": 0, "resume_from_checkpoint": None, "latents_dir": None,
             "dataroot": str(folder / "wardrobe"), "output_dir": str(folder / "run"), "overwrite_output_dir": False,
         }  # fmt: skip
         options = DatasetOptions(resize_mode=args.resize_mode, cache_dir=str(folder / "rows"))

@@ -90,16 +90,6 @@ def test_what_a_killed_run_was_doing_is_no_checkpoint_and_is_cleared(tmp_path):
     assert names(tmp_path) == set()
 
 
-def test_a_run_killed_between_two_renames_gets_its_checkpoint_back(tmp_path):
-    save(tmp_path, 1).rename(tmp_path / ".removing-checkpoint-1")
-    half = save(tmp_path, 2)
-    (half / "training_state.json").unlink()
-    half.rename(tmp_path / ".removing-checkpoint-2")
-    checkpoints.restore_replaced(tmp_path)
-    clear_leftovers(tmp_path)
-    assert names(tmp_path) == {"checkpoint-1"}
-
-
 def assert_full_disk_loses_nothing(folder: Path) -> bool:
     """Save on a disk that may be too small; returns whether it was. The checkpoint before it is whole either way."""
     try:

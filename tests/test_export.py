@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 import train_flux_inpaint as tfi
 from deepfashion_training import export as command
 from deepfashion_training.models import lora_files
-from training_run.lora_layers import LORA_TARGETS
+from training_run.lora import LORA_TARGETS
 
 RANK, ALPHA = 4, 8
 FLAGS = {

@@ -42,18 +42,13 @@ def plain(tiny_args) -> Path:
 
 
 @pytest.mark.parametrize(("kind", "allowed"), [("int8", 0.01), ("fp8", 0.03)])
-def test_a_lora_is_trained_over_8_bits_and_what_they_change_is_told(kind, allowed, tiny_args, plain, caplog):
+def test_a_lora_is_trained_over_8_bits_with_nearly_the_same_first_loss(kind, allowed, tiny_args, plain):
     pytest.importorskip("torchao")
-    caplog.set_level("INFO")
     facts, folder = run(tiny_args(*FLAGS, "--quantize_base", kind))
-    found = facts["quantization"]
-    assert found["kind"] == kind and found["pairs"] == 9  # three batches of three, the first to hold 8 pairs
-    assert 0 < abs(found["loss"] / found["loss_unquantized"] - 1) < allowed
-    line = rf"--quantize_base {kind}: loss ([\d.]+) where the base itself, in float32, has ([\d.]+) .* on 9 pairs"
-    told = re.search(line, caplog.text)
-    assert told and [float(number) for number in told.groups()] == [
-        pytest.approx(found[name], abs=1e-5) for name in ("loss", "loss_unquantized")
-    ]
+    assert facts["arguments"]["quantize_base"] == kind
+    first, exact_first = (json.loads((place / "logs" / "losses.jsonl").read_text().splitlines()[0])["loss"]
+                          for place in (folder, plain))  # fmt: skip
+    assert 0 < abs(first / exact_first - 1) < allowed
     trained, exact = (load_file(place / tfi.LORA_FILE) for place in (folder, plain))
     assert trained.keys() == exact.keys()
     moved = [name for name in trained if "lora_B" in name and trained[name].abs().max() > 1e-3]
@@ -72,31 +67,12 @@ def test_the_base_takes_half_the_memory_and_gradients_pass_through_it(tiny_args)
     torch.testing.assert_close(given.grad[0], exact.sum(dim=0), atol=exact.abs().max().item() / 5, rtol=0)
 
 
-def test_a_continued_run_remembers_it_and_measures_nothing_again(tiny_args, tmp_path, monkeypatch):
-    pytest.importorskip("torchao")
-    flags = [*FLAGS, "--quantize_base", "int8", "--output_dir", tmp_path / "run"]
-    first, folder = run(tiny_args(*flags))
-    (folder / tfi.LORA_FILE).unlink()
-    monkeypatch.setattr(tfi.Run, "see_quantization", lambda *_: pytest.fail("measured again"))
-    again = ["--resume_from_checkpoint", folder / "checkpoint-1"]
-    second, _ = run(tiny_args(*flags, *again))
-    assert second["resumed_from_step"] == 1 and second["quantization"] == first["quantization"]
-
-
-def test_without_main_memory_for_the_base_itself_it_is_left_out_and_told(tiny_args, monkeypatch, caplog):
-    pytest.importorskip("torchao")
-    free = SimpleNamespace(virtual_memory=lambda: SimpleNamespace(available=200_000))
-    monkeypatch.setattr(quantization, "psutil", free)
-    facts, _ = run(tiny_args(*FLAGS, "--quantize_base", "int8"))
-    assert facts["status"] == "done" and "quantization" not in facts
-    assert "what it changes in the loss is not measured" in caplog.text
-
-
 def test_bytes_of_a_base_are_those_of_its_weights(tiny_args):
     base = tfi.load_transformer(tiny_args(), torch.float32)
     assert quantization.bytes_of(base, torch.bfloat16) == 2 * sum(weight.numel() for weight in base.parameters())
 
 
+@pytest.mark.long
 def test_two_ranks_train_one_lora_over_8_bits(tiny_flags, tmp_path):
     pytest.importorskip("torchao")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
@@ -108,7 +84,7 @@ def test_two_ranks_train_one_lora_over_8_bits(tiny_flags, tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     facts = json.loads((tmp_path / "run" / "run.json").read_text())
-    assert facts["world_size"] == 2 and facts["quantization"]["kind"] == "int8"
+    assert facts["world_size"] == 2 and facts["arguments"]["quantize_base"] == "int8"
 
 
 def test_people_are_dressed_with_a_transformer_in_8_bits(tiny_flux_fill):
@@ -172,4 +148,4 @@ def test_all_commands_offer_the_same_kinds():
 def test_a_lora_is_trained_over_a_quantized_base_on_a_gpu(kind, tiny_args):
     pytest.importorskip(quantization.QUANTIZED_BY[kind])
     facts, _ = run(tiny_args(*FLAGS, "--mixed_precision", "bf16", "--quantize_base", kind))
-    assert abs(facts["quantization"]["loss"] / facts["quantization"]["loss_unquantized"] - 1) < 0.1
+    assert facts["status"] == "done"

@@ -19,6 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 import train_flux_inpaint as tfi
+from training_run import guards
 
 DATA = ["--dataroot", "data"]
 
@@ -141,8 +142,8 @@ def test_a_missing_package_is_named_before_anything_starts(flags, package, monke
 def test_half_precision_needs_a_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match="--mixed_precision fp16 needs a CUDA GPU"):
-        tfi.check_packages(tfi.parse_args([*DATA, "--mixed_precision", "fp16"]))
-    tfi.check_packages(tfi.parse_args([*DATA, "--mixed_precision", "bf16"]))
+        guards.check_packages(tfi.parse_args([*DATA, "--mixed_precision", "fp16"]))
+    guards.check_packages(tfi.parse_args([*DATA, "--mixed_precision", "bf16"]))
 
 
 # --------------------------------------------------------------------------------------------------------- models
@@ -399,7 +400,8 @@ def test_the_vae_keeps_its_own_shift_and_scale(tiny_flux_fill):
     vae = AutoencoderKL.from_pretrained(tiny_flux_fill, subfolder="vae")
     vae.register_to_config(shift_factor=0.5, scaling_factor=3.0)
     picture = torch.rand(1, 3, 32, 32) * 2 - 1
-    latents = tfi.encode_images_to_latents(vae, picture, torch.float32, torch.Generator().manual_seed(0))
+    draw = torch.Generator().manual_seed(0)
+    latents = tfi.draw_latents(tfi.encode_posterior(vae, picture), vae.config, torch.float32, draw)
     with torch.no_grad():
         plain = vae.encode(picture).latent_dist.sample(torch.Generator().manual_seed(0))
     assert latents.shape == (1, 16, 4, 4)

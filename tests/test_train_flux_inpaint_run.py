@@ -209,7 +209,8 @@ def test_text_says_what_the_columns_are(straight, monkeypatch, tmp_path):
     )
     monkeypatch.setattr(straight.run, "folder", tmp_path)
     sample = tfi.VitonHDTestDataset(straight.run.args.dataroot, "test", size=(HEIGHT, WIDTH))[1]
-    straight.run.validate([sample])
+    monkeypatch.setattr(straight.run, "pictures", [sample])
+    straight.run.validate()
     _, columns, labels = seen[0]
     assert columns == ["garment", "masked person", "result, step 4", "truth"]
     assert labels[0].strip() == "001_00.jpg"

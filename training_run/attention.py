@@ -52,7 +52,8 @@ def measured(
     generator = torch.Generator(device).manual_seed(0)
     query, key, value = (torch.randn(shape, generator=generator, device=device) for _ in range(3))
     inputs = [query, key, value.to(dtype)]
-    reference, found = passes("native", inputs), dict[str, float | str]()
+    reference = passes("native", inputs)
+    found: dict[str, float | str] = {}
     for backend in backends:
         try:
             check_installed(backend)
@@ -66,19 +67,6 @@ def measured(
         # A nan is not below it either.
         found[backend] = took if wrong <= TOLERANCE else f"its result or gradient is off by {wrong:.2g}"
     return found
-
-
-def wanted_by(args: argparse.Namespace, saved: dict[str, Any] | None) -> str:
-    """What ``--attention_backend`` asks for; a run that continues keeps what "auto" chose, or it would not be the same.
-
-    Raises ``ValueError`` for a state with a name that is none.
-    """
-    chosen = (saved or {}).get("attention")
-    if args.attention_backend != "auto" or chosen is None:
-        return str(args.attention_backend)
-    if chosen not in BACKENDS:
-        raise ValueError(f"--resume_from_checkpoint: its state has no attention backend but {str(chosen)[:40]!r}")
-    return str(chosen)
 
 
 def shape_of(args: argparse.Namespace, config: Any) -> tuple[int, int, int, int]:
@@ -95,25 +83,19 @@ def choose_backend(
     All ranks take the same one. Without a GPU "auto" is "native". Raises ``ValueError`` for one that cannot be used.
     """
     device = accelerator.device
-    if wanted == "auto" and device.type != "cuda":
-        logger.info("--attention_backend auto: no GPU, so native")
-        wanted = "native"
-    if wanted == "native":
-        return wanted  # as a transformer is loaded
+    if wanted == "native" or (wanted == "auto" and device.type != "cuda"):
+        return "native"  # as a transformer is loaded
+    found = measured(list(BACKENDS) if wanted == "auto" else [wanted], shape, dtype, device)
     if wanted == "auto":
-        found = measured(list(BACKENDS), shape, dtype, device)
-        none = float("inf")
-        times = torch.tensor([[each if isinstance(each, float) else none for each in found.values()]], device=device)
-        slowest = accelerator.gather(times).max(dim=0).values.tolist()
+        seconds_here = [each if isinstance(each, float) else float("inf") for each in found.values()]
+        slowest = accelerator.gather(torch.tensor([seconds_here], device=device)).max(dim=0).values.tolist()
         wanted = min(zip(slowest, found, strict=True))[1]
         free_memory()
         for name, each in found.items():
-            told = f"{1000 * each:.2f} ms" if isinstance(each, float) else each
-            logger.info(f"--attention_backend auto: {name}: {told}")
-    else:
-        reason = measured([wanted], shape, dtype, device)[wanted]
-        if isinstance(reason, str):
-            raise ValueError(f"--attention_backend {wanted} cannot be used here: {reason}")
+            result = f"{1000 * each:.2f} ms" if isinstance(each, float) else each
+            logger.info(f"--attention_backend auto: {name}: {result}")
+    elif isinstance(found[wanted], str):
+        raise ValueError(f"--attention_backend {wanted} cannot be used here: {found[wanted]}")
     logger.info(f"Attention by {wanted}")
     with attention_backend("native"):  # else it would be the default of every other model in the process
         transformer.set_attention_backend(wanted)

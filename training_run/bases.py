@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,9 @@ from training_run.hub import transformer_in
 
 logger = get_logger(__name__)
 
-#: Parts of a pipeline that training takes from --pretrained_model_name_or_path.
-PARTS = ("scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "vae")
-#: Those of them that only prompts need.
+#: Parts of a pipeline that only prompts need, and all that training takes from --pretrained_model_name_or_path.
 TEXT_PARTS = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
+PARTS = ("scheduler", *TEXT_PARTS, "vae")
 #: Files that models, tokenizers and schedulers are loaded from.
 READ = (".safetensors", ".json", ".txt", ".model")
 #: Up to this size all of a file is hashed. Of a larger one, 64 pieces: two models of one kind differ all over.
@@ -49,32 +48,27 @@ def snapshot_of(model: str, revision: str | None, cache_dir: str | None) -> Path
 
 def base_facts(args: Any) -> dict[str, dict[str, str]]:
     """What tells the models of a run from others of the same name: commit on the Hub, else size and hash of files."""
-    return {
-        "pipeline": pipeline_facts(args, PARTS),
-        "transformer": _facts(args, "transformer", lambda folder: [transformer_in(folder)]),
-    }
+    folder = transformer_in(Path(args.pretrained_inpaint_model_name_or_path))
+    return {"pipeline": pipeline_facts(args, PARTS), "transformer": _facts(args, "transformer", [folder])}
 
 
 def pipeline_facts(args: Any, parts: Sequence[str]) -> dict[str, str]:
     """What tells these parts of the base pipeline from others of the same name; empty where nothing does."""
-    return _facts(args, "pipeline", lambda folder: [folder / part for part in parts])
+    return _facts(args, "pipeline", [Path(args.pretrained_model_name_or_path, part) for part in parts])
 
 
-def _facts(args: Any, which: str, parts_in: Callable[[Path], Sequence[Path]]) -> dict[str, str]:
+def _facts(args: Any, which: str, folders: Sequence[Path]) -> dict[str, str]:
     model, revision = models_of(args)[which]
-    if Path(model).is_dir():
-        return _digests(Path(model), parts_in(Path(model)))
-    snapshot = snapshot_of(model, revision, args.cache_dir)
-    return {"commit": snapshot.name} if snapshot else {}
-
-
-def _digests(folder: Path, parts: Iterable[Path]) -> dict[str, str]:
-    files = (path for part in parts for path in sorted(part.glob("*")) if path.suffix in READ and path.is_file())
-    return {path.relative_to(folder).as_posix(): _digest(path) for path in files}
+    if not Path(model).is_dir():
+        snapshot = snapshot_of(model, revision, args.cache_dir)
+        return {"commit": snapshot.name} if snapshot else {}
+    files = [path for folder in folders for path in sorted(folder.glob("*")) if path.suffix in READ and path.is_file()]
+    return {path.relative_to(model).as_posix(): _digest(path) for path in files}
 
 
 def _digest(path: Path) -> str:
-    size, found = path.stat().st_size, hashlib.sha256()
+    size = path.stat().st_size
+    found = hashlib.sha256()
     with path.open("rb") as file:
         if size <= WHOLE:
             found.update(file.read())
@@ -90,19 +84,17 @@ def refuse_other(before: Any, now: dict[str, dict[str, str]], checkpoint: Path, 
     if before is None:
         logger.warning(f"{checkpoint} is of a version that did not note its base: whether it is the same is not known")
         return
-    if not isinstance(before, dict) or not all(isinstance(before.get(which), dict) for which in now):
-        raise ValueError(f"--resume_from_checkpoint {checkpoint}: its state has no base that fits")
-    told = [
+    changes = [
         f"{name} of the {which}"
         for which, facts in now.items()
         for name in sorted(set(facts) | set(before[which]))
         if facts.get(name) != before[which].get(name)
     ]
-    if told and not allowed:
-        more = f" and {len(told) - 1} others" if len(told) > 1 else ""
+    if changes and not allowed:
+        more = f" and {len(changes) - 1} others" if len(changes) > 1 else ""
         raise ValueError(
-            f"the base has changed since {checkpoint} was written: {told[0]}{more}. Give the base that it was trained "
-            "on, or continue all the same with --allow_changed_arguments"
+            f"the base has changed since {checkpoint} was written: {changes[0]}{more}. Give the base that it was "
+            "trained on, or continue all the same with --allow_changed_arguments"
         )
-    if told:
-        logger.warning(f"Continuing with another base: {', '.join(told)}")
+    if changes:
+        logger.warning(f"Continuing with another base: {', '.join(changes)}")

@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from training_run.atomic import REMOVING, put_in_place, remove, replacing, write_file
+from training_run.atomic import put_in_place, remove, replacing, write_file
 
 logger = logging.getLogger(__name__)
 
@@ -134,13 +134,3 @@ def prune(newest: Path, limit: int | None) -> None:
     others = [path for path in checkpoints_in(newest.parent) if path != newest]
     for path in others[: max(0, len(others) + 1 - limit)] if limit else []:
         remove(path)
-
-
-def restore_replaced(folder: Path) -> None:
-    """Give back its name to a whole checkpoint that a killed run was about to replace."""
-    for path in folder.glob(f"{REMOVING}*"):
-        final = path.with_name(path.name.removeprefix(REMOVING))
-        with contextlib.suppress(DamagedCheckpointError):
-            verify(path)
-            if not final.exists():
-                path.rename(final)

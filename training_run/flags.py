@@ -90,28 +90,6 @@ def number(
     return read
 
 
-class Recompute(argparse.Action):
-    """Every how many blocks one is recomputed: 1 without a word, 0 for 'none' and with ``--no-``, or 'auto'."""
-
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(nargs="?", **settings)
-
-    def __call__(
-        self, parser: Any, namespace: argparse.Namespace, value: Any, option_string: str | None = None
-    ) -> None:
-        """Store it."""
-        if option_string and option_string.startswith("--no-"):
-            if value is not None:
-                raise argparse.ArgumentError(self, f"{option_string} takes no value")
-            value = "none"
-        if value not in (None, "auto", "none"):
-            try:
-                value = COUNT(value)
-            except (ValueError, argparse.ArgumentTypeError):
-                raise argparse.ArgumentError(self, f"{value!r} is not auto, none or a number from 1") from None
-        setattr(namespace, self.dest, {None: 1, "none": 0}.get(value, value))
-
-
 COUNT, FROM_ZERO, SIDE = number(int, 1), number(int, 0), number(int, 16, step=16)
 POSITIVE, AMOUNT = number(float, 0, above=True), number(float, 0)
 BETA = number(float, 0, 0.999999)
@@ -121,6 +99,16 @@ SEED, SWITCH = number(int, 0, 2**32 - 1), argparse.BooleanOptionalAction
 MOST_INFERENCE_STEPS = 1000
 SCHEDULES = ["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"]
 SCHEMES = ["sigma_sqrt", "logit_normal", "mode", "cosmap", "none"]
+
+
+def recompute_stride(text: str) -> int | str:
+    """Every how many blocks one is recomputed: a number from 1, 0 for 'none', or 'auto'."""
+    if text in ("auto", "none"):
+        return "auto" if text == "auto" else 0
+    try:
+        return int(COUNT(text))
+    except (ValueError, argparse.ArgumentTypeError):
+        raise argparse.ArgumentTypeError(f"{text!r} is not auto, none or a number from 1") from None
 
 
 # fmt: off
@@ -144,8 +132,6 @@ def _add_model_and_data_flags(parser: argparse.ArgumentParser) -> None:
     add("--cache_dir", help="where downloaded models are kept (default: the Hub's own cache)")
     add("--quantize_base", choices=list(QUANTIZED_BY),
         help="keep the frozen base in 4 bits a weight (bitsandbytes, CUDA) or in 8 (torchao)")
-    add("--quantization_loss", action=SWITCH, default=True,
-        help="with --quantize_base: before the first step, read the base itself, too, and tell how its loss differs")
     add("--mixed_precision", choices=["no", "bf16", "fp16"], default="no", help="precision of the frozen base")
     add("--allow_tf32", action=SWITCH, default=False, help="TF32 for fp32 matrix products on CUDA")
     add = parser.add_argument_group("data and text").add_argument
@@ -195,7 +181,9 @@ def _add_training_flags(parser: argparse.ArgumentParser) -> None:
     add("--adam_weight_decay", type=AMOUNT, default=1e-4, help="weight decay")
     add("--adam_epsilon", type=AMOUNT, default=1e-8, help="epsilon")
     add("--max_grad_norm", type=AMOUNT, default=1.0, help="gradients are clipped to this norm; 0: not clipped")
-    add("--gradient_checkpointing", "--no-gradient_checkpointing", action=Recompute, default=0, metavar="auto|none|N",
+    add("--no-gradient_checkpointing", dest="gradient_checkpointing", action="store_const", const=0, default=0,
+        help="recompute no block")
+    add("--gradient_checkpointing", nargs="?", const=1, default=0, type=recompute_stride, metavar="auto|none|N",
         help="recompute every N-th block (no word: every one): less memory, more time; auto: as few as fit the GPU")
     add("--attention_backend", choices=["auto", *BACKENDS], default="native",
         help="diffusers' name of an implementation of attention; auto: the fastest on this GPU, measured at the start")
@@ -228,7 +216,7 @@ def _add_loss_and_output_flags(parser: argparse.ArgumentParser) -> None:
     add("--num_inference_steps", type=number(int, 1, MOST_INFERENCE_STEPS), default=28,
         help="denoising steps of validation pictures")
     add("--report_to", default="tensorboard", choices=["tensorboard", "wandb", "none"], help="where curves are logged")
-    add("--logging_steps", type=COUNT, default=1, help="optimizer steps between two readings of the loss")
+    add("--logging_steps", type=COUNT, default=1, help="optimizer steps between two points of the curves")
     add("--max_skipped_steps", type=FROM_ZERO, default=10, help="steps that may be left out for not being finite")
 # fmt: on
 

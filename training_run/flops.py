@@ -39,8 +39,10 @@ def useful_flops(config: dict[str, Any], image_tokens: int, text_tokens: int, ra
     computed twice (checkpointing, flash attention's backward pass) are not counted. The formulas are derived in
     ``benchmarks/README.md``; the test holds them against PyTorch's own counter.
     """
-    double, single = config["num_layers"], config["num_single_layers"]
-    d, tokens = config["num_attention_heads"] * config["attention_head_dim"], image_tokens + text_tokens
+    double = config["num_layers"]
+    single = config["num_single_layers"]
+    d = config["num_attention_heads"] * config["attention_head_dim"]
+    tokens = image_tokens + text_tokens
     layers = (double + single) * 24 * d * d * tokens
     attention = (double + single) * 4 * d * tokens**2
     lora = (18 * double + 17 * single) * 2 * rank * d * tokens
@@ -73,7 +75,8 @@ def seconds(work: Callable[[], Any], device: torch.device) -> float:
 
 def matmul_ceiling(device: torch.device, dtype: torch.dtype) -> float:
     """TFLOP/s of the best of several square matrix products: what this device multiplies at all."""
-    sides, repeats = ((2048, 4096, 8192, 16384), 10) if device.type == "cuda" else ((512, 1024, 2048), 1)
+    sides = (2048, 4096, 8192, 16384) if device.type == "cuda" else (512, 1024, 2048)
+    repeats = 10 if device.type == "cuda" else 1
     best = 0.0
     for side in sides:
         left, right = torch.randn(2, side, side, device=device, dtype=dtype)

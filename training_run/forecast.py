@@ -82,12 +82,6 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def price(seconds: float, gpus: int, hour: float) -> str:
-    """What ``seconds`` on so many GPUs cost at the price of an ``hour`` on one."""
-    hours = seconds / 3600 * gpus
-    return f"{hours * hour:.2f}, as {hours:.2f} GPU hours at {hour:g}"
-
-
 def size(count: float) -> str:
     """Bytes as a person says them."""
     return f"{count / GIB:.1f} GiB" if count >= GIB / 10 else f"{count / 2**20:.0f} MiB"
@@ -98,7 +92,8 @@ def disk_line(
 ) -> tuple[str, float]:
     """The line on disk, and its sum in bytes; a checkpoint and the final weights take so many."""
     kept = checkpoints_kept(args, steps, seconds_per_step)
-    parts, total = [f"LoRA {size(weights)}"], float(kept * checkpoint + weights)
+    parts = [f"LoRA {size(weights)}"]
+    total = float(kept * checkpoint + weights)
     if kept:
         parts.insert(0, f"{kept} checkpoint{'s' * (kept > 1)} of {size(checkpoint)}")
     if args.cache_latents:
@@ -123,9 +118,12 @@ def describe(
     args: argparse.Namespace, found: Measured, device: Device, steps: int, rows: int | None, free: int
 ) -> list[str]:
     """The lines of a run whose steps were measured; ``free`` bytes are left on the disk of its output directory."""
-    seconds, processes = found.seconds_per_step, found.processes
+    seconds = found.seconds_per_step
+    processes = found.processes
     rate = useful_tflop(args, found.config, processes) / seconds / processes
-    unit, scale = ("TFLOP/s", 1.0) if device.ceiling_tflops >= 10 else ("GFLOP/s", 1000.0)
+    fast = device.ceiling_tflops >= 10
+    unit = "TFLOP/s" if fast else "GFLOP/s"
+    scale = 1.0 if fast else 1000.0
     gpus = 1 if device.memory_gib is None else processes  # on a CPU the processes share one machine
     each = "" if processes == 1 else " a process" if device.memory_gib is None else " a GPU"
     lines = [
@@ -145,7 +143,10 @@ def describe(
     disk, total = disk_line(args, steps, seconds, found.checkpoint_bytes, found.weights_bytes, rows)
     lines.append(f"{disk}; {size(free)} free" + (": too little" if total > free else ""))
     if args.gpu_hour_price is not None:
-        lines.append(f"price     {price(seconds * steps, gpus, args.gpu_hour_price)}")
+        hours = seconds * steps / 3600 * gpus
+        lines.append(
+            f"price     {hours * args.gpu_hour_price:.2f}, as {hours:.2f} GPU hours at {args.gpu_hour_price:g}"
+        )
     return lines
 
 
@@ -154,7 +155,8 @@ def choice(found: Mapping[str, Measured | str]) -> list[str]:
 
     A text says why a set did not run. All have the same pairs in a step, so the fastest step is the best.
     """
-    lines, own = [], found[""]
+    lines = []
+    own = found[""]
     for typed, result in found.items():
         if isinstance(result, str):
             lines.append(f"tried     {typed}: {result}" if typed else "tried     the flags as they are: do not fit")
@@ -195,11 +197,15 @@ def estimate(
     ``needed`` is the GPU memory in GiB that presets ask for, by the flag that chooses them; the run's own is under
     "own", where it has one.
     """
-    work, pairs, own = useful_tflop(args, FLUX_FILL), pairs_per_step(args), needed.get("own")
+    work = useful_tflop(args, FLUX_FILL)
+    own = needed.get("own")
     asks = f"{own:g} GiB of GPU memory, as its preset asks for" if own else "unknown: its preset does not say"
     moments = 2 if args.use_8bit_adam else 4 if args.optimizer == "muon" else 8  # Adam has two, Muon one
     checkpoint = trainable * (4 + moments)  # weights are fp32
-    slowest = max(work / (card["share"] * card["ceiling_tflops"]) for card in cards)
+    step_seconds = {card["card"]: work / (card["share"] * card["ceiling_tflops"]) for card in cards}
+    slowest = max(step_seconds.values())
+    header = f"{'':16}{'fits':22}{'s/step':>7}{'pairs/s':>9}{'time':>9}"
+    header += f"{'price':>10}" if args.gpu_hour_price is not None else ""
     lines = [
         headline(args, steps, 1, "one GPU"),
         f"estimate  no GPU is visible here and nothing was measured: {work:,.0f} TFLOP of useful work a step, by the "
@@ -207,22 +213,20 @@ def estimate(
         f"memory    {asks}",
         f"{disk_line(args, steps, slowest, checkpoint, 4 * trainable, rows)[0]} (estimate)",
         "",
-        f"{'':16}{'fits':22}{'s/step':>7}{'pairs/s':>9}{'time':>9}"
-        + (f"{'price':>10}" if args.gpu_hour_price is not None else "")
-        + "  preset for it",
+        f"{header}  preset for it",
     ]
     for card in cards:
         spare = None if own is None else card["memory_gib"] - own
-        fits = "?" if spare is None else f"yes, {spare:.1f} to spare" if spare >= 0 else f"no, {-spare:.1f} GiB short"
+        seconds = step_seconds[card["card"]]
+        columns = [f"{seconds:.3g}", f"{pairs_per_step(args) / seconds:.2f}", duration(seconds * steps)]
+        if args.gpu_hour_price is not None:
+            columns.append(f"{seconds * steps / 3600 * args.gpu_hour_price:.2f}")
         if spare is not None and spare < 0:
-            figures = f"{'-':>7}{'-':>9}{'-':>9}" + (f"{'-':>10}" if args.gpu_hour_price is not None else "")
-        else:
-            each = work / (card["share"] * card["ceiling_tflops"])
-            figures = f"{each:>7.3g}{pairs / each:>9.2f}{duration(each * steps):>9}"
-            if args.gpu_hour_price is not None:
-                figures += f"{each * steps / 3600 * args.gpu_hour_price:>10.2f}"
-        large = [(gib, flag) for flag, gib in needed.items() if flag != "own" and gib <= card["memory_gib"]]
-        lines.append(f"{card['card']:16}{fits:22}{figures}  {max(large)[1] if large else 'none'}")
+            columns = ["-"] * len(columns)
+        figures = "".join(f"{text:>{width}}" for text, width in zip(columns, (7, 9, 9, 10), strict=False))
+        fits = "?" if spare is None else f"yes, {spare:.1f} to spare" if spare >= 0 else f"no, {-spare:.1f} GiB short"
+        presets = [(gib, flag) for flag, gib in needed.items() if flag != "own" and gib <= card["memory_gib"]]
+        lines.append(f"{card['card']:16}{fits:22}{figures}  {max(presets)[1] if presets else 'none'}")
     lines.append("")
     for card in cards:
         source = f"{card['share']:.0%} of {card['ceiling_tflops']:g} TFLOP/s, {card['ceiling_source']}"

@@ -5,10 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
-import math
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +24,6 @@ logger = logging.getLogger(__name__)
 SCALER_SKIPS = 50
 
 
-@dataclass(frozen=True)
-class UnreadStep:
-    """A step that the host has given to the device and not waited for."""
-
-    number: int
-    rows: Sequence[str]  # names of this rank's
-    moves: bool  # the weights, if it is finite
-    found: torch.Tensor  # [3]: 1 when it is not finite on any rank, mean loss, norm of the gradient
-
-
 class SkippedSteps:
     """Steps that were not taken because their loss or gradient was not finite; ``limit`` of them are borne.
 
@@ -44,7 +31,10 @@ class SkippedSteps:
     """
 
     def __init__(self, limit: int, folder: Path) -> None:
-        self.limit, self.folder, self.count, self.by_scaler = limit, folder, 0, 0
+        self.limit = limit
+        self.folder = folder
+        self.count = 0
+        self.by_scaler = 0
 
     def add(self, step: int, rows: Sequence[str], loss: float, norm: float, writes: bool) -> None:
         """Note one; the rank that ``writes`` keeps a line. Raises ``ValueError`` when it is one too many."""
@@ -78,41 +68,11 @@ class SkippedSteps:
         """Raise ``ValueError`` at the end of a run that took no step."""
         if moved or not (self.count or self.by_scaler):
             return
-        why = []
-        if self.count:
-            rows = self.folder / "logs" / "skipped.jsonl"
-            why.append(f"{self.count} were skipped because loss or gradient was not finite, look at the rows in {rows}")
-        if self.by_scaler:
-            why.append(f"the last {self.by_scaler} were left out because gradients overflow fp16")
         raise ValueError(
-            f"no step was taken: {'; '.join(why)}; lower --learning_rate {learning_rate:g} or the weights of the loss"
+            f"no step was taken: {self.count} were skipped because loss or gradient was not finite (rows in "
+            f"{self.folder / 'logs' / 'skipped.jsonl'}), and the last {self.by_scaler} because gradients overflow "
+            f"fp16: lower --learning_rate {learning_rate:g} or the weights of the loss"
         )
-
-
-def scale_of(scaler: torch.amp.GradScaler | None) -> float:
-    """What the gradient scaler of fp16 multiplies with, 0 without one. It falls exactly when a step was left out.
-
-    ``accelerator.optimizer_step_was_skipped`` does not tell: a fused optimizer is called also for such a step.
-    """
-    return scaler.get_scale() if scaler is not None else 0.0
-
-
-class SpikeWatch:
-    """Says when a loss stands out from those before it: more than six deviations above the mean of the last 50."""
-
-    def __init__(self) -> None:
-        self.recent: deque[float] = deque(maxlen=50)
-
-    def see(self, step: int, loss: float) -> str | None:
-        """Note the loss of ``step``; returns a line where it is a spike."""
-        told, known = None, list(self.recent)
-        if len(known) >= 20:
-            mean = sum(known) / len(known)
-            spread = math.sqrt(sum((each - mean) ** 2 for each in known) / len(known))
-            if loss > mean + 6 * max(spread, 0.01 * abs(mean)):
-                told = f"loss spike at step {step}: {loss:.4f}, after a mean of {mean:.4f}"
-        self.recent.append(loss)
-        return told
 
 
 def read_picture(path: Path, mode: str) -> Image.Image:
@@ -190,18 +150,19 @@ def check_packages(args: Any) -> None:
 def check_base(pipeline: str, transformer: str) -> None:
     """Raise ``ValueError`` for a local model with a damaged file or without the weights of a part; names which.
 
-    Of the pipeline's own transformer no weights are asked: it may be there for its configuration alone.
+    The pipeline's own transformer needs no weights: it may be there for its configuration alone.
     """
     for folder in map(Path, dict.fromkeys((pipeline, transformer))):
         check_files(folder, "fetch or copy it again")
-    index, needed = Path(pipeline, "model_index.json"), [transformer_in(Path(transformer))]
+    index = Path(pipeline, "model_index.json")
     named = json.loads(index.read_text("utf-8")) if index.is_file() else {}
     kinds = {part: named.get(part) for part in ("vae", "text_encoder", "text_encoder_2")}
-    needed += [Path(pipeline, part) for part, kind in kinds.items() if kind not in (None, [None, None])]
-    for part in needed if Path(transformer).is_dir() else needed[1:]:
+    needed = [Path(pipeline, part) for part, kind in kinds.items() if kind not in (None, [None, None])]
+    own = transformer_in(Path(transformer))
+    if (own / "config.json").is_file():  # without it there is no transformer, as load_transformer says
+        needed.append(own)
+    for part in needed:
         if not (part / "config.json").is_file():
-            if part == Path(transformer):  # no transformer at all, which ``load_transformer`` tells
-                continue
             raise ValueError(f"{part} has no config.json, though {index} names it: fetch or copy it again")
         if not any(part.glob("*.safetensors")):
             raise ValueError(f"{part} has no weights (*.safetensors): fetch or copy them again")
@@ -217,8 +178,8 @@ def check_cached_base(models: Iterable[tuple[str, str | None]], cache_dir: str |
             check_files(folder, "delete it and what it links to in the cache, so that it is downloaded again")
 
 
-def check_files(folder: Path, mend: str) -> None:
-    """Raise ``ValueError`` for a damaged *.json, or a damaged header of a safetensors file, and say the ``mend``.
+def check_files(folder: Path, fix: str) -> None:
+    """Raise ``ValueError`` for a damaged *.json, or a damaged header of a safetensors file, and say how to ``fix`` it.
 
     Looks into ``folder`` and the folders in it, as a pipeline has them. Hidden files belong to other programs.
     """
@@ -233,20 +194,5 @@ def check_files(folder: Path, mend: str) -> None:
                 if path.name.endswith(("config.json", "index.json")) and not isinstance(found, dict):
                     raise ValueError(f"a {type(found).__name__} where settings are expected")
         except (SafetensorError, OSError, ValueError, RecursionError) as error:
-            told = str(error).splitlines()[0]
-            raise ValueError(f"{path} is damaged or incomplete ({told}): {mend}") from error
-
-
-def check_lora(weights: dict[str, torch.Tensor], moved: bool) -> None:
-    """Raise ``ValueError`` for a LoRA that is not finite, or has learned nothing although it has ``moved``."""
-    if broken := [name for name, tensor in weights.items() if not tensor.isfinite().all()]:
-        raise ValueError(
-            f"{broken[0]} and {len(broken) - 1} others are not finite, so nothing is saved: lower --learning_rate"
-        )
-    ups = [name for name in weights if ".lora_B." in name]
-    still = [name for name in ups if not weights[name].any()]
-    if moved and still:
-        raise ValueError(
-            f"{len(still)} of the LoRA's {len(ups)} B matrices are all zero after training, {still[0]} first: these "
-            "layers get no gradient, so leave them out of --lora_target_modules"
-        )
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"{path} is damaged or incomplete ({reason}): {fix}") from error

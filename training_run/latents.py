@@ -70,7 +70,10 @@ class CachedRows(Dataset[dict[str, Any]]):
     """
 
     def __init__(self, data: Any, folder: Path, rows_per_shard: int, mask_shape: tuple[int, int]) -> None:
-        self.data, self.folder, self.rows_per_shard, self.mask_shape = data, folder, rows_per_shard, mask_shape
+        self.data = data
+        self.folder = folder
+        self.rows_per_shard = rows_per_shard
+        self.mask_shape = mask_shape
         self._open: dict[int, tuple[Any, list[list[Any]]]] = {}
 
     def __len__(self) -> int:
@@ -144,7 +147,7 @@ def cached_rows(
     accelerator.wait_for_everyone()  # every rank has looked before the first one writes
     if accelerator.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
-        check_room(folder, size, row_bytes * len(data))
+        check_room(folder, size)
         (folder / "made_of.json").write_text(json.dumps(facts, indent=2, default=str) + "\n", "utf-8")
     accelerator.wait_for_everyone()
     own = missing[accelerator.process_index :: accelerator.num_processes]
@@ -155,20 +158,7 @@ def cached_rows(
             Subset(data, shards[number]), batch_size=batch_size, num_workers=workers,
             worker_init_fn=worker_ignores_signals if workers else None,
         )  # fmt: skip
-        parts: list[dict[str, torch.Tensor]] = []
-        texts: list[list[Any]] = []
-        for samples in loader:
-            bits = np.packbits(samples["inpaint_mask"].flatten(1).numpy() > 0.5, axis=1)
-            parts.append(
-                {**{name: part.cpu() for name, part in encode(samples).items()}, "mask": torch.from_numpy(bits)}
-            )
-            kinds = [int(kind) for kind in samples.get("cloth_type", [1] * len(bits))]
-            texts += [list(row) for row in zip(*(samples[name] for name in TEXTS), kinds, strict=True)]
-            progress.update(len(bits))
-        tensors = {name: torch.cat([part[name] for part in parts]) for name in ("target", "masked", "mask")}
-        sums = [checksum(rows) for rows in zip(*tensors.values(), strict=True)]
-        tensors["checksum"] = torch.tensor(sums, dtype=torch.int64)
-        write_file(shard_path(folder, number), save(tensors, {"key": key, "rows": json.dumps(texts)}))
+        write_file(shard_path(folder, number), encode_shard(loader, encode, key, progress))
     progress.close()
     accelerator.wait_for_everyone()
     for number, rows in shards.items():
@@ -177,24 +167,36 @@ def cached_rows(
     return CachedRows(data, folder, each, mask_shape)
 
 
-def check_room(folder: Path, size: int, whole: int) -> None:
-    """Say how large the cache is; ``ValueError`` when ``size`` bytes more do not fit on its disk."""
+def encode_shard(loader: DataLoader, encode: Encoder, key: str, progress: tqdm) -> bytes:
+    """Content of the shard of the cache ``key`` that has the rows of ``loader``."""
+    parts: list[dict[str, torch.Tensor]] = []
+    texts: list[list[Any]] = []
+    for samples in loader:
+        bits = np.packbits(samples["inpaint_mask"].flatten(1).numpy() > 0.5, axis=1)
+        posteriors = {name: part.cpu() for name, part in encode(samples).items()}
+        parts.append({**posteriors, "mask": torch.from_numpy(bits)})
+        kinds = [int(kind) for kind in samples.get("cloth_type", [1] * len(bits))]
+        texts += [list(row) for row in zip(*(samples[name] for name in TEXTS), kinds, strict=True)]
+        progress.update(len(bits))
+    tensors = {name: torch.cat([part[name] for part in parts]) for name in ("target", "masked", "mask")}
+    sums = [checksum(rows) for rows in zip(*tensors.values(), strict=True)]
+    tensors["checksum"] = torch.tensor(sums, dtype=torch.int64)
+    return save(tensors, {"key": key, "rows": json.dumps(texts)})
+
+
+def check_room(folder: Path, size: int) -> None:
+    """Raise ``ValueError`` when ``size`` bytes more do not fit on the disk of ``folder``."""
     free = shutil.disk_usage(folder).free
     if size and size + SPARE_BYTES > free:
         raise ValueError(
             f"--cache_latents needs {size / 2**30:.1f} GiB more in {folder.parent}, and {free / 2**30:.1f} GiB are "
             "free there: give another disk with --latents_dir, take fewer rows, or leave the flag out"
         )
-    told = (
-        f"{size / 2**30:.2f} of {whole / 2**30:.2f} GiB are to be made"
-        if size
-        else f"{whole / 2**30:.2f} GiB, all there"
-    )
-    logger.info(f"Encoded rows in {folder}: {told}")
+    logger.info(f"Encoded rows in {folder}: {size / 2**30:.2f} GiB are to be made")
 
 
-def kept_tensors(path: Path, make: Callable[[], dict[str, torch.Tensor]], writes: bool) -> dict[str, torch.Tensor]:
-    """The tensors in the file ``path``, made and, by the rank that ``writes``, kept there when it is not whole."""
+def read_tensors(path: Path) -> dict[str, torch.Tensor] | None:
+    """The tensors that ``write_tensors`` has written to ``path``; None where they are not there or not whole."""
     try:
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -202,10 +204,11 @@ def kept_tensors(path: Path, make: Callable[[], dict[str, torch.Tensor]], writes
             return tensors
         logger.warning(f"{path} is damaged and made again")
     except (OSError, SafetensorError, KeyError):
-        pass  # not there, or not whole
-    tensors = {name: tensor.cpu().contiguous() for name, tensor in make().items()}
-    if writes:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        total = torch.tensor(checksum(tensors[name] for name in sorted(tensors)), dtype=torch.int64)
-        write_file(path, save({**tensors, "checksum": total}))
-    return tensors
+        pass
+    return None
+
+
+def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """Write tensors on the CPU and their checksum to ``path``."""
+    total = torch.tensor(checksum(tensors[name] for name in sorted(tensors)), dtype=torch.int64)
+    write_file(path, save({**tensors, "checksum": total}))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -61,13 +62,15 @@ def optimizer_settings(args: argparse.Namespace) -> dict[str, Any]:
 def make_optimizer(model: torch.nn.Module, args: argparse.Namespace) -> torch.optim.Optimizer:
     """AdamW (fused where the device has it), 8-bit AdamW, Muon or Prodigy for what is trained of ``model``.
 
-    ``check_packages`` has seen to their packages.
+    Their packages have been checked by ``check_packages``.
     """
     named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    parameters, settings = list(named.values()), optimizer_settings(args)
+    parameters = list(named.values())
+    settings = optimizer_settings(args)
     if args.optimizer == "muon":
-        chosen = {name: None for name, weight in named.items() if weight.ndim == 2 and IN_BLOCKS.search(name)}
-        matrices, others = [named[name] for name in chosen], [named[name] for name in named if name not in chosen]
+        chosen = {name for name, weight in named.items() if weight.ndim == 2 and IN_BLOCKS.search(name)}
+        matrices = [weight for name, weight in named.items() if name in chosen]
+        others = [weight for name, weight in named.items() if name not in chosen]
         return Muon(matrices, others, args.muon_ns_steps, **settings)
     if args.optimizer == "prodigy":
         from prodigyopt import Prodigy
@@ -78,3 +81,23 @@ def make_optimizer(model: torch.nn.Module, args: argparse.Namespace) -> torch.op
 
         return AdamW8bit(parameters, **settings)
     return torch.optim.AdamW(parameters, fused=parameters[0].device.type in ("cuda", "cpu"), **settings)
+
+
+def check_optimizer_state(optimizer: Any, saved: dict[str, Any], checkpoint: Path) -> None:
+    """Raise ``ValueError`` unless the state ``saved`` in ``checkpoint`` has the parameters and shapes of ``optimizer``.
+
+    torch takes a state as it comes, and its kernels read past the end of a tensor that is too small.
+    """
+    refused = f"--resume_from_checkpoint {checkpoint}: its optimizer state does not fit"
+    groups = optimizer.param_groups
+    if [len(group["params"]) for group in saved["param_groups"]] != [len(group["params"]) for group in groups]:
+        raise ValueError(f"{refused}: it has other parameters than this run trains")
+    inner = getattr(optimizer, "optimizer", optimizer)
+    if not isinstance(inner, (torch.optim.AdamW, Muon)):
+        return  # Prodigy and 8-bit AdamW keep tensors of other shapes
+    parameters = [parameter for group in groups for parameter in group["params"]]
+    for number, state in saved["state"].items():
+        for name, tensor in state.items():
+            wanted = torch.Size() if name == "step" else parameters[number].shape
+            if tensor.shape != wanted:
+                raise ValueError(f"{refused}: {name} of parameter {number} is {list(tensor.shape)}, not {list(wanted)}")

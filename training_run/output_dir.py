@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import shutil
 from argparse import Namespace
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from accelerate.logging import get_logger
 from accelerate.utils import broadcast_object_list
 
-from training_run.atomic import REMOVING, clear_leftovers, write_file
+from training_run.atomic import clear_leftovers, remove, write_file
 from training_run.checkpoints import DamagedCheckpointError, checkpoints_in, newest_whole, step_of, verify
 from training_run.state import FREE, changed
 
@@ -23,23 +20,22 @@ LORA_FILE = "pytorch_lora_weights.safetensors"
 #: Facts about data that do not change what is learned from it.
 PASSING = frozenset("source revision bad_rows options ledger_dir cache_dir max_bad_rows max_validation_samples".split())
 
-
-#: Where a run that is overwritten waits until the new one stands.
-REPLACED = ".replaced"
 #: What is made of the weights of a run, beside them: it goes where they go.
 MADE_OF_WEIGHTS = (LORA_FILE, "transformer", "README.md", "evaluation", "evaluation.json")
 
 
 def earlier_run(folder: Path) -> list[Path]:
     """What an earlier run has left in ``folder``."""
-    made = (folder / name for name in (LORA_FILE, "transformer", "run.json", REPLACED))
+    made = (folder / name for name in (LORA_FILE, "transformer", "run.json"))
     return [*checkpoints_in(folder), *filter(Path.exists, made)]
 
 
 def continues(args: Namespace) -> bool:
     """Whether the run goes on from a checkpoint in its own output directory."""
-    checkpoint, folder = args.resume_from_checkpoint, Path(args.output_dir).resolve()
-    return checkpoint == "latest" or (checkpoint is not None and Path(checkpoint).resolve().parent == folder)
+    checkpoint = args.resume_from_checkpoint
+    if checkpoint in (None, "latest"):
+        return checkpoint == "latest"
+    return Path(checkpoint).resolve().parent == Path(args.output_dir).resolve()
 
 
 def refuse_earlier_run(args: Namespace) -> None:
@@ -51,58 +47,31 @@ def refuse_earlier_run(args: Namespace) -> None:
             f"{args.output_dir} holds an earlier run ({earlier[0].name}): choose another --output_dir, continue it "
             "with --resume_from_checkpoint latest, or delete it with --overwrite_output_dir"
         )
-    named = args.resume_from_checkpoint not in (None, "latest") and Path(args.resume_from_checkpoint).resolve()
-    if named and not continues(args) and named.is_relative_to(folder.resolve()):
-        raise ValueError(f"--resume_from_checkpoint {named} is set aside in --output_dir: choose another --output_dir")
+    checkpoint = args.resume_from_checkpoint
+    if checkpoint and not continues(args) and Path(checkpoint).resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"--resume_from_checkpoint {checkpoint} lies in --output_dir: choose another --output_dir")
     trained = [path for path in (folder / LORA_FILE, folder / "transformer") if path.exists()]
-    begun = checkpoints_in(folder) or any(folder.glob(f"{REMOVING}checkpoint-*"))
-    if trained and args.resume_from_checkpoint == "latest" and not begun:
+    if trained and args.resume_from_checkpoint == "latest" and not checkpoints_in(folder):
         raise ValueError(
             f"--resume_from_checkpoint latest: {args.output_dir} holds what an earlier run has trained "
             f"({trained[0].name}) and no checkpoint to continue from: choose another --output_dir"
         )
 
 
-@contextlib.contextmanager
-def prepared(args: Namespace, writes: bool) -> Iterator[None]:
-    """Make the output directory; what is done inside may still refuse the run.
-
-    An earlier run that this one overwrites is set aside, comes back when the block raises, and is deleted after it.
-    Only the process that ``writes`` touches anything.
-    """
-    folder = Path(args.output_dir)
-    aside = folder / REPLACED
-    old: list[Path] = []
-    if writes:
-        clear_leftovers(folder)
-        if earlier_run(folder) and not continues(args):
-            found = [*earlier_run(folder), *(folder / name for name in (*MADE_OF_WEIGHTS, "validation", "logs"))]
-            found += folder.glob("before-*")
-            old = [path for path in dict.fromkeys(found) if path.exists() and path != aside]
-        shutil.rmtree(aside, ignore_errors=True)  # of a run that was killed here: its successor is overwritten now
-        for path in old:
-            aside.mkdir(exist_ok=True)
-            path.rename(aside / path.name)
-        (folder / "logs").mkdir(parents=True, exist_ok=True)
-    try:
-        yield
-    except BaseException:
-        for path in old:
-            if path.is_dir():  # made by the run that is not to be
-                shutil.rmtree(path)
-            (aside / path.name).rename(path)
-        if old:
-            aside.rmdir()
-        raise
-    if writes:
-        shutil.rmtree(aside, ignore_errors=True)
-
-
 def prepare_output_dir(args: Namespace) -> None:
     """Make the output directory for a run that nothing refuses any more; deletes the run that it overwrites."""
     refuse_earlier_run(args)
-    with prepared(args, writes=True):
-        pass
+    folder = Path(args.output_dir)
+    if folder.is_dir():
+        clear_leftovers(folder)
+    if earlier_run(folder) and not continues(args):
+        names = (*MADE_OF_WEIGHTS, "run.json", "validation", "logs")
+        for path in [*checkpoints_in(folder), *folder.glob("before-*"), *(folder / name for name in names)]:
+            if path.is_dir():
+                remove(path)
+            else:
+                path.unlink(missing_ok=True)
+    (folder / "logs").mkdir(parents=True, exist_ok=True)
 
 
 def find_checkpoint(args: Namespace) -> Path | None:
@@ -159,37 +128,34 @@ def forget_future(folder: Path, step: int) -> None:
 
     Checkpoints, weights and what was made of them move to a folder ``before-<step>``; nothing is deleted.
     """
-    kept = {
-        folder / "logs" / name: _lines_until(folder / "logs" / name, step) for name in ("losses.jsonl", "skipped.jsonl")
-    }
     later = [path for path in checkpoints_in(folder) if (step_of(path) or 0) > step]
     if any((folder / name).exists() for name in (LORA_FILE, "transformer")):
         later += [folder / name for name in MADE_OF_WEIGHTS if (folder / name).exists()]
     if later:
-        aside, number = folder / f"before-{step}", 1
-        while aside.exists():
-            number += 1
-            aside = folder / f"before-{step}-{number}"
+        number = 1 + len(list(folder.glob(f"before-{step}*")))
+        aside = folder / (f"before-{step}" if number == 1 else f"before-{step}-{number}")
         aside.mkdir()
         for path in later:
             path.rename(aside / path.name)
         logger.info(f"What lay after step {step} is in {aside}: {', '.join(path.name for path in later)}")
-    for path, lines in kept.items():
+    for name in ("losses.jsonl", "skipped.jsonl"):
+        path = folder / "logs" / name
         if path.exists():
-            write_file(path, "".join(lines))
+            write_file(path, "".join(_lines_until(path, step)))
 
 
 def _lines_until(path: Path, step: int) -> list[str]:
-    """Lines of a JSON-lines file whose ``step`` is at most ``step``; the log counts those that a crash has spoilt."""
-    lines, spoilt = [], 0
-    for line in path.read_text("utf-8", errors="replace").splitlines(keepends=True) if path.exists() else []:
+    """Lines of a JSON-lines file whose ``step`` is at most ``step``; a warning counts those that a crash has spoilt."""
+    lines = []
+    damaged = 0
+    for line in path.read_text("utf-8", errors="replace").splitlines(keepends=True):
         try:
             if json.loads(line)["step"] <= step and line.endswith("\n"):
                 lines.append(line)
         except (ValueError, KeyError, TypeError):
-            spoilt += 1
-    if spoilt:
-        logger.warning(f"{path}: {spoilt} lines are damaged and left out")
+            damaged += 1
+    if damaged:
+        logger.warning(f"{path}: {damaged} lines are damaged and left out")
     return lines
 
 
@@ -200,23 +166,24 @@ def refuse_changes(args: Namespace, own: frozenset[str], saved: dict[str, Any], 
     ``--allow_changed_arguments`` makes a warning of it. The rank that reads all data tells the others.
     """
     wanted = {"step": int, "processes": int, "arguments": dict, "data": dict, "ranks": list, "moved": bool}
+    wanted |= {"skipped_steps": int, "optimizer": dict, "lr_scheduler": dict}
     if odd := [name for name, kind in wanted.items() if not isinstance(saved.get(name), kind)]:
         raise ValueError(f"--resume_from_checkpoint {args.resume_from_checkpoint}: its state has no {odd[0]} that fits")
-    told: list[str] = []
+    changes: list[str] = []
     if accelerator.is_main_process:
         steps = {"max_train_steps"} if args.lr_scheduler.startswith("constant") else set()
         now = {name: value for name, value in vars(args).items() if name in own}
-        told = changed(saved["arguments"], now, FREE | steps)
-        told += changed(_plain_facts(saved["data"]), data_facts(data))
-        told += changed({"processes": saved["processes"]}, {"processes": accelerator.num_processes})
-    (told,) = broadcast_object_list([told])
-    if told and not args.allow_changed_arguments:
+        changes = changed(saved["arguments"], now, FREE | steps)
+        changes += changed(_plain_facts(saved["data"]), data_facts(data))
+        changes += changed({"processes": saved["processes"]}, {"processes": accelerator.num_processes})
+    (changes,) = broadcast_object_list([changes])
+    if changes and not args.allow_changed_arguments:
         raise ValueError(
-            f"continuing would not give what the run would have given: {'; '.join(told)}. Give the same arguments and "
-            "data, or continue all the same with --allow_changed_arguments"
+            f"continuing would not give what the run would have given: {'; '.join(changes)}. Give the same arguments "
+            "and data, or continue all the same with --allow_changed_arguments"
         )
-    if told:
-        logger.warning(f"Continuing with changes: {'; '.join(told)}")
+    if changes:
+        logger.warning(f"Continuing with changes: {'; '.join(changes)}")
 
 
 def data_facts(data: Any) -> dict[str, Any]:

@@ -1,25 +1,16 @@
-"""How the frozen base is held in 4 or 8 bits a weight, with what, and what that changes in the loss."""
+"""How the frozen base is held in 4 or 8 bits a weight, and with what."""
 
 from __future__ import annotations
 
 import importlib.util
-import statistics
-from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-import psutil
 import torch
-from accelerate.logging import get_logger
 from diffusers import BitsAndBytesConfig, TorchAoConfig
 
 from training_run.flags import QUANTIZED_BY
-from training_run.speed import free_memory
-
-logger = get_logger(__name__)
 
 Quantization = Literal["nf4", "int8", "fp8"]
-#: Pairs that the loss is compared on, or as many as fill whole batches.
-PAIRS = 8
 
 
 def check_usable(flag: str, kind: str) -> None:
@@ -58,43 +49,6 @@ def to_device(transformer: Any, kind: str | None, device: torch.device) -> None:
     """Bring a transformer that was loaded as ``kind`` to ``device``, where it is not there already."""
     if can_be_moved(kind):
         transformer.to(device)
-
-
-def compare(
-    kind: str,
-    quantized: Any,
-    load_plain: Callable[[], Any],
-    losses_of: Callable[[Any], Sequence[torch.Tensor]],
-    dtype: torch.dtype,
-    device: torch.device,
-    pairs: int,
-) -> dict[str, Any] | None:
-    """Tell what ``kind`` changes: the mean of ``losses_of(quantized)`` beside that of ``load_plain``'s transformer.
-
-    These are losses of batches of one size, of ``pairs`` in all. The plain transformer is read for it into main memory,
-    in ``dtype``, and goes to a GPU a layer at a time, as it would not fit there. Where main memory is too small for it,
-    that is told and None returned.
-    """
-    needed, free = bytes_of(quantized, dtype), psutil.virtual_memory().available
-    if needed > 0.9 * free:
-        logger.warning(
-            f"--quantize_base {kind}: what it changes in the loss is not measured, as the base itself needs "
-            f"{needed / 2**30:.1f} GiB of main memory and {free / 2**30:.1f} are free"
-        )
-        return None
-    losses = [loss.item() for loss in losses_of(quantized)]
-    plain = load_plain().requires_grad_(False)
-    if device.type == "cuda":
-        plain.enable_group_offload(onload_device=device, offload_type="leaf_level")
-    exact = [loss.item() for loss in losses_of(plain)]
-    del plain
-    free_memory()
-    found, wanted = statistics.fmean(losses), statistics.fmean(exact)
-    logger.info(
-        f"--quantize_base {kind}: loss {found:.5f} where the base itself, in {str(dtype).removeprefix('torch.')}, has "
-        f"{wanted:.5f} ({found / wanted - 1:+.2%}), on {pairs} pairs with the same noise"
-    )
-    return {"kind": kind, "loss": found, "loss_unquantized": wanted, "pairs": pairs}
 
 
 def bytes_of(transformer: Any, dtype: torch.dtype) -> int:

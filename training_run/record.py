@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import json
 import logging
 import math
@@ -10,16 +12,19 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
+from accelerate import Accelerator
 
 from training_run.atomic import write_file
-from training_run.bases import snapshot_of
-from training_run.output_dir import data_facts
+from training_run.bases import models_of, snapshot_of
+from training_run.checkpoints import checkpoints_in
+from training_run.guards import SkippedSteps, out_of_memory
+from training_run.stopping import StoppedError
 
 logger = logging.getLogger(__name__)
 
@@ -39,31 +44,10 @@ def package_versions() -> dict[str, str]:
     return {"python": sys.version.split()[0]} | {name: version(name) for name in PACKAGES.split()}
 
 
-def checkpoint_facts(run: Any, data: Any, own: frozenset[str]) -> dict[str, Any]:
-    """What a checkpoint of ``run`` on ``data`` keeps beside weights and optimizer; ``own`` names its arguments."""
-    args, processes = run.args, run.accelerator.num_processes
-    return {
-        "step": run.step,
-        "rows_seen": run.step * args.train_batch_size * args.gradient_accumulation_steps * processes,
-        "moved": run.moved,
-        "skipped_steps": run.skipped.count,
-        "scaler_skips": run.skipped.by_scaler,
-        "processes": processes,
-        "arguments": {name: value for name, value in vars(args).items() if name in own},
-        "data": data_facts(data),
-        "base": run.base_facts,
-        "attention": run.attention,
-        "quantized": run.quantized,
-        "versions": package_versions(),
-        "git_revision": git_revision(),
-    }
-
-
-def start_curves(run: Any) -> None:
-    """Begin ``--report_to``'s curves; those of steps that are taken again are not drawn twice."""
-    scalars = {name: value for name, value in vars(run.args).items() if isinstance(value, (bool, int, float, str))}
-    afresh = {"tensorboard": {"purge_step": run.step + 1}}
-    run.accelerator.init_trackers("catvton-flux-lora", config=scalars, init_kwargs=afresh)
+def start_curves(args: argparse.Namespace, accelerator: Accelerator, step: int) -> None:
+    """Begin ``--report_to``'s curves at ``step``; those of steps that are taken again are not drawn twice."""
+    scalars = {name: value for name, value in vars(args).items() if isinstance(value, (bool, int, float, str))}
+    accelerator.init_trackers("catvton-flux-lora", scalars, {"tensorboard": {"purge_step": step + 1}})
 
 
 def loss_trend(losses: Sequence[float]) -> dict[str, Any] | None:
@@ -78,8 +62,10 @@ def loss_trend(losses: Sequence[float]) -> dict[str, Any] | None:
     count = max(5, len(losses) // 10)
     if len(losses) < 2 * count:
         return None
-    first, last = losses[:count], losses[-count:]
-    before, after = statistics.fmean(first), statistics.fmean(last)
+    first = losses[:count]
+    last = losses[-count:]
+    before = statistics.fmean(first)
+    after = statistics.fmean(last)
     logs = [[math.log(max(loss, 1e-12)) for loss in part] for part in (first, last)]
     at_once = after > 3 * statistics.fmean(losses[:2]) and sorted(last)[count // 20] > 1.5 * max(losses[:2])
     rose = (after > 1.2 * before and _is_above(last, first)) or (after > 2 * before and _is_above(logs[1], logs[0]))
@@ -92,64 +78,79 @@ def _is_above(some: Sequence[float], others: Sequence[float]) -> bool:
     return statistics.fmean(some) - statistics.fmean(others) > 3 * error
 
 
-def commit_of(model: str, revision: str | None, cache_dir: str | None) -> str | None:
-    """Commit on the Hub of the files of ``model`` that were loaded; None for a folder on this machine."""
-    snapshot = snapshot_of(model, revision, cache_dir)
-    return snapshot.name if snapshot else None
+class RecordedRun(Protocol):
+    """What ``RunRecord`` reads of a run."""
+
+    folder: Path
+    step: int
+    skipped: SkippedSteps
+
+    @property
+    def args(self) -> argparse.Namespace:
+        """All arguments of the run."""
+
+    @property
+    def accelerator(self) -> Accelerator:
+        """That of this process."""
+
+    @property
+    def parameters(self) -> Sequence[torch.nn.Parameter]:
+        """What is trained."""
 
 
 class RunRecord:
-    """What ``run.json`` says of a run: arguments, versions, data, device, rate and outcome."""
+    """What ``run.json`` says of a run: arguments, versions, data, device, rate and outcome.
 
-    def __init__(self, run: Any, datasets: dict[str, Any]) -> None:
-        self.run, self.datasets, self.seconds = run, datasets, list[float]()
-        self._waiting: list[float] = []
+    ``seconds`` gets the time of every step, ``facts`` whatever else is to be recorded.
+    """
+
+    def __init__(self, run: RecordedRun, datasets: dict[str, Any]) -> None:
+        self.run = run
+        self.datasets = datasets
+        self.seconds: list[float] = []
+        snapshots = {name: snapshot_of(*model, run.args.cache_dir) for name, model in models_of(run.args).items()}
         self.facts: dict[str, Any] = {
             "status": "running",
             "started": time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime()),
             "arguments": vars(run.args),
             "versions": package_versions(),
             "git_revision": git_revision(),
-            "model_commits": {
-                "pipeline": commit_of(run.args.pretrained_model_name_or_path, run.args.revision, run.args.cache_dir),
-                "transformer": commit_of(
-                    run.args.pretrained_inpaint_model_name_or_path, run.args.inpaint_revision, run.args.cache_dir
-                ),
-            },
+            "model_commits": {name: folder.name if folder else None for name, folder in snapshots.items()},
             "device": torch.cuda.get_device_name() if run.accelerator.device.type == "cuda" else "cpu",
-            # A script that is driven sees to its attention itself.
-            **({"attention": run.attention} if hasattr(run, "attention") else {}),
             "world_size": run.accelerator.num_processes,
             "resumed_from_step": run.step or None,
             "trainable_parameters": sum(parameter.numel() for parameter in run.parameters),
         }
 
-    def took(self, seconds: float, known: bool) -> None:
-        """Note what the host spent on a step. Only where the outcome is ``known`` has the device come as far.
-
-        Then all steps since the last such one took equally long, as nothing tells them apart.
-        """
-        self._waiting.append(seconds)
-        if known:
-            self.settle(0.0)
-
-    def settle(self, seconds: float) -> None:
-        """Note that the device has finished all steps, after ``seconds`` of waiting for it."""
-        if self._waiting:
-            each = (sum(self._waiting) + seconds) / len(self._waiting)
-            self.seconds += [each] * len(self._waiting)
-            self._waiting = []
+    @contextlib.contextmanager
+    def ending(self) -> Iterator[None]:
+        """Write at the end of the block how the run has ended: done, stopped or failed."""
+        try:
+            yield
+        except StoppedError as stopped:
+            self.end(f"stopped by {stopped}")
+            logger.info(stopped.summary(checkpoints_in(self.run.folder)))
+            raise
+        except torch.OutOfMemoryError as error:
+            self.end("failed")
+            raise out_of_memory(self.run.step + 1, self.run.args) from error
+        except BaseException:
+            self.end("failed")
+            raise
+        self.see_losses()
+        self.facts["status"] = "done"
+        self.write()
 
     def see_losses(self) -> None:
-        """Note where the losses have gone, and say so when they have risen. After the last step."""
+        """Note where the losses have gone, and warn when they have risen. After the last step."""
         path = self.run.folder / "logs" / "losses.jsonl"
         if not self.run.accelerator.is_main_process or not path.is_file():
             return
-        lines = path.read_text(encoding="utf-8").splitlines()
-        trend = loss_trend([json.loads(line)["loss"] for line in lines])
-        if trend is not None:
-            self.facts["losses"] = trend
-        if trend is not None and trend["diverged"]:
+        trend = loss_trend([json.loads(line)["loss"] for line in path.read_text(encoding="utf-8").splitlines()])
+        if trend is None:
+            return
+        self.facts["losses"] = trend
+        if trend["diverged"]:
             logger.warning(
                 "the run has diverged: its loss began at %.4f, and is %.4f in the mean of its last tenth; train again "
                 "with a lower --learning_rate than %g",
@@ -168,19 +169,17 @@ class RunRecord:
         """Write ``run.json`` as things stand now; only the main process does."""
         if not self.run.accelerator.is_main_process:
             return
-        args, world_size = self.run.args, self.run.accelerator.num_processes
-        steady = self.seconds[1:] or ([] if self._waiting else self.seconds)
-        if steady:  # the first step also starts workers and warms up kernels
-            rows = args.train_batch_size * args.gradient_accumulation_steps * world_size
+        args = self.run.args
+        steady = self.seconds[1:] or self.seconds  # the first step also starts workers and warms up kernels
+        if steady:
+            rows = args.train_batch_size * args.gradient_accumulation_steps * self.run.accelerator.num_processes
             self.facts["seconds_per_step"] = sum(steady) / len(steady)
             self.facts["pairs_per_second"] = rows * len(steady) / sum(steady)
             self.facts["last_step_seconds"] = [round(each, 4) for each in self.seconds[-10:]]
         if torch.cuda.is_available():
             self.facts["peak_gpu_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
-        if quantized := getattr(self.run, "quantized", None):  # a script that is driven does not look into it
-            self.facts["quantization"] = quantized
         self.facts["step"] = self.run.step
-        summaries = {name: data.summary() for name, data in self.datasets.items() if hasattr(data, "summary")}
         self.facts["skipped_steps"] = self.run.skipped.count
+        summaries = {name: data.summary() for name, data in self.datasets.items() if hasattr(data, "summary")}
         facts = json.dumps({**self.facts, "dataset": summaries}, indent=2, default=str)
         write_file(self.run.folder / "run.json", facts)

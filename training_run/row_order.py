@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
-import math
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
-from torch.utils.data import Sampler, default_collate
+from torch.utils.data import Sampler
 
 
 def seed_for(seed: int, *place: int) -> int:
@@ -28,16 +25,22 @@ class PairStream(Sampler[list[int]]):
         self, rows: int, batch_size: int, batches: range, seed: int, rank: int = 0, world_size: int = 1,
         weights: Sequence[float] | None = None,
     ) -> None:  # fmt: skip
-        self.rows, self.batch_size, self.batches, self.seed = rows, batch_size, batches, seed
-        self.rank, self.world_size = rank, world_size
+        self.rows = rows
+        self.batch_size = batch_size
+        self.batches = batches
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
         self.shares = None if weights is None else np.asarray(weights, dtype=np.float64) / np.sum(weights)
-        self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
+        self._epoch = -1
+        self._order = np.empty(0, dtype=np.int64)
 
     def row_at(self, place: int) -> int:
         """Row at ``place`` of the stream."""
         epoch, offset = divmod(place, self.rows)
         if epoch != self._epoch:
-            draw, self._epoch = np.random.default_rng([self.seed, epoch]), epoch
+            self._epoch = epoch
+            draw = np.random.default_rng([self.seed, epoch])
             drawn = self.shares is not None
             self._order = draw.choice(self.rows, self.rows, p=self.shares) if drawn else draw.permutation(self.rows)
         return int(self._order[offset])
@@ -46,17 +49,3 @@ class PairStream(Sampler[list[int]]):
         for batch in self.batches:
             first = (batch * self.world_size + self.rank) * self.batch_size
             yield [self.row_at(first + k) for k in range(self.batch_size)]
-
-
-def first_batches(data: Any, size: int, pairs: int) -> list[dict[str, Any]]:
-    """Collated batches of ``size`` rows of ``data``, from the first on and around, until there are ``pairs``."""
-    rows = (data[row % len(data)] for row in itertools.count())
-    return [default_collate(list(itertools.islice(rows, size))) for _ in range(math.ceil(pairs / size))]
-
-
-def validation_rows(dataset: Any, count: int) -> list[int]:
-    """Which rows are drawn at every validation: the first ones, garment types in turn where the dataset tells them."""
-    types = dataset.cloth_types() if hasattr(dataset, "cloth_types") else [1] * len(dataset)
-    by_type = [[row for row, kind in enumerate(types) if kind == wanted] for wanted in sorted(set(types))]
-    in_turn = [row for turn in itertools.zip_longest(*by_type) for row in turn if row is not None]
-    return in_turn[:count]

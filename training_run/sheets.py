@@ -1,11 +1,21 @@
-"""Validation sheets: pictures of tensors, in one labelled grid."""
+"""Validation pictures: which rows they show, and tensors as pictures in one labelled grid."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
+
+
+def validation_rows(dataset: Any, count: int) -> list[int]:
+    """Which rows are drawn at every validation: the first ones, garment types in turn where the dataset tells them."""
+    types = dataset.cloth_types() if hasattr(dataset, "cloth_types") else [1] * len(dataset)
+    by_type = [[row for row, kind in enumerate(types) if kind == wanted] for wanted in sorted(set(types))]
+    in_turn = [row for turn in itertools.zip_longest(*by_type) for row in turn if row is not None]
+    return in_turn[:count]
 
 
 def to_picture(tensor: torch.Tensor) -> Image.Image:
@@ -17,15 +27,19 @@ def to_picture(tensor: torch.Tensor) -> Image.Image:
 def labelled_grid(rows: Sequence[Sequence[Image.Image]], columns: Sequence[str], labels: Sequence[str]) -> Image.Image:
     """One picture of ``rows`` of equally large pictures, each column under its name, each row under its label."""
     enlarge = max(1, round(256 / rows[0][0].height))
-    width, height = rows[0][0].width * enlarge, rows[0][0].height * enlarge
-    size, gap = max(13, height // 28), max(6, height // 64)
-    font, line = ImageFont.load_default(size), round(size * 1.7)
+    width = rows[0][0].width * enlarge
+    height = rows[0][0].height * enlarge
+    size = max(13, height // 28)
+    gap = max(6, height // 64)
+    line = round(size * 1.7)
+    font = ImageFont.load_default(size)
     sheet = Image.new("RGB", ((width + gap) * len(columns) + gap, line + (line + height + gap) * len(rows)), "white")
     draw = ImageDraw.Draw(sheet)
     for column, name in enumerate(columns):
         draw.text((gap + column * (width + gap), line // 2), name, "black", font, anchor="lm")
     for number, (row, label) in enumerate(zip(rows, labels, strict=True)):
-        top, label = line + number * (line + height + gap), " ".join(label.split())
+        top = line + number * (line + height + gap)
+        label = " ".join(label.split())
         while label and draw.textlength(label, font) > sheet.width - 2 * gap:
             label = label.removesuffix("…")[:-1] + "…"
         draw.text((gap, top + line // 2), label, "dimgray", font, anchor="lm")

@@ -1,7 +1,9 @@
-"""How a step is made faster without another result: which blocks are computed twice, which are compiled."""
+"""Activation checkpointing: which blocks are computed again in the backward pass, as few as fit; and freed memory."""
 
 from __future__ import annotations
 
+import bisect
+import functools
 import gc
 import math
 from collections.abc import Callable
@@ -65,64 +67,44 @@ def recompute(transformer: Any, count: int) -> None:
         transformer.disable_gradient_checkpointing()
 
 
-def fewest_recomputed(peak: Callable[[int], int | None], total: int, budget: int) -> int:
-    """The smallest number of recomputed blocks, of ``total``, whose ``peak(number)`` is within ``budget`` bytes.
-
-    ``peak`` measures a step; None says that it did not even run. It is asked as few times as possible: what a block
-    keeps is about the same for all. Raises ``torch.OutOfMemoryError`` when all blocks together are too few.
-    """
-    least = peak(total)
-    if least is None or least > budget:
-        raise torch.OutOfMemoryError
-    probe = max(1, total // 8)
-    more = peak(total - probe)
-    if more is None or more > budget:
-        fits, fails = total, total - probe
-    else:
-        each = max(1.0, (more - least) / probe)
-        fits, fails = total - probe, -1
-        guess = max(0, math.ceil(total - (budget - least) / each))
-        while guess < fits:
-            found = peak(guess)
-            if found is not None and found <= budget:
-                fits = guess
-                break
-            fails = guess
-            guess += max(1, total // 16)
-    while fails >= 0 and fits - fails > max(1, total // 16):
-        middle = (fits + fails) // 2
-        found = peak(middle)
-        fits, fails = (middle, fails) if found is not None and found <= budget else (fits, middle)
-    return fits
-
-
 def choose_recomputed(transformer: Any, step: Callable[[], None], spare: int, accelerator: Any) -> int:
     """Measure how few blocks have to be recomputed for ``step`` to fit into the GPU, set it, and return the number.
 
     ``step`` is a forward and a backward pass; ``spare`` bytes, of the optimizer's state, are still to come. All ranks
-    take the largest number that any of them needs. Without a GPU nothing is recomputed.
+    take the largest number that any of them needs. Without a GPU nothing is recomputed. Raises
+    ``torch.OutOfMemoryError`` when all blocks together are too few.
     """
     total = len(transformer.transformer_blocks) + len(transformer.single_transformer_blocks)
-    if accelerator.device.type != "cuda":
-        recompute(transformer, 0)
-        logger.info("--gradient_checkpointing auto: no GPU, so nothing is recomputed")
-        return 0
-
-    def peak(count: int) -> int | None:
-        recompute(transformer, count)
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-        try:
-            step()
-        except torch.OutOfMemoryError:
-            return None
-        return torch.cuda.max_memory_allocated()
-
-    memory = torch.cuda.get_device_properties(accelerator.device).total_memory
-    count = fewest_recomputed(peak, total, int(FILL * memory) - spare)
-    count = int(accelerator.gather(torch.tensor([count], device=accelerator.device)).max())
+    count = 0
+    if accelerator.device.type == "cuda":
+        budget = int(FILL * torch.cuda.get_device_properties(accelerator.device).total_memory) - spare
+        count = fewest_recomputed(functools.partial(_peak, transformer, step), total, budget)
+        count = int(accelerator.gather(torch.tensor([count], device=accelerator.device)).max())
     recompute(transformer, count)
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()  # what was tried is not what the run needs
+    if accelerator.device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()  # what was tried is not what the run needs
     logger.info(f"--gradient_checkpointing auto: {count} of {total} blocks are recomputed")
     return count
+
+
+def fewest_recomputed(peak: Callable[[int], float], total: int, budget: int) -> int:
+    """The smallest number of recomputed blocks, of ``total``, whose ``peak(number)`` is at most ``budget`` bytes.
+
+    Raises ``torch.OutOfMemoryError`` when all blocks together are too few.
+    """
+    if peak(total) > budget:
+        raise torch.OutOfMemoryError
+    return bisect.bisect_left(range(total), True, key=lambda count: peak(count) <= budget)
+
+
+def _peak(transformer: Any, step: Callable[[], None], count: int) -> float:
+    """Bytes at the peak of ``step`` with ``count`` recomputed blocks; infinite where it does not fit."""
+    recompute(transformer, count)
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    try:
+        step()
+    except torch.OutOfMemoryError:
+        return math.inf
+    return torch.cuda.max_memory_allocated()

@@ -30,9 +30,10 @@ class StoppedError(SystemExit):
 
     def __init__(self, signum: int, step: int | None = None) -> None:
         super().__init__(128 + signum)
-        self.signum, self.step = signum, step
+        self.signum = signum
+        self.step = step
 
-    def told(self, saved: Sequence[Path]) -> str:
+    def summary(self, saved: Sequence[Path]) -> str:
         """What to say at the end of a run that has ``saved`` these checkpoints."""
         if saved:
             return f"Stopped by {self} at step {self.step}; --resume_from_checkpoint latest continues from {saved[-1]}"
@@ -43,14 +44,17 @@ class StoppedError(SystemExit):
 
 
 class Stopping:
-    """Context manager: from here on a signal asks the run to stop.
+    """Context manager: inside, a signal asks the run to stop.
 
-    ``saving`` says that there is something to save, so that a signal is a note and not the end; ``asked`` is the
-    signal that came first, or 0. Handlers are put back on leaving.
+    While ``saving`` is set there is something to save, so a signal is noted only; otherwise it ends the run. ``asked``
+    is the signal that came first, or 0. ``saved_at`` is when the last checkpoint was written. The handlers from before
+    are set again on leaving.
     """
 
     def __init__(self, every_minutes: float = 0) -> None:
-        self.asked, self.saving, self.every = 0, False, 60 * every_minutes
+        self.asked = 0
+        self.saving = False
+        self.every = 60 * every_minutes
         self.saved_at = time.monotonic()
         self._before: dict[int, Any] = {}
 
@@ -73,7 +77,7 @@ class Stopping:
             sys.stderr.write("\nstopping: the checkpoint is written first\n")
 
     def agreed(self, accelerator: Any) -> tuple[int, bool]:
-        """What all ranks do now: the signal that any of them got, or 0, and whether a checkpoint is due by the clock.
+        """What all ranks agree on: the signal that any of them got, or 0, and whether a checkpoint is due by the clock.
 
         Every rank calls this at the same place.
         """
@@ -89,10 +93,9 @@ class Stopping:
 
 
 def worker_ignores_signals(_worker: int) -> None:
-    """``worker_init_fn`` of a loader: a signal to the whole group leaves the rows for the last step coming.
+    """``worker_init_fn`` of a loader: after a signal to the whole process group, rows for the last step still come.
 
-    SIGTERM is also how multiprocessing ends a worker that nobody has told to, and then it waits for it: so the worker
-    goes, but ``WORKERS_STAY`` seconds later.
+    multiprocessing ends workers by SIGTERM, too, and waits for them. So a worker ends ``WORKERS_STAY`` seconds later.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
@@ -100,10 +103,10 @@ def worker_ignores_signals(_worker: int) -> None:
 
 
 def settle_gloo() -> None:
-    """Call this before a rank leaves the others, or it may never end.
+    """Wait a moment on CPUs before a rank leaves the others, or it may never end.
 
-    Gloo's threads give tensors back under Python's lock, a moment after who waited for them has gone on, and what
-    frees the group waits for the threads with that lock held (PyTorch issue 56297). So, on CPUs, they get a moment.
+    Gloo's threads release tensors under Python's lock, a moment after the call that waited for them has returned. The
+    code that frees the group waits for these threads while it holds the lock (PyTorch issue 56297).
     """
     import torch
 
@@ -115,8 +118,8 @@ def settle_gloo() -> None:
 def end_with_launcher() -> None:
     """Ask Linux for SIGTERM when the parent ends, where that is ``accelerate launch`` with a single process.
 
-    It hands no signal on, so a run whose launcher was told to stop would go on unseen. Any other parent, such as a
-    shell that was closed after ``nohup``, may end without ending the run.
+    It passes no signal on, so without this the run would go on after its launcher has ended. Any other parent, such as
+    a shell that was closed after ``nohup``, may end without ending the run.
     """
     if not sys.platform.startswith("linux") or "LOCAL_RANK" in os.environ:
         return

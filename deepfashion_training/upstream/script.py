@@ -364,7 +364,7 @@ class DrivenScript:
             status = "done"
         except StoppedError as stopped:
             status = f"stopped by {stopped}"
-            logger.info(stopped.told(checkpoints_in(Path(settings.output_dir))))
+            logger.info(stopped.summary(checkpoints_in(Path(settings.output_dir))))
             raise
         finally:
             run.end(status)
