@@ -41,11 +41,12 @@ from diffusers import training_utils as flow
 from diffusers.optimization import get_scheduler
 from peft import LoraConfig, set_peft_model_state_dict
 from PIL import Image
+from safetensors.torch import load_file, save
 from torch.utils.data import DataLoader, Dataset, default_collate
 from tqdm.auto import tqdm
 
 from training_run import attention, bases, checkpoints, guards, latents, quantization, sharding, speed
-from training_run.atomic import replacing
+from training_run.atomic import replacing, write_file
 from training_run.flags import DEFAULT_PROMPT as DEFAULT_PROMPT  # for wrappers of this script
 from training_run.flags import OneLineParser, add_trainer_flags, refuse_contradictions
 from training_run.hub import subfolder_of_transformer
@@ -305,13 +306,13 @@ def cached_prompts(args: argparse.Namespace, prompts: list[str], accelerator: Ac
     facts = {"encoders": encoders, "variant": args.variant, "dtype": str(DTYPES[args.mixed_precision])}
     facts |= {"length": args.max_sequence_length, "prompts": prompts}
     path = latents_dir(args) / f"prompts-{latents.digest(facts)}.safetensors"
-    found = latents.read_tensors(path)
-    if found is None:
-        table = encode_prompts_once(args, prompts, accelerator)
-        found = {"embeds": table.embeds.cpu(), "pooled": table.pooled.cpu()}
-        if accelerator.is_main_process:
-            latents.write_tensors(path, found)
-    return PromptTable.of(prompts, found["embeds"], found["pooled"])
+    if path.is_file():
+        found = load_file(path)
+        return PromptTable.of(prompts, found["embeds"], found["pooled"])
+    table = encode_prompts_once(args, prompts, accelerator)
+    if accelerator.is_main_process:
+        write_file(path, save({"embeds": table.embeds.cpu(), "pooled": table.pooled.cpu()}))
+    return table
 
 
 def make_trainable(transformer: FluxTransformer2DModel, args: argparse.Namespace) -> list[torch.nn.Parameter]:
@@ -812,7 +813,7 @@ def train(run: Run, record: RunRecord) -> None:
     args = run.args
     accelerator = run.accelerator
     passes = args.gradient_accumulation_steps
-    start_curves(run.args, run.accelerator, run.step)
+    start_curves(args, accelerator, run.step)
     if args.gradient_checkpointing == "auto":
         run.fit_memory()
     batches = iter(make_loader(run.rows, args, accelerator, run.step))
@@ -831,7 +832,8 @@ def train(run: Run, record: RunRecord) -> None:
                 names: list[str] = []
                 for number in range(passes):
                     run.stop_if_asked(before)
-                    batch = run.encode(guards.next_batch(batches), run.step * passes + number)
+                    samples = guards.next_batch(batches)
+                    batch = run.encode(samples, run.step * passes + number)
                     with accelerator.accumulate(run.transformer):
                         loss, regions = run.loss_of(batch)
                         accelerator.backward(loss)
