@@ -726,11 +726,11 @@ class Run:
         args = self.args
         guards.check_files(checkpoint, "continue from another checkpoint")
         bases.refuse_other(saved.get("base"), self.base_facts, checkpoint, args.allow_changed_arguments)
-        check_optimizer_state(self.optimizer, saved["optimizer"], checkpoint)
         if args.train_base_model:
             load_transformer_weights(self.model, checkpoint / "transformer")
         else:
             set_peft_model_state_dict(self.model, read_lora(self.model, args, checkpoint))
+        check_optimizer_state(self.optimizer, saved["optimizer"], checkpoint)
         for name, part in self.stateful().items():
             part.load_state_dict(saved[name])
         for group in self.optimizer.param_groups:  # of this device, whatever the checkpoint was written on
