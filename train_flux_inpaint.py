@@ -64,8 +64,8 @@ from training_run.output_dir import (
     refuse_finished,
 )
 from training_run.record import RunRecord, git_revision, package_versions, start_curves
-from training_run.row_order import PairStream, seed_for
-from training_run.sheets import labelled_grid, to_picture, validation_rows
+from training_run.row_order import PairStream, seed_for, validation_rows
+from training_run.sheets import labelled_grid, to_picture
 from training_run.state import random_state, read_state, set_random_state, write_state
 from training_run.stopping import StoppedError, Stopping, settle_gloo, worker_ignores_signals
 

@@ -76,23 +76,25 @@ def undisturbed(tiny_args: Callable[..., argparse.Namespace]) -> Callable[[int],
     return traced
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("passes", "stop_at_pass", "workers"),
     [
-        (1, 1, 0),  # in the second step, before its pass is added
-        (1, 4, 0),  # just after the checkpoint of step 4
-        (1, 3, 2),
-        (1, 2, 2),
-        (2, 1, 0),  # in the middle of the first step's second pass: step 1 is completed first
         (2, 4, 0),
-        (2, 7, 2),  # the last pass of an epoch
-        (2, 8, 0),  # the first pass of the second epoch
-        (3, 4, 0),  # in the middle of a step
         (3, 8, 2),  # in the middle of a step that lies across the epoch's edge
-        (3, 16, 0),
+        *(
+            pytest.param(*case, marks=pytest.mark.long)
+            for case in [
+                (1, 1, 0),  # in the second step, before its pass is added
+                (1, 4, 0),  # just after the checkpoint of step 4
+                (1, 3, 2),
+                (2, 1, 0),  # in the middle of the first step's second pass: step 1 is completed first
+                (2, 7, 2),  # the last pass of an epoch
+                (2, 8, 0),  # the first pass of the second epoch
+                (3, 16, 0),
+            ]
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_stopped_run_continued_equals_the_undisturbed_one(tiny_args, undisturbed, passes, stop_at_pass, workers):
     flags = [*FLAGS, "--gradient_accumulation_steps", passes]
     args = tiny_args(*flags, "--dataloader_num_workers", workers)
@@ -113,7 +115,7 @@ def test_a_stopped_run_continued_equals_the_undisturbed_one(tiny_args, undisturb
     assert json.loads((folder / "run.json").read_text())["status"] == "done"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("place", ["validation", "save"])
 def test_a_signal_while_pictures_are_drawn_or_a_checkpoint_is_written(tiny_args, undisturbed, monkeypatch, place):
     where, name = {"validation": (tfi, "to_picture"), "save": (tfi, "write_state")}[place]
@@ -141,7 +143,7 @@ def test_a_signal_while_pictures_are_drawn_or_a_checkpoint_is_written(tiny_args,
     assert_same(ended(folder), undisturbed(2))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_who_keeps_the_error_of_a_stopped_run_keeps_no_workers(tiny_args):
     with pytest.raises(StoppedError) as kept:
         run(tiny_args(*FLAGS, "--dataloader_num_workers", 2), stop_at_pass=2)
@@ -226,17 +228,6 @@ def test_a_constant_schedule_may_go_on_longer_and_what_only_shows_may_change(tin
     assert json.loads((Path(args.output_dir) / "run.json").read_text())["step"] == 2
 
 
-def test_other_rows_are_refused(tiny_args, tmp_path):
-    args = tiny_args(*FLAGS, "--max_train_steps", 1, "--checkpointing_steps", 1, "--lr_scheduler", "constant")
-    run(args)
-    pairs = Path(args.dataroot) / "fewer.txt"
-    pairs.write_text("".join((Path(args.dataroot) / "train_pairs.txt").read_text().splitlines(keepends=True)[:4]))
-    again = tiny_args(*FLAGS, "--max_train_steps", 2, "--lr_scheduler", "constant", "--train_data_list", "fewer.txt",
-                      "--output_dir", args.output_dir, "--resume_from_checkpoint", "latest")  # fmt: skip
-    with pytest.raises(ValueError, match=r"rows was 8 and is 4"):
-        run(again)
-
-
 def test_checkpoints_by_the_clock(tiny_args):
     args = tiny_args(*FLAGS, "--max_train_steps", 3, "--checkpointing_steps", 0, "--save_every_minutes", 1e-6)
     run(args)
@@ -310,6 +301,7 @@ def test_latest_does_not_begin_anew_over_what_was_trained(tiny_args):
     assert content(Path(args.output_dir)) == before
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "flags", [["--lora_target_modules", "atention"], ["--resume_from_checkpoint", "OTHER", "--seed", 9]]
 )
@@ -387,16 +379,6 @@ def test_a_changed_rate_that_is_allowed_takes_effect(tiny_args):
     assert (group["weight_decay"], group["initial_lr"]) == (0.5, 3e-4)
 
 
-def test_other_pairs_of_the_same_number_are_refused(tiny_args):
-    args = tiny_args(*FLAGS, "--max_train_steps", 1, "--checkpointing_steps", 1)
-    run(args)
-    pairs = Path(args.dataroot) / "turned.txt"
-    pairs.write_text("".join((Path(args.dataroot) / "train_pairs.txt").read_text().splitlines(keepends=True)[::-1]))
-    with pytest.raises(ValueError, match="fingerprint was"):
-        run(tiny_args(*FLAGS, "--max_train_steps", 1, "--train_data_list", "turned.txt", "--output_dir",
-                      args.output_dir, "--resume_from_checkpoint", "latest"))  # fmt: skip
-
-
 def of_state(change: Callable[[dict], object]) -> Callable[[Path], None]:
     """Changes the state in a checkpoint."""
 
@@ -446,6 +428,17 @@ def one_step(tiny_args: Callable[..., argparse.Namespace]) -> Path:
     return Path(args.output_dir)
 
 
+@pytest.mark.parametrize(
+    ("lines", "told"), [(slice(4), "rows was 8 and is 4"), (slice(None, None, -1), "fingerprint was")]
+)
+def test_other_pairs_are_refused(tiny_args, one_step, tmp_path, viton_root, lines, told):
+    pairs = viton_root / f"{tmp_path.name}.txt"
+    pairs.write_text("".join((viton_root / "train_pairs.txt").read_text().splitlines(keepends=True)[lines]))
+    with pytest.raises(ValueError, match=told):
+        run(tiny_args(*FLAGS, "--max_train_steps", 2, "--lr_scheduler", "constant", "--train_data_list", pairs.name,
+                      "--resume_from_checkpoint", one_step / "checkpoint-1"))  # fmt: skip
+
+
 @pytest.mark.parametrize("name", MISFITS)
 def test_a_checkpoint_that_does_not_fit_is_refused_in_one_line(tiny_args, one_step, tmp_path, name):
     folder = Path(shutil.copytree(one_step, tmp_path / "out"))
@@ -462,6 +455,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused_in_one_line(tiny_args, one_st
     assert content(folder) == before
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("more", [[], ["--train_base_model", "attention"]], ids=["LoRA", "base"])
 def test_what_a_run_has_written_itself_is_trusted(tiny_args, more):
     """After a step at a rate of 0, which has given the LoRA's B matrices nothing yet, and over a fully saved base."""
@@ -488,7 +482,9 @@ def test_another_transformer_in_a_checkpoint_is_refused(tmp_path):
 # ------------------------------------------------------------------------------------------------------ the same base
 
 
-@pytest.mark.parametrize("part", ["transformer", "vae", "tokenizer"])
+@pytest.mark.parametrize(
+    "part", ["vae", *(pytest.param(part, marks=pytest.mark.long) for part in ("transformer", "tokenizer"))]
+)
 def test_another_base_at_the_same_place_is_refused(tiny_args, tiny_flux_fill, tmp_path, caplog, part):
     base = Path(shutil.copytree(tiny_flux_fill, tmp_path / "base"))
     flags = [*FLAGS, "--lr_scheduler", "constant", "--checkpointing_steps", 1, "--pretrained_model_name_or_path", base]

@@ -38,7 +38,7 @@ def plain(tiny_args):
     return run(tiny_args(*FLAGS, "--train_batch_size", 3))
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.long)])
 def test_losses_pictures_and_lora_are_the_same_bit_for_bit(tiny_args, plain, tmp_path, workers):
     flags = ["--cache_latents", "--latents_dir", tmp_path / "kept", "--dataloader_num_workers", workers]
     losses, folder = run(tiny_args(*FLAGS, "--train_batch_size", 3, *flags))
@@ -70,7 +70,9 @@ def test_a_second_run_encodes_nothing_and_a_stopped_one_only_what_is_missing(tin
     assert (after[0], after[3]) == (when[0], when[3]) and after[1] != when[1]
 
 
-@pytest.mark.parametrize("flags", [["--height", 32], ["--mixed_precision", "bf16"]])
+@pytest.mark.parametrize(
+    "flags", [["--height", 32], pytest.param(["--mixed_precision", "bf16"], marks=pytest.mark.long)]
+)
 def test_another_size_or_precision_is_another_cache(tiny_args, tmp_path, flags):
     run(tiny_args(*FLAGS, "--cache_latents", "--latents_dir", tmp_path))
     run(tiny_args(*FLAGS, "--cache_latents", "--latents_dir", tmp_path, *flags))

@@ -43,7 +43,8 @@ tfi.main(tfi.parse_args(sys.argv[1:]))
 """
 
 
-@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("ranks", [1, 2])
 def test_trials_that_find_no_memory_change_no_bit_of_the_run(ranks, tiny_flags, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)

@@ -99,7 +99,7 @@ def ended(folder: Path) -> dict[str, Any]:
     return {"optimizer": read_state(checkpoints_in(folder)[-1])["optimizer"], "losses": losses, **weights}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("trained", [(), ("--train_base_model", "all")], ids=["LoRA", "base"])
 def test_a_stopped_run_goes_on_exactly(tiny_args: Callable[..., argparse.Namespace], trained: tuple[str, ...]) -> None:
     whole = tiny_args(*FLAGS, *trained)
@@ -114,7 +114,6 @@ def test_a_stopped_run_goes_on_exactly(tiny_args: Callable[..., argparse.Namespa
     assert_same(ended(folder), wanted)
 
 
-@pytest.mark.slow
 def test_a_momentum_that_does_not_fit_is_refused(tiny_args: Callable[..., argparse.Namespace]) -> None:
     args = tiny_args(*FLAGS)
     run(args)

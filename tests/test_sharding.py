@@ -86,6 +86,7 @@ def same(one: Path, other: Path) -> None:
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+@pytest.mark.long
 def test_two_ranks_train_the_same_lora_with_half_of_the_base_each(two_ranks, split):
     same(split, two_ranks("whole"))
     for rank in "01":
@@ -94,6 +95,7 @@ def test_two_ranks_train_the_same_lora_with_half_of_the_base_each(two_ranks, spl
     assert json.loads((split / "run.json").read_text())["world_size"] == 2
 
 
+@pytest.mark.long
 def test_on_several_gpus_accelerate_takes_it_too(two_ranks, split):
     """It refuses a base that is split before DDP sees it, but not where processes run on CPUs."""
     same(two_ranks("gpus", "--shard_base", GPUS="", ACCELERATE_BYPASS_DEVICE_MAP="true"), split)

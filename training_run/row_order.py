@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -49,3 +51,11 @@ class PairStream(Sampler[list[int]]):
         for batch in self.batches:
             first = (batch * self.world_size + self.rank) * self.batch_size
             yield [self.row_at(first + k) for k in range(self.batch_size)]
+
+
+def validation_rows(dataset: Any, count: int) -> list[int]:
+    """Which rows are drawn at every validation: the first ones, garment types in turn where the dataset tells them."""
+    types = dataset.cloth_types() if hasattr(dataset, "cloth_types") else [1] * len(dataset)
+    by_type = [[row for row, kind in enumerate(types) if kind == wanted] for wanted in sorted(set(types))]
+    in_turn = [row for turn in itertools.zip_longest(*by_type) for row in turn if row is not None]
+    return in_turn[:count]

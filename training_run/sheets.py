@@ -1,21 +1,11 @@
-"""Validation pictures: which rows they show, and tensors as pictures in one labelled grid."""
+"""Validation sheets: pictures of tensors, in one labelled grid."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
-
-
-def validation_rows(dataset: Any, count: int) -> list[int]:
-    """Which rows are drawn at every validation: the first ones, garment types in turn where the dataset tells them."""
-    types = dataset.cloth_types() if hasattr(dataset, "cloth_types") else [1] * len(dataset)
-    by_type = [[row for row, kind in enumerate(types) if kind == wanted] for wanted in sorted(set(types))]
-    in_turn = [row for turn in itertools.zip_longest(*by_type) for row in turn if row is not None]
-    return in_turn[:count]
 
 
 def to_picture(tensor: torch.Tensor) -> Image.Image:
