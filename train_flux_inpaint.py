@@ -856,7 +856,7 @@ def train(run: Run, record: RunRecord) -> None:
                     run.validate()
                 accelerator.wait_for_everyone()
     finally:
-        del batches  # an error that somebody keeps would keep the processes that load rows, too
+        del batches  # the traceback of an error would keep them, and with them the loader's processes
     run.skipped.check_end(run.moved, args.learning_rate)
 
 

@@ -1,6 +1,8 @@
-"""What keeps a training run from losing anything: ``train_flux_inpaint.py`` is built on it, and so is the wrapper.
+"""What a training run needs around the loop of ``train_flux_inpaint.py``.
 
-``checkpoints`` folders that are complete or absent, ``state`` what they hold, ``output_dir`` where they lie, ``record``
-what ``run.json`` says, ``sheets`` validation pictures, ``stopping`` signals, ``guards`` what must be true of a step.
-Nothing here knows try-on data, and nothing imports ``deepfashion_training``.
+Files: ``atomic`` writes, ``checkpoints`` and their ``state``, ``output_dir``, the ``record`` in run.json, ``latents``
+cached on disk, the ``lora`` file. Memory and speed: ``speed`` (activation checkpointing), ``attention``,
+``quantization``, ``sharding``, ``flops`` and the ``forecast`` of a run. Order and input: ``flags``, ``row_order``,
+``colour``, ``hub`` and ``bases``. ``guards`` checks what must be true of a step, ``stopping`` handles signals,
+``sheets`` draws validation pictures. Nothing here knows try-on data or imports ``deepfashion_training``.
 """

@@ -39,7 +39,7 @@ def snapshot_of(model: str, revision: str | None, cache_dir: str | None) -> Path
     for name in ("model_index.json", "transformer/config.json", "config.json"):
         try:
             found = try_to_load_from_cache(model, name, cache_dir=cache_dir, revision=revision)
-        except HFValidationError:  # a path where nothing is, which whoever loads it will name
+        except HFValidationError:  # a path with nothing there, which loading it reports
             return None
         if isinstance(found, str):
             return Path(found).parents[name.count("/")]  # .../snapshots/<commit>/<name>

@@ -28,12 +28,12 @@ class _Profile(NamedTuple):
 
 
 def to_srgb(picture: Image.Image) -> Image.Image:
-    """``picture`` in the colours of sRGB, without a profile, so that nobody converts it twice.
+    """``picture`` in the colours of sRGB, without a profile, so that it is not converted twice.
 
     One that has a profile (ICC) of other colours becomes RGB, or RGBA where it has transparent parts; any other is
     returned as it is. A profile that cannot be read, or is for another kind of picture, is taken for sRGB, and so is
     Adobe RGB that only EXIF tells of: a warning says so, once for each profile and process. 16-bit and floating-point
-    grey (modes I and F) is left alone: whoever brings it to 8 bits calls this then.
+    grey (modes I and F) is left alone: convert it to 8 bits first.
     """
     found = _profile_of(picture)
     if found is None or found.transform is None:
@@ -90,7 +90,7 @@ def _is_adobe_rgb(picture: Image.Image) -> bool:
 
 @functools.lru_cache(maxsize=64)
 def _read(stored: bytes) -> _Profile | None:
-    """The profile with these bytes; None for one that cannot be used, which is said."""
+    """The profile with these bytes; None, with a warning, for one that cannot be used."""
     try:
         opened = ImageCms.ImageCmsProfile(io.BytesIO(stored))
         name = ImageCms.getProfileDescription(opened).strip() or "without a name"

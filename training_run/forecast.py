@@ -49,7 +49,7 @@ def useful_tflop(args: argparse.Namespace, config: Mapping[str, Any], processes:
 
 
 def steps_of(args: argparse.Namespace, rows: int | None, processes: int) -> int:
-    """Steps of the whole run. Raises ``ValueError`` where they follow from rows that nobody has counted yet."""
+    """Steps of the whole run. Raises ``ValueError`` where they follow from rows that are not counted yet."""
     if args.max_train_steps:
         return int(args.max_train_steps)
     if rows is None:

@@ -123,12 +123,12 @@ def read_lora(transformer: Any, args: argparse.Namespace, folder: Path) -> dict[
     return weights
 
 
-def check_shapes(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], told: str) -> None:
-    """Raise ``ValueError``, which begins with what is ``told``, unless both have the same names and shapes."""
+def check_shapes(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], refusal: str) -> None:
+    """Raise ``ValueError``, which begins with ``refusal``, unless both have the same names and shapes."""
     shapes = {name: tensor.shape for name, tensor in wanted.items()}
     there = {name: tensor.shape for name, tensor in found.items()}
     if wrong := [name for name in shapes | there if shapes.get(name) != there.get(name)]:
-        raise ValueError(f"{told}: {wrong[0]} and {len(wrong) - 1} others")
+        raise ValueError(f"{refusal}: {wrong[0]} and {len(wrong) - 1} others")
 
 
 def load_transformer_weights(model: torch.nn.Module, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""The output directory of a run: whose it is, and which checkpoint in it a run continues from."""
+"""The output directory of a run: an earlier run in it, and the checkpoint that a run continues from."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def continues(args: Namespace) -> bool:
 
 
 def refuse_earlier_run(args: Namespace) -> None:
-    """Raise ``ValueError`` when the output directory holds a run that nobody said to continue or delete."""
+    """Raise ``ValueError`` when the output directory holds an earlier run that no flag continues or deletes."""
     folder = Path(args.output_dir)
     earlier = earlier_run(folder)
     if earlier and not args.overwrite_output_dir and not continues(args):
@@ -145,7 +145,7 @@ def forget_future(folder: Path, step: int) -> None:
 
 
 def _lines_until(path: Path, step: int) -> list[str]:
-    """Lines of a JSON-lines file whose ``step`` is at most ``step``; a warning counts those that a crash has spoilt."""
+    """Lines of a JSON-lines file whose ``step`` is at most ``step``; a warning counts damaged ones."""
     lines = []
     damaged = 0
     for line in path.read_text("utf-8", errors="replace").splitlines(keepends=True):
@@ -162,7 +162,7 @@ def _lines_until(path: Path, step: int) -> list[str]:
 def refuse_changes(args: Namespace, own: frozenset[str], saved: dict[str, Any], data: Any, accelerator: Any) -> None:
     """Raise ``ValueError`` for what has changed since ``saved`` was written and would change the result.
 
-    ``own`` names the trainer's own arguments, which are compared; a wrapper's are told apart by the data.
+    ``own`` names the trainer's own arguments, which are compared; those of a wrapper show in the data.
     ``--allow_changed_arguments`` makes a warning of it. The rank that reads all data tells the others.
     """
     wanted = {"step": int, "processes": int, "arguments": dict, "data": dict, "ranks": list, "moved": bool}

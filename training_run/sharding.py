@@ -1,7 +1,7 @@
-"""The frozen base split over the ranks of a run (FSDP2), for bases that no single GPU holds; the LoRA is whole on each.
+"""The frozen base split over the ranks of a run (FSDP2), for a base that no single GPU holds.
 
-So everything that is trained, clipped, saved and continued is what it is without: only the base's weights come from
-all ranks, a block at a time.
+The LoRA is whole on every rank, so training, clipping, checkpoints and resume work as without it. Only the weights of
+the base are gathered from all ranks, a block at a time.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch.distributed.fsdp import fully_shard
 
 
 def check_processes(args: Any, accelerator: Accelerator) -> None:
-    """Raise ``ValueError`` where there is nobody to share the base with."""
+    """Raise ``ValueError`` when there is only one process to share the base."""
     if args.shard_base and accelerator.num_processes == 1:
         raise ValueError(
             "--shard_base splits the base over several processes, and this is the only one: start them with "
@@ -33,7 +33,7 @@ def place_trained(parameters: Iterable[torch.nn.Parameter], device: torch.device
 def shard_frozen(transformer: Any, accelerator: Accelerator) -> None:
     """Keep on this rank its share of every frozen weight, on its device.
 
-    To be called once DDP has wrapped the transformer: accelerate refuses one that is split already.
+    Call it after DDP has wrapped the transformer: accelerate refuses one that is split already.
     """
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
     trained = {parameter for parameter in transformer.parameters() if parameter.requires_grad}
