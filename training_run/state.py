@@ -115,8 +115,8 @@ def changed(before: dict[str, Any], now: dict[str, Any], free: frozenset[str] | 
     now = json.loads(json.dumps(now, default=str))  # as facts come back from a checkpoint
     differences = []
     for name in names:
-        was = before.get(name, "not known")
-        here = now.get(name, "not known")
-        if was != here and not (was != was and here != here):  # nan is not equal to itself
-            differences.append(f"{name} was {was!r} and is {here!r}")
+        was = repr(before[name]) if name in before else "not known"
+        here = repr(now[name]) if name in now else "not known"
+        if was != here and before.get(name, ...) != now.get(name, ...):  # 1 is 1.0, and nan is nan
+            differences.append(f"{name} was {was} and is {here}")
     return differences
