@@ -68,11 +68,14 @@ class SkippedSteps:
         """Raise ``ValueError`` at the end of a run that took no step."""
         if moved or not (self.count or self.by_scaler):
             return
-        raise ValueError(
-            f"no step was taken: {self.count} were skipped because loss or gradient was not finite (rows in "
-            f"{self.folder / 'logs' / 'skipped.jsonl'}), and the last {self.by_scaler} because gradients overflow "
-            f"fp16: lower --learning_rate {learning_rate:g} or the weights of the loss"
-        )
+        reasons = []
+        if self.count:
+            rows = self.folder / "logs" / "skipped.jsonl"
+            reasons.append(f"{self.count} were skipped because loss or gradient was not finite, see the rows in {rows}")
+        if self.by_scaler:
+            reasons.append(f"the last {self.by_scaler} were left out because gradients overflow fp16")
+        lower = f"lower --learning_rate {learning_rate:g} or the weights of the loss"
+        raise ValueError(f"no step was taken: {'; '.join(reasons)}; {lower}")
 
 
 def read_picture(path: Path, mode: str) -> Image.Image:
