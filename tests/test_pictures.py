@@ -11,11 +11,13 @@ from PIL import Image, ImageOps
 from deepfashion_training.images.pictures import (
     PictureError,
     border_colour,
+    box_of,
     opacity,
     open_picture,
     orientation,
     to_rgb,
     turn,
+    upright,
 )
 
 
@@ -92,6 +94,7 @@ def test_turning_agrees_with_pillow(value):
     stored = open_picture(encoded(noise(), exif=exif))
     turned = turn(stored, orientation(stored))
     assert (np.asarray(turned) == np.asarray(ImageOps.exif_transpose(stored))).all()
+    assert upright(stored).tobytes() == turned.tobytes()
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
@@ -141,3 +144,12 @@ def test_border_colour_is_the_median_of_the_outermost_ring():
     picture.paste((90, 90, 90), (0, 8, 9, 9))  # nor does one side
     assert border_colour(picture) == (1, 2, 3)
     assert border_colour(Image.new("RGB", (1, 1), (5, 6, 7))) == (5, 6, 7)
+
+
+def test_the_box_of_a_mask_and_room_around_it_within_the_mask():
+    mask = np.zeros((20, 30), np.uint8)
+    assert box_of(mask) is None
+    mask[4:9, 2:12] = 1
+    assert box_of(mask) == box_of(mask.astype(bool)) == box_of(mask.astype(int) * 256) == (2, 4, 12, 9)
+    assert box_of(mask, room=3) == (0, 1, 15, 12)
+    assert box_of(np.ones((5, 6)), room=2) == (0, 0, 6, 5)

@@ -1,1 +1,1 @@
-"""Garment/person pairs: schema, garment types and layout. Pure functions; nothing here loads a model."""
+"""Pictures, masks and the layout of a pair. Pure functions; nothing here loads a model."""

@@ -33,7 +33,7 @@ BASE_GUIDANCE = 30.0
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a LoRA was trained and judged, and so how it is to be used; the trainer's own settings where nobody says.
+    """How a LoRA was trained and judged, and so how it is to be used; the trainer's defaults where its file is silent.
 
     ``height`` and ``width`` are those of one half of the pair, in pixels. ``pipeline`` gives VAE, text encoders and
     scheduler, ``transformer`` is what the LoRA changes; each a folder or a Hub id.
@@ -83,11 +83,11 @@ class Recipe:
 
 
 class FillModel:
-    """A FLUX-Fill pipeline with the LoRAs that it may wear, on the GPU where there is one.
+    """A FLUX-Fill pipeline and LoRAs to draw with, on the GPU where there is one.
 
     Weights are bf16 on CUDA (the computation of a quantized transformer too); fp32 on the CPU and for the small model.
-    Every one of ``prompts`` is encoded when the model is made, before the transformer is loaded, and the text encoders
-    leave memory again: 10 GB less of it are needed.
+    All ``prompts`` are encoded before the transformer is loaded, and the text encoders are freed: 10 GB less memory are
+    needed.
 
     ``quantize_base`` keeps the transformer in 4 or 8 bits a weight: 12B of them in 7 or 12 GB. ``offload`` keeps
     it in main memory and brings one block at a time to the GPU, for cards too small for its 24 GB. They exclude one
@@ -140,7 +140,7 @@ class FillModel:
 
         ``prompts`` are among those that the model was made with. Raises ``ValueError`` for a result that is not finite.
         """
-        self._wear(lora, lora_scale)
+        self._use_lora(lora, lora_scale)
         masked = torch.stack([sample["im_mask"] for sample in samples])
         encoded = zip(*(self._embeddings[prompt] for prompt in prompts), strict=True)
         embeds, pooled = (torch.cat(parts).to(self.device) for parts in encoded)
@@ -168,7 +168,7 @@ class FillModel:
             raise ValueError(f"{what} draws values that are not finite: its weights, or the scale, are out of range")
         return drawn.cpu()
 
-    def _wear(self, lora: str | None, scale: float) -> None:
+    def _use_lora(self, lora: str | None, scale: float) -> None:
         if lora is not None and lora not in self._loras:
             raise ValueError(f"no LoRA {lora!r}: this model was made with {', '.join(self._loras) or 'none'}")
         if not self._loras:
@@ -232,7 +232,7 @@ class FillModel:
 
 
 def _adapter(name: str) -> str:
-    """peft's name of a LoRA. Not ``lora``: diffusers tells whose weights are missing by a name that theirs contain."""
+    """peft's name of a LoRA. Not ``lora``, which diffusers finds in the names of weights that it misses."""
     return f"worn_{name}"
 
 
