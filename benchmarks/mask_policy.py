@@ -119,7 +119,7 @@ def measure(spec: RowSpec) -> dict[str, Any]:
     features = {name: mask_features(mask) for name, mask in masks.items()}
     return {
         "cloth_type": cloth_type,
-        "gender": drawing.person.gender,
+        "gender": spec.person().gender,
         "category": category,
         "pid": spec.pid,
         "figures": figures,

@@ -217,15 +217,13 @@ def spoiled(name: str, folder: Path) -> Path:
 @pytest.fixture(scope="session")
 def wardrobe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """For each type <type>-person.png, -garment.png and -mask.png of 256x192 (height x width), for reading only."""
-    from deepfashion_training.embedded.figure import draw_flat
     from deepfashion_training.embedded.rows import documented_specs
 
     folder = tmp_path_factory.mktemp("wardrobe")
     for kind, spec in zip(TYPES, documented_specs(3, 5), strict=True):
         drawing = spec.draw((256, 192))
         drawing.photo.save(folder / f"{kind}-person.png")
-        flat, _ = draw_flat(spec.garment(), drawing.person.gender, (256, 192), drawing.outfit.inner)
-        flat.save(folder / f"{kind}-garment.png")
+        spec.draw_garment((256, 192))[0].save(folder / f"{kind}-garment.png")
         mask = drawing.agnostic[spec.cloth_type].astype(np.uint8) * np.uint8(255)
         Image.fromarray(mask).save(folder / f"{kind}-mask.png")
     return folder

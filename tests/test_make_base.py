@@ -76,6 +76,7 @@ def test_the_base_that_ships_is_of_that_form_and_small() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_command_makes_a_pipeline_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(make_base, "VAE_ROWS", 6)
     monkeypatch.setattr(make_base, "VAE_STEPS", (1, 1))

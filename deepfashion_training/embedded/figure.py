@@ -58,9 +58,6 @@ class Drawing:
     parse: LabelMap  # uint8 [H, W], the 18 ATR labels
     keep: Mask  # face, hair, hands, shoes, bag as they show on the undressed body
     agnostic: dict[int, Mask]  # area to repaint for cloth types 1, 2 and 3; never touches ``keep``
-    person: Person
-    outfit: Outfit
-    pose: Pose
 
     def garment_mask(self, cloth_type: int) -> Mask:
         """Where the garment of that type shows, bool [H, W]."""
@@ -99,15 +96,8 @@ def draw_person(
     window = Window.around(pieces, size, scale, origin)
     canvas = Canvas(photo, window, pieces)
     undressed = window.spread(window.silhouettes(bare.shapes()), size)
-    return Drawing(
-        photo=photo,
-        parse=window.spread(_parse(canvas, body), size),
-        keep=undressed == _KEEP,
-        agnostic=_agnostic(body, undressed, scale, origin),
-        person=person,
-        outfit=outfit,
-        pose=pose,
-    )
+    parse = window.spread(_parse(canvas, body), size)
+    return Drawing(photo, parse, undressed == _KEEP, _agnostic(body, undressed, scale, origin))
 
 
 def draw_flat(

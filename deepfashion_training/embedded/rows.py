@@ -186,7 +186,7 @@ def documented_row(spec: RowSpec, size: tuple[int, int]) -> dict[str, Any]:
         "pid": spec.pid,
         "variant": f"{spec.variant:02d}",
         "view": spec.view,
-        "gender": drawing.person.gender,
+        "gender": spec.person().gender,
         "category": spec.garment().category,
         "garment_source": "flat",
         "garment_view": "flat",

@@ -103,18 +103,14 @@ def _corner(rng: np.random.Generator, mask: np.ndarray, crop: int, on_person: bo
     return np.clip(centre - crop // 2, 0, (height - crop, 2 * width - crop))
 
 
-def _principal(features: torch.Tensor, count: int) -> torch.Tensor:
-    """The first ``count`` principal directions of ``features`` [n,d], as rows [count,d], the strongest first."""
+def _principal(maps: torch.Tensor, count: int) -> torch.Tensor:
+    """The first ``count`` principal directions of ``maps`` [B,d,h,w], as rows [count,d], the strongest first."""
+    features = maps.permute(0, 2, 3, 1).flatten(0, 2)
     centred = features - features.mean(dim=0)
     vectors = torch.linalg.eigh(centred.T @ centred / len(centred)).eigenvectors
     directions = vectors.flip(1)[:, :count].T
     # The sign is free: it follows from the weights alone, so that it does not depend on the solver.
     return directions * directions.sum(dim=1, keepdim=True).sign()
-
-
-def _patches(maps: torch.Tensor) -> torch.Tensor:
-    """2x2 patches of ``maps`` [B,C,h,w] as rows [B*h/2*w/2, C*4] in the order of ``Conv2d``'s weights."""
-    return functional.pixel_unshuffle(maps, 2).permute(0, 2, 3, 1).flatten(0, 2)
 
 
 @torch.no_grad()
@@ -133,8 +129,7 @@ def linear_start(vae: Any, pictures: torch.Tensor) -> None:
     for part in (vae.encoder.mid_block, vae.decoder.mid_block, *vae.decoder.up_blocks):
         for block in part.resnets:
             _make_constant(block.conv1)
-            block.conv2.weight.zero_()
-            block.conv2.bias.zero_()
+            _clear(block.conv2)
     levels = _start_encoder(vae, pictures)
     _start_decoder(vae, levels)
 
@@ -143,26 +138,26 @@ def _start_encoder(vae: Any, pictures: torch.Tensor) -> list[torch.Tensor]:
     """Returns latents [B,16,h,w] and what they were made from, at an eighth, a quarter, a half and full size."""
     encoder, width, latent = vae.encoder, vae.config.block_out_channels[0], vae.config.latent_channels
     for conv in (encoder.conv_in, encoder.conv_out, *(block.downsamplers[0].conv for block in encoder.down_blocks[:3])):
-        conv.weight.zero_()
-        conv.bias.zero_()
+        _clear(conv)
     levels = [pictures]
     encoder.conv_in.weight[range(3), range(3), 1, 1] = 1.0
     encoder.conv_in.bias[-1] = _CONSTANT
     for block in encoder.down_blocks[:3]:
         conv, maps = block.downsamplers[0].conv, levels[0]
-        patches, known = _patches(maps), maps.shape[1]
+        patches, known = functional.pixel_unshuffle(maps, 2), maps.shape[1]  # in the order of Conv2d's weights
         kept = min(width - 1, patches.shape[1])
         directions = _principal(patches, kept)
         conv.weight[:kept, :known, :2, :2] = directions.view(kept, known, 2, 2)
         conv.weight[-1, -1, 0, 0] = 1.0
-        size = (len(maps), maps.shape[2] // 2, maps.shape[3] // 2)
-        levels.insert(0, (patches @ directions.T).view(*size, kept).permute(0, 3, 1, 2))
+        levels.insert(0, torch.einsum("kd,bdhw->bkhw", directions, patches))
     encoder.conv_norm_out.weight /= 8  # into the range where SiLU is nearly linear
     encoder.conv_norm_out.bias.fill_(_OFFSET)
     encoder.conv_norm_out.bias[-1] = 0.0
     wanted = levels[0][:, :latent] - levels[0][:, :latent].mean(dim=(0, 2, 3), keepdim=True)
     wanted = wanted / wanted.std(dim=(0, 2, 3), keepdim=True).sqrt()
-    reached = torch.cat([_before(encoder.conv_out, encoder, some) for some in pictures.split(16)])
+    conv_out, encoder.conv_out = encoder.conv_out, torch.nn.Identity()
+    reached = torch.cat([encoder(some) for some in pictures.split(16)])
+    encoder.conv_out = conv_out
     weight, bias = _fitted(reached, wanted, 1)
     encoder.conv_out.weight[:latent, :, 1:2, 1:2], encoder.conv_out.bias[:latent] = weight, bias
     encoder.conv_out.bias[latent:] = _POSTERIOR_LOG_VARIANCE
@@ -182,10 +177,14 @@ def _start_decoder(vae: Any, levels: list[torch.Tensor]) -> None:
         conv.weight[:known], conv.bias[:known] = _fitted(maps, wanted, 3)
         _make_constant(conv)
         maps = conv(maps)
-    decoder.conv_out.weight.zero_()
-    decoder.conv_out.bias.zero_()
+    _clear(decoder.conv_out)
     decoder.conv_out.weight[range(3), range(3), 1, 1] = 1.0
     decoder.conv_out.weight[range(3), range(3, 6), 1, 1] = -1.0
+
+
+def _clear(conv: Any) -> None:
+    conv.weight.zero_()
+    conv.bias.zero_()
 
 
 def _make_constant(conv: Any) -> None:
@@ -209,15 +208,6 @@ def _fitted(given: torch.Tensor, wanted: torch.Tensor, side: int) -> tuple[torch
     squares += torch.eye(count) * squares.diagonal().mean() * 1e-6
     found = torch.linalg.solve(squares, products).float()
     return found[:-1].T.reshape(wanted.shape[1], given.shape[1], side, side), found[-1]
-
-
-def _before(layer: Any, model: Any, given: torch.Tensor) -> torch.Tensor:
-    """What ``layer`` sees when ``model`` is given ``given``."""
-    seen = []
-    hook = layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    model(given)
-    hook.remove()
-    return seen[0]
 
 
 @torch.no_grad()
