@@ -80,8 +80,9 @@ def test_the_base_that_ships_is_of_that_form_and_small() -> None:
 def test_the_command_makes_a_pipeline_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(make_base, "VAE_ROWS", 6)
     monkeypatch.setattr(make_base, "VAE_STEPS", (1, 1))
-    for name, number in {"POLISH_STEPS": 1, "POLISH_ROWS": 3, "ROWS": 2, "STEPS": 1}.items():
+    for name, number in {"POLISH_STEPS": 2, "POLISH_ROWS": 3, "ROWS": 2, "STEPS": 1}.items():
         monkeypatch.setattr(make_base, name, number)
+    monkeypatch.setattr(make_base, "TRAINING", [word for word in make_base.TRAINING if word != "--compile_blocks"])
     work, out = tmp_path / "work", tmp_path / "out"
     flags = f"--output_dir {out} --work_dir {work} --num_proc 1".split()
     assert make_base.main(flags) == 0

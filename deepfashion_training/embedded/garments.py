@@ -283,8 +283,6 @@ def describe(garment: Garment) -> str:
         words.append("wide-leg" if garment.cut == "wide" else garment.cut)
     if garment.category == "Suiting":
         words.append("suit")
-    if garment.category == "Denim" and kind != "jeans" and "denim" not in pattern.base:
-        words.append("denim")
     phrase = " ".join([*words, _NOUNS.get(kind, kind)])
     if kind not in LEGGED_KINDS:
         phrase = f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"

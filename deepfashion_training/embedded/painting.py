@@ -42,9 +42,7 @@ def vec(x: float, y: float) -> Points:
 
 
 def spline(through: Points, steps: int = 6) -> Points:
-    """Catmull-Rom curve through the points [N, 2], ``steps`` samples per span: [(N - 1) * steps + 1, 2]."""
-    if len(through) < 3:
-        return through
+    """Catmull-Rom curve through three or more points [N, 2], ``steps`` samples per span: [(N - 1) * steps + 1, 2]."""
     padded = np.concatenate([2 * through[:1] - through[1:2], through, 2 * through[-1:] - through[-2:-1]])
     t = np.linspace(0.0, 1.0, steps, endpoint=False)[None, :, None]
     before, start, end, after = (padded[i : len(through) - 1 + i, None, :] for i in range(4))
