@@ -84,7 +84,7 @@ def test_a_plan_is_measured_and_leaves_nothing(
     assert not out.exists() and list(own_temp.iterdir()) == []
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_what_encoded_rows_and_checkpoints_take_is_what_they_took(
     own_temp: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -107,7 +107,6 @@ def test_what_encoded_rows_and_checkpoints_take_is_what_they_took(
     assert found.processes == 1 and found.peak_gib is None and found.config["num_attention_heads"] == 6
 
 
-@pytest.mark.slow
 @pytest.mark.long
 def test_of_two_processes_one_speaks(tmp_path: Path) -> None:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]

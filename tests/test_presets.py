@@ -1,16 +1,16 @@
 """The presets as data: every value gives its reason, and every flag exists."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
+from deepfashion_training.cli import load_preset
+from deepfashion_training.train_deepfashion_lora import build_parser
+
 ROOT = Path(__file__).resolve().parents[1]
 PRESETS = {path.stem: path for path in sorted((ROOT / "deepfashion_training" / "presets").glob("*.yaml"))}
-PARSERS = [ROOT / "train_flux_inpaint.py", ROOT / "deepfashion_training" / "train_deepfashion_lora.py"]
 
 
 def load(name: str) -> dict:
@@ -83,26 +83,10 @@ def test_embedded_over_any_preset_needs_no_gpu(name: str) -> None:
     assert flags["lr_warmup_steps"] < flags["max_train_steps"] <= 820
 
 
-@pytest.fixture(scope="module")
-def known_flags() -> dict[str, bool]:
-    """Every flag that the two parsers list in --help, and whether it takes a value."""
-    for path in PARSERS:
-        if not path.exists():
-            pytest.skip(f"{path.name} is not there yet")
-    flags: dict[str, bool] = {}
-    for path in PARSERS:
-        text = subprocess.run(
-            [sys.executable, str(path), "--help"], capture_output=True, text=True, check=True, timeout=60
-        ).stdout
-        for flag, value in re.findall(r"^ +(?:-\w, )?--(\w+)(?:, --no-\w+)?( [A-Z{\[]\S*)?", text, re.MULTILINE):
-            flags.setdefault(flag, bool(value) and not value.startswith(" ["))  # in brackets: also without one
-    return flags
-
-
 @pytest.mark.parametrize("name", PRESETS)
-def test_every_flag_is_known_to_wrapper_or_trainer(name: str, known_flags: dict[str, bool]) -> None:
-    flags = load(name)["flags"]
-    assert set(flags) <= set(known_flags)
-    for flag, value in flags.items():
-        if isinstance(value, bool):
-            assert not known_flags[flag], f"--{flag} takes a value, the preset gives {value}"
+def test_every_flag_is_known_and_takes_its_value(name: str) -> None:
+    values = load_preset(name).values(build_parser(), ("output_dir", "preset", "embedded"))
+    assert list(values) == list(load(name)["flags"])
+    assert {flag for flag, value in values.items() if value is None} == {
+        flag for flag, value in load(name)["flags"].items() if value is None
+    }
