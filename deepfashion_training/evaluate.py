@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -79,6 +80,10 @@ class _Alone:
     def wait_for_everyone(self) -> None:
         """Nobody is waited for."""
 
+    def main_process_first(self) -> AbstractContextManager[None]:
+        """Nobody is waited for."""
+        return nullcontext()
+
 
 def evaluate_trained(lora: Path, data: str, split: str, report: Path, device: torch.device, **flags: Any) -> None:
     """Evaluate a LoRA that was trained just now, as the command would; ``flags`` are its options by their names.
@@ -103,7 +108,7 @@ def evaluate(args: argparse.Namespace, processes: Processes | None = None) -> No
     from tqdm import tqdm
 
     from deepfashion_training.evaluation.draw_cases import draw_missing
-    from deepfashion_training.evaluation.evaluation_plan import make_plan, wait_for_others
+    from deepfashion_training.evaluation.evaluation_plan import make_plan
     from deepfashion_training.evaluation.measure_cases import measure
     from deepfashion_training.evaluation.results import closing_lines, write_results
     from deepfashion_training.models.features import Dino
@@ -116,7 +121,7 @@ def evaluate(args: argparse.Namespace, processes: Processes | None = None) -> No
         sys.stderr.write("".join(f"{line}\n" for line in _opening_lines(plan, args)))
         dino = None if plan.dino is None else Dino(plan.dino)  # early: an error comes before hours of drawing
     draw_missing(plan, state)
-    wait_for_others(state)
+    state.wait_for_everyone()
     if not state.is_main_process:
         return
     settings = (False, True) if plan.unpaired else (False,)

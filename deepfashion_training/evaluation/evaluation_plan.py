@@ -6,13 +6,13 @@ import argparse
 import dataclasses
 import json
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
+from deepfashion_training.embedded.wardrobe import draw_wardrobe
 from deepfashion_training.evaluation import inception
 from deepfashion_training.evaluation.cases import Case, Cases
 from deepfashion_training.garment_types import parse_cloth_types
@@ -27,8 +27,7 @@ from deepfashion_training.models.lora_files import LoraFile, check_fits, find_lo
 from training_run.atomic import SAVING, write_file
 
 SETTINGS = "settings.json"
-#: What an evaluation writes into its folder.
-WRITTEN = (SETTINGS, "metrics.json", "metrics.csv", "report.html", "before_after.png", "pictures", "wardrobe")
+METRICS, TABLE, REPORT, BEFORE_AFTER = "metrics.json", "metrics.csv", "report.html", "before_after.png"
 #: Figures that need torchvision.
 EXTRAS = ("lpips", "fid", "kid")
 #: Settings that say where something lies, and not what it is.
@@ -45,6 +44,9 @@ class Processes(Protocol):
 
     def wait_for_everyone(self) -> None:
         """Return when every process has come here."""
+
+    def main_process_first(self) -> AbstractContextManager[Any]:
+        """Let the first process go ahead: what it downloads is there for the others."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +69,8 @@ class EvaluationPlan:
     """Those of ``EXTRAS`` that this machine can compute; known to the first process only."""
     left_out: dict[str, str]
     """Figures that cannot be computed here, and why."""
+    trained_folder: Path | None
+    """The output folder of our own training whose model card gets the figures; None for other LoRAs and settings."""
     publish_as: str | None
     """Where the LoRA and its card are uploaded in the end; known to the first process only."""
 
@@ -74,17 +78,9 @@ class EvaluationPlan:
         """File of a drawn picture, or of the photo where ``model`` is ``truth``."""
         return self.folder / "pictures" / ("unpaired" if unpaired else "paired") / model / case.file
 
-    @property
-    def trained_folder(self) -> Path | None:
-        """The output folder of our own training that the LoRA lies in, whose card gets the figures; None elsewhere."""
-        return _trained_folder(self.choice, self.against, self.settings["split"])
-
 
 def _trained_folder(choice: ModelChoice, against: LoraFile | None, split: str) -> Path | None:
-    """See ``EvaluationPlan``.
-
-    A card is about the LoRA as it was trained, beside its own base, on people whom it has not seen.
-    """
+    """The folder of a LoRA that is evaluated as it was trained, beside its own base, on people whom it has not seen."""
     lora = choice.lora
     if lora is None or against is not None or choice.lora_scale != 1 or choice.quantize_base or split == "train":
         return None
@@ -99,28 +95,10 @@ def _trained_folder(choice: ModelChoice, against: LoraFile | None, split: str) -
     return folder if as_trained and (folder / "run.json").is_file() else None
 
 
-@contextmanager
-def main_process_first(state: Processes) -> Iterator[None]:
-    """Let the first process go ahead: what it downloads is there for the others, and an error is reported once."""
-    if not state.is_main_process:
-        wait_for_others(state)
-    yield
-    if state.is_main_process:
-        wait_for_others(state)
-
-
-def wait_for_others(state: Processes) -> None:
-    """Wait until every process is here; ``ValueError`` where another one has ended."""
-    try:
-        state.wait_for_everyone()
-    except RuntimeError as error:
-        raise ValueError(f"process {state.process_index} stopped because another one did: see its message") from error
-
-
 def make_plan(args: argparse.Namespace, state: Processes) -> EvaluationPlan:
     """Check what the flags ask for. Raises ``ValueError``, one line, for whatever cannot be done."""
     folder = args.output_dir.expanduser().resolve()
-    with main_process_first(state):
+    with state.main_process_first():
         _check_folder(folder)
         choice = choose(args)
         against = None
@@ -129,8 +107,11 @@ def make_plan(args: argparse.Namespace, state: Processes) -> EvaluationPlan:
             check_fits(against, find_transformer(choice.recipe.transformer, weights=False))
         dino, left_out = _find_dino(args)
         parser = _find_parser(args)
-    source = args.dataset_name or _drawn_wardrobe(folder, state)
-    with main_process_first(state):
+    source = args.dataset_name
+    if source is None:  # --embedded: drawn people
+        source = str(folder / "wardrobe")
+        draw_wardrobe(folder / "wardrobe", state)
+    with state.main_process_first():
         recipe, look = choice.recipe, choice.drawing(repaint=args.repaint)
         types = parse_cloth_types(args.cloth_types)
         cases = Cases(
@@ -164,12 +145,13 @@ def make_plan(args: argparse.Namespace, state: Processes) -> EvaluationPlan:
             "batch_size": args.batch_size,
             "seed": args.seed,
         }
+        trained_folder = _trained_folder(choice, against, args.split)
         extras: tuple[str, ...] = ()
         publish_as = None
         if state.is_main_process:
             cases.check_masks()
             if args.push_to_hub:
-                publish_as = _check_push(args, _trained_folder(choice, against, args.split))
+                publish_as = _check_push(args, trained_folder)
             missing = {name: inception.unavailable(name) if args.extras else "--no-extras" for name in EXTRAS}
             extras = tuple(name for name, why in missing.items() if why is None)
             left_out |= {name: why for name, why in missing.items() if why is not None}
@@ -188,6 +170,7 @@ def make_plan(args: argparse.Namespace, state: Processes) -> EvaluationPlan:
         parser=None if cases.has_parse else parser,
         extras=extras,
         left_out=left_out,
+        trained_folder=trained_folder,
         publish_as=publish_as,
     )
 
@@ -209,11 +192,10 @@ def _check_folder(folder: Path) -> None:
     """Raise ``ValueError`` for a folder that holds something else, or cannot be written to."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--output_dir {folder} is a file: name a folder")
-    names = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
-    other = [name for name in names if name not in WRITTEN and not name.startswith(SAVING)]
-    if other or ("pictures" in names and SETTINGS not in names):
-        found = other[0] if other else "pictures"
-        raise ValueError(f"--output_dir {folder} holds something else ({found}): name a new or empty folder")
+    if not (folder / SETTINGS).exists():
+        names = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+        if other := [name for name in names if name != "wardrobe" and not name.startswith(SAVING)]:
+            raise ValueError(f"--output_dir {folder} holds something else ({other[0]}): name a new or empty folder")
     check_writable(folder)
 
 
@@ -222,16 +204,16 @@ def _take_folder(folder: Path, settings: dict[str, Any], overwrite: bool) -> Non
     file = folder / SETTINGS
     if overwrite:
         shutil.rmtree(folder / "pictures", ignore_errors=True)
-        for name in ("metrics.json", "metrics.csv", "report.html", "before_after.png"):
+        for name in (METRICS, TABLE, REPORT, BEFORE_AFTER):
             (folder / name).unlink(missing_ok=True)
     elif file.exists():
         try:
-            changed = differences(json.loads(file.read_text(encoding="utf-8")), settings)
+            changed = set(differences(json.loads(file.read_text(encoding="utf-8")), settings)) - set(_PLACES)
         except (ValueError, TypeError, AttributeError) as error:
             raise ValueError(f"{file} cannot be read ({error}): replace the evaluation with --overwrite") from error
-        if changed := [name for name in changed if name not in _PLACES]:
+        if changed:
             raise ValueError(
-                f"--output_dir {folder} holds an evaluation with other settings ({', '.join(changed)}): name "
+                f"--output_dir {folder} holds an evaluation with other settings ({', '.join(sorted(changed))}): name "
                 "another folder, or replace it with --overwrite"
             )
     write_file(file, json.dumps(settings, indent=2) + "\n")
@@ -259,11 +241,3 @@ def _find_dino(args: argparse.Namespace) -> tuple[str | None, dict[str, str]]:
             raise
         return None, dict.fromkeys(figures, str(error))
     return name, {}
-
-
-def _drawn_wardrobe(folder: Path, state: Any) -> str:
-    """The drawn people of ``--embedded``."""
-    from deepfashion_training.embedded.wardrobe import draw_wardrobe
-
-    draw_wardrobe(folder / "wardrobe", state)
-    return str(folder / "wardrobe")

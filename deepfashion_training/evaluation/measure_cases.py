@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -186,7 +187,7 @@ def _distances(
             figures["kd_dinov2"] = kernel_distance(real, made, seed)
         if {"fid", "kid"} & set(plan.extras):
             figures |= _inception_distances(plan, model, [measured.cases[place] for place in places], measured.unpaired)
-        found[kind] = {name + ending: value for name, value in figures.items()}
+        found[kind] = {name + ending: value for name, value in figures.items() if math.isfinite(value)}
     return found
 
 

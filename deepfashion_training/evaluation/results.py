@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import math
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
@@ -15,7 +14,7 @@ from typing import Any
 from PIL import Image
 
 from deepfashion_training.evaluation.cases import Case
-from deepfashion_training.evaluation.evaluation_plan import EvaluationPlan
+from deepfashion_training.evaluation.evaluation_plan import BEFORE_AFTER, METRICS, REPORT, TABLE, EvaluationPlan
 from deepfashion_training.evaluation.measure_cases import Measured
 from deepfashion_training.evaluation.summary import LEVEL, ROUNDS, differences, summarise
 from deepfashion_training.garment_types import TYPE_NAMES
@@ -28,7 +27,6 @@ from deepfashion_training.reports.verdicts import comparison_table
 from training_run.atomic import write_file
 from training_run.hub import subfolder_of_transformer
 
-METRICS, TABLE, REPORT, BEFORE_AFTER = "metrics.json", "metrics.csv", "report.html", "before_after.png"
 #: People of each garment type in ``before_after.png``.
 _OF_EACH_TYPE = 2
 #: Best and worst cases are chosen by the first of these that was measured.
@@ -107,8 +105,6 @@ def _warnings(facts: Mapping[str, Any]) -> list[str]:
         found.append(f"fewer than {FEWEST_FOR_SETS} pictures ({few}): FD, KD, FID and KID depend on their number")
     elif few:
         found.append(f"fewer than {FEWEST_FOR_SETS} pictures ({few}): the intervals are wide")
-    if missing := [name for name in TYPE_NAMES.values() if name not in counts]:
-        found.append(f"no case of the garment type {', '.join(missing)}")
     if left_out := facts["left_out_cases"]:
         name, why = next(iter(left_out.items()))
         found.append(f"{len(left_out)} of the cases could not be measured, first {name}: {why}")
@@ -198,16 +194,7 @@ def _write_card(plan: EvaluationPlan, folder: Path, facts: Mapping[str, Any]) ->
 
 
 def _json(content: Mapping[str, Any]) -> str:
-    """JSON that every reader takes: what is not finite is null."""
-    return json.dumps(_finite(content), indent=2, ensure_ascii=False) + "\n"
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(name): _finite(one) for name, one in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 
 def write_table(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:

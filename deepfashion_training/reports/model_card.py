@@ -19,21 +19,9 @@ from training_run.hub import is_hub_id
 
 #: Arguments that a reader of the card wants to know, in this order.
 SHOWN_ARGUMENTS = (
-    "lora_rank",
-    "lora_alpha",
-    "lora_target_modules",
-    "height",
-    "width",
-    "train_batch_size",
-    "gradient_accumulation_steps",
-    "learning_rate",
-    "lr_scheduler",
-    "mixed_precision",
-    "quantize_base",
-    "use_captions",
-    "guidance_scale",
-    "seed",
-)
+    "lora_rank lora_alpha lora_target_modules height width train_batch_size gradient_accumulation_steps learning_rate "
+    "lr_scheduler mixed_precision quantize_base use_captions guidance_scale seed"
+).split()
 
 EVALUATION_FILE = "evaluation.json"
 #: Figures of the card's table.
