@@ -80,7 +80,6 @@ def undisturbed(tiny_args: Callable[..., argparse.Namespace]) -> Callable[[int],
     ("passes", "stop_at_pass", "workers"),
     [
         (2, 4, 0),
-        (3, 8, 2),  # in the middle of a step that lies across the epoch's edge
         *(
             pytest.param(*case, marks=pytest.mark.long)
             for case in [
@@ -90,6 +89,7 @@ def undisturbed(tiny_args: Callable[..., argparse.Namespace]) -> Callable[[int],
                 (2, 1, 0),  # in the middle of the first step's second pass: step 1 is completed first
                 (2, 7, 2),  # the last pass of an epoch
                 (2, 8, 0),  # the first pass of the second epoch
+                (3, 8, 2),  # in the middle of a step that lies across the epoch's edge
                 (3, 16, 0),
             ]
         ),
@@ -219,6 +219,7 @@ def test_changed_arguments_are_named_and_refused(tiny_args):
     assert json.loads((folder / "run.json").read_text())["step"] == 2
 
 
+@pytest.mark.long
 def test_a_constant_schedule_may_go_on_longer_and_what_only_shows_may_change(tiny_args):
     constant = [*FLAGS, "--lr_scheduler", "constant"]
     args = tiny_args(*constant, "--max_train_steps", 1, "--checkpointing_steps", 1)
@@ -324,6 +325,7 @@ def test_a_run_that_is_refused_overwrites_nothing(tiny_args, flags):
     assert not (folder / "evaluation").exists() and not (folder / ".replaced").exists()
 
 
+@pytest.mark.long
 def test_spoilt_lines_of_curves_are_left_out_and_a_fresh_start_draws_no_curve_twice(tiny_args, caplog):
     flags = [*SHORT, "--logging_steps", 1]
     args = tiny_args(*flags)
@@ -355,6 +357,7 @@ def test_what_is_said_of_a_stopped_run_is_true():
     assert told == "Stopped by Ctrl-C at step 3; --resume_from_checkpoint latest continues from a/checkpoint-2"
 
 
+@pytest.mark.long
 def test_a_checkpoint_of_elsewhere_is_saved_here_before_the_first_step_ends(tiny_args):
     args = tiny_args(*FLAGS, "--max_train_steps", 4, "--lr_scheduler", "constant")
     run(args)
@@ -367,6 +370,7 @@ def test_a_checkpoint_of_elsewhere_is_saved_here_before_the_first_step_ends(tiny
     assert [path.name for path in checkpoints_in(Path(again.output_dir))] == ["checkpoint-4"]
 
 
+@pytest.mark.long
 def test_a_changed_rate_that_is_allowed_takes_effect(tiny_args):
     flags = [*FLAGS, "--logging_steps", 1, "--checkpointing_steps", 1]
     args = tiny_args(*flags, "--max_train_steps", 2)

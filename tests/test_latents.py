@@ -79,6 +79,7 @@ def test_another_size_or_precision_is_another_cache(tiny_args, tmp_path, flags):
     assert len({path.parent for path in shards(tmp_path)}) == 2
 
 
+@pytest.mark.long
 def test_another_picture_under_the_same_name_is_another_cache(tiny_args, tmp_path, viton_copy):
     args = tiny_args(*FLAGS, "--cache_latents", "--latents_dir", tmp_path, "--dataroot", viton_copy)
     run(args)
@@ -118,6 +119,7 @@ def test_a_disk_that_is_too_small_is_told_before_anything_is_encoded(tiny_args, 
         rows_of(tiny_args("--cache_latents", "--latents_dir", tmp_path), accelerator)
 
 
+@pytest.mark.long
 def test_the_vae_is_in_memory_for_validation_alone(tiny_args, tmp_path, monkeypatch):
     here = []
     step, validate = tfi.Run.optimizer_step, tfi.Run.validate

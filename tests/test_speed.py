@@ -159,6 +159,7 @@ def test_a_card_that_is_too_small_for_all_blocks_is_an_error():
         speed.fewest_recomputed(lambda count: 81, 57, 80)
 
 
+@pytest.mark.long
 def test_auto_recomputes_nothing_on_the_cpu_and_trains(tiny_args, tmp_path):
     from conftest import forget_accelerator
 

@@ -344,7 +344,7 @@ def gradients(run: tfi.Run, batches: list[tfi.FillBatch]) -> list[torch.Tensor]:
     return total
 
 
-@pytest.mark.parametrize("clip", [0.0, 0.01])
+@pytest.mark.parametrize("clip", [pytest.param(0.0, marks=pytest.mark.long), 0.01])
 def test_accumulated_passes_step_once_on_their_mean_gradient(clip, tiny_args):
     forget_accelerator()
     args = tiny_args("--gradient_accumulation_steps", 2, "--max_grad_norm", clip, "--lr_scheduler", "linear")
