@@ -451,14 +451,6 @@ def test_wrong_use(argv: list[str], message: str, capsys: pytest.CaptureFixture[
     assert message in error and error.count("\n") == 1
 
 
-@pytest.mark.parametrize("flag", ["plan: true", "gpu_hour_price: 2"])
-def test_a_preset_cannot_plan(flag: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    mine = tmp_path / "mine.yaml"
-    mine.write_text(f"flags: {{{flag}}}")
-    assert wrapper.main(["--preset", str(mine)]) == 2
-    assert f"{flag.split(':')[0]} belongs on the command line" in capsys.readouterr().err
-
-
 def test_the_projects_own_trainer_may_be_named() -> None:
     assert asked("--upstream", str(ROOT / "train_flux_inpaint.py")).plan
 

@@ -1,0 +1,135 @@
+"""What all commands share: presets read as they are written, unknown flags, and how a command ends."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deepfashion_training.cli import FlagParser, WrongUseError, describe, in_one_line, load_preset, run_command
+from deepfashion_training.train_deepfashion_lora import build_parser
+
+
+def preset(folder: Path, text: str) -> str:
+    path = folder / "mine.yaml"
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def values(folder: Path, text: str) -> dict[str, Any]:
+    """The values of a preset for a training run, where --output_dir is one that belongs on the command line."""
+    return load_preset(preset(folder, text)).values(build_parser(), {"output_dir"})
+
+
+# ---- presets
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("flags: [1, 2]", "mapping 'flags'"),
+        ("flags: {lora_rank: {a: 1}}", "mapping 'flags'"),
+        ("flags: {lora_rank: [1]}", "mapping 'flags'"),
+        ("just words", "mapping 'flags'"),
+        ("", "mapping 'flags'"),
+        ("flags: {a: [", "no valid YAML"),
+        ("flags: {a b: 1}", "'a b' is no name of a flag"),
+        ("learning_rate: 1e-4", "'learning_rate'"),
+        ("flag: {seed: 1}", "did you mean 'flags'"),
+        ("flags: {}\nneed: {}", "did you mean 'needs'"),
+        ("flags: {seed: 1, lora_rank: 4, seed: 2}", "'seed' is there twice"),
+        ("flags: {seed: 1}\nflags: {seed: 2}", "'flags' is there twice"),
+        ("flags: {}\nneeds: {gpu_memory: 3}", "gpu_memory_gib and disk_gib"),
+        ("flags: {}\nneeds: {gpu_memory_gib: much}", "gpu_memory_gib and disk_gib"),
+        ("flags: {output_dir: /x}", "output_dir belongs on the command line"),
+        ("flags: {lerning_rate: 1}", "did you mean --learning_rate?"),
+        ("flags: {mixed_precision: off}", "--mixed_precision: invalid choice: 'off'"),
+        ("flags: {mixed_precision: yes}", "--mixed_precision: invalid choice: 'yes'"),
+        ("flags: {max_train_steps: 1:30}", "--max_train_steps: invalid int value: '1:30'"),
+        ("flags: {lora_rank: 0}", "--lora_rank: 0 is not at least 1"),
+    ],
+)
+def test_what_would_not_be_read_of_a_preset_is_wrong_use(tmp_path: Path, text: str, named: str) -> None:
+    with pytest.raises(WrongUseError) as refused:
+        values(tmp_path, text)
+    assert "mine.yaml" in str(refused.value) and named in str(refused.value)
+
+
+def test_values_of_a_preset_are_read_as_they_are_written(tmp_path: Path) -> None:
+    """YAML would read no as false, 010 as eight and 1e-4 as a text."""
+    text = "flags: {mixed_precision: no, gradient_checkpointing: off, use_dora: yes, compile_blocks: false, "
+    text += "train_base_model: true, seed: 010, learning_rate: 1e-4, instance_prompt: no, quantize_base: null, "
+    text += "max_grad_norm: }"
+    assert values(tmp_path, text) == {
+        "mixed_precision": "no", "gradient_checkpointing": 0, "use_dora": True, "compile_blocks": False,
+        "train_base_model": "attention", "seed": 10, "learning_rate": 1e-4, "instance_prompt": "no",
+        "quantize_base": None, "max_grad_norm": None,
+    }  # fmt: skip
+
+
+def test_presets_are_found_by_name_or_path(tmp_path: Path) -> None:
+    assert load_preset("h100").gpu_memory_gib == 75
+    mine = load_preset(preset(tmp_path, "flags: {}\nneeds: {disk_gib: 1.5}"))
+    assert (mine.name, mine.gpu_memory_gib, mine.disk_gib) == ("mine", None, 1.5)
+    with pytest.raises(WrongUseError, match="the presets are full, h100, low_vram, quick_test"):
+        load_preset("fulll")
+
+
+# ---- flags and endings
+
+
+def parser(required: bool = True) -> FlagParser:
+    made = FlagParser("tryon", "")
+    made.add_argument("--person", required=required)
+    made.add_argument("--steps", type=int, default=3)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--persn", "x"], "tryon: unknown argument --persn: did you mean --person?"),
+        (["--persn=hf_token"], "tryon: unknown argument --persn: did you mean --person?"),
+        (["--person", "x", "stray"], "tryon: unknown argument stray"),
+        (["--steps", "2"], "the following arguments are required: --person"),
+    ],
+)
+def test_wrong_use_is_one_line_and_exit_2(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        parser().parse_args(words)
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and said in error and error.count("\n") == 1 and "hf_token" not in error
+
+
+def test_what_is_given_is_told_from_defaults() -> None:
+    assert parser(required=False).given(["--steps", "3", "--other", "x"]) == ({"steps": 3}, ["--other", "x"])
+    assert parser().defaults() == {"person": None, "steps": 3}
+    assert parser().parse_args(["--person", "--not a flag"]).person == "--not a flag"
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (ValueError("no such folder: x"), 1, "tryon: no such folder: x\n"),
+        (KeyError("x"), 1, "tryon: KeyError: 'x' (--debug shows the traceback)\n"),
+        (WrongUseError("--x is none"), 2, "tryon: --x is none (see --help)\n"),
+        (KeyboardInterrupt(), 130, "\ntryon: stopped; nothing was written\n"),
+    ],
+)
+def test_how_a_command_ends(error: BaseException, code: int, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def work() -> None:
+        raise error
+
+    assert run_command("tryon", work, debug=False, stopped="nothing was written") == code
+    assert capsys.readouterr().err == said
+
+
+def test_a_workers_traceback_is_described_by_its_last_line() -> None:
+    wrapped = ValueError("Caught ValueError in DataLoader worker process 0.\nOriginal Traceback:\n x\nrow 3 is empty\n")
+    assert describe(wrapped) == "row 3 is empty"
+
+
+def test_a_message_neither_fills_the_screen_nor_steers_the_terminal() -> None:
+    line = in_one_line("\x1b[2J" + "a" * 5000 + "\nfix it")
+    assert len(line) < 1300 and "\x1b" not in line and "\\x1b" in line and line.endswith("fix it")
