@@ -7,7 +7,7 @@ import logging
 import operator
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -237,20 +237,12 @@ class DeepFashionDataset(Dataset[dict[str, Any]]):
         start = operator.index(index)
         if not -len(self) <= start < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
-        bad: list[_BadRowError] = []
         for position in self._same_type_from(start % len(self)):
             try:
-                sample = self._sample(position)
+                return self._sample(position)
             except _BadRowError as error:
-                bad.append(error)
-                self._stop_if_too_many(bad)
-                continue
-            for skipped in bad:
-                self._report(skipped, substitute=self._rows[position])
-            if bad:  # again, since another process may have met and noted one meanwhile
-                self._stop_if_too_many(bad)
-            return sample
-        raise self._too_many(bad)
+                self._skip(error)
+        raise self._too_many("no row of that garment type is left to read")
 
     def _sample(self, position: int) -> dict[str, Any]:
         row, garment_row = self._rows[position], self._garment_rows[position]
@@ -290,37 +282,28 @@ class DeepFashionDataset(Dataset[dict[str, Any]]):
 
     @property
     def skipped_rows(self) -> list[dict[str, Any]]:
-        """Unreadable rows met so far by any worker: ``row`` (number in the split), ``reason``, ``substitute``.
+        """Unreadable rows met so far by any worker: ``row`` (number in the split) and ``reason``.
 
-        ``substitute`` is the row read in its place. Without ``ledger_dir`` each rank has its own list.
+        Without ``ledger_dir`` each rank has its own list.
         """
         return self._ledger.entries()
 
-    def _report(self, error: _BadRowError, substitute: int | None) -> None:
+    def _skip(self, error: _BadRowError) -> None:
+        """Note a bad row; raises when there are too many of them by now."""
         if error.row not in {entry["row"] for entry in self._ledger.entries()}:
             logger.warning("row %d of %s skipped: %s", error.row, self.source, error.reason)
-            self._ledger.record(error.row, error.reason, substitute)
+            self._ledger.record(error.row, error.reason)
+        limit = self.options.max_bad_rows * len(self)
+        if len(self._ledger.entries()) > limit:
+            raise self._too_many(f"max_bad_rows {self.options.max_bad_rows:g} allows {limit:g}")
 
-    def _stop_if_too_many(self, bad: Sequence[_BadRowError]) -> None:
-        rows = {entry["row"] for entry in self._ledger.entries()} | {error.row for error in bad}
-        if len(rows) > self.options.max_bad_rows * len(self):
-            raise self._too_many(bad)
-
-    def _too_many(self, bad: Sequence[_BadRowError]) -> TooManyBadRowsError:
-        """The error that stops the run, with ``bad`` recorded as rows without a substitute."""
-        for error in bad:
-            self._report(error, substitute=None)
+    def _too_many(self, why: str) -> TooManyBadRowsError:
         entries = self._ledger.entries()
         first = "; ".join(f"row {entry['row']}: {entry['reason']}" for entry in entries[:5])
         more = "; ..." if len(entries) > 5 else ""
-        limit = self.options.max_bad_rows * len(self)
-        allowed = f"max_bad_rows {self.options.max_bad_rows:g} allows {limit:g}"
-        if len(entries) <= limit:
-            allowed = "no row of that garment type is left to read"
         return TooManyBadRowsError(
             f"{len(entries)} of {len(self)} rows ({len(entries) / len(self):.1%}) of {self.source}, split "
-            f"{self.split!r}, are unreadable and {allowed}: {first}{more}. "
-            f"Fix or remove them, or raise --max_bad_rows."
+            f"{self.split!r}, are unreadable and {why}: {first}{more}. Fix or remove them, or raise --max_bad_rows."
         )
 
     # ---- what trainers ask for --------------------------------------------------------------------------------

@@ -20,19 +20,6 @@ from deepfashion_training.cli import FlagParser, number, run_command
 if TYPE_CHECKING:
     from deepfashion_training.preparation.pair_plan import Settings
 
-#: Flags that are fields of ``Settings`` as they are.
-_AS_GIVEN = (
-    "max_same_photo_share",
-    "same_photo_in_evaluation",
-    "mask_policy",
-    "mask_polarity",
-    "parser_revision",
-    "validation_share",
-    "test_share",
-    "seed",
-    "limit",
-)
-
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
     """Shows the defaults that say something."""
@@ -94,15 +81,16 @@ def settings_of(args: argparse.Namespace) -> Settings:
     from deepfashion_training.preparation.pair_plan import Settings
 
     parser = chosen_parser(args.parser)
-    return Settings(
-        columns=parse_column_map(args.column),
-        category_types=parse_type_overrides(args.category_type),
-        garment_sources=parse_sources(args.garment_sources),
-        parser=parser,
-        mine_lower_body=parser is not None if args.mine_lower_body is None else args.mine_lower_body,
-        gates=Gates(**{gate.name: getattr(args, gate.name) for gate in dataclasses.fields(Gates)}),
-        **{name: getattr(args, name) for name in _AS_GIVEN},
-    )
+    given = {
+        **vars(args),
+        "columns": parse_column_map(args.column),
+        "category_types": parse_type_overrides(args.category_type),
+        "garment_sources": parse_sources(args.garment_sources),
+        "parser": parser,
+        "mine_lower_body": parser is not None if args.mine_lower_body is None else args.mine_lower_body,
+        "gates": Gates(**{gate.name: getattr(args, gate.name) for gate in dataclasses.fields(Gates)}),
+    }
+    return Settings(**{setting.name: given[setting.name] for setting in dataclasses.fields(Settings)})
 
 
 def chosen_parser(named: str | None) -> str | None:

@@ -13,19 +13,16 @@ from deepfashion_training.data.bad_rows import BadRowLedger
 
 def record_many(ledger: BadRowLedger, worker: int) -> None:
     for row in range(200):
-        ledger.record(row, f"worker {worker} " + "x" * 300, None)
+        ledger.record(row, f"worker {worker} " + "x" * 300)
 
 
 def test_entries_are_one_per_row_in_order():
     ledger = BadRowLedger()
     assert ledger.entries() == []
-    ledger.record(7, "no bytes", 8)
-    ledger.record(2, "émpty\nmask", None)
-    ledger.record(7, "met again", 9)
-    assert ledger.entries() == [
-        {"row": 2, "reason": "émpty\nmask", "substitute": None},
-        {"row": 7, "reason": "no bytes", "substitute": 8},
-    ]
+    ledger.record(7, "no bytes")
+    ledger.record(2, "émpty\nmask")
+    ledger.record(7, "met again")
+    assert ledger.entries() == [{"row": 2, "reason": "émpty\nmask"}, {"row": 7, "reason": "no bytes"}]
 
 
 def test_processes_write_at_the_same_time_without_mixing():
@@ -45,7 +42,7 @@ def test_processes_write_at_the_same_time_without_mixing():
 def test_a_pickled_copy_shares_the_file_and_does_not_remove_it():
     ledger = BadRowLedger()
     copy = pickle.loads(pickle.dumps(ledger))
-    copy.record(1, "bad", None)
+    copy.record(1, "bad")
     del copy
     gc.collect()
     assert [entry["row"] for entry in ledger.entries()] == [1]
@@ -53,7 +50,7 @@ def test_a_pickled_copy_shares_the_file_and_does_not_remove_it():
 
 def test_a_forked_process_does_not_remove_the_file():
     ledger = BadRowLedger()
-    ledger.record(1, "bad", None)
+    ledger.record(1, "bad")
     child = os.fork()
     if child == 0:
         del ledger
@@ -67,8 +64,8 @@ def test_ledgers_of_one_file_are_one_account(tmp_path):
     """Ranks make their own ledger each, of the same file."""
     file = tmp_path / "logs" / "bad_rows-train.jsonl"
     first, second = BadRowLedger(file), BadRowLedger(file)
-    first.record(3, "truncated", 4)
-    second.record(90, "empty mask", None)
+    first.record(3, "truncated")
+    second.record(90, "empty mask")
     assert [entry["row"] for entry in first.entries()] == [entry["row"] for entry in second.entries()] == [3, 90]
     copy = pickle.loads(pickle.dumps(second))
     del first, second

@@ -20,8 +20,8 @@ from deepfashion_training.images.quality import Gates
 from deepfashion_training.preparation.batch import prepare_batch
 from deepfashion_training.preparation.pair_plan import PlannedRow, Settings, make_plan
 
-SIZE = (256, 192)
-GATES = Gates(min_garment_px=24)
+SIZE = (192, 144)
+GATES = Gates(min_garment_px=18)
 #: Face, hair, shoes and bag: never repainted.
 KEPT = (2, 9, 10, 11, 16)
 
@@ -74,7 +74,7 @@ def mask_of(record: dict[str, Any]) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def drawn() -> Drawn:
-    return drawn_rows(list(raw_specs(120, 11)))
+    return drawn_rows(list(raw_specs(84, 11)))
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +105,7 @@ def test_the_answer_does_not_depend_on_what_else_is_in_the_batch(drawn):
 
 def test_with_a_parser_kept_parts_are_never_repainted_and_the_garment_is(drawn, parsed):
     pairs = [record for record in parsed if record["outcome"] == "pair"]
-    assert len(pairs) > 60 and {record["mask_how"] for record in pairs} == {"parsed"}
+    assert len(pairs) > 40 and {record["mask_how"] for record in pairs} == {"parsed"}
     for record in pairs:
         parse, mask = drawn.parses[photo_of(record)], mask_of(record)
         assert not (mask & np.isin(parse, KEPT)).any()
@@ -115,7 +115,7 @@ def test_with_a_parser_kept_parts_are_never_repainted_and_the_garment_is(drawn, 
 
 def test_lower_body_pairs_are_mined_from_rows_of_tops(drawn, parsed):
     mined = [record for record in parsed if record["mined"]]
-    assert len(mined) > 10
+    assert len(mined) > 5
     tops = {record["source_row"]: record for record in parsed if not record["mined"] and record["cloth_type"] == UPPER}
     for record in mined:
         assert record["cloth_type"] == LOWER and record["outcome"] == "pair" and record["source_row"] in tops

@@ -113,44 +113,26 @@ def vary(seed: int) -> Image.Image:
 PICTURES: dict[str, bytes | None] = {
     "none": None,
     "no bytes": b"",
-    "one byte": b"\x89",
-    "zeros": bytes(4000),
-    "text": b"I am no picture",
-    "html": b"<html><script>alert(1)</script></html>",
     "svg": b'<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>',
-    "eps": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 192 256\n",
-    "pdf": b"%PDF-1.4\n%%EOF\n",
     "pickle": pickle.dumps({"a": 1}),
-    "ppm": b"P6 192 256 255\n" + bytes(3 * 192 * 256),
     "half a jpeg": (jpeg := stored(vary(1), "JPEG"))[: len(jpeg) // 2],
-    "jpeg without its header": jpeg[20:],
     "half a png": (whole := stored(vary(2)))[: len(whole) // 2],
-    "png without an end": whole[:-30],
     "png of other bytes": flipped(whole),
-    "png of no rows": png(192, 256),
     "png of no size": png(0, 0),
-    "png of 7 bits": png(192, 256, depth=7),
-    "bomb of bits": png(30_000, 30_000, depth=1, colour=0),
     "bomb of colours": png(30_000, 30_000),
     "bomb in one row": png(2_000_000_000, 1),
     "half a gif": (gif := stored(vary(3), "GIF", save_all=True, append_images=[vary(4)]))[: len(gif) // 4],
     "half a tiff": (tiff := stored(vary(5), "TIFF"))[:3000],
     "tiff whose directory lies beyond": tiff[:4] + struct.pack("<I", 2**31) + tiff[8:],
-    "webp header": b"RIFF\x10\0\0\0WEBPVP8 ",
     "half a webp": (webp := stored(vary(6), "WEBP"))[: len(webp) // 2],
-    "bmp of negative size": stored(vary(7), "BMP")[:18] + struct.pack("<i", -5) + bytes(100),
     "floats": stored(Image.fromarray(np.ones(SIZE, np.float32)), "TIFF"),
 }
 #: Masks that are pictures and still no use, by what is wrong with them.
 MASKS: dict[str, bytes] = {
     "all black": stored(Image.new("L", SIZE[::-1], 0)),
-    "black in colour": stored(Image.new("RGB", SIZE[::-1], 0)),
-    "black of 16 bits": stored(Image.fromarray(np.zeros(SIZE, np.uint16))),
     "grey below half": stored(Image.new("L", SIZE[::-1], 100)),
     "transparent all over": stored(Image.new("RGBA", SIZE[::-1], (255, 255, 255, 0))),
     "another aspect": stored(Image.new("L", (200, 100), 255)),
-    "a dot": stored(Image.new("L", (1, 1), 255)),
-    "turned": stored(Image.new("L", SIZE, 255)),
     "a line": stored(Image.new("L", (4000, 1), 255)),
 }
 #: The same for prepared rows, where a mask has to leave something of the person.
@@ -269,12 +251,10 @@ def test_pictures_spoilt_at_random_never_do_worse_than_an_error_of_one_line(data
 # --------------------------------------------------------------------------------------------- texts and whole datasets
 
 TYPES_OF_ONE_ROW: dict[str, Any] = {
-    "0": 0, "4": 4, "minus": -1, "large": 2**62, "none": None, "nan": float("nan"), "infinity": float("inf"),
-    "half": 1.5, "true": True, "empty": "", "word": "socks", "digit as text": "1 ", "zero byte": "upper\0",
-    "formula": "=1+1", "html": "<script>alert(1)</script>", "megabyte": "x" * 1_000_000, "lines": "upper\nlower",
-    "list": [1], "bytes": b"\1", "struct": {"a": 1},
+    "0": 0, "none": None, "nan": float("nan"), "half": 1.5, "true": True, "word": "socks", "megabyte": "x" * 1_000_000,
+    "struct": {"a": 1},
 }  # fmt: skip
-CAPTIONS_OF_ONE_ROW: dict[str, Any] = {"number": 3, "list": ["a"], "bytes": b"\xff\xfe", "struct": {"a": "b"}}
+CAPTIONS_OF_ONE_ROW: dict[str, Any] = {"number": 3, "struct": {"a": "b"}}
 
 
 @pytest.fixture
@@ -361,33 +341,21 @@ DATASETS: dict[str, Callable[[Path, list[dict[str, Any]]], object]] = {
     "empty folder": lambda folder, rows: folder.mkdir(),
     "a file": lambda folder, rows: folder.write_bytes(b""),
     "csv": lambda folder, rows: (folder.mkdir(), (folder / "train.csv").write_text("image,cloth\n=1,2\n")),
-    "empty parquet": file_of(b""),
     "garbage parquet": file_of(bytes(range(256)) * 20),
-    "pickle parquet": file_of(pickle.dumps([1])),
-    "magic only": file_of(b"PAR1PAR1"),
     "half a parquet": spoil_parquet(lambda content: content[: len(content) // 2]),
-    "footer of other bytes": spoil_parquet(lambda whole: whole[:-300] + flipped(whole[-300:-8], 0) + whole[-8:]),
-    "footer that is too long": spoil_parquet(lambda content: content[:-8] + b"\xff\xff\xff\x7fPAR1"),
     "pages of other bytes": spoil_parquet(lambda content: flipped(content[:-9000], 4) + content[-9000:]),
     "no rows": table_of(lambda rows: []),
     "no image": table_of(without("image")),
-    "no mask": table_of(without("mask")),
     "no type": table_of(without("cloth_type")),
     "no caption": table_of(without("caption")),
     "image of numbers": table_of(with_cell("image", 3)),
-    "mask of lists": table_of(with_cell("mask", [1, 2])),
     "cloth of other structs": table_of(with_cell("cloth", {"a": 1})),
     "image of nothing": table_of(with_cell("image", None)),
     "two forms": two_forms,
     "second is broken": second_is_broken,
     "state of nonsense": saved_with("state.json", "no json"),
-    "state is a list": saved_with("state.json", "[]"),
     "state names files elsewhere": saved_with("state.json", '{"_data_files": [{"filename": "../../x.arrow"}]}'),
-    "info of nonsense": saved_with("dataset_info.json", "{"),
-    "info of another type": saved_with("dataset_info.json", '{"features": 3}'),
     "info of unknown features": saved_with("dataset_info.json", '{"features": {"image": {"_type": "Evil"}}}'),
-    "dictionary of nonsense": saved_with("dataset_dict.json", "{", split="train"),
-    "dictionary of numbers": saved_with("dataset_dict.json", '{"splits": 3}', split="train"),
     "dictionary of a split elsewhere": saved_with("dataset_dict.json", '{"splits": ["../../etc"]}', split="train"),
 }
 #: Without these, rows cannot be trained on, and ``prepare`` can do: the category says the type.
@@ -439,50 +407,26 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
 )
 PRESETS: dict[str, bytes] = {
     "empty": b"",
-    "words": b"just words",
     "number": b"3",
-    "list": b"- flags",
     "flags are a list": b"flags: [seed, 4]",
-    "flags are words": b"flags: seed 4",
-    "flags are a set": b"flags: !!set {seed}",
     "a value in a value": b"flags: {seed: {a: 1}}",
-    "a list as value": b"flags: {seed: [4]}",
-    "a set as value": b"flags: {seed: !!set {a}}",
-    "bytes as value": b"flags: {seed: !!binary aGVsbG8=}",
-    "a date as value": b"flags: {seed: 2024-01-01}",
-    "a date for words": b"flags: {instance_prompt: 2024-01-01}",
     "words for a number": b"flags: {seed: many}",
     "minus 1": b"flags: {seed: -1}",
     "a seed of 5000 digits": b"flags: {seed: 0x" + b"f" * 5000 + b"}",
     "not a number": b"flags: {max_grad_norm: .nan}",
-    "infinite": b"flags: {max_grad_norm: .inf}",
-    "a switch for a number": b"flags: {seed: true}",
     "a number for a switch": b"flags: {balance_cloth_types: 7}",
     "an unknown choice": b"flags: {resize_mode: magic}",
     "unknown flag": b"flags: {lerning_rate: 1}",
-    "flag of two lines": b'flags: {"se\\ned": 4}',
     "flag with a value in its name": b'flags: {"output_dir=/tmp/x": ""}',
     "empty flag": b'flags: {"": 4}',
-    "flag that is null": b"flags: {null: 4}",
-    "flag that is a number": b"flags: {4: 4}",
-    "flag that is a list": b"flags: {[a]: 4}",
-    "flag with dashes": b"flags: {--seed: 4}",
     "typed only": b"flags: {output_dir: /tmp/x}",
-    "publishes": b"flags: {push_to_hub: true}",
     "python object": b"flags: !!python/object/apply:os.system ['touch executed']",
-    "python name": b"flags: {seed: !!python/name:os.system }",
-    "python module": b"flags: {seed: !!python/module:os }",
-    "unknown tag": b"flags: {seed: !evil 4}",
     "refers to itself": b"flags: &f {seed: *f}",
-    "unknown alias": b"flags: {seed: *nothing}",
     "bomb of aliases": f"{BOMB}flags: {{seed: *i}}".encode(),
     "very deep": DEEP.encode(),
     "tab": b"flags:\n\tseed: 4",
-    "cut short": b"flags: {seed: [",
-    "two documents": b"flags: {}\n---\nflags: {}",
     "zero byte": b"flags: {seed: \x00}",
     "latin-1": "flags: {seed: größe}".encode("latin-1"),
-    "utf-16 cut": "flags: {}".encode("utf-16")[:-1],
     "picture": jpeg,
     "a megabyte for a number": b"flags: {seed: " + b"9" * 1_000_000 + b"x}",
 }
@@ -517,43 +461,30 @@ GOOD = b"p.png,g.png,m.png,,,\n"
 TABLES: dict[str, bytes] = {
     "empty": b"",
     "head alone": HEAD,
-    "blank lines": b"\n\n\n",
     "other head": b"a,b\n1,2\n",
     "no head": GOOD,
-    "semicolons": HEAD.replace(b",", b";") + GOOD.replace(b",", b";"),
-    "tabs": HEAD.replace(b",", b"\t"),
     "a column twice": b"person,person,garment\np.png,p.png,g.png\n",
     "an unknown column": b"person,garment,evil\np.png,g.png,1\n",
     "a head of a megabyte": b"x" * 1_000_000 + b"\n1\n",
     "too few cells": HEAD + b"p.png,g.png\n",
-    "too many cells": HEAD + GOOD[:-1] + b",,,,\n",
     "open quotes": HEAD + b'"p.png,g.png,m.png,,,\n' + GOOD,
     "no person": HEAD + b",g.png,m.png,,,\n",
-    "blank person": HEAD + b'"  ",g.png,m.png,,,\n',
     "a person that is not there": HEAD + b"none.png,g.png,m.png,,,\n",
-    "a folder": HEAD + b".,g.png,m.png,,,\n",
-    "a file of the system": HEAD + b"/etc/passwd,g.png,m.png,,,\n",
     "a file above": HEAD + b"../../../../../etc/passwd,g.png,m.png,,,\n",
     "a link to one": HEAD + b"link.png,g.png,m.png,,,\n",
     "a device": HEAD + b"/dev/zero,g.png,m.png,,,\n",
     "an address": HEAD + b"https://example.org/p.png,g.png,m.png,,,\n",
     "a formula for a person": HEAD + b'"=HYPERLINK(""http://x"")",g.png,m.png,,,\n',
-    "a zero byte": HEAD + b"p\0.png,g.png,m.png,,,\n",
     "a zero byte in the output": HEAD + b"p.png,g.png,m.png,,,a\0.png\n",
     "colours in the output": HEAD + b"p.png,g.png,m.png,,,\x1b[2J.txt\n",
     "output above": HEAD + b"p.png,g.png,m.png,,,../a.png\n",
-    "output from the root": HEAD + b"p.png,g.png,m.png,,,/tmp/a.png\n",
     "output of another form": HEAD + b"p.png,g.png,m.png,,,a.exe\n",
-    "hidden output": HEAD + b"p.png,g.png,m.png,,,.a.png\n",
     "output of two lines": HEAD + b'p.png,g.png,m.png,,,"a\nb.txt"\n',
     "output that is long": HEAD + b"p.png,g.png,m.png,,," + b"x" * 100_000 + b".png\n",
     "one output twice": HEAD + 2 * b"p.png,g.png,m.png,,,a.png\n",
     "neither mask nor type": HEAD + b"p.png,g.png,,,,\n",
     "an unknown type": HEAD + b"p.png,g.png,,socks,,\n",
-    "type 0": HEAD + b"p.png,g.png,,0,,\n",
-    "type nan": HEAD + b"p.png,g.png,,nan,,\n",
     "a mask that is a table": HEAD + b"p.png,g.png,t.csv,,,\n",
-    "latin-1": HEAD + "p.png,g.png,m.png,,größer,\n".encode("latin-1"),
     "utf-16": (HEAD + GOOD).decode().encode("utf-16"),
     "a picture": jpeg,
     "a cell of a megabyte": HEAD + b"p.png,g.png,m.png,," + b"x" * 1_000_000 + b",\n",
@@ -615,15 +546,9 @@ def link_outside(folder: Path) -> None:
 CHECKPOINTS: dict[str, Callable[[Path], object]] = {
     "manifest that is deep": text(checkpoints.MANIFEST, "[" * 100_000),
     "not there": shutil.rmtree,
-    "empty": lambda folder: (shutil.rmtree(folder), folder.mkdir()),
-    "a file": lambda folder: (shutil.rmtree(folder), folder.write_text("")),
     "no manifest": lambda folder: (folder / checkpoints.MANIFEST).unlink(),
-    "empty manifest": text(checkpoints.MANIFEST, ""),
     "manifest of nonsense": text(checkpoints.MANIFEST, "\0"),
-    "manifest is a list": text(checkpoints.MANIFEST, "[]"),
     "manifest without files": text(checkpoints.MANIFEST, "{}"),
-    "manifest of numbers": text(checkpoints.MANIFEST, '{"files": {"a": 1}}'),
-    "manifest in latin-1": lambda folder: (folder / checkpoints.MANIFEST).write_bytes(b'{"files": {"\xe4": 1}}'),
     "manifest names a file elsewhere": manifest(
         lambda files: files.update({"../../etc/passwd": next(iter(files.values()))})
     ),
@@ -631,7 +556,6 @@ CHECKPOINTS: dict[str, Callable[[Path], object]] = {
     "manifest says another size": manifest(lambda files: next(iter(files.values())).update(bytes=1)),
     "manifest says another hash": manifest(lambda files: next(iter(files.values())).update(sha256="0" * 64)),
     "a file is gone": lambda folder: (folder / trainer.LORA_FILE).unlink(),
-    "a file is empty": lambda folder: (folder / trainer.LORA_FILE).write_bytes(b""),
     "a file is another": lambda folder: (folder / trainer.LORA_FILE).write_bytes(pickle.dumps([1])),
     "a link out of it": link_outside,
     "a pickle beside it": lambda folder: (folder / "optimizer.bin").write_bytes(pickle.dumps([1])),
@@ -721,47 +645,24 @@ def first(weights: dict[str, torch.Tensor]) -> str:
 
 LORAS: dict[str, Callable[[Path, Path], object]] = {
     "empty": of_bytes(lambda whole: b""),
-    "seven bytes": of_bytes(lambda whole: whole[:7]),
     "half": of_bytes(lambda whole: whole[: len(whole) // 2]),
-    "header alone": of_bytes(lambda whole: whole[: 8 + struct.unpack("<Q", whole[:8])[0]]),
     "header that is too long": of_bytes(lambda whole: struct.pack("<Q", 2**62) + whole[8:]),
     "header of nonsense": of_bytes(lambda whole: whole[:8] + flipped(whole[8:500], 0) + whole[500:]),
-    "more than the header says": of_bytes(lambda whole: whole + b"more"),
-    "zeros": of_bytes(lambda whole: bytes(5000)),
     "pickle": of_bytes(lambda whole: pickle.dumps({"a": [1]})),
     "torch file": lambda sound, file: torch.save({"a": torch.ones(2)}, file),
-    "zip": of_bytes(lambda whole: b"PK\x05\x06" + bytes(18)),
-    "picture": of_bytes(lambda whole: jpeg),
     "text": of_bytes(lambda whole: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"),
     "no weights": lora_with(dict.clear),
     "other names": lora_with(lambda weights: weights.update(evil=torch.ones(2))),
-    "text encoder": lora_with(lambda weights: weights.update({"text_encoder.x.lora_A.weight": torch.ones(4, 4)})),
     "an A without its B": lora_with(lambda weights: weights.pop(first(weights))),
-    "A of one axis": lora_with(each(lambda tensor: tensor[:, 0].contiguous(), "lora_A")),
-    "B of one axis": lora_with(each(lambda tensor: tensor[:, 0].contiguous(), "lora_B")),
-    "numbers in place of matrices": lora_with(each(lambda tensor: torch.tensor(1.0))),
     "three axes": lora_with(each(lambda tensor: tensor[None], "lora_A")),
-    "no columns": lora_with(each(lambda tensor: tensor[:, :0], "lora_A")),
     "rank of rows that is not said": lora_with(each(lambda tensor: tensor[:2], "lora_A")),
-    "turned": lora_with(each(lambda tensor: tensor.T)),
-    "whole numbers": lora_with(each(lambda tensor: tensor.to(torch.int32))),
-    "truth values": lora_with(each(lambda tensor: tensor > 0)),
     "not a number": lora_with(lambda weights: weights[first(weights)].view(-1)[:1].fill_(float("nan"))),
-    "infinite": lora_with(each(lambda tensor: tensor + float("inf"), "lora_B")),
     "metadata of nonsense": lora_with(text="nonsense"),
-    "metadata of a list": lora_with(text="[]"),
-    "metadata of words": lora_with(text='"words"'),
-    "metadata that is deep": lora_with(text="[" * 100_000),
     "no rank": lora_with(metadata=lambda settings: settings.pop("transformer.r")),
-    "a rank of nothing": lora_with(metadata=named("r", None)),
-    "a rank of a list": lora_with(metadata=named("r", [4])),
     "a rank above memory": lora_with(metadata=named("r", 10**9)),
-    "alpha of words": lora_with(metadata=named("lora_alpha", "8")),
     "alpha that is not finite": lora_with(text='{"transformer.r": 4, "transformer.lora_alpha": 1e999}'),
     "another kind of adapter": lora_with(metadata=named("peft_type", "IA3")),
-    "an unknown kind of adapter": lora_with(metadata=named("peft_type", "EVIL")),
     "ranks by layer": lora_with(metadata=named("rank_pattern", {"to_q": 8})),
-    "ranks by layer of words": lora_with(metadata=named("rank_pattern", "to_q")),
 }
 
 
@@ -770,7 +671,7 @@ def test_a_lora_that_is_none_is_neither_exported_nor_drawn_with(name, lora_file,
     folder = tmp_path / "lora"
     folder.mkdir()
     LORAS[name](lora_file, folder / trainer.LORA_FILE)
-    for kind, out in (("kohya", "k.safetensors"), ("peft", "peft"), ("fused", "fused")):
+    for kind, out in (("kohya", "k.safetensors"), ("fused", "fused")):
         said = refused(export, "--lora", folder, "--format", kind, "--output", tmp_path / "out" / out)
         assert str(folder) in said
     flags = [*pieces(wardrobe), "--output", tmp_path / "out" / "o.png", "--lora", folder, "--num_inference_steps", 1]
@@ -805,11 +706,3 @@ def test_a_base_that_is_none_is_refused(name, lora_file, tiny_flux_fill, refused
     flags = ["--lora", lora_file, "--format", "fused", "--output", tmp_path / "fused", "--base", base]
     assert str(base) in refused(export, *flags)
     assert not (tmp_path / "fused").exists()
-
-
-def test_how_many_inputs_these_are():
-    cells = 3 * len(PICTURES) - 1 + len(MASKS) + len(WHITE)
-    texts = len(TYPES_OF_ONE_ROW) + len(CAPTIONS_OF_ONE_ROW) + len(DATASETS)
-    others = [len(table) for table in (PRESETS, TABLES, CHECKPOINTS, STATES, LORAS, BASES)]
-    assert (cells, texts, others) == (97, 56, [47, 42, 20, 7, 42, 8])
-    assert cells + texts + sum(others) >= 100

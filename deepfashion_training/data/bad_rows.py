@@ -33,9 +33,9 @@ class BadRowLedger:
             weakref.finalize(self, _remove, folder, os.getpid())
         self._file = file
 
-    def record(self, row: int, reason: str, substitute: int | None) -> None:
-        """Note that ``row`` was unusable for ``reason`` and that ``substitute``, if any, is read in its place."""
-        entry = {"row": row, "reason": reason[:_LONGEST_REASON], "substitute": substitute}
+    def record(self, row: int, reason: str) -> None:
+        """Note that ``row`` was unusable for ``reason``."""
+        entry = {"row": row, "reason": reason[:_LONGEST_REASON]}
         self._file.parent.mkdir(parents=True, exist_ok=True)
         handle = os.open(self._file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         try:

@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -31,6 +31,9 @@ from deepfashion_training.preparation.garment_views import Candidate, Choice, ch
 from deepfashion_training.preparation.mask_leak import mask_features
 from deepfashion_training.preparation.pair_plan import PlannedRow, Settings
 
+if TYPE_CHECKING:
+    from deepfashion_training.models.human_parser import HumanParser
+
 #: JPEG quality of cut-outs: above the photos' own, so that they lose nothing that a photo had.
 _CUT_OUT_QUALITY = 95
 _THUMBNAIL = (192, 192)
@@ -46,13 +49,6 @@ _ENDINGS = {
 }
 #: Shorter side of the pictures that are judged, at least: above the grids of persons, fingerprints and colours.
 _SMALL_SIDE = 128
-
-
-class Parses(Protocol):
-    """A human parser: photos to ATR label maps, uint8 ``[h, w]`` of each photo's size."""
-
-    def parse(self, photos: Sequence[Image.Image]) -> list[np.ndarray]:
-        """Label maps of ``photos``."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +86,7 @@ def prepare_batch(
     planned: Sequence[PlannedRow],
     pictures: Mapping[str, Sequence[bytes | str]],
     settings: Settings,
-    parser: Parses | None = None,
+    parser: HumanParser | None = None,
 ) -> list[dict[str, Any]]:
     """Turn rows into pairs.
 
@@ -109,7 +105,7 @@ def prepare_batch(
     return out
 
 
-def _outfit_rows(photos: list[_Photo], settings: Settings, parser: Parses | None) -> Iterator[dict[str, Any]]:
+def _outfit_rows(photos: list[_Photo], settings: Settings, parser: HumanParser | None) -> Iterator[dict[str, Any]]:
     for photo in photos:
         photo.finding = _open(photo, settings)
     worn = [photo for photo in photos if photo.finding is None and not photo.garment_only]

@@ -13,6 +13,7 @@ import platform
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -85,12 +86,10 @@ def prepare(
             raise ValueError(f"no row of {source} became a pair: {account.why_none(notes)}")
         facts |= {"seconds": seconds, "rows_per_second": (len(plan.rows) - done) / seconds}
         facts |= _facts_of(plan, settings)
-        facts["leak_score"] = measure_leak(notes, settings.mask_policy, settings.seed)
-        facts["warnings"] = account.warnings(facts)
         result = working / "result"
         shutil.rmtree(result, ignore_errors=True)
         result.mkdir()
-        _write(result, files, notes, facts, settings.seed)
+        _write(result, files, notes, facts, settings)
         put_in_place(result, target)
         shutil.rmtree(working)
     return target, facts, True
@@ -178,10 +177,14 @@ def _facts_of(plan: PairPlan, settings: Settings) -> dict[str, Any]:
     }
 
 
-def _write(result: Path, files: list[Path], notes: list[output.Row], facts: dict[str, Any], seed: int) -> None:
-    """Write everything that a prepared folder has; ``facts`` gets the sizes of the files."""
-    shown = output.write_rows(result, files, notes, seed)
-    write_pairs_report(result / "report.html", facts, shown.samples, shown.worst, shown.rejects)
+def _write(result: Path, files: list[Path], notes: list[output.Row], facts: dict[str, Any], settings: Settings) -> None:
+    """Write everything that a prepared folder has; ``facts`` gets the leak score, warnings and the files' sizes."""
+    with ThreadPoolExecutor(1) as beside:
+        leak = beside.submit(measure_leak, notes, settings.mask_policy, settings.seed)
+        shown = output.write_rows(result, files, notes, settings.seed)
+        facts["leak_score"] = leak.result()
+    facts["warnings"] = account.warnings(facts)
+    write_pairs_report(result / "report.html", facts, **shown)
     write_pairs_card(result / "README.md", facts)
     written = sorted(file for file in result.rglob("*") if file.is_file())
     facts["files"] = {file.relative_to(result).as_posix(): file.stat().st_size for file in written}

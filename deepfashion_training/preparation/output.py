@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,26 +20,50 @@ from deepfashion_training.data.schema import (
     UNPAIRED_COLUMNS,
     features_of,
 )
-from deepfashion_training.data.shards import ShardWriter
 from deepfashion_training.images.pictures import open_picture, upright
 from deepfashion_training.preparation.batch import thumbnail
 from deepfashion_training.preparation.selection import SPLITS, Row
 
-#: About 100 MB a file at 512x768, and 10 MB in memory.
-SHARD_ROWS, GROUP_ROWS = 1000, 100
+#: Rows of a data file: about 100 MB at 512x768.
+SHARD_ROWS = 1000
 #: How many pairs of each type, worst pairs and rejects the report shows at most: it stays below 3 MB.
 SHOWN_PAIRS, SHOWN_WORST, SHOWN_REJECTS = 12, 12, 24
 #: Columns of a finished batch that are small enough to hold those of all rows at once.
 _SMALL_COLUMNS = [*PROVENANCE_COLUMNS, "cloth_type", *(name for name in NOTES if name != "thumbnail")]
 
 
-@dataclass
-class Shown:
-    """Rows for the report, pictures included: random pairs of each type, the pairs least alike in colour, rejects."""
+def writing_options(schema: pa.Schema) -> dict[str, Any]:
+    """How pyarrow writes rows with pictures: these are compressed already, and no two of them are the same."""
+    texts = [column.name for column in schema if pa.types.is_string(column.type)]
+    return {"compression": "none", "use_dictionary": texts, "write_statistics": texts}
 
-    samples: list[Row] = field(default_factory=list)
-    worst: list[Row] = field(default_factory=list)
-    rejects: list[Row] = field(default_factory=list)
+
+class _SplitWriter:
+    """Streams the ``total`` pairs of a split into ``<split>-<k>-of-<n>.parquet``; no file when there are none."""
+
+    def __init__(self, folder: Path, split: str, total: int) -> None:
+        count = -(-total // SHARD_ROWS)
+        self._files = iter([folder / f"{split}-{number:05d}-of-{count:05d}.parquet" for number in range(count)])
+        self._schema = features_of(PAIR_COLUMNS).arrow_schema  # of datasets, which then knows the columns of pictures
+        self._writer: pq.ParquetWriter | None = None
+        self._room = 0
+
+    def add(self, rows: list[Row]) -> None:
+        """Append pairs."""
+        while rows:
+            if self._writer is None or self._room == 0:
+                self.close()
+                self._writer = pq.ParquetWriter(next(self._files), self._schema, **writing_options(self._schema))
+                self._room = SHARD_ROWS
+            self._writer.write_table(pa.Table.from_pylist(rows[: self._room], schema=self._schema))
+            written = min(len(rows), self._room)
+            rows = rows[written:]
+            self._room -= written
+
+    def close(self) -> None:
+        """Complete the last file."""
+        if self._writer is not None:
+            self._writer.close()
 
 
 def read_notes(files: Iterable[Path]) -> list[Row]:
@@ -53,21 +77,21 @@ def _read(file: Path, columns: Sequence[str] | None = None) -> list[Row]:
         return batch.read(columns, use_threads=False).to_pylist()
 
 
-def write_rows(folder: Path, files: Iterable[Path], notes: Sequence[Row], seed: int) -> Shown:
-    """Write ``data/*.parquet``, ``quarantine.parquet`` and ``unpaired.parquet``; returns what the report shows.
+def write_rows(folder: Path, files: Iterable[Path], notes: Sequence[Row], seed: int) -> dict[str, list[Row]]:
+    """Write ``data/*.parquet``, ``quarantine.parquet`` and ``unpaired.parquet``.
+
+    Returns the rows that the report shows, pictures included: ``samples`` (random pairs of each type), ``worst`` (pairs
+    least alike in colour) and ``rejects``.
 
     ``notes`` are those of ``read_notes(files)`` with the final outcomes.
     """
     (folder / "data").mkdir()
     totals = Counter(row["split"] for row in notes if row["outcome"] == "pair")
-    schema = features_of(PAIR_COLUMNS).arrow_schema
-    sizes = {"shard_rows": SHARD_ROWS, "group_rows": GROUP_ROWS}
-    shown, remaining = Shown(), iter(notes)
-    samples, worst, rejects = _chosen_to_show(notes, seed)
+    chosen, remaining = _chosen_to_show(notes, seed), iter(notes)
+    shown: dict[str, list[Row]] = {name: [] for name in chosen}
     with ExitStack() as stack:
         pair_files = {
-            split: stack.enter_context(closing(ShardWriter(folder / "data", split, totals[split], schema, **sizes)))
-            for split in SPLITS
+            split: stack.enter_context(closing(_SplitWriter(folder / "data", split, totals[split]))) for split in SPLITS
         }
         reject_files = {
             outcome: stack.enter_context(pq.ParquetWriter(folder / name, features_of(columns).arrow_schema))
@@ -79,19 +103,17 @@ def write_rows(folder: Path, files: Iterable[Path], notes: Sequence[Row], seed: 
         for file in files:
             batch = [row | next(remaining) for row in _read(file)]
             for split, pair_file in pair_files.items():
-                pairs = [row for row in batch if row["outcome"] == "pair" and row["split"] == split]
-                pair_file.add(pa.Table.from_pylist(pairs, schema=schema))
+                pair_file.add([row for row in batch if row["outcome"] == "pair" and row["split"] == split])
             for outcome, reject_file in reject_files.items():
                 rejected = [row for row in batch if row["outcome"] == outcome and not row["mined"]]
                 for row in rejected:
                     row["thumbnail"] = row["thumbnail"] or _thumbnail(row)
                 if rejected:
                     reject_file.write_table(pa.Table.from_pylist(rejected, schema=reject_file.schema))
-            shown.samples += [row for row in batch if _identity(row) in samples]
-            shown.worst += [row for row in batch if _identity(row) in worst]
-            shown.rejects += [row for row in batch if _identity(row) in rejects]
-    shown.worst.sort(key=lambda row: row["likeness"])
-    shown.rejects.sort(key=lambda row: row["reason"])
+            for name, rows in shown.items():
+                rows += [row for row in batch if _identity(row) in chosen[name]]
+    shown["worst"].sort(key=lambda row: row["likeness"])
+    shown["rejects"].sort(key=lambda row: row["reason"])
     return shown
 
 
@@ -99,15 +121,14 @@ def _thumbnail(row: Row) -> dict[str, object] | None:
     """The thumbnail of a pair that was rejected when all rows were known."""
     if row["image"] is None:
         return None
-    picture = open_picture(row["image"]["bytes"])
-    return thumbnail(upright(picture), row["source_row"])
+    return thumbnail(upright(open_picture(row["image"]["bytes"])), row["source_row"])
 
 
 def _identity(row: Row) -> tuple[int, bool]:
     return row["source_row"], row["mined"]
 
 
-def _chosen_to_show(notes: Sequence[Row], seed: int) -> list[set[tuple[int, bool]]]:
+def _chosen_to_show(notes: Sequence[Row], seed: int) -> dict[str, set[tuple[int, bool]]]:
     """Random pairs of each type, the pairs least alike in colour, and random rejects of every reason."""
     by_type: dict[int, list[Row]] = defaultdict(list)
     by_reason: dict[str, list[Row]] = defaultdict(list)
@@ -122,9 +143,9 @@ def _chosen_to_show(notes: Sequence[Row], seed: int) -> list[set[tuple[int, bool
 
     pairs = [row for rows in by_type.values() for row in rows]
     each = max(1, SHOWN_REJECTS // max(1, len(by_reason)))
-    chosen = (
-        [row for rows in by_type.values() for row in some(rows, SHOWN_PAIRS)],
-        sorted(pairs, key=lambda row: row["likeness"])[:SHOWN_WORST],
-        [row for rows in by_reason.values() for row in some(rows, each)][:SHOWN_REJECTS],
-    )
-    return [{_identity(row) for row in rows} for rows in chosen]
+    chosen = {
+        "samples": [row for rows in by_type.values() for row in some(rows, SHOWN_PAIRS)],
+        "worst": sorted(pairs, key=lambda row: row["likeness"])[:SHOWN_WORST],
+        "rejects": [row for rows in by_reason.values() for row in some(rows, each)][:SHOWN_REJECTS],
+    }
+    return {name: {_identity(row) for row in rows} for name, rows in chosen.items()}

@@ -16,9 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from deepfashion_training.data.schema import NOTES, PAIR_COLUMNS, features_of
-from deepfashion_training.data.shards import writing_options
 from deepfashion_training.data.source_rows import SourceRows
 from deepfashion_training.preparation.batch import prepare_batch
+from deepfashion_training.preparation.output import writing_options
 from deepfashion_training.preparation.pair_plan import PlannedRow, Settings
 from training_run.atomic import replacing
 

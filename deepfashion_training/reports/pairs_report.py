@@ -28,7 +28,6 @@ SECTIONS = {
     "quarantined": "Quarantined rows",
     "unpaired": "Rows without a pair",
     "leak": "What the mask tells",
-    "settings": "Settings and versions",
 }
 
 _TEMPLATES = Path(__file__).resolve().parent / "templates"
@@ -102,8 +101,7 @@ def _tile(row: Row) -> dict[str, Any]:
 
 
 def _decoded(stored: bytes) -> Image.Image:
-    picture = open_picture(stored)
-    return upright(picture)
+    return upright(open_picture(stored))
 
 
 def _thumbnail(row: Row) -> str | None:
