@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,11 +27,11 @@ from deepfashion_training.reports.verdicts import comparison_table
 from training_run.atomic import write_file
 from training_run.hub import subfolder_of_transformer
 
-#: People of each garment type in ``before_after.png``.
-_OF_EACH_TYPE = 2
+#: Cases of each garment type in ``before_after.png``, and unpaired ones in the report.
+_BEFORE_AFTER_OF_A_TYPE, _UNPAIRED_OF_A_TYPE = 2, 4
 #: Best and worst cases are chosen by the first of these that was measured.
 _CRITERIA = ("dino", "ciede2000_masked")
-#: Best, worst and unpaired cases that the report shows; of fewer than twice as many, half are best and half worst.
+#: Best and worst cases that the report shows; of fewer than twice as many, half are best and half worst.
 _SHOWN = 10
 _PACKAGES = ("torch", "diffusers", "transformers", "peft", "torchmetrics", "scikit-image", "numpy", "Pillow")
 
@@ -47,16 +47,18 @@ def write_results(
     by = next(name for name in _CRITERIA if name in paired.rows[0]["figures"])
     order = ordered(paired, by)
     many = min(_SHOWN, max(1, len(order) // 2))
+    others = _of_each_type(unpaired.cases, _UNPAIRED_OF_A_TYPE) if unpaired else []
     write_evaluation_report(
         plan.folder / REPORT,
         facts,
         by,
         best=[_shown(plan, paired, case, by) for case in order[:many]],
         worst=[_shown(plan, paired, case, by) for case in order[: -many - 1 : -1]],
-        unpaired=[_shown(plan, unpaired, case, by) for case in _mixed(unpaired.cases)[:_SHOWN]] if unpaired else [],
+        unpaired=[_shown(plan, unpaired, case, by) for case in others] if unpaired else [],
     )
-    if plan.choice.lora is not None:
-        save_before_after(plan.folder / BEFORE_AFTER, [_shown(plan, paired, case, by) for case in _typical(order)])
+    if plan.choice.lora is not None:  # neither luck nor bad luck: cases in the middle of the order
+        typical = _of_each_type(order, _BEFORE_AFTER_OF_A_TYPE, middle=True)
+        save_before_after(plan.folder / BEFORE_AFTER, [_shown(plan, paired, case, by) for case in typical])
     if plan.trained_folder is not None:
         _write_card(plan, plan.trained_folder, facts)
     return facts
@@ -138,23 +140,14 @@ def ordered(paired: Measured, by: str) -> list[Case]:
     return sorted(paired.cases, key=lambda case: (-gain(case), case.row))
 
 
-def _typical(order: Sequence[Case]) -> list[Case]:
-    """Of each garment type the cases in the middle of ``order``, so that neither luck nor bad luck is shown."""
+def _of_each_type(cases: Sequence[Case], count: int, *, middle: bool = False) -> list[Case]:
+    """The first ``count`` cases of each garment type, or those in the middle."""
     found = []
     for kind in TYPE_NAMES:
-        cases = [case for case in order if case.cloth_type == kind]
-        first = max(0, (len(cases) - _OF_EACH_TYPE) // 2)
-        found += cases[first : first + _OF_EACH_TYPE]
+        of_type = [case for case in cases if case.cloth_type == kind]
+        first = max(0, (len(of_type) - count) // 2) if middle else 0
+        found += of_type[first : first + count]
     return found
-
-
-def _mixed(cases: Iterable[Case]) -> list[Case]:
-    """Cases with their garment types in turn."""
-    by_type: dict[int, list[Case]] = {}
-    for case in cases:
-        by_type.setdefault(case.cloth_type, []).append(case)
-    places = [(place, kind, case) for kind, found in by_type.items() for place, case in enumerate(found)]
-    return [case for *_, case in sorted(places, key=lambda place: place[:2])]
 
 
 def _shown(plan: EvaluationPlan, measured: Measured, case: Case, by: str) -> ShownCase:
