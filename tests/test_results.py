@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from deepfashion_training.evaluation.measure_cases import Measured
+from deepfashion_training.evaluation.measure_cases import MeasuredCases
 from deepfashion_training.evaluation.results import ordered
 
 
@@ -29,4 +29,4 @@ def test_cases_are_in_the_order_of_what_the_lora_gained(
         for model, values in {"base": base, "lora": lora}.items()
         for number, value in enumerate(values)
     ]
-    assert [case.row for case in ordered(Measured(unpaired=False, rows=rows, cases=cases), name)] == order
+    assert [case.row for case in ordered(MeasuredCases(unpaired=False, rows=rows, cases=cases), name)] == order

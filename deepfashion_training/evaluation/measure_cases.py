@@ -30,7 +30,7 @@ Distances = dict[str, dict[str, dict[str, float]]]
 
 
 @dataclass
-class Measured:
+class MeasuredCases:
     """Figures of the paired or the unpaired pictures.
 
     A row is one picture: ``{"row", "name", "garment", "type", "group", "model", "figures": {name: value}}``.
@@ -50,13 +50,13 @@ class Measured:
 
 def measure(
     plan: EvaluationPlan, dino: Dino | None, unpaired: bool, device: torch.device, done: Callable[[], object]
-) -> Measured:
+) -> MeasuredCases:
     """Measure every picture against the photo it was made from; ``done`` is called after each case.
 
     Unpaired pictures have no truth. Their figures are ``drift``, ``dino`` (the garment picture beside the repainted
     area) and the distances between sets. Raises ``ValueError`` when no case can be measured.
     """
-    found, cases = Measured(unpaired), plan.cases.of(unpaired)
+    found, cases = MeasuredCases(unpaired), plan.cases.of(unpaired)
     features: dict[str, list[torch.Tensor]] = {}
     for case in cases:
         done()
@@ -171,7 +171,7 @@ def _only(picture: np.ndarray, area: np.ndarray) -> np.ndarray:
 
 
 def _distances(
-    plan: EvaluationPlan, measured: Measured, model: str, features: Mapping[str, torch.Tensor]
+    plan: EvaluationPlan, measured: MeasuredCases, model: str, features: Mapping[str, torch.Tensor]
 ) -> dict[str, dict[str, float]]:
     """Distances of one model's pictures to the photos by garment type."""
     ending, seed = UNPAIRED if measured.unpaired else "", plan.settings["seed"]

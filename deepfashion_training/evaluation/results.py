@@ -15,7 +15,7 @@ from PIL import Image
 
 from deepfashion_training.evaluation.cases import Case
 from deepfashion_training.evaluation.evaluation_plan import BEFORE_AFTER, METRICS, REPORT, TABLE, EvaluationPlan
-from deepfashion_training.evaluation.measure_cases import Measured
+from deepfashion_training.evaluation.measure_cases import MeasuredCases
 from deepfashion_training.evaluation.summary import LEVEL, ROUNDS, differences, summarise
 from deepfashion_training.garment_types import TYPE_NAMES
 from deepfashion_training.models.features import Dino
@@ -37,7 +37,7 @@ _PACKAGES = ("torch", "diffusers", "transformers", "peft", "torchmetrics", "scik
 
 
 def write_results(
-    plan: EvaluationPlan, dino: Dino | None, paired: Measured, unpaired: Measured | None
+    plan: EvaluationPlan, dino: Dino | None, paired: MeasuredCases, unpaired: MeasuredCases | None
 ) -> dict[str, Any]:
     """Write everything, the page last; returns what ``metrics.json`` holds."""
     facts = _facts(plan, dino, paired, unpaired)
@@ -64,7 +64,9 @@ def write_results(
     return facts
 
 
-def _facts(plan: EvaluationPlan, dino: Dino | None, paired: Measured, unpaired: Measured | None) -> dict[str, Any]:
+def _facts(
+    plan: EvaluationPlan, dino: Dino | None, paired: MeasuredCases, unpaired: MeasuredCases | None
+) -> dict[str, Any]:
     both = [paired, *([unpaired] if unpaired else [])]
     rows, seed, parser = [row for one in both for row in one.rows], plan.settings["seed"], plan.cases.parser
     models = summarise(rows, seed)
@@ -126,7 +128,7 @@ def _warnings(facts: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def ordered(paired: Measured, by: str) -> list[Case]:
+def ordered(paired: MeasuredCases, by: str) -> list[Case]:
     """Cases by what the LoRA gained on its base, most first; by the figure itself where there is no LoRA."""
     values: dict[int, dict[str, float]] = {}
     for row in paired.rows:
@@ -150,7 +152,7 @@ def _of_each_type(cases: Sequence[Case], count: int, *, middle: bool = False) ->
     return found
 
 
-def _shown(plan: EvaluationPlan, measured: Measured, case: Case, by: str) -> ShownCase:
+def _shown(plan: EvaluationPlan, measured: MeasuredCases, case: Case, by: str) -> ShownCase:
     truth, unpaired = plan.cases.truth(case), measured.unpaired
     masked = truth.photo.copy()
     masked[truth.mask] = 127
