@@ -16,7 +16,7 @@ MAY_IMPORT = {
     "garment_types": set(),
     "cli": {"training_run"},
     "images": {"garment_types", "training_run"},
-    "embedded": {"garment_types", "cli"},
+    "embedded": {"garment_types", "cli", "training_run"},
     "data": {"images", "garment_types", "training_run"},
     "reports": {"images", "garment_types", "training_run"},
     "deepfashion_dataset": {"data", "images", "garment_types", "training_run"},

@@ -1,4 +1,4 @@
-"""The README's commands, as somebody pastes them after `git clone`: in one shell, one after the other."""
+"""The commands of README and docs, as somebody pastes them after `git clone`: in one shell, one after the other."""
 
 from __future__ import annotations
 
@@ -14,19 +14,29 @@ import pytest
 from deepfashion_training import train_deepfashion_lora as wrapper
 
 ROOT = Path(__file__).resolve().parents[1]
-#: What each line may call, and whether it is there before the virtual environment is active.
+#: In the order in which they are read: what a later page uses, an earlier one has made.
+PAGES = ["README.md", *(f"docs/{name}.md" for name in ("data", "training", "evaluation", "upstream", "plan"))]
+#: What a line may call, and whether it is there before the virtual environment is active.
 COMMANDS = {"make": True, "git": True, "bash": True, "hf": False, "pip": False, "python": False, "accelerate": False}
 PRESETS = {"--quick-test": "quick_test", "--h100": "h100", "--low-vram": "low_vram"}
+LINK = re.compile(r"\]\(([^)#]+)")
+#: What the test appends to a line of *Without a GPU*, so that it takes seconds. Everything else is as pasted.
+SHORTER = {
+    "train_deepfashion_lora.sh": ["--max_train_steps", "2", "--evaluate_samples", "0", "--validation_steps", "0"],
+    "embedded.wardrobe": ["--rows", "24"],
+    "evaluate": ["--limit", "3"],
+}
 
 
-def blocks() -> str:
-    """All bash blocks of the README, as one script."""
-    return "\n".join(re.findall(r"^```bash\n(.*?)^```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL | re.M))
+def blocks(page: str, below: str = "") -> list[str]:
+    """Bash blocks of a page, or of it from the line ``below`` on."""
+    text = (ROOT / page).read_text("utf-8")
+    return re.findall(r"^```bash\n(.*?)^```", text[text.index(below) :], re.DOTALL | re.M)
 
 
 @pytest.fixture(scope="module")
 def called(tmp_path_factory: pytest.TempPathFactory) -> list[list[str]]:
-    """Every command that the script calls, by what stands in for it: folder, name and arguments."""
+    """Every command that the pages call, recorded by a script in the place of each program: name and arguments."""
     clone = tmp_path_factory.mktemp("clone")
     for path in ROOT.iterdir():
         if path.name not in (".venv", ".git", "outputs"):
@@ -35,13 +45,14 @@ def called(tmp_path_factory: pytest.TempPathFactory) -> list[list[str]]:
     for folder, names in ((before, [name for name, early in COMMANDS.items() if early]), (within, COMMANDS)):
         folder.mkdir(parents=True)
         for name in names:
-            stand_in = folder / name
-            stand_in.write_text(f'#!/bin/sh\n{{ pwd; echo {name}; printf "%s\\n" "$@"; echo; }} >> {log}\n')
-            stand_in.chmod(0o755)
+            recorder = folder / name
+            recorder.write_text(f'#!/bin/sh\n{{ pwd; echo {name}; printf "%s\\n" "$@"; echo; }} >> {log}\n')
+            recorder.chmod(0o755)
     (within / "activate").write_text(f'PATH="{within}:$PATH"\n')
+    script = "\n".join(block for page in PAGES for block in blocks(page))
     environment = {"PATH": str(before), "HOME": os.environ.get("HOME", "/")}
     done = subprocess.run(
-        ["/bin/bash", "-euc", blocks()], cwd=clone, env=environment, capture_output=True, text=True, timeout=60
+        ["/bin/bash", "-euc", script], cwd=clone, env=environment, capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0, done.stderr
     calls = [block.split("\n") for block in log.read_text("utf-8").strip().split("\n\n")]
@@ -88,8 +99,39 @@ def test_what_a_line_reads_an_earlier_one_has_made(called):
             made.add(folder)
         if found := module(call):
             flags = dict(zip(found[1], found[1][1:], strict=False))
-            for flag in ("--lora", "--data"):
-                assert flag not in flags or flags[flag] in made, shlex.join(call)
+            for flag in ("--lora", "--dataset_name"):
+                assert flag not in flags or flags[flag] in made or "prepare" in found[0], shlex.join(call)
             if "--output_dir" in flags:
                 assert flags["--output_dir"] not in made or "prepare" in found[0], shlex.join(call)  # finds it done
                 made.add(flags["--output_dir"])
+
+
+@pytest.mark.parametrize("page", sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("**/*.md")
+                                        if not {".venv", "outputs", ".git"} & set(path.relative_to(ROOT).parts)))  # fmt: skip
+def test_links_lead_somewhere(page):
+    for link in LINK.findall((ROOT / page).read_text("utf-8")):
+        assert "://" in link or ((ROOT / page).parent / link).exists(), link
+
+
+def test_the_readme_is_a_page():
+    assert len((ROOT / "README.md").read_text("utf-8").split()) <= 950
+
+
+@pytest.mark.long
+def test_what_needs_no_gpu_runs_as_pasted(tmp_path):
+    """The lines of *Without a GPU*, in a folder that holds what a clone holds."""
+    for path in ROOT.iterdir():
+        if path.name not in (".git", "outputs"):
+            (tmp_path / path.name).symlink_to(path)
+    (lines,) = blocks("README.md", below="## Without a GPU")
+    for line in lines.splitlines():
+        words = shlex.split(line, comments=True)
+        extra = next(extra for name, extra in SHORTER.items() if any(name in word for word in words))
+        done = subprocess.run(
+            [str(ROOT / ".venv" / "bin" / "python") if words[0] == "python" else words[0], *words[1:], *extra],
+            cwd=tmp_path, capture_output=True, text=True, timeout=300,
+            env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(tmp_path)},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-2000:]
+    assert (tmp_path / "outputs" / "small" / "pytorch_lora_weights.safetensors").is_file()
+    assert (tmp_path / "small_report" / "report.html").is_file()
