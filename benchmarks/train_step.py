@@ -218,7 +218,7 @@ class BareLoop:
 
 
 @dataclass
-class Measured:
+class StepTimes:
     """What ``measure`` found: seconds of every timed step, highest memory in GiB, seconds of an encoding."""
 
     seconds: dict[str, list[float]]
@@ -316,7 +316,7 @@ class Variants:
         self.losses["cached"] = take_step(self.run, self.run.encode(next(self.cached), number))
 
 
-def measure(run: trainer.Run, args: argparse.Namespace) -> Measured:
+def measure(run: trainer.Run, args: argparse.Namespace) -> StepTimes:
     """Time all variants in turn, the order changing from round to round, so that disturbances meet all alike.
 
     Raises ``ValueError`` when a loss is not finite, as nothing that was timed would be training then.
@@ -340,7 +340,7 @@ def measure(run: trainer.Run, args: argparse.Namespace) -> Measured:
         if not loss.isfinite().all():
             raise ValueError(f"the loss of the {name} variant is not finite after {args.steps} steps")
     compiled = {name: first[name] - statistics.median(times[name]) for name in times if "compiled" in name}
-    return Measured(times, peaks, statistics.median(encodings[1:]), compiled)
+    return StepTimes(times, peaks, statistics.median(encodings[1:]), compiled)
 
 
 def peak_memory_gib(device: torch.device) -> float:

@@ -27,7 +27,7 @@ from deepfashion_training.upstream import script as upstream
 from training_run import forecast
 from training_run.flags import NOT_COMPILED
 from training_run.flops import matmul_ceiling
-from training_run.forecast import GIB, Measured
+from training_run.forecast import GIB, MeasuredRun
 from training_run.hub import subfolder_of_transformer
 from training_run.speed import free_memory
 from training_run.stopping import Stopping
@@ -93,7 +93,7 @@ def answer(
     if not state.is_main_process:
         return
     own, best = found[""], forecast.fastest(found)
-    chosen = "" if isinstance(own, Measured) else best
+    chosen = "" if isinstance(own, MeasuredRun) else best
     if chosen is not None:
         if chosen:
             say(f"memory    does not fit as it is; this is the plan with {chosen}")
@@ -101,7 +101,7 @@ def answer(
         memory = torch.cuda.get_device_properties(state.device).total_memory / GIB if gpu else None
         ceiling = matmul_ceiling(state.device, script.DTYPES[args.mixed_precision])
         result = found[chosen]
-        assert isinstance(result, Measured)  # given: it is the user's own or the fastest of those that ran
+        assert isinstance(result, MeasuredRun)  # given: it is the user's own or the fastest of those that ran
         folder = Path(args.output_dir).absolute()
         free = shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free
         device = forecast.Device(name, ceiling, memory)
@@ -124,7 +124,7 @@ def lora_parameters(script: Any, args: argparse.Namespace) -> int:
     return sum(parameter.numel() for parameter in script.make_trainable(transformer, args))
 
 
-def measure(args: argparse.Namespace, train: Train, state: Any) -> Measured | None:
+def measure(args: argparse.Namespace, train: Train, state: Any) -> MeasuredRun | None:
     """Train for some steps as ``args`` say, on drawn people of their size, and keep nothing. All ranks call this.
 
     None on all ranks but the main one: the trainer leaves them with no way to talk to each other. Raises what ``train``
@@ -157,7 +157,7 @@ def measure(args: argparse.Namespace, train: Train, state: Any) -> Measured | No
         where, subfolder=subfolder_of_transformer(where, *hub), revision=hub[0], cache_dir=hub[1]
     )
     steady = run["last_step_seconds"][WARM_UP:]
-    return Measured(
+    return MeasuredRun(
         statistics.median(steady), len(steady), run.get("peak_gpu_memory_gib"), dict(config), run["world_size"],
         written, weights,
     )  # fmt: skip
@@ -201,14 +201,14 @@ def _typed(name: str, value: Any) -> str:
     return f"--{name}" if value is True else f"--no-{name}" if value is False else f"--{name} {value}"
 
 
-def measure_all(args: argparse.Namespace, train: Train, state: Any) -> dict[str, Measured | str]:
+def measure_all(args: argparse.Namespace, train: Train, state: Any) -> dict[str, MeasuredRun | str]:
     """What steps take with the user's flags, under "", and with the flags of ``variants``, under what is typed.
 
     A text says why it did not run. The user's own flags may fail for memory only, anything else is raised. Other flags
     are tried on one GPU alone: where there are several, one that fails would leave the others waiting. Empty on all
     ranks but the main one.
     """
-    found: dict[str, Measured | str] = {}
+    found: dict[str, MeasuredRun | str] = {}
     try:
         if (own := measure(args, train, state)) is None:
             return found
@@ -219,7 +219,7 @@ def measure_all(args: argparse.Namespace, train: Train, state: Any) -> dict[str,
         found[""] = str(error)
     if state.device.type != "cuda" or state.num_processes > 1:
         return found
-    fits = isinstance(found[""], Measured)
+    fits = isinstance(found[""], MeasuredRun)
     for typed, changes in variants(args, fits).items():
         free_memory()
         try:
@@ -228,7 +228,7 @@ def measure_all(args: argparse.Namespace, train: Train, state: Any) -> dict[str,
             found[typed] = result
         except Exception as error:  # of flags that the user has not given: told in the plan, which goes on
             found[typed] = "does not fit" if does_not_fit(error) else describe(error)
-        if not fits and isinstance(found[typed], Measured):
+        if not fits and isinstance(found[typed], MeasuredRun):
             break
     free_memory()
     return found

@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "data": {"images", "garment_types", "training_run"},
     "reports": {"images", "garment_types", "training_run"},
     "deepfashion_dataset": {"data", "images", "garment_types", "training_run"},
-    "models": {"train_flux_inpaint", "training_run", "embedded", "images", "garment_types"},
+    "models": {"train_flux_inpaint", "training_run", "images", "garment_types"},
     "upstream": {"train_flux_inpaint", "training_run", "cli"},
     "inference": {"models", "images", "embedded", "garment_types", "cli", "training_run"},
     "preparation": {"models", "data", "images", "reports", "garment_types", "training_run"},
@@ -55,6 +55,8 @@ def room_of(module: str) -> str | None:
     if parts[0] in ("training_run", "train_flux_inpaint", "benchmarks"):
         return parts[0]
     if parts[0] != "deepfashion_training" or len(parts) == 1:
+        return None
+    if parts[1] == "__init__":
         return None
     return "embedded.make" if parts[1:3] == ["embedded", "make"] else parts[1]
 

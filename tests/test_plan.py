@@ -21,7 +21,7 @@ from deepfashion_training import train_deepfashion_lora as wrapper
 from deepfashion_training.cli import PRESETS
 from deepfashion_training.embedded.wardrobe import write_wardrobe
 from training_run import forecast as plan
-from training_run.forecast import GIB, Device, Measured
+from training_run.forecast import GIB, Device, MeasuredRun
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICK = ["--preset", "quick_test", "--embedded", "--plan"]
@@ -33,8 +33,8 @@ def asked(*argv: str) -> argparse.Namespace:
     return wrapper.resolve([*argv, "--plan"])[0]
 
 
-def measured(seconds: float, peak: float | None = 40.0, processes: int = 1) -> Measured:
-    return Measured(seconds, 4, peak, CONFIG, processes, checkpoint_bytes=GIB, weights_bytes=GIB // 4)
+def measured(seconds: float, peak: float | None = 40.0, processes: int = 1) -> MeasuredRun:
+    return MeasuredRun(seconds, 4, peak, CONFIG, processes, checkpoint_bytes=GIB, weights_bytes=GIB // 4)
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def test_a_plan_is_measured_and_leaves_nothing(
     trained, out = [], tmp_path / "out"
     real = planning.measure
 
-    def seen(args: argparse.Namespace, train: planning.Train, state: object) -> Measured | None:
+    def seen(args: argparse.Namespace, train: planning.Train, state: object) -> MeasuredRun | None:
         def also(short: argparse.Namespace, dataset: object) -> None:
             train(short, dataset)
             trained.append((short, sorted(path.name for path in Path(short.output_dir).iterdir())))
@@ -302,7 +302,7 @@ class OutOfMemory:
     def __init__(self, fits: Callable[[argparse.Namespace], float | None]) -> None:
         self.fits, self.asked = fits, list[argparse.Namespace]()
 
-    def __call__(self, args: argparse.Namespace, train: object, state: object) -> Measured:
+    def __call__(self, args: argparse.Namespace, train: object, state: object) -> MeasuredRun:
         self.asked.append(args)
         try:
             if (seconds := self.fits(args)) is None:

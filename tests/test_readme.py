@@ -106,8 +106,7 @@ def test_what_a_line_reads_an_earlier_one_has_made(called):
                 made.add(flags["--output_dir"])
 
 
-@pytest.mark.parametrize("page", sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("**/*.md")
-                                        if not {".venv", "outputs", ".git"} & set(path.relative_to(ROOT).parts)))  # fmt: skip
+@pytest.mark.parametrize("page", [*PAGES, "CONTRIBUTING.md", "docs/flags.md", "docs/limits.md", "docs/architecture.md"])
 def test_links_lead_somewhere(page):
     for link in LINK.findall((ROOT / page).read_text("utf-8")):
         assert "://" in link or ((ROOT / page).parent / link).exists(), link

@@ -15,7 +15,7 @@ GIB = 2**30
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredRun:
     """What some steps of a run took."""
 
     seconds_per_step: float
@@ -115,7 +115,7 @@ def headline(args: argparse.Namespace, steps: int, processes: int, where: str) -
 
 
 def describe(
-    args: argparse.Namespace, found: Measured, device: Device, steps: int, rows: int | None, free: int
+    args: argparse.Namespace, found: MeasuredRun, device: Device, steps: int, rows: int | None, free: int
 ) -> list[str]:
     """The lines of a run whose steps were measured; ``free`` bytes are left on the disk of its output directory."""
     seconds = found.seconds_per_step
@@ -150,7 +150,7 @@ def describe(
     return lines
 
 
-def choice(found: Mapping[str, Measured | str]) -> list[str]:
+def choice(found: Mapping[str, MeasuredRun | str]) -> list[str]:
     """Lines on the sets of flags that were tried, by what is typed beside the user's; the user's own is "".
 
     A text says why a set did not run. All have the same pairs in a step, so the fastest step is the best.
@@ -161,7 +161,7 @@ def choice(found: Mapping[str, Measured | str]) -> list[str]:
         if isinstance(result, str):
             lines.append(f"tried     {typed}: {result}" if typed else "tried     the flags as they are: do not fit")
         elif typed:
-            times = f", {own.seconds_per_step / result.seconds_per_step:.2f}x" if isinstance(own, Measured) else ""
+            times = f", {own.seconds_per_step / result.seconds_per_step:.2f}x" if isinstance(own, MeasuredRun) else ""
             peak = "" if result.peak_gib is None else f", {result.peak_gib:.1f} GiB"
             lines.append(f"tried     {typed}: {result.seconds_per_step:.3g} s a step{times}{peak}")
     best = fastest(found)
@@ -170,9 +170,9 @@ def choice(found: Mapping[str, Measured | str]) -> list[str]:
     return [*lines, f"choose    {f'add {best}' if best else 'the flags as they are'}"]
 
 
-def fastest(found: Mapping[str, Measured | str]) -> str | None:
+def fastest(found: Mapping[str, MeasuredRun | str]) -> str | None:
     """What to type for the fastest of the sets that ran; None when none did."""
-    ran = {typed: result.seconds_per_step for typed, result in found.items() if isinstance(result, Measured)}
+    ran = {typed: result.seconds_per_step for typed, result in found.items() if isinstance(result, MeasuredRun)}
     return min(ran, key=lambda typed: ran[typed]) if ran else None
 
 

@@ -174,8 +174,7 @@ def choose_parser(named: str | None, choice: ModelChoice) -> str:
 
     That of the small embedded model knows drawn people, and nobody else.
     """
-    from deepfashion_training.embedded import DRAWN_PARSER
-    from deepfashion_training.models.fill import is_embedded
+    from deepfashion_training.embedded import DRAWN_PARSER, is_embedded
     from deepfashion_training.models.human_parser import DEFAULT_PARSER, check_human_parser
 
     if named is None and is_embedded(choice.recipe.transformer):

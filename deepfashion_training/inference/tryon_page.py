@@ -15,6 +15,7 @@ import gradio as gr
 import numpy as np
 from PIL import Image
 
+from deepfashion_training.embedded import is_embedded
 from deepfashion_training.embedded.rows import RowSpec, documented_row
 from deepfashion_training.garment_types import FULL, LOWER, TYPE_NAMES, UPPER, parse_cloth_type
 from deepfashion_training.images.pictures import PictureError
@@ -24,7 +25,7 @@ from deepfashion_training.inference.dress import dress, mask_of_type
 from deepfashion_training.inference.picture_files import read_picture, upright
 from deepfashion_training.inference.records import save_picture
 from deepfashion_training.inference.requests import TryOnRequest
-from deepfashion_training.models.fill import FillModel, is_embedded
+from deepfashion_training.models.fill import FillModel
 from deepfashion_training.models.human_parser import HumanParser
 from training_run.hub import is_hub_id
 

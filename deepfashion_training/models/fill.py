@@ -17,7 +17,6 @@ import torch
 from diffusers import FluxFillPipeline
 
 import train_flux_inpaint as trainer
-from deepfashion_training.embedded import TINY_FLUX_FILL
 from deepfashion_training.images.layout import RESIZE_MODES, ResizeMode
 from deepfashion_training.models.access import CATVTON_FLUX_ALPHA
 from deepfashion_training.models.lora_files import LoraFile
@@ -29,6 +28,8 @@ from training_run.speed import free_memory
 FLUX_FILL = "black-forest-labs/FLUX.1-Fill-dev"
 #: Guidance of catvton-flux-alpha without a LoRA: what its own training script draws its validation pictures with.
 BASE_GUIDANCE = 30.0
+#: Width below which a transformer is drawn with in fp32; FLUX.1-Fill has 3,072.
+SMALL = 1024
 
 
 @dataclass(frozen=True)
@@ -247,14 +248,14 @@ def check_means(quantize_base: str | None, offload: bool) -> None:
 
 
 def precision_of(transformer: str, device: torch.device) -> torch.dtype:
-    """The precision to draw in: bf16 on CUDA, but fp32 for the small model, whose VAE carries colours on an offset."""
-    return torch.bfloat16 if device.type == "cuda" and not is_embedded(transformer) else torch.float32
+    """The precision to draw in: bf16 on CUDA, but fp32 for a transformer narrower than ``SMALL``, which gains nothing.
 
-
-def is_embedded(transformer: str) -> bool:
-    """Whether a transformer is the small one that comes with the project, here or in another checkout of it."""
-    ours, given = (transformer_in(Path(name).expanduser()) / "config.json" for name in (TINY_FLUX_FILL, transformer))
-    return given.is_file() and json.loads(given.read_text("utf-8")) == json.loads(ours.read_text("utf-8"))
+    The embedded model would lose by it: its VAE carries colours on an offset.
+    """
+    file = transformer_in(Path(transformer).expanduser()) / "config.json"
+    config = json.loads(file.read_text("utf-8")) if file.is_file() else {}
+    width = config.get("num_attention_heads", SMALL) * config.get("attention_head_dim", 1)
+    return torch.bfloat16 if device.type == "cuda" and width >= SMALL else torch.float32
 
 
 def same_model(one: str, other: str) -> bool:

@@ -1,6 +1,7 @@
 """Speed, memory, rerun and kills of `prepare` on the drawn wardrobe in the raw schema; exit 1 when a bound is missed.
 
-    python benchmarks/prepare.py [--rows 8000] [--few 800] [--size 768x512] [--kills 10] [--work DIR] [--json F]
+    python benchmarks/preparation_speed.py [--rows 8000] [--few 800] [--size 768x512] [--kills 10]
+                                           [--work DIR] [--json F]
 
 It prepares ROWS rows and FEW rows, each with an empty cache, with one process per core and without a parser, and
 measures the rows a second of one core (of the whole command), the memory of all processes together (proportional set
