@@ -22,8 +22,8 @@ CATVTON = SCRIPTS / "catvton_flux" / "train_flux_inpaint.py"
 BROKEN = {
     "no_main": "no main",
     "renamed_dataset": "no VitonHDTestDataset (is it VitonHDDataset?)",
-    "other_signature": "main(args, accelerator) does not take one argument",
-    "no_argument": "main() does not take one argument",
+    "other_signature": "main does not take one argument",
+    "no_argument": "main does not take one argument",
 }
 CONTRACT = """
     import argparse
@@ -84,13 +84,13 @@ def test_scripts_of_one_name_do_not_replace_each_other_or_our_trainer(tmp_path: 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("def main(args:\n", "some_trainer.py line 1 is no valid Python"),
+        ("def main(args:\n", "is no valid Python: "),
         (CONTRACT + "    import absent_a, absent_b.x", "pip install absent_a absent_b"),
         (CONTRACT + "    import helper, raising", "failed while it was loaded: RuntimeError: boom bang"),
-        (CONTRACT + "    import helper, sys\n    sys.exit(3)", "SystemExit: 3 (what it does beside its functions"),
-        (CONTRACT + "    parse_args([])", "(what it does beside its functions"),
+        (CONTRACT + "    import helper, sys\n    sys.exit(3)", "SystemExit: 3"),
+        (CONTRACT + "    parse_args([])", "UnknownFlagError: the following arguments are required"),
         (CONTRACT + "    import helper.nothing", "ModuleNotFoundError: No module named 'helper.nothing'"),
-        (CONTRACT + "    import helper, broken", "broken.py, whose line 2 is no valid Python"),
+        (CONTRACT + "    import helper, broken", "SyntaxError: '(' was never closed (broken.py, line 2)"),
     ],
 )
 def test_a_script_that_does_not_load_is_one_line_and_leaves_nothing(tmp_path: Path, text: str, message: str) -> None:
@@ -234,7 +234,7 @@ def test_a_script_that_breaks_the_contract_is_named_and_not_run(
     ("text", "message"),
     [
         (CONTRACT + "    import absent_package", "pip install absent_package"),
-        ("x = 1\ndef main(args:\n", "line 2 is no valid Python"),
+        ("x = 1\ndef main(args:\n", "some_trainer.py, line 2"),
         (CONTRACT + "    FluxTransformer2DModel = FluxFillPipeline = object", "no Accelerator at module level"),
         (
             CONTRACT + "        from diffusers import FluxTransformer2DModel",

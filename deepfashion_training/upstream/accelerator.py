@@ -44,7 +44,7 @@ class DrivenAccelerator(Accelerator):
         optimizer holds anything else.
         """
         run = self.run
-        run.parameters = run.model.freeze_base()
+        run.parameters = list(run.model.parameters())
         wanted = {id(parameter) for parameter in run.parameters}
         for optimizer in (each for each in objects if isinstance(each, torch.optim.Optimizer)):
             held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
@@ -67,12 +67,6 @@ class DrivenAccelerator(Accelerator):
             pin_memory=self.device.type == "cuda",
         )  # fmt: skip
 
-    def skip_first_batches(self, dataloader: Any, num_batches: int = 0) -> Any:
-        """The loader with its first batches left out; training rows go on where they should without that."""
-        if isinstance(getattr(dataloader, "dataset", None), TrainingRows):
-            return dataloader
-        return super().skip_first_batches(dataloader, num_batches)
-
     def init_trackers(self, project_name: str, config: Any = None, init_kwargs: Any = None) -> None:
         """Start the trackers with plain values and no secrets among them."""
         plain = {name: value for name, value in (config or {}).items() if isinstance(value, (bool, int, float, str))}
@@ -86,30 +80,17 @@ class DrivenAccelerator(Accelerator):
         if self.sync_gradients:
             self.run.end_step()
 
-    def clip_grad_norm_(self, *args: Any, **kwargs: Any) -> Any:
-        """Clip as ever. Raises ``ValueError`` for gradients that are not finite, which would spoil every weight."""
-        norm = super().clip_grad_norm_(*args, **kwargs)
-        if self.scaler is None and norm is not None and not torch.isfinite(torch.as_tensor(norm)):  # fp16 may skip one
-            raise ValueError(f"the gradient is not finite at step {self.run.step}: lower --learning_rate")
-        return norm
-
-    def log(self, values: dict[str, Any], step: int | None = None, log_kwargs: Any = None) -> None:
-        """Log after optimizer steps alone, with the mean loss of their forward passes and of all ranks."""
-        if self.sync_gradients:
-            mean = {"loss": self.run.mean_loss} if "loss" in values else {}
-            super().log({**values, **mean}, step=step, log_kwargs=log_kwargs or {})
-
     def save_state(self, output_dir: str | None = None, **kwargs: Any) -> str:
         """Write a checkpoint that is complete or absent, then delete the oldest ones; only the main process does."""
         assert output_dir is not None  # given: scripts of this kind name their checkpoints
         final, run = Path(output_dir), self.run
         if self.is_main_process:
-            with run.pause(), checkpoints.staged(final) as draft:
+            with checkpoints.staged(final) as draft:
                 super().save_state(str(draft), **kwargs)
             checkpoints.prune(final, run.settings.checkpoints_total_limit)
             if run.record is not None:
                 run.record.write()
-        run.saved_checkpoint = run.step
+        run.saved_checkpoint, run.clock = run.step, None
         return output_dir
 
     def load_state(self, input_dir: str | None = None, **kwargs: Any) -> None:

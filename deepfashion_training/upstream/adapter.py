@@ -43,7 +43,7 @@ class AdapterTransformer(FluxTransformer2DModel):
         settings = cls.run.settings
         settings.pretrained_inpaint_model_name_or_path = str(pretrained_model_name_or_path)  # goes on record too
         with torch.random.fork_rng(devices=[]):  # the LoRA of a seed is the same one whatever was drawn before
-            model = trainer.load_transformer(settings, trainer.DTYPES[cls.run.mixed_precision])
+            model = trainer.load_transformer(settings, trainer.DTYPES[cls.run.accelerator.mixed_precision])
             base = {id(parameter) for parameter in model.parameters()}
             torch.manual_seed(settings.seed)
             trainer.make_trainable(model, settings)
@@ -63,16 +63,10 @@ class AdapterTransformer(FluxTransformer2DModel):
             if name.removeprefix(lead) in self.adapter_names:
                 yield name, parameter.requires_grad_(True)
 
-    def freeze_base(self) -> list[torch.nn.Parameter]:
-        """Make the adapter trainable and nothing else, and return its weights."""
-        for _, parameter in torch.nn.Module.named_parameters(self):
-            parameter.requires_grad_(False)
-        return [parameter for _, parameter in self.named_parameters()]
-
     @property
     def dtype(self) -> torch.dtype:
         """Precision of the base."""
-        return trainer.DTYPES[self.run.mixed_precision]
+        return trainer.DTYPES[self.run.accelerator.mixed_precision]
 
     def to(self, *args: Any, **kwargs: Any) -> AdapterTransformer:
         """Move and cast the base, move the adapter; a quantized base is not cast."""

@@ -19,8 +19,6 @@ DECIDED = frozenset({"train_base_model", "train_data_list", "train_verification_
 #: Values that a script takes for something else: that of catvton-flux goes on with AdamW.
 OURS_ALONE = {"optimizer": "muon"}
 
-_UNSET = object()
-
 
 class UnknownFlagError(ValueError):
     """A flag that was typed and that nobody would read; the message is one line."""
@@ -38,22 +36,6 @@ class Translation:
     """Flags of the preset, with their values, that the script does not know."""
 
 
-def explicit(parser: argparse.ArgumentParser, tokens: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-    """Arguments that ``tokens`` give, without any defaults, and the tokens that ``parser`` does not know."""
-    blank = Namespace(**{action.dest: _UNSET for action in parser._actions})
-    required = [action for action in parser._actions if action.required]
-    for action in required:
-        action.required = False
-    abbreviations, parser.allow_abbrev = parser.allow_abbrev, False  # what is short for a flag of one is none of two
-    try:
-        known, unknown = parser.parse_known_args(list(tokens), blank)
-    finally:
-        parser.allow_abbrev = abbreviations
-        for action in required:
-            action.required = True
-    return {name: value for name, value in vars(known).items() if value is not _UNSET}, unknown
-
-
 def translate(
     theirs: argparse.ArgumentParser,
     from_preset: Mapping[str, Any],
@@ -67,15 +49,15 @@ def translate(
     ``handed_on`` are tokens that only ``theirs`` knows. A flag of the preset that the script does not know is listed; a
     typed one, or one that is decided for a script that gets an ``adapter``, raises ``UnknownFlagError``.
     """
-    outside, decided = (FROM_OUTSIDE, DECIDED) if adapter else (frozenset[str](), frozenset[str]())
     found = Translation([], {**from_preset, **from_user})
     actions = {action.dest: action for action in theirs._actions}
-    for name in decided & {*from_user, *explicit(theirs, handed_on)[0]}:
-        raise UnknownFlagError(f"--{name} does nothing here: it is decided by what --upstream is driven for")
+    typed = {*from_user, *(token.partition("=")[0].removeprefix("--") for token in handed_on)}
+    if adapter and (refused := DECIDED & typed):
+        raise UnknownFlagError(f"--{min(refused)} does nothing here: it is decided by what --upstream is driven for")
     for name, value in found.settings.items():
-        if name in outside:
+        if adapter and name in FROM_OUTSIDE:
             continue
-        if name in actions and OURS_ALONE.get(name, _UNSET) != value:
+        if name in actions and (value is None or OURS_ALONE.get(name) != value):
             found.tokens += tokens_of(actions[name], value)
         elif name in from_user:
             raise UnknownFlagError(f"--{name} {value} does nothing here: this --upstream script does not know it")
@@ -100,12 +82,9 @@ def settings_of(ours: argparse.ArgumentParser, given: Mapping[str, Any], script_
 
     What takes effect without the script is as given, else our default; the rest as the script has it, where it does.
     """
-    settings = Namespace(**{action.dest: action.default for action in ours._actions if action.dest != "help"})
-    for name, value in vars(script_args).items():
-        if name not in FROM_OUTSIDE:
-            setattr(settings, name, value)
-    for name in FROM_OUTSIDE & set(given):
-        setattr(settings, name, given[name])
-    settings.train_base_model = False  # what is trained is the LoRA, whatever the script calls it
-    settings.mixed_precision = settings.mixed_precision or "no"
-    return settings
+    values = {action.dest: action.default for action in ours._actions if action.dest != "help"}
+    values |= {name: value for name, value in vars(script_args).items() if name not in FROM_OUTSIDE}
+    values |= {name: value for name, value in given.items() if name in FROM_OUTSIDE}
+    values["train_base_model"] = False  # what is trained is the LoRA, whatever the script calls it
+    values["mixed_precision"] = values["mixed_precision"] or "no"
+    return Namespace(**values)

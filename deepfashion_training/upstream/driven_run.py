@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
+import inspect
 import json
 import math
 import os
 import time
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +63,9 @@ class DrivenRun:
         self.prompt = ""
         self.encoded: tuple[torch.Tensor, torch.Tensor] | None = None
         self.losses: list[torch.Tensor] = []
-        self.mean_loss = math.nan
         self.record: RunRecord | None = None
-        self.clock = time.perf_counter()
+        self.clock: float | None = None
+        """When the current step began; None before a pass begins, and after what belongs to no step."""
         self._adapt_arguments()
 
     def _adapt_arguments(self) -> None:
@@ -80,11 +80,6 @@ class DrivenRun:
         args.checkpoints_total_limit = None  # old ones go when the new one is complete
         args.max_grad_norm = self.settings.max_grad_norm or math.inf
 
-    @property
-    def mixed_precision(self) -> str:
-        """``no``, ``bf16`` or ``fp16``, as the script's accelerator has it."""
-        return str(self.accelerator.mixed_precision if self.accelerator else self.settings.mixed_precision)
-
     # ---- data
 
     def build_dataset(
@@ -98,10 +93,7 @@ class DrivenRun:
         Raises ``ValueError`` for arguments of another dataset.
         """
         if unknown:
-            raise ValueError(
-                f"{self.facts['script']} builds its dataset with {', '.join(unknown)}: ours takes dataroot_path, "
-                "phase, order, size and data_list"
-            )
+            raise ValueError(f"{self.facts['script']} builds its dataset with arguments unknown to us: {list(unknown)}")
         kind = "validation" if phase == "test" else "train"
         if data_list == VERIFICATION_LIST:
             return []
@@ -123,7 +115,7 @@ class DrivenRun:
         per_step = settings.train_batch_size * settings.gradient_accumulation_steps * ranks
         steps = settings.max_train_steps or math.ceil(settings.num_train_epochs * len(data) / per_step)
         settings.max_train_steps = self.script_args.max_train_steps = steps
-        refuse_finished(settings, self.step)
+        trainer.refuse_finished(settings, self.step)
         weights = data.sampling_weights() if hasattr(data, "sampling_weights") else None
         order = PairStream(len(data), 1, range(0), settings.seed, weights=weights)
         first = self.step * per_step
@@ -143,6 +135,7 @@ class DrivenRun:
                 self.accelerator.save_state(str(self.folder / f"checkpoint-{self.step}"))
             self.accelerator.wait_for_everyone()
             raise StoppedError(signum, self.step)
+        self.clock = time.perf_counter() if self.clock is None else self.clock
         number = self.step * self.settings.gradient_accumulation_steps + len(self.losses)
         set_seed(seed_for(self.settings.seed, self.accelerator.process_index, number) % 2**32)
 
@@ -157,7 +150,8 @@ class DrivenRun:
         """Start ``run.json`` with the first step, when nothing can be refused any more."""
         if self.record is not None:
             return
-        self.settings.mixed_precision, self.settings.instance_prompt = self.mixed_precision, self.prompt
+        self.settings.mixed_precision = self.accelerator.mixed_precision
+        self.settings.instance_prompt = self.prompt
         for secret in SECRETS:
             if getattr(self.settings, secret, None):
                 setattr(self.settings, secret, "not recorded")
@@ -165,38 +159,38 @@ class DrivenRun:
         self.record.facts["upstream"] = self.facts
         if self.step and self.accelerator.is_main_process:
             forget_future(self.folder, self.step)
-        self.clock = time.perf_counter()
 
     def end_step(self) -> None:
         """An optimizer step is about to be taken, on every rank: write its mean loss to ``logs/losses.jsonl``."""
         self.step += 1
-        self.mean_loss = self.accelerator.reduce(torch.stack(self.losses).mean(), "mean").item()
+        loss = self.accelerator.reduce(torch.stack(self.losses).mean(), "mean").item()
         self.losses.clear()
         now = time.perf_counter()
-        if self.record is not None:
+        if self.record is not None and self.clock is not None:
             self.record.seconds.append(now - self.clock)
         self.clock = now
         if self.accelerator.is_main_process:
-            facts = {"step": self.step, "loss": self.mean_loss}
+            facts = {"step": self.step, "loss": loss}
             if self.optimizer is not None:
                 facts["lr"] = float(self.optimizer.param_groups[0]["lr"])
             with (self.folder / "logs" / "losses.jsonl").open("a", encoding="utf-8") as lines:
                 lines.write(json.dumps(facts) + "\n")
 
-    @contextlib.contextmanager
-    def pause(self) -> Iterator[None]:
-        """Leave the block out of the step's seconds."""
-        began = time.perf_counter()
-        yield
-        self.clock += time.perf_counter() - began
-
     # ---- files
 
-    def note_prompt(self, prompt: str | Sequence[str], encoded: Any) -> None:
-        """Remember the first prompt that the script encodes, and its embeddings and pooled embeddings."""
-        if not self.prompt:
-            self.prompt = self.settings.instance_prompt = prompt if isinstance(prompt, str) else prompt[0]
-            self.encoded = (encoded[0][:1].detach(), encoded[1][:1].detach())
+    def noting_prompts(self, encode_prompt: Callable[..., Any]) -> Callable[..., Any]:
+        """``encode_prompt`` of the script, with its first prompt, embeddings and pooled embeddings kept."""
+        signature = inspect.signature(encode_prompt)
+
+        def noting(*args: Any, **kwargs: Any) -> Any:
+            encoded = encode_prompt(*args, **kwargs)
+            prompt = signature.bind(*args, **kwargs).arguments.get("prompt")
+            if prompt and self.encoded is None:
+                self.prompt = prompt if isinstance(prompt, str) else prompt[0]
+                self.encoded = (encoded[0][:1].detach(), encoded[1][:1].detach())
+            return encoded
+
+        return noting
 
     def save_lora(self, folder: Path) -> None:
         """Write the LoRA file; in the output directory it is one for all readers, elsewhere one to continue from."""
@@ -243,11 +237,6 @@ def checkpoint_of(settings: Namespace) -> Path | None:
         raise ValueError(f"{named} is no checkpoint-<step> in --output_dir {settings.output_dir}")
     if not (path / trainer.LORA_FILE).is_file():
         raise ValueError(f"{named} holds no LoRA")
-    refuse_finished(settings, step_of(path) or 0)
-    return path
-
-
-def refuse_finished(settings: Namespace, step: int) -> None:
-    """Raise ``ValueError`` for a run that has taken its steps, where their number is known yet."""
     if settings.max_train_steps:
-        trainer.refuse_finished(settings, step)
+        trainer.refuse_finished(settings, step_of(path) or 0)
+    return path

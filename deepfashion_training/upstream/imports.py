@@ -12,11 +12,12 @@ import importlib
 import importlib.util
 import sys
 from abc import ABCMeta
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+from deepfashion_training.upstream.inspection import imported_packages
 from deepfashion_training.upstream.patching import patched
 
 #: Packages that a script of this family can do without when its dataset is replaced, and why.
@@ -28,13 +29,7 @@ HARMLESS = {
     "wandb": "only its settings are made, no tracker is used",
 }
 #: What to install for an import whose package has another name.
-PIP_NAMES = {
-    "PIL": "Pillow",
-    "cv2": "opencv-python-headless",
-    "skimage": "scikit-image",
-    "sklearn": "scikit-learn",
-    "yaml": "PyYAML",
-}
+PIP_NAMES = {"PIL": "Pillow", "cv2": "opencv-python-headless", "skimage": "scikit-image", "sklearn": "scikit-learn"}
 
 
 def is_missing(name: str) -> bool:
@@ -63,8 +58,8 @@ class StubType(ABCMeta):  # of ABCMeta, so that a stub and an abstract class may
         return vars(cls)[name]
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
-        """Raise ``ImportError``, but for settings of wandb."""
-        if cls.path == "wandb.Settings":  # scripts make them whether or not the tracker is used
+        """Raise ``ImportError``, but for settings of wandb, which scripts make whether or not they use it."""
+        if cls.path == "wandb.Settings":
             return SimpleNamespace()
         package = cls.path.partition(".")[0]
         raise ImportError(f"{cls.path} is used, but {package} is not installed: {pip_command([package])}")
@@ -75,14 +70,19 @@ def make_stub(path: str) -> StubType:
     return StubType(path.rpartition(".")[2], (), {"path": path})
 
 
-class ScriptImports:
-    """What the script in ``file`` can import while it runs: its siblings, and ``stubs`` by package name."""
+class ImportedScript:
+    """The ``module`` of the script in ``file``, and what it can import: its siblings, and ``stubs`` by package name."""
 
-    def __init__(self, file: Path) -> None:
-        self.file, self.folder = file, file.parent
+    def __init__(self, file: Path, module: ModuleType) -> None:
+        self.file, self.module = file, module
         self.stubs = {name: make_stub(name) for name in HARMLESS if is_missing(name)}
         self.siblings: dict[str, ModuleType] = {}
-        self._path = [str(self.folder)]
+        self._path = [str(file.parent)]
+
+    @property
+    def missing_packages(self) -> list[str]:
+        """Packages that it imports and that are not installed, those with a stub among them."""
+        return [name for name in imported_packages(self.files, HARMLESS) if is_missing(name)]
 
     @property
     def files(self) -> list[Path]:
@@ -90,7 +90,7 @@ class ScriptImports:
         return [self.file, *(Path(str(module.__file__)) for module in self.siblings.values())]
 
     @contextlib.contextmanager
-    def installed(self) -> Iterator[None]:
+    def importable(self) -> Iterator[None]:
         """The folder is first on the path and siblings are importable; afterwards all is as before.
 
         Entering again brings the very same siblings back, and what the script has added to the path.
@@ -100,18 +100,6 @@ class ScriptImports:
         path[:0] = [entry for entry in self._path if entry not in entries]
         for name, module in self.siblings.items():
             sys.modules.setdefault(name, module)
-        try:
-            with patched(builtins, __import__=self._importer()):
-                yield
-        finally:
-            self._path = [entry for entry in sys.path if entry not in entries] or self._path
-            path[:] = entries
-            sys.path = path
-            new = [name for name in set(sys.modules) - before if self._is_own(vars(sys.modules[name]))]
-            self.siblings |= {name: sys.modules.pop(name) for name in new}
-
-    def _importer(self) -> Callable[..., Any]:
-        """An ``__import__`` that gives the stubs to the script's own files."""
         true_import = builtins.__import__
 
         def import_(
@@ -129,9 +117,17 @@ class ScriptImports:
                 found = getattr(found, part)
             return found
 
-        return import_
+        try:
+            with patched(builtins, __import__=import_):
+                yield
+        finally:
+            self._path = [entry for entry in sys.path if entry not in entries] or self._path
+            path[:] = entries
+            sys.path = path
+            new = [name for name in set(sys.modules) - before if self._is_own(vars(sys.modules[name]))]
+            self.siblings |= {name: sys.modules.pop(name) for name in new}
 
     def _is_own(self, namespace: Mapping[str, object]) -> bool:
         """Whether a module's file is one of the script's; a virtual environment may lie in its folder."""
         file = Path(str(namespace.get("__file__")))
-        return file.is_relative_to(self.folder) and "site-packages" not in file.parts
+        return file.is_relative_to(self.file.parent) and "site-packages" not in file.parts

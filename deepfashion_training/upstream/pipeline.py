@@ -74,10 +74,11 @@ class PipelineOnDemand:
         decode = pipeline.vae.decode
         pipeline.vae.decode = lambda latents, *args, **more: decode(latents.to(pipeline.vae.dtype), *args, **more)
         try:
-            with run.pause(), torch.no_grad():
+            with torch.no_grad():
                 result = pipeline(**kwargs)
         finally:
             del pipeline.vae.decode
+            run.clock = None
         if isinstance(kwargs.get("image"), torch.Tensor) and run.accelerator.is_main_process:
             self._add_to_sheet(kwargs["image"].cpu(), result.images)
         return result
@@ -105,12 +106,13 @@ def draw_last(run: DrivenRun) -> None:
     if not run.samples or not run.accelerator.is_main_process or sheet_path(run).exists():
         return
     if run.encoded is None:
-        logger.warning(
-            "no picture of the last step: %s has no encode_prompt to take its prompt from", run.facts["script"]
-        )
+        logger.warning("no picture of the last step: %s has no encode_prompt", run.facts["script"])
         return
     settings, text = run.settings, ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
-    parts = {**trainer.pipeline_options(settings, trainer.DTYPES[run.mixed_precision]), **dict.fromkeys(text)}
+    parts = {
+        **trainer.pipeline_options(settings, trainer.DTYPES[run.accelerator.mixed_precision]),
+        **dict.fromkeys(text),
+    }
     draw = PipelineOnDemand(run, settings.pretrained_model_name_or_path, parts)
     for sample in run.samples:
         draw(

@@ -8,7 +8,6 @@ again afterwards. A script that trains no LoRA by itself becomes a ``DrivenScrip
 from __future__ import annotations
 
 import argparse
-import ast
 import contextlib
 import difflib
 import hashlib
@@ -18,23 +17,14 @@ import inspect
 import logging
 import sys
 import warnings
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
 from deepfashion_training.upstream.arguments import Translation, UnknownFlagError, settings_of, translate
-from deepfashion_training.upstream.imports import HARMLESS, ScriptImports, is_missing, pip_command
-from deepfashion_training.upstream.inspection import (
-    CONTRACT,
-    SEAMS,
-    imported_packages,
-    lora_call,
-    module_names,
-    parse,
-    table,
-)
+from deepfashion_training.upstream.imports import HARMLESS, ImportedScript, is_missing, pip_command
+from deepfashion_training.upstream.inspection import lora_call, module_names, parse
 from deepfashion_training.upstream.patching import patched
 from training_run.checkpoints import checkpoints_in
 from training_run.stopping import StoppedError, Stopping
@@ -43,22 +33,32 @@ logger = logging.getLogger(__name__)
 
 #: The project's own trainer, which ``--upstream`` replaces by another script.
 DEFAULT_SCRIPT = Path(__file__).resolve().parents[2] / "train_flux_inpaint.py"
+#: What every script must have, and what for.
+CONTRACT = {
+    "VitonHDTestDataset": "replaced by our garment/person pairs",
+    "parse_args": "gets the arguments in the script's own words",
+    "main": "trains",
+}
+#: Names that are replaced so that a script that trains no LoRA trains one.
+REPLACED = ("FluxTransformer2DModel", "FluxFillPipeline", "Accelerator")
 _TRANSFORMER = "pretrained_inpaint_model_name_or_path"
 
 
 class UpstreamError(ValueError):
-    """A script that cannot be driven; the message is one line that names the script and what is wrong with it."""
+    """A script that cannot be driven; the message is one line that names the script and what is wrong with it.
+
+    ``missing`` are packages that have to be installed.
+    """
+
+    def __init__(self, message: str, missing: Collection[str] = ()) -> None:
+        super().__init__(message)
+        self.missing = missing
 
 
-@dataclass(frozen=True)
-class LoadedScript:
-    """A script that was imported, and what it can import."""
-
-    module: ModuleType
-    imports: ScriptImports
+_loaded: dict[Path, ImportedScript] = {}
 
 
-_loaded: dict[Path, LoadedScript] = {}
+# ---- loading and checking
 
 
 def load_script(path: str | Path) -> ModuleType:
@@ -73,49 +73,37 @@ def load_script(path: str | Path) -> ModuleType:
     if file == DEFAULT_SCRIPT:
         return trainer
     if file not in _loaded:
-        names = set(module_names(_parsed(path)))
+        names = _names_in_source(path)
         if "*" not in names:
-            _refuse(path, missing_names(names))
-        _loaded[file] = _execute(path)
+            _refuse(path, contract_faults(names))
+        _loaded[file] = _execute(path, file)
     module = _loaded[file].module
-    _refuse(path, missing_names(vars(module)) or unusable_names(module))
+    _refuse(path, contract_faults(vars(module), module))
     return module
 
 
-def _parsed(path: str | Path) -> ast.Module:
-    file = Path(path).resolve()
+def _names_in_source(path: str | Path) -> set[str]:
+    file = Path(path)
     if not file.is_file() or file.suffix != ".py":
         raise UpstreamError(f"--upstream {path}: no Python file there")
     try:
-        return parse(file)
-    except SyntaxError as error:
-        raise UpstreamError(_not_python(path, error)) from error
+        return set(module_names(parse(file)))
+    except (SyntaxError, ValueError) as error:
+        raise UpstreamError(f"--upstream {path} is no valid Python: {error}") from error
 
 
-def _not_python(path: str | Path, error: SyntaxError) -> str:
-    return f"--upstream {path}: {Path(error.filename or path).name} line {error.lineno} is no valid Python: {error.msg}"
-
-
-def missing_names(names: Collection[str]) -> list[str]:
-    """What is missing of the contract among ``names``, and which name may have been meant."""
+def contract_faults(names: Collection[str], module: ModuleType | None = None) -> list[str]:
+    """What of the contract is missing among ``names``, or cannot be called with one argument in a ``module``."""
     faults = []
     for name in CONTRACT:
-        near = difflib.get_close_matches(name, set(names) - {name}, n=1, cutoff=0.7)
         if name not in names:
-            faults.append(f"no {name} (is it {near[0]}?)" if near else f"no {name}")
-    return faults
-
-
-def unusable_names(module: ModuleType) -> list[str]:
-    """What of the contract a module has in a form that cannot be called with one argument."""
-    faults = []
-    for name in ("parse_args", "main"):
-        found = getattr(module, name)
-        try:
-            inspect.signature(found).bind([])
-        except TypeError:
-            signature = inspect.signature(found) if callable(found) else ""
-            faults.append(f"{name}{signature} does not take one argument")
+            near = difflib.get_close_matches(name, names, n=1, cutoff=0.7)
+            faults.append(f"no {name}" + (f" (is it {near[0]}?)" if near else ""))
+        elif module is not None and name != "VitonHDTestDataset":
+            try:
+                inspect.signature(getattr(module, name)).bind([])
+            except TypeError:
+                faults.append(f"{name} does not take one argument")
     return faults
 
 
@@ -124,38 +112,36 @@ def _refuse(path: str | Path, faults: list[str]) -> None:
         raise UpstreamError(f"--upstream {path} is no training script that can be driven: {', '.join(faults)}")
 
 
-def _execute(path: str | Path) -> LoadedScript:
+def _execute(path: str | Path, file: Path) -> ImportedScript:
     """Run the module level of a script."""
-    file = Path(path).resolve()
     name = f"{file.stem}_{hashlib.sha256(str(file).encode()).hexdigest()[:8]}"
     spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None and spec.loader is not None  # given: it is a .py file
-    module, imports = importlib.util.module_from_spec(spec), ScriptImports(file)
+    module = importlib.util.module_from_spec(spec)
+    script = ImportedScript(file, module)
     sys.modules[name] = module  # before it runs, as the import system does: dataclasses look their module up
     try:
-        with imports.installed(), one_line_errors():
+        with script.importable(), one_line_errors():
             spec.loader.exec_module(module)
     except BaseException as error:
         del sys.modules[name]
         if isinstance(error, KeyboardInterrupt):
             raise
-        raise UpstreamError(f"--upstream {path} {_load_problem(error, imports)}") from error
-    if "wandb" in imports.stubs:
-        vars(module).setdefault("wandb", imports.stubs["wandb"])  # skipped by `if is_wandb_available():`
-    return LoadedScript(module, imports)
+        raise _load_error(path, error, script) from error
+    if "wandb" in script.stubs:
+        vars(module).setdefault("wandb", script.stubs["wandb"])  # skipped by `if is_wandb_available():`
+    return script
 
 
-def _load_problem(error: BaseException, imports: ScriptImports) -> str:
-    if isinstance(error, SyntaxError):
-        return f"imports {Path(error.filename or '').name}, whose line {error.lineno} is no valid Python: {error.msg}"
+def _load_error(path: str | Path, error: BaseException, script: ImportedScript) -> UpstreamError:
     package = str(getattr(error, "name", None)).partition(".")[0]
-    if isinstance(error, ModuleNotFoundError) and not list(imports.folder.glob(f"{package}*")) and is_missing(package):
-        others = [name for name in imported_packages(imports.files) if name not in HARMLESS and is_missing(name)]
-        return f"needs packages that are not installed: {pip_command({package, *others})}"
-    said = f"failed while it was loaded: {type(error).__name__}: {' '.join(str(error).split())}"
-    if isinstance(error, (SystemExit, UnknownFlagError)):
-        said += ' (what it does beside its functions belongs under if __name__ == "__main__")'
-    return said
+    sibling = list(script.file.parent.glob(f"{package}*"))
+    if isinstance(error, ModuleNotFoundError) and not sibling and is_missing(package):
+        missing = {package, *script.missing_packages} - HARMLESS.keys()
+        message = f"--upstream {path} needs packages that are not installed: {pip_command(missing)}"
+        return UpstreamError(message, missing)
+    said = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return UpstreamError(f"--upstream {path} failed while it was loaded: {said}")
 
 
 def open_script(path: str | Path) -> Script:
@@ -165,9 +151,9 @@ def open_script(path: str | Path) -> Script:
     """
     module = load_script(path)
     known = _known(module)
-    if known is None or lora_call(known.imports.files):
+    if known is None or lora_call(known.files):
         return module
-    lacking = [name for name in SEAMS if not hasattr(module, name)]
+    lacking = [name for name in REPLACED if not hasattr(module, name)]
     if not lacking:
         return DrivenScript(known)
     if "FluxTransformer2DModel" in inspect.getsource(module):
@@ -182,34 +168,30 @@ def inspect_script(path: str | Path) -> tuple[str, str | None]:
 
     Raises ``UpstreamError`` where there is nothing to make a table of: no such file, no valid Python.
     """
-    names, problem = set(module_names(_parsed(path))), None
+    names, script, problem = _names_in_source(path), None, UpstreamError("")
     try:
-        script: Script | None = open_script(path)
+        script = open_script(path)
     except UpstreamError as error:
-        script, problem = None, str(error)
+        problem = error
     known = _loaded.get(Path(path).resolve())
-    files = known.imports.files if known is not None else [Path(path).resolve()]
-    names |= set(vars(known.module)) if known is not None else set()
-    rows = [(name, "found" if name in names else "MISSING", what) for name, what in CONTRACT.items()]
+    if known is not None:
+        names |= set(vars(known.module))
     if script is None:
-        rows.append(("LoRA", "-", "the script cannot be driven"))
+        lora = ("-", "the script cannot be driven")
     elif isinstance(script, DrivenScript):
-        rows.append(("LoRA", "adapter", "it trains none: its transformer gets one, the only weights that it can train"))
-    elif call := lora_call(files):
-        rows.append(("LoRA", "its own", f"it makes one ({call}): only the dataset is replaced"))
+        lora = ("adapter", "it trains none: its transformer gets one, the only weights that it can train")
+    elif call := lora_call(known.files if known is not None else [Path(path)]):
+        lora = ("its own", f"{call}; only the dataset is replaced")
     else:
-        rows.append(("LoRA", "none", "it makes none and has no FluxTransformer2DModel: only the dataset is replaced"))
-    for package in filter(is_missing, imported_packages(files)):
-        why = HARMLESS.get(package)
-        rows.append((package, "stub" if why else "MISSING", f"not installed, {why or pip_command([package])}"))
-    return table(rows), problem
+        lora = ("none", "it makes none and has no FluxTransformer2DModel: only the dataset is replaced")
+    rows = [(name, "found" if name in names else "MISSING", what) for name, what in CONTRACT.items()]
+    rows.append(("LoRA", *lora))
+    rows += [(name, "MISSING", pip_command([name])) for name in sorted(problem.missing)]
+    rows += [(name, "stub", HARMLESS[name]) for name in (known.missing_packages if known is not None else ())]
+    return "".join(f"{name:<20}{state:<10}{remark}\n" for name, state, remark in rows), str(problem) or None
 
 
-class _ParserSeenError(Exception):
-    """Carries the parser out of a script's ``parse_args``."""
-
-    def __init__(self, parser: argparse.ArgumentParser) -> None:
-        self.parser = parser
+# ---- arguments
 
 
 def script_parser(script: Script) -> argparse.ArgumentParser | None:
@@ -217,17 +199,16 @@ def script_parser(script: Script) -> argparse.ArgumentParser | None:
 
     ``parse_args`` runs up to the moment at which it would parse, so nothing is parsed or checked.
     """
+    seen: list[argparse.ArgumentParser] = []
 
-    def stop(parser: argparse.ArgumentParser, *_: Any, **__: Any) -> Any:
-        raise _ParserSeenError(parser)
+    def stop(parser: argparse.ArgumentParser, *_: Any, **__: Any) -> NoReturn:
+        seen.append(parser)
+        raise SystemExit
 
     stopped = patched(argparse.ArgumentParser, parse_args=stop, parse_known_args=stop)
     with importable(script), stopped, contextlib.suppress(SystemExit):
-        try:
-            script.parse_args([])
-        except _ParserSeenError as seen:
-            return seen.parser
-    return None
+        script.parse_args([])
+    return seen[0] if seen else None
 
 
 def one_line_errors() -> contextlib.AbstractContextManager[None]:
@@ -254,28 +235,29 @@ def parse_arguments(
     ``DrivenScript`` every argument of our trainer is there, for any other those that it has itself. Raises
     ``UnknownFlagError``.
     """
-    defaults: dict[str, Any] = {}
-    if isinstance(script, DrivenScript):  # its own defaults are not those of a LoRA for our base
-        defaults = {name: ours.get_default(name) for name in ("pretrained_model_name_or_path", _TRANSFORMER, "seed")}
+    driven = isinstance(script, DrivenScript)
+    if driven:  # its own defaults are not those of a LoRA for our base
+        same = ("pretrained_model_name_or_path", _TRANSFORMER, "seed")
+        given = {**{name: ours.get_default(name) for name in same if name not in from_preset}, **given}
     elif (Path(given.get(_TRANSFORMER, "")) / "transformer" / "config.json").is_file():
         given = {**given, _TRANSFORMER: str(Path(given[_TRANSFORMER]) / "transformer")}  # others look at the root alone
-    layers = {**defaults, **from_preset, **given}
-    adapter, theirs = isinstance(script, DrivenScript), script_parser(script) or ours
-    translation = translate(theirs, layers, from_user, handed_on, adapter=adapter)
-    known_already = {*defaults, *given}
-    translation.lost = [flag for flag in translation.lost if flag.split()[0][2:] not in known_already]
+    theirs = script_parser(script) or ours
+    translation = translate(theirs, {**from_preset, **given}, from_user, handed_on, adapter=driven)
+    translation.lost = [flag for flag in translation.lost if flag.split()[0][2:] not in given]
     if "--instance_data_dir" in theirs._option_string_actions and "--dataset_name" not in " ".join(handed_on):
         translation.tokens.append(f"--instance_data_dir={given['dataroot']}")  # it wants one of the two
     with importable(script):
-        if isinstance(script, DrivenScript):
-            args = script.adopt(ours, translation)
-        else:
-            args = script.parse_args(translation.tokens)
-    if translation.lost and not adapter:
+        args = script.parse_args(translation.tokens)
+    if isinstance(script, DrivenScript):
+        args = script.adopt(ours, args, translation)
+    elif translation.lost:
         logger.warning("unknown to %s and without effect: %s", script.__file__, ", ".join(translation.lost))
     if "wandb" in str(getattr(args, "report_to", "")) and is_missing("wandb"):
         raise UpstreamError(f"--report_to {args.report_to} needs the package wandb: {pip_command(['wandb'])}")
     return args
+
+
+# ---- running
 
 
 class DrivenScript:
@@ -285,36 +267,27 @@ class DrivenScript:
     and the checks before it take.
     """
 
-    def __init__(self, known: LoadedScript) -> None:
-        self.known, self.module, self.__file__ = known, known.module, str(known.module.__file__)
+    def __init__(self, known: ImportedScript) -> None:
+        self.known, self.module, self.__file__ = known, known.module, str(known.file)
         self.VitonHDTestDataset = known.module.VitonHDTestDataset
+        self.parse_args = known.module.parse_args
+        self.check_packages = load_script(DEFAULT_SCRIPT).check_packages
         self.script_args = argparse.Namespace()
         self.translation = Translation([], {})
 
-    def parse_args(self, input_args: list[str] | None = None) -> argparse.Namespace:
-        """The script's own ``parse_args``."""
-        return self.module.parse_args(input_args)
-
-    def adopt(self, ours: argparse.ArgumentParser, translation: Translation) -> argparse.Namespace:
-        """Let the script parse its arguments, and return every argument of our trainer as it holds in the run."""
-        self.translation = translation
-        self.script_args = self.parse_args(translation.tokens)
-        return settings_of(ours, translation.settings, self.script_args)
-
-    @staticmethod
-    def check_packages(settings: argparse.Namespace) -> None:
-        """Raise ``ValueError`` when a flag needs a package or a device that is not there."""
-        from training_run.guards import check_packages
-
-        check_packages(settings)
+    def adopt(
+        self, ours: argparse.ArgumentParser, script_args: argparse.Namespace, translation: Translation
+    ) -> argparse.Namespace:
+        """Take what the script has parsed, and return every argument of our trainer as it holds in the run."""
+        self.script_args, self.translation = script_args, translation
+        return settings_of(ours, translation.settings, script_args)
 
     @staticmethod
     def refuse_earlier_run(settings: argparse.Namespace) -> None:
         """Raise ``ValueError`` for an output directory with another run, or a checkpoint that cannot be continued."""
         from deepfashion_training.upstream.driven_run import checkpoint_of
-        from training_run.output_dir import refuse_earlier_run
 
-        refuse_earlier_run(settings)
+        load_script(DEFAULT_SCRIPT).refuse_earlier_run(settings)
         if settings.resume_from_checkpoint != "latest":  # which is looked for when the run begins
             checkpoint_of(settings)
 
@@ -325,7 +298,7 @@ class DrivenScript:
             "  its known issues are worked around: rows are shuffled, checkpoints complete, pictures drawn in any "
             "precision; docs/upstream.md lists all",
         ]
-        if stubbed := [name for name in imported_packages(self.known.imports.files) if is_missing(name)]:
+        if stubbed := self.known.missing_packages:
             lines.append(f"  stubs for packages that are not installed: {', '.join(stubbed)}")
         if self.translation.lost:
             lines.append(f"  of the preset, without effect in this script: {', '.join(self.translation.lost)}")
@@ -338,26 +311,17 @@ class DrivenScript:
         """
         from deepfashion_training.upstream.driven_run import DrivenRun, checkpoint_of
         from deepfashion_training.upstream.pipeline import draw_last
-        from deepfashion_training.upstream.replacements import quiet_libraries, replacements
 
         found = checkpoint_of(settings)
         settings.resume_from_checkpoint = str(found) if found else None
         for name in vars(self.script_args).keys() & vars(settings).keys():
             setattr(self.script_args, name, getattr(settings, name))
-        facts = {
-            "script": self.__file__,
-            "sha256": hashlib.sha256(Path(self.__file__).read_bytes()).hexdigest(),
-            "lora": "adapter",
-            "notes": [line.strip() for line in self.notes()],
-        }
+        sha256 = hashlib.sha256(Path(self.__file__).read_bytes()).hexdigest()
+        facts = {"script": self.__file__, "sha256": sha256, "lora": "adapter"}
         run, status = DrivenRun(settings, self.script_args, self.VitonHDTestDataset, facts), "failed"
         try:
-            with contextlib.ExitStack() as patches, warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message=".*as torch tensor with value range in.*")  # as scripts do
-                patches.enter_context(importable(self))
-                patches.enter_context(quiet_libraries())
-                patches.enter_context(patched(self.module, create=True, **replacements(self.module, run)))
-                run.stopping = patches.enter_context(Stopping())
+            replaced = patched(self.module, create=True, **self._replacements(run))
+            with importable(self), _quiet_libraries(), replaced, Stopping() as run.stopping:
                 _call(self.module, self.script_args)
                 run.finish()
                 draw_last(run)
@@ -369,12 +333,46 @@ class DrivenScript:
         finally:
             run.end(status)
 
+    def _replacements(self, run: Any) -> dict[str, Any]:
+        """Names of the script and what they are while ``run`` lasts; ``args`` and ``print`` may be new to it."""
+        from deepfashion_training.upstream.accelerator import DrivenAccelerator
+        from deepfashion_training.upstream.adapter import AdapterTransformer
+        from deepfashion_training.upstream.pipeline import DrivenPipeline
+
+        names = {
+            "VitonHDTestDataset": run.build_dataset,
+            "FluxTransformer2DModel": type("AdapterTransformer", (AdapterTransformer,), {"run": run}),
+            "FluxFillPipeline": type("DrivenPipeline", (DrivenPipeline,), {"run": run}),
+            "Accelerator": type("DrivenAccelerator", (DrivenAccelerator,), {"run": run}),
+            "args": run.script_args,  # a global that some functions read, and that is set under __main__ only
+            "print": lambda *values, **_: logger.debug(" ".join(map(str, values))),  # a line for every weight
+        }
+        if callable(encode_prompt := getattr(self.module, "encode_prompt", None)):
+            names["encode_prompt"] = run.noting_prompts(encode_prompt)
+        return names
+
+
+@contextlib.contextmanager
+def _quiet_libraries() -> Iterator[None]:
+    """Keep a script from making diffusers verbose, and two warnings from coming with every picture."""
+    from diffusers.utils import logging as of_diffusers
+
+    modeling = logging.getLogger("diffusers.models.modeling_utils")
+    without = [*modeling.filters, lambda record: "should be kept in float32: []" not in record.getMessage()]
+    with (
+        warnings.catch_warnings(),
+        patched(modeling, filters=without),
+        patched(of_diffusers, set_verbosity_info=of_diffusers.set_verbosity_warning),
+    ):
+        warnings.filterwarnings("ignore", message=".*as torch tensor with value range in.*")
+        yield
+
 
 #: What ``open_script`` returns.
 Script = ModuleType | DrivenScript
 
 
-def _known(script: Script) -> LoadedScript | None:
+def _known(script: Script) -> ImportedScript | None:
     """What is known of a script that ``load_script`` imported; None for our own trainer."""
     return _loaded.get(Path(str(script.__file__)).resolve())
 
@@ -382,7 +380,7 @@ def _known(script: Script) -> LoadedScript | None:
 def importable(script: Script) -> contextlib.AbstractContextManager[None]:
     """Siblings of a loaded script are importable inside the block, as its functions may want."""
     known = _known(script)
-    return known.imports.installed() if known is not None else contextlib.nullcontext()
+    return known.importable() if known is not None else contextlib.nullcontext()
 
 
 def _call(module: ModuleType, args: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""Re-creation of the CatVTON-Flux training script that users have: its seams and its quirks, in our own words.
+"""Re-creation of the CatVTON-Flux training script that users have: its names and its known issues, in our own words.
 
 Tests drive it as a script that nobody here may change. What looks like a mistake is one that the users' script has: a
 global ``args`` that only ``__main__`` sets, packages imported for nothing, a flag without which it cannot train.
