@@ -33,6 +33,8 @@ from deepfashion_training.upstream.patching import patched
 
 #: Largest difference of a step's loss that rounding may make, by precision.
 TOLERANCE = {"no": 1e-5, "bf16": 2e-3}
+#: What the preset has and a script does not know, as it is in a script.
+PLAIN = ["--optimizer=adamw", "--mask_loss_weight=1", "--garment_loss_weight=1", "--no-cache_latents"]
 
 
 def losses_of(flags: list[str], replay: bool = False) -> list[float]:
@@ -109,7 +111,7 @@ def main(argv: list[str] | None = None) -> int:
         flags += [f"--max_train_steps={args.steps}", "--checkpointing_steps=0", "--gradient_accumulation_steps=2"]
         flags += [f"--mixed_precision={args.mixed_precision}", f"--learning_rate={args.learning_rate}"]
         theirs = f"--upstream={args.upstream}"
-        ours = losses_of([*flags, f"--output_dir={folder}/ours"])
+        ours = losses_of([*flags, *PLAIN, f"--output_dir={folder}/ours"])
         replay = losses_of([*flags, theirs, f"--output_dir={folder}/replayed"], replay=True)
         own = losses_of([*flags, theirs, f"--output_dir={folder}/own"])
     print(f"{'step':>4} {'ours':>10} {'replayed':>10} {'difference':>11} {'own draws':>10}")

@@ -13,6 +13,8 @@ from peft import set_peft_model_state_dict
 import train_flux_inpaint as trainer
 from deepfashion_training.upstream.driven_run import DrivenRun
 from training_run import quantization
+from training_run.lora import read_lora
+from training_run.output_dir import LORA_FILE
 
 
 class AdapterTransformer(FluxTransformer2DModel):
@@ -37,8 +39,8 @@ class AdapterTransformer(FluxTransformer2DModel):
         folder = Path(pretrained_model_name_or_path)
         if cls.run.model is not None and folder.resolve() == cls.run.folder.resolve():
             return cls.run.model  # what lies there was made of it
-        if (folder / trainer.LORA_FILE).is_file():
-            set_peft_model_state_dict(cls.run.model, trainer.read_lora(cls.run.model, cls.run.settings, folder))
+        if (folder / LORA_FILE).is_file():
+            set_peft_model_state_dict(cls.run.model, read_lora(cls.run.model, cls.run.settings, folder))
             return cls.run.model
         settings = cls.run.settings
         settings.pretrained_inpaint_model_name_or_path = str(pretrained_model_name_or_path)  # goes on record too

@@ -16,10 +16,10 @@ import torch
 from accelerate.utils import set_seed
 from torch.utils.data import Subset
 
-import train_flux_inpaint as trainer
 from training_run import guards
 from training_run.checkpoints import step_of
-from training_run.output_dir import find_checkpoint, forget_future
+from training_run.lora import save_lora
+from training_run.output_dir import LORA_FILE, find_checkpoint, forget_future, refuse_finished
 from training_run.record import RunRecord
 from training_run.row_order import PairStream, seed_for, validation_rows
 from training_run.stopping import StoppedError, Stopping
@@ -107,7 +107,7 @@ class DrivenRun:
         return self.samples
 
     def _training_rows(self, data: Any) -> TrainingRows:
-        """As many rows as the run takes, since scripts count epochs by them, in the order of our own trainer.
+        """As many rows as the run takes, since scripts count epochs by them, in the order of our own
 
         A loader in batches, dealt to the ranks in turn, gives every rank of every step the same rows.
         """
@@ -115,7 +115,7 @@ class DrivenRun:
         per_step = settings.train_batch_size * settings.gradient_accumulation_steps * ranks
         steps = settings.max_train_steps or math.ceil(settings.num_train_epochs * len(data) / per_step)
         settings.max_train_steps = self.script_args.max_train_steps = steps
-        trainer.refuse_finished(settings, self.step)
+        refuse_finished(settings, self.step)
         weights = data.sampling_weights() if hasattr(data, "sampling_weights") else None
         order = PairStream(len(data), 1, range(0), settings.seed, weights=weights)
         first = self.step * per_step
@@ -196,7 +196,7 @@ class DrivenRun:
         """Write the LoRA file; in the output directory it is one for all readers, elsewhere one to continue from."""
         folder.mkdir(parents=True, exist_ok=True)
         final = folder.resolve() == self.folder.resolve()
-        trainer.save_lora(self.model, self.settings, folder, published=final)
+        save_lora(self.model, self.settings, folder, published=final)
         if final:
             self.saved_lora = self.step
 
@@ -217,8 +217,8 @@ class DrivenRun:
     def end(self, status: str) -> None:
         """Write how the run ended into ``run.json``."""
         if self.record is not None:
-            if (self.folder / trainer.LORA_FILE).exists():
-                self.record.facts["weights"] = trainer.LORA_FILE
+            if (self.folder / LORA_FILE).exists():
+                self.record.facts["weights"] = LORA_FILE
             self.record.end(status)
 
 
@@ -235,8 +235,8 @@ def checkpoint_of(settings: Namespace) -> Path | None:
         raise ValueError(f"{named} was written by train_flux_inpaint.py: leave --upstream out")
     if step_of(path) is None or path.resolve().parent != Path(settings.output_dir).resolve():
         raise ValueError(f"{named} is no checkpoint-<step> in --output_dir {settings.output_dir}")
-    if not (path / trainer.LORA_FILE).is_file():
+    if not (path / LORA_FILE).is_file():
         raise ValueError(f"{named} holds no LoRA")
     if settings.max_train_steps:
-        trainer.refuse_finished(settings, step_of(path) or 0)
+        refuse_finished(settings, step_of(path) or 0)
     return path

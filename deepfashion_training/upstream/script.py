@@ -271,7 +271,6 @@ class DrivenScript:
         self.known, self.module, self.__file__ = known, known.module, str(known.file)
         self.VitonHDTestDataset = known.module.VitonHDTestDataset
         self.parse_args = known.module.parse_args
-        self.check_packages = load_script(DEFAULT_SCRIPT).check_packages
         self.script_args = argparse.Namespace()
         self.translation = Translation([], {})
 
@@ -283,11 +282,19 @@ class DrivenScript:
         return settings_of(ours, translation.settings, script_args)
 
     @staticmethod
+    def check_packages(settings: argparse.Namespace) -> None:
+        """Raise ``ValueError`` when a flag needs a package or a device that is not there."""
+        from training_run.guards import check_packages
+
+        check_packages(settings)
+
+    @staticmethod
     def refuse_earlier_run(settings: argparse.Namespace) -> None:
         """Raise ``ValueError`` for an output directory with another run, or a checkpoint that cannot be continued."""
         from deepfashion_training.upstream.driven_run import checkpoint_of
+        from training_run.output_dir import refuse_earlier_run
 
-        load_script(DEFAULT_SCRIPT).refuse_earlier_run(settings)
+        refuse_earlier_run(settings)
         if settings.resume_from_checkpoint != "latest":  # which is looked for when the run begins
             checkpoint_of(settings)
 
