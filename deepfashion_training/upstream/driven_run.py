@@ -107,7 +107,7 @@ class DrivenRun:
         return self.samples
 
     def _training_rows(self, data: Any) -> TrainingRows:
-        """As many rows as the run takes, since scripts count epochs by them, in the order of our own
+        """As many rows as the run takes, since scripts count epochs by them, in the order of our own trainer.
 
         A loader in batches, dealt to the ranks in turn, gives every rank of every step the same rows.
         """
