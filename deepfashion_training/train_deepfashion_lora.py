@@ -286,11 +286,10 @@ def check(args: argparse.Namespace, script: Any) -> None:
 
     from deepfashion_training.models import access
     from deepfashion_training.models.publish import check_push
+    from deepfashion_training.upstream import script as upstream
     from training_run.hub import is_hub_id
 
-    for name in ("check_packages", "refuse_earlier_run"):  # what our own trainer can tell beforehand
-        if hasattr(script, name):
-            getattr(script, name)(args)
+    upstream.check_before(script, args)
     for name in ("revision", "inpaint_revision", "variant", "cache_dir"):
         if args.evaluate_samples and getattr(args, name, None):
             raise ValueError(

@@ -127,6 +127,14 @@ def test_check_refuses_what_the_run_would_destroy(tmp_path: Path, capsys: pytest
     assert (tmp_path / "README.md").read_text() == "my thesis"
 
 
+def test_what_a_flag_needs_of_the_machine_is_checked_before_any_data_is_made(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert wrapper.main([*QUICK, "--mixed_precision", "fp16", f"--output_dir={tmp_path / 'out'}"]) == 1
+    assert "--mixed_precision fp16" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "wardrobe").exists()
+
+
 def test_check_tells_a_mistyped_path_from_a_hub_id(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     argv = [*QUICK, "--check", f"--output_dir={tmp_path / 'out'}", "--dataset_name"]
     for missing in ("/nope", "./nope", "a/b/c"):

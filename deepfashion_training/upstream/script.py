@@ -281,23 +281,6 @@ class DrivenScript:
         self.script_args, self.translation = script_args, translation
         return settings_of(ours, translation.settings, script_args)
 
-    @staticmethod
-    def check_packages(settings: argparse.Namespace) -> None:
-        """Raise ``ValueError`` when a flag needs a package or a device that is not there."""
-        from training_run.guards import check_packages
-
-        check_packages(settings)
-
-    @staticmethod
-    def refuse_earlier_run(settings: argparse.Namespace) -> None:
-        """Raise ``ValueError`` for an output directory with another run, or a checkpoint that cannot be continued."""
-        from deepfashion_training.upstream.driven_run import checkpoint_of
-        from training_run.output_dir import refuse_earlier_run
-
-        refuse_earlier_run(settings)
-        if settings.resume_from_checkpoint != "latest":  # which is looked for when the run begins
-            checkpoint_of(settings)
-
     def notes(self) -> list[str]:
         """What was adapted, a line each."""
         lines = [
@@ -399,6 +382,24 @@ def _call(module: ModuleType, args: argparse.Namespace) -> None:
     except SystemExit as stop:
         if stop.code not in (None, 0):
             raise ValueError(f"{module.__file__} has stopped itself: {stop.code}") from stop
+
+
+def check_before(script: Script, args: argparse.Namespace) -> None:
+    """Raise ``ValueError`` for a missing package or device, an earlier run in the way, or an unusable checkpoint.
+
+    Of a script that trains its own LoRA nothing is known beforehand.
+    """
+    from deepfashion_training.upstream.driven_run import checkpoint_of
+    from training_run.guards import check_packages
+    from training_run.output_dir import refuse_earlier_run
+
+    driven = isinstance(script, DrivenScript)
+    if not driven and Path(str(script.__file__)) != DEFAULT_SCRIPT:
+        return
+    check_packages(args)
+    refuse_earlier_run(args)
+    if driven and args.resume_from_checkpoint != "latest":  # which is looked for when the run begins
+        checkpoint_of(args)
 
 
 def train(script: Script, args: argparse.Namespace, dataset: Any) -> None:
