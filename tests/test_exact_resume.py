@@ -26,9 +26,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import train_flux_inpaint as tfi
-from benchmarks.kills import ended, same
 from training_run import bases, stopping
-from training_run.checkpoints import checkpoints_in, seal, step_of
+from training_run.checkpoints import checkpoints_in, seal, step_of, verify
 from training_run.lora import load_transformer_weights
 from training_run.state import read_state, write_state
 from training_run.stopping import StoppedError
@@ -38,6 +37,28 @@ FLAGS = (
     "--max_train_steps 6 --lr_scheduler cosine --learning_rate 1e-2 --checkpointing_steps 4 --validation_steps 0 "
     "--report_to none --logging_steps 4 --train_batch_size 1"
 ).split()
+
+
+def ended(folder: Path) -> dict:
+    """What has to be the same in the end."""
+    state = read_state(checkpoints_in(folder)[-1])
+    names = ("step", "rows_seen", "optimizer", "lr_scheduler", "ranks", "moved", "data")
+    files = {
+        "lora": load_file(next(folder.glob("*.safetensors"))),
+        "losses": (folder / "logs/losses.jsonl").read_text(),
+    }
+    return {name: state[name] for name in names} | files
+
+
+def same(ours: object, theirs: object) -> bool:
+    """Equal bit for bit, tensors too."""
+    if isinstance(ours, torch.Tensor):
+        return isinstance(theirs, torch.Tensor) and ours.dtype == theirs.dtype and torch.equal(ours, theirs)
+    if isinstance(ours, dict):
+        return isinstance(theirs, dict) and ours.keys() == theirs.keys() and all(same(ours[k], theirs[k]) for k in ours)
+    if isinstance(ours, list):
+        return isinstance(theirs, list) and len(ours) == len(theirs) and all(map(same, ours, theirs))
+    return bool(ours == theirs)
 
 
 def run(args: argparse.Namespace, stop_at_pass: int | None = None) -> None:
@@ -690,3 +711,42 @@ def test_ranks_that_leave_their_group_do_not_wait_for_each_other_for_ever(tmp_pa
             process.kill()
         pytest.fail("a rank waits for ever")
     assert left.returncode == 0, said[-3000:]
+
+
+KILLED = f"""
+import os, signal, sys, threading
+sys.path.insert(0, {str(ROOT)!r})
+import train_flux_inpaint as tfi
+delay, train = float(sys.argv[1]), tfi.train
+
+def killed(*given):
+    if delay:
+        threading.Timer(delay, os.kill, (os.getpid(), signal.SIGKILL)).start()
+    return train(*given)
+
+tfi.train = killed
+tfi.main(tfi.parse_args(sys.argv[2:]))
+"""
+
+
+@pytest.mark.long
+def test_a_run_that_is_killed_again_and_again_ends_as_if_nothing_had_been(tiny_flags, tmp_path):
+    """SIGKILL at a random moment while every step saves: each checkpoint is whole, and the end is the same."""
+    flags = [*FLAGS, "--max_train_steps", 30, "--checkpointing_steps", 1, "--checkpoints_total_limit", 2]
+    moments = random.Random(0)
+
+    def train(folder: Path, delay: float) -> int:
+        words = tiny_flags(*flags, "--output_dir", folder, "--resume_from_checkpoint", "latest")
+        return subprocess.run([sys.executable, "-c", KILLED, str(delay), *words], capture_output=True).returncode
+
+    assert train(tmp_path / "straight", 0) == 0
+    reached = []
+    for _ in range(5):
+        assert train(tmp_path / "killed", moments.uniform(0.3, 2)) == -signal.SIGKILL
+        found = checkpoints_in(tmp_path / "killed")
+        for checkpoint in found:
+            verify(checkpoint)
+        reached.append(step_of(found[-1]) if found else 0)
+    assert 0 < reached[-1] < 30 and reached == sorted(reached)
+    assert train(tmp_path / "killed", 0) == 0
+    assert_same(ended(tmp_path / "killed"), ended(tmp_path / "straight"))
