@@ -45,7 +45,7 @@ PRESET_FLAGS = {"--quick-test": "quick_test", "--h100": "h100", "--low-vram": "l
 MODELS = ("pretrained_model_name_or_path", "pretrained_inpaint_model_name_or_path")
 LORA = "pytorch_lora_weights.safetensors"
 #: Seconds that another process than the first waits before it says what went wrong.
-OTHERS_WAIT = 5.0
+OTHERS_WAIT = 15.0
 #: Groups of flags that are not the trainer's; those of the first three belong on the command line, not in a preset.
 _TYPED_ONLY = ("run", "beforehand", "hub")
 _OWN = (*_TYPED_ONLY, "data", "afterwards")
