@@ -112,7 +112,7 @@ def test_both_variants_do_the_same_work() -> None:
 
         bare.optimizer.param_groups[0]["lr"] = 0
         bare_loss = bare.step(*bare.inputs(batch))
-        trainer_loss = run.optimizer_step([batch])[3, 0]
+        trainer_loss = train_step.take_step(run, batch)
         assert bare_loss.item() == pytest.approx(trainer_loss.item(), rel=1e-5)
         assert bare_loss > 0 and not moved()
 
@@ -133,7 +133,7 @@ def test_full_hands_its_transformer_over_in_memory(monkeypatch: pytest.MonkeyPat
         folder = Path(run.args.pretrained_model_name_or_path)
         assert not (folder / "transformer").exists()
         assert run.vae.config.block_out_channels == [32, 32, 32, 32]
-        assert run.optimizer_step([run.encode(train_step.random_samples(args), 0)])[3, 0] > 0
+        assert train_step.take_step(run, run.encode(train_step.random_samples(args), 0)) > 0
         assert trainer.load_transformer is not original
     assert trainer.load_transformer is original
     assert not folder.exists()
