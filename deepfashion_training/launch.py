@@ -191,11 +191,21 @@ def processes(args: argparse.Namespace, gpus: int, alone: bool) -> list[dict[str
 
 
 def as_one_command(command: list[str], environments: list[dict[str, str]]) -> str:
-    """A line for a shell that does without this launcher what it would do."""
+    """A line for a shell that does without this launcher what it would do: `accelerate launch` on GPUs.
+
+    On a CPU `accelerate launch` starts a single process, so several of them are torchrun's.
+    """
     own = {name: value for name, value in environments[0].items() if name in ON_CPU}
-    words = list(command)
-    if len(environments) > 1:
-        words[1:1] = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(len(environments))]
+    words, count = list(command), str(len(environments))
+    if not own:
+        words[1:1] = ["-m", "accelerate.commands.accelerate_cli", "launch", *(["--multi_gpu"] if count != "1" else [])]
+        # The last two only keep accelerate from listing the defaults that it took.
+        where = words.index(command[1])
+        words[where:where] = (
+            f"--num_processes {count} --num_machines 1 --mixed_precision no --dynamo_backend no".split()
+        )
+    elif count != "1":
+        words[1:1] = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", count]
     settings = [f"{name}={shlex.quote(value)}" for name, value in own.items()]
     return " ".join([*settings, shlex.join(words)])
 

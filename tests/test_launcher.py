@@ -86,12 +86,15 @@ def test_a_dry_run_prints_what_can_be_pasted(machine: Machine) -> None:
     flags = ["--h100", "--output_dir", "a $HOME 'quoted'\nfolder"]
     code, out, err = machine.run(*flags, "--dry-run")
     assert (code, err, machine.calls) == (0, "", [])
-    assert shlex.split(out) == [sys.executable, TRAIN, *flags]
+    accelerate, script = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"], shlex.split(out)
+    assert script[:4] == accelerate and script[script.index("--num_processes") + 1] == "1"
+    assert script[script.index(TRAIN) :] == [TRAIN, *flags]
     machine.gpus(H100, H100)
-    several = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    assert shlex.split(machine.run("--h100", "--dry-run")[1]) == [sys.executable, *several, TRAIN, "--h100"]
+    script = shlex.split(machine.run("--h100", "--dry-run")[1])
+    assert script[:5] == [*accelerate, "--multi_gpu"] and script[script.index("--num_processes") + 1] == "2"
     machine.gpus()
-    assert machine.run("--embedded", "--dry-run")[1].startswith("ACCELERATE_USE_CPU=true OMP_NUM_THREADS=1 ")
+    out = machine.run("--embedded", "--dry-run")[1]
+    assert out.startswith("ACCELERATE_USE_CPU=true OMP_NUM_THREADS=1 ") and "torch.distributed.run" in out
 
 
 @pytest.mark.parametrize("more", [[], ["--dry-run"], ["--plan"]])
