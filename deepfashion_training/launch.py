@@ -195,18 +195,19 @@ def as_one_command(command: list[str], environments: list[dict[str, str]]) -> st
 
     On a CPU `accelerate launch` starts a single process, so several of them are torchrun's.
     """
-    own = {name: value for name, value in environments[0].items() if name in ON_CPU}
-    words, count = list(command), str(len(environments))
-    if not own:
-        words[1:1] = ["-m", "accelerate.commands.accelerate_cli", "launch", *(["--multi_gpu"] if count != "1" else [])]
-        # The last two only keep accelerate from listing the defaults that it took.
-        where = words.index(command[1])
-        words[where:where] = (
-            f"--num_processes {count} --num_machines 1 --mixed_precision no --dynamo_backend no".split()
-        )
+    python, script, *flags = command
+    count = str(len(environments))
+    on_cpu = {name: value for name, value in environments[0].items() if name in ON_CPU}
+    start: list[str] = []
+    if not on_cpu:
+        start = ["-m", "accelerate.commands.accelerate_cli", "launch", "--num_processes", count, "--num_machines", "1"]
+        start += ["--mixed_precision", "no", "--dynamo_backend", "no"]  # or accelerate lists the defaults that it took
+        if count != "1":
+            start.append("--multi_gpu")
     elif count != "1":
-        words[1:1] = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", count]
-    settings = [f"{name}={shlex.quote(value)}" for name, value in own.items()]
+        start = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", count]
+    words = [python, *start, script, *flags]
+    settings = [f"{name}={shlex.quote(value)}" for name, value in on_cpu.items()]
     return " ".join([*settings, shlex.join(words)])
 
 

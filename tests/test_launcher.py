@@ -91,7 +91,7 @@ def test_a_dry_run_prints_what_can_be_pasted(machine: Machine) -> None:
     assert script[script.index(TRAIN) :] == [TRAIN, *flags]
     machine.gpus(H100, H100)
     script = shlex.split(machine.run("--h100", "--dry-run")[1])
-    assert script[:5] == [*accelerate, "--multi_gpu"] and script[script.index("--num_processes") + 1] == "2"
+    assert script[:4] == accelerate and script[script.index("--num_processes") + 1] == "2" and "--multi_gpu" in script
     machine.gpus()
     out = machine.run("--embedded", "--dry-run")[1]
     assert out.startswith("ACCELERATE_USE_CPU=true OMP_NUM_THREADS=1 ") and "torch.distributed.run" in out
