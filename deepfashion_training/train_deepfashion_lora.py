@@ -86,7 +86,8 @@ def build_parser() -> TrainParser:
     add("--prepare_limit", type=number(int, 1), metavar="N", help="make pairs from this many raw rows, of all types")
     add("--train_split", default="train", help="split to train on")
     add("--validation_split", default="validation", help="split for validation; made from the train split if missing")
-    add("--validation_fraction", type=number(float, 0, 1), default=0.05, help="share of people held out to make it")
+    add("--validation_fraction", type=number(float, 0, 0.99, above=True), default=0.05,
+        help="share of people held out to make it")
     add("--max_train_samples", type=number(int, 1), help="train on this many rows, of all garment types")
     add("--max_validation_samples", type=number(int, 1), help="validate on this many rows, of all garment types")
     add("--cloth_types", type=type_list, default="upper,lower,full", metavar="LIST", help="garment types to use")
@@ -220,7 +221,7 @@ def _output_dir(args: argparse.Namespace) -> Path:
     checkpoint = args.resume_from_checkpoint
     if args.output_dir is not None:
         return Path(args.output_dir)
-    if checkpoint not in (None, "", "latest"):
+    if checkpoint not in (None, "latest"):
         return Path(checkpoint).resolve().parent
     name = Path(args.preset).stem
     if args.embedded and name != "quick_test":

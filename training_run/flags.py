@@ -80,7 +80,7 @@ def number(
         if not low <= value <= high or not finite or (step and value % step) or (above and value == low):
             limits = f"above {low:g}" if above else f"at least {low:g}"
             if high < math.inf:
-                limits = f"from {low:g} to {high:g}"
+                limits = f"above {low:g} and at most {high:g}" if above else f"from {low:g} to {high:g}"
             elif not finite or low == -math.inf:
                 limits = "a finite number"
             raise argparse.ArgumentTypeError(f"{text} is not {limits}" + (f" and a multiple of {step}" if step else ""))
@@ -99,6 +99,13 @@ SEED, SWITCH = number(int, 0, 2**32 - 1), argparse.BooleanOptionalAction
 MOST_INFERENCE_STEPS = 1000
 SCHEDULES = ["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"]
 SCHEMES = ["sigma_sqrt", "logit_normal", "mode", "cosmap", "none"]
+
+
+def checkpoint_name(text: str) -> str:
+    """The value of ``--resume_from_checkpoint``: an empty one, as of an unset shell variable, would start afresh."""
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty: name a checkpoint or 'latest', or leave the flag out")
+    return text
 
 
 def recompute_stride(text: str) -> int | str:
@@ -206,7 +213,8 @@ def _add_loss_and_output_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("output").add_argument
     add("--output_dir", default="outputs/train", help="where LoRA, checkpoints, validation pictures and logs go")
     add("--overwrite_output_dir", action=SWITCH, default=False, help="delete an earlier run's files in --output_dir")
-    add("--resume_from_checkpoint", help="checkpoint folder to continue from, or 'latest': the newest undamaged one")
+    add("--resume_from_checkpoint", type=checkpoint_name,
+        help="checkpoint folder to continue from, or 'latest': the newest undamaged one")
     add("--allow_changed_arguments", action=SWITCH, default=False, help="continue although the result will differ")
     add("--checkpointing_steps", type=FROM_ZERO, default=500, help="optimizer steps between checkpoints; 0: none")
     add("--save_every_minutes", type=AMOUNT, default=0.0, help="minutes between checkpoints, beside steps; 0: none")
@@ -225,8 +233,6 @@ def refuse_contradictions(parser: argparse.ArgumentParser, args: argparse.Namesp
     """End with exit code 2 for flags that cannot stand together, or that would do nothing."""
     if args.dataroot is None:
         parser.error("--dataroot is needed: the folder to train on")
-    if args.resume_from_checkpoint == "":
-        parser.error("--resume_from_checkpoint is empty: name a checkpoint or 'latest', or leave the flag out")
     if args.caption_dropout and not args.use_captions:
         parser.error("--caption_dropout does nothing without --use_captions")
     if args.train_base_model and args.quantize_base:
