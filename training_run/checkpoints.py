@@ -7,7 +7,6 @@ SHA-256 of every other one; the rename comes after that, and only then may older
 from __future__ import annotations
 
 import contextlib
-import fnmatch
 import hashlib
 import json
 import logging
@@ -15,7 +14,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from training_run.atomic import put_in_place, remove, replacing, write_file
+from training_run.atomic import remove, replacing, write_file
 
 logger = logging.getLogger(__name__)
 
@@ -58,18 +57,15 @@ def seal(folder: Path) -> None:
     write_file(folder / MANIFEST, json.dumps({"files": listed}, indent=2) + "\n")
 
 
-def verify(folder: Path, beside: str = "") -> None:
-    """Raise ``DamagedCheckpointError`` unless every file of the manifest is there, whole, and nothing else is.
-
-    Files that match the pattern ``beside`` may have been added later.
-    """
+def verify(folder: Path) -> None:
+    """Raise ``DamagedCheckpointError`` unless every file of the manifest is there, whole, and nothing else is."""
     try:
-        _verify(folder, beside)
+        _verify(folder)
     except OSError as error:
         raise DamagedCheckpointError(f"{error.filename or folder} cannot be read: {error.strerror or error}") from error
 
 
-def _verify(folder: Path, beside: str) -> None:
+def _verify(folder: Path) -> None:
     if not folder.is_dir():
         raise DamagedCheckpointError(f"{folder} is not there: no complete checkpoint")
     manifest = folder / MANIFEST
@@ -89,15 +85,15 @@ def _verify(folder: Path, beside: str) -> None:
             raise DamagedCheckpointError(f"{folder / name} has {found:,} bytes and not {size:,}: it is damaged")
         if _hash(there[name]) != digest:
             raise DamagedCheckpointError(f"{folder / name} is not what was written: it is damaged")
-    if unknown := sorted(name for name in set(there) - set(wanted) if not fnmatch.fnmatch(name, beside)):
+    if unknown := sorted(set(there) - set(wanted)):
         raise DamagedCheckpointError(f"{folder / unknown[0]} was not written with this checkpoint: take it out")
 
 
-def newest_whole(folder: Path, beside: str = "") -> Path | None:
+def newest_whole(folder: Path) -> Path | None:
     """The newest checkpoint in ``folder`` that ``verify`` finds whole, or None; the log names damaged ones."""
     for path in reversed(checkpoints_in(folder)):
         try:
-            verify(path, beside)
+            verify(path)
         except DamagedCheckpointError as error:
             logger.warning("skipping damaged checkpoint: %s", error)
         else:
@@ -121,12 +117,6 @@ def staged(final: Path) -> Iterator[Path]:
             f"{error.strerror or error}; {kept}. Make room, or keep fewer with --checkpoints_total_limit, and continue "
             "with --resume_from_checkpoint latest",
         ) from error
-
-
-def publish(draft: Path, final: Path) -> None:
-    """Seal ``draft`` and let it take the place of ``final``, whether or not there is one."""
-    seal(draft)
-    put_in_place(draft, final)
 
 
 def prune(newest: Path, limit: int | None) -> None:
