@@ -44,12 +44,12 @@ def open_splits(
     return splits
 
 
-def source_columns(source: str, *, revision: str | None = None, cache_dir: str | None = None) -> list[str]:
+def source_columns(source: str, *, revision: str | None = None) -> list[str]:
     """Column names of ``source``, without reading its rows where possible. Errors as of ``open_splits``."""
-    known = _columns_before_loading(source, revision, cache_dir)
+    known = _columns_before_loading(source, revision, cache_dir=None)
     if known:
         return known
-    splits = open_splits(source, check_columns=lambda _: None, revision=revision, cache_dir=cache_dir)
+    splits = open_splits(source, check_columns=lambda _: None, revision=revision)
     return next(iter(splits.values())).column_names
 
 

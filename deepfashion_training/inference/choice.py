@@ -45,12 +45,11 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     add("--offload", action="store_true", help="transformer in main memory, block by block to the GPU, for 24 GB")
 
 
-def add_drawing_flags(parser: argparse.ArgumentParser, *, guidance: bool = True) -> None:
-    """Flags that say how a picture is drawn; ``guidance`` off leaves out the one that a sweep has several values of."""
+def add_drawing_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags that say how a picture is drawn."""
     add = parser.add_argument_group("drawing").add_argument
     add("--num_inference_steps", type=number(int, 1, 1000), metavar="N", help="denoising steps (default: the LoRA's)")
-    if guidance:
-        add("--guidance_scale", type=number(float, 0), metavar="X", help="embedded guidance (default: the LoRA's)")
+    add("--guidance_scale", type=number(float, 0), metavar="X", help="embedded guidance (default: the LoRA's)")
     side: dict[str, Any] = {"type": number(int, 16, 4096, step=16), "metavar": "PIXELS"}
     add("--height", **side, help="height that the model draws at, a multiple of 16 (default: the LoRA's)")
     add("--width", **side, help="width of one half of the pair, a multiple of 16 (default: the LoRA's)")

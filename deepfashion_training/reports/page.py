@@ -22,11 +22,11 @@ def in_code(text: str) -> str:
     return "".join(sign for sign in text if sign.isprintable() and sign not in "`|")
 
 
-def picture_uri(picture: Image.Image, height: int = PICTURE_HEIGHT) -> Markup:
-    """``picture`` as a ``data:`` URI, at most ``height`` pixels high: PNG for masks (mode 1, L, P), else JPEG."""
+def picture_uri(picture: Image.Image) -> Markup:
+    """``picture`` as a ``data:`` URI, no higher than ``PICTURE_HEIGHT``: PNG for masks (mode 1, L, P), else JPEG."""
     exact = picture.mode in ("1", "L", "P")
-    if picture.height > height:
-        size = (max(1, round(picture.width * height / picture.height)), height)
+    if picture.height > PICTURE_HEIGHT:
+        size = (max(1, round(picture.width * PICTURE_HEIGHT / picture.height)), PICTURE_HEIGHT)
         picture = picture.resize(size, Image.Resampling.NEAREST if exact else Image.Resampling.LANCZOS)
     sink = io.BytesIO()
     if exact:
