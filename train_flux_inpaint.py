@@ -25,7 +25,6 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
@@ -67,7 +66,7 @@ from training_run.record import RunRecord, git_revision, package_versions, start
 from training_run.row_order import PairStream, seed_for, validation_rows
 from training_run.sheets import labelled_grid, to_picture
 from training_run.state import random_state, read_state, set_random_state, write_state
-from training_run.stopping import StoppedError, Stopping, settle_gloo, worker_ignores_signals
+from training_run.stopping import RANKS_WAIT, StoppedError, Stopping, settle_gloo, worker_ignores_signals
 
 logger = get_logger(__name__)
 
@@ -482,8 +481,7 @@ def start(args: argparse.Namespace) -> Accelerator:
         gradient_accumulation_steps=args.gradient_accumulation_steps, mixed_precision=args.mixed_precision,
         log_with=None if args.report_to == "none" else args.report_to,
         project_config=ProjectConfiguration(project_dir=args.output_dir, logging_dir=f"{args.output_dir}/logs"),
-        # One rank draws, saves or reads a base while the others wait: NCCL's own 10 minutes can be too short.
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=2))],
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=RANKS_WAIT)],
     )  # fmt: skip
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = args.allow_tf32
     set_seed(args.seed)

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -21,6 +22,9 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _PR_SET_PDEATHSIG = 1
 #: How long the processes that load rows outlive a SIGTERM; the run has ended by then.
 WORKERS_STAY = 30
+#: How long ranks wait for one that checks, draws, saves or reads a base: NCCL's own 10 minutes can be too short. It
+#: counts where the process group is made first.
+RANKS_WAIT = timedelta(hours=2)
 #: Seconds between the last word of a rank to the others and its leaving them, where they speak through Gloo.
 GLOO_SETTLES = 0.5
 
