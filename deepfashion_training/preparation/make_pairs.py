@@ -150,9 +150,8 @@ def _do_batches(
     plan: PairPlan, rows: SourceRows, settings: Settings, folder: Path, num_proc: int, say: Say
 ) -> tuple[list[Path], int]:
     """Do the batches that an earlier run has not finished; returns the files of all, and how many rows were done."""
-    for other in folder.parent.glob("*"):
-        if other != folder:  # batches of other rows or settings
-            shutil.rmtree(other)
+    if not folder.is_dir():  # batches of other rows or settings
+        shutil.rmtree(folder.parent, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / f"{number:06d}.parquet" for number in range(len(plan.batches))]
     left = {file: batch for file, batch in zip(files, plan.batches, strict=True) if not file.is_file()}
