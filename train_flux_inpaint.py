@@ -38,7 +38,7 @@ from diffusers import AutoencoderKL, FluxFillPipeline, FluxTransformer2DModel
 from diffusers import FlowMatchEulerDiscreteScheduler as FlowScheduler
 from diffusers import training_utils as flow
 from diffusers.optimization import get_scheduler
-from peft import LoraConfig, set_peft_model_state_dict
+from peft import set_peft_model_state_dict
 from PIL import Image
 from safetensors.torch import load_file, save
 from torch.utils.data import DataLoader, Dataset, default_collate
@@ -49,7 +49,7 @@ from training_run.atomic import replacing, write_file
 from training_run.flags import DEFAULT_PROMPT as DEFAULT_PROMPT  # for wrappers of this script
 from training_run.flags import OneLineParser, add_trainer_flags, refuse_contradictions
 from training_run.hub import subfolder_of_transformer
-from training_run.lora import load_transformer_weights, lora_pattern, read_lora, save_lora
+from training_run.lora import load_transformer_weights, lora_config, read_lora, save_lora
 from training_run.optimizers import check_optimizer_state, make_optimizer, optimizer_settings
 from training_run.output_dir import LORA_FILE as LORA_FILE  # for wrappers of this script
 from training_run.output_dir import (
@@ -319,10 +319,7 @@ def make_trainable(transformer: FluxTransformer2DModel, args: argparse.Namespace
     for name, parameter in transformer.named_parameters():
         parameter.requires_grad_(args.train_base_model == "all" or (bool(args.train_base_model) and ".attn." in name))
     if not args.train_base_model:
-        alpha = args.lora_rank if args.lora_alpha is None else args.lora_alpha
-        targets = lora_pattern(args.lora_target_modules, transformer)
-        variants = {"use_dora": args.use_dora, "use_rslora": args.use_rslora}
-        transformer.add_adapter(LoraConfig(r=args.lora_rank, lora_alpha=alpha, target_modules=targets, **variants))
+        transformer.add_adapter(lora_config(args, transformer))
     flow.cast_training_params(transformer, dtype=torch.float32)
     if args.gradient_checkpointing != "auto":  # which is decided when there is a step to measure
         blocks = len(transformer.transformer_blocks) + len(transformer.single_transformer_blocks)

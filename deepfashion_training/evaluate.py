@@ -128,8 +128,8 @@ def evaluate(args: argparse.Namespace, processes: Processes | None = None) -> No
     total = sum(len(plan.cases.of(unpaired)) for unpaired in settings)
     with tqdm(total=total, unit="case", desc="measuring", disable=None) as bar:
         measured = [measure(plan, dino, unpaired, state.device, bar.update) for unpaired in settings]
-    facts = write_results(plan, dino, measured[0], measured[1] if plan.unpaired else None)
-    sys.stdout.write(closing_lines(plan, facts))
+    facts, card = write_results(plan, dino, measured[0], measured[1] if plan.unpaired else None)
+    sys.stdout.write(closing_lines(plan, facts, card))
     if plan.publish_as is not None and plan.trained_folder is not None:
         sys.stdout.write(f"published {push(plan.trained_folder, plan.publish_as, args.hub_private)}\n")
 

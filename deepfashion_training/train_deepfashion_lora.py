@@ -465,7 +465,7 @@ def train(args: argparse.Namespace, script: Any) -> None:
     """Train with ``script`` on our dataset, unless all steps were taken before."""
     from deepfashion_training.deepfashion_dataset import DeepFashionDataset
     from deepfashion_training.upstream import script as upstream
-    from training_run.output_dir import is_done
+    from training_run.output_dir import ROW_LEDGERS, continues, is_done
 
     ours = script is own_trainer()
     if isinstance(script, upstream.DrivenScript):
@@ -476,6 +476,9 @@ def train(args: argparse.Namespace, script: Any) -> None:
     begins = getattr(args, "overwrite_output_dir", False) or getattr(args, "resume_from_checkpoint", None)
     if begins and not ours and process_state().is_main_process:
         forget_comparison(Path(args.output_dir))  # our own trainer puts it where the weights go
+    if getattr(args, "overwrite_output_dir", False) and not continues(args) and process_state().is_main_process:
+        for ledger in Path(args.output_dir).glob(ROW_LEDGERS):  # of the run that goes: its rows are not this run's
+            ledger.unlink()
     upstream.train(script, args, functools.partial(DeepFashionDataset, options=dataset_options(args)))
 
 

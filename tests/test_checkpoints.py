@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
 import json
 import os
@@ -21,6 +22,7 @@ from safetensors.torch import save_file
 from training_run import checkpoints
 from training_run.atomic import clear_leftovers, replacing
 from training_run.checkpoints import DamagedCheckpointError
+from training_run.output_dir import prepare_output_dir
 from training_run.state import FREE, changed, random_state, read_state, set_random_state, write_state
 
 STATE = {"step": 3, "weights": torch.arange(40_000.0), "groups": [{"lr": 0.1, "betas": (0.9, 0.999)}]}
@@ -290,3 +292,24 @@ def test_facts_that_one_side_lacks_have_changed():
     assert changed(facts, dict(facts)) == []
     assert changed({}, {"rows": 3}) == ["rows was not known and is 3"]
     assert changed({"rows": 3, "seed": 1}, {"seed": 2}) == ["rows was 3 and is not known", "seed was 1 and is 2"]
+
+
+def test_what_a_killed_process_was_writing_goes_with_the_next_writing(tmp_path: Path) -> None:
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    dead, other = tmp_path / f".saving-{ended.pid}-model", tmp_path / f".saving-{os.getppid()}-model"
+    for folder in (dead, other):
+        folder.mkdir()
+    with replacing(tmp_path / "model") as draft:
+        draft.write_text("whole")
+    assert not dead.exists() and other.exists()  # which may still be at it
+    assert (tmp_path / "model").read_text() == "whole"
+
+
+def test_overwriting_a_run_leaves_the_rows_that_its_successor_has_noted(tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir()
+    for name in ("run.json", "logs/losses.jsonl", "logs/bad_rows-train.jsonl"):
+        (tmp_path / name).write_text("{}")
+    flags = {"output_dir": str(tmp_path), "overwrite_output_dir": True, "resume_from_checkpoint": None}
+    prepare_output_dir(argparse.Namespace(**flags))
+    assert [path.name for path in tmp_path.rglob("*.json*")] == ["bad_rows-train.jsonl"]

@@ -1,7 +1,7 @@
 """The mission in miniature: a base that knows tops only, and the quick test that teaches it trousers and dresses.
 
 Everything that learning depends on is in here at once: data, masks, layout, loss, conditioning, the LoRA's file, the
-drawing. ``benchmarks/sabotage.py`` shows that breaking one of them is noticed.
+drawing.
 """
 
 from __future__ import annotations

@@ -333,7 +333,7 @@ def test_hub_rows_have_the_shares_that_prepare_must_cope_with():
     assert 0.20 < np.mean([spec.cloth_type == 2 for spec in specs]) < 0.40
     whole = {spec.pid: spec.whole_mask for spec in specs}
     assert 0.45 < np.mean(list(whole.values())) < 0.55
-    assert {spec.category for spec in specs} == set(CATEGORY_TYPES)
+    assert {spec.category for spec in specs} <= set(CATEGORY_TYPES)
 
 
 def test_captions_of_denim_and_suiting_name_the_garment():

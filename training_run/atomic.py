@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import os
 import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 from safetensors import SafetensorError
 
 SAVING, REMOVING = ".saving-", ".removing-"
@@ -28,7 +30,10 @@ def replacing(final: Path) -> Iterator[Path]:
     """
     final.parent.mkdir(parents=True, exist_ok=True)
     draft = final.with_name(f"{SAVING}{os.getpid()}-{final.name}")
-    _delete(draft)
+    for left in final.parent.glob(f"{SAVING}*-{glob.escape(final.name)}"):
+        number = left.name.removeprefix(SAVING).partition("-")[0]
+        if left == draft or (number.isdigit() and not psutil.pid_exists(int(number))):  # of a process that was killed
+            _delete(left)
     try:
         yield draft
         put_in_place(draft, final)

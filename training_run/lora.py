@@ -39,6 +39,17 @@ def lora_pattern(target_modules: str, transformer: torch.nn.Module) -> str:
     return rf"(?:single_)?transformer_blocks\.\d+\.(?:.+\.)?(?:{'|'.join(map(re.escape, wanted))})"
 
 
+def lora_config(args: argparse.Namespace, transformer: torch.nn.Module) -> LoraConfig:
+    """The LoRA that the flags ask for. Alpha is the rank unless it is given."""
+    return LoraConfig(
+        r=args.lora_rank,
+        lora_alpha=args.lora_rank if args.lora_alpha is None else args.lora_alpha,
+        target_modules=lora_pattern(args.lora_target_modules, transformer),
+        use_dora=args.use_dora,
+        use_rslora=args.use_rslora,
+    )
+
+
 def lora_metadata(transformer: Any, args: argparse.Namespace, published: bool = False) -> dict[str, str]:
     """Metadata of the LoRA file: what diffusers needs to rebuild the adapter, and what a person needs to use it.
 

@@ -20,6 +20,8 @@ LORA_FILE = "pytorch_lora_weights.safetensors"
 #: Facts about data that do not change what is learned from it.
 PASSING = frozenset("source revision bad_rows options ledger_dir cache_dir max_bad_rows max_validation_samples".split())
 
+#: Where a dataset may note unusable rows. It may begin before the directory is prepared, so that leaves them alone.
+ROW_LEDGERS = "logs/bad_rows-*.jsonl"
 #: What is made of the weights of a run, beside them: it goes where they go.
 MADE_OF_WEIGHTS = (LORA_FILE, "transformer", "README.md", "evaluation", "evaluation.json")
 
@@ -65,8 +67,9 @@ def prepare_output_dir(args: Namespace) -> None:
     if folder.is_dir():
         clear_leftovers(folder)
     if earlier_run(folder) and not continues(args):
-        names = (*MADE_OF_WEIGHTS, "run.json", "validation", "logs")
-        for path in [*checkpoints_in(folder), *folder.glob("before-*"), *(folder / name for name in names)]:
+        names = (*MADE_OF_WEIGHTS, "run.json", "validation")
+        logs = [path for path in folder.glob("logs/*") if not path.match(ROW_LEDGERS)]
+        for path in [*checkpoints_in(folder), *folder.glob("before-*"), *(folder / name for name in names), *logs]:
             if path.is_dir():
                 remove(path)
             else:

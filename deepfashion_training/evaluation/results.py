@@ -38,8 +38,8 @@ _PACKAGES = ("torch", "diffusers", "transformers", "peft", "torchmetrics", "scik
 
 def write_results(
     plan: EvaluationPlan, dino: Dino | None, paired: MeasuredCases, unpaired: MeasuredCases | None
-) -> dict[str, Any]:
-    """Write everything, the page last; returns what ``metrics.json`` holds."""
+) -> tuple[dict[str, Any], str | None]:
+    """Write everything; returns what ``metrics.json`` holds, and what was done with the LoRA's card, if it has one."""
     facts = _facts(plan, dino, paired, unpaired)
     write_file(plan.folder / METRICS, _json(facts))
     rows = [*paired.rows, *(unpaired.rows if unpaired else ())]
@@ -59,9 +59,8 @@ def write_results(
     if plan.choice.lora is not None:  # neither luck nor bad luck: cases in the middle of the order
         typical = _of_each_type(order, _BEFORE_AFTER_OF_A_TYPE, middle=True)
         save_before_after(plan.folder / BEFORE_AFTER, [_shown(plan, paired, case, by) for case in typical])
-    if plan.trained_folder is not None:
-        _write_card(plan, plan.trained_folder, facts)
-    return facts
+    card = None if plan.trained_folder is None else _write_card(plan, plan.trained_folder, facts)
+    return facts, card
 
 
 def _facts(
@@ -174,18 +173,38 @@ def _shown(plan: EvaluationPlan, measured: MeasuredCases, case: Case, by: str) -
     )
 
 
-def _write_card(plan: EvaluationPlan, folder: Path, facts: Mapping[str, Any]) -> None:
-    """Put the figures beside a LoRA of our own training and into its card, without paths of this machine."""
+def _write_card(plan: EvaluationPlan, folder: Path, facts: Mapping[str, Any]) -> str:
+    """Put the figures beside a LoRA of our own training and into its card; returns what was done.
+
+    A table of more pictures of the same LoRA stays: a quick look must not replace an evaluation. Paths of this machine
+    stay here.
+    """
+    file, n = folder / EVALUATION_FILE, facts["models"]["lora"]["all"]["n"]
+    there = _pictures_of(file, facts["settings"]["lora_sha256"])
+    if there > n:
+        return f"{folder / 'README.md'} keeps its table of {there} pictures, these are {n}; delete {file} to replace it"
     settings = dict(facts["settings"])
     for name in ("lora", "data", "transformer", "pipeline", "dino_model", "parser"):
         settings[name] = None if settings[name] is None else local_name(settings[name])
     # Reasons name paths, and cases rows of the data: neither is for those who get the LoRA.
     shared = {name: value for name, value in facts.items() if name != "left_out_cases"}
     shared |= {"settings": settings, "left_out": dict.fromkeys(facts["left_out"], "not available on the machine")}
-    write_file(folder / EVALUATION_FILE, _json(shared))
+    write_file(file, _json(shared))
     trained = json.loads((folder / "run.json").read_text(encoding="utf-8"))["arguments"]
     model, revision = trained["pretrained_inpaint_model_name_or_path"], trained.get("inpaint_revision")
     write_model_card(folder, subfolder_of_transformer(model, revision, trained.get("cache_dir")), plan.publish_as)
+    return f"{folder / 'README.md'} has these figures now"
+
+
+def _pictures_of(evaluation: Path, lora_sha256: str) -> int:
+    """How many pictures an earlier evaluation of the same LoRA is of; 0 where there is none."""
+    if not evaluation.is_file():
+        return 0
+    try:
+        earlier = json.loads(evaluation.read_text(encoding="utf-8"))
+        return int(earlier["models"]["lora"]["all"]["n"]) if earlier["settings"]["lora_sha256"] == lora_sha256 else 0
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{evaluation} is no evaluation ({error}): delete it, and give the command again") from error
 
 
 def _json(content: Mapping[str, Any]) -> str:
@@ -209,14 +228,14 @@ def _as_text(value: Any) -> Any:
     return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
 
 
-def closing_lines(plan: EvaluationPlan, facts: Mapping[str, Any]) -> str:
+def closing_lines(plan: EvaluationPlan, facts: Mapping[str, Any], card: str | None) -> str:
     """The table of the comparison, what to know about it, and where everything is."""
     lines = ["", *comparison_table(facts), *(f"warning   {line}" for line in facts["warnings"])]
     for why, names in left_out_by_reason(facts["left_out"]).items():
         if not why.startswith("--"):  # a flag of the user's own
             lines.append(f"left out  {', '.join(names)}: {why}")
-    if plan.trained_folder is not None:
-        lines.append(f"card      {plan.trained_folder / 'README.md'} has these figures now")
+    if card is not None:
+        lines.append(f"card      {card}")
     lines.append(f"report    {plan.folder / REPORT}, figures in {plan.folder / METRICS}")
     if plan.choice.lora is not None:
         lines.append(f"picture   {plan.folder / BEFORE_AFTER}")
