@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 
 import train_flux_inpaint as tfi
 from training_run import guards
+from training_run.lora import lora_pattern
 
 DATA = ["--dataroot", "data"]
 
@@ -211,7 +212,7 @@ def test_an_unknown_target_is_answered_with_the_known_ones(targets, tiny_flux_fi
     with pytest.raises(
         ValueError, match=r"--lora_target_modules: no layer named .* choose from all, attention, .*to_q"
     ):
-        tfi.lora_pattern(targets, load(tiny_flux_fill))
+        lora_pattern(targets, load(tiny_flux_fill))
 
 
 @pytest.mark.parametrize(

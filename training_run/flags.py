@@ -109,7 +109,7 @@ def checkpoint_name(text: str) -> str:
 
 
 def recompute_stride(text: str) -> int | str:
-    """Every how many blocks one is recomputed: a number from 1, 0 for 'none', or 'auto'."""
+    """Every how many blocks one is checkpointed: a number from 1, 0 for 'none', or 'auto'."""
     if text in ("auto", "none"):
         return "auto" if text == "auto" else 0
     try:
@@ -189,9 +189,9 @@ def _add_training_flags(parser: argparse.ArgumentParser) -> None:
     add("--adam_epsilon", type=AMOUNT, default=1e-8, help="epsilon")
     add("--max_grad_norm", type=AMOUNT, default=1.0, help="gradients are clipped to this norm; 0: not clipped")
     add("--no-gradient_checkpointing", dest="gradient_checkpointing", action="store_const", const=0, default=0,
-        help="recompute no block")
+        help="keep all activations")
     add("--gradient_checkpointing", nargs="?", const=1, default=0, type=recompute_stride, metavar="auto|none|N",
-        help="recompute every N-th block (no word: every one): less memory, more time; auto: as few as fit the GPU")
+        help="activation checkpointing of every N-th block (no value: all): less memory, more time; auto: as few as fit")
     add("--attention_backend", choices=["auto", *BACKENDS], default="native",
         help="diffusers' name of an implementation of attention; auto: the fastest on this GPU, measured at the start")
     add("--compile_blocks", action=SWITCH, default=False, help="compile the repeated blocks: minutes once, then faster")
