@@ -191,7 +191,7 @@ def _add_training_flags(parser: argparse.ArgumentParser) -> None:
     add("--no-gradient_checkpointing", dest="gradient_checkpointing", action="store_const", const=0, default=0,
         help="keep all activations")
     add("--gradient_checkpointing", nargs="?", const=1, default=0, type=recompute_stride, metavar="auto|none|N",
-        help="activation checkpointing of every N-th block (no value: all): less memory, more time; auto: as few as fit")
+        help="activation checkpointing of every N-th block (no value: all): less memory, slower; auto: as few as fit")
     add("--attention_backend", choices=["auto", *BACKENDS], default="native",
         help="diffusers' name of an implementation of attention; auto: the fastest on this GPU, measured at the start")
     add("--compile_blocks", action=SWITCH, default=False, help="compile the repeated blocks: minutes once, then faster")
