@@ -76,7 +76,7 @@ def test_the_base_fails_at_trousers_and_dresses(judged: dict[str, Any], kind: st
     assert swap["to the garment given"] > 2 * judged["swap"]["upper"]["to the garment given"]
 
 
-def test_the_quick_test_ends_with_the_table_and_the_picture(quick: tuple[Path, str]) -> None:
+def test_the_quick_test_says_the_table_then_where_all_is_and_last_what_to_type_next(quick: tuple[Path, str]) -> None:
     folder, said = quick
     facts = json.loads((folder / "evaluation" / "metrics.json").read_text("utf-8"))
     models, lines = facts["models"], said.strip().splitlines()
@@ -86,7 +86,9 @@ def test_the_quick_test_ends_with_the_table_and_the_picture(quick: tuple[Path, s
         assert "better by" in line and "worse" not in line
         before, after = (f"{models[name][kind]['ciede2000_masked']:.2f}" for name in ("base", "lora"))
         assert f"{before} -> {after}" in line
-    word, path = lines[-1].split(maxsplit=1)
-    assert word == "picture"
-    with Image.open(path) as picture:
+    words = [line.split(maxsplit=1) for line in lines if line.strip()]
+    names = [word[0] for word in words]
+    assert names[-1] == "next" and "train_deepfashion_lora.sh --quick-test" in words[-1][1]
+    assert names.index("full") < names.index("picture") < len(names) - 1
+    with Image.open(words[names.index("picture")][1]) as picture:
         assert min(picture.size) > 700
