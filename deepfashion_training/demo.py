@@ -32,7 +32,7 @@ from deepfashion_training.inference.choice import (
 if TYPE_CHECKING:
     from deepfashion_training.inference.choice import ModelChoice
 
-#: Jobs that may wait; the next one is told that the queue is full.
+#: Jobs that may wait; the next one is refused with the message that the queue is full.
 QUEUE_SIZE = 20
 _LOCAL = ("127.0.0.1", "localhost", "::1")
 

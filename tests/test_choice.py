@@ -152,7 +152,7 @@ def test_models_that_cannot_be_had(trained, lora_with, tiny_flux_fill, tmp_path)
     assert "is not a LoRA of a FLUX transformer" in refused("--lora", tmp_path / "other.safetensors")
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="what a machine without a GPU is told")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a machine without a GPU is needed")
 def test_a_machine_without_a_gpu():
     assert refused() == "no CUDA GPU is visible, and a 12B model needs one: add --embedded to try it on this machine"
     assert "--offload needs a CUDA GPU" in refused("--embedded", "--offload")

@@ -19,7 +19,7 @@ from deepfashion_training.images.parts import FACE, garment_labels, protected
 from deepfashion_training.images.paste import feathered
 from deepfashion_training.images.pictures import PictureError
 from deepfashion_training.inference.dress import DrawingSettings, dress, mask_given, mask_of_type, picture_of
-from deepfashion_training.inference.picture_files import read_picture, upright
+from deepfashion_training.inference.picture_files import read_picture, without_exif
 from deepfashion_training.models.human_parser import HumanParser, load_human_parser
 
 UPPER, LOWER, FULL = 1, 2, 3
@@ -153,9 +153,9 @@ def test_masks_that_will_not_do(mask, message):
 def test_a_photo_that_its_exif_turns(drawn_on, tmp_path):
     photo, mask = noise(80, 60), box_mask()
     stored = read_picture(turned(photo, tmp_path / "p.png"), "the person")
-    seen = upright(stored)
+    seen = without_exif(stored)
     assert stored.size == (80, 60) and seen.tobytes() == photo.tobytes()
-    assert upright(seen).tobytes() == photo.tobytes(), "turned once more"
+    assert without_exif(seen).tobytes() == photo.tobytes(), "turned once more"
     if drawn_on == "turned too":
         mask = read_picture(turned(mask, tmp_path / "m.png"), "the mask")
     elif drawn_on == "stored pixels":

@@ -10,7 +10,7 @@ import pytest
 from conftest import spoiled
 from PIL import Image
 
-from deepfashion_training.inference.picture_files import check_header, read_picture, upright
+from deepfashion_training.inference.picture_files import check_header, read_picture, without_exif
 
 
 def save(picture: Image.Image, path: Path, form: str | None = None, **options: object) -> Path:
@@ -38,7 +38,7 @@ def test_forms_that_are_read(tmp_path):
     ]
     (tmp_path / "link.png").symlink_to(files[0])
     for file in [*files, tmp_path / "link.png"]:
-        seen = upright(read_picture(file, "the person"))
+        seen = without_exif(read_picture(file, "the person"))
         assert (seen.mode, seen.size) == ("RGB", (64, 48)), file
         assert np.abs(np.asarray(seen, int) - 100).max() <= 3, file
 
@@ -46,7 +46,7 @@ def test_forms_that_are_read(tmp_path):
 def test_transparent_parts_are_white(tmp_path):
     garment = Image.new("RGBA", (64, 64), (10, 20, 30, 0))
     garment.paste((200, 0, 0, 255), (16, 16, 48, 48))
-    seen = upright(read_picture(save(garment, tmp_path / "g.png"), "the garment"))
+    seen = without_exif(read_picture(save(garment, tmp_path / "g.png"), "the garment"))
     assert seen.getpixel((2, 2)) == (255, 255, 255) and seen.getpixel((20, 20)) == (200, 0, 0)
 
 

@@ -23,7 +23,7 @@ from deepfashion_training.embedded import DRAWN_PARSER
 from deepfashion_training.inference import mask_painter, tryon_page
 from deepfashion_training.inference.choice import choose
 from deepfashion_training.inference.dress import dress, mask_of_type
-from deepfashion_training.inference.picture_files import read_picture, upright
+from deepfashion_training.inference.picture_files import read_picture, without_exif
 from deepfashion_training.inference.records import read_record
 from deepfashion_training.inference.tryon_page import EXAMPLE_SIZE, TryOnPage, build, draw_examples
 from deepfashion_training.models.human_parser import load_human_parser
@@ -138,7 +138,7 @@ def test_masks_that_cannot_be_used_are_refused() -> None:
 
 def test_the_mask_is_the_one_of_the_training_policy(page: TryOnPage, examples: Any) -> None:
     path = Path(examples[0][3][0])
-    photo, person = upright(read_picture(path, "the person")), f"{path.parent.name}/{path.name}"
+    photo, person = without_exif(read_picture(path, "the person")), f"{path.parent.name}/{path.name}"
     for cloth_type in (1, 2):
         painted = mask_painter.mask_of(page.make_mask(field(path), cloth_type), person, photo)
         np.testing.assert_array_equal(painted, mask_of_type(photo, cloth_type, page.parser))
@@ -174,7 +174,7 @@ def test_a_run_draws_base_and_lora_from_the_same_noise(
     text, base, with_lora = run(page, asked)
     assert "seed 7, 2 steps, guidance 1.5, LoRA scale 0.5" in text and with_lora is not None
     path = Path(asked["person"]["path"])
-    photo = upright(read_picture(path, "the person"))
+    photo = without_exif(read_picture(path, "the person"))
     cloth = read_picture(asked["garment"]["path"], "the garment")
     mask = mask_painter.mask_of(asked["canvas"], f"{path.parent.name}/{path.name}", photo)
     prompt = page.choice.recipe.prompt_of()

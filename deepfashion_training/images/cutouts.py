@@ -19,7 +19,7 @@ LARGEST_ENLARGEMENT = 2.0
 #: Pieces of a region below this share of its largest one are specks: errors of a mask, not parts of a garment that
 #: a bag strap or an arm divides.
 _SPECK_SHARE = 0.02
-#: Pieces are told apart on a grid of this many cells along the region's longer side. Gaps below a cell do not count.
+#: Pieces are found on a grid of this many cells along the region's longer side. Gaps below a cell do not count.
 _GRID = 96
 
 #: How far a warped cut-out may differ: turned, in degrees; scaled; and bent, as a share of the canvas.

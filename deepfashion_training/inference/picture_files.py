@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from deepfashion_training.images.pictures import FORMATS, PictureError, open_picture, orientation, to_rgb, turn
+from deepfashion_training.images.pictures import FORMATS, PictureError, open_picture, upright
 
 #: Largest photo, garment or mask that is opened: 8 times 4K, far below what fills main memory.
 MAX_PIXELS = 64_000_000
@@ -56,8 +56,8 @@ def _reason(error: Exception) -> str:
     return f"not readable as a picture: none of {', '.join(FORMATS)}"
 
 
-def upright(photo: Image.Image) -> Image.Image:
-    """``photo`` in RGB as it is meant to be seen, without its EXIF, which would turn it once more."""
-    seen = turn(to_rgb(photo), orientation(photo)).copy()
+def without_exif(photo: Image.Image) -> Image.Image:
+    """``photo`` as ``upright`` shows it, without its EXIF, which would turn it once more."""
+    seen = upright(photo).copy()
     seen.info = {}
     return seen

@@ -16,7 +16,7 @@ from PIL import Image
 from deepfashion_training.garment_types import parse_cloth_type
 from deepfashion_training.images.pictures import PictureError, opacity
 from deepfashion_training.inference.dress import DrawingSettings, check_left, mask_given, mask_of_type
-from deepfashion_training.inference.picture_files import check_header, read_picture, upright
+from deepfashion_training.inference.picture_files import check_header, read_picture, without_exif
 from deepfashion_training.models.human_parser import HumanParser
 
 COLUMNS = ("person", "garment", "mask", "garment_type", "caption", "output")
@@ -127,9 +127,9 @@ def open_pictures(
     garment = read_picture(request.garment, "the garment")
     drawn_mask = None if request.mask is None else read_picture(request.mask, "the mask")
     with _naming(f"the person {request.person}"):
-        photo = upright(stored)
+        photo = without_exif(stored)
     with _naming(f"the garment {request.garment}"):
-        upright(garment)
+        without_exif(garment)
         alpha = opacity(garment)
         if alpha is not None and not alpha.any():
             raise PictureError("it is transparent all over, so there is nothing to put on")

@@ -22,7 +22,7 @@ from deepfashion_training.images.pictures import PictureError
 from deepfashion_training.inference import mask_painter
 from deepfashion_training.inference.choice import ModelChoice
 from deepfashion_training.inference.dress import dress, mask_of_type
-from deepfashion_training.inference.picture_files import read_picture, upright
+from deepfashion_training.inference.picture_files import read_picture, without_exif
 from deepfashion_training.inference.records import save_picture
 from deepfashion_training.inference.requests import TryOnRequest
 from deepfashion_training.models.fill import FillModel
@@ -62,7 +62,7 @@ class TryOnPage:
         if not person:
             return ""
         path, stored = _picture(person, "person")
-        photo = upright(stored)
+        photo = without_exif(stored)
         try:
             mask = mask_of_type(photo, parse_cloth_type(cloth_type), self.parser)
         except PictureError as error:
@@ -90,7 +90,7 @@ class TryOnPage:
         began = time.monotonic()
         person_path, stored = _picture(person, "person")
         garment_path, cloth = _picture(garment, "garment")
-        photo = upright(stored)
+        photo = without_exif(stored)
         mask = mask_painter.mask_of(canvas, _identity(person_path), photo)
         seed = int(_number(seed, "seed", 0, MAX_SEED))
         settings = self.choice.drawing(

@@ -1,1 +1,1 @@
-"""The models that the commands load, and whether they can be had on this machine."""
+"""The models that the commands load, and whether this machine has them."""

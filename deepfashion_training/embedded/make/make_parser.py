@@ -10,8 +10,8 @@ skirts together. It hardly knows hats, glasses, belts and scarves.
 
 from __future__ import annotations
 
+import argparse
 import itertools
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,4 +126,6 @@ def _train(network: Any, stage: Stage) -> None:
 
 
 if __name__ == "__main__":
-    train_drawn_parser(Path(sys.argv[1]))
+    command = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    command.add_argument("folder", type=Path, metavar="FOLDER", help="folder to write the parser to")
+    train_drawn_parser(command.parse_args().folder)
