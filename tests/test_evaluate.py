@@ -641,7 +641,7 @@ def test_the_lora_goes_to_the_hub_with_its_figures(
     uploaded = hub.uploads["acme/skirts"]
     assert set(uploaded) == {"pytorch_lora_weights.safetensors", "README.md", "evaluation.json"}
     assert b"CIEDE2000" in uploaded["README.md"] and b'load_lora_weights("acme/skirts")' in uploaded["README.md"]
-    assert json.loads(uploaded["evaluation.json"])["models"]["lora"]["all"]["n"] == 3
+    assert json.loads(uploaded["evaluation.json"])["models"]["lora"]["all"]["n"] >= 3  # a larger table would stay
     assert not any(str(tmp_path).encode() in content or TOKEN.encode() in content for content in uploaded.values())
     assert capsys.readouterr().out.endswith("published https://huggingface.co/acme/skirts\n")
 

@@ -179,21 +179,24 @@ def _write_card(plan: EvaluationPlan, folder: Path, facts: Mapping[str, Any]) ->
     A table of more pictures of the same LoRA stays: a quick look must not replace an evaluation. Paths of this machine
     stay here.
     """
-    file, n = folder / EVALUATION_FILE, facts["models"]["lora"]["all"]["n"]
+    card, file = folder / "README.md", folder / EVALUATION_FILE
+    n = facts["models"]["lora"]["all"]["n"]
     there = _pictures_of(file, facts["settings"]["lora_sha256"])
+    done = f"{card} has these figures now"
     if there > n:
-        return f"{folder / 'README.md'} keeps its table of {there} pictures, these are {n}; delete {file} to replace it"
-    settings = dict(facts["settings"])
-    for name in ("lora", "data", "transformer", "pipeline", "dino_model", "parser"):
-        settings[name] = None if settings[name] is None else local_name(settings[name])
-    # Reasons name paths, and cases rows of the data: neither is for those who get the LoRA.
-    shared = {name: value for name, value in facts.items() if name != "left_out_cases"}
-    shared |= {"settings": settings, "left_out": dict.fromkeys(facts["left_out"], "not available on the machine")}
-    write_file(file, _json(shared))
+        done = f"{card} keeps its table of {there} pictures, these are {n}; delete {file} to replace it"
+    else:
+        settings = dict(facts["settings"])
+        for name in ("lora", "data", "transformer", "pipeline", "dino_model", "parser"):
+            settings[name] = None if settings[name] is None else local_name(settings[name])
+        # Reasons name paths, and cases rows of the data: neither is for those who get the LoRA.
+        shared = {name: value for name, value in facts.items() if name != "left_out_cases"}
+        shared |= {"settings": settings, "left_out": dict.fromkeys(facts["left_out"], "not available on the machine")}
+        write_file(file, _json(shared))
     trained = json.loads((folder / "run.json").read_text(encoding="utf-8"))["arguments"]
     model, revision = trained["pretrained_inpaint_model_name_or_path"], trained.get("inpaint_revision")
     write_model_card(folder, subfolder_of_transformer(model, revision, trained.get("cache_dir")), plan.publish_as)
-    return f"{folder / 'README.md'} has these figures now"
+    return done
 
 
 def _pictures_of(evaluation: Path, lora_sha256: str) -> int:
