@@ -79,7 +79,7 @@ def parse_args(input_args: Sequence[str] | None = None) -> argparse.Namespace:
     parser = OneLineParser(description="Train FLUX.1-Fill on garment|person pairs.")
     add_trainer_flags(parser)
     args = parser.parse_args(input_args)
-    refuse_contradictions(parser, args)
+    refuse_contradictions(parser, args, parser.given(input_args)[0])
     return args
 
 

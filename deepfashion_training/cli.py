@@ -21,7 +21,6 @@ from training_run.flags import OneLineParser
 from training_run.flags import number as number  # commands take it from here
 
 PRESETS = Path(__file__).resolve().parent / "presets"
-_UNSET: Any = object()
 _WORDS = {**dict.fromkeys(("true", "yes", "on"), True), **dict.fromkeys(("false", "no", "off"), False)}
 
 
@@ -40,12 +39,6 @@ class FlagParser(OneLineParser):
     def error(self, message: str) -> NoReturn:
         """End with exit code 2 and one line."""
         super().error(in_one_line(self.source + message))
-
-    def given(self, words: list[str]) -> tuple[dict[str, Any], list[str]]:
-        """Values of the flags in ``words``, without defaults, and the words that this parser does not know."""
-        blank = argparse.Namespace(**{action.dest: _UNSET for action in self._actions})
-        known, unknown = self.parse_known_args(words, blank)
-        return {name: value for name, value in vars(known).items() if value is not _UNSET}, unknown
 
     def defaults(self) -> dict[str, Any]:
         """The value of each flag where it is not given."""

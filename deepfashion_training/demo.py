@@ -40,12 +40,13 @@ _LOCAL = ("127.0.0.1", "localhost", "::1")
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = FlagParser("demo", "Try-on on a web page: base and LoRA side by side.")
-    add = parser.add_argument_group("page").add_argument
-    add("--host", default="127.0.0.1", metavar="H", help="address to serve at; 0.0.0.0 is everybody (127.0.0.1)")
-    add("--port", type=number(int, 1, 65535), default=7860, metavar="P", help="port to serve at (7860)")
-    add("--max_upload_mb", type=number(int, 1), default=20, metavar="MB", help="largest picture to upload (20)")
+    group = parser.add_argument_group("page")
+    add = group.add_argument
+    add("--host", default="127.0.0.1", metavar="H", help="address to serve at; 0.0.0.0 is everybody")
+    add("--port", type=number(int, 1, 65535), default=7860, metavar="P", help="port to serve at")
+    add("--max_upload_mb", type=number(int, 1), default=20, metavar="MB", help="largest picture to upload")
     add("--debug", action="store_true", help="show the traceback of an error")
-    add_parser_flag(parser)
+    add_parser_flag(group)
     add_model_flags(parser)
     add_drawing_flags(parser)
     return parser

@@ -39,25 +39,19 @@ def build_parser() -> FlagParser:
     add = parser.add_argument_group("data").add_argument
     add("--dataset_name", metavar="PAIRS", help="pairs of prepare: parquet folder, save_to_disk folder or Hub id")
     add("--dataset_revision", help="branch, tag or commit of a Hub dataset")
-    add("--split", default="test", help="split to evaluate on (test)")
-    add("--limit", type=number(int, 1), metavar="N", help="rows, types in proportion (all)")
-    add(
-        "--cloth_types",
-        type=type_list,
-        default="upper,lower,full",
-        metavar="LIST",
-        help="garment types (upper,lower,full)",
-    )
+    add("--split", default="test", help="split to evaluate on")
+    add("--limit", type=number(int, 1), metavar="N", help="rows, types in proportion (default: all)")
+    add("--cloth_types", type=type_list, default="upper,lower,full", metavar="LIST", help="garment types")
     add("--parser", metavar="MODEL", help="human parser that finds the worn garment, or none (default: on a GPU)")
     add_model_flags(parser)
-    add("--against", metavar="LORA", help="another LoRA, at scale 1, to compare with instead of the bare base")
     add_drawing_flags(parser)
     add = parser.add_argument_group("evaluation").add_argument
-    add("--unpaired", action=switch, default=True, help="also try on garments of other people (on)")
-    add("--repaint", action=switch, default=False, help="paste results into the photos before measuring (off)")
-    add("--batch_size", type=number(int, 1), default=1, metavar="N", help="pictures that are drawn at once (1)")
-    add("--dino_model", metavar="MODEL", help="DINOv2, folder or Hub id, or none (facebook/dinov2-base)")
-    add("--extras", action=switch, default=True, help="LPIPS, FID and KID, where torchvision is installed (on)")
+    add("--against", metavar="LORA", help="another LoRA, at scale 1, to compare with instead of the bare base")
+    add("--unpaired", action=switch, default=True, help="also try on garments of other people")
+    add("--repaint", action=switch, default=False, help="paste results into the photos before measuring")
+    add("--batch_size", type=number(int, 1), default=1, metavar="N", help="pictures that are drawn at once")
+    add("--dino_model", metavar="MODEL", help="DINOv2, folder or Hub id, or none (default: facebook/dinov2-base)")
+    add("--extras", action=switch, default=True, help="LPIPS, FID and KID, where torchvision is installed")
     add = parser.add_argument_group("output").add_argument
     add("--output_dir", type=Path, required=True, metavar="REPORT", help="folder of the report")
     add("--overwrite", action="store_true", help="replace an earlier evaluation in --output_dir")

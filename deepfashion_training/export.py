@@ -32,7 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--lora", metavar="LORA", required=True, help="output folder of a training, LoRA file, or Hub id")
     add("--format", choices=FORMATS, required=True, help="kohya is for ComfyUI too; fused is the base with the LoRA in")
     add("--output", metavar="F", required=True, help="a .safetensors file for kohya, a folder for peft and fused")
-    add("--lora_scale", type=number(float), default=1.0, metavar="X", help="multiplies what the LoRA changes (1)")
+    add("--lora_scale", type=number(float), default=1.0, metavar="X", help="multiplies what the LoRA changes")
     add("--base", metavar="BASE", help="fused: transformer, folder or Hub id; by default the one it was trained on")
     add("--dtype", choices=("bf16", "fp16", "fp32"), help="fused: precision; by default as the base is stored")
     add("--overwrite", action="store_true", help="replace an earlier export")

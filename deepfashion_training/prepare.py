@@ -21,13 +21,6 @@ if TYPE_CHECKING:
     from deepfashion_training.preparation.pair_plan import Settings
 
 
-class _Help(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows the defaults that say something."""
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.default in (None, False) else super()._get_help_string(action)
-
-
 def build_parser() -> FlagParser:
     """The command line."""
     from deepfashion_training.images.masks import MASK_POLICIES
@@ -35,14 +28,14 @@ def build_parser() -> FlagParser:
     from deepfashion_training.preparation.pair_plan import MASK_POLARITIES, Settings
 
     about = "Turn a dataset's rows into garment/person pairs, with a report to look at."
-    parser = FlagParser("prepare", about, formatter_class=_Help)
+    parser = FlagParser("prepare", about)
     switch = argparse.BooleanOptionalAction
     add = parser.add_argument_group("rows").add_argument
     add("--dataset_name", metavar="SRC", required=True, help="Hub id, parquet folder or save_to_disk folder")
     add("--dataset_revision", help="branch, tag or commit of a Hub dataset")
     add("--column", metavar="LIST", help="columns with other names, as in image=photo,cloth=product")
     add("--category_type", metavar="LIST", help="garment types of categories, as in Denim=lower,Suiting=upper")
-    add("--limit", type=int, metavar="N", help="take N rows: whole people, garment types in turn")
+    add("--limit", type=int, metavar="N", help="take N rows: whole people, garment types in turn (default: all)")
     add("--mask_polarity", choices=MASK_POLARITIES, default="auto", help="the colour that means repaint")
     add = parser.add_argument_group("pairs").add_argument
     sources = ",".join(Settings.garment_sources)
@@ -50,12 +43,14 @@ def build_parser() -> FlagParser:
     add("--max_same_photo_share", type=float, default=0.25, help="at most this share of a split's pairs is same_photo")
     add("--same_photo_in_evaluation", action=switch, default=False, help="allow same_photo in validation and test too")
     add("--mask_policy", choices=MASK_POLICIES, default="agnostic", help="relaxed varies the masks of the train split")
-    add("--parser", metavar="MODEL", help="human parsing model, or none; by default a SegFormer where there is a GPU")
+    add("--parser", metavar="MODEL", help="human parsing model, or none (default: a SegFormer where there is a GPU)")
     add("--parser_revision", help="branch, tag or commit of the parser")
-    add("--mine_lower_body", action=switch, help="lower-body pairs from rows of tops; by default with a parser")
-    add("--validation_share", type=float, default=0.05, help="share of the people")
-    add("--test_share", type=float, default=0.05, help="share of the people")
-    add("--seed", type=int, default=0, help="of splits, samples and variations")
+    add(
+        "--mine_lower_body", action=switch, help="make lower-body pairs from rows of tops, too (default: with a parser)"
+    )
+    add("--validation_share", type=float, default=0.05, help="share of the people whose pairs are the validation split")
+    add("--test_share", type=float, default=0.05, help="share of the people whose pairs are the test split")
+    add("--seed", type=int, default=0, help="seed of splits, samples and variations")
     add = parser.add_argument_group("gates").add_argument
     for gate in dataclasses.fields(Gates):
         add(f"--{gate.name}", type=type(gate.default), default=gate.default, help=gate.metadata["help"])

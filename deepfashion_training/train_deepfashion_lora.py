@@ -43,7 +43,6 @@ HUB_DATASET = "SaffalPoosh/deepFashion-with-masks"
 #: Flags that choose a preset; without one it is ``full``.
 PRESET_FLAGS = {"--quick-test": "quick_test", "--h100": "h100", "--low-vram": "low_vram"}
 MODELS = ("pretrained_model_name_or_path", "pretrained_inpaint_model_name_or_path")
-LORA = "pytorch_lora_weights.safetensors"
 #: Seconds that another process than the first waits before it says what went wrong.
 OTHERS_WAIT = 15.0
 #: Groups of flags that are not the trainer's; those of the first three belong on the command line, not in a preset.
@@ -165,7 +164,7 @@ def parse(argv: list[str], parser: TrainParser | None = None, *, load: bool = Tr
             parser.error(f"unknown argument {rest[0]}")
         vars(args).update(follows | {name: typed[name] for name in MODELS if name in typed})
         if not other:
-            refuse_contradictions(parser, args)
+            refuse_contradictions(parser, args, typed)
     for name in MODELS:  # seen from elsewhere, a folder named from here would look like a repository on the Hub
         if (folder := getattr(args, name, None)) and Path(folder).is_dir():
             setattr(args, name, str(Path(folder).absolute()))
@@ -533,6 +532,7 @@ def compare_with_base(args: argparse.Namespace, folder: Path) -> None:
     from deepfashion_training.data.sources import open_splits
     from deepfashion_training.evaluate import evaluate_trained
     from deepfashion_training.prepare import usable_cores
+    from training_run.output_dir import LORA_FILE
     from training_run.speed import free_memory
 
     run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
@@ -540,7 +540,7 @@ def compare_with_base(args: argparse.Namespace, folder: Path) -> None:
     columns = functools.partial(check_documented, source=args.dataset_name)
     splits = open_splits(args.dataset_name, check_columns=columns, revision=args.dataset_revision)
     held_out = [name for name in ("test", args.validation_split) if name in splits and name != args.train_split]
-    if run["weights"] != LORA:
+    if run["weights"] != LORA_FILE:
         sys.stdout.write("compared  nothing: no LoRA was trained\n")
     elif not held_out:
         sys.stdout.write(f"compared  nothing: {args.dataset_name} has neither a split test nor a validation split\n")
@@ -582,7 +582,9 @@ def evaluate_command(args: argparse.Namespace, folder: Path) -> str:
 def closing_lines(args: argparse.Namespace, folder: Path) -> str:
     """Where LoRA, pictures and report of a run are, and the command to type next."""
     pictures = sorted((folder / "validation").glob("step-*.png"), key=lambda path: path.stat().st_mtime)
-    weights = next(folder / name for name in (LORA, "transformer") if (folder / name).exists())
+    from training_run.output_dir import LORA_FILE
+
+    weights = next(folder / name for name in (LORA_FILE, "transformer") if (folder / name).exists())
     lines = [
         f"{'LoRA' if weights.suffix else 'weights':<9} {shown(weights)}",
         f"pictures  {shown(pictures[-1]) if pictures else f'none: --validation_steps {args.validation_steps}'}",

@@ -37,24 +37,25 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = FlagParser("tryon", "Dress a person in a garment, or a CSV of them, with or without a LoRA.")
-    add = parser.add_argument_group("pictures").add_argument
+    group = parser.add_argument_group("pictures")
+    add = group.add_argument
     add("--person", type=Path, metavar="P", help="photo of the person")
     add("--garment", type=Path, metavar="G", help="picture of the garment")
     add("--mask", type=Path, metavar="M", help="area to repaint, white, on the person's photo")
     add("--garment_type", choices=("upper", "lower", "full"), help="without a mask, make one for this type")
     add("--caption", default="", help="text of the garment, for a LoRA that was trained with captions")
     add("--batch", type=Path, metavar="CSV", help="columns person, garment and mask, garment_type, caption, output")
-    add_parser_flag(parser)
+    add_parser_flag(group)
     add_model_flags(parser)
     add_drawing_flags(parser)
     add = parser.add_argument_group("output").add_argument
     add("--output", type=Path, required=True, metavar="O", help="picture (.png, .jpg, .webp) or folder")
-    add("--num_images", type=number(int, 1, 10_000), default=1, metavar="N", help="pictures of seed, seed + 1, ... (1)")
+    add("--num_images", type=number(int, 1, 10_000), default=1, metavar="N", help="pictures of seed, seed + 1, ...")
     add(
         "--repaint",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="paste the result into the photo through a feathered mask, beyond which nothing changes (on)",
+        help="paste the result into the photo through a feathered mask, beyond which nothing changes",
     )
     add("--save_pair", action="store_true", help="also write the pair as the model drew it, as <name>-pair.png")
     add("--save_mask", action="store_true", help="also write the mask, without its seam, as <name>-mask.png")

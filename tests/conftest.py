@@ -91,13 +91,16 @@ def tiny_flags(
     """Command line of a small run into a new folder; the flags given come last and so win."""
 
     def flags(*more: object) -> list[str]:
+        words = list(map(str, more))
+        lora = [] if "--train_base_model" in words else ["--lora_rank", "4"]
+        pictures = [] if "--validation_steps 0" in " ".join(words) else ["--num_validation_images", "2"]
         return [
             *("--pretrained_model_name_or_path", str(tiny_flux_fill)),
             *("--pretrained_inpaint_model_name_or_path", str(tiny_flux_fill)),
             *("--dataroot", str(viton_root), "--output_dir", str(tmp_path_factory.mktemp("run") / "out")),
             *f"--height {HEIGHT} --width {WIDTH} --max_sequence_length 96 --dataloader_num_workers 0".split(),
-            *"--lora_rank 4 --train_batch_size 2 --num_inference_steps 2 --num_validation_images 2".split(),
-            *map(str, more),
+            *("--train_batch_size", "2", "--num_inference_steps", "2", *lora, *pictures),
+            *words,
         ]
 
     return flags

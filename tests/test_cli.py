@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from deepfashion_training.cli import FlagParser, WrongUseError, describe, in_one_line, load_preset, run_command
+from deepfashion_training.cli import FlagParser, WrongUseError, describe, in_one_line, load_preset, number, run_command
 from deepfashion_training.train_deepfashion_lora import build_parser
 
 
@@ -81,8 +82,8 @@ def test_presets_are_found_by_name_or_path(tmp_path: Path) -> None:
 
 def parser(required: bool = True) -> FlagParser:
     made = FlagParser("tryon", "")
-    made.add_argument("--person", required=required)
-    made.add_argument("--steps", type=int, default=3)
+    made.add_argument("--person", required=required, help="photo")
+    made.add_argument("--steps", type=int, default=3, help="of drawing")
     return made
 
 
@@ -100,6 +101,19 @@ def test_wrong_use_is_one_line_and_exit_2(words: list[str], said: str, capsys: p
         parser().parse_args(words)
     error = capsys.readouterr().err
     assert stopped.value.code == 2 and said in error and error.count("\n") == 1 and "hf_token" not in error
+
+
+def test_help_shows_every_default_that_says_something(capsys: pytest.CaptureFixture[str]) -> None:
+    made = parser()
+    made.add_argument("--seed", type=number(int, 0), default=0, help="of noise")
+    made.add_argument("--repaint", action=argparse.BooleanOptionalAction, default=True, help="paste")
+    made.add_argument("--offload", action=argparse.BooleanOptionalAction, default=False, help="to memory")
+    made.add_argument("--prompt", help="prompt (default: the LoRA's)")
+    made.print_help()
+    said = " ".join(capsys.readouterr().out.split())
+    for part in ("--seed N of noise (default: 0)", "paste (default: on)", "to memory --prompt VALUE", "the LoRA's)"):
+        assert part in said
+    assert "(required)" in said and said.count("(default") == 4  # with --steps
 
 
 def test_what_is_given_is_told_from_defaults() -> None:

@@ -15,6 +15,7 @@ from deepfashion_training import evaluate as evaluate_command
 from deepfashion_training import train_deepfashion_lora as wrapper
 from deepfashion_training.embedded.wardrobe import write_wardrobe
 from deepfashion_training.evaluation import evaluation_plan as plan_module
+from training_run.output_dir import LORA_FILE
 
 Compared = Callable[..., tuple[list[dict[str, Any]], str]]
 
@@ -33,7 +34,7 @@ def compared(
     def compare(facts: dict[str, Any] | None = None, **flags: Any) -> tuple[list[dict[str, Any]], str]:
         arguments = {"num_inference_steps": 7, "quantize_base": None, "train_batch_size": 1, "height": 512}
         arguments |= {"gradient_accumulation_steps": 4, "width": 384}
-        run = {"weights": wrapper.LORA, "arguments": arguments, "device": "cpu", "world_size": 1, "seconds_per_step": 1}
+        run = {"weights": LORA_FILE, "arguments": arguments, "device": "cpu", "world_size": 1, "seconds_per_step": 1}
         (tmp_path / "run.json").write_text(json.dumps({**run, **(facts or {})}))
         args = argparse.Namespace(
             dataset_name=str(wardrobe), dataset_revision=None, validation_split="validation", train_split="train",
@@ -89,7 +90,7 @@ def test_a_failed_comparison_keeps_nothing_from_the_hub(
         raise problem
 
     (tmp_path / "run.json").write_text("{}")
-    (tmp_path / wrapper.LORA).write_bytes(b"")
+    (tmp_path / LORA_FILE).write_bytes(b"")
     monkeypatch.setattr(upstream, "train", lambda *_: None)
     monkeypatch.setattr(model_card, "write_model_card", lambda *_: tmp_path / "README.md")
     monkeypatch.setattr(publish, "push", lambda *_: "https://huggingface.co/me/it")

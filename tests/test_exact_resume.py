@@ -148,8 +148,8 @@ def test_a_signal_while_pictures_are_drawn_or_a_checkpoint_is_written(tiny_args,
             os.kill(os.getpid(), signal.SIGTERM)
         return plain(*given)
 
-    flags = [*FLAGS, "--gradient_accumulation_steps", 2, "--num_validation_images", 2]
-    args = tiny_args(*flags, "--validation_steps", 4 if place == "validation" else 0)
+    flags = [*FLAGS, "--gradient_accumulation_steps", 2]
+    args = tiny_args(*flags, *(["--validation_steps", 4] if place == "validation" else []))
     monkeypatch.setattr(where, name, signalled)
     # At step 0 nothing is drawn here, so that the signal comes in step 4's pictures, after step 4's checkpoint.
     monkeypatch.setattr(tfi.Run, "validate", lambda run, draw=tfi.Run.validate: run.step and draw(run))

@@ -327,6 +327,12 @@ def test_a_lora_that_is_not_finite_is_not_written(moved_lora, tmp_path):
         "--lr_num_cycles 3 --lr_scheduler cosine",
         "--mode_scale 0.5",
         "--latents_dir there",
+        "--logit_mean 1 --weighting_scheme mode",
+        "--muon_ns_steps 3 --optimizer adamw",
+        "--dataloader_prefetch_factor 3 --dataloader_num_workers 0",
+        "--num_train_epochs 2 --max_train_steps 4",
+        "--num_validation_images 2 --validation_steps 0",
+        "--lora_rank 8 --train_base_model",
     ],
 )
 def test_what_can_teach_nothing_or_is_read_by_nobody_is_refused_at_the_start(flags, tiny_args, capsys):

@@ -125,18 +125,11 @@ def test_one_process_has_nobody_to_share_with(tiny_args):
 
 
 @pytest.mark.parametrize(
-    ("flags", "mends"),
-    [
-        (["--train_base_model"], ["leave --train_base_model out"]),
-        (["--quantize_base", "int8"], ["leave --quantize_base out"]),
-        (
-            ["--compile_blocks", "--gradient_checkpointing", "auto"],  # the preset h100
-            ["add --no-compile_blocks", "give --gradient_checkpointing a number, 1 for every block"],
-        ),
-    ],
+    "flags",
+    [["--train_base_model"], ["--quantize_base", "int8"], ["--compile_blocks"], ["--gradient_checkpointing", "auto"]],
 )
-def test_what_needs_the_whole_base_is_refused_with_all_that_mends_it(flags, mends, tiny_flags, capsys):
+def test_what_needs_the_whole_base_is_refused(flags, tiny_flags, capsys):
     with pytest.raises(SystemExit) as exit_:
         tfi.parse_args([str(flag) for flag in tiny_flags("--shard_base", *flags)])
     told = capsys.readouterr().err
-    assert exit_.value.code == 2 and all(mend in told for mend in mends), told
+    assert exit_.value.code == 2 and "--shard_base" in told and flags[0] in told

@@ -24,6 +24,7 @@ from deepfashion_training import train_deepfashion_lora as wrapper
 from deepfashion_training.embedded import TINY_FLUX_FILL
 from deepfashion_training.embedded.rows import documented_row, documented_specs
 from deepfashion_training.embedded.wardrobe import write_wardrobe
+from training_run.output_dir import LORA_FILE
 
 ROOT = Path(__file__).resolve().parents[1]
 LAUNCHER = ROOT / "deepfashion_training" / "train_deepfashion_lora.sh"
@@ -100,8 +101,12 @@ def test_a_named_checkpoint_is_continued_in_its_own_directory(tmp_path: Path) ->
 def test_epochs_of_the_user_beat_steps_of_the_preset(tmp_path: Path) -> None:
     args = resolve(tmp_path, *QUICK, "--num_train_epochs", "3")
     assert (args.num_train_epochs, args.max_train_steps) == (3, None)
-    args = resolve(tmp_path, *QUICK, "--num_train_epochs", "3", "--max_train_steps", "5")
-    assert args.max_train_steps == 5
+
+
+def test_a_presets_values_make_no_flag_of_the_user_impossible(tmp_path: Path) -> None:
+    for flags in ("--optimizer adamw", "--weighting_scheme none", "--validation_steps 0", "--train_base_model"):
+        assert resolve(tmp_path, *QUICK, *flags.split()).muon_ns_steps == 3
+    assert resolve(tmp_path, "--lr_scheduler", "constant").lr_warmup_steps == 200
 
 
 def test_alpha_follows_the_users_rank(tmp_path: Path) -> None:
@@ -164,6 +169,7 @@ def test_check_names_a_missing_package(tmp_path: Path, capsys: pytest.CaptureFix
         (["--max_bad_rows", "9"], "--max_bad_rows: 9 is not from 0 to 1"),
         (["--embedded", "--lr_scheduler", "constant", "--lr_warmup_steps", "9"], "use constant_with_warmup"),
         (["--lora_rank", "0"], "--lora_rank: 0 is not at least 1"),
+        (["--embedded", "--num_train_epochs", "3", "--max_train_steps", "5"], "--num_train_epochs does nothing"),
         (["--push_to_hub", "--embedded"], "--push_to_hub: what the small embedded model has learned dresses nobody"),
         (["--push_to_hub", "--train_base_model"], "--push_to_hub uploads LoRAs"),
         (["--hub_private"], "do nothing without --push_to_hub"),
@@ -544,13 +550,13 @@ def test_a_run_that_was_stopped_after_its_last_step_is_completed(
 
     monkeypatch.setattr(wrapper, "compare_with_base", stopped)
     assert wrapper.main(flags) == 130
-    lora = (tmp_path / "out" / wrapper.LORA).read_bytes()
+    lora = (tmp_path / "out" / LORA_FILE).read_bytes()
     (tmp_path / "out" / "README.md").unlink()
     monkeypatch.setattr(wrapper, "compare_with_base", compare)
     capsys.readouterr()
     assert wrapper.main([*flags, "--resume_from_checkpoint", "latest"]) == 0
     assert "all 2 steps are taken; doing what comes after them" in capsys.readouterr().err
-    assert (tmp_path / "out" / wrapper.LORA).read_bytes() == lora
+    assert (tmp_path / "out" / LORA_FILE).read_bytes() == lora
     assert (tmp_path / "out" / "evaluation" / "report.html").exists()
     assert "## " in (tmp_path / "out" / "README.md").read_text()
     figures = (tmp_path / "out" / "evaluation.json").read_bytes()

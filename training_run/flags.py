@@ -9,7 +9,7 @@ import argparse
 import difflib
 import math
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -22,6 +22,7 @@ BACKENDS = {
 QUANTIZED_BY = {"nf4": "bitsandbytes", "int8": "torchao", "fp8": "torchao"}
 #: Kinds whose tensors PyTorch (2.13) cannot compile a training step over: it ends with an error about aliases.
 NOT_COMPILED = ("int8", "fp8")
+_UNSET: Any = object()
 #: The constant prompt that catvton-flux-alpha was trained with.
 DEFAULT_PROMPT = (
     "The pair of images highlights a clothing and its styling on a model, high resolution, 4K, 8K; [IMAGE1] Detailed "
@@ -29,12 +30,35 @@ DEFAULT_PROMPT = (
 )
 
 
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Shows every default that says something, and short names for values."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = (action.help or "").removesuffix(" (default: %(default)s)")  # Python before 3.13 adds it to switches
+        if action.required:
+            return f"{text} (required)"
+        if action.default is True:
+            return f"{text} (default: on)"
+        if action.default in (None, "") or action.nargs == 0 or "(default" in text:
+            return text
+        return f"{text} (default: %(default)s)"
+
+    def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
+        return {"int": "N", "float": "X"}.get(getattr(action.type, "__name__", ""), "VALUE")
+
+
 class OneLineParser(argparse.ArgumentParser):
     """Parser that answers an unknown flag with the nearest known one, in one line; exit code 2."""
 
     def __init__(self, **settings: Any) -> None:
-        super().__init__(**{"allow_abbrev": False, **settings})
+        super().__init__(allow_abbrev=False, formatter_class=_Help, usage="%(prog)s [FLAG VALUE ...]", **settings)
         self.name = Path(self.prog).stem
+
+    def given(self, words: Sequence[str] | None = None) -> tuple[dict[str, Any], list[str]]:
+        """Values of the flags in ``words`` or the command line, without defaults, and the words that are unknown."""
+        blank = argparse.Namespace(**{action.dest: _UNSET for action in self._actions})
+        known, unknown = self.parse_known_args(words, blank)
+        return {name: value for name, value in vars(known).items() if value is not _UNSET}, unknown
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As argparse does, but an unknown flag is named before anything that its misspelling leaves out."""
@@ -42,7 +66,7 @@ class OneLineParser(argparse.ArgumentParser):
         self.refuse_unknown(words)
         parsed, unknown = self.parse_known_args(words, namespace)
         if unknown:
-            self._refuse(unknown[0], ())
+            self.refuse(unknown[0])
         return parsed
 
     def refuse_unknown(self, words: Collection[str], others: Collection[str] = ()) -> None:
@@ -53,9 +77,10 @@ class OneLineParser(argparse.ArgumentParser):
             name = word.split("=")[0]
             # With a blank in it, it is a value that begins with hyphens.
             if name.startswith("--") and " " not in name and name not in {*self._option_string_actions, *others}:
-                self._refuse(name, others)
+                self.refuse(name, others)
 
-    def _refuse(self, unknown: str, others: Collection[str]) -> NoReturn:
+    def refuse(self, unknown: str, others: Collection[str] = ()) -> NoReturn:
+        """End with exit code 2 for an unknown flag, naming the nearest one of this parser and ``others``."""
         name = unknown.split("=")[0]  # without its value, which may be a token
         near = difflib.get_close_matches(name, [*self._option_string_actions, *others], n=1)
         self.error(f"unknown argument {name}" + (f": did you mean {near[0]}?" if near else ""))
@@ -73,17 +98,16 @@ def number(
     With ``above`` the number must lie above ``low``.
     """
 
+    limits = f"above {low:g}" if above else f"at least {low:g}"
+    if high < math.inf:
+        limits = f"{limits} and at most {high:g}" if above else f"from {low:g} to {high:g}"
+    limits = ("a finite number" if low == -math.inf else limits) + (f" and a multiple of {step}" if step else "")
+
     def read(text: str) -> Any:
         value = kind(text)
-        # An int of 400 digits is finite, but math.isinf cannot look at it.
-        finite = value not in (math.inf, -math.inf)
-        if not low <= value <= high or not finite or (step and value % step) or (above and value == low):
-            limits = f"above {low:g}" if above else f"at least {low:g}"
-            if high < math.inf:
-                limits = f"above {low:g} and at most {high:g}" if above else f"from {low:g} to {high:g}"
-            elif not finite or low == -math.inf:
-                limits = "a finite number"
-            raise argparse.ArgumentTypeError(f"{text} is not {limits}" + (f" and a multiple of {step}" if step else ""))
+        finite = -math.inf < value < math.inf  # math.isfinite takes no int of 400 digits
+        if not finite or not low <= value <= high or (above and value == low) or (step and value % step):
+            raise argparse.ArgumentTypeError(f"{text} is not {limits if finite else 'a finite number'}")
         return value
 
     read.__name__ = kind.__name__  # what argparse calls it in its messages
@@ -191,7 +215,8 @@ def _add_training_flags(parser: argparse.ArgumentParser) -> None:
     add("--no-gradient_checkpointing", dest="gradient_checkpointing", action="store_const", const=0, default=0,
         help="keep all activations")
     add("--gradient_checkpointing", nargs="?", const=1, default=0, type=recompute_stride, metavar="auto|none|N",
-        help="activation checkpointing of every N-th block (no value: all): less memory, slower; auto: as few as fit")
+        help="activation checkpointing of every N-th block (no value: all): less memory, slower; auto: as few as fit "
+        "(default: none)")
     add("--attention_backend", choices=["auto", *BACKENDS], default="native",
         help="diffusers' name of an implementation of attention; auto: the fastest on this GPU, measured at the start")
     add("--compile_blocks", action=SWITCH, default=False, help="compile the repeated blocks: minutes once, then faster")
@@ -229,50 +254,46 @@ def _add_loss_and_output_flags(parser: argparse.ArgumentParser) -> None:
 # fmt: on
 
 
-def refuse_contradictions(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """End with exit code 2 for flags that cannot stand together, or that would do nothing."""
+def refuse_contradictions(parser: argparse.ArgumentParser, args: argparse.Namespace, typed: Collection[str]) -> None:
+    """End with exit code 2 for arguments that cannot stand together, and for flags that do nothing beside the others.
+
+    Of the latter only those that were ``typed`` count: a preset's values must not make another flag impossible.
+    """
     if args.dataroot is None:
         parser.error("--dataroot is needed: the folder to train on")
-    if args.caption_dropout and not args.use_captions:
-        parser.error("--caption_dropout does nothing without --use_captions")
     if args.train_base_model and args.quantize_base:
         parser.error("--train_base_model cannot train a base that --quantize_base has quantized")
     if args.compile_blocks and args.quantize_base in NOT_COMPILED:
         parser.error(
             f"--quantize_base {args.quantize_base}: add --no-compile_blocks (PyTorch cannot compile training in 8 bits)"
         )
+    if args.use_8bit_adam and args.optimizer != "adamw":
+        parser.error(f"--use_8bit_adam goes with --optimizer adamw: add --no-use_8bit_adam for {args.optimizer}")
     if args.shard_base:
-        _refuse_with_shards(parser, args)
-    if args.lr_warmup_steps and args.lr_scheduler == "constant":
-        parser.error("--lr_warmup_steps does nothing with a constant schedule: use constant_with_warmup")
+        whole = [flag for flag in ("train_base_model", "quantize_base", "compile_blocks") if getattr(args, flag)]
+        if whole:
+            parser.error(f"--shard_base splits a frozen base as it is loaded: it does not go with --{whole[0]}")
+        if args.gradient_checkpointing == "auto":
+            parser.error("--shard_base: give --gradient_checkpointing a number (ranks that measure apart would wait)")
     if not (args.garment_loss_weight or args.mask_loss_weight or args.background_loss_weight):
         parser.error(
             "--garment_loss_weight, --mask_loss_weight and --background_loss_weight are all 0: nothing is learned"
         )
-    for flag, needed, there in (
-        ("lr_num_cycles", "--lr_scheduler cosine_with_restarts", args.lr_scheduler == "cosine_with_restarts"),
-        ("lr_power", "--lr_scheduler polynomial", args.lr_scheduler == "polynomial"),
-        ("mode_scale", "--weighting_scheme mode", args.weighting_scheme == "mode"),
-        ("latents_dir", "--cache_latents", args.cache_latents),
-        *((flag, "a LoRA", not args.train_base_model) for flag in ("lora_alpha", "use_dora", "use_rslora")),
+    lora = not args.train_base_model
+    for flags, needed, there in (
+        ("caption_dropout", "without --use_captions", args.use_captions),
+        ("lr_warmup_steps", "with --lr_scheduler constant: use constant_with_warmup", args.lr_scheduler != "constant"),
+        ("lr_num_cycles", "without --lr_scheduler cosine_with_restarts", args.lr_scheduler == "cosine_with_restarts"),
+        ("lr_power", "without --lr_scheduler polynomial", args.lr_scheduler == "polynomial"),
+        ("logit_mean logit_std", "without --weighting_scheme logit_normal", args.weighting_scheme == "logit_normal"),
+        ("mode_scale", "without --weighting_scheme mode", args.weighting_scheme == "mode"),
+        ("muon_ns_steps", "without --optimizer muon", args.optimizer == "muon"),
+        ("num_train_epochs", "beside --max_train_steps", args.max_train_steps is None),
+        ("latents_dir", "without --cache_latents", args.cache_latents),
+        ("dataloader_prefetch_factor", "with --dataloader_num_workers 0", args.dataloader_num_workers),
+        ("num_validation_images", "with --validation_steps 0", args.validation_steps),
+        ("lora_rank lora_alpha lora_target_modules use_dora use_rslora", "with --train_base_model", lora),
     ):
-        if getattr(args, flag) != parser.get_default(flag) and not there:
-            parser.error(f"--{flag} does nothing without {needed}")
-    if args.use_8bit_adam and args.optimizer != "adamw":
-        parser.error(f"--use_8bit_adam goes with --optimizer adamw, not {args.optimizer}")
-
-
-#: Arguments that need all of the base on every rank, what to do instead, and why.
-_NEED_WHOLE_BASE = {
-    "train_base_model": "leave --train_base_model out (it splits frozen weights, and these are trained)",
-    "quantize_base": "leave --quantize_base out (quantized weights cannot be split)",
-    "compile_blocks": "add --no-compile_blocks (a compiled block does not fetch its weights)",
-}
-
-
-def _refuse_with_shards(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    fixes = [fix for name, fix in _NEED_WHOLE_BASE.items() if getattr(args, name)]
-    if args.gradient_checkpointing == "auto":
-        fixes.append("give --gradient_checkpointing a number, 1 for every block (ranks that measure apart would wait)")
-    if fixes:
-        parser.error(f"--shard_base: {'; '.join(fixes)}")
+        for flag in flags.split():
+            if flag in typed and getattr(args, flag) and not there:
+                parser.error(f"--{flag} does nothing {needed}")

@@ -72,10 +72,12 @@ class Gates:
     min_garment_px: int = _gate(64, "shortest side of the garment's box in the photo, in pixels")
     min_garment_contrast: int = _gate(10, "levels of 255 by which a garment picture must differ from its background")
     max_person_free_share: float = _gate(
-        0.005, "a photo with less of its foreground than this outside of the mask shows a garment alone", most=1
+        0.005, "a photo with less of its foreground outside of the mask shows no person, and is left out", most=1
     )
-    max_megapixels: int = _gate(80, "millions of pixels above which a picture is not opened: it may be a bomb", least=1)
-    near_duplicate_distance: int = _gate(24, "bits of 256 by which photos of two splits may differ and be the same")
+    max_megapixels: int = _gate(80, "largest picture that is opened, in millions of pixels", least=1)
+    near_duplicate_distance: int = _gate(
+        24, "photos of two splits that differ in at most so many of 256 hash bits count as the same"
+    )
 
     def __post_init__(self) -> None:
         for gate in fields(self):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deepfashion_training.cli import load_preset, number
+from training_run.flags import MOST_INFERENCE_STEPS, QUANTIZED_BY
 
 if TYPE_CHECKING:
     from deepfashion_training.inference.dress import DrawingSettings
@@ -33,13 +34,13 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     """Flags that choose the models."""
     add = parser.add_argument_group("models").add_argument
     add("--lora", metavar="LORA", help="output folder of a training, LoRA file, or Hub id; without one the bare base")
-    add("--lora_scale", type=number(float), default=1.0, metavar="X", help="multiplies what the LoRA changes (1)")
+    add("--lora_scale", type=number(float), default=1.0, metavar="X", help="multiplies what the LoRA changes")
     add("--base", metavar="BASE", help="transformer, folder or Hub id (default: the one that the LoRA was trained on)")
     add("--pipeline", metavar="P", help="VAE, text encoders and scheduler, folder or Hub id (default: the LoRA's)")
     add("--embedded", action="store_true", help="the small model that comes with the project: no network, no GPU")
     add(
         "--quantize_base",
-        choices=("nf4", "int8", "fp8"),
+        choices=list(QUANTIZED_BY),
         help="transformer in 4 bits a weight, for 24 GB and less (bitsandbytes, CUDA), or in 8 (torchao)",
     )
     add("--offload", action="store_true", help="transformer in main memory, block by block to the GPU, for 24 GB")
@@ -48,19 +49,24 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
 def add_drawing_flags(parser: argparse.ArgumentParser) -> None:
     """Flags that say how a picture is drawn."""
     add = parser.add_argument_group("drawing").add_argument
-    add("--num_inference_steps", type=number(int, 1, 1000), metavar="N", help="denoising steps (default: the LoRA's)")
+    add(
+        "--num_inference_steps",
+        type=number(int, 1, MOST_INFERENCE_STEPS),
+        metavar="N",
+        help="denoising steps (default: the LoRA's)",
+    )
     add("--guidance_scale", type=number(float, 0), metavar="X", help="embedded guidance (default: the LoRA's)")
     side: dict[str, Any] = {"type": number(int, 16, 4096, step=16), "metavar": "PIXELS"}
     add("--height", **side, help="height that the model draws at, a multiple of 16 (default: the LoRA's)")
     add("--width", **side, help="width of one half of the pair, a multiple of 16 (default: the LoRA's)")
     add("--resize_mode", choices=("pad", "stretch"), help="how photos fit that size (default: as the LoRA was trained)")
     add("--prompt", help="prompt (default: the LoRA's)")
-    add("--seed", type=number(int, 0, 2**63 - 1), default=0, help="seed of the noise (0)")
+    add("--seed", type=number(int, 0, 2**63 - 1), default=0, help="seed of the noise")
 
 
-def add_parser_flag(parser: argparse.ArgumentParser) -> None:
+def add_parser_flag(group: argparse._ArgumentGroup) -> None:
     """The flag that ``choose_parser`` reads."""
-    parser.add_argument(
+    group.add_argument(
         "--parser", metavar="MODEL", help="human parser, folder or Hub id (default: mattmdjaga/segformer_b2_clothes)"
     )
 
