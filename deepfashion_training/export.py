@@ -69,7 +69,6 @@ def export(
     original = lora_files.read_lora(source)
     scaled = original.scaled(lora_scale)
     if kind == "kohya":
-        lora_files.check_kohya(scaled)
         with replacing(target) as draft:
             lora_files.write_kohya(scaled, draft)
         use = f'ComfyUI (models/loras), kohya --network_weights, or pipeline.load_lora_weights("{target}")'

@@ -301,7 +301,7 @@ def check(args: argparse.Namespace, script: Any) -> None:
     output_dir = Path(args.output_dir)
     access.check_writable(output_dir)
     if args.publish:
-        args.publish_as = check_push(args.publish_as, output_dir.resolve().name, args.publish_private)
+        args.publish_as = check_push(args.publish_as, output_dir.resolve().name)
     if (output_dir / "README.md").exists() and not (output_dir / "run.json").exists():
         raise ValueError(f"--output_dir {output_dir} has a README.md that the model card would replace: choose another")
     check_models(args)

@@ -118,7 +118,7 @@ def test_folders_need_no_network() -> None:
 @pytest.mark.parametrize("given", ["xiaozaa/catvton-flux-alpha", str(TINY_FLUX_FILL / "transformer")])
 def test_a_transformer_given_as_the_pipeline_says_which_flag_it_belongs_to(given: str) -> None:
     answer = refused(given)
-    assert "transformer only" in answer and "pass it as --pretrained_inpaint_model_name_or_path" in answer
+    assert f"--pretrained_model_name_or_path {given} " in answer and "--pretrained_inpaint_model_name_or_path" in answer
 
 
 @pytest.mark.parametrize("given", ["./nowhere", "/no/where", "a/b/c"])
@@ -128,8 +128,9 @@ def test_a_folder_that_is_not_there(given: str) -> None:
 
 
 def test_a_folder_that_is_no_transformer(tmp_path: Path) -> None:
-    assert "no transformer at its root or under transformer/" in refused(TINY, str(tmp_path))
-    assert "holds a AutoencoderKL" in refused(TINY, str(TINY_FLUX_FILL / "vae"))
+    for folder in (tmp_path, TINY_FLUX_FILL / "vae"):
+        answer = refused(TINY, str(folder))
+        assert str(folder) in answer and "FluxTransformer2DModel" in answer
 
 
 def test_an_output_directory_that_cannot_be_written_to(tmp_path: Path) -> None:

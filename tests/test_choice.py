@@ -138,16 +138,16 @@ def test_a_base_as_pipeline_folder_as_transformer_folder_and_by_relative_path(ti
 def test_models_that_cannot_be_had(trained, lora_with, tiny_flux_fill, tmp_path):
     gone = tmp_path / "none"
     assert refused("--base", gone, "--pipeline", tiny_flux_fill) == f"--base {gone}: no such folder"
-    assert "no transformer at its root" in refused("--base", tmp_path, "--pipeline", tiny_flux_fill)
-    assert "not a FluxTransformer2DModel" in refused("--embedded", "--base", tiny_flux_fill / "vae")
-    assert f"--pipeline {tmp_path}: no diffusers pipeline" in refused("--embedded", "--pipeline", tmp_path)
-    assert "no such file or folder" in refused("--lora", tmp_path / "none")
-    assert "no pytorch_lora_weights.safetensors in this folder" in refused("--lora", tmp_path)
+    assert f"{tmp_path} holds no FluxTransformer2DModel" in refused("--base", tmp_path, "--pipeline", tiny_flux_fill)
+    assert "holds no FluxTransformer2DModel" in refused("--embedded", "--base", tiny_flux_fill / "vae")
+    assert f"--pipeline {tmp_path} is no diffusers pipeline" in refused("--embedded", "--pipeline", tmp_path)
+    assert str(tmp_path / "none") in refused("--lora", tmp_path / "none")
+    assert str(tmp_path / "pytorch_lora_weights.safetensors") in refused("--lora", tmp_path)
     (tmp_path / "text.safetensors").write_text("no")
     (tmp_path / "empty.safetensors").touch()
     for name in ("text", "empty"):
         assert "is not a safetensors file" in refused("--lora", tmp_path / f"{name}.safetensors")
-    assert "metadata cannot be read: a side of 65" in refused("--lora", lora_with(height="65"))
+    assert "height 65" in refused("--lora", lora_with(height="65"))
     save_file({"x": torch.ones(2)}, tmp_path / "other.safetensors")
     assert "is not a LoRA of a FLUX transformer" in refused("--lora", tmp_path / "other.safetensors")
 

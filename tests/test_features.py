@@ -109,7 +109,7 @@ def test_a_model_that_is_not_there_says_how_to_get_it(tmp_path: Path) -> None:
         find_dino()  # tests run offline
     assert f"`hf download {DEFAULT_DINO}`" in str(refused.value)
     assert "\n" not in str(refused.value)
-    with pytest.raises(ValueError, match=rf"--dino_model {tmp_path}: no config\.json in it"):
+    with pytest.raises(ValueError, match=f"--dino_model {tmp_path}: "):
         Dino(str(tmp_path))
     with pytest.raises(ValueError, match=r"--dino_model \./none: no such folder, and not a Hub id such as facebook"):
         find_dino("./none")

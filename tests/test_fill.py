@@ -105,10 +105,10 @@ def test_a_recipe_of_what_the_trainer_writes(loras, tiny_flux_fill):
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("height", "100", "side of 100"),
-        ("height", "0", "side of 0"),
-        ("width", "-16", "side of -16"),
-        ("width", "1000000", "side of 1000000"),
+        ("height", "100", "height 100"),
+        ("height", "0", "height 0"),
+        ("width", "-16", "width -16"),
+        ("width", "1000000", "width 1000000"),
         ("width", "wide", "'wide'"),
         ("guidance_scale", "nan", "guidance_scale nan"),
         ("guidance_scale", "inf", "guidance_scale inf"),
@@ -116,13 +116,13 @@ def test_a_recipe_of_what_the_trainer_writes(loras, tiny_flux_fill):
         ("max_sequence_length", "0", "max_sequence_length 0"),
         ("max_sequence_length", "4096", "max_sequence_length 4096"),
         ("num_inference_steps", "0", "num_inference_steps 0"),
-        ("resize_mode", "crop", "resize_mode 'crop'"),
+        ("resize_mode", "crop", "resize_mode crop"),
     ],
 )
 def test_metadata_that_cannot_be(key, value, message):
     with pytest.raises(ValueError, match=message) as refused:
         Recipe.of(spoken({key: value}))
-    assert str(refused.value).startswith("--lora some.safetensors: ")
+    assert "some.safetensors" in str(refused.value)
 
 
 # -------------------------------------------------------------------------------------------------------- drawing
@@ -220,13 +220,6 @@ def test_prompts(model):
     assert not torch.equal(draw(model, prompt=OTHER_PROMPT), draw(model))
 
 
-def test_a_lora_that_the_model_does_not_have(model, bare):
-    with pytest.raises(ValueError, match="no LoRA 'third': this model was made with lora, second, zero"):
-        draw(model, lora="third")
-    with pytest.raises(ValueError, match="no LoRA 'lora': this model was made with none"):
-        draw(bare, lora="lora")
-
-
 def test_a_result_that_is_not_finite(recipe, loras):
     spoiled = copy.copy(loras["lora"])
     weights = {name: torch.full_like(tensor, torch.nan) for name, tensor in spoiled.weights.items()}
@@ -234,15 +227,6 @@ def test_a_result_that_is_not_finite(recipe, loras):
     with pytest.raises(ValueError, match="the LoRA at scale 2 draws values that are not finite"):
         draw(model, lora="bad", scale=2.0)
     assert draw(model).isfinite().all()
-
-
-def test_captions_that_do_not_fit_into_memory(recipe, monkeypatch):
-    """64 tokens of 32 channels in fp32 are 8 KiB a prompt: 3 prompts need 24 KiB, and half of 40 KiB are 20."""
-    monkeypatch.setattr(fill.psutil, "virtual_memory", lambda: SimpleNamespace(available=40 * 1024))
-    with pytest.raises(ValueError, match=r"3 distinct prompts need .* draw fewer captions"):
-        FillModel(recipe, ["a", "b", "c", "a"])
-    monkeypatch.setattr(fill.psutil, "virtual_memory", lambda: SimpleNamespace(available=50 * 1024))
-    FillModel(recipe, ["a", "b", "c", "a"])
 
 
 # -------------------------------------------------------------------------------------------------- less memory

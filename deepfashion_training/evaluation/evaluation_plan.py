@@ -103,7 +103,7 @@ def make_plan(args: argparse.Namespace, state: Processes) -> EvaluationPlan:
         choice = choose(args)
         against = None
         if args.against is not None:
-            against = read_lora(find_lora(args.against, flag="--against"), assume_alpha=True, flag="--against")
+            against = read_lora(find_lora(args.against), assume_alpha=True)
             check_fits(against, find_transformer(choice.recipe.transformer, weights=False))
         dino, left_out = _find_dino(args)
         parser = _find_parser(args)
@@ -185,7 +185,7 @@ def _check_push(args: argparse.Namespace, trained_folder: Path | None) -> str:
         )
     if args.embedded:
         raise ValueError("--push_to_hub: a LoRA of the embedded model dresses nobody")
-    return check_push(args.hub_model_id, trained_folder.name, args.hub_private)
+    return check_push(args.hub_model_id, trained_folder.name)
 
 
 def _check_folder(folder: Path) -> None:

@@ -1,8 +1,7 @@
-"""Whether the models of a run can be had. It is known before anything is downloaded, and said in one line each."""
+"""Whether the models of a run can be loaded, known before anything is downloaded."""
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 from pathlib import Path
@@ -10,8 +9,9 @@ from pathlib import Path
 from huggingface_hub import HfApi, constants, try_to_load_from_cache
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
+from deepfashion_training.models.lora_files import find_transformer
 from training_run.guards import check_base, check_cached_base
-from training_run.hub import is_hub_id, transformer_in, why_not_loaded
+from training_run.hub import is_hub_id, why_not_loaded
 
 #: What is downloaded of a FLUX pipeline and of a transformer: names of files begin so. A transformer's own name counts
 #: at the root of its repository only.
@@ -41,51 +41,37 @@ def check_models(
     accepted, a missing token, a repository that is not there, and the disk space that the download takes. Models in
     the Hub cache need no network.
     """
-    for name, flag in ((pipeline, flags[0]), (transformer, flags[1])):
+    for name, flag in zip((pipeline, transformer), flags, strict=True):
         if not Path(name).is_dir() and not is_hub_id(name):
             raise ValueError(f"{flag} {name}: no such folder")
-    _check_is_pipeline(pipeline, flags)
+    is_folder = Path(pipeline).is_dir() and not (Path(pipeline) / "model_index.json").is_file()
+    if is_folder or pipeline == CATVTON_FLUX_ALPHA:
+        raise ValueError(
+            f"{flags[0]} {pipeline} is no diffusers pipeline with VAE, text encoders and tokenizers: a transformer "
+            f"alone is for {flags[1]}"
+        )
     check_base(pipeline, transformer)
     check_cached_base([(pipeline, revision), (transformer, inpaint_revision)], cache_dir)
-    _check_is_transformer(transformer, flags[1])
+    if Path(transformer).is_dir():
+        find_transformer(transformer)
     cache = cache_dir or constants.HF_HUB_CACHE
-    needed = 0
-    if not Path(pipeline).is_dir():
-        needed += _bytes_to_download(pipeline, revision, cache, PIPELINE_PARTS)
-    if not Path(transformer).is_dir():
-        needed += _bytes_to_download(transformer, inpaint_revision, cache, TRANSFORMER_PARTS)
-    _check_disk(needed, Path(cache))
-
-
-def _check_is_pipeline(pipeline: str, flags: tuple[str, str]) -> None:
-    folder, flag = Path(pipeline), flags[0]
-    if folder.is_dir() and (folder / "model_index.json").is_file():
-        return
-    if pipeline.rstrip("/") == CATVTON_FLUX_ALPHA or (transformer_in(folder) / "config.json").is_file():
+    needed = _bytes_to_download(pipeline, revision, cache, PIPELINE_PARTS)
+    needed += _bytes_to_download(transformer, inpaint_revision, cache, TRANSFORMER_PARTS)
+    free = shutil.disk_usage(_existing(Path(cache))).free
+    if needed > free:
         raise ValueError(
-            f"{flag} {pipeline} holds a transformer only, no VAE, text encoders or tokenizers: pass it as {flags[1]} "
-            f"and leave {flag} as it is"
+            f"the models need {needed / 2**30:.1f} GiB more in {cache} and {free / 2**30:.1f} GiB are free: "
+            "make room, or set HF_HOME to a larger disk"
         )
-    if folder.is_dir():
-        raise ValueError(f"{flag} {pipeline}: no diffusers pipeline (no model_index.json)")
-
-
-def _check_is_transformer(transformer: str, flag: str) -> None:
-    if not Path(transformer).is_dir():
-        return
-    config = transformer_in(Path(transformer)) / "config.json"
-    if not config.is_file():
-        raise ValueError(f"{flag} {transformer}: no transformer at its root or under transformer/")
-    kind = json.loads(config.read_text(encoding="utf-8")).get("_class_name")
-    if kind != "FluxTransformer2DModel":
-        raise ValueError(f"{flag} {transformer} holds a {kind}, not a FluxTransformer2DModel")
 
 
 def _bytes_to_download(repository: str, revision: str | None, cache: str, parts: tuple[str, ...]) -> int:
-    """Size of the files of a Hub repository whose names begin with one of ``parts`` and that the cache lacks.
+    """Bytes of a Hub repository's files whose names begin with one of ``parts`` and that the cache lacks.
 
-    Raises ``ValueError`` when the repository cannot be read.
+    0 for a folder. Raises ``ValueError`` when the repository cannot be read.
     """
+    if Path(repository).is_dir():
+        return 0
 
     def is_cached(name: str) -> bool:
         return isinstance(try_to_load_from_cache(repository, name, cache_dir=cache, revision=revision), str)
@@ -103,21 +89,15 @@ def _bytes_to_download(repository: str, revision: str | None, cache: str, parts:
     return sum(file.size or 0 for file in missing if not is_cached(file.rfilename))
 
 
-def _check_disk(needed: int, folder: Path) -> None:
-    existing = next(path for path in (folder, *folder.parents) if path.exists())
-    free = shutil.disk_usage(existing).free
-    if needed > free:
-        raise ValueError(
-            f"the models need {needed / 2**30:.1f} GiB more in {folder} and {free / 2**30:.1f} GiB are free: "
-            "make room, or set HF_HOME to a larger disk"
-        )
+def _existing(folder: Path) -> Path:
+    """The folder, or the first one above it that is there."""
+    return next(path for path in (folder, *folder.absolute().parents) if path.exists())
 
 
 def check_writable(folder: Path, flag: str = "--output_dir") -> None:
     """Raise ``ValueError`` when nothing can be written to ``folder`` or, where it is yet to be made, beside it."""
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     try:
-        with tempfile.TemporaryFile(dir=existing):
+        with tempfile.TemporaryFile(dir=_existing(folder)):
             pass
     except OSError as error:
         raise ValueError(f"{flag} {folder} cannot be written to: {error.strerror or error}") from error

@@ -33,9 +33,8 @@ class Dino:
     """A DINOv2 model, loaded through transformers from safetensors.
 
     ``model`` is a local folder or a Hub id, ``device`` a torch device (a CUDA GPU where there is one, else the CPU).
-    Weights and the sums along its residual path are fp32; on CUDA matrices are multiplied in bf16 (fp16 on older
-    GPUs). ``revision`` is for the record, see ``hub_files.revision_of``. Raises the ``ValueError`` of ``find_dino``,
-    and one for a file that lacks weights.
+    Weights are fp32; on CUDA matrices are multiplied in bf16 (fp16 on older GPUs). ``revision`` is that of
+    ``hub_files.revision_of``. Raises ``ValueError`` as ``find_dino`` does, and for a file that lacks weights.
     """
 
     def __init__(self, model: str = DEFAULT_DINO, device: str | None = None) -> None:
@@ -64,13 +63,11 @@ class Dino:
 
         The feature is the class token after the last layer norm, that of FD-DINOv2 (Stein et al. 2023, "Exposing flaws
         of generative model evaluation metrics and their unfair treatment of diffusion models"). As in that paper's
-        code a picture is not cropped but squeezed whole to 224 x 224 by Pillow's bicubic filter: feet and heads count,
-        and pictures to be compared should have one aspect. The paper's numbers are of ViT-L/14, and numbers are
-        comparable only with those of the same model.
+        code a picture is squeezed whole to 224 x 224 by Pillow's bicubic filter: pictures to be compared should have
+        one aspect. Numbers are comparable only with those of the same model; the paper's are of ViT-L/14.
 
-        Pictures may differ in size and mode; EXIF is not applied, see ``pictures.turn``. The features of a picture do
-        not depend on the others: on a CPU it goes through the network alone, on a GPU in a batch that always has the
-        same size.
+        Pictures may differ in size and mode; EXIF is not applied. The features of a picture do not depend on the
+        others: every forward pass on one device has the same batch size.
         """
         import torch
 
@@ -91,19 +88,18 @@ class Dino:
 
 
 def find_dino(model: str = DEFAULT_DINO) -> Path:
-    """Folder of a DINOv2 model's files, downloaded where it has to be, so that loading needs no network.
+    """Folder of a DINOv2 model's files, downloaded where it has to be. ``model`` is a local folder or a Hub id.
 
-    ``model`` is a local folder or a Hub id. Raises ``ValueError``, one line with the fix, when it cannot be had or is
-    another kind of model.
+    Raises ``ValueError``, one line with the fix, when it cannot be had or is another kind of model.
     """
     folder = model_folder(_FLAG, model, DEFAULT_DINO)
-    kind = read_json(_FLAG, model, folder, CONFIG).get("model_type")
+    kind = read_json(_FLAG, model, folder / CONFIG).get("model_type")
     if kind not in _KINDS:
         raise ValueError(f"{_FLAG} {model} is a {kind} model: pass a DINOv2 model such as {DEFAULT_DINO}")
     return folder
 
 
 def _pixels(picture: Image.Image) -> np.ndarray:
-    """A picture of any size and mode as the network reads it: float32 ``[3, 224, 224]``, normalised as ImageNet's."""
+    """The network's input: float32 ``[3, 224, 224]``."""
     values = np.asarray(to_rgb(picture).resize(_SIZE, Image.Resampling.BICUBIC), np.float32) / 255
     return ((values - _MEAN) / _STD).transpose(2, 0, 1)

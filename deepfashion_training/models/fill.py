@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from diffusers import FluxFillPipeline
 
@@ -52,21 +51,21 @@ class Recipe:
     resize_mode: ResizeMode = "pad"
 
     def __post_init__(self) -> None:
-        for side in (self.height, self.width):
-            if not 16 <= side <= 4096 or side % 16:
-                raise ValueError(f"a side of {side} pixels, where a multiple of 16 up to 4096 is needed")
-        if not 1 <= self.max_sequence_length <= 512:
-            raise ValueError(f"max_sequence_length {self.max_sequence_length}: FLUX reads 1 to 512 tokens")
-        if not 1 <= self.num_inference_steps <= MOST_INFERENCE_STEPS:
-            raise ValueError(f"num_inference_steps {self.num_inference_steps}: 1 to {MOST_INFERENCE_STEPS} are allowed")
-        if not 0 <= self.guidance_scale < math.inf:
-            raise ValueError(f"guidance_scale {self.guidance_scale}: a finite number from 0 is needed")
-        if self.resize_mode not in RESIZE_MODES:
-            raise ValueError(f"resize_mode {self.resize_mode!r}: {' or '.join(RESIZE_MODES)} is needed")
+        possible = {
+            "height": self.height in range(16, 4097, 16),
+            "width": self.width in range(16, 4097, 16),
+            "guidance_scale": 0 <= self.guidance_scale < math.inf,
+            "max_sequence_length": 1 <= self.max_sequence_length <= 512,
+            "num_inference_steps": 1 <= self.num_inference_steps <= MOST_INFERENCE_STEPS,
+            "resize_mode": self.resize_mode in RESIZE_MODES,
+        }
+        for name, is_possible in possible.items():
+            if not is_possible:
+                raise ValueError(f"{name} {getattr(self, name)} is not possible")
 
     @classmethod
     def of(cls, lora: LoraFile) -> Recipe:
-        """From the metadata of a LoRA; ``ValueError`` for a value there that cannot be."""
+        """From the metadata of a LoRA; ``ValueError`` for a value that is not possible."""
         recorded: dict[str, Any] = {}
         try:
             for field in dataclasses.fields(cls):
@@ -76,7 +75,7 @@ class Recipe:
                     recorded[field.name] = text == "True" if kind is bool else kind(text)
             return cls(**recorded)
         except ValueError as error:
-            raise ValueError(f"--lora {lora.path}: its metadata cannot be read: {error}") from error
+            raise ValueError(f"the metadata of the LoRA {lora.path} cannot be used: {error}") from error
 
     def prompt_of(self, caption: str = "") -> str:
         """The prompt of a garment, with its caption where the LoRA was trained with captions."""
@@ -87,12 +86,11 @@ class FillModel:
     """A FLUX-Fill pipeline and LoRAs to draw with, on the GPU where there is one.
 
     Weights are bf16 on CUDA (the computation of a quantized transformer too); fp32 on the CPU and for the small model.
-    All ``prompts`` are encoded before the transformer is loaded, and the text encoders are freed: 10 GB less memory are
+    All ``prompts`` are encoded, and the text encoders freed, before the transformer is loaded: 10 GB less memory are
     needed.
 
     ``quantize_base`` keeps the transformer in 4 or 8 bits a weight: 12B of them in 7 or 12 GB. ``offload`` keeps
-    it in main memory and brings one block at a time to the GPU, for cards too small for its 24 GB. They exclude one
-    another. Raises ``ValueError`` for models that cannot be loaded and for LoRAs that do not fit.
+    it in main memory and brings one block at a time to the GPU. They exclude one another, see ``check_means``.
     """
 
     def __init__(
@@ -116,7 +114,7 @@ class FillModel:
             **dict.fromkeys(("revision", "inpaint_revision", "variant", "cache_dir")),
         )
         self._embeddings = self._encode(list(dict.fromkeys(prompts)))
-        self._loras = tuple(loras or {})
+        self._has_loras = bool(loras)
         self._transformer = self._load_transformer(loras or {}, offload)
         self._pipeline = self._load_pipeline()
 
@@ -135,11 +133,11 @@ class FillModel:
         """The pairs of ``samples`` with their masked area repainted: float32 [B, 3, H, 2W] in [0, 1], on the CPU.
 
         ``samples`` are sample dicts of one size (see ``layout.pair_tensors``), of which ``im_mask`` and
-        ``inpaint_mask`` are read. The noise of each follows from its seed alone and is drawn on the CPU, so that it is
-        the same on every machine, in every batch, with and without ``lora`` (a name among those that the model was made
-        with; None is the bare base). ``on_step`` is called with the number of steps done.
+        ``inpaint_mask`` are read. ``prompts`` and ``lora`` are among those that the model was made with; None is the
+        bare base. The noise of each sample follows from its seed alone and is drawn on the CPU, so that it is the same
+        on every machine, in every batch, with and without a LoRA. ``on_step`` is called with the number of steps done.
 
-        ``prompts`` are among those that the model was made with. Raises ``ValueError`` for a result that is not finite.
+        Raises ``ValueError`` for a result that is not finite.
         """
         self._use_lora(lora, lora_scale)
         masked = torch.stack([sample["im_mask"] for sample in samples])
@@ -170,13 +168,10 @@ class FillModel:
         return drawn.cpu()
 
     def _use_lora(self, lora: str | None, scale: float) -> None:
-        if lora is not None and lora not in self._loras:
-            raise ValueError(f"no LoRA {lora!r}: this model was made with {', '.join(self._loras) or 'none'}")
-        if not self._loras:
-            return
         # DoRA at scale 0 would still set the magnitudes that it learned.
         if lora is None or scale == 0:
-            self._transformer.disable_adapters()
+            if self._has_loras:
+                self._transformer.disable_adapters()
         else:
             self._transformer.enable_adapters()
             self._transformer.set_adapters([_adapter(lora)], weights=[scale])
@@ -185,13 +180,6 @@ class FillModel:
         """T5 [1, L, D] and pooled CLIP [1, E] embeddings by prompt, in main memory."""
         encoders = trainer.load_text_encoders(self._loading, self.dtype).to(self.device)
         length = self._loading.max_sequence_length
-        size = len(prompts) * length * encoders.text_encoder_2.config.d_model * self.dtype.itemsize
-        free = psutil.virtual_memory().available
-        if size > free / 2:
-            raise ValueError(
-                f"the embeddings of {len(prompts)} distinct prompts need {size / 2**30:.1f} GiB of memory and "
-                f"{free / 2**30:.1f} GiB are free: draw fewer captions at a time"
-            )
         encoded = {}
         for prompt in prompts:
             embeds, pooled = trainer.encode_prompt(encoders, [prompt], length, self.device)

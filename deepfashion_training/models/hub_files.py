@@ -16,42 +16,32 @@ _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.s
 _LOADED = (CONFIG, PREPROCESSOR, *_WEIGHTS)
 
 
-def model_folder(
-    flag: str, model: str, example: str, revision: str | None = None, cache_dir: str | Path | None = None
-) -> Path:
+def model_folder(flag: str, model: str, example: str, revision: str | None = None) -> Path:
     """Where the files of ``model`` lie: its configuration, its preprocessing if it has any, weights in safetensors.
 
     ``model`` is a local folder or a Hub id, which is downloaded where it has to be; the name of a Hub model's folder
-    is its commit. Raises ``ValueError``, one line with the fix, when it cannot be had. The line begins with ``flag``,
-    by which the user named the model, and gives ``example`` for a Hub id.
+    is its commit. Raises ``ValueError``, one line with the fix, that begins with ``flag``, by which the user named the
+    model; ``example`` is a Hub id.
     """
     folder = Path(model).expanduser()
     if not folder.is_dir():
         if not is_hub_id(model):
             raise ValueError(f"{flag} {model}: no such folder, and not a Hub id such as {example}")
         try:
-            folder = Path(snapshot_download(model, revision=revision, cache_dir=cache_dir, allow_patterns=[*_LOADED]))
+            folder = Path(snapshot_download(model, revision=revision, allow_patterns=[*_LOADED]))
         except Exception as error:  # each HTTP library has its own classes
-            why = why_not_loaded(model, error, revision, str(cache_dir) if cache_dir else None)
-            raise ValueError(f"{flag} {why}") from error
-    if not (folder / CONFIG).is_file():
-        raise ValueError(f"{flag} {model}: no {CONFIG} in it; pass a folder that transformers saved, or a Hub id")
+            raise ValueError(f"{flag} {why_not_loaded(model, error, revision)}") from error
     if not any(any(folder.glob(name)) for name in _WEIGHTS):
         raise ValueError(f"{flag} {model}: no model.safetensors in it; save it with safe_serialization=True")
     return folder
 
 
-def read_json(flag: str, model: str, folder: Path, name: str) -> dict[str, Any]:
-    """The object in file ``name`` of ``model``; ``ValueError`` that begins with ``flag`` when there is none."""
+def read_json(flag: str, model: str, file: Path) -> dict[str, Any]:
+    """The settings in ``file`` of ``model``; ``ValueError`` that begins with ``flag`` when there are none."""
     try:
-        content = json.loads((folder / name).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"{flag} {model}: no {name} in it") from None
-    except ValueError as error:
-        raise ValueError(f"{flag} {model}: {name} is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{flag} {model}: {name} holds a {type(content).__name__}, not an object")
-    return content
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(f"{flag} {model}: {file.name} cannot be read: {error}") from error
 
 
 def revision_of(model: str, folder: Path) -> str:

@@ -26,17 +26,15 @@ class HumanParser:
     """A semantic segmentation model with the 18 ATR labels, loaded through transformers from safetensors.
 
     ``model`` is a local folder or a Hub id, ``device`` a torch device (a CUDA GPU where there is one, else the CPU).
-    It computes in bf16 (fp16 on older GPUs) on CUDA and in fp32 elsewhere. ``revision`` is for the record, see
-    ``hub_files.revision_of``. Raises the ``ValueError`` of ``check_human_parser``.
+    It computes in bf16 (fp16 on older GPUs) on CUDA and in fp32 elsewhere. ``revision`` is that of
+    ``hub_files.revision_of``. Raises ``ValueError`` as ``check_human_parser`` does.
     """
 
-    def __init__(
-        self, model: str, revision: str | None = None, device: str | None = None, cache_dir: str | Path | None = None
-    ) -> None:
+    def __init__(self, model: str, revision: str | None = None, device: str | None = None) -> None:
         import torch
         from transformers import AutoModelForSemanticSegmentation
 
-        folder = model_folder(_FLAG, model, DEFAULT_PARSER, revision, cache_dir)
+        folder = model_folder(_FLAG, model, DEFAULT_PARSER, revision)
         self.revision = revision_of(model, folder)
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.dtype = torch.float32
@@ -50,10 +48,7 @@ class HumanParser:
         self._network = network.to(self.device, self.dtype).eval().requires_grad_(False)
 
     def parse(self, photos: Sequence[Image.Image]) -> list[np.ndarray]:
-        """The ATR label of every pixel: one uint8 array [h, w] per photo, of that photo's size.
-
-        Photos may differ in size and mode; EXIF is not applied, see ``pictures.turn``.
-        """
+        """The ATR label of every pixel: one uint8 array [h, w] per photo, of that photo's size; EXIF is not applied."""
         starts = range(0, len(photos), _BATCH)
         return [labels for start in starts for labels in self._parse_batch(photos[start : start + _BATCH])]
 
@@ -97,7 +92,7 @@ class _Preprocessing:
     """What the image processor of transformers does by ``preprocessor_config.json``, without its torchvision."""
 
     def __init__(self, folder: Path, model: str) -> None:
-        config = read_json(_FLAG, model, folder, PREPROCESSOR)
+        config = read_json(_FLAG, model, folder / PREPROCESSOR)
         try:
             if not all(config.get(f"do_{step}", True) for step in ("resize", "rescale", "normalize")):
                 raise ValueError("a step is switched off")
@@ -106,22 +101,17 @@ class _Preprocessing:
             self.scale = np.float32(config.get("rescale_factor", 1 / 255))
             self.mean, self.std = (np.asarray(config[name], np.float32) for name in ("image_mean", "image_std"))
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"{_FLAG} {model}: {PREPROCESSOR} must resize to a height and width, rescale and normalise: {error}"
-            ) from error
+            raise ValueError(f"{_FLAG} {model}: {PREPROCESSOR} is not that of a SegFormer: {error!r}") from error
 
     def __call__(self, photo: Image.Image) -> np.ndarray:
-        """A photo of any size and mode as the network reads it: float32 [3, height, width]."""
+        """The network's input: float32 [3, height, width]."""
         values = np.asarray(to_rgb(photo).resize(self.size, self.filter), np.float32) * self.scale
         return ((values - self.mean) / self.std).transpose(2, 0, 1)
 
 
 def _atr_numbers(folder: Path, model: str) -> np.ndarray:
-    """The ATR number of each number that the model outputs, uint8 [18]; labels are matched by name.
-
-    Raises ``ValueError`` that names the labels of a model that has others.
-    """
-    labels = read_json(_FLAG, model, folder, CONFIG).get("id2label") or {}
+    """The ATR number of each number that the model outputs, uint8 [18]; labels are matched by name."""
+    labels = read_json(_FLAG, model, folder / CONFIG).get("id2label") or {}
     named = {int(number): _plain(str(name)) for number, name in labels.items()}
     wanted = [_plain(name) for name in ATR_LABELS]
     if sorted(named) != list(range(len(wanted))) or sorted(named.values()) != sorted(wanted):

@@ -10,7 +10,6 @@ import hashlib
 import json
 import math
 import re
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -29,8 +28,6 @@ from training_run.hub import is_hub_id, transformer_in, why_not_loaded
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 #: What peft puts before a layer's name. ``PeftModel`` expects it.
 _PEFT_PREFIX = "base_model.model"
-#: What helps where a file does not say how its LoRA is scaled.
-_FIX = "train it with this project, or save it with save_lora_weights of diffusers 0.35 or later"
 
 #: Layers of Black Forest Labs' FLUX and the diffusers layers that each is made of, in order. Read off diffusers'
 #: ``_convert_kohya_flux_lora_to_diffusers``, of which ``to_kohya`` is the inverse.
@@ -80,10 +77,7 @@ class LoraFile:
         return hashlib.sha256(self.path.read_bytes()).hexdigest()
 
     def scaled(self, factor: float) -> LoraFile:
-        """The same LoRA with ``factor`` times the update, which may be zero or negative.
-
-        The factor goes into B: kohya reads alpha 0 as "as the rank", and diffusers hangs on a negative alpha.
-        """
+        """The same LoRA with ``factor`` times the update, which may be zero or negative: it goes into B, not alpha."""
         grown = {
             name: (tensor.float() * factor).to(tensor.dtype) if name.endswith(".lora_B.weight") else tensor
             for name, tensor in self.weights.items()
@@ -91,54 +85,48 @@ class LoraFile:
         return self if factor == 1 else replace(self, weights=grown)
 
 
-def find_lora(name: str, *, flag: str = "--lora") -> Path:
-    """The LoRA file that a folder, a file or a Hub id names; ``ValueError`` where there is none.
-
-    ``flag`` is the option that ``name`` was given with, for what the errors say.
-    """
+def find_lora(name: str) -> Path:
+    """The LoRA file that a folder, a file or a Hub id names; ``ValueError`` where there is none."""
     path = Path(name).expanduser()
-    if path.is_dir():
-        path = path / LORA_WEIGHT_NAME_SAFE
-        if not path.is_file():
-            raise ValueError(f"{flag} {name}: no {LORA_WEIGHT_NAME_SAFE} in this folder")
-    elif is_hub_id(name):
+    if is_hub_id(name):
         try:
-            path = Path(hf_hub_download(name, LORA_WEIGHT_NAME_SAFE))
+            return Path(hf_hub_download(name, LORA_WEIGHT_NAME_SAFE)).resolve()
         except Exception as error:  # no such repository or file, no network: each HTTP library has its own classes
-            raise ValueError(f"{flag} {name}: no {LORA_WEIGHT_NAME_SAFE}: {why_not_loaded(name, error)}") from error
-    elif not path.is_file():
-        raise ValueError(f"{flag} {name}: no such file or folder")
-    return path.resolve()
+            raise ValueError(f"LoRA {name}: no {LORA_WEIGHT_NAME_SAFE}: {why_not_loaded(name, error)}") from error
+    file = path / LORA_WEIGHT_NAME_SAFE if path.is_dir() else path
+    if not file.is_file():
+        raise ValueError(f"LoRA {name}: there is no file {file}")
+    return file.resolve()
 
 
-def read_lora(path: Path, *, assume_alpha: bool = False, flag: str = "--lora") -> LoraFile:
+def read_lora(path: Path, *, assume_alpha: bool = False) -> LoraFile:
     """The LoRA in ``path``; ``ValueError`` for a file that is not one, or does not say its rank and alpha.
 
     With ``assume_alpha`` a file that does not say them has the rank of its first layer and alpha equal to it, as
-    diffusers takes it; its ``metadata`` is empty then. ``flag`` is as in ``find_lora``.
+    diffusers takes it; its ``metadata`` is empty then.
     """
     try:
         with safe_open(path, "pt") as file:
             stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             metadata = dict(file.metadata() or {})
     except SafetensorError as error:
-        raise ValueError(f"{flag} {path} is not a safetensors file: {error}") from error
+        raise ValueError(f"{path} is not a safetensors file: {error}") from error
     known = re.compile(r"transformer\..+\.(lora_[AB]\.weight|lora_magnitude_vector)")
     other = next((name for name in stored if not known.fullmatch(name)), None if stored else "nothing")
     if other is not None:
-        raise ValueError(f"{flag} {path} is not a LoRA of a FLUX transformer as diffusers names it: it holds {other}")
+        raise ValueError(f"{path} is not a LoRA of a FLUX transformer as diffusers names it: it holds {other}")
     weights = {name.removeprefix("transformer."): tensor for name, tensor in stored.items()}
     for name, tensor in weights.items():
         if not tensor.numel() or not tensor.is_floating_point() or not tensor.isfinite().all():
-            raise ValueError(f"{flag} {path}: {name} does not hold finite numbers: the file is damaged")
+            raise ValueError(f"{path}: {name} does not hold finite numbers: the file is damaged")
     if assume_alpha and LORA_ADAPTER_METADATA_KEY not in metadata:
         lora = LoraFile(path, weights, _assumed_config(weights), {})
     else:
-        lora = LoraFile(path, weights, _config(path, metadata, flag), metadata)
+        lora = LoraFile(path, weights, _config(path, metadata), metadata)
     for layer in lora.layers:
         down, up = (weights.get(f"{layer}.lora_{part}.weight", torch.empty(0)) for part in "AB")
         if not down.ndim == up.ndim == 2 or not down.shape[0] == up.shape[1] == lora.config.r:
-            raise ValueError(f"{flag} {path}: {layer} is not of the rank {lora.config.r} that the metadata says")
+            raise ValueError(f"{path}: {layer} is not of the rank {lora.config.r} that the metadata says")
     return lora
 
 
@@ -150,42 +138,22 @@ def _assumed_config(weights: dict[str, torch.Tensor]) -> LoraConfig:
     return LoraConfig(r=rank, lora_alpha=rank, target_modules=layers, use_dora=dora)
 
 
-def _config(path: Path, metadata: dict[str, str], flag: str) -> LoraConfig:
+def _config(path: Path, metadata: dict[str, str]) -> LoraConfig:
     """The adapter's settings, as the trainer and diffusers write them into a file."""
     try:
         adapter = json.loads(metadata[LORA_ADAPTER_METADATA_KEY])
         settings = {name.removeprefix("transformer."): value for name, value in adapter.items()}
-        rank, alpha = settings["r"], settings["lora_alpha"]
-    except (KeyError, ValueError, AttributeError, RecursionError) as error:
-        raise ValueError(
-            f"{flag} {path} does not say its rank and alpha ({LORA_ADAPTER_METADATA_KEY} in its metadata): {_FIX}"
-        ) from error
-    if type(rank) is not int or rank < 1:
-        raise ValueError(f"{flag} {path}: its metadata say rank {rank!r}, not a whole number from 1: {_FIX}")
-    if type(alpha) not in (int, float) or not abs(alpha) <= sys.float_info.max:  # NaN compares as false
-        raise ValueError(f"{flag} {path}: its metadata say alpha {alpha!r}, not a finite number: {_FIX}")
-    if settings.setdefault("peft_type", "LORA") != "LORA":
-        raise ValueError(f"{flag} {path}: its metadata say that it is a {settings['peft_type']} adapter, not a LoRA")
-    try:
-        config = LoraConfig.from_peft_type(**settings)
+        if settings["r"] < 1 or not 0 < settings["lora_alpha"] < math.inf:  # NaN compares as false
+            raise ValueError(f"rank {settings['r']}, alpha {settings['lora_alpha']}")
+        config = LoraConfig.from_peft_type(**{"peft_type": "LORA", **settings})
+        if config.rank_pattern or config.alpha_pattern:
+            raise ValueError("only one rank and alpha for all layers are supported")
     except (KeyError, ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"{flag} {path}: peft cannot use its metadata: {error}") from error
-    if config.rank_pattern or config.alpha_pattern:
-        raise ValueError(f"{flag} {path}: only LoRAs with one rank and alpha for all layers are supported")
-    return config
-
-
-def check_kohya(lora: LoraFile) -> None:
-    """Raise ``ValueError`` for a LoRA that the kohya format cannot hold."""
-    if lora.config.use_dora:
         raise ValueError(
-            "--format kohya cannot hold DoRA, whose magnitudes ComfyUI ignores and diffusers drops unread: use "
-            "--format fused, which every tool reads, or peft"
-        )
-    if lora.config.lora_alpha <= 0:
-        raise ValueError(f"--format kohya cannot hold an alpha of {lora.config.lora_alpha}, read as the rank: use peft")
-    for layer in lora.layers:
-        _place(layer)
+            f"{path} does not say a rank and alpha to use ({LORA_ADAPTER_METADATA_KEY} in its metadata: {error!r}): "
+            "train it with this project, or save it with save_lora_weights of diffusers 0.35 or later"
+        ) from error
+    return config
 
 
 def _place(layer: str) -> tuple[str, tuple[str, ...]]:
@@ -206,12 +174,13 @@ def to_kohya(lora: LoraFile) -> dict[str, torch.Tensor]:
     layer) are one. With hidden size D, the n = 3 (4) LoRAs of rank r become one of rank n r: ``lora_down`` [n r, D]
     stacks the A's, ``lora_up`` [3 D (7 D), n r] has the B's on its diagonal and zeros elsewhere. Tools scale by alpha
     over the rank of the file, so ``alpha`` is scaling x n r (x r for layers that stay alone) and the update is
-    unchanged; rsLoRA is folded in that way too. A part without a LoRA gets zeros. No weight is rounded.
+    unchanged; rsLoRA is folded in that way too. A part without a LoRA gets zeros. No weight is rounded. Assumed is an
+    MLP four times as wide as D.
 
-    Assumed are FLUX's 19 double and 38 single blocks or fewer, and an MLP four times as wide as D. diffusers 0.42 reads
-    ``single_blocks_*_linear1`` for D = 3072 only, FLUX's own; the other layers for any D.
+    Raises ``ValueError`` for DoRA and for layers that the format has no name for.
     """
-    check_kohya(lora)
+    if lora.config.use_dora:
+        raise ValueError("--format kohya cannot hold the magnitudes of a DoRA: use --format fused, or peft")
     weights: dict[str, torch.Tensor] = {}
     for layer in lora.layers:
         name, parts = _place(layer)
@@ -242,8 +211,8 @@ def write_kohya(lora: LoraFile, file: Path) -> None:
 def write_peft(lora: LoraFile, folder: Path) -> None:
     """Write a folder that ``PeftModel.from_pretrained(transformer, folder)`` loads.
 
-    diffusers loads it too, with ``transformer.load_lora_adapter(folder, prefix="base_model.model")``, and takes alpha
-    from the metadata of the weights rather than from ``adapter_config.json``.
+    So does diffusers with ``transformer.load_lora_adapter(folder, prefix="base_model.model")``, which takes alpha from
+    the metadata of the weights.
     """
     config = LoraConfig.from_peft_type(**lora.config.to_dict())
     config.inference_mode, config.base_model_name_or_path = True, lora.metadata.get("transformer")
@@ -288,10 +257,10 @@ def check_fits(lora: LoraFile, transformer: Path) -> None:
         size = (len(lora.weights[f"{layer}.lora_B.weight"]), lora.weights[f"{layer}.lora_A.weight"].shape[1])
         there = getattr(modules.get(layer), "weight", None)
         if there is None or there.shape != size:
-            here = "is missing" if there is None else f"has size {tuple(there.shape)}"
+            here = "missing" if there is None else tuple(there.shape)
             raise ValueError(
-                f"the LoRA is for another transformer than {transformer}: its {layer} is for {size} and {here} there; "
-                "name the right one with --base"
+                f"the LoRA is for another transformer than {transformer}: its {layer} is for {size}, there it is "
+                f"{here}; name the right one with --base"
             )
 
 
