@@ -15,7 +15,6 @@ from PIL import Image
 from deepfashion_training.embedded import DRAWN_PARSER
 from deepfashion_training.embedded.make.make_parser import (
     SIZE,
-    Stage,
     draw_people,
     person_specs,
     save_parser,
@@ -253,7 +252,7 @@ def test_the_drawn_parser_knows_people_it_never_saw() -> None:
 @pytest.mark.long
 def test_training_learns_and_repeats_itself(tmp_path: Path) -> None:
     for name in ("one", "two"):
-        train_drawn_parser(tmp_path / name, [Stage(people=24, seed=11, every=1, steps=60, rate=6e-3)])
+        train_drawn_parser(tmp_path / name, [(24, 11, 1, 60, 6e-3)])
     one, two = (load_human_parser(str(tmp_path / name)) for name in ("one", "two"))
     assert one.revision == two.revision
     photos, truth = draw_people(person_specs(12, seed=11))

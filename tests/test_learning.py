@@ -47,8 +47,7 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 @pytest.fixture(scope="module")
 def judged(quick: tuple[Path, str]) -> dict[str, Any]:
     """Errors of base and LoRA on drawn people of a seed that no training draws."""
-    flags = ["--lora", str(quick[0]), "--people", "66"]
-    return embedded_base.judge(embedded_base.build_parser().parse_args(flags))
+    return embedded_base.judge(quick[0], people=66)
 
 
 @pytest.mark.parametrize("figure", BOUNDS)
@@ -63,17 +62,14 @@ def test_the_base_dresses_people_in_the_tops_that_it_is_given(judged: dict[str, 
     error = judged["base"]["upper"]["ciede2000_masked"]
     assert error < judged["grey fill"]["upper"]["ciede2000_masked"] / 3
     assert error < judged["base, wrong garment"]["upper"]["ciede2000_masked"] / 3
-    swap = judged["swap"]["upper"]
-    assert swap["to the garment given"] < swap["to their own"] / 5
 
 
 @pytest.mark.parametrize("kind", ["lower", "full"])
 def test_the_base_fails_at_trousers_and_dresses(judged: dict[str, Any], kind: str) -> None:
     for figure, factor in (("ciede2000_masked", 1.8), ("dssim_masked", 1.6)):
         assert judged["base"][kind][figure] > factor * judged["base"]["upper"][figure], figure
-    # What is painted is far from the colours of the garment that is given, where tops are close to theirs.
-    swap = judged["swap"][kind]
-    assert swap["to the garment given"] > 2 * judged["swap"]["upper"]["to the garment given"]
+    # It matters little which garment is given, where a wrong top makes the error four times as large.
+    assert judged["base"][kind]["ciede2000_masked"] > judged["base, wrong garment"][kind]["ciede2000_masked"] / 2
 
 
 def test_the_quick_test_says_the_table_then_where_all_is_and_last_what_to_type_next(quick: tuple[Path, str]) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 
+from deepfashion_training.embedded import TINY_FLUX_FILL
 from deepfashion_training.embedded.make import small_vae
 from deepfashion_training.embedded.make.make_base import drawn_pairs
 
@@ -21,7 +22,7 @@ def pairs() -> small_vae.Pairs:
 @pytest.fixture
 def started(pairs: small_vae.Pairs) -> Any:
     torch.manual_seed(0)
-    vae = AutoencoderKL(**small_vae.VAE_CONFIG)
+    vae = AutoencoderKL.from_config(AutoencoderKL.load_config(TINY_FLUX_FILL / "vae"))
     small_vae.linear_start(vae, pairs.batch(np.random.default_rng(0), 12, None))
     return vae
 
@@ -76,45 +77,6 @@ def held(before: dict[str, torch.Tensor], vae: Any) -> set[str]:
     for name in changed - {"decoder.conv_out.weight", "decoder.conv_out.bias"}:
         assert torch.equal(before[name][-1], after[name][-1]), name
     return changed
-
-
-@pytest.fixture
-def painted(pairs: small_vae.Pairs) -> small_vae.Painted:
-    """Each latent tells its place: a thousand for its pair, sixteen for its row, one for its column."""
-    place = torch.arange(8.0)[:, None] * 16 + torch.arange(16.0)
-    latents = torch.arange(12.0)[:, None, None, None] * 1000 + place.expand(12, 16, 8, 16)
-    return small_vae.Painted(latents, pairs)
-
-
-def test_painted_crops_show_what_their_latents_stand_for(pairs: small_vae.Pairs, painted: small_vae.Painted) -> None:
-    latents, pictures = painted.batch(np.random.default_rng(3), 20, 32)
-    assert latents.shape == (20, 16, 4, 4) and pictures.shape == (20, 3, 32, 32)
-    for latent, picture in zip(latents, pictures, strict=True):
-        row, (top, left) = int(latent[0, 0, 0] // 1000), divmod(int(latent[0, 0, 0] % 1000), 16)
-        pair = torch.from_numpy(pairs.pictures[row]).permute(2, 0, 1) / 127.5 - 1
-        torch.testing.assert_close(picture, pair[:, 8 * top : 8 * top + 32, 8 * left : 8 * left + 32])
-        assert left >= 4, "of the person, not of the garment"
-        ys, xs = (pairs.masks[row].any(axis=axis).nonzero()[0] for axis in (1, 0))
-        assert ys[0] - 32 <= 8 * top + 16 <= ys[-1] + 32 and 64 + xs[0] - 32 <= 8 * left + 16 <= 64 + xs[-1] + 32
-
-
-def test_polishing_changes_the_decoder_alone_and_makes_painted_latents_look_like_their_pictures(
-    pairs: small_vae.Pairs, started: Any
-) -> None:
-    with torch.no_grad():
-        whole = torch.from_numpy(pairs.pictures).permute(0, 3, 1, 2) / 127.5 - 1
-        latents = started.encode(whole).latent_dist.mean
-    painted = small_vae.Painted(latents + torch.randn(latents.shape, generator=torch.Generator().manual_seed(1)), pairs)
-
-    def error() -> float:
-        with torch.no_grad():
-            return (started.decode(painted.latents).sample - whole).abs().mean().item()
-
-    weights, before = {name: weight.clone() for name, weight in started.state_dict().items()}, error()
-    small_vae.polish_decoder(started, pairs, painted, steps=60, seed=5, batch_size=4, crop=32)
-    assert error() < 0.85 * before
-    assert all(name.startswith("decoder.") for name in held(weights, started))
-    assert all(weight.requires_grad for weight in started.parameters())
 
 
 def test_latents_become_standard(started: Any, pairs: small_vae.Pairs) -> None:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import itertools
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +36,13 @@ _BATCH = 8
 
 def person_specs(people: int, seed: int, every: int = 1) -> list[RowSpec]:
     """``every``-th rows of a raw wardrobe that show a person, and a third of its tops; skirts all, as the hardest."""
-
-    def is_wanted(row: RowSpec) -> bool:
-        step = 3 * every if row.cloth_type == UPPER else every
-        return row.view != "flat" and (row.category == "Skirts" or row.index % step == 0)
-
-    return list(itertools.islice(filter(is_wanted, raw_specs(100 * people, seed)), people))
+    wanted = (
+        row
+        for row in raw_specs(100 * people, seed)
+        if row.view != "flat"
+        and (row.category == "Skirts" or row.index % (3 * every if row.cloth_type == UPPER else every) == 0)
+    )
+    return list(itertools.islice(wanted, people))
 
 
 def draw_people(specs: Iterable[RowSpec], size: tuple[int, int] = SIZE) -> tuple[np.ndarray, np.ndarray]:
@@ -75,39 +75,28 @@ def save_parser(network: Any, folder: Path) -> None:
     SegformerImageProcessor(size=size, image_mean=_MEAN, image_std=_STD).save_pretrained(folder)
 
 
-@dataclass(frozen=True)
-class Stage:
-    """One part of the training: which people, for how many steps, at which peak learning rate."""
-
-    people: int
-    seed: int  # of the wardrobe; test on people of another
-    every: int
-    steps: int
-    rate: float
+#: People, seed of their wardrobe, ``every`` of ``person_specs``, steps and peak learning rate of each part of the
+#: training: all views of few people first, then few views of many others, which is what tells skirts from dresses.
+STAGES = ((1200, 11, 1, 3000, 6e-3), (1200, 12, 3, 2100, 4e-3), (1500, 13, 3, 2000, 3e-3))
 
 
-#: All views of few people first, then few views of many others, which is what tells skirts from dresses.
-STAGES = (Stage(1200, 11, 1, 3000, 6e-3), Stage(1200, 12, 3, 2100, 4e-3), Stage(1500, 13, 3, 2000, 3e-3))
-
-
-def train_drawn_parser(folder: Path, stages: Sequence[Stage] = STAGES) -> None:
+def train_drawn_parser(folder: Path, stages: Sequence[tuple[int, int, int, int, float]] = STAGES) -> None:
     """Train a parser and save it to ``folder``: the same bytes on one machine, however busy it is."""
     torch.manual_seed(0)
     network = small_segformer().train()
-    for stage in stages:
-        _train(network, stage)
+    for people, seed, every, steps, rate in stages:
+        _train(network, *draw_people(person_specs(people, seed, every)), steps, rate)
     save_parser(network, folder)
 
 
-def _train(network: Any, stage: Stage) -> None:
-    photos, maps = draw_people(person_specs(stage.people, stage.seed, stage.every))
+def _train(network: Any, photos: np.ndarray, maps: np.ndarray, steps: int, rate: float) -> None:
     normalised = (photos.astype(np.float32) / 255 - np.array(_MEAN, np.float32)) / np.array(_STD, np.float32)
     pixels, labels = torch.from_numpy(normalised.transpose(0, 3, 1, 2)), torch.from_numpy(maps).long()
     share = torch.bincount(labels.flatten(), minlength=len(LABELS)) / labels.numel()
     weight = (share + 1e-3) ** -0.35  # rare labels count more, yet not so much that they spill over their edges
-    optimizer = torch.optim.AdamW(network.parameters(), stage.rate, betas=(0.9, 0.95))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, stage.rate, stage.steps, pct_start=0.1)
-    progress = trange(stage.steps, desc="training", unit="step", mininterval=5)
+    optimizer = torch.optim.AdamW(network.parameters(), rate, betas=(0.9, 0.95))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, steps, pct_start=0.1)
+    progress = trange(steps, desc="training", unit="step", mininterval=5)
     for step in progress:
         chosen = torch.randint(len(pixels), (_BATCH,))
         x, y = pixels[chosen], labels[chosen]

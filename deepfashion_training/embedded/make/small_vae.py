@@ -1,7 +1,8 @@
-"""The VAE of the small FLUX-Fill: its form, its start from principal components, and its training on drawn pairs.
+"""The VAE of the small FLUX-Fill: its start from principal components, and its training on drawn pairs.
 
-It is trained on pairs, whole and cut, and with the person's area to repaint grey, because that is what it encodes; its
-decoder in the end on what the trained transformer paints, because that is what it decodes.
+It has the form of FLUX.1's: 16 latent channels, 8x down, no quantization convolutions. With no residual blocks between
+the encoder's downsamplers a pair takes a few milliseconds. It is trained on crops of pairs, half of them with the
+person's area to repaint grey, because that is what it encodes.
 
 Two choices make it quick to train and keep its latents plain. The encoder starts as a linear transform: patches of
 2x2, 4x4 and 8x8 pixels one after another, each reduced to its principal components; what it learns on top is a
@@ -12,7 +13,6 @@ single picture, a pair and a crop alike.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,25 +20,8 @@ import numpy as np
 import torch
 from diffusers.optimization import get_scheduler
 from torch.nn import functional
-from torchmetrics.functional.image import structural_similarity_index_measure
 from tqdm import trange
 
-#: 16 latent channels, 8x down, no quantization convolutions: the form of FLUX.1's VAE. With no residual blocks between
-#: the encoder's downsamplers, a pair takes a few milliseconds: the trainer encodes two pictures a row and step.
-VAE_CONFIG: dict[str, Any] = {
-    "block_out_channels": (32, 32, 32, 32),
-    "down_block_types": ("DownEncoderBlock2D",) * 4,
-    "up_block_types": ("UpDecoderBlock2D",) * 4,
-    "layers_per_block": 0,
-    "latent_channels": 16,
-    "norm_num_groups": 1,
-    "sample_size": 128,
-    "use_quant_conv": False,
-    "use_post_quant_conv": False,
-    "mid_block_add_attention": False,
-    "shift_factor": 0.0,
-    "scaling_factor": 1.0,
-}
 _CONSTANT = 32.0  # of the last channel: far above the 0.1 to 6 of the others
 _OFFSET = 3.0  # SiLU is nearly linear around it
 #: Of the posterior: a standard deviation of 0.05, where the weakest of the latents' components have about 0.5.
@@ -63,44 +46,21 @@ class Pairs:
         """
         batch = []
         for place, row in enumerate(rng.integers(len(self.pictures), size=size)):
-            pair = self.pictures[row].astype(np.float32) / 127.5 - 1
+            pair, mask = self.pictures[row].astype(np.float32) / 127.5 - 1, self.masks[row]
+            height, width = mask.shape
             if place % 2 == 0:
-                pair[:, pair.shape[1] // 2 :][self.masks[row]] = 0
-            if crop and place < on_clothes * size:
-                top, left = _corner(rng, self.masks[row], crop, bool(rng.integers(2)))
-                pair = pair[top : top + crop, left : left + crop]
-            elif crop:
-                top, left = rng.integers(np.array(pair.shape[:2]) - crop + 1)
+                pair[:, width:][mask] = 0
+            if crop:
+                if place < on_clothes * size:
+                    ys, xs = np.nonzero(mask)
+                    point, on_person = rng.integers((len(ys), 2))
+                    centre = np.array([ys[point], xs[point] + width * on_person]) + rng.integers(-16, 17, 2)
+                    top, left = np.clip(centre - crop // 2, 0, (height - crop, 2 * width - crop))
+                else:
+                    top, left = rng.integers((height - crop + 1, 2 * width - crop + 1))
                 pair = pair[top : top + crop, left : left + crop]
             batch.append(pair[:, :: rng.choice((-1, 1)), rng.permutation(3)])
         return torch.from_numpy(np.stack(batch)).permute(0, 3, 1, 2).contiguous()
-
-
-@dataclass(frozen=True)
-class Painted:
-    """``latents`` float32 [n,16,H/8,2W/8] that a transformer painted, as the decoder is given them, for ``pairs``."""
-
-    latents: torch.Tensor
-    pairs: Pairs
-
-    def batch(self, rng: np.random.Generator, size: int, crop: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """``size`` crops around a point of the area to repaint: latents, and the pictures [size,3,crop,crop]."""
-        latents, pictures = [], []
-        for row in rng.integers(len(self.latents), size=size):
-            top, left = _corner(rng, self.pairs.masks[row], crop, on_person=True) // 8
-            latents.append(self.latents[row, :, top : top + crop // 8, left : left + crop // 8])
-            pictures.append(self.pairs.pictures[row, 8 * top : 8 * top + crop, 8 * left : 8 * left + crop])
-        shown = torch.from_numpy(np.stack(pictures).astype(np.float32) / 127.5 - 1)
-        return torch.stack(latents), shown.permute(0, 3, 1, 2).contiguous()
-
-
-def _corner(rng: np.random.Generator, mask: np.ndarray, crop: int, on_person: bool) -> np.ndarray:
-    """Top and left of a crop of a pair, around a point of the person's ``mask`` [H,W] or the same of the garment."""
-    height, width = mask.shape
-    ys, xs = np.nonzero(mask)
-    point = rng.integers(len(ys))
-    centre = np.array([ys[point], xs[point] + width * on_person]) + rng.integers(-16, 17, 2)
-    return np.clip(centre - crop // 2, 0, (height - crop, 2 * width - crop))
 
 
 def _principal(maps: torch.Tensor, count: int) -> torch.Tensor:
@@ -230,7 +190,8 @@ def train_vae(
 ) -> None:
     """Train ``vae`` on crops of clothes, or with ``decoder_only`` its decoder alone, on walls, too; latents then stay.
 
-    The noise of the posterior keeps its variance: the decoder has to bear it, which keeps neighbouring latents alike.
+    AdamW with a cosine schedule. The noise of the posterior keeps its variance: the decoder has to bear it, which keeps
+    neighbouring latents alike. The constant channel is held.
     """
     rng = np.random.default_rng([seed, 21])
     torch.manual_seed(seed)
@@ -244,49 +205,6 @@ def train_vae(
         # Only the middle learns, but PyTorch 2.13's group normalization crashes on CPUs without all the gradients.
         for part in (*learned[1:], vae.encoder.conv_norm_out, vae.encoder.down_blocks[2].downsamplers[0].conv):
             part.requires_grad_(True)
-
-    def loss_of_step() -> torch.Tensor:
-        pictures = pairs.batch(rng, batch_size, crop, 0.5 if decoder_only else 1.0)
-        pictures = pictures.to(memory_format=torch.channels_last)
-        with torch.set_grad_enabled(not decoder_only):
-            mean = vae.encode(pictures).latent_dist.mean
-        noise = torch.randn_like(mean) * np.exp(_POSTERIOR_LOG_VARIANCE / 2)
-        return reconstruction_loss(vae.decode(mean + noise).sample, pictures)
-
-    _train(vae, learned, steps, 1.5e-3 if decoder_only else 2e-3, loss_of_step)
-    at_full_size.resnets = blocks
-
-
-def polish_decoder(
-    vae: Any, pairs: Pairs, painted: Painted, steps: int, seed: int, batch_size: int = 16, crop: int = 64
-) -> None:
-    """Train the decoder of ``vae`` on what a transformer paints; latents stay what they are.
-
-    60% of the steps see ``painted`` latents, the others latents of ``pairs`` with noise of a fifth of their deviation.
-    1-SSIM is part of the loss.
-    """
-    rng = np.random.default_rng([seed, 22])
-    torch.manual_seed(seed)
-    vae.encoder.requires_grad_(False)
-
-    def loss_of_step() -> torch.Tensor:
-        if rng.random() < 0.6:
-            latents, pictures = painted.batch(rng, batch_size, crop)
-        else:
-            pictures = pairs.batch(rng, batch_size, crop, on_clothes=0.7)
-            with torch.no_grad():
-                latents = vae.encode(pictures.to(memory_format=torch.channels_last)).latent_dist.mean
-            latents = latents + 0.2 * torch.randn_like(latents)
-        made = vae.decode(latents.to(memory_format=torch.channels_last)).sample
-        alike = structural_similarity_index_measure(made / 2 + 0.5, pictures / 2 + 0.5, data_range=1.0)
-        assert isinstance(alike, torch.Tensor)
-        return reconstruction_loss(made, pictures) + 0.5 * (1 - alike)
-
-    _train(vae, [vae.decoder], steps, 1.5e-3, loss_of_step)
-
-
-def _train(vae: Any, learned: list[Any], steps: int, rate: float, loss_of_step: Callable[[], torch.Tensor]) -> None:
-    """AdamW with a cosine schedule for parts of ``vae``; the constant channel is held, and all may learn afterwards."""
     hooks = []
     for name, weight in vae.named_parameters():
         if weight.requires_grad and "conv_out" not in name:
@@ -296,11 +214,17 @@ def _train(vae: Any, learned: list[Any], steps: int, rate: float, loss_of_step: 
                 free[:, -1] = 0.0
             hooks.append(weight.register_hook(free.mul))
     weights = [weight for part in learned for weight in part.parameters()]
+    rate = 1.5e-3 if decoder_only else 2e-3
     optimizer = torch.optim.AdamW(weights, lr=rate, betas=(0.9, 0.99), weight_decay=0.0)
     schedule = get_scheduler("cosine", optimizer, num_warmup_steps=max(1, steps // 50), num_training_steps=steps)
     progress = trange(steps, desc="training the VAE", unit="step", mininterval=5)
     for _ in progress:
-        loss = loss_of_step()
+        pictures = pairs.batch(rng, batch_size, crop, 0.5 if decoder_only else 1.0)
+        pictures = pictures.to(memory_format=torch.channels_last)
+        with torch.set_grad_enabled(not decoder_only):
+            mean = vae.encode(pictures).latent_dist.mean
+        noise = torch.randn_like(mean) * np.exp(_POSTERIOR_LOG_VARIANCE / 2)
+        loss = reconstruction_loss(vae.decode(mean + noise).sample, pictures)
         vae.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
@@ -310,3 +234,4 @@ def _train(vae: Any, learned: list[Any], steps: int, rate: float, loss_of_step: 
     for hook in hooks:
         hook.remove()
     vae.requires_grad_(True)
+    at_full_size.resnets = blocks
