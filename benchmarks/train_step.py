@@ -13,21 +13,19 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import functools
 import json
 import platform
-import re
-import resource
 import statistics
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import numpy as np
+import psutil
 import torch
 from diffusers import AutoencoderKL, FluxFillPipeline, FluxTransformer2DModel
 from diffusers import FlowMatchEulerDiscreteScheduler as FlowScheduler
@@ -35,8 +33,8 @@ from diffusers import FlowMatchEulerDiscreteScheduler as FlowScheduler
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # `python benchmarks/train_step.py` has only this folder on its path
 import train_flux_inpaint as trainer  # noqa: E402
-from training_run import quantization, speed  # noqa: E402
-from training_run.flags import COUNT, NOT_COMPILED, SIDE, SWITCH, recompute_stride  # noqa: E402
+from training_run import guards, quantization, speed  # noqa: E402
+from training_run.flags import COUNT, SIDE, SWITCH, recompute_stride  # noqa: E402
 from training_run.flops import FLUX_FILL, matmul_ceiling, seconds, useful_flops  # noqa: E402
 from training_run.record import package_versions  # noqa: E402
 
@@ -91,15 +89,6 @@ def parse_args(input_args: Sequence[str] | None = None) -> argparse.Namespace:
     add("--compile_blocks", action=SWITCH, default=False, help="also time a variant with compiled blocks")
     add("--json", type=Path, metavar="F", help="also write the figures to F")
     args = parser.parse_args(input_args)
-    if args.json and not args.json.parent.is_dir():
-        parser.error(f"--json {args.json}: there is no folder {args.json.parent}")
-    if args.compile_blocks and args.quantize_base in NOT_COMPILED:
-        parser.error(f"--quantize_base {args.quantize_base} cannot be compiled: add --no-compile_blocks")
-    if args.quantize_base:
-        try:
-            quantization.check_usable("--quantize_base", args.quantize_base)
-        except ValueError as error:
-            parser.error(str(error))
     size = SIZES[args.size]
     args.steps, args.text_tokens = args.steps or size.steps, size.text_tokens
     args.height, args.width = args.height or size.height, args.width or size.width
@@ -132,11 +121,13 @@ def trainer_args(args: argparse.Namespace, pipeline: Path, transformer: Path, ou
         "height": args.height, "width": args.width, "max_sequence_length": args.text_tokens,
         "mixed_precision": args.mixed_precision, "max_train_steps": 2 * (args.steps + WARM_UP), "report_to": "none",
     }  # fmt: skip
-    flags["attention_backend"] = args.attention_backend
+    flags |= {
+        "attention_backend": args.attention_backend,
+        "gradient_checkpointing": args.gradient_checkpointing or "none",
+    }
     if args.quantize_base:
         flags["quantize_base"] = args.quantize_base
-    line = [part for name, value in flags.items() for part in (f"--{name}", str(value))]
-    return trainer.parse_args([*line, f"--gradient_checkpointing={args.gradient_checkpointing or 'none'}"])
+    return trainer.parse_args([f"--{name}={value}" for name, value in flags.items()])
 
 
 @contextlib.contextmanager
@@ -150,6 +141,7 @@ def trainer_run(args: argparse.Namespace) -> Iterator[trainer.Run]:
         made = Path(folder)
         pipeline = made if args.size == "full" else EMBEDDED
         options = trainer_args(args, pipeline, transformer=made, output=made / "run")
+        guards.check_packages(options)
         accelerator, dtype = trainer.start(options), trainer.DTYPES[options.mixed_precision]
         transformer = build_transformer(args.size, "cpu" if args.quantize_base else accelerator.device, dtype)
         if args.size == "full":
@@ -168,15 +160,26 @@ def trainer_run(args: argparse.Namespace) -> Iterator[trainer.Run]:
         yield trainer.Run(options, accelerator, trainer.PromptTable({options.instance_prompt: 0}, embeds, pooled))
 
 
-def random_samples(args: argparse.Namespace) -> dict[str, Any]:
-    """A collated batch of samples as the trainer's datasets give them: noise, and a mask as a garment's."""
-    mask = torch.zeros(1, args.height, 2 * args.width)
-    mask[:, args.height // 4 : 3 * args.height // 4, 5 * args.width // 4 : 7 * args.width // 4] = 1
-    image = torch.rand(3, args.height, 2 * args.width) * 2 - 1
-    cloth = {"cloth_pure": image[..., : args.width], "cloth_mask": torch.ones(1, args.height, args.width)}
-    names = {"c_name": "", "im_name": "", "caption_cloth": "", "cloth_type": 2}
-    sample = {"image": image, "im_mask": image * (1 - mask), "inpaint_mask": mask, **cloth, **names}
-    return torch.utils.data.default_collate([sample] * args.batch_size)
+class RandomRows(torch.utils.data.Dataset[dict[str, Any]]):
+    """A few rows of noise as the trainer's datasets give them, with a mask as a garment's."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        mask = torch.zeros(1, args.height, 2 * args.width)
+        mask[:, args.height // 4 : 3 * args.height // 4, 5 * args.width // 4 : 7 * args.width // 4] = 1
+        image = torch.rand(3, args.height, 2 * args.width) * 2 - 1
+        cloth = {"cloth_pure": image[..., : args.width], "cloth_mask": torch.ones(1, args.height, args.width)}
+        names = {"c_name": "", "im_name": "", "caption_cloth": "", "cloth_type": 2}
+        self.sample = {"image": image, "im_mask": image * (1 - mask), "inpaint_mask": mask, **cloth, **names}
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        return self.sample
+
+    def batch(self, size: int) -> dict[str, Any]:
+        """A collated batch."""
+        return torch.utils.data.default_collate([self.sample] * size)
 
 
 class BareLoop:
@@ -217,40 +220,6 @@ class BareLoop:
         return loss.detach()
 
 
-@dataclass
-class StepTimes:
-    """What ``measure`` found: seconds of every timed step, highest memory in GiB, seconds of an encoding."""
-
-    seconds: dict[str, list[float]]
-    peak_gib: dict[str, float]
-    encode_s: float
-    compile_s: dict[str, float]  # of compiled variants: by how much the first step was longer
-
-
-class RandomRows(torch.utils.data.Dataset[dict[str, Any]]):
-    """A few rows of noise, as a dataset of the trainer's."""
-
-    def __init__(self, args: argparse.Namespace) -> None:
-        batch = random_samples(args)
-        self.sample = {name: values[0] for name, values in batch.items()}
-        self.sample["cloth_type"] = int(self.sample["cloth_type"])
-
-    def __len__(self) -> int:
-        return 4
-
-    def __getitem__(self, row: int) -> dict[str, Any]:
-        return self.sample
-
-
-def cached_loader(run: trainer.Run, args: argparse.Namespace) -> Any:
-    """The trainer's loader over its cache of ``RandomRows``, made in the run's folder."""
-    options = argparse.Namespace(
-        **{**vars(run.args), "latents_dir": str(run.folder / "latents"), "dataloader_num_workers": 0}
-    )
-    rows, _ = trainer.cache_latents(options, RandomRows(args), run.accelerator)
-    return trainer.make_loader(rows, options, run.accelerator, 0)
-
-
 def take_step(run: trainer.Run, batch: trainer.FillBatch) -> torch.Tensor:
     """A step on an encoded batch, in the words of the loop in ``trainer.train``; returns the loss."""
     with run.accelerator.accumulate(run.transformer):
@@ -262,93 +231,71 @@ def take_step(run: trainer.Run, batch: trainer.FillBatch) -> torch.Tensor:
     return loss.detach()
 
 
-class Variants:
-    """What is timed: functions of the number of a step, and what has to be set before each of them."""
-
-    def __init__(self, run: trainer.Run, args: argparse.Namespace) -> None:
-        self.run, self.samples, self.losses = run, random_samples(args), dict[str, torch.Tensor]()
-        self.vae, self.recomputed = run.vae, 0
-        blocks = len(run.model.transformer_blocks) + len(run.model.single_transformer_blocks)
-        if run.args.gradient_checkpointing == "auto":
-            run.rows = RandomRows(args)
-            self.recomputed = run.fit_memory()
-        else:
-            self.recomputed = speed.recomputed_by(run.args.gradient_checkpointing, blocks)
-        self.all_blocks = blocks
-        self.batches = [run.encode(self.samples, number) for number in range(6)]
-        self.bare_loop = BareLoop(run)
-        self.inputs = [self.bare_loop.inputs(batch) for batch in self.batches]
-        self.cached = iter(cached_loader(run, args))
-        run.model.compile_repeated_blocks(fullgraph=True, dynamic=False)
-        kinds = run.model._repeated_blocks
-        self.blocks = [module for module in run.model.modules() if type(module).__name__ in kinds]
-        self.compiled = [block._compiled_call_impl for block in self.blocks]
-        self.steps = {
-            "plain": self.plain,
-            "bare": self.bare,
-            "trainer": self.trainer,
-            "trainer_cached": self.from_cache,
-        }
-        if args.compile_blocks:
-            self.steps["trainer_cached_compiled"] = self.from_cache
-
-    def prepare(self, name: str) -> None:
-        """Set what the variant needs that is not part of its step."""
-        self.run.vae = None if "cached" in name else self.vae
-        speed.recompute(self.run.model, self.all_blocks if name == "plain" else self.recomputed)
-        for block, compiled in zip(self.blocks, self.compiled, strict=True):
-            block._compiled_call_impl = compiled if "compiled" in name else None
-
-    def plain(self, number: int) -> None:
-        """As diffusers' training scripts do it: pictures encoded in the loop, every block recomputed."""
-        self.losses["plain"] = take_step(self.run, self.run.encode(self.samples, number))
-
-    def bare(self, number: int) -> None:
-        """The floor."""
-        self.losses["bare"] = self.bare_loop.step(*self.inputs[number % len(self.inputs)])
-
-    def trainer(self, number: int) -> None:
-        """The trainer's step on batches that are encoded already."""
-        self.losses["trainer"] = take_step(self.run, self.batches[number % len(self.batches)])
-
-    def from_cache(self, number: int) -> None:
-        """Everything that the trainer does for a step with cached latents: reading, drawing, the step."""
-        self.losses["cached"] = take_step(self.run, self.run.encode(next(self.cached), number))
+def compiled_calls(run: trainer.Run, wanted: bool) -> dict[torch.nn.Module, Any]:
+    """How each repeated block is called when it is compiled; none unless ``wanted``."""
+    if not wanted:
+        return {}
+    run.model.compile_repeated_blocks(fullgraph=True, dynamic=False)
+    kinds = run.model._repeated_blocks
+    blocks = [module for module in run.model.modules() if type(module).__name__ in kinds]
+    return {block: block._compiled_call_impl for block in blocks}
 
 
-def measure(run: trainer.Run, args: argparse.Namespace) -> StepTimes:
+def measure(run: trainer.Run, args: argparse.Namespace) -> tuple[dict[str, list[float]], dict[str, float], float]:
     """Time all variants in turn, the order changing from round to round, so that disturbances meet all alike.
 
-    Raises ``ValueError`` when a loss is not finite, as nothing that was timed would be training then.
+    Returns by variant the seconds of every step, those of the first warm-up step first, and the highest memory in GiB;
+    and the seconds of encoding a batch. Raises ``ValueError`` when a loss is not finite: nothing that was timed would
+    be training then.
     """
-    device, samples = run.accelerator.device, random_samples(args)
-    encodings = [seconds(lambda: run.encode(samples, 0), device) for _ in range(6)]
-    variants = Variants(run, args)
-    times: dict[str, list[float]] = {name: [] for name in variants.steps}
-    first, peaks = dict.fromkeys(variants.steps, 0.0), dict.fromkeys(variants.steps, 0.0)
-    for number in range(-WARM_UP, args.steps):
-        for name in sorted(variants.steps, reverse=number % 2 == 1):
-            variants.prepare(name)
+    device, vae, rows = run.accelerator.device, run.vae, RandomRows(args)
+    samples = rows.batch(args.batch_size)
+    encode_s = statistics.median([seconds(lambda: run.encode(samples, 0), device) for _ in range(6)][1:])
+    blocks = len(run.model.transformer_blocks) + len(run.model.single_transformer_blocks)
+    if run.args.gradient_checkpointing == "auto":
+        run.rows = rows
+        recomputed = run.fit_memory()
+    else:
+        recomputed = speed.recomputed_by(run.args.gradient_checkpointing, blocks)
+    batches = [run.encode(samples, number) for number in range(6)]
+    bare = BareLoop(run)
+    inputs = [bare.inputs(batch) for batch in batches]
+    latents = {"latents_dir": str(run.folder / "latents"), "dataloader_num_workers": 0}
+    options = argparse.Namespace(**{**vars(run.args), **latents})
+    cached_rows, _ = trainer.cache_latents(options, rows, run.accelerator)
+    cached = iter(trainer.make_loader(cached_rows, options, run.accelerator, 0))
+    compiled = compiled_calls(run, args.compile_blocks)
+    steps: dict[str, Callable[[int], torch.Tensor]] = {
+        "plain": lambda number: take_step(run, run.encode(samples, number)),
+        "bare": lambda number: bare.step(*inputs[number % 6]),
+        "trainer": lambda number: take_step(run, batches[number % 6]),
+        "trainer_cached": lambda number: take_step(run, run.encode(next(cached), number)),
+    }
+    if compiled:
+        steps["trainer_cached_compiled"] = steps["trainer_cached"]
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    peaks, losses = dict.fromkeys(steps, 0.0), dict[str, torch.Tensor]()
+    for number in range(WARM_UP + args.steps):
+        for name in sorted(steps, reverse=number % 2 == 1):
+            run.vae = None if "cached" in name else vae
+            speed.recompute(run.model, blocks if name == "plain" else recomputed)
+            for block, call in compiled.items():
+                block._compiled_call_impl = call if "compiled" in name else None
             if device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats()
-            took = seconds(functools.partial(variants.steps[name], number + WARM_UP), device)
-            first[name] = first[name] or took
-            if number >= 0:
-                times[name].append(took)
-                peaks[name] = max(peaks[name], peak_memory_gib(device))
-    for name, loss in variants.losses.items():
+            times[name].append(seconds(lambda: losses.update({name: steps[name](number)}), device))  # noqa: B023
+            if number >= WARM_UP:
+                peaks[name] = max(peaks[name], memory_gib(device))
+    for name, loss in losses.items():
         if not loss.isfinite().all():
             raise ValueError(f"the loss of the {name} variant is not finite after {args.steps} steps")
-    compiled = {name: first[name] - statistics.median(times[name]) for name in times if "compiled" in name}
-    return StepTimes(times, peaks, statistics.median(encodings[1:]), compiled)
+    return times, peaks, encode_s
 
 
-def peak_memory_gib(device: torch.device) -> float:
-    """Highest memory so far in GiB: allocations on CUDA since the last reset, elsewhere the process's peak RSS."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**30
-    unit = 1 if sys.platform == "darwin" else 1024  # getrusage(2): bytes on macOS, KiB on Linux
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+def memory_gib(device: torch.device) -> float:
+    """Memory in GiB: the highest allocation on CUDA since the last reset, elsewhere what the process holds now."""
+    used = torch.cuda.max_memory_allocated() if device.type == "cuda" else psutil.Process().memory_info().rss
+    return used / 2**30
 
 
 def median_ratio(trainer_s: Sequence[float], bare_s: Sequence[float]) -> tuple[float, tuple[float, float]]:
@@ -359,102 +306,86 @@ def median_ratio(trainer_s: Sequence[float], bare_s: Sequence[float]) -> tuple[f
     return float(np.median(ratios)), (float(low), float(high))
 
 
-def device_name(device: torch.device) -> str:
-    """The GPU's name, or the processor's with the number of threads that PyTorch uses."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name()
-    cpuinfo = Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text()) if cpuinfo.is_file() else None
-    return f"{found[1] if found else platform.processor() or platform.machine()}, {torch.get_num_threads()} thread(s)"
-
-
 def benchmark(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """The figures as ``--json`` writes them, and the table with its notes."""
     with trainer_run(args) as run:
         device, dtype, rank = run.accelerator.device, trainer.DTYPES[run.args.mixed_precision], run.args.lora_rank
         config, image_tokens = transformer_config(args.size), args.height * 2 * args.width // 16**2
         flops = useful_flops(config, image_tokens, args.text_tokens, rank, args.batch_size)
-        trainable = sum(parameter.numel() for parameter in run.parameters)
         parameters = quantization.bytes_of(run.model, torch.int8)  # one byte each
         ceiling = matmul_ceiling(device, dtype)
-        measured = measure(run, args)
+        every, peaks, encode_s = measure(run, args)
         ceiling = max(ceiling, matmul_ceiling(device, dtype))  # the machine may have been busy the first time
+    timed = {name: times[WARM_UP:] for name, times in every.items()}
     rows = []
-    for name, times in measured.seconds.items():
+    for name, times in timed.items():
         s_per_step = statistics.median(times)
         tflops = flops.step / s_per_step / 1e12
-        rates = {"s_per_step": s_per_step, "pairs_per_s": args.batch_size / s_per_step, "tflops": tflops}
-        share = {"share_of_ceiling": tflops / ceiling, "peak_gib": measured.peak_gib[name]}
-        to_bare, _ = median_ratio(times, measured.seconds["bare"])
-        to_plain, _ = median_ratio(measured.seconds["plain"], times)
-        beside = {"ratio_to_bare": to_bare, "times_plain": to_plain, "compile_s": measured.compile_s.get(name)}
-        rows.append({"variant": name, **rates, **share, **beside})
-    ratio, interval = median_ratio(measured.seconds["trainer"], measured.seconds["bare"])
+        row = {
+            "variant": name,
+            "s_per_step": s_per_step,
+            "pairs_per_s": args.batch_size / s_per_step,
+            "tflops": tflops,
+            "share_of_ceiling": tflops / ceiling,
+            "peak_gib": peaks[name],
+            "ratio_to_bare": median_ratio(times, timed["bare"])[0],
+            "times_plain": median_ratio(timed["plain"], times)[0],
+            "compile_s": every[name][0] - s_per_step if "compiled" in name else None,
+        }
+        rows.append(row)
+    if device.type == "cuda":
+        device_name = torch.cuda.get_device_name()
+    else:
+        device_name = f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} thread(s)"
     settings = {name: value for name, value in vars(args).items() if name != "json"}
-    settings |= {"image_tokens": image_tokens, "lora_rank": rank, "parameters": parameters, "trainable": trainable}
-    settings |= {"forward_tflop": flops.forward / 1e12, "backward_tflop": flops.backward / 1e12}
-    settings |= {"peak_gib_of": "the variant's allocations" if device.type == "cuda" else "the process (peak RSS)"}
+    settings |= {"image_tokens": image_tokens, "lora_rank": rank, "parameters": parameters}
+    settings["step_tflop"] = flops.step / 1e12
     figures = {
-        "device": device_name(device), "ceiling_tflops": ceiling, "rows": rows, "ratio": ratio,
-        "encode_s": measured.encode_s, "settings": settings,
+        "device": device_name,
+        "ceiling_tflops": ceiling,
+        "rows": rows,
+        "encode_s": encode_s,
+        "settings": settings,
         "versions": package_versions(),
-    }  # fmt: skip
-    bare_s, trainer_s = measured.seconds["bare"], measured.seconds["trainer"]
-    note = (
-        f"trainer / bare: {ratio:.3f}, the median of {args.steps} pairs of steps (95% interval {interval[0]:.3f} to "
-        f"{interval[1]:.3f}); of sums {sum(trainer_s) / sum(bare_s):.3f}, of the fastest steps "
-        f"{min(trainer_s) / min(bare_s):.3f}"
-    )
+    }
+    ratio, (low, high) = median_ratio(timed["trainer"], timed["bare"])
+    note = f"trainer / bare: {ratio:.3f}, the median of {args.steps} rounds (95% interval {low:.3f} to {high:.3f})"
     return figures, f"{table(figures)}\n{note}"
 
 
 def table(figures: dict[str, Any]) -> str:
     """The figures for people."""
-    settings, rows = figures["settings"], figures["rows"]
-    precision = {"no": "fp32"}.get(settings["mixed_precision"], settings["mixed_precision"])
+    settings = figures["settings"]
     lines = [
-        f"{figures['device']}: best matmul {figures['ceiling_tflops']:.3g} TFLOP/s in {precision}",
-        f"{settings['size']}: {settings['parameters'] / 1e6:,.1f}M parameters, {settings['trainable'] / 1e6:.2f}M in "
-        f"the LoRA; {settings['batch_size']} pair(s) of {settings['height']}x{2 * settings['width']} pixels, "
-        f"{settings['image_tokens']} + {settings['text_tokens']} tokens; useful work of a step "
-        f"{settings['forward_tflop']:.4g} + {settings['backward_tflop']:.4g} TFLOP",
+        f"{figures['device']}: best matmul {figures['ceiling_tflops']:.3g} TFLOP/s",
+        f"{settings['size']}: {settings['parameters'] / 1e6:,.1f}M parameters in {settings['mixed_precision']}; "
+        f"{settings['batch_size']} pair(s) of {settings['height']}x{2 * settings['width']} pixels, "
+        f"{settings['image_tokens']} + {settings['text_tokens']} tokens; {settings['step_tflop']:.4g} TFLOP a step",
         "",
         f"{'variant':<24}{'s/step':>9}{'pairs/s':>9}{'TFLOP/s':>9}{'of ceiling':>11}{'peak GiB':>9}"
         f"{'x bare':>8}{'x plain':>8}",
     ]
-    for row in rows:
+    for row in figures["rows"]:
         compiling = f"   compiled in {row['compile_s']:.0f} s" if row["compile_s"] else ""
         lines.append(
             f"{row['variant']:<24}{row['s_per_step']:>9.4f}{row['pairs_per_s']:>9.3f}{row['tflops']:>9.3g}"
             f"{row['share_of_ceiling']:>11.1%}{row['peak_gib']:>9.2f}{row['ratio_to_bare']:>8.3f}"
             f"{row['times_plain']:>8.2f}{compiling}"
         )
-    lines += [
-        "",
-        "x bare: time beside the bare loop's; x plain: how many times as fast as with pictures encoded in the loop and",
-        "every block recomputed; both are medians over rounds",
-        f"encoding a batch (VAE, mask, noise), apart from the step: {figures['encode_s']:.4f} s",
-        f"peak memory: of {settings['peak_gib_of']}",
-    ]
+    lines += ["", f"encoding a batch (VAE, mask, noise), apart from the step: {figures['encode_s']:.4f} s"]
     return "\n".join(lines)
 
 
-def main(input_args: Sequence[str] | None = None) -> int:
-    """Run the benchmark and return the exit code."""
+def main(input_args: Sequence[str] | None = None) -> None:
+    """Run the benchmark."""
     args = parse_args(input_args)
     if args.size == "full" and not torch.cuda.is_available():
-        print("error: --size full needs a CUDA GPU, and none is visible: use --size cpu", file=sys.stderr)
-        return 1
-    try:
-        figures, report = benchmark(args)
-        print(report)
-        if args.json:
-            args.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-    except (OSError, RuntimeError, ValueError) as error:
-        print(f"error: {str(error).splitlines()[0]}", file=sys.stderr)
-        return 1
-    return 0
+        raise SystemExit("error: --size full needs a CUDA GPU, and none is visible: use --size cpu")
+    figures, report = benchmark(args)
+    print(report)
+    if args.json:
+        args.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -176,20 +176,14 @@ def _in_the_words_of(
     script: Any, parser: TrainParser, args: argparse.Namespace, layers: tuple[dict[str, Any], ...], rest: list[str]
 ) -> argparse.Namespace:
     """``args`` as ``script`` understands them, which may know flags, in ``rest``, that ``parser`` does not."""
-    from deepfashion_training.upstream import script as upstream
-    from deepfashion_training.upstream.arguments import UnknownFlagError
+    from deepfashion_training.upstream.arguments import parse_arguments, parser_of
 
-    theirs, ours = upstream.script_parser(script), FlagParser("train_flux_inpaint", "")
+    ours = FlagParser("train_flux_inpaint", "")
     add_trainer_flags(ours)
-    if theirs is not None:
-        parser.refuse_unknown(rest, theirs._option_string_actions)
+    parser.refuse_unknown(rest, (parser_of(script) or ours)._option_string_actions)
     own = parser.of_groups(_OWN)
     preset, follows, typed = ({name: layer[name] for name in layer if name not in own} for layer in layers)
-    try:
-        with upstream.one_line_errors():
-            found = upstream.parse_arguments(script, ours, preset, follows, typed, rest)
-    except UnknownFlagError as error:
-        raise WrongUseError(str(error)) from error
+    found = parse_arguments(script, ours, preset, follows, typed, rest)
     vars(found).update({name: value for name, value in vars(args).items() if name in own})
     return found
 
@@ -256,9 +250,9 @@ def process_state() -> Any:
 
 def own_trainer() -> Any:
     """The project's own trainer."""
-    from deepfashion_training.upstream import script as upstream
+    import train_flux_inpaint
 
-    return upstream.load_script(upstream.DEFAULT_SCRIPT)
+    return train_flux_inpaint
 
 
 def resolve(argv: list[str]) -> tuple[argparse.Namespace, Any]:
@@ -467,8 +461,8 @@ def train(args: argparse.Namespace, script: Any) -> None:
     from training_run.output_dir import ROW_LEDGERS, continues, is_done
 
     ours = script is own_trainer()
-    if isinstance(script, upstream.DrivenScript):
-        say_once("\n".join(script.notes()))
+    if not ours:
+        say_once("\n".join(script.notes))
     if ours and is_done(args, script.OWN_ARGUMENTS):
         say_once(f"{args.output_dir}: all {args.max_train_steps} steps are taken; doing what comes after them")
         return
@@ -611,14 +605,11 @@ def next_run(args: argparse.Namespace) -> str:
 
 
 def check_upstream(path: str) -> int:
-    """Print how the script at ``path`` can be driven; returns the exit code, 1 when it cannot."""
-    from deepfashion_training.upstream import script as upstream
+    """Print how the script at ``path`` can be driven; raises ``ValueError`` when it cannot. Returns the exit code."""
+    from deepfashion_training.upstream.script import open_script
 
-    text, problem = upstream.inspect_script(path)
-    sys.stdout.write(text)
-    if problem:
-        sys.stderr.write(f"train_deepfashion_lora: {problem}\n")
-    return 1 if problem else 0
+    sys.stdout.write("\n".join(open_script(path).notes) + "\n")
+    return 0
 
 
 def work(argv: list[str]) -> int:

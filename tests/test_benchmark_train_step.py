@@ -104,7 +104,7 @@ def test_median_ratio() -> None:
 def test_both_variants_do_the_same_work() -> None:
     args = train_step.parse_args(["--size", "tiny", "--batch_size", "2", "--mixed_precision", "no"])
     with train_step.trainer_run(args) as run:
-        batch, bare = run.encode(train_step.random_samples(args), 0), train_step.BareLoop(run)
+        batch, bare = run.encode(train_step.RandomRows(args).batch(args.batch_size), 0), train_step.BareLoop(run)
         weights = [parameter.detach().clone() for parameter in run.parameters]
 
         def moved() -> bool:
@@ -133,7 +133,7 @@ def test_full_hands_its_transformer_over_in_memory(monkeypatch: pytest.MonkeyPat
         folder = Path(run.args.pretrained_model_name_or_path)
         assert not (folder / "transformer").exists()
         assert run.vae.config.block_out_channels == [32, 32, 32, 32]
-        assert train_step.take_step(run, run.encode(train_step.random_samples(args), 0)) > 0
+        assert train_step.take_step(run, run.encode(train_step.RandomRows(args).batch(args.batch_size), 0)) > 0
         assert trainer.load_transformer is not original
     assert trainer.load_transformer is original
     assert not folder.exists()
@@ -148,7 +148,7 @@ def test_figures_of_a_run(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     figures = json.loads(report.read_text())
-    assert list(figures) == ["device", "ceiling_tflops", "rows", "ratio", "encode_s", "settings", "versions"]
+    assert list(figures) == ["device", "ceiling_tflops", "rows", "encode_s", "settings", "versions"]
     assert [row["variant"] for row in figures["rows"]] == ["plain", "bare", "trainer", "trainer_cached"]
     for row in figures["rows"]:
         measured = [
@@ -167,7 +167,7 @@ def test_figures_of_a_run(tmp_path: Path) -> None:
         useful = train_step.useful_flops(train_step.transformer_config("tiny"), 24, 32, RANK, pairs=2).step
         assert row["tflops"] == pytest.approx(useful / row["s_per_step"] / 1e12)
         assert f"\n{row['variant']} " in done.stdout
-    assert figures["ratio"] > 0 and figures["encode_s"] > 0 and figures["ceiling_tflops"] > 0
+    assert figures["encode_s"] > 0 and figures["ceiling_tflops"] > 0
     assert figures["settings"]["steps"] == 3 and figures["settings"]["lora_rank"] == RANK
     assert figures["device"] in done.stdout and figures["versions"]["torch"] == torch.__version__
     assert list(tmp_path.iterdir()) == [report]
@@ -178,27 +178,16 @@ def test_a_base_in_8_bits_is_measured_too(tmp_path: Path) -> None:
     pytest.importorskip("torchao")
     report = tmp_path / "figures.json"
     flags = ["--size", "tiny", "--steps", "1", "--quantize_base", "int8", "--json", str(report)]
-    assert train_step.main(flags) == 0
+    train_step.main(flags)
     figures = json.loads(report.read_text())
     assert figures["settings"]["quantize_base"] == "int8" and figures["settings"]["parameters"] == 5_269_440
     assert all(row["s_per_step"] > 0 for row in figures["rows"])
 
 
-def test_full_without_a_gpu(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_full_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert train_step.main(["--size", "full"]) == 1
-    printed = capsys.readouterr()
-    assert printed.out == ""
-    assert printed.err == "error: --size full needs a CUDA GPU, and none is visible: use --size cpu\n"
-
-
-def test_a_failure_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def fail(args: object) -> None:
-        raise torch.OutOfMemoryError("out of memory\nwith details")
-
-    monkeypatch.setattr(train_step, "benchmark", fail)
-    assert train_step.main(["--size", "tiny"]) == 1
-    assert capsys.readouterr().err == "error: out of memory\n"
+    with pytest.raises(SystemExit, match="--size full needs a CUDA GPU"):
+        train_step.main(["--size", "full"])
 
 
 @pytest.mark.parametrize(
@@ -209,9 +198,6 @@ def test_a_failure_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
         (["--size", "tiny", "--steps", "0"], "--steps"),
         (["--size", "tiny", "--height", "100"], "multiple of 16"),
         (["--size", "tiny", "--mixed_precision", "fp16"], "fp16"),
-        (["--size", "tiny", "--json", "/no/such/folder/f.json"], "/no/such/folder"),
-        (["--size", "tiny", "--quantize_base", "int8", "--compile_blocks"], "--no-compile_blocks"),
-        (["--size", "tiny", "--quantize_base", "nf4"], "--quantize_base nf4 needs"),
         (["--size", "tiny", "--unknown"], "--unknown"),
     ],
 )

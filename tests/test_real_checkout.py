@@ -13,6 +13,7 @@ import importlib.util
 import json
 import os
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -25,7 +26,6 @@ from deepfashion_training import train_deepfashion_lora as wrapper
 from deepfashion_training.embedded import TINY_FLUX_FILL
 from deepfashion_training.embedded.wardrobe import write_wardrobe
 from deepfashion_training.upstream.driven_run import DrivenRun
-from deepfashion_training.upstream.patching import patched
 
 SCRIPT = Path(os.environ.get("CATVTON_FLUX", "")) / "train_flux_inpaint.py"
 BASE = TINY_FLUX_FILL / "transformer" / "diffusion_pytorch_model.safetensors"
@@ -60,7 +60,7 @@ def train(pairs: Path, out: Path, *flags: str) -> tuple[torch.nn.Module, dict]:
     argv = ["--preset=quick_test", "--embedded", f"--dataset_name={pairs}", f"--output_dir={out}", *flags]
     args, script = wrapper.resolve([*argv, f"--upstream={SCRIPT}", "--num_inference_steps=2"])
     wrapper.check(args, script)
-    with patched(DrivenRun, end=end):
+    with mock.patch.object(DrivenRun, "end", end):
         wrapper.run(args, script)
     forget_accelerator()
     return models[0], json.loads((out / "run.json").read_text(encoding="utf-8"))
@@ -92,7 +92,7 @@ def test_ten_steps_a_checkpoint_a_resume_and_a_lora(pairs: Path, tmp_path: Path,
     change = change_of_output(tmp_path / "whole")
     assert change > 0.01
     sheets = sorted(path.name for path in (tmp_path / "whole" / "validation").glob("step-*.png"))
-    assert sheets == ["step-1.png", "step-10.png", "step-5.png", "step-9.png"]
+    assert sheets == ["step-1.png", "step-5.png", "step-9.png"]
     assert (sha256(SCRIPT), sha256(BASE)) == (script_before, base_before)
     print(f"\n{precision}: losses {[round(json.loads(line)['loss'], 4) for line in losses(tmp_path / 'whole')]}")
     print(f"{precision}: {len(moved)} adapted layers, all moved; resumed LoRA equals the uninterrupted one bit for bit")

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
+from unittest import mock
 
 import datasets
 import pytest
@@ -439,9 +440,7 @@ def test_the_dataset_is_swapped_while_main_runs_and_never_longer(quick_test, tmp
         seen.append((type(dataset).__name__, len(dataset), dataset[0]["image"].shape))
         raise Stop
 
-    from deepfashion_training.upstream.patching import patched
-
-    with patched(script, main=main), pytest.raises(Stop):
+    with mock.patch.object(script, "main", main), pytest.raises(Stop):
         wrapper.run(args, script)
     assert seen == [("DeepFashionDataset", 192, torch.Size([3, 128, 192]))]
     assert train_flux_inpaint.VitonHDTestDataset is original

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,7 +23,7 @@ def run_of(folder: Path, precision: str = "no", **settings: Any) -> DrivenRun:
     args = trainer.parse_args(flags)
     args.pretrained_model_name_or_path = args.pretrained_inpaint_model_name_or_path = str(TINY_FLUX_FILL)
     vars(args).update(settings)
-    run = DrivenRun(args, Namespace(), lambda *_: [], {"script": "some.py"})
+    run = DrivenRun(args, lambda *_: [], {"script": "some.py"})
     run.accelerator = SimpleNamespace(mixed_precision=precision)
     return run
 

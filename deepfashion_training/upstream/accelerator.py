@@ -88,8 +88,7 @@ class DrivenAccelerator(Accelerator):
             with checkpoints.staged(final) as draft:
                 super().save_state(str(draft), **kwargs)
             checkpoints.prune(final, run.settings.checkpoints_total_limit)
-            if run.record is not None:
-                run.record.write()
+            run.begun_record().write()
         run.saved_checkpoint, run.clock = run.step, None
         return output_dir
 

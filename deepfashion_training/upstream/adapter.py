@@ -13,7 +13,7 @@ from peft import set_peft_model_state_dict
 import train_flux_inpaint as trainer
 from deepfashion_training.upstream.driven_run import DrivenRun
 from training_run import quantization
-from training_run.lora import read_lora
+from training_run.lora import read_lora, save_lora
 from training_run.output_dir import LORA_FILE
 
 
@@ -21,9 +21,9 @@ class AdapterTransformer(FluxTransformer2DModel):
     """``FluxTransformer2DModel`` over a frozen base, which shows only its LoRA to the script that trains it.
 
     ``named_parameters``, ``parameters``, ``state_dict``, ``load_state_dict`` and ``save_pretrained`` are about the LoRA
-    alone, so the script's own freezing loop, optimizer, clipping, checkpoints and last save handle megabytes and not
-    the base. Every LoRA weight is trainable whenever it is listed, whatever block names the script chooses by, and
-    stays in fp32 whatever the transformer is cast to. ``run`` is set on a subclass made for one training run.
+    alone, so the script's own freezing loop, optimizer, clipping and checkpoints handle megabytes and not the base.
+    Every LoRA weight is trainable whenever it is listed, whatever block names the script chooses by, and stays in fp32
+    whatever the transformer is cast to. ``run`` is set on a subclass made for one training run.
     """
 
     run: ClassVar[DrivenRun]
@@ -37,8 +37,6 @@ class AdapterTransformer(FluxTransformer2DModel):
         quantization follow the run's settings. Raises ``ValueError`` for a checkpoint with another LoRA.
         """
         folder = Path(pretrained_model_name_or_path)
-        if cls.run.model is not None and folder.resolve() == cls.run.folder.resolve():
-            return cls.run.model  # what lies there was made of it
         if (folder / LORA_FILE).is_file():
             set_peft_model_state_dict(cls.run.model, read_lora(cls.run.model, cls.run.settings, folder))
             return cls.run.model
@@ -100,6 +98,8 @@ class AdapterTransformer(FluxTransformer2DModel):
         return super().load_state_dict(state_dict, strict=False, assign=assign)
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
-        """Write the LoRA file into ``save_directory``, or beside it where a script keeps ``transformer/`` apart."""
+        """Write the LoRA to continue from into ``save_directory``, or beside it where that is ``transformer/``."""
         folder = Path(save_directory)
-        self.run.save_lora(folder.parent if folder.name == "transformer" else folder)
+        folder = folder.parent if folder.name == "transformer" else folder
+        folder.mkdir(parents=True, exist_ok=True)
+        save_lora(self, self.run.settings, folder, published=False)

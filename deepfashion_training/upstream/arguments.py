@@ -3,84 +3,108 @@
 from __future__ import annotations
 
 import argparse
-from argparse import Namespace
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+import contextlib
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+from typing import Any, NoReturn
+from unittest import mock
 
-#: Arguments of our trainer that take effect without the script's help when a LoRA goes through it as an adapter.
+from deepfashion_training.cli import WrongUseError
+from deepfashion_training.upstream.script import Script
+
+#: Arguments of our trainer that take effect without the script's help when it gets a LoRA.
 FROM_OUTSIDE = frozenset(
     "lora_rank lora_alpha lora_target_modules use_dora use_rslora quantize_base inpaint_revision overwrite_output_dir "
     "num_validation_images num_inference_steps dataloader_num_workers dataloader_prefetch_factor "
     "checkpoints_total_limit resume_from_checkpoint".split()
 )
-#: Arguments of a script that are decided for it, so that typing them would do nothing.
+#: Arguments that are decided for a script that gets a LoRA, so that typing them would do nothing.
 DECIDED = frozenset({"train_base_model", "train_data_list", "train_verification_list", "validation_data_list"})
-#: Values that a script takes for something else: that of catvton-flux goes on with AdamW.
-OURS_ALONE = {"optimizer": "muon"}
+_TRANSFORMER = "pretrained_inpaint_model_name_or_path"
+#: Arguments whose default is our trainer's, because the script's own is not that of a LoRA for our base.
+_OUR_DEFAULT = ("pretrained_model_name_or_path", _TRANSFORMER, "seed")
 
 
-class UnknownFlagError(ValueError):
-    """A flag that was typed and that nobody would read; the message is one line."""
+def parser_of(script: Script) -> ArgumentParser | None:
+    """The parser that the script's ``parse_args`` builds; nothing is parsed. None where it uses no argparse."""
+    seen: list[ArgumentParser] = []
+
+    def stop(parser: ArgumentParser, *_: Any, **__: Any) -> NoReturn:
+        seen.append(parser)
+        raise SystemExit
+
+    stopped = mock.patch.multiple(ArgumentParser, parse_args=stop, parse_known_args=stop)
+    with script.imports.importable(), stopped, contextlib.suppress(SystemExit):
+        script.module.parse_args([])
+    return seen[0] if seen else None
 
 
-@dataclass
-class Translation:
-    """Arguments for a script, and what became of the others."""
+def parse_arguments(
+    script: Script,
+    ours: ArgumentParser,
+    from_preset: dict[str, Any],
+    given: dict[str, Any],
+    from_user: dict[str, Any],
+    handed_on: list[str],
+) -> Namespace:
+    """Arguments of a run through ``script``; ``ours`` is the parser of our own trainer.
 
-    tokens: list[str]
-    """For the script's ``parse_args``."""
-    settings: dict[str, Any]
-    """Values of our trainer's arguments that were given, by the preset or on the command line."""
-    lost: list[str] = field(default_factory=list)
-    """Flags of the preset, with their values, that the script does not know."""
-
-
-def translate(
-    theirs: argparse.ArgumentParser,
-    from_preset: Mapping[str, Any],
-    from_user: Mapping[str, Any],
-    handed_on: Sequence[str],
-    *,
-    adapter: bool,
-) -> Translation:
-    """Values of our trainer's arguments, ``from_preset`` and ``from_user``, for a script with the parser ``theirs``.
-
-    ``handed_on`` are tokens that only ``theirs`` knows. A flag of the preset that the script does not know is listed; a
-    typed one, or one that is decided for a script that gets an ``adapter``, raises ``UnknownFlagError``.
+    Values are by the names of our trainer's arguments: those of the preset, those ``given`` by what is known already,
+    and those typed, each winning over the ones before; ``handed_on`` are words that only the script knows. For a script
+    that gets a LoRA every argument of our trainer is there, for any other those that it has itself. What a preset has
+    and the script does not know goes into ``script.notes``. Raises ``WrongUseError`` for what was typed and would do
+    nothing, and for a value that the script's parser refuses.
     """
-    found = Translation([], {**from_preset, **from_user})
+    theirs = parser_of(script) or ours
+    if script.gets_lora:
+        given = {name: ours.get_default(name) for name in _OUR_DEFAULT if name not in from_preset} | given
+    elif (Path(given.get(_TRANSFORMER, "")) / "transformer" / "config.json").is_file():
+        given = {**given, _TRANSFORMER: str(Path(given[_TRANSFORMER]) / "transformer")}  # others look at the root alone
+    values = {**from_preset, **given, **from_user}
+    outside = FROM_OUTSIDE if script.gets_lora else frozenset()
+    typed = {*from_user, *(word.partition("=")[0].removeprefix("--") for word in handed_on)}
+    if script.gets_lora and (decided := DECIDED & typed):
+        raise WrongUseError(f"--{min(decided)} does nothing here: it is decided by what --upstream is driven for")
     actions = {action.dest: action for action in theirs._actions}
-    typed = {*from_user, *(token.partition("=")[0].removeprefix("--") for token in handed_on)}
-    if adapter and (refused := DECIDED & typed):
-        raise UnknownFlagError(f"--{min(refused)} does nothing here: it is decided by what --upstream is driven for")
-    for name, value in found.settings.items():
-        if adapter and name in FROM_OUTSIDE:
+    words, lost = [], []
+    for name, value in values.items():
+        if name in outside:
             continue
-        if name in actions and (value is None or OURS_ALONE.get(name) != value):
-            found.tokens += tokens_of(actions[name], value)
+        # That of catvton-flux would go on with AdamW.
+        if name in actions and (name, value) != ("optimizer", "muon"):
+            words += words_of(actions[name], value)
         elif name in from_user:
-            raise UnknownFlagError(f"--{name} {value} does nothing here: this --upstream script does not know it")
-        else:
-            found.lost.append(f"--{name} {value}")
-    found.tokens += handed_on
-    return found
+            raise WrongUseError(f"--{name} {value} does nothing here: this --upstream script does not know it")
+        elif name not in given:
+            lost.append(f"--{name} {value}")
+    if lost:
+        script.notes.append(f"  of the preset, without effect in this script: {', '.join(lost)}")
+    if "--instance_data_dir" in theirs._option_string_actions and "dataset_name" not in typed:
+        words.append(f"--instance_data_dir={given['dataroot']}")  # that of catvton-flux wants one of the two
+    with script.imports.importable(), mock.patch.object(ArgumentParser, "error", _refuse):
+        args = script.module.parse_args([*words, *handed_on])
+    return settings_of(ours, values, args) if script.gets_lora else args
 
 
-def tokens_of(action: argparse.Action, value: Any) -> list[str]:
-    """``value`` as one would type it for ``action``; no token where that is what the flag's absence means."""
-    flag = max(action.option_strings, key=len)
+def _refuse(parser: ArgumentParser, message: str) -> NoReturn:
+    """In place of argparse's whole usage and exit."""
+    raise WrongUseError(message)
+
+
+def words_of(action: argparse.Action, value: Any) -> list[str]:
+    """``value`` as one would type it for ``action``; no word where that is what the flag's absence means."""
     if isinstance(action, argparse.BooleanOptionalAction):
         return [f"--{'' if value else 'no-'}{action.dest}"]
+    flag = max(action.option_strings, key=len)
     if action.nargs == 0:  # a switch, which stores its constant when it is there
         return [flag] if bool(value) == bool(action.const) else []
     return [] if value is None else [f"{flag}={value}"]
 
 
-def settings_of(ours: argparse.ArgumentParser, given: Mapping[str, Any], script_args: Namespace) -> Namespace:
-    """Every argument of our trainer as it holds in the run.
+def settings_of(ours: ArgumentParser, given: dict[str, Any], script_args: Namespace) -> Namespace:
+    """Every argument of our trainer as it holds in a run through a script that gets a LoRA, and the script's own.
 
-    What takes effect without the script is as given, else our default; the rest as the script has it, where it does.
+    Values are the script's, for what takes effect from outside those that were ``given``, else our trainer's defaults.
     """
     values = {action.dest: action.default for action in ours._actions if action.dest != "help"}
     values |= {name: value for name, value in vars(script_args).items() if name not in FROM_OUTSIDE}

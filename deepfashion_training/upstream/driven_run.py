@@ -39,61 +39,60 @@ class TrainingRows(Subset):
 class DrivenRun:
     """State of a run, from before the script's ``main`` to after it.
 
-    ``settings`` has every argument of our own trainer, with the values that hold in this run; ``script_args`` are those
-    that the script itself gets, ``dataset`` builds a ``DeepFashionDataset`` from a script's five keyword arguments,
-    ``facts`` go into ``run.json`` as ``upstream``.
+    ``settings`` has every argument of our own trainer and of the script, with the values that hold in this run;
+    ``dataset`` builds a ``DeepFashionDataset`` from a script's five keyword arguments; ``facts`` about the script go
+    into ``run.json``.
     """
 
-    def __init__(
-        self, settings: Namespace, script_args: Namespace, dataset: Callable[..., Any], facts: dict[str, Any]
-    ) -> None:
-        self.settings, self.script_args, self.dataset, self.facts = settings, script_args, dataset, facts
+    def __init__(self, settings: Namespace, dataset: Callable[..., Any], facts: dict[str, Any]) -> None:
+        self.settings, self.dataset, self.facts = settings, dataset, facts
         self.args = settings  # under the name by which run.json knows them
         self.folder = Path(settings.output_dir)
         checkpoint = settings.resume_from_checkpoint
         self.first_step = self.step = (step_of(Path(checkpoint)) or 0) if checkpoint else 0
-        self.saved_checkpoint, self.saved_lora = self.first_step, -1
+        self.saved_checkpoint = self.first_step
         self.stopping, self.skipped = Stopping(), guards.SkippedSteps(0, self.folder)
         self.accelerator: Any = None
         self.model: Any = None
         self.parameters: list[torch.nn.Parameter] = []
-        self.optimizer: torch.optim.Optimizer | None = None
+        self.optimizer: Any = None
         self.datasets: dict[str, Any] = {}
         self.samples: list[dict[str, Any]] = []
         self.prompt = ""
-        self.encoded: tuple[torch.Tensor, torch.Tensor] | None = None
         self.losses: list[torch.Tensor] = []
         self.record: RunRecord | None = None
         self.clock: float | None = None
         """When the current step began; None before a pass begins, and after what belongs to no step."""
-        self._adapt_arguments()
-
-    def _adapt_arguments(self) -> None:
-        """Change the arguments that the script gets; ``settings`` keep what the user has asked for."""
-        args = self.script_args
-        args.train_base_model = True  # without it the script of catvton-flux trains nothing
-        args.train_data_list, args.train_verification_list = TRAIN_LIST, VERIFICATION_LIST
-        args.validation_data_list = VALIDATION_LIST
-        # It validates where step % validation_steps is 1: never with 1, and 0 is an error.
-        args.validation_steps = {0: NEVER, 1: 2}.get(self.settings.validation_steps, self.settings.validation_steps)
-        args.checkpointing_steps = self.settings.checkpointing_steps or NEVER
-        args.checkpoints_total_limit = None  # old ones go when the new one is complete
-        args.max_grad_norm = self.settings.max_grad_norm or math.inf
+        steps = settings.validation_steps
+        changed = {
+            "train_base_model": True,  # without it the script of catvton-flux trains nothing
+            "train_data_list": TRAIN_LIST,
+            "train_verification_list": VERIFICATION_LIST,
+            "validation_data_list": VALIDATION_LIST,
+            # It validates where step % validation_steps is 1: never with 1, and 0 is an error.
+            "validation_steps": {0: NEVER, 1: 2}.get(steps, steps),
+            "checkpointing_steps": settings.checkpointing_steps or NEVER,
+            "checkpoints_total_limit": None,  # old ones go when the new one is complete
+            "max_grad_norm": settings.max_grad_norm or math.inf,
+        }
+        self.script_args = Namespace(**{**vars(settings), **changed})
+        """The arguments that the script gets; ``settings`` keep what the user has asked for."""
 
     # ---- data
 
     def build_dataset(
-        self, dataroot_path: str, phase: str, order: str = "paired", size: tuple[int, int] = (768, 576),
-        data_list: str | None = None, **unknown: Any,
-    ) -> Any:  # fmt: skip
+        self,
+        dataroot_path: str,
+        phase: str,
+        order: str = "paired",
+        size: tuple[int, int] = (768, 576),
+        data_list: str | None = None,
+    ) -> Any:
         """What the script gets for each ``VitonHDTestDataset`` that it builds.
 
         Its training rows are the whole run's, shuffled, from the step on at which the run continues. Its validation
         rows are ``--num_validation_images`` samples, none without validation; rows to verify training on are none.
-        Raises ``ValueError`` for arguments of another dataset.
         """
-        if unknown:
-            raise ValueError(f"{self.facts['script']} builds its dataset with arguments unknown to us: {list(unknown)}")
         kind = "validation" if phase == "test" else "train"
         if data_list == VERIFICATION_LIST:
             return []
@@ -115,9 +114,7 @@ class DrivenRun:
         per_step = settings.train_batch_size * settings.gradient_accumulation_steps * ranks
         steps = settings.max_train_steps or math.ceil(settings.num_train_epochs * len(data) / per_step)
         settings.max_train_steps = self.script_args.max_train_steps = steps
-        refuse_finished(settings, self.step)
-        weights = data.sampling_weights() if hasattr(data, "sampling_weights") else None
-        order = PairStream(len(data), 1, range(0), settings.seed, weights=weights)
+        order = PairStream(len(data), 1, range(0), settings.seed, weights=data.sampling_weights())
         first = self.step * per_step
         return TrainingRows(data, [order.row_at(place) for place in range(first, first + steps * per_step)])
 
@@ -143,22 +140,22 @@ class DrivenRun:
         """Note the loss of a forward pass. Raises ``ValueError`` when it is not finite, before it moves a weight."""
         if not torch.isfinite(loss):
             raise ValueError(f"the loss is not finite at step {self.step + 1}: lower --learning_rate")
-        self._begin_record()
+        self.begun_record()
         self.losses.append(loss.detach())
 
-    def _begin_record(self) -> None:
-        """Start ``run.json`` with the first step, when nothing can be refused any more."""
-        if self.record is not None:
-            return
-        self.settings.mixed_precision = self.accelerator.mixed_precision
-        self.settings.instance_prompt = self.prompt
-        for secret in SECRETS:
-            if getattr(self.settings, secret, None):
-                setattr(self.settings, secret, "not recorded")
-        self.record = RunRecord(self, self.datasets)
-        self.record.facts["upstream"] = self.facts
-        if self.step and self.accelerator.is_main_process:
-            forget_future(self.folder, self.step)
+    def begun_record(self) -> RunRecord:
+        """``run.json``, which begins with the first step, when nothing can be refused any more."""
+        if self.record is None:
+            self.settings.mixed_precision = self.accelerator.mixed_precision
+            self.settings.instance_prompt = self.prompt
+            for secret in SECRETS:
+                if getattr(self.settings, secret, None):
+                    setattr(self.settings, secret, "not recorded")
+            self.record = RunRecord(self, self.datasets)
+            self.record.facts["upstream"] = self.facts
+            if self.step and self.accelerator.is_main_process:
+                forget_future(self.folder, self.step)
+        return self.record
 
     def end_step(self) -> None:
         """An optimizer step is about to be taken, on every rank: write its mean loss to ``logs/losses.jsonl``."""
@@ -166,53 +163,36 @@ class DrivenRun:
         loss = self.accelerator.reduce(torch.stack(self.losses).mean(), "mean").item()
         self.losses.clear()
         now = time.perf_counter()
-        if self.record is not None and self.clock is not None:
-            self.record.seconds.append(now - self.clock)
+        if self.clock is not None:
+            self.begun_record().seconds.append(now - self.clock)
         self.clock = now
         if self.accelerator.is_main_process:
-            facts = {"step": self.step, "loss": loss}
-            if self.optimizer is not None:
-                facts["lr"] = float(self.optimizer.param_groups[0]["lr"])
+            facts = {"step": self.step, "loss": loss, "lr": float(self.optimizer.param_groups[0]["lr"])}
             with (self.folder / "logs" / "losses.jsonl").open("a", encoding="utf-8") as lines:
                 lines.write(json.dumps(facts) + "\n")
 
     # ---- files
 
     def noting_prompts(self, encode_prompt: Callable[..., Any]) -> Callable[..., Any]:
-        """``encode_prompt`` of the script, with its first prompt, embeddings and pooled embeddings kept."""
+        """``encode_prompt`` of the script; its first prompt is kept, for the LoRA's metadata."""
         signature = inspect.signature(encode_prompt)
 
         def noting(*args: Any, **kwargs: Any) -> Any:
-            encoded = encode_prompt(*args, **kwargs)
             prompt = signature.bind(*args, **kwargs).arguments.get("prompt")
-            if prompt and self.encoded is None:
+            if prompt and not self.prompt:
                 self.prompt = prompt if isinstance(prompt, str) else prompt[0]
-                self.encoded = (encoded[0][:1].detach(), encoded[1][:1].detach())
-            return encoded
+            return encode_prompt(*args, **kwargs)
 
         return noting
 
-    def save_lora(self, folder: Path) -> None:
-        """Write the LoRA file; in the output directory it is one for all readers, elsewhere one to continue from."""
-        folder.mkdir(parents=True, exist_ok=True)
-        final = folder.resolve() == self.folder.resolve()
-        save_lora(self.model, self.settings, folder, published=final)
-        if final:
-            self.saved_lora = self.step
-
     def finish(self) -> None:
-        """After the script's ``main``: save the LoRA where it has not done so, and look at the losses.
-
-        Raises ``ValueError`` when it has ended without what it was run for.
-        """
-        if self.step == self.first_step and self.saved_lora < self.step:
+        """After the script's ``main``: save the LoRA, look at the losses. ``ValueError`` when it has not trained."""
+        if self.step == self.first_step != self.settings.max_train_steps:
             raise ValueError(f"{self.facts['script']} has ended without taking a step")
-        self._begin_record()
+        record = self.begun_record()
         if self.accelerator.is_main_process:
-            if self.saved_lora < self.step:
-                self.save_lora(self.folder)
-            if self.record is not None:
-                self.record.see_losses()
+            save_lora(self.model, self.settings, self.folder, published=True)
+            record.see_losses()
 
     def end(self, status: str) -> None:
         """Write how the run ended into ``run.json``."""
@@ -230,13 +210,13 @@ def checkpoint_of(settings: Namespace) -> Path | None:
     path = find_checkpoint(settings)
     if path is None:
         return None
-    named = f"--resume_from_checkpoint {path}"
     if (path / "training_state.json").exists():
-        raise ValueError(f"{named} was written by train_flux_inpaint.py: leave --upstream out")
-    if step_of(path) is None or path.resolve().parent != Path(settings.output_dir).resolve():
-        raise ValueError(f"{named} is no checkpoint-<step> in --output_dir {settings.output_dir}")
-    if not (path / LORA_FILE).is_file():
-        raise ValueError(f"{named} holds no LoRA")
+        raise ValueError(f"--resume_from_checkpoint {path} was written by train_flux_inpaint.py: leave --upstream out")
+    step, folder = step_of(path), settings.output_dir
+    if step is None or path.resolve().parent != Path(folder).resolve() or not (path / LORA_FILE).is_file():
+        raise ValueError(
+            f"--resume_from_checkpoint {path} is no checkpoint-<step> with a LoRA in --output_dir {folder}"
+        )
     if settings.max_train_steps:
-        refuse_finished(settings, step_of(path) or 0)
+        refuse_finished(settings, step)
     return path
