@@ -105,13 +105,13 @@ def test_no_process_has_a_token_in_its_command_line(quick_test) -> None:
 
 
 @pytest.mark.slow
-def test_a_token_that_a_script_is_given_is_in_nothing_that_it_leaves(
+def test_a_token_of_the_environment_is_in_nothing_that_a_script_leaves(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     for name, value in CANARIES.items():
         monkeypatch.setenv(name, value)
     flags = ["--preset", "quick_test", "--embedded", "--upstream", SCRIPT, "--dataset_name", data]
-    flags += ["--output_dir", tmp_path / "out", "--evaluate_samples", 0, "--hub_token", TYPED, "--lora_rank", 4]
+    flags += ["--output_dir", tmp_path / "out", "--evaluate_samples", 0, "--lora_rank", 4]
     flags += "--max_train_steps 2 --checkpointing_steps 1 --validation_steps 2 --num_inference_steps 1".split()
     flags += "--train_batch_size 2 --num_validation_images 1".split()
     forget_accelerator()
@@ -130,6 +130,7 @@ def test_a_token_that_a_script_is_given_is_in_nothing_that_it_leaves(
     "flags",
     [
         [f"--hub_token={TYPED}"],  # our own trainer has no such flag
+        [f"--hub_token={TYPED}", "--upstream", str(SCRIPT)],
         [f"--hub_tokn={TYPED}", "--upstream", str(SCRIPT)],
         [f"--tokn={TYPED}"],
         [f"--wandb_api_key={TYPED}"],

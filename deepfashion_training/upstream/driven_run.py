@@ -26,8 +26,6 @@ from training_run.stopping import StoppedError, Stopping
 
 #: What the script's arguments for lists of pairs are set to, so that its three datasets can be told apart.
 TRAIN_LIST, VERIFICATION_LIST, VALIDATION_LIST = "train", "train verification", "validation"
-#: Arguments that neither trackers nor run.json may show.
-SECRETS = ("hub_token",)
 #: A step that no run reaches: for "never" where a script divides by the number of steps.
 NEVER = 2**62
 
@@ -148,9 +146,6 @@ class DrivenRun:
         if self.record is None:
             self.settings.mixed_precision = self.accelerator.mixed_precision
             self.settings.instance_prompt = self.prompt
-            for secret in SECRETS:
-                if getattr(self.settings, secret, None):
-                    setattr(self.settings, secret, "not recorded")
             self.record = RunRecord(self, self.datasets)
             self.record.facts["upstream"] = self.facts
             if self.step and self.accelerator.is_main_process:
