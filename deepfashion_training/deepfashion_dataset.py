@@ -5,15 +5,13 @@ from __future__ import annotations
 import hashlib
 import logging
 import operator
-import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import datasets
-from PIL import Image
 from torch.utils.data import Dataset
 
 from deepfashion_training.data import sampling
@@ -28,9 +26,6 @@ from deepfashion_training.images.pictures import PictureError
 __all__ = ["DatasetOptions", "DeepFashionDataset", "TooManyBadRowsError"]
 
 logger = logging.getLogger(__name__)
-
-#: Other names of a validation split.
-_LIKE_VALIDATION = re.compile(r"(val|valid|validate|validation|dev|eval|evaluation)([_\-.\d].*)?", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -77,15 +72,6 @@ class DatasetOptions:
             raise ValueError(f"resize_mode {self.resize_mode!r}: use {' or '.join(RESIZE_MODES)}")
         if not 0 <= self.max_bad_rows <= 1:
             raise ValueError(f"max_bad_rows {self.max_bad_rows}: use a share from 0 to 1, such as 0.01 for 1%")
-
-
-class _BadRowError(Exception):
-    """One row that cannot be used: its number in the split and why."""
-
-    def __init__(self, row: int, reason: str) -> None:
-        super().__init__(row, reason)
-        self.row = row
-        self.reason = reason
 
 
 class DeepFashionDataset(Dataset[dict[str, Any]]):
@@ -157,22 +143,11 @@ class DeepFashionDataset(Dataset[dict[str, Any]]):
         )
         derived = options.validation_split not in splits
         named = options.validation_split != DatasetOptions.validation_split
-        unread = [name for name in splits if _LIKE_VALIDATION.fullmatch(name) and name != options.train_split]
-        if derived and not named and unread:
-            raise ValueError(
-                f"{self.source} has no split 'validation', and a split {unread[0]!r} that would not be read: "
-                f"rename it, or name it with --validation_split {unread[0]}"
-            )
         wanted = options.train_split
         if self.phase == "test" and (named or not derived):
             wanted = options.validation_split
         if wanted not in splits:
-            flag = "train_split" if wanted == options.train_split else "validation_split"
-            raise ValueError(
-                f"{self.source} has no split {wanted!r}: found {', '.join(splits) or 'none'}; name one as {flag}"
-            )
-        if len(splits[wanted]) == 0:
-            raise ValueError(f"split {wanted!r} of {self.source} is empty: no rows to read")
+            raise ValueError(f"{self.source} has no split {wanted!r}, only {', '.join(splits)}: name one of them")
         return splits[wanted], wanted, derived
 
     def _choose_rows(self, derived: bool) -> list[int]:
@@ -200,15 +175,12 @@ class DeepFashionDataset(Dataset[dict[str, Any]]):
         except ValueError as error:
             raise ValueError(f"{self.source} has no split {options.validation_split!r}: {error}") from error
         logger.info(
-            "%s has no split %r: %d of the %d rows of %r are held out by %s (fraction %g, seed %d)",
+            "%s has no split %r: %d of the %d rows of %r are held out by pid, else by row",
             self.source,
             options.validation_split,
             sum(held_out),
             len(held_out),
             self.split,
-            "pid" if data.has_pids else "row number",
-            options.validation_fraction,
-            options.split_seed,
         )
         return [row for row, out in enumerate(held_out) if out == (self.phase == "test")]
 
@@ -237,20 +209,25 @@ class DeepFashionDataset(Dataset[dict[str, Any]]):
         start = operator.index(index)
         if not -len(self) <= start < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
-        for position in self._same_type_from(start % len(self)):
-            try:
-                return self._sample(position)
-            except _BadRowError as error:
-                self._skip(error)
+        start %= len(self)
+        for position in (*range(start, len(self)), *range(start)):
+            if self._types[position] == self._types[start] and (sample := self._sample(position)) is not None:
+                return sample
         raise self._too_many("no row of that garment type is left to read")
 
-    def _sample(self, position: int) -> dict[str, Any]:
+    def _sample(self, position: int) -> dict[str, Any] | None:
+        """The sample at ``position``; None, after noting it, where one of its pictures cannot be used."""
         row, garment_row = self._rows[position], self._garment_rows[position]
-        photo, mask, cloth = self._pictures(row, garment_row)
+        reading = row
         try:
+            photo, mask = self._data.pictures(row, ("image", "mask"))
+            reading = garment_row
+            cloth = self._data.picture(garment_row, "cloth")
+            reading = row
             tensors = pair_tensors(photo, cloth, mask, (self.height, self.width), self.options.resize_mode)
         except PictureError as error:
-            raise _BadRowError(row, str(error)) from error
+            self._skip(reading, str(error))
+            return None
         return {
             **tensors,
             "c_name": self._data.name(garment_row, "garment_view"),
@@ -258,25 +235,6 @@ class DeepFashionDataset(Dataset[dict[str, Any]]):
             "caption_cloth": self._data.caption(garment_row),
             "cloth_type": self._types[position],
         }
-
-    def _pictures(self, row: int, garment_row: int) -> list[Image.Image]:
-        """Photo and mask of ``row``, and the garment of ``garment_row``."""
-        reading = row
-        try:
-            if row == garment_row:
-                return self._data.pictures(row, ("image", "mask", "cloth"))
-            worn = self._data.pictures(row, ("image", "mask"))
-            reading = garment_row
-            return [*worn, self._data.picture(garment_row, "cloth")]
-        except PictureError as error:
-            raise _BadRowError(reading, str(error)) from error
-
-    def _same_type_from(self, start: int) -> Iterator[int]:
-        """``start`` and then every other position of its garment type, in order and around the end."""
-        for step in range(len(self)):
-            position = (start + step) % len(self)
-            if self._types[position] == self._types[start]:
-                yield position
 
     # ---- bad rows ---------------------------------------------------------------------------------------------
 
@@ -288,11 +246,11 @@ class DeepFashionDataset(Dataset[dict[str, Any]]):
         """
         return self._ledger.entries()
 
-    def _skip(self, error: _BadRowError) -> None:
+    def _skip(self, row: int, reason: str) -> None:
         """Note a bad row; raises when there are too many of them by now."""
-        if error.row not in {entry["row"] for entry in self._ledger.entries()}:
-            logger.warning("row %d of %s skipped: %s", error.row, self.source, error.reason)
-            self._ledger.record(error.row, error.reason)
+        if row not in {entry["row"] for entry in self._ledger.entries()}:
+            logger.warning("row %d of %s skipped: %s", row, self.source, reason)
+            self._ledger.record(row, reason)
         limit = self.options.max_bad_rows * len(self)
         if len(self._ledger.entries()) > limit:
             raise self._too_many(f"max_bad_rows {self.options.max_bad_rows:g} allows {limit:g}")
@@ -300,10 +258,9 @@ class DeepFashionDataset(Dataset[dict[str, Any]]):
     def _too_many(self, why: str) -> TooManyBadRowsError:
         entries = self._ledger.entries()
         first = "; ".join(f"row {entry['row']}: {entry['reason']}" for entry in entries[:5])
-        more = "; ..." if len(entries) > 5 else ""
         return TooManyBadRowsError(
             f"{len(entries)} of {len(self)} rows ({len(entries) / len(self):.1%}) of {self.source}, split "
-            f"{self.split!r}, are unreadable and {why}: {first}{more}. Fix or remove them, or raise --max_bad_rows."
+            f"{self.split!r}, are unreadable and {why}: {first}. Fix or remove them, or raise --max_bad_rows."
         )
 
     # ---- what trainers ask for --------------------------------------------------------------------------------

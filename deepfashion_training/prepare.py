@@ -69,18 +69,16 @@ def usable_cores() -> int:
 
 def settings_of(args: argparse.Namespace) -> Settings:
     """What the flags ask for; raises ``ValueError`` for a value out of range."""
-    from deepfashion_training.data.schema import parse_column_map
-    from deepfashion_training.garment_types import parse_type_overrides
+    from deepfashion_training.garment_types import parse_cloth_type
     from deepfashion_training.images.quality import Gates
-    from deepfashion_training.preparation.garment_views import parse_sources
-    from deepfashion_training.preparation.pair_plan import Settings
+    from deepfashion_training.preparation.pair_plan import Settings, named_values
 
     parser = chosen_parser(args.parser)
     given = {
         **vars(args),
-        "columns": parse_column_map(args.column),
-        "category_types": parse_type_overrides(args.category_type),
-        "garment_sources": parse_sources(args.garment_sources),
+        "columns": named_values(args.column),
+        "category_types": {name: parse_cloth_type(kind) for name, kind in named_values(args.category_type).items()},
+        "garment_sources": tuple(name.strip() for name in args.garment_sources.split(",")),
         "parser": parser,
         "mine_lower_body": parser is not None if args.mine_lower_body is None else args.mine_lower_body,
         "gates": Gates(**{gate.name: getattr(args, gate.name) for gate in dataclasses.fields(Gates)}),

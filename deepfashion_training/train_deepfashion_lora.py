@@ -338,11 +338,10 @@ def draws_wardrobe(args: argparse.Namespace) -> bool:
 
 def needs_preparation(args: argparse.Namespace) -> bool:
     """Whether the rows are raw: not documented, but such as ``prepare`` makes pairs from."""
-    from deepfashion_training.data.schema import looks_raw, missing_columns
+    from deepfashion_training.data.schema import looks_raw
     from deepfashion_training.data.sources import source_columns
 
-    columns = source_columns(args.dataset_name, revision=args.dataset_revision)
-    return bool(missing_columns(columns)) and looks_raw(columns)
+    return looks_raw(source_columns(args.dataset_name, revision=args.dataset_revision))
 
 
 def known_rows(args: argparse.Namespace) -> int | None:

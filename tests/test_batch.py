@@ -18,7 +18,7 @@ from deepfashion_training.garment_types import LOWER, UPPER
 from deepfashion_training.images.parts import garment_labels
 from deepfashion_training.images.quality import Gates
 from deepfashion_training.preparation.batch import prepare_batch
-from deepfashion_training.preparation.pair_plan import PlannedRow, Settings, make_plan
+from deepfashion_training.preparation.pair_plan import PlannedRow, Settings, batches_of, make_plan
 
 SIZE = (192, 144)
 GATES = Gates(min_garment_px=18)
@@ -47,7 +47,7 @@ def drawn_rows(specs: Sequence[RowSpec]) -> Drawn:
     rows = [raw_row(spec, SIZE) for spec in specs]
     names = {"category": "cloth_type", "gender": "gender", "pose": "pose", "pid": "pid", "caption": "caption"}
     plan = make_plan({name: [row[column] for row in rows] for name, column in names.items()}, Settings())
-    planned = [row for batch in plan.batches for row in batch]
+    planned = [row for batch in batches_of(plan) for row in batch]
     pictures = {
         name: [rows[row.source_row][column]["bytes"] for row in planned]
         for name, column in (("image", "images"), ("mask", "mask"))

@@ -13,17 +13,16 @@ from deepfashion_training.garment_types import (
     UnknownCategoryError,
     parse_cloth_type,
     parse_cloth_types,
-    parse_type_overrides,
     type_of,
 )
 
 
 def test_names_on_a_command_line():
     assert parse_cloth_types("full,lower") == (2, 3)
-    assert parse_cloth_types([" Upper ", "upper"]) == (1,)
+    assert parse_cloth_types(" Upper ,upper") == (1,)
 
 
-@pytest.mark.parametrize("names", ["", "upper,", "skirt", []])
+@pytest.mark.parametrize("names", ["", "upper,", "skirt"])
 def test_unknown_or_no_name_is_an_error(names):
     with pytest.raises(ValueError, match=r"garment type .*upper.*lower.*full"):
         parse_cloth_types(names)
@@ -65,30 +64,17 @@ def test_categories_in_any_spelling_whatever_the_caption_says(category, number):
 
 @pytest.mark.parametrize("category", ["Swimwear", "", "Skirt", "1", "Pants Shorts"])
 def test_an_unknown_category_is_named(category):
-    with pytest.raises(UnknownCategoryError, match="override") as caught:
+    with pytest.raises(UnknownCategoryError) as caught:
         type_of(category, "The woman wears trousers.")
-    assert caught.value.category == category
-    assert isinstance(caught.value, ValueError)
+    assert repr(category) in str(caught.value)
 
 
 def test_overrides_come_first_and_know_new_categories():
-    overrides = parse_type_overrides("Denim=lower, Blouses Shirts=full,Swimwear=3")
-    assert overrides == {"Denim": 2, "Blouses Shirts": 3, "Swimwear": 3}
+    overrides = {"Denim": 2, "Blouses Shirts": 3, "Swimwear": 3}
     assert type_of("Denim", "A denim jacket.", overrides) == 2
     assert type_of("Blouses_Shirts", "", overrides) == 3
     assert type_of("swimwear", "", overrides) == 3
     assert type_of("Suiting", "A suit jacket.", overrides) == 1
-    assert parse_type_overrides(None) == parse_type_overrides(" ") == {}
-
-
-@pytest.mark.parametrize(
-    ("text", "problem"),
-    [("Denim", "is not CATEGORY=TYPE"), ("Denim=", "is not"), ("Denim=legs", "unknown garment type 'legs'"),
-     ("Denim=4", "unknown garment type 4"), ("Denim=lower,denim=upper", "twice"), ("a=lower,", "is not")],
-)  # fmt: skip
-def test_wrong_overrides_are_named(text, problem):
-    with pytest.raises(ValueError, match=problem):
-        parse_type_overrides(text)
 
 
 # The sentences are those of DeepFashion-MultiModal's captions, whose templates public code quotes.
@@ -115,6 +101,7 @@ def test_wrong_overrides_are_named(text, problem):
         ("A denim-jacket with grey sweatpants", 1),
         ("She wears denim overalls over a striped tee.", 3),
         ("She is dressed in a denim shirt dress.", 3),
+        ("The man wears a denim dress shirt and black dress pants.", 1),
         # Which of the two is for sale, nobody can tell.
         ("The woman wears a dark denim long-sleeve jacket and blue denim ankle-length jeans.", None),
         ("The upper clothing has long sleeves, cotton fabric. The lower clothing is long. The fabric is cotton.", None),

@@ -15,7 +15,6 @@ from deepfashion_training.preparation.garment_views import (
     Choice,
     choose_garment,
     parse_pose,
-    parse_sources,
 )
 
 
@@ -39,26 +38,8 @@ def test_another_form_is_named(pose):
     assert repr(pose) in str(caught.value)
 
 
-def test_an_unknown_view_is_named_with_the_known_ones():
-    with pytest.raises(ValueError, match="unknown view 'top', known are front, side, back, full, flat, additional"):
-        parse_pose("01_5_top")
-
-
 def test_the_drawn_wardrobe_has_the_same_views():
     assert {*PERSON_VIEWS, "flat"} == set(VIEW_NUMBERS) == set(VIEWS)
-
-
-def test_sources_keep_their_order():
-    assert parse_sources("cross_view, flat") == ("cross_view", "flat")
-    assert parse_sources(",".join(SOURCES)) == SOURCES
-
-
-@pytest.mark.parametrize(
-    ("text", "problem"), [("flat,column", "'column'"), ("", "''"), ("flat,,same_photo", "''"), ("flat,flat", "twice")]
-)
-def test_unknown_and_repeated_sources(text, problem):
-    with pytest.raises(ValueError, match=problem):
-        parse_sources(text)
 
 
 def test_no_back_dresses_a_front_and_no_front_a_back():

@@ -77,7 +77,6 @@ def facts(**changes: Any) -> dict[str, Any]:
         "quarantined": {"mask_empty": 30, "another_new_reason": 10},
         "by_type": {"upper": 2500, "lower": 600, "full": 900},
         "by_category": {"Tees_Tanks": 2500, "Shorts": 600, "Dresses": 900},
-        "by_view": {"front": 3000, "back": 1000},
         "by_source": {"flat": 1000, "cross_view": 3000},
         "by_split": {"train": 3600, "validation": 200, "test": 200},
         "by_split_and_type": {
@@ -112,8 +111,6 @@ def facts(**changes: Any) -> dict[str, Any]:
         "settings": {"num_proc": 2, "limit": None, "garment_sources": ["flat", "cross_view"]},
         "versions": {"datasets": "5.2.0"},
         "seconds": 100.0,
-        "rows_per_second": 41.0,
-        "near_duplicates": 5,
         "pids": {"train": 900, "validation": 50, "test": 50},
         **changes,
     }
@@ -195,7 +192,7 @@ def test_warnings_and_unknown_categories_are_listed_or_none(tmp_path: Path) -> N
 
 def test_counts_are_tables_largest_first(tmp_path: Path) -> None:
     counts = written(tmp_path).words("counts")
-    for text in ("lower 500 50 50 600", "cross view 3,000", "back 1,000", "Tees_Tanks 2,500"):
+    for text in ("lower 500 50 50 600", "cross view 3,000", "Tees_Tanks 2,500"):
         assert text in counts
     assert counts.index("Tees_Tanks") < counts.index("Dresses") < counts.index("Shorts")
 
@@ -319,8 +316,8 @@ def test_a_failed_page_leaves_the_old_one(tmp_path: Path) -> None:
     file = tmp_path / "report.html"
     file.write_text("old", encoding="utf-8")
     broken = facts()
-    del broken["by_view"]
-    with pytest.raises(Exception, match="by_view"):
+    del broken["by_source"]
+    with pytest.raises(Exception, match="by_source"):
         write_pairs_report(file, broken, [], [], [])
     assert file.read_text(encoding="utf-8") == "old"
 

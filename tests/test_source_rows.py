@@ -52,7 +52,7 @@ def test_a_cell_without_bytes_says_so(tmp_path):
     rows = SourceRows({"train": given}, {"image": "images", "mask": "mask"}, str(tmp_path))
     found = rows.pictures([0, 1, 2])["image"]
     assert found[0] == found[2] == "missing: the row holds no bytes"
-    assert found[1].startswith("No such file or directory") and "gone.png" in found[1]
+    assert "gone.png" in found[1]
 
 
 def test_a_column_that_holds_no_pictures_is_named():

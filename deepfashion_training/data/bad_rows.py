@@ -37,11 +37,8 @@ class BadRowLedger:
         """Note that ``row`` was unusable for ``reason``."""
         entry = {"row": row, "reason": reason[:_LONGEST_REASON]}
         self._file.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(self._file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-        try:
-            os.write(handle, (json.dumps(entry) + "\n").encode())
-        finally:
-            os.close(handle)
+        with self._file.open("a", encoding="utf-8") as ledger:
+            ledger.write(json.dumps(entry) + "\n")
 
     def entries(self) -> list[dict[str, Any]]:
         """One entry per row in ascending order, whichever process met it and however often."""

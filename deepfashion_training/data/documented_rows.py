@@ -42,18 +42,18 @@ class DocumentedRows:
         texts = [name for name in ("caption", "cloth_type", *PROVENANCE_COLUMNS) if name in split.column_names]
         # Selecting first keeps Arrow from touching a single picture.
         self._texts = split.select_columns(texts).with_format(None)[:]
-        self.types = self._read_types(split)
+        self.types = []
+        for row, value in enumerate(class_names(split, "cloth_type", self._texts["cloth_type"])):
+            try:
+                self.types.append(parse_cloth_type(value))
+            except ValueError as error:
+                raise ValueError(f"cloth_type in row {row} of {source}: {error}") from None
         for row, caption in enumerate(self._texts["caption"]):
             if not (caption is None or isinstance(caption, str)):
                 raise ValueError(f"caption in row {row} of {source} is {caption!r}: a text is needed")
 
     def __len__(self) -> int:
         return len(self.types)
-
-    @property
-    def has_pids(self) -> bool:
-        """Whether the rows say who is in the picture."""
-        return "pid" in self._texts
 
     def group(self, row: int) -> str:
         """Who is in the picture; a group of its own for a row that does not say."""
@@ -125,12 +125,3 @@ class DocumentedRows:
             )
         for described in faults:
             logger.warning("%s: %s", self._source, described)
-
-    def _read_types(self, split: datasets.Dataset) -> list[int]:
-        types = []
-        for row, value in enumerate(class_names(split, "cloth_type", self._texts["cloth_type"])):
-            try:
-                types.append(parse_cloth_type(value))
-            except ValueError as error:
-                raise ValueError(f"cloth_type in row {row} of {self._source}: {error}") from None
-        return types

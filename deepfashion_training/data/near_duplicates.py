@@ -21,12 +21,6 @@ from PIL import Image
 
 #: Bits of a fingerprint along each side of its square.
 _SIDE = 16
-_BYTES = _SIDE * _SIDE // 8
-#: ``imagehash`` looks at a grey picture with 4 pixels per bit. Shrinking a photo by a whole factor to not less than
-#: twice of that costs a tenth of resizing it from full size.
-_LEAST_PIXELS = 2 * 4 * _SIDE
-#: Distances that are held at a time: 8 MiB.
-_CHUNK = 1 << 21
 
 
 def fingerprint(photo: Image.Image) -> bytes:
@@ -35,32 +29,25 @@ def fingerprint(photo: Image.Image) -> bytes:
     It is ``imagehash.phash`` with ``hash_size=16``: the signs, about their median, of the 16x16 lowest frequencies
     of the picture in grey.
     """
-    factor = min(photo.size) // _LEAST_PIXELS
-    small = photo.reduce(factor) if factor > 1 else photo
-    return np.packbits(imagehash.phash(small, hash_size=_SIDE).hash).tobytes()
+    return np.packbits(imagehash.phash(photo, hash_size=_SIDE).hash).tobytes()
 
 
 def near_duplicates(hashes: Sequence[bytes], others: Sequence[bytes], distance: int) -> dict[int, int]:
     """Position in ``hashes`` -> position of the nearest in ``others``, for those within ``distance`` bits.
 
-    Of equally near ones the first. All are results of ``fingerprint``. Memory does not grow with the number of pairs.
+    Of equally near ones the first. All are results of ``fingerprint``.
     """
     if not others:
         return {}
-    ours, theirs = _words(hashes), _words(others)
-    found: dict[int, int] = {}
-    rows = max(1, _CHUNK // len(theirs))
-    for start in range(0, len(ours), rows):
-        chunk = ours[start : start + rows]
-        bits = np.zeros((len(chunk), len(theirs)), np.uint16)
-        for word in range(chunk.shape[1]):
-            bits += np.bitwise_count(chunk[:, word, None] ^ theirs[None, :, word])
-        nearest = bits.argmin(axis=1)
-        for row in np.flatnonzero(bits[np.arange(len(chunk)), nearest] <= distance).tolist():
-            found[start + row] = int(nearest[row])
+    theirs, found = _words(others), {}
+    for position, ours in enumerate(_words(hashes)):
+        bits = np.bitwise_count(theirs ^ ours).sum(axis=1)
+        nearest = int(bits.argmin())
+        if bits[nearest] <= distance:
+            found[position] = nearest
     return found
 
 
 def _words(hashes: Sequence[bytes]) -> npt.NDArray[np.uint64]:
     """Fingerprints as ``[n, 4]`` words of 64 bits."""
-    return np.frombuffer(b"".join(hashes), np.uint64).reshape(-1, _BYTES // 8)
+    return np.frombuffer(b"".join(hashes), np.uint64).reshape(-1, _SIDE * _SIDE // 64)

@@ -6,9 +6,8 @@ Hub: no garment picture, and a category name where training needs a garment type
 
 from __future__ import annotations
 
-import difflib
 import shlex
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -48,13 +47,13 @@ RAW_COLUMNS: dict[str, str] = {
     "mask_overlay": "image",
 }
 
-#: What ``prepare`` writes: pairs, rows that may not be trained on, and good rows without a garment picture.
+#: What ``prepare`` writes: pairs, and rows that may not be trained on or have no garment picture.
 PAIR_COLUMNS: dict[str, str] = {**DOCUMENTED_COLUMNS, **PROVENANCE_COLUMNS}
 _WHICH_ROW = {
     name: PAIR_COLUMNS[name] for name in ("source_row", "pid", "variant", "view", "gender", "category", "caption")
 }
-QUARANTINE_COLUMNS: dict[str, str] = {**_WHICH_ROW, "reason": "string", "detail": "string", "thumbnail": "image"}
 UNPAIRED_COLUMNS: dict[str, str] = {**_WHICH_ROW, "reason": "string"}
+QUARANTINE_COLUMNS: dict[str, str] = {**UNPAIRED_COLUMNS, "detail": "string", "thumbnail": "image"}
 
 #: What a preparation notes of each row until all rows are known: what became of it and why, its split, and what the
 #: decisions over all rows (near duplicates, shares, leak score) and the report need.
@@ -66,7 +65,6 @@ NOTES: dict[str, str] = {
     "split": "string",
     "garment_row": "int64",
     "fingerprint": "binary",
-    "garment_digest": "binary",
     "features_as_is": "binary",
     "features": "binary",
     "likeness": "float64",
@@ -75,26 +73,8 @@ NOTES: dict[str, str] = {
     "thumbnail": "image",
 }
 
-#: What a row of any dataset may hold, by the name that preparation uses. ``pose`` is variant and view in one.
-INPUT_COLUMNS: tuple[str, ...] = (
-    *DOCUMENTED_COLUMNS,
-    *(name for name in PROVENANCE_COLUMNS if name not in ("garment_source", "garment_view", "source_row")),
-    "pose",
-)
-
-#: Where the raw schema calls an input column something else. Its ``cloth_type`` holds category names.
-_RAW_NAMES: dict[str, str] = {"image": "images", "category": "cloth_type"}
-
-#: What preparation cannot do without: any one alternative of each line, and the words for what is missing.
-_NEEDED: tuple[tuple[tuple[tuple[str, ...], ...], str], ...] = (
-    ((("image",),), "image (the person's photo)"),
-    ((("mask",),), "mask (the area to repaint)"),
-    ((("category",), ("cloth_type",)), "category or cloth_type (what the garment is)"),
-    (
-        (("cloth",), ("pid", "pose"), ("pid", "variant", "view")),
-        "cloth (the garment's picture), or pid with pose (or with variant and view) to find one in other photos",
-    ),
-)
+#: What preparation may know of a row of any dataset. ``pose`` is variant and view in one.
+INPUT_COLUMNS: tuple[str, ...] = (*DOCUMENTED_COLUMNS, "pid", "variant", "view", "gender", "category", "pose")
 
 
 def features_of(columns: Mapping[str, str]) -> datasets.Features:
@@ -106,77 +86,36 @@ def features_of(columns: Mapping[str, str]) -> datasets.Features:
     )
 
 
-def missing_columns(found: Collection[str]) -> list[str]:
-    """Documented columns that ``found`` lacks, in schema order."""
-    return [name for name in DOCUMENTED_COLUMNS if name not in found]
-
-
 def looks_raw(found: Collection[str]) -> bool:
     """Whether ``found`` are the columns of the raw Hub dataset."""
-    return all(name in found for name in RAW_COLUMNS if name != "mask_overlay") and "cloth" not in found
+    return RAW_COLUMNS.keys() - {"mask_overlay"} <= set(found) and "cloth" not in found
 
 
 def check_documented(found: Collection[str], source: str) -> None:
-    """Raise one ``ValueError`` when documented columns are missing from ``found``, the columns of ``source``.
+    """Raise ``ValueError`` when documented columns are missing from ``found``, the columns of ``source``.
 
-    It names the fix: ``prepare`` for raw rows, else the column that is probably meant.
+    For raw rows it names ``prepare``.
     """
-    missing = missing_columns(found)
+    missing = [name for name in DOCUMENTED_COLUMNS if name not in found]
     if not missing:
         return
     problem = (
-        f"{source} lacks the column{'s' if len(missing) > 1 else ''} {', '.join(missing)}: "
+        f"{source} lacks the columns {', '.join(missing)}: "
         f"found {', '.join(found) or 'none'}; needed {', '.join(DOCUMENTED_COLUMNS)}."
     )
     if looks_raw(found):
-        raise ValueError(
-            f"{problem} This looks like the Hub's raw schema. Turn it into pairs first: python -m "
+        problem += (
+            " This looks like the Hub's raw schema. Turn it into pairs first: python -m "
             f"deepfashion_training.prepare --dataset_name {shlex.quote(source)} --output_dir OUT"
         )
-    unused = [column for column in found if column not in PAIR_COLUMNS]
-    hints = [f"rename {near!r} to {name!r}" for name in missing if (near := _nearest(name, unused))]
-    raise ValueError(f"{problem} Perhaps {', '.join(hints)}." if hints else problem)
-
-
-def _nearest(name: str, choices: Iterable[str]) -> str | None:
-    """The choice that is spelt most like ``name``, whatever its capitals; None if none is close."""
-    by_spelling = {choice.lower(): choice for choice in choices}
-    matches = difflib.get_close_matches(name.lower(), by_spelling, n=1)
-    return by_spelling[matches[0]] if matches else None
-
-
-def parse_column_map(text: str | None) -> dict[str, str]:
-    """Columns by input name from ``"image=photo,cloth=product"``; empty for ``None`` and for no text.
-
-    Raises ``ValueError`` for a part that is not ``NAME=COLUMN``, a name that is not in ``INPUT_COLUMNS`` and a name
-    given twice.
-    """
-    columns: dict[str, str] = {}
-    for part in (text or "").split(",") if (text or "").strip() else []:
-        name, equals, column = (piece.strip() for piece in part.partition("="))
-        if not (name and equals and column):
-            raise ValueError(f"--column {text!r}: {part.strip()!r} is not NAME=COLUMN, such as image=photo")
-        if name not in INPUT_COLUMNS:
-            raise ValueError(f"--column {text!r}: unknown name {name!r}: {_suggestion(name, INPUT_COLUMNS)}")
-        if name in columns:
-            raise ValueError(f"--column {text!r}: {name!r} is given twice")
-        columns[name] = column
-    return columns
-
-
-def _suggestion(name: str, choices: Collection[str]) -> str:
-    near = _nearest(name, choices)
-    return f"did you mean {near!r}?" if near else f"choose from {', '.join(choices)}"
+    raise ValueError(problem)
 
 
 def map_columns(found: Collection[str], overrides: Mapping[str, str], source: str) -> dict[str, str]:
-    """Column of ``source`` for each of ``INPUT_COLUMNS`` that it has.
+    """Column of ``source`` for each of ``INPUT_COLUMNS`` that it has; other columns are ignored.
 
-    ``found`` are its columns. ``overrides`` (see ``parse_column_map``) win, and a column that they claim serves no
-    other name. The schema decides the rest. Rows are *raw* when they have no ``category`` and either ``images`` in
-    place of ``image`` or a ``pose`` in place of ``view`` (and not both ``image`` and ``cloth``). In raw rows
-    ``cloth_type`` holds category names, elsewhere 1, 2, 3. A ``cloth`` column is one in either schema. Other columns
-    are ignored.
+    ``found`` are its columns. ``overrides`` (input name -> column) win, and a column that they claim serves no other
+    name. The photo may be in ``images``, as on the Hub.
 
     Raises ``ValueError``, one line, for an override that names no column of ``found``, and when the columns do not
     suffice: a photo, a mask, ``category`` or ``cloth_type``, and ``cloth`` or what finds a garment picture (``pid``
@@ -184,33 +123,20 @@ def map_columns(found: Collection[str], overrides: Mapping[str, str], source: st
     """
     for name, column in overrides.items():
         if column not in found:
-            raise ValueError(
-                f"--column {name}={column}: {source} has no column {column!r}: {_suggestion(column, found)}"
-            )
-    raw = _is_raw(found)
-    unclaimed = [column for column in found if column not in overrides.values()]
-    columns = {}
-    for name in INPUT_COLUMNS:
-        column = _RAW_NAMES.get(name, name) if raw else name
-        if name == "image" and column not in found:
-            column = "image"
-        if column in unclaimed and not (raw and name == "cloth_type"):
-            columns[name] = column
+            raise ValueError(f"--column {name}={column}: {source} has only the columns {', '.join(found)}")
+    unclaimed = set(found) - set(overrides.values())
+    columns = {"image": "images"} if "images" in unclaimed else {}
+    columns |= {name: name for name in INPUT_COLUMNS if name in unclaimed}
     columns |= overrides
-    missing = [words for ways, words in _NEEDED if not any(set(way) <= set(columns) for way in ways)]
+    missing = [name for name in ("image", "mask") if name not in columns]
+    if not {"category", "cloth_type"} & set(columns):
+        missing.append("category or cloth_type (what the garment is)")
+    finds_garment = "pid" in columns and ("pose" in columns or {"variant", "view"} <= set(columns))
+    if "cloth" not in columns and not finds_garment:
+        missing.append("cloth (the garment's picture), or pid with pose (or with variant and view) to find one")
     if missing:
-        unused = [column for column in unclaimed if column not in columns.values()]
-        hints = [f"{name}={near}" for name in INPUT_COLUMNS if name not in columns and (near := _nearest(name, unused))]
-        example = ",".join(hints) or "image=PHOTO_COLUMN,cloth=GARMENT_COLUMN"
         raise ValueError(
             f"{source} cannot be turned into pairs: found {', '.join(found) or 'no columns'}; "
-            f"missing {'; '.join(missing)}. Name the columns that hold it: --column {shlex.quote(example)}"
+            f"missing {'; '.join(missing)}. Name the columns that hold it: --column image=PHOTO,cloth=GARMENT"
         )
     return columns
-
-
-def _is_raw(found: Collection[str]) -> bool:
-    if "category" in found:
-        return False
-    posed = "pose" in found and "view" not in found
-    return ("images" in found and "image" not in found) or (posed and not {"image", "cloth"} <= set(found))

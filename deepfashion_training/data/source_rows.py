@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -45,11 +44,6 @@ class SourceRows:
     def has_cloth(self) -> bool:
         """Whether the rows bring a garment picture."""
         return "cloth" in self._pictures
-
-    @property
-    def stored_size(self) -> int:
-        """Bytes of the files that hold the rows; 0 where they are in memory."""
-        return sum(file.stat().st_size for file in {Path(file["filename"]) for file in self._rows.cache_files})
 
     def texts(self) -> dict[str, list[Any]]:
         """Every column that holds no picture, by input name."""
@@ -104,8 +98,8 @@ def picture_roots(source: str, cache_dir: str | None = None) -> tuple[Path, ...]
 def stored_bytes(cell: dict[str, Any] | None, roots: Sequence[Path]) -> bytes:
     """The bytes of a picture cell; those of its file where it holds a path only, relative to the first root.
 
-    Raises ``PictureError`` for a cell without either, and for a file that cannot be read, is no regular one or, once
-    links and ``..`` are resolved, lies outside of ``roots``: a dataset must not read what else is on this machine.
+    Raises ``PictureError`` for a cell without either, and for a file that cannot be read or, once links and ``..`` are
+    resolved, lies outside of ``roots``: a dataset must not read what else is on this machine.
     """
     if cell is not None and cell["bytes"]:
         return cell["bytes"]
@@ -114,14 +108,11 @@ def stored_bytes(cell: dict[str, Any] | None, roots: Sequence[Path]) -> bytes:
     name = cell["path"]
     try:
         path = (roots[0] / name).resolve()
-        if not any(path.is_relative_to(root) for root in roots):
-            raise PictureError(f"the file {name!r} leaves the data root {roots[0]}")
-        if not stat.S_ISREG(path.stat().st_mode):  # reading a pipe may never end
-            raise PictureError(f"the file {name!r} is a folder, pipe or device")
-        return path.read_bytes()
-    except PictureError:
-        raise
-    except OSError as error:
-        raise PictureError(f"{error.strerror or error}: {name!r}") from error
-    except (RuntimeError, ValueError) as error:  # a loop of links (before Python 3.13), a zero byte
+        inside = any(path.is_relative_to(root) for root in roots)
+        stored = path.read_bytes() if inside and path.is_file() else None  # reading a pipe may never end
+    except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a zero byte
         raise PictureError(f"the file {name!r}: {error}") from error
+    if stored is None:
+        problem = "is no file" if inside else f"leaves the data root {roots[0]}"
+        raise PictureError(f"the file {name!r} {problem}")
+    return stored

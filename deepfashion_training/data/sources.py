@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -74,10 +73,7 @@ def _columns_before_loading(source: str, revision: str | None, cache_dir: str | 
     """Column names as a parquet file or the Hub tells them; None where only loading the dataset does."""
     folder = Path(source).expanduser()
     if folder.is_dir():
-        columns = [] if _is_saved(folder) else [_parquet_columns(file) for file in _parquet_files(folder)]
-        return columns[0] if columns else None
-    if folder.exists():
-        raise ValueError(f"{source} is a file: pass the folder that holds the parquet files")
+        return None if _is_saved(folder) else _parquet_columns(folder)
     if not is_hub_id(source):
         raise ValueError(f"no such folder: {source} (and a Hub id looks like 'owner/name')")
     try:
@@ -92,43 +88,31 @@ def _is_saved(folder: Path) -> bool:
     return (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
 
 
-def _parquet_files(folder: Path) -> list[Path]:
-    return sorted(folder.glob("data/*.parquet")) or sorted(folder.glob("*.parquet"))
-
-
-def _parquet_columns(file: Path) -> list[str]:
+def _parquet_columns(folder: Path) -> list[str]:
+    files = sorted(folder.glob("data/*.parquet")) or sorted(folder.glob("*.parquet"))
+    if not files:
+        raise ValueError(
+            f"{folder} holds no dataset: neither parquet files (or a folder 'data' of them) nor what save_to_disk wrote"
+        )
     try:
-        return pyarrow.parquet.read_schema(file).names
+        columns = [pyarrow.parquet.read_schema(file).names for file in files]  # all, to find a broken one early
     except (OSError, ValueError) as error:
-        raise ValueError(f"cannot read the dataset in {file.parent}: {file.name}: {_first_line(error)}") from error
+        raise ValueError(f"cannot read the dataset in {folder}: {_first_line(error)}") from error
+    return columns[0]
 
 
 def _load_folder(folder: Path, cache_dir: str | None) -> datasets.Dataset | datasets.DatasetDict:
-    parquet = _parquet_files(folder)
-    if _is_saved(folder):
-        try:
-            for state in sorted([*folder.glob("state.json"), *folder.glob("*/state.json")]):
-                # An empty split: datasets fails without saying so.
-                if not json.loads(state.read_text(encoding="utf-8")).get("_data_files"):
-                    raise ValueError(f"{state.parent} is empty: no rows to read; save the dataset without that split")
-            return datasets.load_from_disk(str(folder))
-        except Exception as error:  # datasets does not check what its files hold: TypeError, KeyError and others
-            raise ValueError(f"cannot read the dataset in {folder}: {_first_line(error)}") from error
-    if not parquet:
-        what = "holds no dataset" if any(folder.iterdir()) else "is an empty folder"
-        raise ValueError(
-            f"{folder} {what}: expected parquet files in it or in its folder 'data', or what save_to_disk wrote"
-        )
-    # datasets 5.2 knows a folder whose card names data files by the folder's name alone, and takes the rows of another
-    # folder, or those of yesterday, from its cache. So each content gets a cache of its own.
-    cache = Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / f"local-{source_fingerprint(str(folder))}"
     try:
+        if _is_saved(folder):
+            return datasets.load_from_disk(str(folder))
+        # datasets 5.2 knows a folder whose card names data files by the folder's name alone, and takes the rows of
+        # another folder, or those of yesterday, from its cache. So each content gets a cache of its own.
+        cache = Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / f"local-{source_fingerprint(str(folder))}"
         return datasets.load_dataset(str(folder), cache_dir=str(cache))
-    except _LOADING_ERRORS as error:
-        for file in parquet:  # `datasets` will not load a folder with an empty split, and does not say so clearly
-            if pyarrow.parquet.read_metadata(file).num_rows == 0:
-                raise ValueError(f"{file} is empty: no rows to read; remove it") from error
-        raise ValueError(f"cannot read the parquet files in {folder}: {_first_line(error)}") from error
+    except Exception as error:  # datasets does not check what its files hold: TypeError, KeyError and others
+        raise ValueError(
+            f"cannot read the dataset in {folder}, in which a split may be empty: {_first_line(error)}"
+        ) from error
 
 
 def _load_hub(name: str, revision: str | None, cache_dir: str | None) -> datasets.Dataset | datasets.DatasetDict:

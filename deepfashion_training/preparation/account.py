@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from deepfashion_training.garment_types import TYPE_NAMES
-from deepfashion_training.images.quality import REASONS, UNPAIRED_REASONS
 from deepfashion_training.preparation.selection import SPLITS, Row
 from deepfashion_training.reports.pairs_report import LEAK_TOLERANCE
-
-#: Flags that make pairs of rows that have been rejected for a reason.
-_FIXES = {"same_photo_share": "raise --max_same_photo_share", "garment_too_small": "lower --min_garment_px"}
 
 
 def summary(rows: list[Row], rows_in: int) -> dict[str, Any]:
@@ -25,14 +21,9 @@ def summary(rows: list[Row], rows_in: int) -> dict[str, Any]:
     source_rows = [row for row in rows if not row["mined"]]
     outcomes = Counter(row["outcome"] for row in source_rows)
     assert rows_in == outcomes["pair"] + outcomes["quarantined"] + outcomes["unpaired"], (rows_in, outcomes)
-    splits = defaultdict(set)
-    for row in pairs:
-        splits[row["pid"]].add(row["split"])
-    assert all(len(where) == 1 for where in splits.values()), "a person is in two splits"
+    split_of = {row["pid"]: row["split"] for row in pairs}
+    assert all(split_of[row["pid"]] == row["split"] for row in pairs), "a person is in two splits"
     by_type = Counter((row["split"], TYPE_NAMES[row["cloth_type"]]) for row in pairs)
-    # Pairs outside of training with the very garment picture that a pair of the train split has.
-    trained = {row["garment_digest"] for row in pairs if row["split"] == "train"}
-    shared = sum(row["split"] != "train" and row["garment_digest"] in trained for row in pairs)
     return {
         "rows_in": rows_in,
         "pairs": outcomes["pair"],
@@ -42,15 +33,13 @@ def summary(rows: list[Row], rows_in: int) -> dict[str, Any]:
         "quarantined": _counts(row["reason"] for row in source_rows if row["outcome"] == "quarantined"),
         "by_source": _counts(row["garment_source"] for row in pairs),
         "by_split": _counts(row["split"] for row in pairs),
-        "pids": _counts(next(iter(where)) for where in splits.values()),
+        "pids": _counts(split_of.values()),
         "by_type": {name: sum(by_type[split, name] for split in SPLITS) for name in TYPE_NAMES.values()},
         "by_category": _counts(row["category"] for row in pairs),
-        "by_view": _counts(row["view"] for row in pairs),
         "by_split_and_type": {split: {name: by_type[split, name] for name in TYPE_NAMES.values()} for split in SPLITS},
         "by_mask": _counts(row["mask_how"] for row in pairs),
         "inverted_masks": sum(row["mask_inverted"] for row in pairs),
-        "shared_garments": shared,
-        "near_duplicates": sum(row["reason"] == "near_duplicate" for row in rows),
+        "unknown_categories": _counts(row["category"] for row in rows if row["reason"] == "unknown_category"),
     }
 
 
@@ -65,12 +54,11 @@ def warnings(facts: Mapping[str, Any]) -> list[str]:
         absent = [name for name, count in types.items() if count == 0 and facts["by_type"][name]]
         if absent and (split == "train" or facts["settings"][f"{split}_share"]):
             lines.append(f"no {', '.join(absent)} pairs in the {split} split: add rows or raise its share")
-    if facts["shared_garments"]:
-        lines.append(
-            f"{facts['shared_garments']} pairs of validation and test have a garment picture that a pair of the train "
-            "split has"
-        )
     lines += [f"no {name}-body pairs at all" for name, count in facts["by_type"].items() if count == 0]
+    if facts["unknown_categories"]:
+        lines.append(
+            f"left out: {listed(facts['unknown_categories'])}: name their types with --category_type NAME=TYPE"
+        )
     rejected = sum(facts["quarantined"].values())
     if rejected > 0.2 * facts["rows_in"]:
         lines.append(f"{rejected / facts['rows_in']:.0%} of the rows are quarantined: look at why before training")
@@ -84,41 +72,35 @@ def warnings(facts: Mapping[str, Any]) -> list[str]:
 
 
 def why_none(rows: list[Row]) -> str:
-    """Why no row became a pair: each reason with its count, an example, and the fix where a flag has one."""
-    counts = Counter(row["reason"] for row in rows)
-    examples = {row["reason"]: row["detail"] for row in reversed(rows)}
-    parts = []
-    for reason, count in counts.most_common():
-        notes = "; ".join(filter(None, (examples[reason], _FIXES.get(reason))))
-        parts.append(f"{reason} {count}" + (f" ({notes})" if notes else ""))
-    return ", ".join(parts)
+    """Why no row became a pair: each reason with its count and the details of one row."""
+    examples = {row["reason"]: row["detail"] or "no details" for row in reversed(rows)}
+    counts = _counts(row["reason"] for row in rows)
+    return ", ".join(f"{reason} {count} ({examples[reason]})" for reason, count in counts.items())
+
+
+def listed(counts: Mapping[str, int]) -> str:
+    """Counts in one line, ``none`` where all are 0."""
+    return ", ".join(f"{name} {count}" for name, count in counts.items() if count) or "none"
 
 
 def closing_lines(folder: Path, facts: Mapping[str, Any], *, made: bool = True) -> str:
     """What came out, in lines for people."""
-
-    def listed(counts: Mapping[str, int]) -> str:
-        return ", ".join(f"{name} {count}" for name, count in counts.items() if count) or "none"
-
-    lines = [
-        f"{'prepared' if made else 'already prepared'}: {folder}",
-        f"rows      {facts['rows_in']} = {facts['pairs']} pairs + {sum(facts['quarantined'].values())} quarantined"
-        f" + {facts['unpaired']} unpaired" + (f"; {facts['mined']} pairs mined" if facts["mined"] else ""),
-        f"types     {listed(facts['by_type'])}",
-        f"garments  {listed(facts['by_source'])}",
-        f"splits    {listed(facts['by_split'])}",
+    leaks = [
+        f"{policy} {leak['accuracy']:.0%} of {leak['type']} categories (chance {leak['chance']:.0%})"
+        for policy, leak in facts["leak_score"].items()
     ]
-    for outcome, counts, sentences in (
-        ("quarantined", facts["quarantined"], REASONS),
-        ("unpaired", facts["unpaired_reasons"], UNPAIRED_REASONS),
-    ):
-        lines += [f"          {count} {outcome}: {sentences[reason]}" for reason, count in counts.items()]
-    for policy, leak in facts["leak_score"].items():
-        lines.append(
-            f"leak      {policy}: {leak['accuracy']:.0%} of {leak['type']} categories told from the mask alone, "
-            f"chance {leak['chance']:.0%}"
-        )
-    if not facts["leak_score"]:
-        lines.append("leak      not measured: too few people wear each category")
-    lines += [f"warning   {line}" for line in facts["warnings"]]
-    return "\n".join([*lines, f"look at   {folder / 'report.html'}", f"train     --dataset_name {folder}", ""])
+    return "\n".join(
+        [
+            f"{'prepared' if made else 'already prepared'}: {folder}",
+            f"rows      {facts['rows_in']} = {facts['pairs']} pairs + {sum(facts['quarantined'].values())} quarantined"
+            f" + {facts['unpaired']} unpaired" + (f"; {facts['mined']} pairs mined" if facts["mined"] else ""),
+            f"types     {listed(facts['by_type'])}",
+            f"garments  {listed(facts['by_source'])}",
+            f"splits    {listed(facts['by_split'])}",
+            f"left out  {listed(facts['quarantined'] | facts['unpaired_reasons'])}",
+            f"leak      told from the mask alone: {', '.join(leaks) or 'not measured, too few people'}",
+            *(f"warning   {line}" for line in facts["warnings"]),
+            f"look at   {folder / 'report.html'}",
+            f"train     --dataset_name {folder}\n",
+        ]
+    )

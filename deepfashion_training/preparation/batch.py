@@ -5,7 +5,6 @@ It is pure: what comes out depends on the rows and the settings alone, so that a
 
 from __future__ import annotations
 
-import hashlib
 import io
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -315,7 +314,6 @@ def _pair(photo: _Photo, choice: Choice, garment: _Garment, settings: Settings) 
         "garment_source": choice.source,
         "garment_view": choice.view,
         "garment_row": choice.row,
-        "garment_digest": hashlib.blake2b(garment.stored, digest_size=8).digest(),
         "features_as_is": mask_features(as_is).tobytes(),
         "features": mask_features(mask).tobytes(),
         "likeness": quality.colour_likeness(garment.small, photo.small, _small_mask(region.mask, photo.small)),

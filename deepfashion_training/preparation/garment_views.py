@@ -48,29 +48,12 @@ class Choice(NamedTuple):
 def parse_pose(pose: str) -> tuple[str, str]:
     """Variant and view of a ``pose`` such as ``01_4_full``, in any capitals and with or without a file ending.
 
-    Raises ``ValueError`` for any other form and for a view not in ``VIEWS``.
+    Raises ``ValueError`` for any other form; the view may be an unknown one.
     """
     match = _POSE.fullmatch(pose.strip())
     if match is None:
         raise ValueError(f"pose {pose!r} is not VARIANT_NUMBER_VIEW, such as 01_4_full")
-    view = match["view"].lower()
-    if view not in VIEWS:
-        raise ValueError(f"pose {pose!r}: unknown view {view!r}, known are {', '.join(VIEWS)}")
-    return match["variant"], view
-
-
-def parse_sources(text: str) -> tuple[str, ...]:
-    """Garment sources in the order of a comma-separated ``text``, such as ``"flat,cross_view"``.
-
-    Raises ``ValueError`` for an unknown name, one given twice, and for none.
-    """
-    names = tuple(part.strip().lower() for part in text.split(","))
-    for name in names:
-        if name not in SOURCES:
-            raise ValueError(f"unknown garment source {name!r}: choose from {', '.join(SOURCES)}")
-    if len(set(names)) < len(names):
-        raise ValueError(f"garment sources {text!r}: one is given twice")
-    return names
+    return match["variant"], match["view"].lower()
 
 
 def choose_garment(row: int, view: str, candidates: Sequence[Candidate], sources: Sequence[str]) -> Choice | None:

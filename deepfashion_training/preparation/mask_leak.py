@@ -10,7 +10,6 @@ from __future__ import annotations
 import warnings
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -35,16 +34,6 @@ _SAME_FORM = {"Leggings": "Pants"}
 Values = npt.NDArray[np.float32]
 
 
-@dataclass(frozen=True)
-class Leak:
-    """What the better classifier found: balanced accuracy on people whom it did not see, beside guessing."""
-
-    accuracy: float
-    chance: float
-    rows: int
-    categories: tuple[str, ...]
-
-
 def measure_leak(rows: Sequence[Mapping[str, Any]], policy: str, seed: int) -> dict[str, Any]:
     """``leak_score`` of ``report.json``: for masks that follow the garment and for ``policy``, on ``LEAK_ROWS`` pairs.
 
@@ -58,13 +47,9 @@ def measure_leak(rows: Sequence[Mapping[str, Any]], policy: str, seed: int) -> d
         features = np.array([np.frombuffer(row[column], np.uint8) for row in pairs])
         leaks = leak_score(features, pairs, seed)
         if leaks:
-            worst = max(leaks, key=lambda kind: leaks[kind].accuracy - leaks[kind].chance)
-            facts[name] = {
-                "accuracy": leaks[worst].accuracy,
-                "chance": leaks[worst].chance,
-                "type": worst,
-                "by_type": {kind: asdict(leak) for kind, leak in leaks.items()},
-            }
+            worst = max(leaks, key=lambda kind: leaks[kind]["accuracy"] - leaks[kind]["chance"])
+            accuracy, chance = leaks[worst]["accuracy"], leaks[worst]["chance"]
+            facts[name] = {"accuracy": accuracy, "chance": chance, "type": worst, "by_type": leaks}
     return facts
 
 
@@ -74,8 +59,9 @@ def mask_features(mask: np.ndarray) -> np.ndarray:
     return np.asarray(shrunk(picture, (GRID_COLUMNS, GRID_ROWS))).ravel()
 
 
-def leak_score(features: np.ndarray, rows: Sequence[Mapping[str, Any]], seed: int = 0) -> dict[str, Leak]:
-    """Leak by type name; without the types that cannot be measured.
+def leak_score(features: np.ndarray, rows: Sequence[Mapping[str, Any]], seed: int = 0) -> dict[str, dict[str, Any]]:
+    """By type name, without those that cannot be measured: ``accuracy`` of the better classifier, ``chance``, ``rows``
+    and ``categories``.
 
     ``features`` uint8 ``[N, 384]`` from ``mask_features``; ``rows`` have ``cloth_type``, ``gender``, ``category`` and
     ``pid``. Women's and men's bodies differ, which is no leak of the garment's form: each gender is measured by itself,
@@ -91,7 +77,7 @@ def leak_score(features: np.ndarray, rows: Sequence[Mapping[str, Any]], seed: in
 
     from threadpoolctl import threadpool_limits
 
-    by_type: dict[str, list[Leak]] = defaultdict(list)
+    by_type: dict[str, list[dict[str, Any]]] = defaultdict(list)
     with threadpool_limits(1):  # the matrices are small: threads would wait more than they compute
         for (cloth_type, _), places in sorted(parts.items()):
             forms = [_SAME_FORM.get(rows[place]["category"], rows[place]["category"]) for place in places]
@@ -102,17 +88,13 @@ def leak_score(features: np.ndarray, rows: Sequence[Mapping[str, Any]], seed: in
     return {name: _pooled(found) for name, found in by_type.items()}
 
 
-def _pooled(found: list[Leak]) -> Leak:
-    rows = sum(leak.rows for leak in found)
-    return Leak(
-        accuracy=sum(leak.accuracy * leak.rows for leak in found) / rows,
-        chance=sum(leak.chance * leak.rows for leak in found) / rows,
-        rows=rows,
-        categories=tuple(sorted({name for leak in found for name in leak.categories})),
-    )
+def _pooled(found: list[dict[str, Any]]) -> dict[str, Any]:
+    rows = sum(leak["rows"] for leak in found)
+    means = {name: sum(leak[name] * leak["rows"] for leak in found) / rows for name in ("accuracy", "chance")}
+    return {**means, "rows": rows, "categories": sorted({name for leak in found for name in leak["categories"]})}
 
 
-def _measure(described: Values, forms: np.ndarray, people: np.ndarray, seed: int) -> Leak | None:
+def _measure(described: Values, forms: np.ndarray, people: np.ndarray, seed: int) -> dict[str, Any] | None:
     """The leak among rows of one type and gender; ``None`` with fewer than two categories of enough people."""
     names = [name for name in sorted(set(forms)) if len(set(people[forms == name])) >= FEWEST_PEOPLE]
     if len(names) < 2:
@@ -132,7 +114,7 @@ def _measure(described: Values, forms: np.ndarray, people: np.ndarray, seed: int
                 warnings.simplefilter("ignore", ConvergenceWarning)
                 predicted[test] = classifier.fit(described[train], forms[train]).predict(described[test])
         accuracy = max(accuracy, float(balanced_accuracy_score(forms, predicted)))
-    return Leak(accuracy, 1 / len(names), len(forms), tuple(names))
+    return {"accuracy": accuracy, "chance": 1 / len(names), "rows": len(forms), "categories": names}
 
 
 def _classifiers(seed: int) -> list:

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, NamedTuple, get_args
 
 from deepfashion_training.data.sampling import split_of, unit_hash
+from deepfashion_training.data.schema import INPUT_COLUMNS
 from deepfashion_training.garment_types import TYPE_NAMES, UnknownCategoryError, parse_cloth_type, type_of
 from deepfashion_training.images.masks import MaskPolicy
 from deepfashion_training.images.quality import Gates
@@ -21,7 +22,7 @@ from deepfashion_training.preparation.garment_views import SOURCES, VIEWS, parse
 MaskPolarity = Literal["auto", "white", "black"]
 MASK_POLARITIES: tuple[str, ...] = get_args(MaskPolarity)
 
-#: Raised when the same rows and settings give other pairs than before.
+#: Raised when finished results of earlier code should be made again.
 VERSION = 2
 
 #: Rows of a batch: some seconds of work, so that a killed run loses little and the bar moves; some ten MB.
@@ -59,14 +60,18 @@ class Settings:
     gates: Gates = field(default_factory=Gates)
 
     def __post_init__(self) -> None:
+        for flag, names, known in (
+            ("column", self.columns, INPUT_COLUMNS),
+            ("garment_sources", self.garment_sources, SOURCES),
+        ):
+            if unknown := [name for name in names if name not in known]:
+                raise ValueError(f"--{flag}: unknown name {unknown[0]!r}: choose from {', '.join(known)}")
         if not 0 <= self.max_same_photo_share <= 1:
             raise ValueError(f"max_same_photo_share {self.max_same_photo_share}: a share between 0 and 1")
-        for name in ("validation_share", "test_share"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} {getattr(self, name)}: 0 or more and below 1")
-        if self.validation_share + self.test_share >= 1:
+        if min(self.validation_share, self.test_share) < 0 or self.validation_share + self.test_share >= 1:
             raise ValueError(
-                f"validation_share {self.validation_share} and test_share {self.test_share} leave nothing for training"
+                f"validation_share {self.validation_share} and test_share {self.test_share}: use shares of 0 or more "
+                "that leave something for training"
             )
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"limit {self.limit}: 1 or more")
@@ -104,16 +109,19 @@ class PlannedRow(NamedTuple):
         return self.gender, self.category, self.pid, self.variant
 
 
-@dataclass(frozen=True)
-class PairPlan:
-    """The rows, and the batches that they are divided into: rows of one outfit lie next to each other in one batch."""
+def named_values(text: str | None) -> dict[str, str]:
+    """``{"image": "photo", "mask": "area"}`` of ``"image=photo,mask=area"``; empty for ``None`` and for no text.
 
-    rows: list[PlannedRow]
-    batches: list[list[PlannedRow]]
-    unknown_categories: dict[str, int]
+    Raises ``ValueError`` for a part of another form.
+    """
+    pairs = [part.strip().partition("=") for part in (text or "").split(",") if part.strip()]
+    for name, _, value in pairs:
+        if not (name and value):
+            raise ValueError(f"{text!r}: {name!r} is not NAME=VALUE, such as image=photo")
+    return {name.strip(): value.strip() for name, _, value in pairs}
 
 
-def make_plan(texts: Mapping[str, Sequence[Any]], settings: Settings, *, has_cloth: bool = False) -> PairPlan:
+def make_plan(texts: Mapping[str, Sequence[Any]], settings: Settings, *, has_cloth: bool = False) -> list[PlannedRow]:
     """Plan rows whose ``texts`` are given by input name, in the order of the source.
 
     With ``has_cloth`` the rows bring a garment picture, so neither person nor view has to be known.
@@ -128,7 +136,7 @@ def make_plan(texts: Mapping[str, Sequence[Any]], settings: Settings, *, has_clo
     if unknown and all(row.cloth_type == 0 for row in rows):
         names = ", ".join(f"{name} ({number})" for name, number in unknown.most_common(20))
         raise ValueError(f"no row has a known category; found {names}: name their types with --category_type NAME=TYPE")
-    return PairPlan(rows, _batches(rows), dict(unknown.most_common()))
+    return rows
 
 
 def _planned(row: int, texts: Mapping[str, Any], settings: Settings, has_cloth: bool) -> PlannedRow:
@@ -136,36 +144,30 @@ def _planned(row: int, texts: Mapping[str, Any], settings: Settings, has_cloth: 
     pid, category, caption, gender = (cells.get(name, "") for name in ("pid", "category", "caption", "gender"))
     variant, view = cells.get("variant", ""), cells.get("view", "").lower()
     problem = ("", "")
-    if not pid:
-        if not has_cloth:
-            problem = ("no_pid", "the row does not say who is in the photo")
-        pid = f"row {row}"
     if not view and cells.get("pose"):
         try:
             variant, view = parse_pose(cells["pose"])
         except ValueError as error:
-            problem = problem if has_cloth else ("unknown_pose", str(error))
-    if not has_cloth and view not in VIEWS and not problem[0]:
+            problem = ("unknown_pose", str(error))
+    if view not in VIEWS and not problem[0]:
         problem = ("unknown_pose", f"unknown view {view!r}: known are {', '.join(VIEWS)}")
+    if not pid:
+        pid, problem = f"row {row}", ("no_pid", "the row does not say who is in the photo")
+    if has_cloth:
+        problem = ("", "")
     cloth_type = 0
     try:
-        cloth_type = _cloth_type(texts.get("cloth_type"), category, caption, settings) or 0
-        if cloth_type == 0:
-            problem = ("undecided_type", f"{category}: the caption does not say which garment: {caption[:200]!r}")
-    except UnknownCategoryError as error:
-        problem = ("unknown_category", str(error))
+        cloth_type = parse_cloth_type(texts.get("cloth_type"))
+    except ValueError:  # on the Hub, cloth_type is the category
+        category = category or cells.get("cloth_type", "")
+        try:
+            cloth_type = type_of(category, caption, settings.category_types) or 0
+            if cloth_type == 0:
+                problem = ("undecided_type", f"{category}: the caption does not say which garment: {caption[:200]!r}")
+        except UnknownCategoryError as error:
+            problem = ("unknown_category", str(error))
     split = split_of(pid, settings.validation_share, settings.test_share, settings.seed)
     return PlannedRow(row, pid, variant, view, gender, category, caption, cloth_type, split, *problem)
-
-
-def _cloth_type(given: Any, category: str, caption: str, settings: Settings) -> int | None:
-    """The garment type of a row: its ``cloth_type`` where that is one, else what category and caption say."""
-    if given is None:
-        return type_of(category, caption, settings.category_types)
-    try:
-        return parse_cloth_type(given)
-    except ValueError:
-        return type_of(str(given), caption, settings.category_types)
 
 
 def _limited(rows: list[PlannedRow], limit: int, seed: int) -> list[PlannedRow]:
@@ -185,8 +187,8 @@ def _limited(rows: list[PlannedRow], limit: int, seed: int) -> list[PlannedRow]:
     return sorted(chosen[:limit])
 
 
-def _batches(rows: Sequence[PlannedRow]) -> list[list[PlannedRow]]:
-    """Whole outfits in the order of their first rows, packed into batches of at most ``BATCH_ROWS``.
+def batches_of(rows: Sequence[PlannedRow]) -> list[list[PlannedRow]]:
+    """Batches of at most ``BATCH_ROWS``: whole outfits in the order of their first rows, rows of one lying together.
 
     Only an outfit of more than ``BATCH_ROWS`` photos is cut.
     """

@@ -27,9 +27,7 @@ def do_batch(file: Path, planned: Sequence[PlannedRow], rows: SourceRows, settin
     """Read the pictures of one batch, prepare it and write it to ``file``; returns its number of rows."""
     parser = None
     if settings.parser is not None:
-        from deepfashion_training.models.human_parser import (
-            load_human_parser,  # torch is imported only where it is needed
-        )
+        from deepfashion_training.models.human_parser import load_human_parser  # imports torch
 
         parser = load_human_parser(settings.parser, settings.parser_revision)
     pictures = rows.pictures([row.source_row for row in planned])
@@ -49,7 +47,7 @@ def do_batches(
 ) -> None:
     """Do ``batches`` in ``num_proc`` processes, each into its file; ``progress`` gets the rows of each finished batch.
 
-    Raises ``RuntimeError`` when a process is killed, usually because memory ran out.
+    Raises ``OSError`` when a process is killed, usually because memory ran out.
     """
     if num_proc == 1:
         for file, planned in batches.items():
@@ -65,7 +63,7 @@ def do_batches(
         for job in as_completed(jobs):
             progress(job.result())
     except BrokenProcessPool as error:
-        raise RuntimeError(
+        raise OSError(
             "a worker process was killed, perhaps because memory ran out: run the same command again, it continues "
             "where it stopped, with a smaller --num_proc"
         ) from error
