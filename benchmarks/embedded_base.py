@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a command, fr
 
 from deepfashion_training.embedded import TINY_FLUX_FILL
 from deepfashion_training.embedded.rows import RowSpec, documented_specs, draw_all
-from deepfashion_training.evaluation.paired import ciede2000_masked, ssim
+from deepfashion_training.evaluation.metrics import ciede2000_masked, ssim
 from deepfashion_training.garment_types import TYPE_NAMES
 from deepfashion_training.images.layout import pair_tensors
 from deepfashion_training.models.fill import FillModel, Recipe

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections import Counter
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -20,13 +21,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deepfashion_training.cli import FlagParser, number, run_command
-from deepfashion_training.garment_types import type_list
+from deepfashion_training.garment_types import TYPE_NAMES, type_list
 from deepfashion_training.inference.choice import add_drawing_flags, add_model_flags
 
 if TYPE_CHECKING:
     import torch
+    from accelerate import PartialState
 
-    from deepfashion_training.evaluation.evaluation_plan import EvaluationPlan, Processes
+    from deepfashion_training.evaluation.evaluation_plan import EvaluationPlan
 
 #: How long processes wait for one another: the slowest of them may have hours of pictures left.
 _PATIENCE = timedelta(days=2)
@@ -91,7 +93,7 @@ def evaluate_trained(lora: Path, data: str, split: str, report: Path, device: to
     evaluate(argparse.Namespace(**values), _Alone(device))
 
 
-def evaluate(args: argparse.Namespace, processes: Processes | None = None) -> None:
+def evaluate(args: argparse.Namespace, processes: PartialState | None = None) -> None:
     """Plan, draw, measure and report, on as many processes as were launched; the first of them measures.
 
     ``processes`` takes the place of accelerate's state. Raises ``ValueError``, one line, for what cannot be done,
@@ -104,11 +106,11 @@ def evaluate(args: argparse.Namespace, processes: Processes | None = None) -> No
     from deepfashion_training.evaluation.draw_cases import draw_missing
     from deepfashion_training.evaluation.evaluation_plan import make_plan
     from deepfashion_training.evaluation.measure_cases import measure
-    from deepfashion_training.evaluation.results import closing_lines, write_results
+    from deepfashion_training.evaluation.results import write_results
     from deepfashion_training.models.features import Dino
     from deepfashion_training.models.publish import push
 
-    state: Processes = processes or PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=_PATIENCE)
+    state = processes or PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=_PATIENCE)
     plan = make_plan(args, state)
     dino = None
     if state.is_main_process:
@@ -122,8 +124,7 @@ def evaluate(args: argparse.Namespace, processes: Processes | None = None) -> No
     total = sum(len(plan.cases.of(unpaired)) for unpaired in settings)
     with tqdm(total=total, unit="case", desc="measuring", disable=None) as bar:
         measured = [measure(plan, dino, unpaired, state.device, bar.update) for unpaired in settings]
-    facts, card = write_results(plan, dino, measured[0], measured[1] if plan.unpaired else None)
-    sys.stdout.write(closing_lines(plan, facts, card))
+    sys.stdout.write(write_results(plan, dino, measured))
     if plan.publish_as is not None and plan.trained_folder is not None:
         sys.stdout.write(f"published {push(plan.trained_folder, plan.publish_as, args.hub_private)}\n")
 
@@ -131,7 +132,8 @@ def evaluate(args: argparse.Namespace, processes: Processes | None = None) -> No
 def _opening_lines(plan: EvaluationPlan, args: argparse.Namespace) -> list[str]:
     """What is about to be compared."""
     settings, cases, choice = plan.settings, plan.cases, plan.choice
-    counts = ", ".join(f"{count} {name}" for name, count in cases.counts().items())
+    types = Counter(case.cloth_type for case in cases.cases)
+    counts = ", ".join(f"{types[kind]} {TYPE_NAMES[kind]}" for kind in sorted(types))
     lora = f"{settings['lora']}, scale {choice.lora_scale:g}" if choice.lora else "none: the base alone"
     size = f"{settings['height']}x{settings['width']} (height x width)"
     lines = [

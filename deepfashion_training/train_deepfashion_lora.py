@@ -484,7 +484,6 @@ def finish(args: argparse.Namespace) -> None:
     """Write the model card, compare with the base, say where all is, and publish if asked. On rank 0 alone."""
     from deepfashion_training.models.publish import push
     from deepfashion_training.reports.model_card import write_model_card
-    from training_run.hub import subfolder_of_transformer
 
     folder = Path(args.output_dir)
     if not (folder / "run.json").exists():  # a script of its own ways
@@ -494,8 +493,7 @@ def finish(args: argparse.Namespace) -> None:
         if args.evaluate_samples:
             raise ValueError("--evaluate_samples: there is no run.json that says what was trained: compare by hand")
         return
-    revision, cache_dir = getattr(args, "inpaint_revision", None), getattr(args, "cache_dir", None)
-    write_model_card(folder, subfolder_of_transformer(args.pretrained_inpaint_model_name_or_path, revision, cache_dir))
+    write_model_card(folder)
     failed = None
     if args.evaluate_samples:
         try:

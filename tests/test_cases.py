@@ -98,7 +98,7 @@ def test_the_garments_own_area_is_what_the_parse_says_of_it_within_the_mask(rows
     rows.add(photo(72, 96), box_mask(72, 96, (10, 20, 60, 70)), parse=Image.fromarray(parse))
     rows.add(photo(72, 96), box_mask(72, 96, (10, 20, 60, 70)), parse=None)
     cases = rows.cases(tmp_path, size=(96, 72))
-    assert cases.has_parse and cases.area_source == "the column parse of the data"
+    assert cases.has_parse
     known, unknown = (cases.truth(case) for case in cases.cases)
     expected = np.zeros((96, 72), bool)
     expected[30:70, 20:50] = True

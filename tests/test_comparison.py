@@ -126,7 +126,7 @@ def test_no_dino_and_no_extras_load_nothing(monkeypatch: pytest.MonkeyPatch) -> 
         raise AssertionError("this would be downloaded")
 
     monkeypatch.setattr(plan_module, "find_dino", never)
-    name, left_out = plan_module._find_dino(argparse.Namespace(dino_model="none"))
+    name, left_out = plan_module._find_dino("none")
     assert name is None and set(left_out) == {"dino", "fd_dinov2", "kd_dinov2"}
 
 

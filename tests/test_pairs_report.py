@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from deepfashion_training.reports.page import picture_uri
-from deepfashion_training.reports.pairs_report import SECTIONS, as_trained, mask_over, write_pairs_report
+from deepfashion_training.reports.pairs_report import SECTIONS, write_pairs_report
 
 ROOT = Path(__file__).resolve().parents[1]
 HOSTILE = "<script>alert(1)</script><img src=https://evil.example/x onerror='alert(2)'> \"quoted\" " + "w" * 400
@@ -261,13 +261,10 @@ def opened(uri: str) -> Image.Image:
     return Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1])))
 
 
-def test_pictures_are_small_jpegs_and_masks_exact_pngs() -> None:
+def test_pictures_are_small_jpegs() -> None:
     photo = picture_uri(Image.new("RGB", (1000, 2000), (10, 200, 30)))
     assert photo.startswith("data:image/jpeg;base64,")
     assert opened(photo).size == (96, 192)
-    mask = Image.fromarray((np.indices((40, 30)).sum(axis=0) % 2 * 255).astype(np.uint8))
-    assert picture_uri(mask).startswith("data:image/png;base64,")
-    assert np.array_equal(np.asarray(opened(picture_uri(mask))), np.asarray(mask))
     assert opened(picture_uri(Image.new("RGBA", (5000, 1), (0, 0, 0, 0)))).size == (5000, 1)
     assert opened(picture_uri(Image.new("RGB", (1, 5000)))).size == (1, 192)
 
@@ -290,26 +287,6 @@ def test_a_tile_shows_person_mask_garment_and_the_pair_as_trained(tmp_path: Path
     assert np.abs(trained[:, 144:][centre] - 127).max() < 4
     assert np.abs(trained[10:20, 154:164] - (200, 180, 160)).max() < 4
     assert np.abs(trained[90:100, 65:75] - (20, 120, 220)).max() < 4
-
-
-def test_mask_over_outlines_and_leaves_the_rest_alone() -> None:
-    person = Image.new("RGB", (10, 10), (100, 100, 100))
-    mask = np.zeros((10, 10), bool)
-    mask[2:8, 2:8] = True
-    over = np.asarray(mask_over(person, mask))
-    assert over[2, 2].tolist() == over[7, 5].tolist() == [224, 38, 140]
-    assert over[4, 4].tolist() == [155, 72, 118]  # 55% of 100 and 45% of the tint, cut off
-    assert (over[~mask] == 100).all()
-
-
-def test_as_trained_greys_the_mask_on_the_person_only() -> None:
-    mask = np.zeros((4, 3), bool)
-    mask[1, 2] = True
-    pair_ = np.asarray(as_trained(Image.new("RGB", (3, 4), (1, 2, 3)), mask, Image.new("RGB", (3, 4), (7, 8, 9))))
-    assert pair_.shape == (4, 6, 3)
-    assert (pair_[:, :3] == (7, 8, 9)).all()
-    assert (pair_[1, 5] == 127).all()
-    assert (pair_[:, 3:][~mask] == (1, 2, 3)).all()
 
 
 def test_a_failed_page_leaves_the_old_one(tmp_path: Path) -> None:

@@ -265,7 +265,7 @@ def test_every_page_is_escaped_unless_it_says_so_and_none_does():
         if name in ("Environment", "jinja2.Environment")
     ]
     # Cards are Markdown, whose own ways out are tested below.
-    assert sorted(environments, key=str) == [("model_card.py", None), ("page.py", "True"), ("pairs_report.py", "False")]
+    assert environments == [("page.py", "template.endswith('.html.jinja')")]
 
 
 HOSTILE_NAME = "x` <img src=x onerror=alert(1)> | `y"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +13,7 @@ from deepfashion_training.data.documented_rows import DocumentedRows
 from deepfashion_training.data.schema import check_documented
 from deepfashion_training.data.source_rows import picture_roots, stored_bytes, undecoded
 from deepfashion_training.data.sources import open_splits, source_fingerprint
-from deepfashion_training.evaluation.paired import SSIM_WINDOW
+from deepfashion_training.evaluation.metrics import SSIM_WINDOW
 from deepfashion_training.garment_types import TYPE_NAMES
 from deepfashion_training.images.layout import Box, ResizeMode, fit_box, pair_tensors, place_mask, place_picture
 from deepfashion_training.images.masks import align_mask
@@ -134,11 +133,6 @@ class Cases:
         """Raise ``ValueError`` when a sample of the cases has masks that are none: ``DocumentedRows.check_masks``."""
         self._rows.check_masks([case.row for case in self.cases])
 
-    def counts(self) -> dict[str, int]:
-        """Number of cases of each type."""
-        found = Counter(case.type_name for case in self.cases)
-        return {name: found[name] for name in TYPE_NAMES.values() if found[name]}
-
     def caption(self, case: Case, unpaired: bool) -> str:
         """Caption of the garment that is tried on."""
         return self._rows.caption(case.partner if unpaired else case.row)
@@ -150,41 +144,30 @@ class Cases:
         """
         photo, mask = self._rows.pictures(case.row, ("image", "mask"))
         garment = self._rows.picture(case.partner if unpaired else case.row, "cloth")
-        turned = orientation(photo) in (5, 6, 7, 8)
-        box = self._box((photo.width, photo.height) if turned else (photo.height, photo.width))
+        shown = upright(photo)
+        box = fit_box((shown.height, shown.width), self.size, self.resize_mode)
         return pair_tensors(photo, garment, mask, self.size, self.resize_mode), box
 
     def garment(self, case: Case, unpaired: bool) -> Image.Image:
         """The garment picture that is tried on, upright and in RGB."""
-        stored = self._rows.picture(case.partner if unpaired else case.row, "cloth")
-        return upright(stored)
+        return upright(self._rows.picture(case.partner if unpaired else case.row, "cloth"))
 
     def truth(self, case: Case) -> Truth:
         """The person as photographed. Raises ``PictureError`` for an unusable picture, or a mask of everything."""
-        photo, given = self._rows.pictures(case.row, ("image", "mask"))
-        upright, mask = align_mask(photo, given)
-        if not mask.any():
-            raise PictureError("mask is empty")
-        if mask.all():
-            raise PictureError("mask covers the whole photo")
-        box = self._box(mask.shape)
+        stored, given = self._rows.pictures(case.row, ("image", "mask"))
+        photo, mask = align_mask(stored, given)
+        box = fit_box((photo.height, photo.width), self.size, self.resize_mode)
         if min(box.height, box.width) < SSIM_WINDOW:
             raise PictureError(f"the photo is so narrow that it has {box.width}x{box.height} pixels in the pair")
         inside = (slice(box.top, box.top + box.height), slice(box.left, box.left + box.width))
-        placed = self._placed(mask)[inside]
-        if not placed.any() or placed.all():  # lost in the shrinking
+        placed = place_mask(mask, self.size, self.resize_mode)[inside] > 0
+        if not placed.any() or placed.all():
             raise PictureError(f"mask {'covers the whole photo' if placed.any() else 'is empty'} in the pair's size")
-        area = self._garment_area(case, upright, mask)
-        garment_area = placed if area is None else self._placed(area)[inside]
-        known = area is not None and bool(area.any()) and bool(garment_area.any())
-        levels = place_picture(upright, self.size, self.resize_mode).transpose(1, 2, 0)[inside]
+        area = self._garment_area(case, photo, mask)
+        garment_area = placed if area is None else place_mask(area, self.size, self.resize_mode)[inside] > 0
+        known = area is not None and bool(garment_area.any())
+        levels = place_picture(photo, self.size, self.resize_mode).transpose(1, 2, 0)[inside]
         return Truth(np.ascontiguousarray(levels), placed, garment_area if known else placed, known)
-
-    def _box(self, shape: tuple[int, ...]) -> Box:
-        return fit_box((shape[0], shape[1]), self.size, self.resize_mode)
-
-    def _placed(self, mask: np.ndarray) -> np.ndarray:
-        return place_mask(mask, self.size, self.resize_mode) > 0
 
     def _garment_area(self, case: Case, photo: Image.Image, mask: np.ndarray) -> np.ndarray | None:
         """Pixels of the worn garment within ``mask``, uint8 ``[h, w]``; None where they are not known.
@@ -195,10 +178,7 @@ class Cases:
             stored = self._parse[case.row]["parse"]
             if stored is None:
                 return None
-            try:
-                picture = open_picture(stored_bytes(stored, self._roots))
-            except PictureError as error:
-                raise PictureError(f"parse: {error}") from error
+            picture = open_picture(stored_bytes(stored, self._roots))
             parse = np.asarray(turn(picture, orientation(picture)))
             if parse.shape != mask.shape:
                 raise PictureError(f"parse: {parse.shape[::-1]} pixels on a photo of {photo.size}")
@@ -210,10 +190,3 @@ class Cases:
             return garment_region(mask, case.cloth_type, "", photo, None, parse).mask
         except UnresolvedRegionError:
             return None
-
-    @property
-    def area_source(self) -> str:
-        """Where the garment's own area comes from, in words."""
-        if self.has_parse:
-            return "the column parse of the data"
-        return "the human parser" if self.parser is not None else "the mask, as there is no parser"

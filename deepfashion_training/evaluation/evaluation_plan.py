@@ -6,15 +6,12 @@ import argparse
 import dataclasses
 import json
 import shutil
-from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Protocol
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from deepfashion_training.embedded.wardrobe import draw_wardrobe
-from deepfashion_training.evaluation import inception
 from deepfashion_training.evaluation.cases import Case, Cases
+from deepfashion_training.evaluation.metrics import EXTRAS, unavailable
 from deepfashion_training.garment_types import parse_cloth_types
 from deepfashion_training.inference.choice import ModelChoice, choose
 from deepfashion_training.inference.dress import DrawingSettings
@@ -26,27 +23,13 @@ from deepfashion_training.models.human_parser import check_human_parser, default
 from deepfashion_training.models.lora_files import LoraFile, check_fits, find_lora, find_transformer, read_lora
 from training_run.atomic import SAVING, write_file
 
+if TYPE_CHECKING:
+    from accelerate import PartialState
+
 SETTINGS = "settings.json"
 METRICS, TABLE, REPORT, BEFORE_AFTER = "metrics.json", "metrics.csv", "report.html", "before_after.png"
-#: Figures that need torchvision.
-EXTRAS = ("lpips", "fid", "kid")
 #: Settings that say where something lies, and not what it is.
-_PLACES = ("lora", "against", "data")
-
-
-class Processes(Protocol):
-    """The processes that evaluate together, as accelerate's ``PartialState`` describes them."""
-
-    device: torch.device
-    num_processes: int
-    process_index: int
-    is_main_process: bool
-
-    def wait_for_everyone(self) -> None:
-        """Return when every process has come here."""
-
-    def main_process_first(self) -> AbstractContextManager[Any]:
-        """Let the first process go ahead: what it downloads is there for the others."""
+_PLACES = {"lora", "against", "data"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,10 +48,8 @@ class EvaluationPlan:
     """Whether garments of other people are tried on too."""
     dino: str | None
     parser: str | None
-    extras: tuple[str, ...]
-    """Those of ``EXTRAS`` that this machine can compute; known to the first process only."""
     left_out: dict[str, str]
-    """Figures that cannot be computed here, and why."""
+    """Figures that cannot be computed here, and why; of ``EXTRAS`` the first process alone knows."""
     trained_folder: Path | None
     """The output folder of our own training whose model card gets the figures; None for other LoRAs and settings."""
     publish_as: str | None
@@ -79,24 +60,11 @@ class EvaluationPlan:
         return self.folder / "pictures" / ("unpaired" if unpaired else "paired") / model / case.file
 
 
-def _trained_folder(choice: ModelChoice, against: LoraFile | None, split: str) -> Path | None:
-    """The folder of a LoRA that is evaluated as it was trained, beside its own base, on people whom it has not seen."""
-    lora = choice.lora
-    if lora is None or against is not None or choice.lora_scale != 1 or choice.quantize_base or split == "train":
-        return None
-    trained, used = Recipe.of(lora), choice.recipe
-    same = ("height", "width", "prompt", "use_captions", "max_sequence_length", "resize_mode")
-    as_trained = (
-        same_model(trained.transformer, used.transformer)
-        and same_model(trained.pipeline, used.pipeline)
-        and all(getattr(trained, name) == getattr(used, name) for name in same)
-    )
-    folder = lora.path.parent
-    return folder if as_trained and (folder / "run.json").is_file() else None
+def make_plan(args: argparse.Namespace, state: PartialState) -> EvaluationPlan:
+    """Check what the flags ask for. Raises ``ValueError``, one line, for whatever cannot be done.
 
-
-def make_plan(args: argparse.Namespace, state: Processes) -> EvaluationPlan:
-    """Check what the flags ask for. Raises ``ValueError``, one line, for whatever cannot be done."""
+    ``state`` are the processes that evaluate together: the first goes ahead, what it downloads is there for the others.
+    """
     folder = args.output_dir.expanduser().resolve()
     with state.main_process_first():
         _check_folder(folder)
@@ -105,15 +73,17 @@ def make_plan(args: argparse.Namespace, state: Processes) -> EvaluationPlan:
         if args.against is not None:
             against = read_lora(find_lora(args.against), assume_alpha=True)
             check_fits(against, find_transformer(choice.recipe.transformer, weights=False))
-        dino, left_out = _find_dino(args)
+        dino, left_out = _find_dino(args.dino_model)
         parser = _find_parser(args)
     source = args.dataset_name
     if source is None:  # --embedded: drawn people
         source = str(folder / "wardrobe")
         draw_wardrobe(folder / "wardrobe", state)
+    recipe, look = choice.recipe, choice.drawing(repaint=args.repaint)
+    types = parse_cloth_types(args.cloth_types)
+    trained_folder = _trained_folder(choice, against, args.split)
+    publish_as = None
     with state.main_process_first():
-        recipe, look = choice.recipe, choice.drawing(repaint=args.repaint)
-        types = parse_cloth_types(args.cloth_types)
         cases = Cases(
             source,
             args.split,
@@ -124,9 +94,6 @@ def make_plan(args: argparse.Namespace, state: Processes) -> EvaluationPlan:
             revision=args.dataset_revision,
             resize_mode=recipe.resize_mode,
         )
-        drawing = {"base": dataclasses.replace(look, lora="against" if against else None, lora_scale=1.0)}
-        if choice.lora is not None:
-            drawing["lora"] = look
         settings = {
             **choice.described(),
             "against": None if against is None else str(against.path),
@@ -145,58 +112,70 @@ def make_plan(args: argparse.Namespace, state: Processes) -> EvaluationPlan:
             "batch_size": args.batch_size,
             "seed": args.seed,
         }
-        trained_folder = _trained_folder(choice, against, args.split)
-        extras: tuple[str, ...] = ()
-        publish_as = None
         if state.is_main_process:
             cases.check_masks()
             if args.push_to_hub:
                 publish_as = _check_push(args, trained_folder)
-            missing = {name: inception.unavailable(name) if args.extras else "--no-extras" for name in EXTRAS}
-            extras = tuple(name for name, why in missing.items() if why is None)
-            left_out |= {name: why for name, why in missing.items() if why is not None}
+            for name in EXTRAS:
+                if why := unavailable(name) if args.extras else "--no-extras":
+                    left_out[name] = why
             if parser is not None and not cases.has_parse:
                 cases.parser = load_human_parser(parser)
             _take_folder(folder, settings, args.overwrite)
+    drawing = {"base": dataclasses.replace(look, lora="against" if against else None, lora_scale=1.0)}
     return EvaluationPlan(
         folder=folder,
         choice=choice,
         against=against,
         cases=cases,
-        drawing=drawing,
+        drawing=drawing if choice.lora is None else {**drawing, "lora": look},
         settings=settings,
         unpaired=args.unpaired and bool(cases.of(unpaired=True)),
         dino=dino,
         parser=None if cases.has_parse else parser,
-        extras=extras,
         left_out=left_out,
         trained_folder=trained_folder,
         publish_as=publish_as,
     )
 
 
+def _trained_folder(choice: ModelChoice, against: LoraFile | None, split: str) -> Path | None:
+    """The folder of a LoRA that is evaluated as it was trained, beside its own base, on people whom it has not seen."""
+    lora = choice.lora
+    if lora is None or against is not None or choice.lora_scale != 1 or choice.quantize_base or split == "train":
+        return None
+    trained, used = Recipe.of(lora), choice.recipe
+    same = ("height", "width", "prompt", "use_captions", "max_sequence_length", "resize_mode")
+    as_trained = (
+        same_model(trained.transformer, used.transformer)
+        and same_model(trained.pipeline, used.pipeline)
+        and all(getattr(trained, name) == getattr(used, name) for name in same)
+    )
+    folder = lora.path.parent
+    return folder if as_trained and (folder / "run.json").is_file() else None
+
+
 def _check_push(args: argparse.Namespace, trained_folder: Path | None) -> str:
     from deepfashion_training.models.publish import check_push
 
-    if trained_folder is None:
+    if trained_folder is None or args.embedded:
         raise ValueError(
-            "--push_to_hub uploads a LoRA from the folder that training wrote, evaluated as it was trained: at scale "
-            "1, on its own base, size and prompt, without --quantize_base and --against, and not on the split train"
+            "--push_to_hub uploads a LoRA of a real model from the folder that training wrote, evaluated as it was "
+            "trained: at scale 1, on its own base, size and prompt, without --quantize_base and --against, and not on "
+            "the split train"
         )
-    if args.embedded:
-        raise ValueError("--push_to_hub: a LoRA of the embedded model dresses nobody")
     return check_push(args.hub_model_id, trained_folder.name)
 
 
 def _check_folder(folder: Path) -> None:
     """Raise ``ValueError`` for a folder that holds something else, or cannot be written to."""
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"--output_dir {folder} is a file: name a folder")
-    if not (folder / SETTINGS).exists():
-        names = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
-        if other := [name for name in names if name != "wardrobe" and not name.startswith(SAVING)]:
-            raise ValueError(f"--output_dir {folder} holds something else ({other[0]}): name a new or empty folder")
     check_writable(folder)
+    if not (folder / SETTINGS).exists():
+        for path in folder.iterdir() if folder.exists() else ():
+            if path.name != "wardrobe" and not path.name.startswith(SAVING):
+                raise ValueError(
+                    f"--output_dir {folder} holds something else ({path.name}): name a new or empty folder"
+                )
 
 
 def _take_folder(folder: Path, settings: dict[str, Any], overwrite: bool) -> None:
@@ -207,10 +186,7 @@ def _take_folder(folder: Path, settings: dict[str, Any], overwrite: bool) -> Non
         for name in (METRICS, TABLE, REPORT, BEFORE_AFTER):
             (folder / name).unlink(missing_ok=True)
     elif file.exists():
-        try:
-            changed = set(differences(json.loads(file.read_text(encoding="utf-8")), settings)) - set(_PLACES)
-        except (ValueError, TypeError, AttributeError) as error:
-            raise ValueError(f"{file} cannot be read ({error}): replace the evaluation with --overwrite") from error
+        changed = set(differences(json.loads(file.read_text(encoding="utf-8")), settings)) - _PLACES
         if changed:
             raise ValueError(
                 f"--output_dir {folder} holds an evaluation with other settings ({', '.join(sorted(changed))}): name "
@@ -229,15 +205,15 @@ def _find_parser(args: argparse.Namespace) -> str | None:
     return str(args.parser)
 
 
-def _find_dino(args: argparse.Namespace) -> tuple[str | None, dict[str, str]]:
+def _find_dino(asked: str | None) -> tuple[str | None, dict[str, str]]:
     """The DINOv2 model, and what is left out where there is none; one that was asked for has to be there."""
-    name, figures = args.dino_model or DEFAULT_DINO, ("dino", "fd_dinov2", "kd_dinov2")
+    name, figures = asked or DEFAULT_DINO, ("dino", "fd_dinov2", "kd_dinov2")
     if name.lower() == "none":
         return None, dict.fromkeys(figures, "--dino_model none")
     try:
         find_dino(name)
     except ValueError as error:
-        if args.dino_model is not None:
+        if asked is not None:
             raise
         return None, dict.fromkeys(figures, str(error))
     return name, {}

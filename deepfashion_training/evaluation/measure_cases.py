@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,20 +13,15 @@ import numpy as np
 import torch
 from PIL import Image
 
-from deepfashion_training.evaluation import inception
 from deepfashion_training.evaluation.cases import Case, Truth
-from deepfashion_training.evaluation.distribution import frechet_distance, kernel_distance
 from deepfashion_training.evaluation.evaluation_plan import EvaluationPlan
-from deepfashion_training.evaluation.paired import drift, paired_figures
+from deepfashion_training.evaluation.metrics import drift, feature_figures, inception_figures, lpips, paired_figures
 from deepfashion_training.garment_types import TYPE_NAMES
 from deepfashion_training.images.layout import garment_mask
 from deepfashion_training.images.pictures import PictureError, border_colour
 from deepfashion_training.inference.records import save_picture
 from deepfashion_training.models.features import Dino
 from deepfashion_training.reports.figures import UNPAIRED
-
-#: ``{model: {type or "all": {figure: value}}}``.
-Distances = dict[str, dict[str, dict[str, float]]]
 
 
 @dataclass
@@ -44,8 +39,8 @@ class MeasuredCases:
     """Names of the others, and why not."""
     areas_unknown: int = 0
     """Cases whose garment's own area is not known, so that colours are compared in the whole mask."""
-    distances: Distances = field(default_factory=dict)
-    """Fréchet and kernel distances to the photos, for types with two cases or more."""
+    distances: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
+    """``{model: {type or "all": {figure: value}}}``: distances to the photos, for types with two cases or more."""
 
 
 def measure(
@@ -56,67 +51,55 @@ def measure(
     Unpaired pictures have no truth. Their figures are ``drift``, ``dino`` (the garment picture beside the repainted
     area) and the distances between sets. Raises ``ValueError`` when no case can be measured.
     """
-    found, cases = MeasuredCases(unpaired), plan.cases.of(unpaired)
+    found, ending = MeasuredCases(unpaired), UNPAIRED if unpaired else ""
     features: dict[str, list[torch.Tensor]] = {}
-    for case in cases:
+    for case in plan.cases.of(unpaired):
         done()
         try:
             truth = plan.cases.truth(case)
             garment = plan.cases.garment(case, unpaired)
-            results = {model: read_result(plan.picture(model, case, unpaired), truth) for model in plan.drawing}
+            results = {model: read_result(plan.picture(model, case, unpaired)) for model in plan.drawing}
         except PictureError as error:
             found.left_out[case.name] = str(error)
             continue
         found.cases.append(case)
         found.areas_unknown += not truth.area_known
-        figures = {model: _figures(result, truth, unpaired, plan.extras, device) for model, result in results.items()}
+        figures = {model: _figures(plan, result, truth, unpaired, device) for model, result in results.items()}
         if dino is not None:
-            similarity, seen = _compared(dino, results, truth, _garment_alone(garment) if unpaired else None)
-            for model, value in similarity.items():
-                figures[model]["dino"] = value
-            for name, feature in seen.items():
-                features.setdefault(name, []).append(feature)
-        if {"fid", "kid"} & set(plan.extras):
+            embedded = _embedded(dino, results, truth, _garment_alone(garment) if unpaired else None)
+            for model in results:
+                same = torch.nn.functional.cosine_similarity(embedded[f"{model} area"], embedded["worn"])
+                figures[model]["dino"] = float(same.clamp(-1, 1))
+            for name in (*results, "truth"):
+                features.setdefault(name, []).append(embedded[name])
+        if "fid" not in plan.left_out:
             save_picture(Image.fromarray(truth.photo), plan.picture("truth", case, unpaired), {"row": case.row})
-        ending = UNPAIRED if unpaired else ""
+        about = {"row": case.row, "name": case.name, "garment": case.partner_name if unpaired else case.garment_name}
+        about |= {"type": case.type_name, "group": case.group}
         for model, values in figures.items():
-            found.rows.append(
-                {
-                    "row": case.row,
-                    "name": case.name,
-                    "garment": case.partner_name if unpaired else case.garment_name,
-                    "type": case.type_name,
-                    "group": case.group,
-                    "model": model,
-                    "figures": {name + ending: value for name, value in values.items()},
-                }
-            )
+            named = {name + ending: value for name, value in values.items()}
+            found.rows.append({**about, "model": model, "figures": named})
     if not found.cases:
         name, why = next(iter(found.left_out.items()))
-        raise ValueError(f"nothing could be measured: none of {len(cases)} cases can be used, such as {name}: {why}")
+        raise ValueError(f"none of {len(found.left_out)} cases can be measured, such as {name}: {why}")
     stacked = {name: torch.cat(parts) for name, parts in features.items()}
     found.distances = {model: _distances(plan, found, model, stacked) for model in plan.drawing}
     return found
 
 
-def read_result(file: Path, truth: Truth) -> np.ndarray:
-    """A drawn picture, uint8 ``[h, w, 3]``; ``PictureError`` for one that is not there or of another size."""
+def read_result(file: Path) -> np.ndarray:
+    """A drawn picture, uint8 ``[h, w, 3]``; ``PictureError`` for one that cannot be read or is not there."""
     if not file.is_file():
         raise PictureError("it was not drawn: a picture of it cannot be used")
     try:
-        with Image.open(file, formats=("PNG",)) as stored:
-            levels = np.asarray(stored.convert("RGB"))
+        with Image.open(file) as stored:
+            return np.asarray(stored.convert("RGB"))
     except Exception as error:  # decoders raise OSError, SyntaxError, zlib.error and others
         raise PictureError(f"{file} cannot be read ({error}): delete it, and give the command again") from error
-    if levels.shape != truth.photo.shape:
-        raise PictureError(
-            f"{file} has another size, {levels.shape[1]}x{levels.shape[0]}: delete it, and give the command again"
-        )
-    return levels
 
 
 def _figures(
-    result: np.ndarray, truth: Truth, unpaired: bool, extras: Sequence[str], device: torch.device
+    plan: EvaluationPlan, result: np.ndarray, truth: Truth, unpaired: bool, device: torch.device
 ) -> dict[str, float]:
     # Pictures have the precision of the tensors that models draw.
     made, photo = (levels.astype(np.float32) / 255 for levels in (result, truth.photo))
@@ -124,19 +107,18 @@ def _figures(
     if unpaired:
         return {"drift": drift(*both, truth.mask)}
     figures = paired_figures(*both, truth.mask, truth.garment_area)
-    if "lpips" in extras:
-        one, other = (torch.from_numpy(picture).permute(2, 0, 1).to(device) for picture in (made, photo))
-        figures["lpips"] = inception.lpips(one, other)
+    if "lpips" not in plan.left_out:
+        figures["lpips"] = lpips(*(torch.from_numpy(each).permute(2, 0, 1).to(device) for each in (made, photo)))
     return figures
 
 
-def _compared(
+def _embedded(
     dino: Dino, results: Mapping[str, np.ndarray], truth: Truth, garment: np.ndarray | None
-) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
-    """Cosine similarity of DINOv2 features of garment areas by model; and features ``[1, D]`` of the whole pictures.
+) -> dict[str, torch.Tensor]:
+    """DINOv2 features ``[1, D]`` of the results, ``truth``, the ``MODEL area`` of each, and what is ``worn`` there.
 
-    The area of each result is compared with the same area of the photo. Where there is no truth, the repainted area is
-    compared with the picture ``garment``; the area shows the person too, so that the similarity is lower.
+    The garment's area of each result is compared with the same area of the photo. Where there is no truth, the
+    repainted area is compared with the picture ``garment``; it shows the person too, so that the similarity is lower.
     """
     area = truth.garment_area if garment is None else truth.mask
     worn = _only(truth.photo, area) if garment is None else garment
@@ -144,10 +126,7 @@ def _compared(
     shown |= {f"{model} area": _only(result, area) for model, result in results.items()}
     # In one call: on a GPU a picture takes as long as a batch.
     embedded = dino.embed([Image.fromarray(levels) for levels in shown.values()]).double()
-    features = dict(zip(shown, embedded[:, None], strict=True))
-    cosine = torch.nn.functional.cosine_similarity
-    similarity = {model: float(cosine(features[f"{model} area"], features["worn"]).clamp(-1, 1)) for model in results}
-    return similarity, {name: features[name] for name in (*results, "truth")}
+    return dict(zip(shown, embedded[:, None], strict=True))
 
 
 def _garment_alone(garment: Image.Image) -> np.ndarray:
@@ -182,26 +161,14 @@ def _distances(
             continue
         figures: dict[str, float] = {}
         if features:
-            real, made = features["truth"][places], features[model][places]
-            figures["fd_dinov2"] = frechet_distance(real, made)
-            figures["kd_dinov2"] = kernel_distance(real, made, seed)
-        if {"fid", "kid"} & set(plan.extras):
-            figures |= _inception_distances(plan, model, [measured.cases[place] for place in places], measured.unpaired)
+            figures |= feature_figures(features["truth"][places], features[model][places], seed)
+        if "fid" not in plan.left_out:
+            with tempfile.TemporaryDirectory() as scratch:  # clean-fid takes pictures by the folder
+                real, made = Path(scratch, "real"), Path(scratch, "made")
+                for folder, name in ((real, "truth"), (made, model)):
+                    folder.mkdir()
+                    for case in (measured.cases[place] for place in places):
+                        (folder / case.file).symlink_to(plan.picture(name, case, measured.unpaired))
+                figures |= inception_figures(real, made, seed)
         found[kind] = {name + ending: value for name, value in figures.items() if math.isfinite(value)}
     return found
-
-
-def _inception_distances(plan: EvaluationPlan, model: str, cases: Sequence[Case], unpaired: bool) -> dict[str, float]:
-    """FID and KID of one model's pictures of ``cases``, as far as they can be computed here."""
-    figures = {}
-    with tempfile.TemporaryDirectory() as scratch:  # clean-fid takes pictures by the folder
-        real, made = Path(scratch, "real"), Path(scratch, "made")
-        for folder, name in ((real, "truth"), (made, model)):
-            folder.mkdir()
-            for case in cases:
-                (folder / case.file).symlink_to(plan.picture(name, case, unpaired))
-        if "fid" in plan.extras:
-            figures["fid"] = inception.fid(real, made)
-        if "kid" in plan.extras:
-            figures["kid"] = inception.kid(real, made, plan.settings["seed"])
-    return figures

@@ -20,20 +20,20 @@ Row = Mapping[str, Any]
 ROUNDS, LEVEL = 1000, 0.95
 
 
-def bootstrap_interval(
-    values: Sequence[float], people: Sequence[str], seed: int, rounds: int = ROUNDS, level: float = LEVEL
-) -> tuple[float, float]:
-    """Percentile bootstrap interval ``(low, high)`` of the mean (Efron 1979): the same for the same arguments.
+def bootstrap_interval(values: Sequence[float], people: Sequence[str], seed: int) -> list[float] | None:
+    """Percentile bootstrap interval ``[low, high]`` of the mean (Efron 1979): the same for the same arguments.
 
-    Whole people are drawn, as several pictures of one person are not independent.
+    Whole people are drawn, as several pictures of one person are not independent. None of one person, who says nothing
+    of others.
     """
     number = {person: place for place, person in enumerate(dict.fromkeys(people))}
+    if len(number) == 1:
+        return None
     places = np.array([number[person] for person in people])
     sums, counts = np.bincount(places, values), np.bincount(places)
-    drawn = np.random.default_rng(seed).integers(0, len(sums), (rounds, len(sums)))
+    drawn = np.random.default_rng(seed).integers(0, len(sums), (ROUNDS, len(sums)))
     means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    return [float(end) for end in np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])]
 
 
 def summarise(rows: Sequence[Row], seed: int) -> dict[str, dict[str, dict[str, Any]]]:
@@ -53,23 +53,6 @@ def summarise(rows: Sequence[Row], seed: int) -> dict[str, dict[str, dict[str, A
     return models
 
 
-def differences(rows: Sequence[Row], seed: int) -> dict[str, dict[str, dict[str, Any]]]:
-    """What the LoRA changed: ``{type or "all": {figure: {"n", "people", "mean", "ci", "better"}}}``.
-
-    ``mean`` is that of LoRA minus base, case by case, with its interval over ``people``. ``better`` is ``"lora"`` or
-    ``"base"`` where the interval lies on one side of 0. It is None where it does not, and for fewer than
-    ``FEWEST_FOR_VERDICT`` people. Cases of which one figure is infinite and the other not do not count.
-    """
-    found: dict[str, dict[str, dict[str, Any]]] = {}
-    for kind in (*TYPE_NAMES.values(), "all"):
-        base, lora = (_values(rows, model, kind) for model in ("base", "lora"))
-        for name in base:
-            change = _change(name, base[name], lora.get(name, {}), seed)
-            if change is not None:
-                found.setdefault(kind, {})[name] = change
-    return found
-
-
 def _means(rows: Sequence[Row], count: int, seed: int) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name in dict.fromkeys(name for row in rows for name in row["figures"]):
@@ -81,40 +64,36 @@ def _means(rows: Sequence[Row], count: int, seed: int) -> dict[str, Any]:
             continue
         values = [row["figures"][name] for row in finite]
         found[name] = float(np.mean(values))
-        found[f"{name}_ci"] = _interval(values, [row["group"] for row in finite], seed)
+        found[f"{name}_ci"] = bootstrap_interval(values, [row["group"] for row in finite], seed)
     return found
 
 
-def _interval(values: Sequence[float], people: Sequence[str], seed: int) -> list[float] | None:
-    """The interval of a mean over people; None of one person, who says nothing of others."""
-    return list(bootstrap_interval(values, people, seed)) if len(set(people)) > 1 else None
+def differences(rows: Sequence[Row], seed: int) -> dict[str, dict[str, dict[str, Any]]]:
+    """What the LoRA changed: ``{type or "all": {figure: {"n", "people", "mean", "ci", "better"}}}``.
 
-
-def _values(rows: Sequence[Row], model: str, kind: str) -> dict[str, dict[int, tuple[float, str]]]:
-    """``{figure: {row: (value, person)}}`` of a model and a garment type."""
-    found: dict[str, dict[int, tuple[float, str]]] = {}
-    for row in rows:
-        if row["model"] == model and kind in ("all", row["type"]):
-            for name, value in row["figures"].items():
-                found.setdefault(name, {})[row["row"]] = (value, row["group"])
+    ``mean`` is that of LoRA minus base, case by case, with its interval over ``people``. ``better`` is ``"lora"`` or
+    ``"base"`` where the interval lies on one side of 0. It is None where it does not, and for fewer than
+    ``FEWEST_FOR_VERDICT`` people. Cases of which one figure is infinite and the other not do not count.
+    """
+    figures = [(row, name, value) for row in rows for name, value in row["figures"].items()]
+    after = {(row["row"], name): value for row, name, value in figures if row["model"] == "lora"}
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for kind in (*TYPE_NAMES.values(), "all"):
+        changes: dict[str, list[tuple[float, str]]] = {}
+        for row, name, before in figures:
+            if row["model"] == "base" and kind in ("all", row["type"]):
+                value = after[row["row"], name]
+                change = 0.0 if value == before else value - before  # also where both are infinite
+                if math.isfinite(change):
+                    changes.setdefault(name, []).append((change, row["group"]))
+        if changes:
+            found[kind] = {name: _change(name, of_cases, seed) for name, of_cases in changes.items()}
     return found
 
 
-def _change(
-    name: str, base: Mapping[int, tuple[float, str]], lora: Mapping[int, tuple[float, str]], seed: int
-) -> dict[str, Any] | None:
-    """The change of one figure; equal values are no change, also where both are infinite."""
-    changes, people = [], []
-    for row, (before, person) in base.items():
-        after = lora[row][0] if row in lora else math.nan
-        change = 0.0 if before == after else after - before
-        if math.isfinite(change):
-            changes.append(change)
-            people.append(person)
-    if not changes:
-        return None
-    interval, better = _interval(changes, people, seed), None
-    if interval is not None and len(set(people)) >= FEWEST_FOR_VERDICT and (interval[0] > 0 or interval[1] < 0):
+def _change(name: str, of_cases: Sequence[tuple[float, str]], seed: int) -> dict[str, Any]:
+    changes, people = zip(*of_cases, strict=True)
+    interval, count, better = bootstrap_interval(changes, people, seed), len(set(people)), None
+    if interval is not None and count >= FEWEST_FOR_VERDICT and (interval[0] > 0 or interval[1] < 0):
         better = "lora" if (interval[0] > 0) == (figure_of(name).better == "higher") else "base"
-    mean = float(np.mean(changes))
-    return {"n": len(changes), "people": len(set(people)), "mean": mean, "ci": interval, "better": better}
+    return {"n": len(changes), "people": count, "mean": float(np.mean(changes)), "ci": interval, "better": better}

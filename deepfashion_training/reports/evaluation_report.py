@@ -1,4 +1,4 @@
-"""What a LoRA changed, as a page: figures beside the base's, and the cases to look at."""
+"""What a LoRA changed, to look at: a page with figures and cases, and one picture of people before and after."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from deepfashion_training.reports.figures import FIGURES, UNPAIRED, Figure, figure_of
+from deepfashion_training.reports.figures import FIGURES, SIDES, UNPAIRED, Figure, figures_in, verdict
 from deepfashion_training.reports.page import picture_uri, write_page
-from deepfashion_training.reports.verdicts import SIDES, verdict
+from training_run.atomic import replacing
 
-#: The sections of the page, in order, by their id; those without content are left out.
+#: The sections of the page, in order, by their id.
 SECTIONS = {
     "headline": "In short",
     "figures": "Figures by garment type",
@@ -24,130 +24,84 @@ SECTIONS = {
     "settings": "Settings and versions",
 }
 TYPE_LABELS = {"upper": "Upper body", "lower": "Lower body", "full": "Full body", "all": "All"}
+#: Best and worst cases are chosen by it.
+RANKED_BY = FIGURES["ciede2000_masked"]
+#: Of ``before_after.png``, in pixels: width and height of a picture, the space beside it, and the line of text above.
+_TILE, _GAP, _LINE = (192, 256), 8, 30
 
 
 @dataclass(frozen=True)
 class ShownCase:
-    """A case on the page. ``person`` has the masked area grey; ``results`` and ``figures`` are by model."""
+    """A case to look at; ``pictures`` are by what they are called, in the order in which they are looked at."""
 
-    garment: Image.Image
-    person: Image.Image
-    results: Mapping[str, Image.Image]
-    truth: Image.Image | None
     title: str
-    garment_title: str
     type_name: str
-    figures: Mapping[str, float]
-
-
-def write_evaluation_report(
-    file: Path,
-    facts: Mapping[str, Any],
-    by: str,
-    *,
-    best: Sequence[ShownCase],
-    worst: Sequence[ShownCase],
-    unpaired: Sequence[ShownCase],
-) -> None:
-    """Write the page of an evaluation to ``file``, complete or not at all.
-
-    ``facts`` is what ``metrics.json`` holds, ``by`` the figure that orders ``best`` and ``worst``.
-    """
-    present = {"unpaired": unpaired, "left-out": facts["left_out"] or facts["left_out_cases"]}
-    base, figure, labels = facts["models"]["base"], figure_of(by), model_labels(facts["settings"])
-    tables = {kind: _lines(facts, kind) for kind in base}
-    write_page(
-        file,
-        "evaluation_report.html.jinja",
-        title=_title(facts["settings"]),
-        sections={name: heading for name, heading in SECTIONS.items() if present.get(name, True)},
-        facts=facts,
-        counts={kind: found["n"] for kind, found in base.items()},
-        labels=labels | TYPE_LABELS,
-        verdicts={kind: verdict(changes) for kind, changes in facts["difference"].items()},
-        tables=tables,
-        explained=list(dict.fromkeys(FIGURES[line.figure.name.removesuffix(UNPAIRED)] for line in tables["all"])),
-        by=figure,
-        shown={
-            "best": [_tile(case, figure, labels) for case in best],
-            "worst": [_tile(case, figure, labels) for case in worst],
-            "unpaired": [_tile(case, None, labels) for case in unpaired],
-        },
-        left_out=left_out_by_reason(facts["left_out"]),
-    )
-
-
-def left_out_by_reason(left_out: Mapping[str, str]) -> dict[str, list[str]]:
-    """Labels of the figures that were left out, by the reason."""
-    found: dict[str, list[str]] = {}
-    for name, why in left_out.items():
-        found.setdefault(why, []).append(figure_of(name).label)
-    return found
+    caption: str
+    pictures: Mapping[str, Image.Image]
 
 
 def model_labels(settings: Mapping[str, Any]) -> dict[str, str]:
     """What the two models are called: the base's place may be another LoRA's."""
     against = settings["against"]
-    return {"base": "Base" if against is None else f"against: {_lora_name(against)}", "lora": "LoRA"}
+    return {"base": "Base" if against is None else f"Against: {_lora_name(against)}", "lora": "LoRA"}
 
 
-def _title(settings: Mapping[str, Any]) -> str:
-    if settings["lora"] is None:
-        return f"The base {Path(settings['transformer']).name} by garment type"
-    against = settings["against"]
-    return f"{_lora_name(settings['lora'])} beside {'its base' if against is None else _lora_name(against)}"
+def write_evaluation_report(file: Path, facts: Mapping[str, Any], shown: Mapping[str, Sequence[ShownCase]]) -> None:
+    """Write the page of an evaluation to ``file``, complete or not at all.
+
+    ``facts`` is what ``metrics.json`` holds, ``shown`` has the cases of the sections ``best``, ``worst``, ``unpaired``.
+    """
+    settings, base, figures = facts["settings"], facts["models"]["base"], figures_in(facts)
+    write_page(
+        file,
+        "evaluation_report.html.jinja",
+        title=f"{_lora_name(settings['lora']) if settings['lora'] else 'The base'} by garment type",
+        sections=SECTIONS,
+        facts=facts,
+        labels=model_labels(settings) | TYPE_LABELS,
+        verdicts={kind: verdict(changes) for kind, changes in facts["difference"].items()},
+        tables={kind: [(figure, _cells(facts, kind, figure)) for figure in figures] for kind in base},
+        explained=list(dict.fromkeys(FIGURES[figure.name.removesuffix(UNPAIRED)] for figure in figures)),
+        ranked_by=RANKED_BY.label,
+        shown=shown,
+        picture_uri=picture_uri,
+    )
 
 
 def _lora_name(file: str) -> str:
     """The folder of a LoRA's file: the file has the same name everywhere."""
-    return Path(file).parent.name or Path(file).name
+    return Path(file).parent.name
 
 
-@dataclass(frozen=True)
-class _Line:
-    """A figure in the table of one garment type. ``cells`` are value and interval of each model, then of the change."""
-
-    figure: Figure
-    count: str  # of the pictures that it is over, where those are fewer
-    cells: list[tuple[str, str]]
-    better: str | None  # the model that chance does not explain the difference of
-    word: str  # what that makes of the LoRA
-
-
-def _lines(facts: Mapping[str, Any], kind: str) -> list[_Line]:
-    models = [figures[kind] for figures in facts["models"].values()]
-    lines = []
-    for name in (name + ending for name in FIGURES for ending in ("", UNPAIRED)):
-        if not any(name in found for found in models):
-            continue
-        figure = figure_of(name)
-        cells = [(figure.written(found.get(name)), figure.interval(found.get(f"{name}_ci"))) for found in models]
-        change = facts["difference"].get(kind, {}).get(name)
-        if change is not None:
-            cells.append((figure.signed(change["mean"]), figure.interval(change["ci"], sign=True)))
-        elif len(models) > 1:
-            cells.append(("", ""))
-        counts = dict.fromkeys(str(found.get(f"{name}_n", found["n"])) for found in models)
-        fewer = any(f"{name}_n" in found for found in models)
-        better = change["better"] if change else None
-        lines.append(_Line(figure, " / ".join(counts) if fewer else "", cells, better, SIDES.get(better or "", "")))
-    return lines
+def _cells(facts: Mapping[str, Any], kind: str, figure: Figure) -> list[tuple[str, str, str]]:
+    """Value, interval and CSS class of each model and, where there are two, of the difference."""
+    change = facts["difference"].get(kind, {}).get(figure.name, {"better": None})
+    cells = []
+    for model, kinds in facts["models"].items():
+        found = kinds[kind]
+        interval = figure.interval(found.get(f"{figure.name}_ci"))
+        cells.append((figure.written(found.get(figure.name)), interval, "best" if model == change["better"] else ""))
+    if "mean" in change:
+        word = SIDES.get(change["better"], "")
+        cells.append((f"{figure.signed(change['mean'])} {word}", figure.interval(change["ci"], sign=True), word))
+    elif len(cells) > 1:
+        cells.append(("", "", ""))
+    return cells
 
 
-def _tile(case: ShownCase, figure: Figure | None, labels: Mapping[str, str]) -> dict[str, Any]:
-    """A case for the template: its pictures as ``data:`` URIs, in the order in which they are looked at."""
-    pictures = [("garment", case.garment), ("person", case.person), *case.results.items()]
-    if case.truth is not None:
-        pictures.append(("photo", case.truth))
-    lines = [TYPE_LABELS[case.type_name]]
-    if case.garment_title:
-        lines.append(f"garment of {case.garment_title}")
-    if figure is not None:
-        values = ", ".join(f"{labels[model]} {figure.written(value)}" for model, value in case.figures.items())
-        lines.append(f"{figure.label}: {values}")
-    return {
-        "title": case.title,
-        "lines": lines,
-        "aspect": case.person.width / case.person.height,
-        "pictures": [(labels.get(name, name), picture_uri(picture)) for name, picture in pictures],
-    }
+def save_before_after(file: Path, cases: Sequence[ShownCase]) -> None:
+    """Write a PNG of ``cases``: a row for each garment type, its cases beside each other."""
+    types = [[case for case in cases if case.type_name == kind] for kind in TYPE_LABELS]
+    rows = [[(case, name) for case in chosen for name in case.pictures] for chosen in types if chosen]
+    across, down = _TILE[0] + _GAP, _TILE[1] + _LINE
+    sheet = Image.new("RGB", (_GAP + max(map(len, rows)) * across, _GAP + len(rows) * down), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(16)
+    for row, tiles in enumerate(rows):
+        for column, (case, name) in enumerate(tiles):
+            left, top = _GAP + column * across, row * down
+            label = name if column else f"{TYPE_LABELS[case.type_name]}: {name}"
+            draw.text((left, top + _LINE - 6), label, "black", font, anchor="ls")
+            tile = ImageOps.pad(case.pictures[name].convert("RGB"), _TILE, color="white")
+            sheet.paste(tile, (left, top + _LINE))
+    with replacing(file) as draft:
+        sheet.save(draft, "PNG")

@@ -1,10 +1,10 @@
-"""The figures of an evaluation: what each is called, which way is better, and how it is written."""
+"""The figures of an evaluation: what each is called, which way is better, and what their differences say in words."""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 #: Ending of a figure's name when the garment is another person's, so that there is no truth.
 UNPAIRED = "_unpaired"
@@ -15,6 +15,8 @@ FEWEST_FOR_SETS = 500
 FEWEST_FOR_VERDICT = 10
 #: The figures that a verdict is made of: colour, form, what a network sees of the garment.
 DECISIVE = ("ciede2000_masked", "ssim_masked", "dino")
+#: Which model a difference favours, and what that makes of the LoRA.
+SIDES = {"lora": "better", "base": "worse"}
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Figure:
 
     def written(self, value: float | None) -> str:
         """``value`` with this figure's digits; a hyphen for None, which stands for "not measured"."""
-        return "-" if value is None or math.isnan(value) else f"{value:.{self.digits}f}"
+        return "-" if value is None else f"{value:.{self.digits}f}"
 
     def signed(self, change: float) -> str:
         """A change with its sign; one that rounds to 0 has none."""
@@ -69,3 +71,41 @@ def figure_of(name: str) -> Figure:
     """The figure ``name`` of ``metrics.json``, which may end in ``_unpaired``."""
     known = FIGURES[name.removesuffix(UNPAIRED)]
     return replace(known, name=name, label=f"{known.label}, unpaired") if name.endswith(UNPAIRED) else known
+
+
+def figures_in(facts: Mapping[str, Any]) -> list[Figure]:
+    """The figures that ``facts``, which is what ``metrics.json`` holds, has of any picture, in the order of tables."""
+    found = {name for kinds in facts["models"].values() for figures in kinds.values() for name in figures}
+    names = [name + ending for name in FIGURES for ending in ("", UNPAIRED)]
+    return [figure_of(name) for name in names if name in found]
+
+
+def verdict(changes: Mapping[str, Mapping[str, Any]]) -> str:
+    """What ``changes`` say of one garment type: ``{figure: {"people", "better", ...}}`` of ``metrics.json``.
+
+    Names every decisive figure whose difference chance does not explain.
+    """
+    decisive = {figure_of(name).label: changes[name] for name in DECISIVE if name in changes}
+    moved = {side: [label for label, change in decisive.items() if change["better"] == side] for side in SIDES}
+    if any(moved.values()):
+        return "; ".join(f"{word} by {', '.join(moved[side])}" for side, word in SIDES.items() if moved[side])
+    people = max(change["people"] for change in decisive.values())
+    return "no clear difference" if people >= FEWEST_FOR_VERDICT else f"too few people ({people}) to say"
+
+
+def comparison_table(facts: Mapping[str, Any]) -> list[str]:
+    """Lines of a table for the terminal: decisive figures by garment type, and a verdict on each.
+
+    ``facts`` is what ``metrics.json`` holds.
+    """
+    models, base = facts["models"], facts["models"]["base"]
+    figures = [figure_of(name) for name in DECISIVE if name in base["all"]]
+    rows = [["", "n", *(f"{figure.label}, {figure.better} is better" for figure in figures), ""]]
+    for kind, found in base.items():
+        values = [
+            " -> ".join(figure.written(kinds[kind][figure.name]) for kinds in models.values()) for figure in figures
+        ]
+        changes = facts["difference"].get(kind)
+        rows.append([kind, str(found["n"]), *values, verdict(changes) if changes else ""])
+    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
