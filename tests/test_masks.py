@@ -173,7 +173,7 @@ def test_a_lower_mask_reaches_from_the_waist_to_the_ankles_whatever_the_hem():
     region[100:120, 48:72] = 1  # shorts
     silhouette = np.zeros((96, 58), bool)
     silhouette[5:90, 23:35] = True
-    person = PersonFrame(5 / 96, 90 / 96, 85 / 96, 5 / 96, silhouette, np.zeros_like(silhouette))
+    person = PersonFrame(5 / 96, 90 / 96, 85 / 96, silhouette, np.zeros_like(silhouette))
     rows = np.flatnonzero(repaint_mask(region, 2, person).any(axis=1))
     height = 85 / 96 * 200
     assert rows[0] == pytest.approx(5 / 96 * 200 + 0.38 * height, abs=3)

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from deepfashion_training.embedded.rows import raw_specs
-from deepfashion_training.images.person import ROWS, assumed_person, connected, find_person, person_of_parse, shrink
+from deepfashion_training.images.person import ROWS, assumed_person, find_person, person_of_parse, shrink
 
 WALL, SKIN, SHIRT, HAIR = (220, 220, 225), (214, 165, 128), (40, 60, 160), (40, 30, 30)
 
@@ -34,7 +34,7 @@ def test_a_standing_person_is_measured_to_a_cell():
     person = find_person(*figure())
     assert person is not None
     cell = 1 / ROWS
-    assert person.top == person.crown == pytest.approx(24 / 288, abs=cell)
+    assert person.crown == pytest.approx(24 / 288, abs=cell)
     assert person.bottom == pytest.approx(264 / 288, abs=cell)
     assert person.height == pytest.approx(240 / 288, abs=cell)
     columns = np.flatnonzero(person.silhouette.any(axis=0))
@@ -111,13 +111,3 @@ def test_a_person_is_assumed_around_a_pair_of_trousers():
     # 50 rows from .40 to .955 of the height: 90 rows high, so the crown is 36 above the waist.
     assert person.height * ROWS == pytest.approx(50 / 0.555)
     assert person.crown * ROWS == pytest.approx(40 - 0.40 * 50 / 0.555)
-
-
-def test_connected_follows_sides_and_not_corners():
-    cells = np.array([[1, 1, 0, 0], [0, 1, 0, 1], [0, 1, 1, 0], [0, 0, 0, 1]], bool)
-    seeds = np.zeros_like(cells)
-    seeds[0, 0] = True
-    assert (
-        connected(cells, seeds).tolist()
-        == np.array([[1, 1, 0, 0], [0, 1, 0, 0], [0, 1, 1, 0], [0, 0, 0, 0]], bool).tolist()
-    )

@@ -19,8 +19,6 @@ LARGEST_ENLARGEMENT = 2.0
 #: Pieces of a region below this share of its largest one are specks: errors of a mask, not parts of a garment that
 #: a bag strap or an arm divides.
 _SPECK_SHARE = 0.02
-#: Pieces are found on a grid of this many cells along the region's longer side. Gaps below a cell do not count.
-_GRID = 96
 
 #: How far a warped cut-out may differ: turned, in degrees; scaled; and bent, as a share of the canvas.
 _TURN = 5.0
@@ -76,9 +74,6 @@ def warped_cut_out(photo: Image.Image, region: np.ndarray, size: tuple[int, int]
         for column in range(_MESH):
             corners = ((row, column), (row + 1, column), (row + 1, column + 1), (row, column + 1))
             quad = tuple(float(source[axis][corner]) for corner in corners for axis in (0, 1))
-            xs, ys = quad[::2], quad[1::2]
-            if max(xs) < left or min(xs) > right or max(ys) < top or min(ys) > bottom:
-                continue  # white already
             mesh.append(((edges_x[column], edges_y[row], edges_x[column + 1], edges_y[row + 1]), quad))
     return straight.transform(
         (width, height), Image.Transform.MESH, mesh, Image.Resampling.BILINEAR, fill=1, fillcolor=WHITE
@@ -117,20 +112,13 @@ def _soft_edge(region: npt.NDArray[np.uint8]) -> Image.Image:
 
     The outermost pixel has the background's colour in it, from the camera and from JPEG.
     """
-    padded = np.pad(region, 1)
-    inner = region & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
-    eroded = Image.fromarray(inner * np.uint8(255))
+    eroded = Image.fromarray(ndimage.binary_erosion(region) * np.uint8(255))
     return ImageChops.darker(eroded, eroded.filter(ImageFilter.BoxBlur(1)))
 
 
 def _without_specks(region: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """``region`` without its specks."""
-    cell = max(1, -(-max(region.shape) // _GRID))
-    coarse = np.asarray(Image.fromarray(region * np.uint8(255)).reduce(cell))
-    labels, pieces = ndimage.label(coarse, np.ones((3, 3)))
-    if pieces < 2:
-        return region
-    weights = np.bincount(labels.ravel(), coarse.ravel())[1:]
-    specks = np.isin(labels, np.flatnonzero(weights < _SPECK_SHARE * weights.max()) + 1)
-    wide = specks.repeat(cell, axis=0).repeat(cell, axis=1)[: region.shape[0], : region.shape[1]]
-    return np.where(wide, np.uint8(0), region)
+    """``region`` without the pieces below ``_SPECK_SHARE`` of its largest one."""
+    labels, _ = ndimage.label(region, np.ones((3, 3)))
+    sizes = np.bincount(labels.ravel())
+    sizes[0] = 0
+    return region * (sizes >= _SPECK_SHARE * sizes.max())[labels]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 import numpy as np
@@ -20,7 +19,7 @@ from deepfashion_training.images.person import (
     person_of_parse,
     shrink,
 )
-from deepfashion_training.images.pictures import PictureError, box_of, orientation, to_rgb, turn
+from deepfashion_training.images.pictures import PictureError, orientation, to_rgb, turn
 
 #: Modes whose values are read as they are; every other mode is brought to RGB or RGBA first.
 _SINGLE_CHANNEL_MODES = ("1", "L", "I", "I;16", "I;16B", "I;16L", "F")
@@ -56,8 +55,7 @@ def decode_mask(mask: Image.Image | np.ndarray, cloth_type: int | None = None) -
     if largest > 1 and is_label_map(values, float(largest)):
         chosen = values == cloth_type if largest <= 3 and cloth_type is not None else values > 0
         return (chosen if chosen.any() else values > 0).view(np.uint8)
-    scale = 1 if largest <= 1 else 255 if largest <= 255 else 65535
-    return (values > scale / 2).view(np.uint8)
+    return (values > scale_of(float(largest)) / 2).view(np.uint8)
 
 
 def align_mask(photo: Image.Image, mask: Image.Image, cloth_type: int | None = None) -> tuple[Image.Image, np.ndarray]:
@@ -92,6 +90,11 @@ def is_label_map(values: np.ndarray, largest: float) -> bool:
     if values.dtype.kind == "f" and (values % 1).any():
         return False
     return largest <= 3 or float((values[:, 1:] != values[:, :-1]).mean()) < _MOST_EDGES
+
+
+def scale_of(largest: float) -> int:
+    """What white is in a mask whose largest value this is: 1, 255 or 65535."""
+    return 1 if largest <= 1 else 255 if largest <= 255 else 65535
 
 
 def mask_values(mask: Image.Image | np.ndarray) -> np.ndarray:
@@ -148,19 +151,18 @@ def repaint_mask(
         return (region > 0).view(np.uint8)
     if cloth_type not in TYPE_NAMES:
         raise ValueError(f"unknown garment type {cloth_type!r}: use {', '.join(map(str, TYPE_NAMES))}")
-    variation = _Variation()
-    if policy == "relaxed":
-        variation = _Variation.drawn(np.random.default_rng([seed, cloth_type]))
     height, width = region.shape
     cells = shrink(region, grid_size((width, height)))
     if parse is not None:
         person = person_of_parse(parse) or person
     if person is None:
         person = assumed_person(cells > 0.4, cloth_type)
-    left, right = _stretch(person, cells > 0.3, cloth_type, variation)
-    painted = _between(left, right, (height, width))
+    rng = np.random.default_rng([seed, cloth_type]) if policy == "relaxed" else None
+    painted = _between(_stretch(person, cells > 0.3, cloth_type, rng), (height, width))
     if parse is None:
-        painted &= ~_enlarged(person.head, (height, width))
+        # With smooth edges, a third of a cell larger.
+        head = Image.fromarray(person.head.view(np.uint8) * np.uint8(255))
+        painted &= np.asarray(head.resize((width, height), Image.Resampling.BILINEAR)) <= 85
     painted |= region > 0
     if parse is not None:
         painted &= ~protected(parse)
@@ -180,54 +182,41 @@ _ARM_ROOM, _FOOT_ROOM, _GARMENT_ROOM = 0.032, 0.080, 0.012
 #: How far an arm reaches sideways from the middle: stretched out, .19 of upper arm and forearm beyond the shoulder.
 _ARM_REACH = 0.28
 
-
-@dataclass(frozen=True)
-class _Variation:
-    """By how much ``relaxed`` departs from ``agnostic``, in standing heights."""
-
-    growth: float = 0.0
-    above: float = 0.0
-    below: float = 0.0
-    wobble: Values = field(default_factory=lambda: np.zeros((2, ROWS), np.float32))
-
-    @classmethod
-    def drawn(cls, rng: np.random.Generator) -> _Variation:
-        """A random variation: up to 3% wider, 2% narrower, edges that wave by 1%."""
-        rows = np.arange(ROWS) / ROWS
-        waves = sum(np.sin(2 * np.pi * (k * rows + rng.random((2, 1)))) * rng.normal(0, 0.006) for k in (1.3, 2.6, 5.2))
-        growth, above, below = rng.uniform((-0.02, -0.02, -0.015), (0.03, 0.015, 0.04))
-        return cls(float(growth), float(above), float(below), np.asarray(waves, np.float32))
+#: Signs of the left and the right end. How far a stretch reaches is written outwards, so that more is always larger:
+#: float32 ``[2, ROWS]`` in grid cells, minus the left end and the right end; -inf in empty rows.
+_OUTWARDS = np.array([[-1], [1]], np.float32)
 
 
-def _stretch(person: PersonFrame, garment: np.ndarray, cloth_type: int, variation: _Variation) -> tuple[Values, Values]:
-    """Left and right end of each row's stretch in grid cells, float32 ``[ROWS]``; empty rows end before they begin."""
-    left, right = np.full(ROWS, np.inf, np.float32), np.full(ROWS, -np.inf, np.float32)
+def _stretch(person: PersonFrame, garment: Mask, cloth_type: int, rng: np.random.Generator | None) -> Values:
+    """How far each row's stretch reaches; varied where there is a ``rng``."""
+    shares, height = person.shares(), person.height * ROWS
+    above, below, wider = (0.0, 0.0, np.zeros((2, ROWS), np.float32)) if rng is None else _variation(rng)
+    ends = np.full((2, ROWS), -np.inf, np.float32)
     for part in (UPPER, LOWER) if cloth_type == FULL else (cloth_type,):
-        ends = _lower_ends(person, garment, cloth_type) if part == LOWER else _upper_ends(person, garment, cloth_type)
-        shares = _shares(person)
-        first, last = _WIDTHS[part][0][0] + variation.above, _WIDTHS[part][-1][0] + variation.below
-        inside = (shares >= first) & (shares <= last)
-        np.minimum(left, np.where(inside, ends[0], np.inf), out=left)
-        np.maximum(right, np.where(inside, ends[1], -np.inf), out=right)
-    height = person.height * ROWS
-    left -= (variation.growth + variation.wobble[0]) * height
-    right += (variation.growth + variation.wobble[1]) * height
-    return _around(garment, left, right, height)
+        reach = (_lower_reach if part == LOWER else _upper_reach)(person, garment, cloth_type)
+        inside = (shares >= _WIDTHS[part][0][0] + above) & (shares <= _WIDTHS[part][-1][0] + below)
+        ends = np.where(inside, np.maximum(ends, reach), ends)
+    ends += wider * height
+    worn = _row_ends(garment)
+    around = _highest(worn, 0.03 * height)
+    ends = np.where(around > ends, around + _GARMENT_ROOM * height, ends)
+    return np.maximum(_smoothed(ends, max(1, round(0.02 * height))), worn)
 
 
-def _shares(person: PersonFrame) -> Values:
-    """Share of the standing height of each grid row's middle."""
-    return (((np.arange(ROWS) + 0.5) / ROWS - person.crown) / person.height).astype(np.float32)
+def _variation(rng: np.random.Generator) -> tuple[float, float, Values]:
+    """What ``relaxed`` adds above, below and to both sides ``[2, ROWS]``, in standing heights.
+
+    Up to 3% wider or 2% narrower, with edges that wave by 1%.
+    """
+    rows = np.arange(ROWS) / ROWS
+    waves = sum(np.sin(2 * np.pi * (k * rows + rng.random((2, 1)))) * rng.normal(0, 0.006) for k in (1.3, 2.6, 5.2))
+    growth, above, below = map(float, rng.uniform((-0.02, -0.02, -0.015), (0.03, 0.015, 0.04)))
+    return above, below, np.asarray(waves, np.float32) + growth
 
 
-def _half_widths(person: PersonFrame, part: int) -> Values:
-    shares, widths = zip(*_WIDTHS[part], strict=True)
-    return np.interp(_shares(person), shares, widths).astype(np.float32) * np.float32(person.height * ROWS)
-
-
-def _lower_ends(person: PersonFrame, garment: np.ndarray, cloth_type: int) -> tuple[Values, Values]:
+def _lower_reach(person: PersonFrame, garment: Mask, cloth_type: int) -> Values:
     """From hips to feet: the middle leans with the stance, and the feet widen the end."""
-    shares, height = _shares(person), person.height * ROWS
+    shares, height = person.shares(), person.height * ROWS
     hips = _middle(garment, person.silhouette, shares, 0.40, 0.58)
     feet = np.flatnonzero(person.silhouette[(shares > 0.94) & (shares < 1.0)].any(axis=0))
     half = _half_widths(person, LOWER) * np.float32(_DRESS_WIDTH if cloth_type == FULL else 1.0)
@@ -239,67 +228,28 @@ def _lower_ends(person: PersonFrame, garment: np.ndarray, cloth_type: int) -> tu
     # A skirt that sticks out widens the whole side: a bump would show where it ends.
     # Sleeves of a dress hang down to the hips and are no skirt.
     skirt = _row_ends(garment & ((shares > (0.58 if cloth_type == FULL else 0.42)) & (shares < 0.96))[:, None])
-    beyond = np.array([((centre - skirt[0]) / reach).max(), ((skirt[1] - centre) / reach).max()])
+    beyond = ((skirt - _OUTWARDS * centre) / reach).max(axis=1, keepdims=True)
     wider = np.where(beyond > 1, np.minimum(beyond + 0.04, 1.6), 1.0)
-    return (centre - wider[0] * reach).astype(np.float32), (centre + wider[1] * reach).astype(np.float32)
+    return (_OUTWARDS * centre + wider * reach).astype(np.float32)
 
 
-def _upper_ends(person: PersonFrame, garment: np.ndarray, cloth_type: int) -> tuple[Values, Values]:
+def _upper_reach(person: PersonFrame, garment: Mask, cloth_type: int) -> Values:
     """From the neck to the hips, around the torso and the arms."""
-    shares, height = _shares(person), person.height * ROWS
-    middle = _middle(garment, person.silhouette, shares, 0.19, 0.45)
-    half = _half_widths(person, UPPER)
-    left, right = middle - half, middle + half
+    shares, height = person.shares(), person.height * ROWS
+    middle = _OUTWARDS * _middle(garment, person.silhouette, shares, 0.19, 0.45)
+    torso = middle + _half_widths(person, UPPER)
     # Of a dress, what the silhouette shows below the waist is the skirt's form.
-    arms = person.silhouette & ((shares > 0.175) & (shares < (0.46 if cloth_type == FULL else 0.6)))[:, None]
-    ends = _row_ends(arms)
+    rows = (shares > 0.175) & (shares < (0.46 if cloth_type == FULL else 0.6))
+    arms = _row_ends(person.silhouette & rows[:, None])
     # What reaches farther than an arm is a prop that touches the person.
-    outer_left = np.where(ends[0] > middle - _ARM_REACH * height, ends[0], np.inf)
-    outer_right = np.where(ends[1] < middle + _ARM_REACH * height, ends[1], -np.inf)
-    reach = max(1, round(0.04 * height))
-    outer_left = _lowest(outer_left, reach) - _ARM_ROOM * height
-    outer_right = _highest(outer_right, reach) + _ARM_ROOM * height
-    shoulders = shares > 0.185
-    left = np.where(shoulders, np.minimum(left, outer_left), left)
-    return left, np.where(shoulders, np.maximum(right, outer_right), right)
+    arms = np.where(arms < middle + _ARM_REACH * height, arms, -np.inf)
+    arms = _highest(arms, 0.04 * height) + _ARM_ROOM * height
+    return np.where(shares > 0.185, np.maximum(torso, arms), torso).astype(np.float32)
 
 
-def _around(garment: np.ndarray, left: Values, right: Values, height: float) -> tuple[Values, Values]:
-    """The stretches, grown around ``garment`` and smoothed up and down."""
-    ends = _row_ends(garment)
-    room, reach = _GARMENT_ROOM * height, max(1, round(0.03 * height))
-    outer_left, outer_right = _lowest(ends[0], reach), _highest(ends[1], reach)
-    left = np.where(outer_left < left, outer_left - room, left)
-    right = np.where(outer_right > right, outer_right + room, right)
-    smooth = max(1, round(0.02 * height))
-    return np.minimum(_smoothed(left, smooth), ends[0]), np.maximum(_smoothed(right, smooth), ends[1])
-
-
-def _smoothed(values: Values, reach: int) -> Values:
-    """Mean over ``reach`` rows up and down of the rows that have a finite value."""
-    finite = np.isfinite(values)
-    window = np.ones(2 * reach + 1)
-    total = np.convolve(np.where(finite, values, 0), window, mode="same")
-    mean = total / np.maximum(np.convolve(finite, window, mode="same"), 1)
-    return np.where(finite, mean, values).astype(np.float32)
-
-
-def _row_ends(cells: np.ndarray) -> tuple[Values, Values]:
-    """First column and one past the last of each row, float32 ``[ROWS]``; inf and -inf in empty rows."""
-    columns, present = cells.shape[1], cells.any(axis=1)
-    first, last = cells.argmax(axis=1), columns - cells[:, ::-1].argmax(axis=1)
-    return (np.where(present, first, np.inf).astype(np.float32), np.where(present, last, -np.inf).astype(np.float32))
-
-
-def _lowest(values: Values, reach: int) -> Values:
-    """Minimum of ``values`` over ``reach`` rows up and down."""
-    lowest: Values = ndimage.minimum_filter1d(values, 2 * reach + 1, mode="nearest")
-    return lowest
-
-
-def _highest(values: Values, reach: int) -> Values:
-    """Maximum of ``values`` over ``reach`` rows up and down."""
-    return -_lowest(-values, reach)
+def _half_widths(person: PersonFrame, part: int) -> Values:
+    shares, widths = zip(*_WIDTHS[part], strict=True)
+    return np.interp(person.shares(), shares, widths).astype(np.float32) * np.float32(person.height * ROWS)
 
 
 def _middle(garment: Mask, silhouette: Mask, shares: Values, first: float, last: float) -> float:
@@ -308,16 +258,34 @@ def _middle(garment: Mask, silhouette: Mask, shares: Values, first: float, last:
     Props that touch the person shift the silhouette, not the garment.
     """
     inside = ((shares > first) & (shares < last))[:, None]
-    for cells in (garment & inside, silhouette & inside, garment, silhouette):
-        if cells.any():
-            return float(np.median(np.nonzero(cells)[1])) + 0.5
-    return garment.shape[1] / 2
+    cells = next((cells for cells in (garment & inside, silhouette & inside) if cells.any()), silhouette)
+    return float(np.median(np.nonzero(cells)[1])) + 0.5
 
 
-def _between(left: Values, right: Values, size: tuple[int, int]) -> Mask:
-    """Pixels between the ends ``[ROWS]`` (in grid cells) of their row: bool ``[h, w]`` of ``size`` (height, width)."""
+def _row_ends(cells: Mask) -> Values:
+    """How far each row of ``cells`` reaches."""
+    first, last = cells.argmax(axis=1), cells.shape[1] - cells[:, ::-1].argmax(axis=1)
+    return np.where(cells.any(axis=1), np.stack([-first, last]), -np.inf).astype(np.float32)
+
+
+def _highest(values: Values, reach: float) -> Values:
+    """Maximum of ``values`` over ``reach`` rows up and down, one at least."""
+    highest: Values = ndimage.maximum_filter1d(values, 2 * max(1, round(reach)) + 1, mode="nearest")
+    return highest
+
+
+def _smoothed(values: Values, reach: int) -> Values:
+    """Mean over ``reach`` rows up and down of the rows that have a finite value."""
+    finite, window = np.isfinite(values), np.ones(2 * reach + 1)
+    total = ndimage.correlate1d(np.where(finite, values, 0).astype(float), window, mode="constant")
+    count = ndimage.correlate1d(finite.astype(float), window, mode="constant")
+    return np.where(finite, total / np.maximum(count, 1), values).astype(np.float32)
+
+
+def _between(ends: Values, size: tuple[int, int]) -> Mask:
+    """Pixels between the ends of their row: bool ``[h, w]`` of ``size`` (height, width)."""
     height, width = size
-    filled = np.flatnonzero(right > left)
+    filled = np.flatnonzero(ends.sum(axis=0) > 0)
     painted = np.zeros(size, bool)
     if not len(filled):
         return painted
@@ -325,23 +293,6 @@ def _between(left: Values, right: Values, size: tuple[int, int]) -> Mask:
     rows = (np.arange(first, last) + 0.5) * ROWS / height - 0.5
     scale = width / grid_size((width, height))[0]
     columns = np.arange(width, dtype=np.float32) + np.float32(0.5)
-    ends = (np.interp(rows, filled, side[filled]).astype(np.float32) * np.float32(scale) for side in (left, right))
-    begin, end = (side[:, None] for side in ends)
-    painted[first:last] = (columns >= begin) & (columns < end)
+    left, right = (np.interp(rows, filled, side[filled]).astype(np.float32) * np.float32(scale) for side in ends)
+    painted[first:last] = (columns >= -left[:, None]) & (columns < right[:, None])
     return painted
-
-
-def _enlarged(cells: Mask, size: tuple[int, int]) -> Mask:
-    """Grid cells as bool ``[h, w]`` with smooth edges, a third of a cell larger; ``size`` is (height, width)."""
-    large = np.zeros(size, bool)
-    box = box_of(cells, room=1)
-    if box is None:
-        return large
-    left, top, right, bottom = box
-    first, last = (round(row * size[0] / ROWS) for row in (top, bottom))
-    begin, end = (round(column * size[1] / cells.shape[1]) for column in (left, right))
-    if last > first and end > begin:
-        levels = Image.fromarray(cells[top:bottom, left:right].view(np.uint8) * np.uint8(255))
-        levels = levels.resize((end - begin, last - first), Image.Resampling.BILINEAR)
-        large[first:last, begin:end] = np.asarray(levels) > 85
-    return large

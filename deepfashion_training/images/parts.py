@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
+from skimage.graph import MCP_Geometric
 
 from deepfashion_training.garment_types import FULL, LOWER, UPPER
 
@@ -30,9 +31,6 @@ _GARMENTS: dict[int, tuple[int, ...]] = {UPPER: (4,), LOWER: (5, 6), FULL: (7,)}
 #: .039. Of the hand it is the palm with curled fingers, as it shows beyond a long sleeve: keeping more of a bare
 #: forearm than of a sleeved one would tell the sleeve's length, and did, by 10 points of the leak score.
 HAND_LENGTH, FOOT_HEIGHT = 0.06, 0.039
-
-#: Neighbours of a cell, for steps within a region.
-_SIDES, _CORNERS_TOO = ndimage.generate_binary_structure(2, 1), ndimage.generate_binary_structure(2, 2)
 
 
 def garment_labels(cloth_type: int) -> tuple[int, ...]:
@@ -75,44 +73,23 @@ def _standing_height(parse: np.ndarray, top: int, bottom: int) -> float:
 
 
 def _hand(arm: Mask, chin: float, height: float) -> Mask:
-    """The far end of an arm region ``[h, w]``, measured on every ``step``-th pixel; chin row and height in pixels."""
-    step = max(1, round(height / 100))
-    cells = arm[::step, ::step].copy()
-    hand = np.zeros_like(cells)
-    while cells.any():
-        reached = _distances(cells, chin / step)
-        piece = reached >= 0
-        cells &= ~piece
-        # Bare skin at the neckline may be labelled arm, and has no hand; a raised hand is above the chin.
-        rows = np.flatnonzero(piece.any(axis=1)) * step
-        if rows[-1] > chin + 0.20 * height or rows[0] < chin - 0.02 * height:
-            hand |= reached > reached.max() - HAND_LENGTH * height / step
-    grown = np.repeat(np.repeat(hand, step, axis=0), step, axis=1)[: arm.shape[0], : arm.shape[1]]
-    near = step - 1
-    if near:  # pixels between the samples, at the region's edge
-        grown[near:] |= grown[:-near]
-        grown[:, :-near] |= grown[:, near:]
-    return grown & arm
+    """The far ends of the pieces of an arm region ``[h, w]``; chin row and standing height in pixels.
 
-
-def _distances(cells: Mask, chin: float) -> npt.NDArray[np.int64]:
-    """Steps within ``cells`` from the end nearest to the shoulder, -1 where it is not reached.
-
-    That end is the highest cell, or the lowest of an arm that is raised above the chin. Steps go through sides and
-    corners in turn, which comes near to the true length.
+    The other end is a piece's highest pixel, or the lowest where it is raised above the chin.
     """
-    rows = np.flatnonzero(cells.any(axis=1))
-    start = rows[-1] if rows[0] < chin - 2 else rows[0]
-    reached = np.full(cells.shape, -1)
-    front = np.zeros_like(cells)
-    front[start, np.flatnonzero(cells[start])[0]] = True
-    for step in range(cells.size):
-        fresh = front & (reached < 0)
-        if not fresh.any():
-            break
-        reached[fresh] = step
-        front = ndimage.binary_dilation(front, _CORNERS_TOO if step % 2 == 0 else _SIDES, mask=cells)
-    return reached
+    hand = np.zeros_like(arm)
+    pieces, _ = ndimage.label(arm, np.ones((3, 3)))
+    for number, box in enumerate(ndimage.find_objects(pieces), 1):
+        top, bottom = box[0].start, box[0].stop - 1
+        # Bare skin at the neckline may be labelled arm, and has no hand.
+        if bottom <= chin + 0.20 * height and top >= chin - 0.02 * height:
+            continue
+        piece = pieces[box] == number
+        shoulder = len(piece) - 1 if top < chin - 0.02 * height else 0
+        paths = MCP_Geometric(np.where(piece, 1.0, -1.0))  # through what is negative there is no way
+        distances = paths.find_costs([(shoulder, int(piece[shoulder].argmax()))])[0]
+        hand[box] |= piece & (distances > distances[piece].max() - HAND_LENGTH * height)
+    return hand
 
 
 def _foot(leg: Mask, height: float) -> Mask:

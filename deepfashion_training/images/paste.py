@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
+from scipy import ndimage
 
 from deepfashion_training.images.layout import ResizeMode, fit_box
 from deepfashion_training.images.pictures import box_of
@@ -36,10 +37,9 @@ def feathered(mask: np.ndarray, seam: int) -> Alpha:
     1 on the mask, 0 farther than 2 x ``seam`` pixels (in either direction) from it, between them a ramp: the mask grown
     by ``seam`` pixels, averaged over squares that reach ``seam`` pixels to each side. ``seam`` 0 is the mask itself.
     """
-    grown = _box_sums(mask > 0, seam) > 0
-    rows, columns = (np.diff(_ends(size, seam), axis=0)[0] for size in mask.shape)
-    alpha: Alpha = _box_sums(grown, seam).astype(np.float32)
-    alpha /= np.outer(rows, columns)
+    grown = ndimage.maximum_filter(mask > 0, 2 * seam + 1, mode="constant")
+    # Places outside of the picture count neither as masked nor as seen.
+    alpha: Alpha = _box_sums(grown, seam) / _box_sums(np.ones_like(grown), seam)
     return alpha
 
 
@@ -66,17 +66,9 @@ def repainted(photo: Image.Image, drawn: Image.Image, mask: np.ndarray) -> Image
     return result
 
 
-def _ends(size: int, reach: int) -> npt.NDArray[np.int64]:
-    """Of each of ``size`` places in a row, where the ``reach`` places around it begin and end (last + 1): [2, size]."""
-    places = np.arange(size)
-    return np.stack([np.maximum(places - reach, 0), np.minimum(places + reach + 1, size)])
-
-
-def _box_sums(mask: npt.NDArray[np.bool_], reach: int) -> npt.NDArray[np.int32]:
-    """How many pixels are 1 in the square around each pixel, ``reach`` pixels to each side; none lie outside."""
-    sums = mask.astype(np.int32)
-    for axis in (0, 1):
-        up_to = np.concatenate([np.zeros_like(sums.take([0], axis)), sums.cumsum(axis, dtype=np.int32)], axis)
-        first, last = _ends(sums.shape[axis], reach)
-        sums = up_to.take(last, axis) - up_to.take(first, axis)
+def _box_sums(cells: npt.NDArray[np.bool_], reach: int) -> npt.NDArray[np.float32]:
+    """How many ``cells`` are 1 in the square around each one, ``reach`` to each side; none lie outside."""
+    window = np.ones(2 * reach + 1)
+    rows = ndimage.correlate1d(cells.astype(np.float32), window, axis=0, mode="constant")
+    sums: npt.NDArray[np.float32] = ndimage.correlate1d(rows, window, axis=1, mode="constant")
     return sums

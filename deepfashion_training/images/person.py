@@ -1,4 +1,4 @@
-"""Where a person stands in a photo, found without a model: box, frame, silhouette and head on a small grid.
+"""Where a person stands in a photo, found without a model: frame, silhouette and head on a small grid.
 
 Everything is measured on a grid of ``ROWS`` rows, so that a photo of any size costs the same millisecond or two.
 Shares of a person's standing height, counted from the top of the head, follow Drillis and Contini, "Body segment
@@ -44,10 +44,9 @@ REACH = 0.34
 class PersonFrame:
     """Where a person is in a photo: shares of the picture's height, and maps bool ``[ROWS, columns]``."""
 
-    top: float  # of the head, or of the picture where the head is cut off
-    bottom: float  # of the feet, or of the picture where it cuts them off
-    height: float  # standing height, estimated; larger than bottom - top where the picture cuts the person
     crown: float  # where the top of the head is or would be: negative where the picture cuts the head off
+    bottom: float  # of the feet, or of the picture where it cuts them off
+    height: float  # standing height, estimated; larger than bottom - crown where the picture cuts the legs off
     silhouette: Mask
     head: Mask  # hair, face and neck as far as they can be told from their place and colour
 
@@ -60,9 +59,9 @@ class PersonFrame:
         """Share of the standing height, from the crown, of a row at ``y`` (share of the picture's height)."""
         return (y - self.crown) / self.height
 
-    def y(self, share: float) -> float:
-        """The row, as a share of the picture's height, at a share of the standing height."""
-        return self.crown + share * self.height
+    def shares(self) -> Values:
+        """Share of the standing height of each grid row's middle: float32 ``[ROWS]``."""
+        return (((np.arange(ROWS) + 0.5) / ROWS - self.crown) / self.height).astype(np.float32)
 
 
 def find_person(photo: Image.Image, mask: np.ndarray) -> PersonFrame | None:
@@ -81,17 +80,15 @@ def find_person(photo: Image.Image, mask: np.ndarray) -> PersonFrame | None:
     seen = _seen(colours, clothes)
     if seen.mean() > MOST_OF_PICTURE:
         return None
-    return _person_of(seen, clothes, colours)
+    person = _frame(seen, clothes)
+    return person and replace(person, head=_head(seen & ~clothes, colours, person))
 
 
 def person_of_parse(parse: np.ndarray) -> PersonFrame | None:
     """The person in a parse map ``[h, w]`` of the 18 ATR labels (bag and scarf apart); ``None`` in an empty one."""
     size = grid_size((parse.shape[1], parse.shape[0]))
-    seen = shrink(np.isin(parse, ON_THE_PERSON).view(np.uint8), size) > 0.4
-    if not seen.any():
-        return None
-    head = shrink(np.isin(parse, HEAD_LABELS).view(np.uint8), size) > 0.4
-    person = _person_of(seen, seen & ~head, None)
+    seen, head = (shrink(np.isin(parse, labels), size) > 0.4 for labels in (ON_THE_PERSON, HEAD_LABELS))
+    person = _frame(seen, seen & ~head)
     return person and replace(person, head=head)
 
 
@@ -104,10 +101,9 @@ def assumed_person(garment: Mask, cloth_type: int) -> PersonFrame:
     rows = np.flatnonzero(seen.any(axis=1))
     first = WAIST if cloth_type == LOWER else SHOULDERS
     breadth = float(np.quantile(seen.sum(axis=1)[rows], 0.7))
-    height = max(breadth / 0.25, (rows[-1] + 1 - rows[0]) / (ANKLES - first))
-    crown = (rows[0] - first * height) / ROWS
-    bottom = min(crown + height / ROWS, 1.0)
-    return PersonFrame(max(crown, 0.0), bottom, height / ROWS, crown, silhouette=seen, head=np.zeros_like(seen))
+    height = max(breadth / 0.25, (rows[-1] + 1 - rows[0]) / (ANKLES - first)) / ROWS
+    crown = rows[0] / ROWS - first * height
+    return PersonFrame(crown, min(crown + height, 1.0), height, silhouette=seen, head=np.zeros_like(seen))
 
 
 def grid_size(size: tuple[int, int]) -> tuple[int, int]:
@@ -117,22 +113,13 @@ def grid_size(size: tuple[int, int]) -> tuple[int, int]:
 
 def shrink(mask: np.ndarray, size: tuple[int, int]) -> Values:
     """Share of each grid cell that a mask ``[h, w]`` in {0, 1} covers: float32 ``[rows, columns]``."""
-    return np.asarray(
-        shrunk(Image.fromarray((mask > 0).view(np.uint8) * np.uint8(255)), size), np.float32
-    ) / np.float32(255)
+    levels = Image.fromarray((mask > 0).view(np.uint8) * np.uint8(255))
+    return np.asarray(shrunk(levels, size), np.float32) / np.float32(255)
 
 
 def shrunk(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
     """``picture`` averaged down to ``size`` (width, height): whole pixels first, which is five times as fast."""
-    factors = max(1, picture.width // size[0]), max(1, picture.height // size[1])
-    reduced = picture.reduce(factors) if max(factors) > 1 else picture
-    return reduced if reduced.size == size else reduced.resize(size, Image.Resampling.BOX)
-
-
-def connected(cells: Mask, seeds: Mask) -> Mask:
-    """The cells reached from ``seeds`` without leaving ``cells``, through sides."""
-    reached: Mask = ndimage.binary_propagation(seeds & cells, mask=cells)
-    return reached
+    return picture.resize(size, Image.Resampling.BOX, reducing_gap=1.0)
 
 
 def _seen(colours: Values, clothes: Mask) -> Mask:
@@ -144,16 +131,19 @@ def _seen(colours: Values, clothes: Mask) -> Mask:
     away = np.abs(np.arange(columns) - middle)
     seen = difference > FOREGROUND_LEVELS
     # Pale clothes before a pale wall: below the shoulders and near the middle there are few props.
-    last = round(FLOOR * rows)
-    seen[first:last] |= (difference[first:last] > FAINT_LEVELS) & (away < 0.13 * ROWS)
-    seen &= ~shadow
-    seen |= clothes
-    seen &= away < REACH * ROWS
+    below = slice(first, round(FLOOR * rows))
+    seen[below] |= (difference[below] > FAINT_LEVELS) & (away < 0.13 * ROWS)
+    seen = (seen & ~shadow | clothes) & (away < REACH * ROWS)
     # A top in the wall's colour may hide what joins the head to a skirt.
     above = seen & (away < 0.05 * ROWS)
     above[first:] = False
-    seen = connected(_closed(seen), clothes | above)
-    _drop_props(seen, clothes)
+    # Gaps of one row are closed: a collar in the wall's colour beheads nobody.
+    seen |= ndimage.binary_closing(seen, np.ones((3, 1)))
+    seen = ndimage.binary_propagation((clothes | above) & seen, mask=seen)
+    # What lies above the clothes but far from the middle of their top is no head.
+    if first < ROWS // 3:
+        middle = float(np.median(np.nonzero(seen[first : first + ROWS // 16])[1]))
+        seen[:first, np.abs(np.arange(columns) - middle) > 0.13 * ROWS] = False
     return seen
 
 
@@ -167,53 +157,29 @@ def _foreground(colours: Values) -> tuple[Values, Mask]:
     offset = colours - left[..., None]
     place = (offset * along[..., None]).sum(axis=0) / np.maximum((along**2).sum(axis=0), 1e-3)[:, None]
     wall = left[..., None] + np.clip(place, 0, 1) * along[..., None]
-    distance = np.abs(colours - wall)
-    difference = distance.max(axis=0)
-    shadow = np.zeros(difference.shape, bool)
-    floor = slice(round(FLOOR * len(difference)), None)
-    dimming = (colours[:, floor] + 1) / (wall[:, floor] + 1)
+    dimming = (colours + 1) / (wall + 1)
     darkest, lightest = dimming.min(axis=0), dimming.max(axis=0)
-    shadow[floor] = (lightest - darkest < 0.07) & (darkest > 0.55) & (lightest < 1)
-    return difference, shadow
+    shadow = (lightest - darkest < 0.07) & (darkest > 0.55) & (lightest < 1)
+    shadow[: round(FLOOR * len(shadow))] = False
+    return np.abs(colours - wall).max(axis=0), shadow
 
 
-def _closed(cells: Mask) -> Mask:
-    """``cells`` with gaps of one row closed, so that a collar in the wall's colour does not behead anybody."""
-    return cells | ndimage.binary_closing(cells, np.ones((3, 1)))
-
-
-def _drop_props(seen: Mask, clothes: Mask) -> None:
-    """Clear, in place, what lies above the clothes but far from the middle of their top: no head is there."""
-    first = int(np.flatnonzero(clothes.any(axis=1))[0])
-    below = seen[first : first + ROWS // 16]
-    middle = float(np.median(np.nonzero(below)[1]))
-    away = np.abs(np.arange(seen.shape[1]) - middle)
-    if first < ROWS // 3:
-        seen[:first, away > 0.13 * ROWS] = False
-
-
-def _person_of(seen: Mask, clothes: Mask, colours: Values | None) -> PersonFrame | None:
+def _frame(seen: Mask, clothes: Mask) -> PersonFrame | None:
+    """The frame of who is ``seen``, without a head; ``None`` for less than a quarter of the picture's height."""
     rows = np.flatnonzero(seen.any(axis=1))
-    top, bottom = int(rows[0]), int(rows[-1]) + 1
-    if bottom - top < ROWS // 4:
+    if not len(rows) or rows[-1] + 1 - rows[0] < ROWS // 4:
         return None
-    crown, height = _stature(seen, clothes, top, bottom)
-    head = np.zeros_like(seen) if colours is None else _head(seen, clothes, colours, crown, height)
-    return PersonFrame(top / ROWS, bottom / ROWS, height / ROWS, crown / ROWS, silhouette=seen, head=head)
-
-
-def _stature(seen: Mask, clothes: Mask, top: int, bottom: int) -> tuple[float, float]:
-    """Row of the crown and standing height in rows; both estimated where the picture cuts the person."""
-    if bottom < ROWS - 1 and top > 0:
-        return float(top), float(bottom - top)
-    if bottom < ROWS - 1 and seen[0].sum() < 0.14 * bottom:
-        return 0.0, float(bottom)  # the head touches the edge
-    if bottom >= ROWS - 1 and (top > 0 or seen[0].sum() < 0.14 * ROWS):
-        return float(top), _height_by_head(seen, clothes, top)
-    # Without a head: a body as broad as this one, shoulders or hips, is four times as high.
-    breadth = float(np.quantile(clothes.sum(axis=1)[clothes.any(axis=1)], 0.7))
-    height = max(4.2 * breadth, float(bottom - top))
-    return (bottom - height, height) if bottom < ROWS - 1 else (-0.2 * height, height)
+    top, bottom = int(rows[0]), int(rows[-1]) + 1
+    crown, height = float(top), float(bottom - top)
+    cut_below = bottom >= ROWS - 1
+    if top == 0 and seen[0].sum() >= 0.14 * (ROWS if cut_below else bottom):
+        # Without a head: a body as broad as this one, shoulders or hips, is four times as high.
+        breadth = float(np.quantile(clothes.sum(axis=1)[clothes.any(axis=1)], 0.7))
+        height = max(4.2 * breadth, height)
+        crown = -0.2 * height if cut_below else bottom - height
+    elif cut_below:
+        height = _height_by_head(seen, clothes, top)
+    return PersonFrame(crown / ROWS, bottom / ROWS, height / ROWS, silhouette=seen, head=np.zeros_like(seen))
 
 
 def _height_by_head(seen: Mask, clothes: Mask, top: int) -> float:
@@ -222,83 +188,61 @@ def _height_by_head(seen: Mask, clothes: Mask, top: int) -> float:
     What the clothes' first row can be decides between such estimates: the shoulders, or waist to long hem.
     """
     visible = float(ROWS - top)
-    middle = round(float(np.median(np.nonzero(seen[top : top + ROWS // 16])[1])))
-    widths = _widths_around(seen[top : top + ROWS // 4], middle)
+    upper = seen[top : top + ROWS // 4]
+    middle = round(float(np.median(np.nonzero(upper[: ROWS // 16])[1])))
+    # How many cells of each row belong to the run through the middle.
+    widths = sum(np.cumprod(half, axis=1).sum(axis=1) for half in (upper[:, middle:], upper[:, :middle][:, ::-1]))
     height = 1.15 * visible
     for _ in range(3):
         head = widths[round(0.035 * height) : round(0.10 * height) + 1]
         height = 0.5 * height + 0.5 * min(float(np.median(head)) / 0.115, 1.6 * visible)
     first = int(np.argmax(clothes.any(axis=1))) - top
     share = first / height
-    candidates = [np.clip(share, *SHOULDER_ROWS), np.clip(share, *WAIST_ROWS)]
+    candidates = [float(np.clip(share, *rows)) for rows in (SHOULDER_ROWS, WAIST_ROWS)]
     nearest = min(candidates, key=lambda candidate: abs(np.log(max(share, 0.01) / candidate)))
     if first > 0:
-        height = 0.25 * height + 0.75 * first / float(nearest)
+        height = 0.25 * height + 0.75 * first / nearest
     return float(np.clip(height, visible, 3.0 * visible))
 
 
-def _widths_around(cells: Mask, middle: int) -> npt.NDArray[np.int64]:
-    """How many cells of each row belong to the run through ``middle``."""
-    right = np.cumprod(cells[:, middle:], axis=1).sum(axis=1)
-    return right + np.cumprod(cells[:, :middle][:, ::-1], axis=1).sum(axis=1)
+def _head(bare: Mask, colours: Values, person: PersonFrame) -> Mask:
+    """What is above the chin, the neck, and the hair below the chin as far as its colour tells it from skin.
 
-
-def _head(seen: Mask, clothes: Mask, colours: Values, crown: float, height: float) -> Mask:
-    """What is above the chin, the neck, and the hair below the chin as far as its colour tells it from skin."""
-    chin = round(crown + CHIN * height)
-    head = np.zeros_like(seen)
-    if chin <= 1:
-        return head
-    bare = seen & ~clothes
-    head[:chin] = bare[:chin]
-    if not head.any():
-        return head
-    middle = float((head.sum(axis=0) * np.arange(seen.shape[1])).sum() / head.sum())
-    near = np.abs(np.arange(seen.shape[1]) - middle)
-    head &= near < 0.11 * height
-    neck = bare & (near < 0.055 * height)
-    neck[: max(0, chin - 1)] = False
-    neck[round(crown + NECK * height) :] = False
-    head |= neck
-    hair = _hair(bare, head, colours, crown, height, near)
-    return head | connected(hair | head, head)
-
-
-def _hair(bare: Mask, head: Mask, colours: Values, crown: float, height: float, near: Values) -> Mask:
-    """Cells in the colour of the hair at the crown, or beside the face, where a hat hides the crown.
-
-    ``near`` is how far each column is from the middle of the head. Seen from the back there is no skin to compare
-    with: then only a neck hidden by something broad says that the hair is long.
+    ``bare`` is the person without the clothes, bool ``[rows, columns]``; ``colours`` float32 ``[3, rows, columns]``.
     """
+    height = person.height * ROWS
 
     def rows(first: float, last: float) -> slice:
-        begin = max(0, round(crown + first * height))
-        return slice(begin, max(begin + 1, round(crown + last * height)))
+        begin = max(0, round(person.crown * ROWS + first * height))
+        return slice(begin, max(begin + 1, round(person.crown * ROWS + last * height)))
 
-    hair = np.zeros_like(bare)
-    tuft, face, side = (
-        _median_colour(colours[:, band], head[band] & (low * height <= near) & (near < high * height))
-        for band, low, high in ((rows(0.012, 0.04), 0, 1), (rows(0.07, 0.11), 0, 0.025), (rows(0.085, 0.125), 0.04, 1))
-    )
+    chin = round(person.crown * ROWS + CHIN * height)
+    head = np.zeros_like(bare)
+    head[: max(0, chin)] = bare[: max(0, chin)]
+    if chin <= 1 or not head.any():
+        return np.zeros_like(bare)
+    near = np.abs(np.arange(bare.shape[1]) - np.nonzero(head)[1].mean())
+    head &= near < 0.11 * height
+    neck = slice(chin - 1, round(person.crown * ROWS + NECK * height))
+    head[neck] |= bare[neck] & (near < 0.055 * height)
+
+    def colour(band: slice, begin: float, end: float) -> Values | None:
+        cells = head[band] & (begin * height <= near) & (near < end * height)
+        return np.median(colours[:, band][:, cells], axis=1) if cells.any() else None
+
+    tuft, face = colour(rows(0.012, 0.04), 0, 1), colour(rows(0.07, 0.11), 0, 0.025)
+    beside = colour(rows(0.085, 0.125), 0.04, 1)  # where a hat hides the crown
     if tuft is None or face is None:
-        return hair
-    for colour in (tuft, side):
-        if colour is None:
-            continue
-        contrast = float(np.abs(colour - face).max())
+        return head
+    hair = np.zeros_like(bare)
+    for shade in (tuft,) if beside is None else (tuft, beside):
+        away = np.abs(colours - shade[:, None, None]).max(axis=0)
+        contrast = float(np.abs(shade - face).max())
         if contrast > SAME_LEVELS:
-            hair |= _like(colours, colour, min(HAIR_LEVELS, 0.6 * contrast)) & (near < 0.15 * height)
-        elif colour is tuft and bare[rows(0.14, 0.165)].sum(axis=1).max(initial=0) > 0.095 * height:
-            hair |= _like(colours, colour, SAME_LEVELS) & (near < 0.10 * height)
+            hair |= (away < min(HAIR_LEVELS, 0.6 * contrast)) & (near < 0.15 * height)
+        # Seen from the back there is no skin to compare with: a neck hidden by something broad tells of long hair.
+        elif shade is tuft and bare[rows(0.14, 0.165)].sum(axis=1).max(initial=0) > 0.095 * height:
+            hair |= (away < SAME_LEVELS) & (near < 0.10 * height)
     hair[rows(0.46, 10.0)] = False
-    return hair & bare
-
-
-def _median_colour(colours: Values, cells: Mask) -> Values | None:
-    """Median colour ``[3]`` of the ``cells`` of ``colours`` ``[3, rows, columns]``; ``None`` without cells."""
-    return np.median(colours[:, cells], axis=1) if cells.any() else None
-
-
-def _like(colours: Values, colour: Values, levels: float) -> Mask:
-    """Cells ``[rows, columns]`` nearer than ``levels`` to a colour ``[3]`` in every channel."""
-    return np.abs(colours - colour[:, None, None]).max(axis=0) < levels
+    whole: Mask = ndimage.binary_propagation(head, mask=hair & bare | head)
+    return whole

@@ -91,9 +91,8 @@ def to_rgb(picture: Image.Image) -> Image.Image:
     if picture.mode.startswith("I"):
         values = np.clip(np.asarray(picture, dtype=np.int32), 0, 65535)
         grey = Image.fromarray(((values + 128) // 257).astype(np.uint8))
-        if "icc_profile" in picture.info:
-            grey.info["icc_profile"] = picture.info["icc_profile"]
-        return to_srgb(grey).convert("RGB")
+        grey.info = {name: value for name, value in picture.info.items() if name == "icc_profile"}
+        picture = grey
     picture = to_srgb(picture)
     if picture.has_transparency_data:
         return over(WHITE, picture)

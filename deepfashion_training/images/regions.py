@@ -6,13 +6,13 @@ union of all clothes, and is cut at the waist, where the colours change most; or
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from deepfashion_training.garment_types import FULL, LONG_TOPS, LOWER, TYPE_NAMES, UPPER
-from deepfashion_training.images.parts import ON_THE_PERSON, Mask, garment_labels
+from deepfashion_training.images.parts import ON_THE_PERSON, garment_labels
 from deepfashion_training.images.person import ROWS, PersonFrame, Values, grid_size, shrink, shrunk
 
 #: A lower-body mask that starts above this share of the standing height holds a top too: the natural waist is at
@@ -32,8 +32,7 @@ class UnresolvedRegionError(ValueError):
     """The named garment's region cannot be found, so the row has to be left out: why, in one line."""
 
 
-@dataclass(frozen=True)
-class Region:
+class Region(NamedTuple):
     """Where the named garment is."""
 
     mask: np.ndarray  # uint8 [h, w] in {0, 1}
@@ -58,33 +57,30 @@ def garment_region(
         raise UnresolvedRegionError("the mask is empty")
     if parse is not None:
         return _parsed(mask, cloth_type, parse)
-    if cloth_type not in (UPPER, LOWER):
+    if cloth_type == FULL:
         return Region(mask, "named")
     if person is None:
         raise UnresolvedRegionError(
             f"no person found, so the mask may cover more than the {TYPE_NAMES[cloth_type]} garment"
         )
-    if not is_union(mask, cloth_type, category, photo, person):
-        return Region(mask, "named")
-    return _restricted(mask, cloth_type, photo, person)
-
-
-def is_union(mask: np.ndarray, cloth_type: int, category: str, photo: Image.Image, person: PersonFrame) -> bool:
-    """Whether a mask that should be of an upper or lower garment covers other clothes too.
-
-    Of a top that ends low, a change of colours has to say so as well where it may be a long one, or where the picture
-    ends above the feet: there the standing height is a guess, and of seven real photos cut at the hips three tops
-    seemed to end at .61 of it.
-    """
     rows = np.flatnonzero(mask.any(axis=1))
     first, last = person.share(rows[0] / len(mask)), person.share((rows[-1] + 1) / len(mask))
+    cut, change = _cut(mask, photo, person)
     if cloth_type == LOWER:
-        return first < HIGHEST_WAISTBAND
-    if last <= LOWEST_HEM:
-        return False
-    if category in LONG_TOPS or person.cut_below:
-        return _cut(mask, photo, person)[1] > CLEAR_CHANGE
-    return True
+        is_union = first < HIGHEST_WAISTBAND
+    else:
+        # Where the picture ends above the feet, the standing height is a guess: of seven real photos cut at the hips
+        # three tops seemed to end at .61 of it.
+        may_be_long = category in LONG_TOPS or person.cut_below
+        is_union = last > LOWEST_HEM and (change > CLEAR_CHANGE or not may_be_long)
+    if not is_union:
+        return Region(mask, "named")
+    region = mask.copy()
+    row = round(cut * len(mask))
+    region[slice(row) if cloth_type == LOWER else slice(row, None)] = 0
+    if not region.any():
+        raise UnresolvedRegionError(f"nothing of the mask lies where a {TYPE_NAMES[cloth_type]} garment is worn")
+    return Region(region, "restricted")
 
 
 def worn_region(parse: np.ndarray, cloth_type: int) -> np.ndarray | None:
@@ -109,41 +105,21 @@ def _parsed(mask: np.ndarray, cloth_type: int, parse: np.ndarray) -> Region:
     return Region(region.view(np.uint8), "parsed")
 
 
-def _restricted(mask: np.ndarray, cloth_type: int, photo: Image.Image, person: PersonFrame) -> Region:
-    cut = round(_cut(mask, photo, person)[0] * len(mask))
-    region = mask.copy()
-    region[slice(cut) if cloth_type == LOWER else slice(cut, None)] = 0
-    if not region.any():
-        raise UnresolvedRegionError(f"nothing of the mask lies where a {TYPE_NAMES[cloth_type]} garment is worn")
-    return Region(region, "restricted")
-
-
 def _cut(mask: np.ndarray, photo: Image.Image, person: PersonFrame) -> tuple[float, float]:
     """Where colours within ``mask`` change most near the waist: row as a share of the picture, nats explained."""
     size = grid_size((mask.shape[1], mask.shape[0]))
-    cells = shrink(mask, size) > 0.5
-    shares = ((np.arange(ROWS) + 0.5) / ROWS - person.crown) / person.height
-    counts = _histograms(photo, cells, size)
-    first, last = np.searchsorted(shares, (0.2, 0.75))
-    counts = counts[first:last]
-    above = np.concatenate([np.zeros((1, counts.shape[1]), np.float32), np.cumsum(counts, axis=0)])
+    rows, columns = np.nonzero(shrink(mask, size) > 0.5)
+    bins = (np.asarray(shrunk(photo, size)) // 52).astype(np.int64) @ np.array([25, 5, 1])  # 5 levels a channel
+    counts = np.bincount(rows * 125 + bins[rows, columns], minlength=ROWS * 125).reshape(ROWS, 125)
+    first, last = np.searchsorted(person.shares(), (0.2, 0.75))
+    above = np.concatenate([np.zeros((1, 125)), np.cumsum(counts[first:last], axis=0)])
     edges = (np.arange(first, last + 1) / ROWS - person.crown) / person.height
     inside = (edges >= CUT_RANGE[0]) & (edges <= CUT_RANGE[1])
-    entropy = float(_entropy(above[-1:])[0])
-    if not inside.any() or entropy <= 0:
-        return person.y(0.43), 0.0
-    explained = entropy - _entropy(above) - _entropy(above[-1] - above)
+    explained = _entropy(above[-1:]) - _entropy(above) - _entropy(above[-1] - above)
+    if not inside.any() or not explained.any():
+        return person.crown + 0.43 * person.height, 0.0
     best = int(np.argmax(np.where(inside, explained, -np.inf)))
     return (first + best) / ROWS, float(explained[best] / above[-1].sum())
-
-
-def _histograms(photo: Image.Image, cells: Mask, size: tuple[int, int]) -> Values:
-    """Colours of each grid row's ``cells``: float32 ``[ROWS, 125]``, counts in 5 x 5 x 5 bins."""
-    colours = np.asarray(shrunk(photo, size))
-    bins = (colours // 52).astype(np.int64) @ np.array([25, 5, 1])
-    rows, columns = np.nonzero(cells)
-    flat = np.bincount(rows * 125 + bins[rows, columns], minlength=ROWS * 125)
-    return flat.reshape(ROWS, 125).astype(np.float32)
 
 
 def _entropy(counts: Values) -> Values:
