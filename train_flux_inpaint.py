@@ -23,7 +23,7 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -37,6 +37,7 @@ from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration, gathe
 from diffusers import AutoencoderKL, FluxFillPipeline, FluxTransformer2DModel
 from diffusers import FlowMatchEulerDiscreteScheduler as FlowScheduler
 from diffusers import training_utils as flow
+from diffusers.models.attention_dispatch import attention_backend
 from diffusers.optimization import get_scheduler
 from peft import set_peft_model_state_dict
 from PIL import Image
@@ -44,7 +45,7 @@ from safetensors.torch import load_file, save
 from torch.utils.data import DataLoader, Dataset, default_collate
 from tqdm.auto import tqdm
 
-from training_run import attention, bases, checkpoints, guards, latents, quantization, sharding, speed
+from training_run import bases, checkpoints, guards, latents, output_dir, quantization, sharding, speed
 from training_run.atomic import replacing, write_file
 from training_run.flags import DEFAULT_PROMPT as DEFAULT_PROMPT  # for wrappers of this script
 from training_run.flags import OneLineParser, add_trainer_flags, refuse_contradictions
@@ -52,17 +53,7 @@ from training_run.hub import subfolder_of_transformer
 from training_run.lora import load_transformer_weights, lora_config, read_lora, save_lora
 from training_run.optimizers import check_optimizer_state, make_optimizer, optimizer_settings
 from training_run.output_dir import LORA_FILE as LORA_FILE  # for wrappers of this script
-from training_run.output_dir import (
-    continues,
-    data_facts,
-    find_checkpoint,
-    forget_future,
-    prepare_output_dir,
-    refuse_changes,
-    refuse_earlier_run,
-    refuse_finished,
-)
-from training_run.record import RunRecord, git_revision, package_versions, start_curves
+from training_run.record import RunRecord
 from training_run.row_order import PairStream, seed_for, validation_rows
 from training_run.sheets import labelled_grid, to_picture
 from training_run.state import random_state, read_state, set_random_state, write_state
@@ -72,6 +63,8 @@ logger = get_logger(__name__)
 
 #: Precision of everything frozen, by ``--mixed_precision``.
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+#: The gradient scaler of fp16 begins at 2**16 and halves that until no gradient overflows; at this one none can.
+SMALLEST_SCALE = 2.0**-34
 
 
 def parse_args(input_args: Sequence[str] | None = None) -> argparse.Namespace:
@@ -196,14 +189,11 @@ def load_vae(args: argparse.Namespace, device: torch.device) -> AutoencoderKL:
 
 
 def load_transformer(args: argparse.Namespace, dtype: torch.dtype) -> FluxTransformer2DModel:
-    """The transformer to train, from files at the root or under ``transformer/``; else raises ``ValueError``."""
+    """The transformer to train, from files at the root or under ``transformer/``; ``ValueError`` for another kind."""
     where = args.pretrained_inpaint_model_name_or_path
     hub: dict[str, Any] = {"revision": args.inpaint_revision, "cache_dir": args.cache_dir}
     hub["subfolder"] = subfolder_of_transformer(where, **hub)
-    try:
-        config = FluxTransformer2DModel.load_config(where, **hub)
-    except OSError as error:
-        raise ValueError(f"no transformer at the root of {where!r} or under transformer/: {error}") from error
+    config = FluxTransformer2DModel.load_config(where, **hub)
     if config.get("_class_name") != "FluxTransformer2DModel" or config.get("in_channels") != 384:
         raise ValueError(
             f"--pretrained_inpaint_model_name_or_path {where!r} holds a {config.get('_class_name')} with "
@@ -236,18 +226,13 @@ def encode_prompt(
     return embeds, pooled
 
 
-@dataclass
 class PromptTable:
-    """Embeddings of every distinct prompt of a run: ``embeds`` [P,L,D], ``pooled`` [P,E], and the row of each."""
+    """Embeddings of every distinct prompt of a run, ``embeds`` [P,L,D] and ``pooled`` [P,E], in their order."""
 
-    rows: dict[str, int]
-    embeds: torch.Tensor
-    pooled: torch.Tensor
-
-    @classmethod
-    def of(cls, prompts: Sequence[str], embeds: torch.Tensor, pooled: torch.Tensor) -> PromptTable:
-        """The table of ``prompts``, whose embeddings are in the same order."""
-        return cls({prompt: row for row, prompt in enumerate(prompts)}, embeds, pooled)
+    def __init__(self, prompts: Iterable[str], embeds: torch.Tensor, pooled: torch.Tensor) -> None:
+        self.rows = {prompt: row for row, prompt in enumerate(prompts)}
+        self.embeds = embeds
+        self.pooled = pooled
 
     def look_up(self, prompts: Sequence[str], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """Embeddings of ``prompts`` on ``device``: [B,L,D] and [B,E]."""
@@ -294,7 +279,7 @@ def encode_prompts_once(args: argparse.Namespace, prompts: list[str], accelerato
         parts.append([tensor.to(keep, dtype) for tensor in encoded])
     del text_encoders
     speed.free_memory()
-    return PromptTable.of(prompts, *map(torch.cat, zip(*parts, strict=True)))
+    return PromptTable(prompts, *map(torch.cat, zip(*parts, strict=True)))
 
 
 def cached_prompts(args: argparse.Namespace, prompts: list[str], accelerator: Accelerator) -> PromptTable:
@@ -307,7 +292,7 @@ def cached_prompts(args: argparse.Namespace, prompts: list[str], accelerator: Ac
     path = latents_dir(args) / f"prompts-{latents.digest(facts)}.safetensors"
     if path.is_file():
         found = load_file(path)
-        return PromptTable.of(prompts, found["embeds"], found["pooled"])
+        return PromptTable(prompts, found["embeds"], found["pooled"])
     table = encode_prompts_once(args, prompts, accelerator)
     if accelerator.is_main_process:
         write_file(path, save({"embeds": table.embeds.cpu(), "pooled": table.pooled.cpu()}))
@@ -320,6 +305,7 @@ def make_trainable(transformer: FluxTransformer2DModel, args: argparse.Namespace
         parameter.requires_grad_(args.train_base_model == "all" or (bool(args.train_base_model) and ".attn." in name))
     if not args.train_base_model:
         transformer.add_adapter(lora_config(args, transformer))
+    transformer.train()  # for dropout, which the base does without
     flow.cast_training_params(transformer, dtype=torch.float32)
     if args.gradient_checkpointing != "auto":  # which is decided when there is a step to measure
         blocks = len(transformer.transformer_blocks) + len(transformer.single_transformer_blocks)
@@ -372,16 +358,11 @@ def cache_latents(args: argparse.Namespace, data: Any, accelerator: Accelerator)
     Encodes what the cache lacks; the VAE leaves memory then.
     """
     vae = load_vae(args, accelerator.device)
-    scale = 2 ** (len(vae.config.block_out_channels) - 1)
-    height = args.height
-    width = 2 * args.width
-    facts = {"vae": latents.weights_digest(vae), "dtype": str(vae.dtype)}
-    rows = latents.cached_rows(
-        data, latents_dir(args), facts, functools.partial(encode_rows, vae), accelerator,
-        latent_shape=(vae.config.latent_channels, height // scale, width // scale), mask_shape=(height, width),
-        dtype=vae.dtype, batch_size=args.train_batch_size, workers=args.dataloader_num_workers,
-    )  # fmt: skip
-    return rows, vae.config
+    facts = {"vae": bases.pipeline_facts(args, ["vae"]), "variant": args.variant, "dtype": str(vae.dtype)}
+    facts["size"] = [args.height, args.width]
+    encode = functools.partial(encode_rows, vae)
+    sizes = (args.train_batch_size, args.dataloader_num_workers)
+    return latents.cached_rows(data, latents_dir(args), facts, encode, accelerator, *sizes), vae.config
 
 
 def latents_dir(args: argparse.Namespace) -> Path:
@@ -489,23 +470,24 @@ class Run:
     """A training run: its models, what is trained, and the state that a checkpoint keeps. ``build_run`` makes one.
 
     ``rows`` are what the loader reads, ``pictures`` the samples of the validation picture. With ``vae_config`` the VAE
-    stays away, as samples have its posteriors already. ``attention_backend`` takes the place of the flag's value.
+    stays away, as samples have its posteriors already. ``base_facts`` tell its models from others.
     """
 
     def __init__(
         self, args: argparse.Namespace, accelerator: Accelerator, prompts: PromptTable, rows: Any = None,
-        pictures: Sequence[dict[str, Any]] = (), vae_config: Any = None, attention_backend: str | None = None,
+        pictures: Sequence[dict[str, Any]] = (), vae_config: Any = None, base_facts: dict[str, str] | None = None,
     ) -> None:  # fmt: skip
         self.args = args
         self.accelerator = accelerator
         self.prompts = prompts
         self.rows = rows
         self.pictures = pictures
+        self.base_facts = base_facts
         self.folder = Path(args.output_dir)
         self.step = 0
         self.saved_at = 0  # step of the last checkpoint in this directory
         self.moved = False  # whether any step has changed the weights
-        self.skipped = guards.SkippedSteps(args.max_skipped_steps, self.folder)
+        self.skipped_steps = 0  # as their loss or gradient was not finite
         self.stopping = Stopping()
         self.random_state: dict[str, Any] | None = None  # to go on from, of a run that is continued
         base = args.pretrained_model_name_or_path
@@ -516,11 +498,11 @@ class Run:
         self.vae = load_vae(args, accelerator.device) if vae_config is None else None
         self.vae_config = vae_config if self.vae is None else self.vae.config
         transformer = load_transformer(args, dtype)
-        if not args.shard_base:  # else it goes there in parts
-            quantization.to_device(transformer, args.quantize_base, accelerator.device)
-        shape = attention.shape_of(args, transformer.config)
-        wanted = attention_backend or args.attention_backend
-        self.attention = attention.choose_backend(transformer, wanted, shape, dtype, accelerator)
+        if quantization.can_be_moved(args.quantize_base) and not args.shard_base:  # else it goes there in parts
+            transformer.to(accelerator.device)
+        if args.attention_backend != "native":
+            with attention_backend("native"):  # else it would be the default of every other model in the process
+                transformer.set_attention_backend(args.attention_backend)
         set_seed(args.seed)  # whatever was loaded or encoded before, on every rank: the LoRA begins the same
         self.parameters = make_trainable(transformer, args)
         if args.shard_base:
@@ -535,7 +517,6 @@ class Run:
         self.model: FluxTransformer2DModel = accelerator.unwrap_model(self.transformer)
         if args.shard_base:
             sharding.shard_frozen(self.model, accelerator)
-        self.base_facts = bases.base_facts(args)
 
     def encode(self, samples: dict[str, Any], forward_pass: int) -> FillBatch:
         """Encode collated samples; every random draw follows from seed, rank and the number of the forward pass."""
@@ -582,15 +563,30 @@ class Run:
         self.optimizer.zero_grad()
         self.step += 1
         left_out = scaler is not None and scaler.get_scale() < scale  # it falls exactly when a step was left out
-        self.skipped.see_scaler(self.step, left_out)
+        if left_out and scaler.get_scale() < SMALLEST_SCALE:
+            raise ValueError("gradients overflow fp16 at any scale: use --mixed_precision bf16")
         if not finite:
-            writes = self.accelerator.is_main_process
-            self.skipped.add(self.step, gather_object(list(rows)), losses[-1][0] / losses[-1][1], norm, writes)
+            self.note_skipped(losses[-1][0] / losses[-1][1], norm, gather_object(list(rows)))
         elif not left_out:
             self.moved = self.moved or any(group["lr"] > 0 for group in self.optimizer.param_groups)
         if not left_out:
             self.lr_scheduler.step()
         return finite
+
+    def note_skipped(self, loss: float, norm: float, rows: Sequence[str]) -> None:
+        """Keep a line on a step that was not taken. Raises ``ValueError`` when it is one too many."""
+        self.skipped_steps += 1
+        facts = {"step": self.step, "rows": rows, "loss": str(loss), "norm": str(norm)}
+        logger.warning(f"Skipping a step that is not finite: {facts}")
+        if self.accelerator.is_main_process:
+            with (self.folder / "logs" / "skipped.jsonl").open("a", encoding="utf-8") as lines:
+                lines.write(json.dumps(facts) + "\n")
+        if self.skipped_steps > self.args.max_skipped_steps:
+            raise ValueError(
+                f"loss or gradient is not finite at step {self.step}: loss {loss}, gradient norm {norm}, rows "
+                f"{', '.join(rows)}; {self.skipped_steps} steps were skipped, and --max_skipped_steps is "
+                f"{self.args.max_skipped_steps}: lower --learning_rate, or look at these rows"
+            )
 
     def log(self, losses: Sequence[Sequence[float]], progress: tqdm) -> None:
         """Log the losses of a step, sum and count of each; a region without pixels is left out."""
@@ -606,13 +602,29 @@ class Run:
     def validate(self) -> None:
         """Draw the validation picture of this step, on fixed samples and seeds; none when the run is to stop.
 
-        With ``--shard_base`` all ranks draw, as each has a part of the base, and the main process writes. Otherwise
-        the main process draws alone.
+        With ``--shard_base`` all ranks draw, as each has a part of the base; otherwise the main process alone.
         """
-        args = self.args
         shows = self.accelerator.is_main_process
-        if not self.pictures or not (shows or args.shard_base):
+        if not self.pictures or not (shows or self.args.shard_base):
             return
+        was_training = self.model.training
+        self.model.eval()
+        rows = self.draw_rows()
+        self.model.train(was_training)
+        if not rows or not shows:
+            return
+        labels = [f"{sample['im_name']}  {sample['caption_cloth']}" for sample in self.pictures]
+        sheet = labelled_grid(rows, ["garment", "masked person", f"result, step {self.step}", "truth"], labels)
+        path = self.folder / "validation" / f"step-{self.step}.png"
+        path.parent.mkdir(exist_ok=True)
+        sheet.save(path)
+        for tracker in self.accelerator.trackers:
+            form = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+            tracker.log_images({"validation": np.asarray(sheet)[None]}, step=self.step, **form)
+
+    def draw_rows(self) -> list[list[Image.Image]]:
+        """Garment, masked person, result and truth of each sample of ``pictures``; empty when the run is to stop."""
+        args = self.args
         device = self.accelerator.device
         no_text = dict.fromkeys(("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"))
         scheduler = FlowScheduler.from_config(self.scheduler.config)  # sampling changes timesteps, training draws them
@@ -620,7 +632,8 @@ class Run:
         pipeline = FluxFillPipeline(scheduler=scheduler, vae=vae, transformer=self.model, **no_text)
         pipeline.set_progress_bar_config(disable=True)
         rows = []
-        progress = tqdm(self.pictures, desc=f"Validation at step {self.step}", leave=False, disable=not shows)
+        hidden = not self.accelerator.is_main_process
+        progress = tqdm(self.pictures, desc=f"Validation at step {self.step}", leave=False, disable=hidden)
         for number, sample in enumerate(progress):
             embeds, pooled = self.prompts.look_up([prompt_of(args, sample["caption_cloth"])], device)
             packed = pipeline(
@@ -631,9 +644,7 @@ class Run:
                 callback_on_step_end=self.interrupt,
             ).images  # fmt: skip
             if pipeline.interrupt:
-                return
-            if not shows:
-                continue
+                return []
             # Decoded here and not by the pipeline, because the prediction can be fp32 over a bf16 VAE.
             drawn = pipeline._unpack_latents(packed, args.height, 2 * args.width, pipeline.vae_scale_factor)
             drawn = drawn / vae.config.scaling_factor + vae.config.shift_factor
@@ -641,16 +652,7 @@ class Run:
                 pair = vae.decode(drawn.to(vae.dtype)).sample[0]
             person = [tensor[..., args.width :] for tensor in (sample["im_mask"], pair, sample["image"])]
             rows.append([to_picture(tensor) for tensor in (sample["cloth_pure"], *person)])
-        if not shows:
-            return
-        labels = [f"{sample['im_name']}  {sample['caption_cloth']}" for sample in self.pictures]
-        sheet = labelled_grid(rows, ["garment", "masked person", f"result, step {self.step}", "truth"], labels)
-        path = self.folder / "validation" / f"step-{self.step}.png"
-        path.parent.mkdir(exist_ok=True)
-        sheet.save(path)
-        for tracker in self.accelerator.trackers:
-            form = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
-            tracker.log_images({"validation": np.asarray(sheet)[None]}, step=self.step, **form)
+        return rows
 
     def interrupt(self, pipeline: Any, *_: Any) -> dict[str, Any]:
         """Between denoising steps: draw no further when the run is to stop."""
@@ -668,7 +670,8 @@ class Run:
             if self.step > self.saved_at:
                 self.save_checkpoint(random)
             self.accelerator.wait_for_everyone()  # after the first rank has ended, elastic gives the others 30 s
-            raise StoppedError(signum, self.step)
+            logger.info(f"Stopped at step {self.step}; --resume_from_checkpoint latest continues")
+            raise StoppedError(signum)
 
     def save_checkpoint(self, random: dict[str, Any]) -> None:
         """Write ``checkpoint-<step>`` complete or not at all, then delete the oldest ones. All ranks call this.
@@ -681,20 +684,14 @@ class Run:
         self.stopping.saved_at = time.monotonic()
         if not self.accelerator.is_main_process:
             return
-        processes = self.accelerator.num_processes
         state = {
             "step": self.step,
-            "rows_seen": self.step * args.train_batch_size * args.gradient_accumulation_steps * processes,
             "moved": self.moved,
-            "skipped_steps": self.skipped.count,
-            "scaler_skips": self.skipped.by_scaler,
-            "processes": processes,
+            "skipped_steps": self.skipped_steps,
+            "processes": self.accelerator.num_processes,
             "arguments": {name: value for name, value in vars(args).items() if name in OWN_ARGUMENTS},
-            "data": data_facts(self.rows),
+            "data": output_dir.data_facts(self.rows),
             "base": self.base_facts,
-            "attention": self.attention,
-            "versions": package_versions(),
-            "git_revision": git_revision(),
             "ranks": ranks,
         }
         final = self.folder / f"checkpoint-{self.step}"
@@ -711,7 +708,7 @@ class Run:
     def save_weights(self, folder: Path) -> Path:
         """Write what was trained to ``folder``: the LoRA file, or the whole transformer."""
         if not self.args.train_base_model:
-            return save_lora(self.model, self.args, folder, self.moved, published=folder == self.folder)
+            return save_lora(self.model, self.args, folder, published=folder == self.folder)
         with replacing(folder / "transformer") as draft:
             self.model.save_pretrained(draft)
         return folder / "transformer"
@@ -719,8 +716,6 @@ class Run:
     def resume(self, checkpoint: Path, saved: dict[str, Any]) -> None:
         """Continue from ``checkpoint``, whose state is ``saved``. ``ValueError`` where it does not fit this run."""
         args = self.args
-        guards.check_files(checkpoint, "continue from another checkpoint")
-        bases.refuse_other(saved.get("base"), self.base_facts, checkpoint, args.allow_changed_arguments)
         if args.train_base_model:
             load_transformer_weights(self.model, checkpoint / "transformer")
         else:
@@ -728,37 +723,35 @@ class Run:
         check_optimizer_state(self.optimizer, saved["optimizer"], checkpoint)
         for name, part in self.stateful().items():
             part.load_state_dict(saved[name])
-        for group in self.optimizer.param_groups:  # of this device, whatever the checkpoint was written on
-            group |= {name: self.optimizer.defaults[name] for name in ("fused",) if name in group}
-        for group in self.optimizer.param_groups if args.allow_changed_arguments else []:
-            factor = group["lr"] / (group["initial_lr"] or 1)
-            group |= optimizer_settings(args) | {"initial_lr": args.learning_rate}
-            group["lr"] = args.learning_rate * factor
+        if args.allow_changed_arguments:  # what was loaded has the settings of before
+            for group in self.optimizer.param_groups:
+                factor = group["lr"] / group["initial_lr"]
+                group |= optimizer_settings(args) | {"initial_lr": args.learning_rate}
+                group["lr"] = args.learning_rate * factor
             self.lr_scheduler.base_lrs = [args.learning_rate] * len(self.lr_scheduler.base_lrs)
         self.step = saved["step"]
         here = checkpoint.resolve().parent == self.folder.resolve()
         self.saved_at = self.step if here else -1  # a checkpoint of elsewhere is not yet in this directory
         self.moved = saved["moved"]
-        self.skipped.count = saved["skipped_steps"]
-        self.skipped.by_scaler = saved.get("scaler_skips", 0)  # earlier versions did not count them
+        self.skipped_steps = saved["skipped_steps"]
         if len(saved["ranks"]) == self.accelerator.num_processes:
             self.random_state = saved["ranks"][self.accelerator.process_index]["random"]
 
     def fit_memory(self) -> int:
         """For ``--gradient_checkpointing auto``: measure passes over the first rows; how many blocks are recomputed."""
-        size = self.args.train_batch_size
-        samples = default_collate([self.rows[row % len(self.rows)] for row in range(size)])
-        moments = 2 * sum(parameter.numel() * 4 for parameter in self.parameters)
-        attempt = functools.partial(self._try_passes, self.encode(samples, 0))
-        return speed.choose_recomputed(self.model, attempt, moments, self.accelerator)
+        samples = default_collate([self.rows[row % len(self.rows)] for row in range(self.args.train_batch_size)])
+        batch = self.encode(samples, 0)
 
-    def _try_passes(self, batch: FillBatch) -> None:
-        """A forward and a backward pass. Each rank tries alone and sends nothing; no gradient stays."""
-        try:
-            with getattr(self.transformer, "no_sync", contextlib.nullcontext)():
-                self.accelerator.backward(self.loss_of(batch)[0])
-        finally:
-            self.optimizer.zero_grad()
+        def attempt() -> None:
+            """A forward and a backward pass. Each rank tries alone and sends nothing; no gradient stays."""
+            try:
+                with getattr(self.transformer, "no_sync", contextlib.nullcontext)():
+                    self.accelerator.backward(self.loss_of(batch)[0])
+            finally:
+                self.optimizer.zero_grad()
+
+        moments = 2 * sum(parameter.numel() * 4 for parameter in self.parameters)
+        return speed.choose_recomputed(self.model, attempt, moments, self.accelerator)
 
 
 def build_run(args: argparse.Namespace, accelerator: Accelerator, stopping: Stopping) -> tuple[Run, RunRecord]:
@@ -767,14 +760,15 @@ def build_run(args: argparse.Namespace, accelerator: Accelerator, stopping: Stop
     Raises ``ValueError`` for whatever does not fit, before anything in the output directory has changed.
     """
     sharding.check_processes(args, accelerator)
-    checkpoint = find_checkpoint(args)
+    checkpoint = output_dir.find_checkpoint(args)
     saved = read_state(checkpoint) if checkpoint else None
     train_data, validation_data = build_datasets(args)
     rows_per_step = args.train_batch_size * args.gradient_accumulation_steps * accelerator.num_processes
     args.max_train_steps = args.max_train_steps or math.ceil(args.num_train_epochs * len(train_data) / rows_per_step)
+    base = bases.base_facts(args)
     if saved is not None:
-        refuse_changes(args, OWN_ARGUMENTS, saved, train_data, accelerator)
-        refuse_finished(args, saved["step"])
+        output_dir.refuse_changes(args, OWN_ARGUMENTS, saved, train_data, base, accelerator)
+        output_dir.refuse_finished(args, saved["step"])
     shown = validation_rows(validation_data, args.num_validation_images) if args.validation_steps else []
     pictures = [validation_data[row] for row in shown]
     captions = train_data.captions() if args.use_captions and hasattr(train_data, "captions") else []
@@ -784,20 +778,17 @@ def build_run(args: argparse.Namespace, accelerator: Accelerator, stopping: Stop
     rows, vae_config = cache_latents(args, train_data, accelerator) if args.cache_latents else (train_data, None)
     speed.free_memory()
     logger.info(f"Loading the transformer {args.pretrained_inpaint_model_name_or_path}")
-    backend = saved.get("attention") if saved and args.attention_backend == "auto" else None  # what auto chose then
-    run = Run(args, accelerator, prompts, rows, pictures, vae_config, backend)
+    run = Run(args, accelerator, prompts, rows, pictures, vae_config, base)
     run.stopping = stopping
     if checkpoint and saved is not None:
         run.resume(checkpoint, saved)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        prepare_output_dir(args)
-        if continues(args):
-            forget_future(run.folder, run.step)
+        output_dir.prepare_output_dir(args)
+        if output_dir.continues(args):
+            output_dir.forget_future(run.folder, run.step)
     accelerator.wait_for_everyone()
-    record = RunRecord(run, {"train": train_data, "validation": validation_data})
-    record.facts["attention"] = run.attention
-    return run, record
+    return run, RunRecord(run, {"train": train_data, "validation": validation_data})
 
 
 def train(run: Run, record: RunRecord) -> None:
@@ -808,7 +799,8 @@ def train(run: Run, record: RunRecord) -> None:
     args = run.args
     accelerator = run.accelerator
     passes = args.gradient_accumulation_steps
-    start_curves(args, accelerator, run.step)
+    scalars = {name: value for name, value in vars(args).items() if isinstance(value, (bool, int, float, str))}
+    accelerator.init_trackers("catvton-flux-lora", scalars, {"tensorboard": {"purge_step": run.step + 1}})
     if args.gradient_checkpointing == "auto":
         run.fit_memory()
     batches = iter(make_loader(run.rows, args, accelerator, run.step))
@@ -827,8 +819,7 @@ def train(run: Run, record: RunRecord) -> None:
                 names: list[str] = []
                 for number in range(passes):
                     run.stop_if_asked(before)
-                    samples = guards.next_batch(batches)
-                    batch = run.encode(samples, run.step * passes + number)
+                    batch = run.encode(next(batches), run.step * passes + number)
                     with accelerator.accumulate(run.transformer):
                         loss, regions = run.loss_of(batch)
                         accelerator.backward(loss)
@@ -852,7 +843,11 @@ def train(run: Run, record: RunRecord) -> None:
                 accelerator.wait_for_everyone()
     finally:
         del batches  # the traceback of an error would keep them, and with them the loader's processes
-    run.skipped.check_end(run.moved, args.learning_rate)
+    if not run.moved and (run.skipped_steps or accelerator.scaler is not None):
+        raise ValueError(
+            f"no step was taken, as no loss or gradient was finite (see {run.folder}/logs/skipped.jsonl): lower "
+            "--learning_rate or the weights of the loss"
+        )
 
 
 def main(args: argparse.Namespace) -> None:
@@ -861,9 +856,9 @@ def main(args: argparse.Namespace) -> None:
     A signal ends it with ``StoppedError``, exit code 143 or 130, after the checkpoint of the last whole step.
     """
     guards.check_packages(args)
-    guards.check_base(args.pretrained_model_name_or_path, args.pretrained_inpaint_model_name_or_path)
-    guards.check_cached_base(bases.models_of(args).values(), args.cache_dir)
-    refuse_earlier_run(args)
+    models = (args.pretrained_model_name_or_path, args.pretrained_inpaint_model_name_or_path)
+    bases.check_base(*models, args.revision, args.inpaint_revision, args.cache_dir)
+    output_dir.refuse_earlier_run(args)
     with Stopping(args.save_every_minutes) as stopping:
         accelerator = start(args)
         try:
@@ -875,12 +870,12 @@ def main(args: argparse.Namespace) -> None:
                 accelerator.wait_for_everyone()
                 asked, _ = stopping.agreed(accelerator)
         except torch.OutOfMemoryError as error:
-            raise guards.out_of_memory(0, args) from error
+            raise guards.out_of_memory(args) from error
         finally:
             settle_gloo()
             accelerator.end_training()
     if asked:  # in the last step: all is done, and nothing else is to begin
-        raise StoppedError(asked, run.step)
+        raise StoppedError(asked)
 
 
 if __name__ == "__main__":

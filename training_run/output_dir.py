@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from accelerate.logging import get_logger
 from accelerate.utils import broadcast_object_list
 
 from training_run.atomic import clear_leftovers, remove, write_file
-from training_run.checkpoints import DamagedCheckpointError, checkpoints_in, newest_whole, step_of, verify
+from training_run.checkpoints import checkpoints_in, newest_whole, step_of, verify
 from training_run.state import FREE, changed
 
 logger = get_logger(__name__)
@@ -26,10 +27,14 @@ ROW_LEDGERS = "logs/bad_rows-*.jsonl"
 MADE_OF_WEIGHTS = (LORA_FILE, "transformer", "README.md", "evaluation", "evaluation.json")
 
 
+def trained_in(folder: Path) -> list[Path]:
+    """Final weights that an earlier run has left in ``folder``."""
+    return [path for path in (folder / LORA_FILE, folder / "transformer") if path.exists()]
+
+
 def earlier_run(folder: Path) -> list[Path]:
     """What an earlier run has left in ``folder``."""
-    made = (folder / name for name in (LORA_FILE, "transformer", "run.json"))
-    return [*checkpoints_in(folder), *filter(Path.exists, made)]
+    return [*checkpoints_in(folder), *trained_in(folder), *filter(Path.exists, [folder / "run.json"])]
 
 
 def continues(args: Namespace) -> bool:
@@ -43,20 +48,13 @@ def continues(args: Namespace) -> bool:
 def refuse_earlier_run(args: Namespace) -> None:
     """Raise ``ValueError`` when the output directory holds an earlier run that no flag continues or deletes."""
     folder = Path(args.output_dir)
-    earlier = earlier_run(folder)
-    if earlier and not args.overwrite_output_dir and not continues(args):
+    in_the_way = earlier_run(folder)
+    if continues(args):  # weights without a checkpoint cannot be continued from
+        in_the_way = [] if checkpoints_in(folder) else trained_in(folder)
+    if in_the_way and not args.overwrite_output_dir:
         raise ValueError(
-            f"{args.output_dir} holds an earlier run ({earlier[0].name}): choose another --output_dir, continue it "
-            "with --resume_from_checkpoint latest, or delete it with --overwrite_output_dir"
-        )
-    checkpoint = args.resume_from_checkpoint
-    if checkpoint and not continues(args) and Path(checkpoint).resolve().is_relative_to(folder.resolve()):
-        raise ValueError(f"--resume_from_checkpoint {checkpoint} lies in --output_dir: choose another --output_dir")
-    trained = [path for path in (folder / LORA_FILE, folder / "transformer") if path.exists()]
-    if trained and args.resume_from_checkpoint == "latest" and not checkpoints_in(folder):
-        raise ValueError(
-            f"--resume_from_checkpoint latest: {args.output_dir} holds what an earlier run has trained "
-            f"({trained[0].name}) and no checkpoint to continue from: choose another --output_dir"
+            f"{args.output_dir} holds an earlier run ({in_the_way[0].name}): choose another --output_dir, delete it "
+            "with --overwrite_output_dir, or continue its checkpoints with --resume_from_checkpoint latest"
         )
 
 
@@ -64,8 +62,7 @@ def prepare_output_dir(args: Namespace) -> None:
     """Make the output directory for a run that nothing refuses any more; deletes the run that it overwrites."""
     refuse_earlier_run(args)
     folder = Path(args.output_dir)
-    if folder.is_dir():
-        clear_leftovers(folder)
+    clear_leftovers(folder)
     if earlier_run(folder) and not continues(args):
         names = (*MADE_OF_WEIGHTS, "run.json", "validation")
         logs = [path for path in folder.glob("logs/*") if not path.match(ROW_LEDGERS)]
@@ -85,13 +82,10 @@ def find_checkpoint(args: Namespace) -> Path | None:
             verify(damaged[-1])
         logger.info(f"Continuing from {found}" if found else f"No checkpoint in {args.output_dir}: starting afresh")
         return found
-    path = Path(args.resume_from_checkpoint) if args.resume_from_checkpoint else None
-    if path:
-        try:
-            verify(path)
-        except DamagedCheckpointError as error:
-            raise ValueError(f"--resume_from_checkpoint {path}: {error}") from error
-    return path
+    if not args.resume_from_checkpoint:
+        return None
+    verify(Path(args.resume_from_checkpoint))
+    return Path(args.resume_from_checkpoint)
 
 
 def refuse_finished(args: Namespace, step: int) -> None:
@@ -99,9 +93,7 @@ def refuse_finished(args: Namespace, step: int) -> None:
 
     At the last step there is something to do as long as the weights that come after it are not there.
     """
-    folder = Path(args.output_dir)
-    written = any((folder / name).exists() for name in (LORA_FILE, "transformer"))
-    if step > args.max_train_steps or (step == args.max_train_steps and written):
+    if step > args.max_train_steps or (step == args.max_train_steps and trained_in(Path(args.output_dir))):
         found = args.resume_from_checkpoint
         raise ValueError(
             f"--resume_from_checkpoint {found} is at step {step} of {args.max_train_steps}: raise --max_train_steps"
@@ -114,16 +106,12 @@ def is_done(args: Namespace, own: frozenset[str]) -> bool:
     Such a run may have been stopped while its LoRA was compared or published.
     """
     record = Path(args.output_dir) / "run.json"
-    if not continues(args) or not record.is_file():
+    if not continues(args) or not record.is_file() or not trained_in(record.parent):
         return False
     run = json.loads(record.read_text(encoding="utf-8"))
     arguments = {name: value for name, value in vars(args).items() if name in own}
-    return (
-        run.get("status") == "done"
-        and run.get("step") == args.max_train_steps
-        and (Path(args.output_dir) / run.get("weights", "")).exists()
-        and not changed(run["arguments"], arguments, FREE)
-    )
+    finished = run.get("status") == "done" and run.get("step") == args.max_train_steps
+    return finished and not changed(run["arguments"], arguments, FREE)
 
 
 def forget_future(folder: Path, step: int) -> None:
@@ -132,7 +120,7 @@ def forget_future(folder: Path, step: int) -> None:
     Checkpoints, weights and what was made of them move to a folder ``before-<step>``; nothing is deleted.
     """
     later = [path for path in checkpoints_in(folder) if (step_of(path) or 0) > step]
-    if any((folder / name).exists() for name in (LORA_FILE, "transformer")):
+    if trained_in(folder):
         later += [folder / name for name in MADE_OF_WEIGHTS if (folder / name).exists()]
     if later:
         number = 1 + len(list(folder.glob(f"before-{step}*")))
@@ -140,63 +128,50 @@ def forget_future(folder: Path, step: int) -> None:
         aside.mkdir()
         for path in later:
             path.rename(aside / path.name)
-        logger.info(f"What lay after step {step} is in {aside}: {', '.join(path.name for path in later)}")
-    for name in ("losses.jsonl", "skipped.jsonl"):
-        path = folder / "logs" / name
+        logger.info(f"What lay after step {step} is in {aside}")
+    for path in (folder / "logs" / "losses.jsonl", folder / "logs" / "skipped.jsonl"):
         if path.exists():
-            write_file(path, "".join(_lines_until(path, step)))
+            lines = path.read_text("utf-8", errors="replace").splitlines(keepends=True)
+            write_file(path, "".join(line for line in lines if _step_in(line) <= step))
 
 
-def _lines_until(path: Path, step: int) -> list[str]:
-    """Lines of a JSON-lines file whose ``step`` is at most ``step``; a warning counts damaged ones."""
-    lines = []
-    damaged = 0
-    for line in path.read_text("utf-8", errors="replace").splitlines(keepends=True):
-        try:
-            if json.loads(line)["step"] <= step and line.endswith("\n"):
-                lines.append(line)
-        except (ValueError, KeyError, TypeError):
-            damaged += 1
-    if damaged:
-        logger.warning(f"{path}: {damaged} lines are damaged and left out")
-    return lines
+def _step_in(line: str) -> float:
+    """Step of a line of JSON; infinity for one that a killed process has left unfinished."""
+    try:
+        return float(json.loads(line)["step"]) if line.endswith("\n") else math.inf
+    except (ValueError, KeyError, TypeError):
+        return math.inf
 
 
-def refuse_changes(args: Namespace, own: frozenset[str], saved: dict[str, Any], data: Any, accelerator: Any) -> None:
+def refuse_changes(
+    args: Namespace, own: frozenset[str], saved: dict[str, Any], data: Any, base: dict[str, str], accelerator: Any
+) -> None:
     """Raise ``ValueError`` for what has changed since ``saved`` was written and would change the result.
 
-    ``own`` names the trainer's own arguments, which are compared; those of a wrapper show in the data.
-    ``--allow_changed_arguments`` makes a warning of it. The rank that reads all data tells the others.
+    ``own`` names the trainer's own arguments, which are compared; those of a wrapper show in the data. ``base`` is what
+    the models are known by. ``--allow_changed_arguments`` makes a warning of it. The rank that reads all data tells the
+    others.
     """
-    wanted = {"step": int, "processes": int, "arguments": dict, "data": dict, "ranks": list, "moved": bool}
-    wanted |= {"skipped_steps": int, "optimizer": dict, "lr_scheduler": dict}
-    if odd := [name for name, kind in wanted.items() if not isinstance(saved.get(name), kind)]:
-        raise ValueError(f"--resume_from_checkpoint {args.resume_from_checkpoint}: its state has no {odd[0]} that fits")
     changes: list[str] = []
     if accelerator.is_main_process:
         steps = {"max_train_steps"} if args.lr_scheduler.startswith("constant") else set()
         now = {name: value for name, value in vars(args).items() if name in own}
         changes = changed(saved["arguments"], now, FREE | steps)
-        changes += changed(_plain_facts(saved["data"]), data_facts(data))
+        changes += changed(saved["data"], data_facts(data)) + changed(saved["base"], base)
         changes += changed({"processes": saved["processes"]}, {"processes": accelerator.num_processes})
     (changes,) = broadcast_object_list([changes])
     if changes and not args.allow_changed_arguments:
         raise ValueError(
-            f"continuing would not give what the run would have given: {'; '.join(changes)}. Give the same arguments "
-            "and data, or continue all the same with --allow_changed_arguments"
+            f"continuing would not give what the run would have given: {'; '.join(changes)}. Give the same arguments, "
+            "models and data, or continue all the same with --allow_changed_arguments"
         )
     if changes:
         logger.warning(f"Continuing with changes: {'; '.join(changes)}")
 
 
 def data_facts(data: Any) -> dict[str, Any]:
-    """What a checkpoint keeps of the data that it has learned from, wherever it lies."""
-    facts = data.summary() if hasattr(data, "summary") else {"rows": len(data)}
-    return _plain_facts(json.loads(json.dumps(facts, default=str)))
-
-
-def _plain_facts(facts: dict[str, Any]) -> dict[str, Any]:
-    """``facts`` with the data's options among them, without those that change no row."""
+    """What a checkpoint keeps of the data that it has learned from, without what changes no row."""
+    facts = json.loads(json.dumps(data.summary() if hasattr(data, "summary") else {"rows": len(data)}, default=str))
     options = facts.get("options")
     every = {**facts, **options} if isinstance(options, dict) else facts
     return {name: fact for name, fact in every.items() if name not in PASSING}

@@ -45,12 +45,6 @@ def can_be_moved(kind: str | None) -> bool:
     return kind is None or QUANTIZED_BY[kind] != "bitsandbytes"
 
 
-def to_device(transformer: Any, kind: str | None, device: torch.device) -> None:
-    """Bring a transformer that was loaded as ``kind`` to ``device``, where it is not there already."""
-    if can_be_moved(kind):
-        transformer.to(device)
-
-
 def bytes_of(transformer: Any, dtype: torch.dtype) -> int:
     """Bytes of a transformer's weights in ``dtype``, however they are held."""
     with torch.device("meta"):

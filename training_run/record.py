@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import json
 import logging
-import math
 import shutil
 import statistics
 import subprocess
@@ -21,9 +20,7 @@ import torch
 from accelerate import Accelerator
 
 from training_run.atomic import write_file
-from training_run.bases import models_of, snapshot_of
-from training_run.checkpoints import checkpoints_in
-from training_run.guards import SkippedSteps, out_of_memory
+from training_run.bases import base_facts
 from training_run.stopping import StoppedError
 
 logger = logging.getLogger(__name__)
@@ -44,58 +41,29 @@ def package_versions() -> dict[str, str]:
     return {"python": sys.version.split()[0]} | {name: version(name) for name in PACKAGES.split()}
 
 
-def start_curves(args: argparse.Namespace, accelerator: Accelerator, step: int) -> None:
-    """Begin ``--report_to``'s curves at ``step``; those of steps that are taken again are not drawn twice."""
-    scalars = {name: value for name, value in vars(args).items() if isinstance(value, (bool, int, float, str))}
-    accelerator.init_trackers("catvton-flux-lora", scalars, {"tensorboard": {"purge_step": step + 1}})
-
-
 def loss_trend(losses: Sequence[float]) -> dict[str, Any] | None:
     """Means of the first and of the last tenth of a run's logged ``losses``, and whether the run has ``diverged``.
 
-    A tenth is five losses at least; None for fewer than ten. A single step's loss varies with its timestep, so the run
-    has diverged when the last tenth is a fifth above the first, and by three standard errors of their difference; or
-    is twice as high, and by three standard errors of their logarithms, of which single large losses do not make much.
-    A run can also diverge within its first tenth: then nearly all of the last losses are far above the first two,
-    which are those of the base, as a LoRA begins at zero.
+    A tenth is five losses at least; None for fewer than ten. Single losses vary much with their timesteps, so only a
+    last tenth above twice the first counts.
     """
     count = max(5, len(losses) // 10)
     if len(losses) < 2 * count:
         return None
-    first = losses[:count]
-    last = losses[-count:]
-    before = statistics.fmean(first)
-    after = statistics.fmean(last)
-    logs = [[math.log(max(loss, 1e-12)) for loss in part] for part in (first, last)]
-    at_once = after > 3 * statistics.fmean(losses[:2]) and sorted(last)[count // 20] > 1.5 * max(losses[:2])
-    rose = (after > 1.2 * before and _is_above(last, first)) or (after > 2 * before and _is_above(logs[1], logs[0]))
-    return {"first_tenth": before, "last_tenth": after, "first_losses": losses[:2], "diverged": rose or at_once}
-
-
-def _is_above(some: Sequence[float], others: Sequence[float]) -> bool:
-    """Whether the mean of ``some`` is above that of as many ``others`` by three standard errors of the difference."""
-    error = math.sqrt((statistics.variance(some) + statistics.variance(others)) / len(some))
-    return statistics.fmean(some) - statistics.fmean(others) > 3 * error
+    before = statistics.fmean(losses[:count])
+    after = statistics.fmean(losses[-count:])
+    return {"first_tenth": before, "last_tenth": after, "diverged": after > 2 * before}
 
 
 class RecordedRun(Protocol):
     """What ``RunRecord`` reads of a run."""
 
+    args: argparse.Namespace
+    accelerator: Accelerator
     folder: Path
+    parameters: list[torch.nn.Parameter]
     step: int
-    skipped: SkippedSteps
-
-    @property
-    def args(self) -> argparse.Namespace:
-        """All arguments of the run."""
-
-    @property
-    def accelerator(self) -> Accelerator:
-        """That of this process."""
-
-    @property
-    def parameters(self) -> Sequence[torch.nn.Parameter]:
-        """What is trained."""
+    skipped_steps: int
 
 
 class RunRecord:
@@ -108,14 +76,13 @@ class RunRecord:
         self.run = run
         self.datasets = datasets
         self.seconds: list[float] = []
-        snapshots = {name: snapshot_of(*model, run.args.cache_dir) for name, model in models_of(run.args).items()}
         self.facts: dict[str, Any] = {
             "status": "running",
             "started": time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime()),
             "arguments": vars(run.args),
             "versions": package_versions(),
             "git_revision": git_revision(),
-            "model_commits": {name: folder.name if folder else None for name, folder in snapshots.items()},
+            "base": base_facts(run.args),
             "device": torch.cuda.get_device_name() if run.accelerator.device.type == "cuda" else "cpu",
             "world_size": run.accelerator.num_processes,
             "resumed_from_step": run.step or None,
@@ -127,15 +94,8 @@ class RunRecord:
         """Write at the end of the block how the run has ended: done, stopped or failed."""
         try:
             yield
-        except StoppedError as stopped:
-            self.end(f"stopped by {stopped}")
-            logger.info(stopped.summary(checkpoints_in(self.run.folder)))
-            raise
-        except torch.OutOfMemoryError as error:
-            self.end("failed")
-            raise out_of_memory(self.run.step + 1, self.run.args) from error
-        except BaseException:
-            self.end("failed")
+        except BaseException as error:
+            self.end(f"stopped by {error}" if isinstance(error, StoppedError) else "failed")
             raise
         self.see_losses()
         self.facts["status"] = "done"
@@ -152,9 +112,9 @@ class RunRecord:
         self.facts["losses"] = trend
         if trend["diverged"]:
             logger.warning(
-                "the run has diverged: its loss began at %.4f, and is %.4f in the mean of its last tenth; train again "
-                "with a lower --learning_rate than %g",
-                trend["first_losses"][0], trend["last_tenth"], self.run.args.learning_rate,
+                "the run has diverged: the mean loss of its first tenth was %.4f, that of its last is %.4f; lower "
+                "--learning_rate %g",
+                trend["first_tenth"], trend["last_tenth"], self.run.args.learning_rate,
             )  # fmt: skip
 
     def end(self, status: str) -> None:
@@ -179,7 +139,7 @@ class RunRecord:
         if torch.cuda.is_available():
             self.facts["peak_gpu_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
         self.facts["step"] = self.run.step
-        self.facts["skipped_steps"] = self.run.skipped.count
+        self.facts["skipped_steps"] = self.run.skipped_steps
         summaries = {name: data.summary() for name, data in self.datasets.items() if hasattr(data, "summary")}
         facts = json.dumps({**self.facts, "dataset": summaries}, indent=2, default=str)
         write_file(self.run.folder / "run.json", facts)

@@ -41,25 +41,24 @@ def leave_frozen_out_of_broadcast(transformer: torch.nn.Module) -> None:
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(transformer, frozen)
 
 
-def spread(total: int, count: int) -> list[int]:
-    """``count`` of the numbers from 0 to ``total`` - 1, as even as can be."""
-    return [number * total // count for number in range(count)]
-
-
 def recomputed_by(stride: int, total: int) -> int:
     """How many of ``total`` blocks are recomputed when every ``stride``-th is; none when it is 0."""
     return math.ceil(total / stride) if stride else 0
 
 
 def recompute(transformer: Any, count: int) -> None:
-    """Let ``count`` blocks, spread evenly, keep no activations but compute them again in the backward pass."""
+    """Let ``count`` blocks, spread evenly, keep no activations but compute them again in the backward pass.
+
+    It is at most the number of blocks. What a dropout layer has drawn is drawn again.
+    """
     blocks = [*transformer.transformer_blocks, *transformer.single_transformer_blocks]
-    chosen = {id(blocks[number]) for number in spread(len(blocks), min(count, len(blocks)))}
+    chosen = {id(blocks[number * len(blocks) // count]) for number in range(count)}
+    draws = any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in transformer.modules())
 
     def through(block: torch.nn.Module, *inputs: Any) -> Any:
         if id(block) not in chosen:
             return block(*inputs)
-        return checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)  # a block draws nothing
+        return checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=draws)
 
     if chosen:
         transformer.enable_gradient_checkpointing(through)

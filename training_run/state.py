@@ -13,13 +13,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 NAME = "training_state"
-_TENSOR, _ITEMS = "$tensor", "$items"
+_TENSOR = "$tensor"
 
 
 def write_state(folder: Path, state: dict[str, Any]) -> None:
     """Write ``state`` to ``folder``: nested dicts and lists of numbers, strings, None and tensors.
 
-    Floats come back bit for bit, tuples as lists. Raises ``ValueError`` for anything else.
+    Floats come back bit for bit, tuples as lists, names that are digits as numbers. Raises ``ValueError`` for anything
+    else.
     """
     tensors: dict[str, torch.Tensor] = {}
     structure = _encode(state, "", tensors)
@@ -41,17 +42,11 @@ def read_state(folder: Path) -> dict[str, Any]:
 
 def _encode(value: Any, place: str, tensors: dict[str, torch.Tensor]) -> Any:
     if isinstance(value, torch.Tensor):
-        if place in tensors:
-            raise ValueError(f"training state {place}: two tensors have this name")
         tensors[place] = value.detach().to("cpu", copy=True).contiguous()  # safetensors refuses shared memory
         return {_TENSOR: place}
     if isinstance(value, dict):
-        coded = [
-            (key, _encode(inner, f"{place}.{key}" if place else str(key), tensors)) for key, inner in value.items()
-        ]
-        if all(isinstance(key, str) and not key.startswith("$") for key in value):
-            return dict(coded)
-        return {_ITEMS: [list(item) for item in coded]}
+        dot = "." if place else ""
+        return {str(key): _encode(inner, f"{place}{dot}{key}", tensors) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
         return [_encode(inner, f"{place}.{number}", tensors) for number, inner in enumerate(value)]
     if isinstance(value, np.generic):
@@ -68,18 +63,17 @@ def _decode(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
         return value
     if _TENSOR in value:
         return tensors[value[_TENSOR]]
-    if _ITEMS in value:
-        return {key: _decode(inner, tensors) for key, inner in value[_ITEMS]}
-    return {key: _decode(inner, tensors) for key, inner in value.items()}
+    # An optimizer counts its parameters, so names that are numbers were numbers.
+    return {int(key) if key.isdecimal() else key: _decode(inner, tensors) for key, inner in value.items()}
 
 
 def random_state() -> dict[str, Any]:
     """State of this process's generators: Python's, NumPy's, torch's, and those of its GPUs."""
-    kind, keys, position, has_gauss, gauss = np.random.get_state()
     version, internal, gauss_next = random.getstate()
+    drawn: Any = np.random.get_state(legacy=False)
     return {
         "python": [version, list(internal), gauss_next],
-        "numpy": [kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, gauss],
+        "numpy": {**drawn, "state": {**drawn["state"], "key": drawn["state"]["key"].tolist()}},
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }
@@ -89,10 +83,9 @@ def set_random_state(state: dict[str, Any]) -> None:
     """Go on where ``random_state`` was called."""
     version, internal, gauss_next = state["python"]
     random.setstate((version, tuple(internal), gauss_next))
-    kind, keys, position, has_gauss, gauss = state["numpy"]
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, gauss))
+    np.random.set_state(state["numpy"])
     torch.set_rng_state(state["torch"])
-    if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
+    if len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])
 
 
@@ -106,17 +99,12 @@ FREE = frozenset(
 
 
 def changed(before: dict[str, Any], now: dict[str, Any], free: frozenset[str] | None = None) -> list[str]:
-    """What differs between two sets of facts, as ``name was, now is``.
+    """What differs between two sets of facts, as ``name was x and is y``.
 
     With ``free`` they are arguments: names in it may differ, and a name that only one of the two has is a flag of
     another version, which does not keep a run from going on. Without it every name has to be on both sides.
     """
     names = sorted(set(before) | set(now)) if free is None else sorted((set(before) & set(now)) - free)
     now = json.loads(json.dumps(now, default=str))  # as facts come back from a checkpoint
-    differences = []
-    for name in names:
-        was = repr(before[name]) if name in before else "not known"
-        here = repr(now[name]) if name in now else "not known"
-        if was != here and before.get(name, ...) != now.get(name, ...):  # 1 is 1.0, and nan is nan
-            differences.append(f"{name} was {was} and is {here}")
-    return differences
+    pairs = {name: (before.get(name, "not known"), now.get(name, "not known")) for name in names}
+    return [f"{name} was {was!r} and is {here!r}" for name, (was, here) in pairs.items() if was != here]

@@ -12,9 +12,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
 from datetime import timedelta
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -32,16 +30,9 @@ GLOO_SETTLES = 0.5
 class StoppedError(SystemExit):
     """The run was stopped by a signal; as an exit code 128 + its number: 143 after SIGTERM, 130 after Ctrl-C."""
 
-    def __init__(self, signum: int, step: int | None = None) -> None:
+    def __init__(self, signum: int) -> None:
         super().__init__(128 + signum)
         self.signum = signum
-        self.step = step
-
-    def summary(self, saved: Sequence[Path]) -> str:
-        """What to say at the end of a run that has ``saved`` these checkpoints."""
-        if saved:
-            return f"Stopped by {self} at step {self.step}; --resume_from_checkpoint latest continues from {saved[-1]}"
-        return f"Stopped by {self} at step {self.step}, before anything was saved"
 
     def __str__(self) -> str:
         return "Ctrl-C" if self.signum == signal.SIGINT else signal.Signals(self.signum).name

@@ -10,7 +10,7 @@ from huggingface_hub import HfApi, constants, try_to_load_from_cache
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
 from deepfashion_training.models.lora_files import find_transformer
-from training_run.guards import check_base, check_cached_base
+from training_run.bases import check_base
 from training_run.hub import is_hub_id, why_not_loaded
 
 #: What is downloaded of a FLUX pipeline and of a transformer: names of files begin so. A transformer's own name counts
@@ -50,8 +50,7 @@ def check_models(
             f"{flags[0]} {pipeline} is no diffusers pipeline with VAE, text encoders and tokenizers: a transformer "
             f"alone is for {flags[1]}"
         )
-    check_base(pipeline, transformer)
-    check_cached_base([(pipeline, revision), (transformer, inpaint_revision)], cache_dir)
+    check_base(pipeline, transformer, revision, inpaint_revision, cache_dir)
     if Path(transformer).is_dir():
         find_transformer(transformer)
     cache = cache_dir or constants.HF_HUB_CACHE

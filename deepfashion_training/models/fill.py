@@ -205,8 +205,8 @@ class FillModel:
                 num_blocks_per_group=1,
                 use_stream=self.device.type == "cuda",
             )
-        else:
-            quantization.to_device(transformer, self._loading.quantize_base, self.device)
+        elif quantization.can_be_moved(self._loading.quantize_base):
+            transformer.to(self.device)
         return transformer
 
     def _load_pipeline(self) -> Any:

@@ -21,7 +21,7 @@ from peft import LoraConfig
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
 
-from training_run.guards import check_files
+from training_run.bases import check_files
 from training_run.hub import is_hub_id, transformer_in, why_not_loaded
 
 #: Precisions of a fused transformer.

@@ -16,7 +16,6 @@ import torch
 from accelerate.utils import set_seed
 from torch.utils.data import Subset
 
-from training_run import guards
 from training_run.checkpoints import step_of
 from training_run.lora import save_lora
 from training_run.output_dir import LORA_FILE, find_checkpoint, forget_future, refuse_finished
@@ -49,7 +48,8 @@ class DrivenRun:
         checkpoint = settings.resume_from_checkpoint
         self.first_step = self.step = (step_of(Path(checkpoint)) or 0) if checkpoint else 0
         self.saved_checkpoint = self.first_step
-        self.stopping, self.skipped = Stopping(), guards.SkippedSteps(0, self.folder)
+        self.stopping = Stopping()
+        self.skipped_steps = 0
         self.accelerator: Any = None
         self.model: Any = None
         self.parameters: list[torch.nn.Parameter] = []
@@ -129,7 +129,7 @@ class DrivenRun:
             if self.step > self.saved_checkpoint:
                 self.accelerator.save_state(str(self.folder / f"checkpoint-{self.step}"))
             self.accelerator.wait_for_everyone()
-            raise StoppedError(signum, self.step)
+            raise StoppedError(signum)
         self.clock = time.perf_counter() if self.clock is None else self.clock
         number = self.step * self.settings.gradient_accumulation_steps + len(self.losses)
         set_seed(seed_for(self.settings.seed, self.accelerator.process_index, number) % 2**32)

@@ -31,7 +31,6 @@ from deepfashion_training.upstream.adapter import AdapterTransformer
 from deepfashion_training.upstream.driven_run import DrivenRun, checkpoint_of
 from deepfashion_training.upstream.imports import ScriptImports, is_missing
 from deepfashion_training.upstream.pipeline import PipelineOnDemand
-from training_run.checkpoints import checkpoints_in
 from training_run.guards import check_packages
 from training_run.output_dir import refuse_earlier_run
 from training_run.stopping import StoppedError, Stopping
@@ -192,7 +191,7 @@ def _train_lora(script: Script, settings: argparse.Namespace, dataset: Any) -> N
         status = "done"
     except StoppedError as stopped:
         status = f"stopped by {stopped}"
-        logger.info(stopped.summary(checkpoints_in(Path(settings.output_dir))))
+        logger.info("Stopped at step %d; --resume_from_checkpoint latest continues", run.step)
         raise
     finally:
         run.end(status)
