@@ -49,10 +49,7 @@ class DrivenAccelerator(Accelerator):
         for optimizer in (each for each in objects if isinstance(each, torch.optim.Optimizer)):
             held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
             if held != wanted:
-                raise ValueError(
-                    f"this script's optimizer holds {len(held & wanted)} of the LoRA's {len(wanted)} weights and "
-                    f"{len(held - wanted)} others, so it cannot train a LoRA"
-                )
+                raise ValueError("this script's optimizer holds other weights than the LoRA's, so it cannot train one")
             run.optimizer = optimizer
         return super().prepare(*(self._in_order(each) for each in objects), **kwargs)
 

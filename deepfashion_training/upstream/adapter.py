@@ -83,12 +83,8 @@ class AdapterTransformer(FluxTransformer2DModel):
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """The adapter's part of the usual state dict."""
-        prefix = kwargs.get("prefix", args[1] if len(args) > 1 else "")
         whole = super().state_dict(*args, **kwargs)
-        for name in [name for name in whole if name.startswith(prefix)]:
-            if name.removeprefix(prefix) not in self.adapter_names:
-                del whole[name]
-        return whole
+        return {name: tensor for name, tensor in whole.items() if name in self.adapter_names}
 
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
         """Load the adapter's weights. With ``strict`` the names must be exactly the adapter's (``RuntimeError``)."""
