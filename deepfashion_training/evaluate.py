@@ -101,7 +101,6 @@ def evaluate(args: argparse.Namespace, processes: PartialState | None = None) ->
     """
     from accelerate import PartialState
     from accelerate.utils import parse_flag_from_env
-    from tqdm import tqdm
 
     from deepfashion_training.evaluation.draw_cases import draw_missing
     from deepfashion_training.evaluation.evaluation_plan import make_plan
@@ -121,9 +120,7 @@ def evaluate(args: argparse.Namespace, processes: PartialState | None = None) ->
     if not state.is_main_process:
         return
     settings = (False, True) if plan.unpaired else (False,)
-    total = sum(len(plan.cases.of(unpaired)) for unpaired in settings)
-    with tqdm(total=total, unit="case", desc="measuring", disable=None) as bar:
-        measured = [measure(plan, dino, unpaired, state.device, bar.update) for unpaired in settings]
+    measured = [measure(plan, dino, unpaired, state.device) for unpaired in settings]
     sys.stdout.write(write_results(plan, dino, measured))
     if plan.publish_as is not None and plan.trained_folder is not None:
         sys.stdout.write(f"published {push(plan.trained_folder, plan.publish_as, args.hub_private)}\n")
@@ -147,7 +144,7 @@ def _opening_lines(plan: EvaluationPlan, args: argparse.Namespace) -> list[str]:
     ]
     if cases.same_photo:
         lines.append(f"note      {cases.same_photo} rows whose garment was cut out of the same photo are left out")
-    alone = len(cases) - len(cases.of(unpaired=True))
+    alone = len(cases.cases) - len(cases.of(unpaired=True))
     if alone and args.unpaired:
         lines.append(f"note      {alone} cases are not drawn unpaired: nobody else wears a garment of their type")
     if cases.split == "train":

@@ -84,35 +84,28 @@ class Cases:
         #: Finds the worn garment where the rows have no column ``parse``; may be set before cases are read.
         self.parser: HumanParser | None = None
         self.fingerprint = source_fingerprint(source, splits)
-        self._rows = DocumentedRows(splits[split], source)
+        self.rows = DocumentedRows(splits[split], source)
         self._roots = picture_roots(source)
         self.has_parse = "parse" in splits[split].column_names
         self._parse = undecoded(splits[split], ("parse",), source) if self.has_parse else None
-        self.same_photo = 0
         self.cases = self._choose(types, limit, seed)
-
-    def __len__(self) -> int:
-        return len(self.cases)
 
     def of(self, unpaired: bool) -> list[Case]:
         """The cases of the paired or of the unpaired setting. In the latter everybody gets another person's garment."""
         return [case for case in self.cases if case.other_person] if unpaired else self.cases
 
     def _choose(self, types: tuple[int, ...], limit: int | None, seed: int) -> list[Case]:
-        rows, data = [], self._rows
-        for row, kind in enumerate(data.types):
-            if kind in types and data.provenance(row, "garment_source") == "same_photo":
-                self.same_photo += 1
-            elif kind in types:
-                rows.append(row)
+        data = self.rows
+        wanted = [row for row, kind in enumerate(data.types) if kind in types]
+        rows = [row for row in wanted if data.provenance(row, "garment_source") != "same_photo"]
+        self.same_photo = len(wanted) - len(rows)
         if not rows:
             raise ValueError(
                 f"--dataset_name {self.source}: split {self.split!r} has no row to evaluate on "
                 f"({len(data)} rows, {self.same_photo} with garments cut out of the same photo)"
             )
-        if limit is not None:
-            chosen = sampling.stratified_subset([data.types[row] for row in rows], limit, seed)
-            rows = [rows[position] for position in chosen]
+        chosen = sampling.stratified_subset([data.types[row] for row in rows], limit or len(rows), seed)
+        rows = [rows[position] for position in chosen]
         groups = [data.group(row) for row in rows]
         partners = sampling.unpaired_partners([data.types[row] for row in rows], groups, seed)
         return [
@@ -129,32 +122,28 @@ class Cases:
             for row, partner, group in zip(rows, partners, groups, strict=True)
         ]
 
-    def check_masks(self) -> None:
-        """Raise ``ValueError`` when a sample of the cases has masks that are none: ``DocumentedRows.check_masks``."""
-        self._rows.check_masks([case.row for case in self.cases])
-
     def caption(self, case: Case, unpaired: bool) -> str:
         """Caption of the garment that is tried on."""
-        return self._rows.caption(case.partner if unpaired else case.row)
+        return self.rows.caption(case.partner if unpaired else case.row)
 
     def sample(self, case: Case, unpaired: bool) -> tuple[dict[str, Any], Box]:
         """The tensors of ``pair_tensors``, and where the photo lies within its half of the pair; the rest is padding.
 
         Raises ``PictureError`` for a picture that cannot be used.
         """
-        photo, mask = self._rows.pictures(case.row, ("image", "mask"))
-        garment = self._rows.picture(case.partner if unpaired else case.row, "cloth")
+        photo, mask = self.rows.pictures(case.row, ("image", "mask"))
+        garment = self.rows.picture(case.partner if unpaired else case.row, "cloth")
         shown = upright(photo)
         box = fit_box((shown.height, shown.width), self.size, self.resize_mode)
         return pair_tensors(photo, garment, mask, self.size, self.resize_mode), box
 
     def garment(self, case: Case, unpaired: bool) -> Image.Image:
         """The garment picture that is tried on, upright and in RGB."""
-        return upright(self._rows.picture(case.partner if unpaired else case.row, "cloth"))
+        return upright(self.rows.picture(case.partner if unpaired else case.row, "cloth"))
 
     def truth(self, case: Case) -> Truth:
         """The person as photographed. Raises ``PictureError`` for an unusable picture, or a mask of everything."""
-        stored, given = self._rows.pictures(case.row, ("image", "mask"))
+        stored, given = self.rows.pictures(case.row, ("image", "mask"))
         photo, mask = align_mask(stored, given)
         box = fit_box((photo.height, photo.width), self.size, self.resize_mode)
         if min(box.height, box.width) < SSIM_WINDOW:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from accelerate import PartialState
 from PIL import Image
 from tqdm import tqdm
 
@@ -18,9 +19,6 @@ from deepfashion_training.images.pictures import PictureError
 from deepfashion_training.inference.dress import DrawingSettings, picture_of
 from deepfashion_training.inference.records import save_picture
 from deepfashion_training.models.fill import FillModel
-
-if TYPE_CHECKING:
-    from accelerate import PartialState
 
 Batch = tuple[bool, str, Sequence[Case]]
 """Cases that are drawn together: whether they are unpaired ones, and by which model."""

@@ -7,7 +7,9 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from accelerate import PartialState
 
 from deepfashion_training.embedded.wardrobe import draw_wardrobe
 from deepfashion_training.evaluation.cases import Case, Cases
@@ -22,9 +24,6 @@ from deepfashion_training.models.fill import Recipe, same_model
 from deepfashion_training.models.human_parser import check_human_parser, default_human_parser, load_human_parser
 from deepfashion_training.models.lora_files import LoraFile, check_fits, find_lora, find_transformer, read_lora
 from training_run.atomic import SAVING, write_file
-
-if TYPE_CHECKING:
-    from accelerate import PartialState
 
 SETTINGS = "settings.json"
 METRICS, TABLE, REPORT, BEFORE_AFTER = "metrics.json", "metrics.csv", "report.html", "before_after.png"
@@ -113,7 +112,7 @@ def make_plan(args: argparse.Namespace, state: PartialState) -> EvaluationPlan:
             "seed": args.seed,
         }
         if state.is_main_process:
-            cases.check_masks()
+            cases.rows.check_masks([case.row for case in cases.cases])
             if args.push_to_hub:
                 publish_as = _check_push(args, trained_folder)
             for name in EXTRAS:
@@ -161,8 +160,7 @@ def _check_push(args: argparse.Namespace, trained_folder: Path | None) -> str:
     if trained_folder is None or args.embedded:
         raise ValueError(
             "--push_to_hub uploads a LoRA of a real model from the folder that training wrote, evaluated as it was "
-            "trained: at scale 1, on its own base, size and prompt, without --quantize_base and --against, and not on "
-            "the split train"
+            "trained (scale, base, size, prompt, no --quantize_base), without --against, and not on the split train"
         )
     return check_push(args.hub_model_id, trained_folder.name)
 

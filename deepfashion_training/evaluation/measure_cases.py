@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from tqdm import tqdm
 
 from deepfashion_training.evaluation.cases import Case, Truth
 from deepfashion_training.evaluation.evaluation_plan import EvaluationPlan
@@ -43,18 +44,15 @@ class MeasuredCases:
     """``{model: {type or "all": {figure: value}}}``: distances to the photos, for types with two cases or more."""
 
 
-def measure(
-    plan: EvaluationPlan, dino: Dino | None, unpaired: bool, device: torch.device, done: Callable[[], object]
-) -> MeasuredCases:
-    """Measure every picture against the photo it was made from; ``done`` is called after each case.
+def measure(plan: EvaluationPlan, dino: Dino | None, unpaired: bool, device: torch.device) -> MeasuredCases:
+    """Measure every picture against the photo it was made from.
 
     Unpaired pictures have no truth. Their figures are ``drift``, ``dino`` (the garment picture beside the repainted
     area) and the distances between sets. Raises ``ValueError`` when no case can be measured.
     """
     found, ending = MeasuredCases(unpaired), UNPAIRED if unpaired else ""
     features: dict[str, list[torch.Tensor]] = {}
-    for case in plan.cases.of(unpaired):
-        done()
+    for case in tqdm(plan.cases.of(unpaired), unit="case", desc=f"measuring{ending}", disable=None):
         try:
             truth = plan.cases.truth(case)
             garment = plan.cases.garment(case, unpaired)

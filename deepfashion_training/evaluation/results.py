@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import platform
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -29,12 +28,12 @@ from deepfashion_training.reports.evaluation_report import (
 from deepfashion_training.reports.figures import FEWEST_FOR_SETS, comparison_table
 from deepfashion_training.reports.model_card import EVALUATION_FILE, local_name, write_model_card
 from training_run.atomic import write_file
+from training_run.record import package_versions
 
 #: Cases of each garment type in ``before_after.png``, and unpaired ones in the report.
 _BEFORE_AFTER, _UNPAIRED = 2, 4
 #: Best and worst cases that the report shows; of fewer than twice as many, half are best and half worst.
 _SHOWN = 10
-_PACKAGES = ("torch", "diffusers", "transformers", "peft", "torchmetrics", "scikit-image", "numpy", "Pillow")
 
 
 def write_results(plan: EvaluationPlan, dino: Dino | None, measured: Sequence[MeasuredCases]) -> str:
@@ -59,9 +58,9 @@ def write_results(plan: EvaluationPlan, dino: Dino | None, measured: Sequence[Me
         _write_card(plan, plan.trained_folder, facts)
         lines.append(f"card      {plan.trained_folder / 'README.md'} has these figures now")
     lines.append(f"report    {plan.folder / REPORT}, figures in {plan.folder / METRICS}")
-    if plan.choice.lora is not None:  # neither luck nor bad luck: cases in the middle of the order
-        typical = _of_each_type(order, _BEFORE_AFTER, middle=True)
-        save_before_after(plan.folder / BEFORE_AFTER, [_shown(plan, paired, case) for case in typical])
+    if plan.choice.lora is not None:
+        typical = [_shown(plan, paired, case) for case in _of_each_type(order, _BEFORE_AFTER)]
+        save_before_after(plan.folder / BEFORE_AFTER, typical)
         lines.append(f"picture   {plan.folder / BEFORE_AFTER}")
     return "\n".join([*lines, ""])
 
@@ -92,7 +91,7 @@ def _facts(
         "left_out_cases": left_out_cases,
         "same_photo_rows_left_out": plan.cases.same_photo,
         "garment_areas_unknown": measured[0].areas_unknown,
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES},
+        "versions": package_versions() | {name: version(name) for name in ("torchmetrics", "scikit-image")},
     }
     return {**facts, "warnings": _warnings(facts)}
 
@@ -101,10 +100,9 @@ def _warnings(facts: Mapping[str, Any]) -> list[str]:
     """What a reader has to know before believing the figures."""
     found = []
     base = facts["models"]["base"]
-    few = [f"{figures['n']} of {kind}" for kind, figures in base.items() if figures["n"] < FEWEST_FOR_SETS]
+    few = ", ".join(f"{figures['n']} of {kind}" for kind, figures in base.items() if figures["n"] < FEWEST_FOR_SETS)
     if few and {"fd_dinov2", "fid"} & set(base["all"]):
-        few_pictures = f"fewer than {FEWEST_FOR_SETS} pictures ({', '.join(few)})"
-        found.append(f"{few_pictures}: FD, KD, FID and KID depend on their number")
+        found.append(f"fewer than {FEWEST_FOR_SETS} pictures ({few}): FD, KD, FID and KID depend on their number")
     if left_out := facts["left_out_cases"]:
         found.append(f"{len(left_out)} of the cases could not be measured: the report says why")
     if unknown := facts["garment_areas_unknown"]:
@@ -125,12 +123,12 @@ def ordered(paired: MeasuredCases) -> list[Case]:
     return sorted(paired.cases, key=lambda case: (error(case), case.row))
 
 
-def _of_each_type(cases: Sequence[Case], count: int, *, middle: bool = False) -> list[Case]:
-    """The first ``count`` cases of each garment type, or those in the middle."""
+def _of_each_type(cases: Sequence[Case], count: int) -> list[Case]:
+    """The ``count`` cases in the middle of each garment type: neither luck nor bad luck."""
     found = []
     for kind in TYPE_NAMES:
         of_type = [case for case in cases if case.cloth_type == kind]
-        first = max(0, (len(of_type) - count) // 2) if middle else 0
+        first = max(0, (len(of_type) - count) // 2)
         found += of_type[first : first + count]
     return found
 

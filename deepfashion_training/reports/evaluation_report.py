@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from deepfashion_training.reports.figures import FIGURES, SIDES, UNPAIRED, Figure, figures_in, verdict
+from deepfashion_training.reports.figures import FIGURES, SIDES, Figure, figures_in, verdict
 from deepfashion_training.reports.page import picture_uri, write_page
 from training_run.atomic import replacing
 
@@ -61,7 +61,7 @@ def write_evaluation_report(file: Path, facts: Mapping[str, Any], shown: Mapping
         labels=model_labels(settings) | TYPE_LABELS,
         verdicts={kind: verdict(changes) for kind, changes in facts["difference"].items()},
         tables={kind: [(figure, _cells(facts, kind, figure)) for figure in figures] for kind in base},
-        explained=list(dict.fromkeys(FIGURES[figure.name.removesuffix(UNPAIRED)] for figure in figures)),
+        figures=figures,
         ranked_by=RANKED_BY.label,
         shown=shown,
         picture_uri=picture_uri,
