@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
 import operator
@@ -20,20 +21,15 @@ from deepfashion_training.data.documented_rows import DocumentedRows
 from deepfashion_training.data.schema import check_documented
 from deepfashion_training.data.sources import open_splits
 from deepfashion_training.garment_types import TYPE_NAMES
-from deepfashion_training.images.layout import RESIZE_MODES, ResizeMode, pair_tensors
+from deepfashion_training.images.layout import ResizeMode, pair_tensors
 from deepfashion_training.images.pictures import PictureError
-
-__all__ = ["DatasetOptions", "DeepFashionDataset", "TooManyBadRowsError"]
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class DatasetOptions:
-    """What a ``DeepFashionDataset`` needs to know beyond the five arguments that upstream scripts pass.
-
-    Raises ``ValueError`` for a value out of range.
-    """
+    """What a ``DeepFashionDataset`` needs to know beyond the five arguments that upstream scripts pass."""
 
     train_split: str = "train"
     validation_split: str = "validation"
@@ -59,26 +55,11 @@ class DatasetOptions:
     ledger_dir: str | None = None
     """Folder in which the ranks of a run share the ledger of unreadable rows; each keeps its own where None."""
 
-    def __post_init__(self) -> None:
-        if not 0 < self.validation_fraction < 1:
-            raise ValueError(f"validation_fraction {self.validation_fraction}: use a share between 0 and 1")
-        for name in ("max_train_samples", "max_validation_samples"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} {value}: use 1 or more, or leave it out for all rows")
-        if not self.cloth_types or not set(self.cloth_types) <= set(TYPE_NAMES):
-            raise ValueError(f"cloth_types {self.cloth_types}: use one or more of {tuple(TYPE_NAMES)}")
-        if self.resize_mode not in RESIZE_MODES:
-            raise ValueError(f"resize_mode {self.resize_mode!r}: use {' or '.join(RESIZE_MODES)}")
-        if not 0 <= self.max_bad_rows <= 1:
-            raise ValueError(f"max_bad_rows {self.max_bad_rows}: use a share from 0 to 1, such as 0.01 for 1%")
-
 
 class DeepFashionDataset(Dataset[dict[str, Any]]):
     """Garment/person rows in the documented schema as samples for FLUX-Fill training, map-style.
 
-    Takes the place of an upstream script's ``VitonHDTestDataset``; ``options`` is bound beforehand with
-    ``functools.partial``.
+    Takes the place of an upstream script's ``VitonHDTestDataset``.
 
     Args:
         dataroot_path: A Hub id, a local folder of parquet files, or a folder written by ``save_to_disk``.
@@ -86,18 +67,13 @@ class DeepFashionDataset(Dataset[dict[str, Any]]):
             part of the train split that phase ``"train"`` then leaves out (by ``pid`` where there is one).
         order: ``"unpaired"`` gives every person the garment (and its caption) of another row of the same type.
         size: (height, width) of one half of the sample, in pixels.
-        data_list: Accepted and ignored. Upstream scripts name a file of VITON-HD pairs here; in this data the
-            split decides which rows there are.
-        options: Everything else.
+        data_list: Accepted and ignored. Upstream scripts name a file of VITON-HD pairs here.
+        options: Everything else; bound beforehand with ``functools.partial``.
 
-    ``captions``, ``cloth_types``, ``sampling_weights``, ``summary`` and ``skipped_rows`` are for trainers, which
-    look for them by name, so that any other dataset works as well.
-
-    Rows are checked as they are read, since decoding all of them takes long. An unreadable row is never replaced by an
-    invented picture, and never silently. ``dataset[i]`` of a bad row is the sample of the next good row of the same
-    garment type, which depends on ``i`` alone, not on workers or reading order. The bad row is written to a ledger that
-    all worker processes share, and ``TooManyBadRowsError`` stops the run when more than ``max_bad_rows`` of all rows
-    are in it.
+    Rows are checked as they are read, since decoding all of them takes long. ``dataset[i]`` of an unreadable row is the
+    sample of the next good row of the same garment type, which depends on ``i`` alone, not on workers or reading order.
+    The bad row is written to a ledger that all worker processes share, and ``TooManyBadRowsError`` stops the run when
+    more than ``max_bad_rows`` of all rows are in it.
 
     Raises ``ValueError``, one line, for a wrong source, column, ``cloth_type`` or choice of rows, before any picture is
     read.
@@ -117,20 +93,19 @@ class DeepFashionDataset(Dataset[dict[str, Any]]):
             raise ValueError(f"phase {phase!r}: use 'train' or 'test'")
         if order not in ("paired", "unpaired"):
             raise ValueError(f"order {order!r}: use 'paired' or 'unpaired'")
-        if len(size) != 2 or min(size) < 1:
-            raise ValueError(f"size {size}: use (height, width) in pixels")
         self.source, self.phase, self.order, self.options = str(dataroot_path), phase, order, options
         self.height, self.width = size
         split, self.split, derived = self._choose_split()
         self._data = DocumentedRows(split, self.source, options.cache_dir)
-        self._rows = self._choose_rows(derived)
+        self._rows = self._choose_rows(derived)  # of each sample: row number in the split
         self._types = [self._data.types[row] for row in self._rows]
-        self._garment_rows = self._choose_garments()
+        self._garment_rows = self._rows
+        if order == "unpaired":
+            groups = [self._data.group(row) for row in self._rows]
+            partners = sampling.unpaired_partners(self._types, groups, options.split_seed)
+            self._garment_rows = [self._rows[partner] for partner in partners]
         shared = options.ledger_dir
         self._ledger = BadRowLedger(Path(shared, f"bad_rows-{self.phase}.jsonl") if shared else None)
-        self._fingerprint: str | None = None
-
-    # ---- which rows -------------------------------------------------------------------------------------------
 
     def _choose_split(self) -> tuple[datasets.Dataset, str, bool]:
         """The split to read, its name, and whether a part of it is held out because there is no validation split."""
@@ -174,38 +149,19 @@ class DeepFashionDataset(Dataset[dict[str, Any]]):
             held_out = sampling.held_out(groups, options.validation_fraction, options.split_seed)
         except ValueError as error:
             raise ValueError(f"{self.source} has no split {options.validation_split!r}: {error}") from error
-        logger.info(
-            "%s has no split %r: %d of the %d rows of %r are held out by pid, else by row",
-            self.source,
-            options.validation_split,
-            sum(held_out),
-            len(held_out),
-            self.split,
-        )
+        missing = f"{self.source} has no split {options.validation_split!r}"
+        logger.info("%s: %d rows of %r are held out by pid, else by row", missing, sum(held_out), self.split)
         return [row for row, out in enumerate(held_out) if out == (self.phase == "test")]
-
-    def _choose_garments(self) -> list[int]:
-        """For each sample the row whose garment it shows."""
-        if self.order == "paired":
-            return self._rows
-        groups = [self._data.group(row) for row in self._rows]
-        partners = sampling.unpaired_partners(self._types, groups, self.options.split_seed)
-        return [self._rows[partner] for partner in partners]
 
     def check_masks(self) -> None:
         """Raise ``ValueError`` when a sample of the rows has masks that are none: ``DocumentedRows.check_masks``."""
         self._data.check_masks(self._rows)
 
-    # ---- samples ----------------------------------------------------------------------------------------------
-
     def __len__(self) -> int:
         return len(self._rows)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """The sample at ``index``: the keys of the sample dict, as ``pair_tensors`` describes, and texts.
-
-        Raises ``IndexError`` like a list and ``TooManyBadRowsError``, see the class.
-        """
+        """The sample at ``index``: the tensors of ``pair_tensors``, and texts. ``IndexError`` as of a list."""
         start = operator.index(index)
         if not -len(self) <= start < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
@@ -236,16 +192,6 @@ class DeepFashionDataset(Dataset[dict[str, Any]]):
             "cloth_type": self._types[position],
         }
 
-    # ---- bad rows ---------------------------------------------------------------------------------------------
-
-    @property
-    def skipped_rows(self) -> list[dict[str, Any]]:
-        """Unreadable rows met so far by any worker: ``row`` (number in the split) and ``reason``.
-
-        Without ``ledger_dir`` each rank has its own list.
-        """
-        return self._ledger.entries()
-
     def _skip(self, row: int, reason: str) -> None:
         """Note a bad row; raises when there are too many of them by now."""
         if row not in {entry["row"] for entry in self._ledger.entries()}:
@@ -263,7 +209,15 @@ class DeepFashionDataset(Dataset[dict[str, Any]]):
             f"{self.split!r}, are unreadable and {why}: {first}. Fix or remove them, or raise --max_bad_rows."
         )
 
-    # ---- what trainers ask for --------------------------------------------------------------------------------
+    # What trainers look for by name, so that any other dataset works as well.
+
+    @property
+    def skipped_rows(self) -> list[dict[str, Any]]:
+        """Unreadable rows met so far by any worker: ``row`` (number in the split) and ``reason``.
+
+        Without ``ledger_dir`` each rank has its own list.
+        """
+        return self._ledger.entries()
 
     def captions(self) -> list[str]:
         """Caption of every sample in order; no picture is read."""
@@ -288,30 +242,29 @@ class DeepFashionDataset(Dataset[dict[str, Any]]):
             "order": self.order,
             "rows": len(self),
             "by_type": {name: sizes[number] for number, name in TYPE_NAMES.items()},
-            "fingerprint": self.fingerprint(),
+            "fingerprint": self.fingerprint,
             "bad_rows": self.skipped_rows,
             "options": {**asdict(self.options), "cloth_types": list(self.options.cloth_types)},
         }
 
+    @functools.cached_property
     def fingerprint(self) -> str:
         """A SHA-256 over the stored bytes of all pictures, captions and types, in order.
 
         It is the same for the same rows in whatever form they are stored, which no hash of files is, and differs when a
-        single byte does. It reads everything once, at about the speed of the disk, and is kept for the next call.
+        single byte does. It reads everything, once, at about the speed of the disk.
         """
-        if self._fingerprint is None:
-            digest = hashlib.sha256()
-            for row, caption, cloth_type in zip(self._rows, self.captions(), self._types, strict=True):
-                for part in (*self._data.stored_bytes(row), caption.encode(), str(cloth_type).encode()):
-                    # The length first, so that no byte can move from one part to the next unseen.
-                    digest.update(len(part).to_bytes(8, "big"))
-                    digest.update(part)
-            self._fingerprint = digest.hexdigest()
-        return self._fingerprint
+        digest = hashlib.sha256()
+        for row, caption, cloth_type in zip(self._rows, self.captions(), self._types, strict=True):
+            for part in (*self._data.stored_bytes(row), caption.encode(), str(cloth_type).encode()):
+                # The length first, so that no byte can move from one part to the next unseen.
+                digest.update(len(part).to_bytes(8, "big"))
+                digest.update(part)
+        return digest.hexdigest()
 
     def content_key(self) -> str:
         """Changes with anything that a sample's tensors and texts are made of, and with nothing else."""
-        made_of = (self.fingerprint(), self._rows, self._garment_rows, self.options.resize_mode)
+        made_of = (self.fingerprint, self._rows, self._garment_rows, self.options.resize_mode)
         return hashlib.sha256(repr(made_of).encode()).hexdigest()
 
 

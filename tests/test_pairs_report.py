@@ -110,7 +110,6 @@ def facts(**changes: Any) -> dict[str, Any]:
         "warnings": ["Few lower-body pairs in test."],
         "settings": {"num_proc": 2, "limit": None, "garment_sources": ["flat", "cross_view"]},
         "versions": {"datasets": "5.2.0"},
-        "seconds": 100.0,
         "pids": {"train": 900, "validation": 50, "test": 50},
         **changes,
     }

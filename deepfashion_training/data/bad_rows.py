@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import json
-import os
 import shutil
 import tempfile
-import weakref
 from pathlib import Path
 from typing import Any
-
-#: Longest reason that is kept: an entry has to fit into one small write.
-_LONGEST_REASON = 400
 
 
 class TooManyBadRowsError(ValueError):
@@ -30,12 +26,12 @@ class BadRowLedger:
         if file is None:
             folder = tempfile.mkdtemp(prefix="bad_rows_")
             file = Path(folder, "bad_rows.jsonl")
-            weakref.finalize(self, _remove, folder, os.getpid())
+            atexit.register(shutil.rmtree, folder, ignore_errors=True)  # not in worker processes
         self._file = file
 
     def record(self, row: int, reason: str) -> None:
         """Note that ``row`` was unusable for ``reason``."""
-        entry = {"row": row, "reason": reason[:_LONGEST_REASON]}
+        entry = {"row": row, "reason": reason[:400]}  # short, so that it fits into one write
         self._file.parent.mkdir(parents=True, exist_ok=True)
         with self._file.open("a", encoding="utf-8") as ledger:
             ledger.write(json.dumps(entry) + "\n")
@@ -49,9 +45,3 @@ class BadRowLedger:
             entry = json.loads(line)
             by_row.setdefault(entry["row"], entry)
         return [by_row[row] for row in sorted(by_row)]
-
-
-def _remove(folder: str, owner: int) -> None:
-    # A forked worker holds a copy of the ledger, and must not take the file away from the others.
-    if os.getpid() == owner:
-        shutil.rmtree(folder, ignore_errors=True)

@@ -27,12 +27,10 @@ CHECKED_MASKS, MOST_FAULTS = 64, 0.1
 
 
 class DocumentedRows:
-    """Rows of ``split``, numbered from 0 as they are stored.
+    """Rows of ``split``, numbered from 0 as they are stored; ``cache_dir`` is where ``datasets`` keeps its files.
 
-    ``datasets`` does not decode the pictures, so one broken file concerns one row and not the whole batch. Raises
-    ``ValueError``, naming ``source`` and the row, for a picture column that holds something else, an unknown
-    ``cloth_type`` and a caption that is no text. The columns have been checked before. ``cache_dir`` is where
-    ``datasets`` keeps its files, if not where it usually does.
+    Raises ``ValueError``, naming ``source`` and the row, for a picture column that holds something else, an unknown
+    ``cloth_type`` and a caption that is no text. The columns have been checked before.
     """
 
     def __init__(self, split: datasets.Dataset, source: str, cache_dir: str | None = None) -> None:
@@ -78,7 +76,7 @@ class DocumentedRows:
         return "/".join(part for part in ("" if pid is None else str(pid), seen, f"row-{row}") if part)
 
     def picture(self, row: int, column: str) -> Image.Image:
-        """The decoded picture in ``column`` (see ``PICTURE_COLUMNS``); ``PictureError`` names the column."""
+        """The decoded picture in ``column``; ``PictureError`` names the column."""
         return self.pictures(row, (column,))[0]
 
     def pictures(self, row: int, columns: tuple[str, ...]) -> list[Image.Image]:

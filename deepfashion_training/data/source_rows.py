@@ -27,9 +27,6 @@ class SourceRows:
     def __init__(self, splits: Mapping[str, datasets.Dataset], columns: Mapping[str, str], source: str) -> None:
         wanted = list(dict.fromkeys(columns.values()))
         parts = [split.select_columns(wanted) for split in splits.values()]
-        for name, part in zip(splits, parts, strict=True):
-            if part.features != parts[0].features:
-                raise ValueError(f"{source}: split {name} has columns of other types than {next(iter(splits))}")
         self.splits = tuple(splits)
         self._rows = datasets.concatenate_datasets(parts).with_format(None)
         self._pictures = {name: column for name, column in columns.items() if name in PICTURES}

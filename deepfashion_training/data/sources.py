@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import datasets
@@ -11,9 +12,6 @@ import pyarrow.parquet
 from datasets.exceptions import DatasetsError
 
 from training_run.hub import is_hub_id, why_not_loaded
-
-#: What ``datasets`` raises for a dataset that it cannot load.
-_LOADING_ERRORS = (OSError, ValueError, DatasetsError)
 
 
 def open_splits(
@@ -36,7 +34,11 @@ def open_splits(
     if known:
         check_columns(known)
     folder = Path(source).expanduser()
-    loaded = _load_folder(folder, cache_dir) if folder.is_dir() else _load_hub(source, revision, cache_dir)
+    if folder.is_dir():
+        loaded = _load_folder(folder, cache_dir)
+    else:
+        with _hub_errors(source, revision, cache_dir):
+            loaded = datasets.load_dataset(source, revision=revision, cache_dir=cache_dir)
     splits = {"train": loaded} if isinstance(loaded, datasets.Dataset) else dict(loaded)
     for split in splits.values():
         check_columns(split.column_names)
@@ -76,10 +78,8 @@ def _columns_before_loading(source: str, revision: str | None, cache_dir: str | 
         return None if _is_saved(folder) else _parquet_columns(folder)
     if not is_hub_id(source):
         raise ValueError(f"no such folder: {source} (and a Hub id looks like 'owner/name')")
-    try:
+    with _hub_errors(source, revision, cache_dir):
         features = datasets.load_dataset_builder(source, revision=revision, cache_dir=cache_dir).info.features
-    except _LOADING_ERRORS as error:
-        raise _not_on_the_hub(source, error, revision, cache_dir) from error
     return list(features) if features else None
 
 
@@ -115,17 +115,15 @@ def _load_folder(folder: Path, cache_dir: str | None) -> datasets.Dataset | data
         ) from error
 
 
-def _load_hub(name: str, revision: str | None, cache_dir: str | None) -> datasets.Dataset | datasets.DatasetDict:
+@contextlib.contextmanager
+def _hub_errors(name: str, revision: str | None, cache_dir: str | None) -> Iterator[None]:
+    """Errors of loading a Hub dataset as ``ValueError``, one line with the fix."""
     try:
-        return datasets.load_dataset(name, revision=revision, cache_dir=cache_dir)
-    except _LOADING_ERRORS as error:
-        raise _not_on_the_hub(name, error, revision, cache_dir) from error
-
-
-def _not_on_the_hub(name: str, error: Exception, revision: str | None, cache_dir: str | None) -> ValueError:
-    cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
-    why = why_not_loaded(name, cause, revision, cache_dir) if isinstance(cause, OSError) else _first_line(error)
-    return ValueError(f"--dataset_name {name}: {why} (and {Path(name).absolute()} is no folder)")
+        yield
+    except (OSError, ValueError, DatasetsError) as error:
+        cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
+        why = why_not_loaded(name, cause, revision, cache_dir) if isinstance(cause, OSError) else _first_line(error)
+        raise ValueError(f"--dataset_name {name}: {why} (and {Path(name).absolute()} is no folder)") from error
 
 
 def _first_line(error: Exception) -> str:

@@ -36,16 +36,8 @@ if TYPE_CHECKING:
 #: JPEG quality of cut-outs: above the photos' own, so that they lose nothing that a photo had.
 _CUT_OUT_QUALITY = 95
 _THUMBNAIL = (192, 192)
-#: First bytes of the formats that ``pictures.FORMATS`` lets in -> the ending of their files.
-_ENDINGS = {
-    b"\xff\xd8": ".jpg",
-    b"\x89PNG": ".png",
-    b"RIFF": ".webp",
-    b"BM": ".bmp",
-    b"GIF8": ".gif",
-    b"II*\0": ".tif",
-    b"MM\0*": ".tif",
-}
+#: First bytes of stored pictures -> the ending of their files, so that files of an exported dataset open.
+_ENDINGS = {b"\xff\xd8": ".jpg", b"\x89PNG": ".png", b"RIFF": ".webp"}
 #: Shorter side of the pictures that are judged, at least: above the grids of persons, fingerprints and colours.
 _SMALL_SIDE = 128
 
@@ -333,7 +325,6 @@ def _small_mask(mask: np.ndarray, small: Image.Image) -> np.ndarray:
 
 
 def _ending(stored: bytes) -> str:
-    """File name ending of a stored picture, so that files of an exported dataset open."""
     return next((ending for start, ending in _ENDINGS.items() if stored.startswith(start)), "")
 
 

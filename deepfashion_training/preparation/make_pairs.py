@@ -1,7 +1,7 @@
 """A preparation from a source to a folder of pairs, in one step and only once.
 
-It works in ``.<name>.preparing`` beside the output folder: finished batches under the key of their rows and settings,
-then the result, which is moved in one step. A run that is stopped continues from the finished batches.
+It works in ``.<name>.preparing`` beside the output folder: finished batches under the key of their rows, settings and
+code, then the result, which is moved in one step. A run that is stopped continues from the finished batches.
 """
 
 from __future__ import annotations
@@ -10,9 +10,7 @@ import contextlib
 import hashlib
 import json
 import shutil
-import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -74,13 +72,11 @@ def prepare(
         planned = _plan(rows, source, settings)
         if len(rows.splits) > 1:
             say(f"the splits {', '.join(rows.splits)} are taken together and divided anew, by person")
-        began = time.monotonic()
         files = _do_batches(planned, rows, settings, working / f"{key}-{_code()}", num_proc, say)
-        seconds = time.monotonic() - began
         say("writing the data files and the report")
         notes = output.read_notes(files)
         select(notes, settings)
-        facts = {"source": source, "key": key, "seconds": seconds, **account.summary(notes, len(planned))}
+        facts = {"source": source, "key": key, **account.summary(notes, len(planned))}
         if facts["pairs"] + facts["mined"] == 0:
             raise ValueError(f"no row of {source} became a pair: {account.why_none(notes)}")
         parser = settings.parser and load_human_parser(settings.parser, settings.parser_revision)
@@ -125,8 +121,6 @@ def _working_folder(target: Path, wait: bool) -> Iterator[Path]:
 
 
 def _open(source: str, revision: str | None, settings: Settings) -> dict[str, datasets.Dataset]:
-    if revision is not None and Path(source).expanduser().is_dir():
-        raise ValueError(f"--dataset_revision {revision}: {source} is a folder, and only Hub datasets have revisions")
     return open_splits(
         source, check_columns=lambda found: map_columns(found, settings.columns, source), revision=revision
     )
@@ -174,11 +168,9 @@ def _code() -> str:
 
 
 def _write(result: Path, files: list[Path], notes: list[output.Row], facts: dict[str, Any], settings: Settings) -> None:
-    """Write everything that a prepared folder has; ``facts`` gets the leak score, warnings and files."""
-    with ThreadPoolExecutor(1) as beside:
-        leak = beside.submit(measure_leak, notes, settings.mask_policy, settings.seed)
-        shown = output.write_rows(result, files, notes, settings.seed)
-        facts["leak_score"] = leak.result()
+    """Write everything that a prepared folder has; ``facts`` gets what is known only then."""
+    shown = output.write_rows(result, files, notes, settings.seed)
+    facts["leak_score"] = measure_leak(notes, settings.mask_policy, settings.seed)
     facts["warnings"] = account.warnings(facts)
     write_pairs_report(result / "report.html", facts, **shown)
     write_pairs_card(result / "README.md", facts)

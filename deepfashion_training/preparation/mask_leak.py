@@ -37,7 +37,7 @@ Values = npt.NDArray[np.float32]
 def measure_leak(rows: Sequence[Mapping[str, Any]], policy: str, seed: int) -> dict[str, Any]:
     """``leak_score`` of ``report.json``: for masks that follow the garment and for ``policy``, on ``LEAK_ROWS`` pairs.
 
-    ``rows`` are those of a preparation; those that are no pairs are left out. Empty where too few rows are alike.
+    Rows that are no pairs are left out. Empty where too few are alike.
     """
     places = [place for place, row in enumerate(rows) if row["outcome"] == "pair"]
     places.sort(key=lambda place: unit_hash(seed, (rows[place]["source_row"], place)))
@@ -118,7 +118,7 @@ def _measure(described: Values, forms: np.ndarray, people: np.ndarray, seed: int
 
 
 def _classifiers(seed: int) -> list:
-    """A linear one, for shifts of edges, and a forest, for everything with thresholds."""
+    """One for shifts of edges, one for everything with thresholds."""
     from sklearn.decomposition import PCA
     from sklearn.ensemble import ExtraTreesClassifier
     from sklearn.linear_model import LogisticRegression

@@ -49,7 +49,6 @@ class _SplitWriter:
         self._room = 0
 
     def add(self, rows: list[Row]) -> None:
-        """Append pairs."""
         while rows:
             if self._writer is None or self._room == 0:
                 self.close()
@@ -61,7 +60,6 @@ class _SplitWriter:
             self._room -= written
 
     def close(self) -> None:
-        """Complete the last file."""
         if self._writer is not None:
             self._writer.close()
 
@@ -78,12 +76,10 @@ def _read(file: Path, columns: Sequence[str] | None = None) -> list[Row]:
 
 
 def write_rows(folder: Path, files: Iterable[Path], notes: Sequence[Row], seed: int) -> dict[str, list[Row]]:
-    """Write ``data/*.parquet``, ``quarantine.parquet`` and ``unpaired.parquet``.
+    """Write ``data/*.parquet``, ``quarantine.parquet`` and ``unpaired.parquet``; returns what the report shows.
 
-    Returns the rows that the report shows, pictures included: ``samples`` (random pairs of each type), ``worst`` (pairs
-    least alike in colour) and ``rejects``.
-
-    ``notes`` are those of ``read_notes(files)`` with the final outcomes.
+    ``notes`` are those of ``read_notes(files)`` with the final outcomes. The result has, with pictures, ``samples``
+    (random pairs of each type), ``worst`` (pairs least alike in colour) and ``rejects``.
     """
     (folder / "data").mkdir()
     totals = Counter(row["split"] for row in notes if row["outcome"] == "pair")
@@ -129,7 +125,6 @@ def _identity(row: Row) -> tuple[int, bool]:
 
 
 def _chosen_to_show(notes: Sequence[Row], seed: int) -> dict[str, set[tuple[int, bool]]]:
-    """Random pairs of each type, the pairs least alike in colour, and random rejects of every reason."""
     by_type: dict[int, list[Row]] = defaultdict(list)
     by_reason: dict[str, list[Row]] = defaultdict(list)
     for row in notes:

@@ -1,7 +1,4 @@
-"""Decisions that need every row: near duplicates across splits and the share of same-photo pairs.
-
-Rows are dictionaries here, with the notes of a finished batch (``data.schema.NOTES``) and what identifies the row.
-"""
+"""Decisions that need every row: near duplicates across splits and the share of same-photo pairs."""
 
 from __future__ import annotations
 
@@ -16,6 +13,7 @@ from deepfashion_training.preparation.pair_plan import Settings
 SPLITS = ("train", "validation", "test")
 
 Row = dict[str, Any]
+"""What identifies a row, and the notes of a finished batch: ``data.schema.NOTES``."""
 
 
 def select(rows: list[Row], settings: Settings) -> None:
@@ -51,7 +49,6 @@ def _quarantine_near_duplicates(rows: list[Row], distance: int) -> None:
 
 
 def _limit_same_photo(pairs: list[Row], share: float, seed: int) -> None:
-    """Of the ``pairs`` of one split, leave only as many same-photo ones as ``share`` of all that remain."""
     sources = Counter(row["garment_source"] for row in pairs)
     others = sources.total() - sources["same_photo"]
     allowed = len(pairs) if share == 1 else int(share * others / (1 - share) + 1e-9)

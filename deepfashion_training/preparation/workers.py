@@ -24,7 +24,7 @@ from training_run.atomic import replacing
 
 
 def do_batch(file: Path, planned: Sequence[PlannedRow], rows: SourceRows, settings: Settings) -> int:
-    """Read the pictures of one batch, prepare it and write it to ``file``; returns its number of rows."""
+    """Prepare one batch and write it to ``file``; returns its number of rows."""
     parser = None
     if settings.parser is not None:
         from deepfashion_training.models.human_parser import load_human_parser  # imports torch
