@@ -101,8 +101,8 @@ def test_empty_and_mismatched_regions_are_errors():
 def drawn():
     """A person in patterned clothes and the region of all of them."""
     rng = np.random.default_rng(5)
-    person = random_person(rng, "id_00000001")
-    drawing = draw_person(person, random_outfit(rng, person.gender), random_pose(rng, "full"), (384, 256))
+    person = random_person(rng)
+    drawing = draw_person(person, random_outfit(rng, person.gender, 1), random_pose(rng, "full"), (384, 256))
     return drawing.photo, drawing.clothes_mask().astype(np.uint8)
 
 

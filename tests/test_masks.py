@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -156,7 +158,7 @@ def test_agnostic_covers_the_garment_and_spares_the_head(cloth_type, parsed):
 
 def test_trousers_shorts_and_a_skirt_have_nearly_the_same_mask():
     rng = np.random.default_rng(5)
-    person, pose = random_person(rng, "id_00000001", "WOMEN"), random_pose(rng, "front")
+    person, pose = replace(random_person(rng), gender="WOMEN"), random_pose(rng, "front")
     masks, garments = [], []
     for category in ("Pants", "Shorts", "Skirts"):
         outfit = random_outfit(np.random.default_rng(5), "WOMEN", 2, category)

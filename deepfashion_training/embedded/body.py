@@ -73,7 +73,6 @@ WAIST_Y, CROTCH_Y = 0.392, 0.525
 class Person:
     """Everything about a person that no outfit changes."""
 
-    pid: str
     gender: str  # "MEN" or "WOMEN"
     skin: Colour
     hair_style: str
@@ -89,23 +88,10 @@ class Person:
     beard: bool
 
 
-@dataclass(frozen=True)
-class Arm:
-    """Angles of one arm in degrees: away from the body and forward, for the upper arm and the forearm."""
-
-    out: float
-    forward: float
-    forearm_out: float
-    forearm_forward: float
-
-
-@dataclass(frozen=True)
-class Leg:
-    """Angles of one leg in degrees: outward, forward, and how far the shin swings back behind the thigh."""
-
-    out: float
-    forward: float
-    bend: float
+#: Degrees: upper arm away from the body and forward, then the same of the forearm.
+Arm = tuple[float, float, float, float]
+#: Degrees: outward, forward, and how far the shin swings back behind the thigh.
+Leg = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
@@ -128,14 +114,13 @@ class Pose:
         return self.half == "upper" or (self.half is None and self.view == "additional")
 
 
-def random_person(rng: np.random.Generator, pid: str, gender: str | None = None) -> Person:
-    """A person drawn from ``rng``; one in four is a man unless ``gender`` ("MEN" or "WOMEN") is given."""
-    gender = gender or ("MEN" if rng.random() < 0.25 else "WOMEN")
+def random_person(rng: np.random.Generator) -> Person:
+    """A person drawn from ``rng``; one in four is a man."""
+    gender = "MEN" if rng.random() < 0.25 else "WOMEN"
     skin = SKINS[rng.integers(len(SKINS))]
     hair_colours = HAIR_COLOURS[:4] if sum(skin) < 420 else HAIR_COLOURS
     accessories = rng.random(4)
     return Person(
-        pid=pid,
         gender=gender,
         skin=skin,
         hair_style=str(rng.choice(HAIR_STYLES[gender])),
@@ -174,14 +159,14 @@ def random_pose(rng: np.random.Generator, view: str, half: str | None = None, ca
     low, high = (low + high + loose * (low - high)) / 2, (low + high + loose * (high - low)) / 2
     sideways = view == "side"
     stance = rng.random() / (2 if calm else 1)
+    legs: tuple[Leg, Leg]
     if sideways:
         stride = rng.uniform(3, 13)
-        legs = (Leg(2, stride, stride * 0.5), Leg(2, -stride * 0.7, stride * 0.9))
+        legs = ((2, stride, stride * 0.5), (2, -stride * 0.7, stride * 0.9))
     elif stance < 0.5:
-        spread = rng.uniform(2, 4.5)
-        legs = (Leg(spread, 0, 0), Leg(spread, 0, 0))
+        legs = ((rng.uniform(2, 4.5), 0, 0),) * 2
     else:
-        legs = (Leg(rng.uniform(0, 2), 0, 0), Leg(rng.uniform(6, 9), rng.uniform(0, 8), rng.uniform(0, 9)))
+        legs = ((rng.uniform(0, 2), 0, 0), (rng.uniform(6, 9), rng.uniform(0, 8), rng.uniform(0, 9)))
     arms = (_random_arm(rng, sideways, calm), _random_arm(rng, sideways, calm))
     sway = 0.012 if stance >= 0.5 and not sideways else 0.0
     if rng.random() < 0.5:  # mirror everything but the view's own yaw
@@ -196,18 +181,18 @@ def _random_arm(rng: np.random.Generator, sideways: bool, calm: bool) -> Arm:
     kind = rng.random() * (0.66 if calm else 1)
     if sideways:
         swing = rng.uniform(-16, 18)
-        return Arm(rng.uniform(5, 9), swing, 3, swing + rng.uniform(8, 34))
+        return (rng.uniform(5, 9), swing, 3, swing + rng.uniform(8, 34))
     if kind < 0.58:
-        return Arm(rng.uniform(9, 16), rng.uniform(-5, 4), rng.uniform(2, 9), rng.uniform(6, 16))
+        return (rng.uniform(9, 16), rng.uniform(-5, 4), rng.uniform(2, 9), rng.uniform(6, 16))
     if kind < 0.80:  # hand on the hip
-        return Arm(rng.uniform(38, 44), -10, rng.uniform(-48, -40), 14)
+        return (rng.uniform(38, 44), -10, rng.uniform(-48, -40), 14)
     if kind < 0.92:  # forearm across the front
-        return Arm(rng.uniform(14, 20), 2, rng.uniform(-36, -24), rng.uniform(26, 38))
-    return Arm(rng.uniform(22, 30), 0, rng.uniform(20, 34), 8)
+        return (rng.uniform(14, 20), 2, rng.uniform(-36, -24), rng.uniform(26, 38))
+    return (rng.uniform(22, 30), 0, rng.uniform(20, 34), 8)
 
 
 #: Arms and legs of a garment that is laid out flat.
-FLAT_POSE = Pose("flat", 0.0, (Arm(30, 0, 24, 0),) * 2, (Leg(3.5, 0, 0),) * 2, sway=0, head_turn=0, size=0.9, shift=0)
+FLAT_POSE = Pose("flat", 0.0, ((30, 0, 24, 0),) * 2, ((3.5, 0, 0),) * 2, sway=0, head_turn=0, size=0.9, shift=0)
 
 
 def _direction(side: int, out: float, forward: float) -> Vector:
@@ -251,11 +236,11 @@ class Body:
         """Half width on the picture of an upright ellipse, seen at this yaw."""
         return np.hypot(np.asarray(half_width) * self.cos, np.asarray(half_depth) * self.sin)
 
-    def section(self, y: float | Vector) -> tuple[Vector, Vector, Vector, Vector]:
-        """Half width, half depth, sideways and forward centre of the torso at height ``y``."""
+    def section(self, y: float | Vector) -> Vector:
+        """Half width, half depth, sideways and forward centre of the torso [4,...] at height ``y``."""
         row = ((np.asarray(y) - _TOP_Y) * _ROWS + 0.5).astype(int).clip(0, self._sections.shape[1] - 1)
-        width, depth, sway, forward = self._sections[:, row]
-        return width, depth, sway, forward
+        section: Vector = self._sections[:, row]
+        return section
 
     @cached_property
     def _sections(self) -> Vector:
@@ -277,6 +262,7 @@ class Body:
 
     def surface(self, x: float, y: float, ease: float = 0.0) -> Vector:
         """Picture coordinates of the point ``x`` beside the middle of the torso's front, at height ``y``."""
+        # As in ``section``, without its arrays: a hundred points of a picture are found here.
         row = min(max(int((y - _TOP_Y) * _ROWS + 0.5), 0), self._sections.shape[1] - 1)
         width, depth, sway, forward = self._sections[:, row].tolist()
         bulge = (depth + ease) * math.sqrt(max(0.0, 1 - (x / (width + ease)) ** 2))
@@ -285,22 +271,22 @@ class Body:
 
     def arm(self, side: int) -> Vector:
         """Shoulder, elbow, wrist and knuckles [4, 3] of the arm at ``side`` (1 the person's left, -1 the right)."""
-        angles = self.pose.arms[0 if side == 1 else 1]
+        out, forward, forearm_out, forearm_forward = self.pose.arms[0 if side == 1 else 1]
         reach = (0.0745 if self.woman else 0.0900) * (1 + (self.girth - 1) * 0.35)
         shoulder = np.array([side * reach, 0.214, -0.002])
-        elbow = shoulder + 0.160 * _direction(side, angles.out, angles.forward)
-        forearm = _direction(side, angles.forearm_out, angles.forearm_forward)
+        elbow = shoulder + 0.160 * _direction(side, out, forward)
+        forearm = _direction(side, forearm_out, forearm_forward)
         wrist = elbow + 0.138 * forearm
         return np.stack([shoulder, elbow, wrist, wrist + 0.040 * forearm])
 
     def leg(self, side: int) -> Vector:
         """Hip, knee and ankle [3, 3] of the leg at ``side`` (1 the person's left, -1 the right)."""
-        angles = self.pose.legs[0 if side == 1 else 1]
+        out, forward, bend = self.pose.legs[0 if side == 1 else 1]
         apart = (0.049 if self.woman else 0.048) * self.girth
         hip = np.array([side * apart + self.pose.sway, HIP_Y, -0.004])
         # Knees are closer together than hips are wide.
-        knee = hip + (KNEE_Y - HIP_Y) * _direction(side, angles.out - 2.0, angles.forward)
-        ankle = knee + (ANKLE_Y - KNEE_Y) * _direction(side, angles.out - 2.5, angles.forward - angles.bend)
+        knee = hip + (KNEE_Y - HIP_Y) * _direction(side, out - 2.0, forward)
+        ankle = knee + (ANKLE_Y - KNEE_Y) * _direction(side, out - 2.5, forward - bend)
         return np.stack([hip, knee, ankle])
 
     def arm_widths(self) -> Vector:

@@ -15,6 +15,7 @@ from deepfashion_training.embedded.patterns import (
     SUIT_COLOURS,
     Pattern,
     random_pattern,
+    weighted,
 )
 from deepfashion_training.garment_types import FULL, LOWER, UPPER
 
@@ -40,22 +41,17 @@ NECKLINES = {
     "square": "a square neckline", "boat": "a boat neckline", "collar": "a lapel collar",
 }  # fmt: skip
 
-_PATTERNS: dict[str, tuple[tuple[str, ...], tuple[float, ...]]] = {
-    "top": (
-        ("plain", "horizontal", "vertical", "diagonal", "dots", "check", "plaid", "leaves", "stars", "flowers",
-         "block"),
-        (0.90, 0.13, 0.07, 0.06, 0.09, 0.06, 0.06, 0.05, 0.05, 0.06, 0.07),
-    ),
-    "legs": (
-        ("plain", "vertical", "horizontal", "diagonal", "dots", "check", "plaid", "leaves", "flowers", "block"),
-        (0.80, 0.11, 0.06, 0.05, 0.07, 0.06, 0.07, 0.05, 0.06, 0.05),
-    ),
-    "graphic": (("print", "stars", "leaves"), (0.8, 0.1, 0.1)),
-    "knit": (("plain", "horizontal", "block", "stars"), (0.6, 0.22, 0.13, 0.05)),
-    "suit": (("plain", "vertical", "check"), (0.68, 0.18, 0.14)),
-    "denim": (("denim",), (1.0,)),
+#: How often each pattern comes in each sort of cloth.
+_PATTERNS: dict[str, dict[str, float]] = {
+    "top": {"plain": 0.90, "horizontal": 0.13, "vertical": 0.07, "diagonal": 0.06, "dots": 0.09, "check": 0.06,
+            "plaid": 0.06, "leaves": 0.05, "stars": 0.05, "flowers": 0.06, "block": 0.07},
+    "legs": {"plain": 0.80, "vertical": 0.11, "horizontal": 0.06, "diagonal": 0.05, "dots": 0.07, "check": 0.06,
+             "plaid": 0.07, "leaves": 0.05, "flowers": 0.06, "block": 0.05},
+    "graphic": {"print": 0.8, "stars": 0.1, "leaves": 0.1},
+    "knit": {"plain": 0.6, "horizontal": 0.22, "block": 0.13, "stars": 0.05},
+    "suit": {"plain": 0.68, "vertical": 0.18, "check": 0.14},
+    "denim": {"denim": 1.0},
 }  # fmt: skip
-
 
 #: Pattern kinds that captions and ``Garment.in_plain`` take as they are: these have no second colour all over.
 _PLAIN_KINDS = ("plain", "denim", "print", "block")
@@ -94,29 +90,17 @@ class Garment:
 
 
 def _type_of(kind: str) -> int:
-    if kind in TOP_KINDS:
-        return UPPER
-    return FULL if kind in FULL_KINDS else LOWER
+    return UPPER if kind in TOP_KINDS else FULL if kind in FULL_KINDS else LOWER
 
 
 @dataclass(frozen=True)
 class Outfit:
     """Everything that a person wears but shoes: a top with a bottom, or one full garment."""
 
-    upper: Garment | None = None
-    lower: Garment | None = None
-    full: Garment | None = None
+    garments: tuple[Garment, ...]  # top first
     inner: str = "white"  # colour of the tee under an open top
     tucked: bool = False
     scarf: str | None = None  # palette colour
-
-    def garments(self) -> tuple[Garment, ...]:
-        """The garments worn, top first."""
-        return tuple(garment for garment in (self.upper, self.lower, self.full) if garment is not None)
-
-    def of_type(self, cloth_type: int) -> Garment | None:
-        """The garment of that type, or None where the outfit has none."""
-        return {UPPER: self.upper, LOWER: self.lower, FULL: self.full}[cloth_type]
 
 
 #: Kinds sold under each category, by gender.
@@ -137,32 +121,27 @@ CATEGORY_KINDS: dict[str, dict[str, tuple[str, ...]]] = {
     },
 }  # fmt: skip
 
-_TYPE_CATEGORIES: dict[str, dict[int, tuple[tuple[str, ...], tuple[float, ...]]]] = {
+#: How often each category is worn on each part of the body.
+_TYPE_CATEGORIES: dict[str, dict[int, dict[str, float]]] = {
     "WOMEN": {
-        UPPER: (
-            ("Tees_Tanks", "Blouses_Shirts", "Sweaters", "Graphic_Tees", "Sweatshirts_Hoodies", "Cardigans",
-             "Jackets_Coats", "Jackets_Vests", "Denim", "Suiting"),
-            (0.28, 0.20, 0.12, 0.10, 0.09, 0.07, 0.06, 0.03, 0.03, 0.02),
-        ),
-        LOWER: (("Pants", "Skirts", "Shorts", "Leggings", "Denim", "Suiting"), (0.26, 0.30, 0.20, 0.08, 0.12, 0.04)),
-        FULL: (("Dresses", "Rompers_Jumpsuits"), (0.72, 0.28)),
+        UPPER: {"Tees_Tanks": 0.28, "Blouses_Shirts": 0.20, "Sweaters": 0.12, "Graphic_Tees": 0.10,
+                "Sweatshirts_Hoodies": 0.09, "Cardigans": 0.07, "Jackets_Coats": 0.06, "Jackets_Vests": 0.03,
+                "Denim": 0.03, "Suiting": 0.02},
+        LOWER: {"Pants": 0.26, "Skirts": 0.30, "Shorts": 0.20, "Leggings": 0.08, "Denim": 0.12, "Suiting": 0.04},
+        FULL: {"Dresses": 0.72, "Rompers_Jumpsuits": 0.28},
     },
     "MEN": {
-        UPPER: (
-            ("Tees_Tanks", "Shirts_Polos", "Sweatshirts_Hoodies", "Sweaters", "Graphic_Tees", "Jackets_Vests", "Denim",
-             "Suiting"),
-            (0.28, 0.22, 0.14, 0.12, 0.10, 0.07, 0.03, 0.04),
-        ),
-        LOWER: (("Pants", "Shorts", "Denim", "Suiting"), (0.44, 0.28, 0.2, 0.08)),
-        FULL: (("Rompers_Jumpsuits",), (1.0,)),
+        UPPER: {"Tees_Tanks": 0.28, "Shirts_Polos": 0.22, "Sweatshirts_Hoodies": 0.14, "Sweaters": 0.12,
+                "Graphic_Tees": 0.10, "Jackets_Vests": 0.07, "Denim": 0.03, "Suiting": 0.04},
+        LOWER: {"Pants": 0.44, "Shorts": 0.28, "Denim": 0.2, "Suiting": 0.08},
+        FULL: {"Rompers_Jumpsuits": 1.0},
     },
 }  # fmt: skip
 
 
 def random_category(rng: np.random.Generator, gender: str, cloth_type: int) -> str:
     """A category that people of that gender wear on that part of the body."""
-    names, weights = _TYPE_CATEGORIES[gender][cloth_type]
-    return str(rng.choice(names, p=np.array(weights) / sum(weights)))
+    return weighted(rng, _TYPE_CATEGORIES[gender][cloth_type])
 
 
 def random_garment(
@@ -179,18 +158,25 @@ def random_garment(
         if kind in ("sweatshirt", "hoodie", "cardigan"):
             cloth = "knit"
     colours = {"denim": DENIMS, "suit": SUIT_COLOURS}.get(cloth, CLOTH_COLOURS)
-    pattern = random_pattern(rng, *_PATTERNS[cloth], colours=colours, unlike=unlike)
+    pattern = random_pattern(rng, _PATTERNS[cloth], colours=colours, unlike=unlike)
     if kind in TOP_KINDS:
         return _random_top(rng, gender, kind, category, pattern)
-    if kind in LEGGED_KINDS:
-        return _random_legs(rng, kind, category, pattern)
+    if kind in FULL_KINDS:
+        return _random_full(rng, gender, kind, category, pattern)
     if kind == "skirt":
         cut, hem = "pencil", "knee-length"
         if category != "Suiting":
             cut = str(rng.choice(["a-line", "pencil", "pleated", "flared"]))
-            hem = str(rng.choice(list(SKIRT_HEMS), p=[0.32, 0.34, 0.24, 0.10]))
+            hem = weighted(rng, {"mini": 0.32, "knee-length": 0.34, "midi": 0.24, "maxi": 0.10})
         return Garment(kind, category, pattern, cut=cut, hem=hem, ease=0.004, belted=bool(rng.random() < 0.15))
-    return _random_full(rng, gender, kind, category, pattern)
+    cut = "slim" if kind == "leggings" else weighted(rng, {"slim": 0.3, "straight": 0.4, "wide": 0.3})
+    hems = ["ankle-length", "ankle-length", "long", "cropped"]
+    if kind == "shorts":
+        hems = ["three-point", "three-point", "knee-length"]
+    elif cut == "wide":
+        hems = ["long", "ankle-length", "cropped"]
+    hem = str(rng.choice(hems))
+    return Garment(kind, category, pattern, cut=cut, hem=hem, ease=0.004, belted=bool(rng.random() < 0.2))
 
 
 def _random_top(rng: np.random.Generator, gender: str, kind: str, category: str, pattern: Pattern) -> Garment:
@@ -217,17 +203,6 @@ def _random_top(rng: np.random.Generator, gender: str, kind: str, category: str,
     return Garment(kind, category, pattern, sleeve, neckline, cut, ease=ease, length=length)
 
 
-def _random_legs(rng: np.random.Generator, kind: str, category: str, pattern: Pattern) -> Garment:
-    cut = "slim" if kind == "leggings" else str(rng.choice(["slim", "straight", "wide"], p=[0.3, 0.4, 0.3]))
-    if kind == "shorts":
-        hem = str(rng.choice(["three-point", "three-point", "knee-length"]))
-    elif cut == "wide":
-        hem = str(rng.choice(["long", "ankle-length", "cropped"]))
-    else:
-        hem = str(rng.choice(["ankle-length", "ankle-length", "long", "cropped"]))
-    return Garment(kind, category, pattern, cut=cut, hem=hem, ease=0.004, belted=bool(rng.random() < 0.2))
-
-
 def _random_full(rng: np.random.Generator, gender: str, kind: str, category: str, pattern: Pattern) -> Garment:
     sleeve = str(rng.choice(["short", "long", "elbow"]))
     neckline = str(rng.choice(["crew", "collar", "v"]))
@@ -239,8 +214,8 @@ def _random_full(rng: np.random.Generator, gender: str, kind: str, category: str
     if kind == "romper":
         hem, cut = "three-point", "straight"
     elif kind == "dress":
-        cut = str(rng.choice(["a-line", "flared", "pencil", "pleated"], p=[0.4, 0.25, 0.2, 0.15]))
-        hem = str(rng.choice(list(SKIRT_HEMS), p=[0.30, 0.34, 0.22, 0.14]))
+        cut = weighted(rng, {"a-line": 0.4, "flared": 0.25, "pencil": 0.2, "pleated": 0.15})
+        hem = weighted(rng, {"mini": 0.30, "knee-length": 0.34, "midi": 0.22, "maxi": 0.14})
     if sleeve == "strap":
         neckline = "scoop"
     ease = float(rng.uniform(0.003, 0.006)) if gender == "WOMEN" else 0.010
@@ -248,23 +223,19 @@ def _random_full(rng: np.random.Generator, gender: str, kind: str, category: str
     return Garment(kind, category, pattern, sleeve, neckline, cut, hem, ease, belted=belted)
 
 
-def random_outfit(
-    rng: np.random.Generator, gender: str, cloth_type: int | None = None, category: str | None = None
-) -> Outfit:
-    """A full outfit around one garment of ``cloth_type`` and ``category``; what is None is random."""
-    if cloth_type is None:
-        cloth_type = int(rng.choice([UPPER, LOWER, FULL]))
+def random_outfit(rng: np.random.Generator, gender: str, cloth_type: int, category: str | None = None) -> Outfit:
+    """A full outfit around one garment of ``cloth_type`` and ``category``, which is random where it is None."""
     named = random_garment(rng, gender, category or random_category(rng, gender, cloth_type), cloth_type)
     scarf = str(rng.choice(CLOTH_COLOURS)) if rng.random() < 0.05 else None
     if cloth_type == FULL:
-        return Outfit(full=named, scarf=scarf)
+        return Outfit((named,), scarf=scarf)
     other_type = LOWER if cloth_type == UPPER else UPPER
     other = random_garment(rng, gender, random_category(rng, gender, other_type), other_type, unlike=named.pattern.base)
     upper, lower = (named, other) if cloth_type == UPPER else (other, named)
     inner = [name for name in ("white", "black", "grey", "beige") if PALETTE[name] != upper.pattern.colour]
     tuckable = upper.kind in ("tee", "tank", "shirt", "blouse")
     tucked = tuckable and bool(rng.random() < (0.5 if lower.kind == "skirt" else 0.25))
-    return Outfit(upper, lower, inner=str(rng.choice(inner)), tucked=tucked, scarf=scarf)
+    return Outfit((upper, lower), str(rng.choice(inner)), tucked, scarf)
 
 
 _NOUNS = {"tee": "T-shirt", "tank": "tank top", "polo": "polo shirt"}
@@ -297,9 +268,9 @@ def caption(person: Person, outfit: Outfit, rng: np.random.Generator) -> str:
     """What the person wears, in one to three sentences drawn from ``rng``; all of it is in the picture."""
     who = "woman" if person.gender == "WOMEN" else "man"
     verb = str(rng.choice(["wears", "is wearing", "is dressed in"]))
-    worn = " and ".join(describe(garment) for garment in outfit.garments())
+    worn = " and ".join(describe(garment) for garment in outfit.garments)
     extras = []
-    top = outfit.garments()[0]
+    top = outfit.garments[0]
     if top.neckline and top.kind not in OPEN_KINDS and rng.random() < 0.5:
         extras.append(f"The {_NOUNS.get(top.kind, top.kind)} has {NECKLINES[top.neckline]}.")
     if rng.random() < 0.35:

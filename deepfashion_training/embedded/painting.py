@@ -41,6 +41,11 @@ def vec(x: float, y: float) -> Points:
     return np.array([x, y], dtype=np.float64)
 
 
+def across(left: Points, right: Points, heights: Points) -> Points:
+    """Outline of a band whose left and right X [N] are given at ``heights`` [N]: down the left side, up the right."""
+    return np.concatenate([np.stack([left, heights], axis=1), np.stack([right, heights], axis=1)[::-1]])
+
+
 def spline(through: Points, steps: int = 6) -> Points:
     """Catmull-Rom curve through three or more points [N, 2], ``steps`` samples per span: [(N - 1) * steps + 1, 2]."""
     padded = np.concatenate([2 * through[:1] - through[1:2], through, 2 * through[-1:] - through[-2:-1]])
@@ -143,120 +148,102 @@ class Detail:
 
 @dataclass
 class Piece:
-    """One part of the figure: a union of polygons with one label."""
+    """One part of the figure: a union of polygons with one label; no line is drawn between pieces of one group."""
 
-    name: str
+    group: str
     label: int
     shapes: list[Points]
     colour: Colour
     relief: float = 0.010  # width of the shadow on the side away from the light
     details: list[Detail] = field(default_factory=list)
-    group: str = ""  # no line is drawn between neighbours of one group
     folds: list[Points] = field(default_factory=list)
     cloth: Cloth | None = None
     frames: list[Frame] = field(default_factory=list)  # one per shape where there is cloth
 
 
 @dataclass(frozen=True)
-class Window:
-    """The part of a picture that a figure fills, and where body units lie in it.
+class Placement:
+    """Where a figure stands on a picture."""
 
-    ``left``, ``top``, ``width``, ``height`` are pixels of the picture, ``scale`` pixels to a body height,
-    ``origin`` the pixel (x, y) of body point (0, 0) in the window, ``factor`` the samples per pixel and axis.
-    """
+    size: tuple[int, int]  # height and width of the picture, pixels
+    scale: float  # pixels to a body height
+    origin: tuple[float, float]  # pixel (x, y) of body point (0, 0)
 
-    left: int
-    top: int
-    width: int
-    height: int
-    scale: float
-    origin: tuple[float, float]
-    factor: int
+    @property
+    def factor(self) -> int:
+        """Samples of a pixel along each axis: enough that thin lines survive on small pictures."""
+        return 4 if self.size[0] <= 192 else 3 if self.size[0] <= 256 else 2
 
-    @classmethod
-    def around(cls, pieces: list[Piece], size: tuple[int, int], scale: float, origin: tuple[float, float]) -> Window:
-        """The window that holds all of ``pieces`` and their soft edges, within ``size`` (height, width)."""
-        corners = np.concatenate([shape for piece in pieces for shape in piece.shapes]) * scale + origin
-        margin = 0.025 * scale + 2
-        left, top = (max(0, int(value - margin)) for value in corners.min(axis=0))
-        right, bottom = (int(value + margin) for value in corners.max(axis=0))
-        right, bottom = max(left + 1, min(right, size[1])), max(top + 1, min(bottom, size[0]))
-        moved = (origin[0] - left, origin[1] - top)
-        return cls(left, top, right - left, bottom - top, scale, moved, supersampling(size[0]))
-
-    def placed(self, shape: Points) -> list[float]:
-        """Corners of a shape in samples, as ``ImageDraw`` takes them: x, y, x, y and so on."""
-        corners: list[float] = ((shape * self.scale + self.origin) * self.factor).ravel().tolist()
-        return corners
-
-    def sample(self, image: Image.Image) -> Image.Image:
-        """The middle sample of each pixel of an image in samples."""
-        # Scaling down by nearest neighbour takes exactly that one.
-        return image.resize((self.width, self.height), Image.Resampling.NEAREST)
-
-    def spread(self, image: Image.Image, size: tuple[int, int]) -> LabelMap:
-        """An image of the window as uint8 [H, W] of the whole picture, 0 outside."""
-        whole = np.zeros(size, np.uint8)
-        whole[self.top : self.top + self.height, self.left : self.left + self.width] = np.asarray(image)
-        return whole
-
-    def silhouettes(self, shapes: list[tuple[Points, int]]) -> Image.Image:
-        """Shapes filled with their values in painter's order, one sample per pixel."""
-        image = Image.new("L", (self.width * self.factor, self.height * self.factor), 0)
+    def silhouettes(self, shapes: list[tuple[Points, int]], factor: int) -> LabelMap:
+        """Shapes filled with their values in painter's order: uint8 [H, W], the middle one of ``factor`` samples."""
+        height, width = self.size
+        image = Image.new("L", (width * factor, height * factor), 0)
         draw = ImageDraw.Draw(image)
         for shape, value in shapes:
-            draw.polygon(self.placed(shape), fill=value)
-        return self.sample(image)
+            draw.polygon(_flat((shape * self.scale + self.origin) * factor), fill=value)
+        return np.asarray(image.resize((width, height), Image.Resampling.NEAREST))
 
 
-def supersampling(height: int) -> int:
-    """How many samples a pixel has along each axis: enough that thin lines survive on small pictures."""
-    return 4 if height <= 192 else 3 if height <= 256 else 2
+def _flat(corners: Points) -> list[float]:
+    """Corners as ``ImageDraw`` takes them: x, y, x, y and so on."""
+    numbers: list[float] = corners.ravel().tolist()
+    return numbers
+
+
+def _box(corners: Points, image: Image.Image) -> tuple[int, int, int, int]:
+    """Left, top, right, bottom of the part of ``image`` that the corners are in; empty where it holds none of them."""
+    left, top = (max(0, int(value)) for value in corners.min(axis=0).tolist())
+    right, bottom = (int(value) + 2 for value in corners.max(axis=0).tolist())
+    return left, top, max(left, min(right, image.width)), max(top, min(bottom, image.height))
 
 
 class Canvas:
-    """``picture`` (RGB), ``pieces`` painted on the ``window`` of it, and the map of what is where."""
+    """``pieces`` painted into ``picture`` (RGB), back to front, and the map of what is where."""
 
-    def __init__(self, picture: Image.Image, window: Window, pieces: list[Piece]) -> None:
-        self.window, self.pieces = window, pieces
-        self.scale, self.factor, self.origin = window.scale, window.factor, np.array(window.origin)
-        box = (window.left, window.top, window.left + window.width, window.top + window.height)
-        large = (window.width * self.factor, window.height * self.factor)
-        self._colours = picture.crop(box).resize(large, Image.Resampling.NEAREST)
+    def __init__(self, picture: Image.Image, place: Placement, pieces: list[Piece]) -> None:
+        self.pieces, self.size, self.scale, self.factor = pieces, place.size, place.scale, place.factor
+        corners = np.concatenate([shape for piece in pieces for shape in piece.shapes]) * place.scale + place.origin
+        margin = 0.025 * place.scale  # of shadows and outlines
+        #: Only this part of the picture is worked on: the figure and its soft edges.
+        self.box = _box(np.stack([corners.min(axis=0) - margin - 2, corners.max(axis=0) + margin]), picture)
+        self.origin = np.array(place.origin) - self.box[:2]
+        part = picture.crop(self.box)
+        large = (part.width * self.factor, part.height * self.factor)
+        self._colours = part.resize(large, Image.Resampling.NEAREST)
         self._ids = Image.new("L", large, 0)  # 0 where no piece is, otherwise its place in ``pieces`` from 1 on
-        self._light = Image.new("L", (window.width, window.height), 255)
+        self._light = Image.new("L", part.size, 255)
         for number, piece in enumerate(pieces, 1):
             self._paint(piece, number)
-        picture.paste(self._finished(outlined=picture.height > 168), box[:2])
+        picture.paste(self._finished(), self.box[:2])
+
+    def _samples(self, shape: Points) -> Points:
+        return (shape * self.scale + self.origin) * self.factor
 
     def _paint(self, piece: Piece, number: int) -> None:
         draw, draw_ids = ImageDraw.Draw(self._colours), ImageDraw.Draw(self._ids)
         for index, shape in enumerate(piece.shapes):
-            corners = self.window.placed(shape)
-            draw_ids.polygon(corners, fill=number)
+            corners = self._samples(shape)
+            draw_ids.polygon(_flat(corners), fill=number)
             if piece.cloth is None:
-                draw.polygon(corners, fill=piece.colour)
+                draw.polygon(_flat(corners), fill=piece.colour)
             else:
                 self._lay(piece.cloth, piece.frames[index], corners)
         self._shade(piece)
         for detail in piece.details:
+            corners = self._samples(detail.shape)
             if detail.width:
                 wide = max(1, round(detail.width * self.scale * self.factor))
-                draw.line(self.window.placed(detail.shape), fill=detail.colour, width=wide, joint="curve")
+                draw.line(_flat(corners), fill=detail.colour, width=wide, joint="curve")
             else:
-                draw.polygon(self.window.placed(detail.shape), fill=detail.colour)
+                draw.polygon(_flat(corners), fill=detail.colour)
 
-    def _lay(self, cloth: Cloth, frame: Frame, corners: list[float]) -> None:
+    def _lay(self, cloth: Cloth, frame: Frame, corners: Points) -> None:
         """Fill one polygon with cloth."""
-        xs, ys = corners[0::2], corners[1::2]
-        left, top = max(0, int(min(xs))), max(0, int(min(ys)))
-        right = min(self._colours.width, int(max(xs)) + 2)
-        bottom = min(self._colours.height, int(max(ys)) + 2)
-        if right <= left or bottom <= top:
-            return
+        left, top, right, bottom = _box(corners, self._colours)
         mask = Image.new("1", (right - left, bottom - top), 0)
-        moved = (np.array(corners).reshape(-1, 2) - (left, top)).ravel().tolist()
-        ImageDraw.Draw(mask).polygon(moved, fill=1)
+        if 0 in mask.size:
+            return
+        ImageDraw.Draw(mask).polygon(_flat(corners - (left, top)), fill=1)
         # Pixel of the box -> body units on the picture -> body units on the cloth -> pixel of the texture.
         unit, s = 1.0 / (self.scale * self.factor), cloth.scale
         cos, sin = np.cos(frame.turn), np.sin(frame.turn)
@@ -272,27 +259,24 @@ class Canvas:
     def _shade(self, piece: Piece) -> None:
         """Light from the upper left: a soft shadow on the far side and along the folds."""
         placed = [shape * self.scale + self.origin for shape in piece.shapes]
-        corners = np.concatenate(placed)
-        left, top = (max(0, int(value)) for value in corners.min(axis=0).tolist())
-        right, bottom = (int(value) + 2 for value in corners.max(axis=0).tolist())
-        right, bottom = min(right, self.window.width), min(bottom, self.window.height)
-        if right <= left or bottom <= top:
-            return
+        left, top, right, bottom = _box(np.concatenate(placed), self._light)
         box, corner = (right - left, bottom - top), np.array([left, top])
+        if 0 in box:
+            return
         mask, light = Image.new("1", box, 0), Image.new("L", box, 214)
         on_mask, on_light = ImageDraw.Draw(mask), ImageDraw.Draw(light)
         aside = corner + np.array([1.0, 0.25]) * (piece.relief * self.scale)
         for shape in placed:
-            on_mask.polygon((shape - corner).ravel().tolist(), fill=1)
-            on_light.polygon((shape - aside).ravel().tolist(), fill=255)
+            on_mask.polygon(_flat(shape - corner), fill=1)
+            on_light.polygon(_flat(shape - aside), fill=255)
         for fold in piece.folds:
-            line = (fold * self.scale + self.origin - corner).ravel().tolist()
+            line = _flat(fold * self.scale + self.origin - corner)
             on_light.line(line, fill=216, width=max(1, round(0.006 * self.scale)))
         self._light.paste(light, (left, top), mask)
 
     def _edges(self) -> Image.Image:
         """White where pieces of different groups meet, at the picture's size."""
-        names = [piece.group or piece.name for piece in self.pieces]
+        names = [piece.group for piece in self.pieces]
         groups = np.asarray(self._ids.point(_table([names.index(name) + 1 for name in names])))
         edge = np.zeros(groups.shape, bool)
         down, across = groups[1:] != groups[:-1], groups[:, 1:] != groups[:, :-1]
@@ -302,13 +286,10 @@ class Canvas:
         edge[:, :-1] |= across
         return Image.fromarray(edge.view(np.uint8) * np.uint8(255)).reduce(self.factor)
 
-    def _finished(self, outlined: bool) -> Image.Image:
-        """The window of the photo, shaded and ``outlined``: RGB at the picture's size.
-
-        Small pictures have no outlines: a line of one pixel would be a tenth of a sleeve.
-        """
+    def _finished(self) -> Image.Image:
+        """The picture, shaded and outlined; small ones have no outlines: one pixel would be a tenth of a sleeve."""
         light = self._light.filter(ImageFilter.GaussianBlur(0.0055 * self.scale))
-        edges = self._edges() if outlined else Image.new("L", light.size, 0)
+        edges = self._edges() if self.size[0] > 168 else Image.new("L", light.size, 0)
         near = edges.filter(ImageFilter.BoxBlur(0.010 * self.scale))
         light = ImageChops.multiply(light, near.point([255 - min(60, value * 3 // 5) for value in range(256)]))
         # Shadows end where the figure does: the wall behind it and the white of a product shot stay clean.
@@ -318,14 +299,15 @@ class Canvas:
         light = ImageChops.multiply(light, edges.point([round(255 - value * strength) for value in range(256)]))
         return ImageChops.multiply(self._colours.reduce(self.factor), Image.merge("RGB", (light, light, light)))
 
-    def labels(self, **instead: int) -> Image.Image:
-        """Label of the piece that shows at each pixel of the window; ``instead`` gives labels by piece name."""
-        labels = [instead.get(piece.name, piece.label) for piece in self.pieces]
-        return self.window.sample(self._ids).point(_table(labels))
-
-    def figure(self) -> Image.Image:
-        """255 wherever a piece shows in the window."""
-        return self.window.sample(self._ids).point([0, *[255] * 255])
+    def labels(self, chest: int) -> LabelMap:
+        """Label of the piece that shows at each pixel, uint8 [H, W]: ``chest`` where its label is 0."""
+        labelled = self._ids.point(_table([piece.label or chest for piece in self.pieces]))
+        # Scaling down by nearest neighbour takes the middle sample of each pixel.
+        part = labelled.resize(self._light.size, Image.Resampling.NEAREST)
+        left, top, right, bottom = self.box
+        whole = np.zeros(self.size, np.uint8)
+        whole[top:bottom, left:right] = np.asarray(part)
+        return whole
 
 
 def _table(values: list[int]) -> list[int]:

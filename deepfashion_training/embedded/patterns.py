@@ -69,15 +69,19 @@ _PITCHES = {
 }  # fmt: skip
 
 
+def weighted(rng: np.random.Generator, weights: dict[str, float]) -> str:
+    """One of the names, each as often as its weight says."""
+    return str(rng.choice(list(weights), p=np.array(list(weights.values())) / sum(weights.values())))
+
+
 def random_pattern(
     rng: np.random.Generator,
-    kinds: tuple[str, ...],
-    weights: tuple[float, ...],
+    kinds: dict[str, float],
     colours: tuple[str, ...] = CLOTH_COLOURS,
     unlike: str | None = None,
 ) -> Pattern:
-    """A pattern of one of ``kinds``, its ground at least visibly different from the palette colour ``unlike``."""
-    kind = str(rng.choice(kinds, p=np.array(weights) / sum(weights)))
+    """A pattern of one of ``kinds``, given with their weights; its ground is visibly different from ``unlike``."""
+    kind = weighted(rng, kinds)
     grounds = [name for name in colours if unlike is None or distance(name, unlike) > 70]
     base = str(rng.choice(grounds or list(colours)))
     others = [name for name in CLOTH_COLOURS if distance(name, base) > 110]
@@ -178,7 +182,7 @@ def _weave(sheet: _Sheet, pattern: Pattern, rows: list[float], columns: list[flo
     second, third = PALETTE[pattern.second], PALETTE[pattern.third]
     thick = pattern.pitch * (0.5 if pattern.kind == "check" else 0.36)
     fine = max(0.006, pattern.pitch * 0.07) if pattern.kind == "plaid" else 0.0
-    # Each thread is 0 ground, 1 band or 2 fine line; the weave is a table of both threads' kinds.
+    # Each thread is 0 ground, 1 band or 2 fine line; the table is for both threads' kinds.
     threads = []
     for marks, start, length in ((rows, sheet.top, sheet.image.height), (columns, -TEXTURE_HALF, sheet.image.width)):
         place = (np.arange(length) + 0.5) / sheet.scale + start

@@ -9,6 +9,7 @@ from deepfashion_training.embedded.painting import (
     Detail,
     Piece,
     Points,
+    across,
     disc,
     hull,
     hull_of_discs,
@@ -21,6 +22,8 @@ from deepfashion_training.embedded.painting import (
 )
 
 HAT, HAIR, SUNGLASSES, FACE, BAG = 1, 2, 3, 11, 16
+#: Hair styles that hide ears and nape.
+_OVER_EARS = ("long", "wavy", "bob", "afro")
 #: Labels of the person's left and right shoe, leg and arm, by side (1 left, -1 right).
 SHOE, LEG, ARM = {1: 9, -1: 10}, {1: 12, -1: 13}, {1: 14, -1: 15}
 
@@ -28,8 +31,7 @@ SHOE, LEG, ARM = {1: 9, -1: 10}, {1: 12, -1: 13}, {1: 14, -1: 15}
 def torso(person: Person, body: Body) -> list[Piece]:
     """Neck and torso in skin. The parse map gives the chest to the arm of its side: ATR has no torso label."""
     heights = np.concatenate([np.linspace(0.158, 0.215, 8), np.linspace(0.225, 0.53, 14)])
-    left, right = body.outline(heights)
-    trunk = np.concatenate([np.stack([left, heights], axis=1), np.stack([right, heights], axis=1)[::-1]])
+    trunk = across(*body.outline(heights), heights)
     top = body.project(np.array([0.0, 0.10, 0.004]))
     base_left, base_right = body.outline(np.array([0.164]))
     half = 0.025 if body.woman else 0.031
@@ -40,8 +42,8 @@ def torso(person: Person, body: Body) -> list[Piece]:
             bone = np.stack([body.surface(side * x, y) for x, y in ((0.014, 0.190), (0.034, 0.186), (0.056, 0.184))])
             bones.append(Detail(spline(bone), shaded(person.skin, 0.88), 0.003))
     return [
-        Piece("chest", 0, [trunk], person.skin, relief=0.012, group="trunk", details=bones),
-        Piece("neck", FACE, [neck], shaded(person.skin, 0.955), relief=0.006, group="trunk"),
+        Piece("trunk", 0, [trunk], person.skin, relief=0.012, details=bones),
+        Piece("trunk", FACE, [neck], shaded(person.skin, 0.955), relief=0.006),
     ]
 
 
@@ -60,7 +62,7 @@ def arm(person: Person, body: Body, side: int, over: bool = False) -> Piece:
         disc(wrist, widths[4]),
     ]
     # Shoulder and trunk are one skin: no line runs between them.
-    return Piece(f"arm {side}", ARM[side], shapes, person.skin, relief=0.007, group="trunk")
+    return Piece("trunk", ARM[side], shapes, person.skin, relief=0.007)
 
 
 def upper_arm(
@@ -92,7 +94,7 @@ def hand(person: Person, body: Body, side: int) -> Piece:
     palm = hull_of_discs([wrist + way * 0.006, wrist + way * 0.028], [0.0125 * size, 0.0155 * size])
     fingers = hull_of_discs([wrist + way * 0.030, wrist + way * 0.056 * size], [0.0140 * size, 0.0080 * size])
     thumb = hull_of_discs([wrist + way * 0.014, wrist + way * 0.036 + inward * 0.016], [0.008, 0.0055])
-    return Piece(f"hand {side}", ARM[side], [palm, fingers, thumb], person.skin, relief=0.005, group="trunk")
+    return Piece("trunk", ARM[side], [palm, fingers, thumb], person.skin, relief=0.005)
 
 
 def leg(person: Person, body: Body, side: int) -> Piece:
@@ -216,11 +218,10 @@ class Head:
         else:
             return []
         colour = shaded(self.person.hair_colour, 0.88)
-        return [Piece("hair fall", HAIR, [shape], colour, relief=0.012, group="hair back")]
+        return [Piece("hair back", HAIR, [shape], colour, relief=0.012)]
 
     def _skull(self) -> list[Piece]:
         style, w, h = self.person.hair_style, self.wide, self.high
-        colour = self.person.hair_colour
         back = -0.010 * self.sin
         grow = {"afro": 1.48, "buzz": 1.0, "crop": 1.03, "bun": 1.06}.get(style, 1.10)
         lift = {"afro": -0.016, "quiff": -0.006}.get(style, -0.003)
@@ -234,28 +235,25 @@ class Head:
         if style == "quiff" and not self.from_behind:
             shapes.append(hull_of_discs(self._at((0.020 * self.sin, -h * 0.92), (0.016 + 0.03 * self.sin, -h * 0.98)),
                                         [0.024, 0.018]))  # fmt: skip
-        hair = shaded(colour, 1.12) if style == "buzz" else colour
-        return [Piece("hair", HAIR, shapes, hair, relief=0.010, group="hair")]
+        hair = shaded(self.person.hair_colour, 1.12 if style == "buzz" else 1.0)
+        return [Piece("hair", HAIR, shapes, hair, relief=0.010)]
 
     def pieces(self) -> list[Piece]:
         """The head in painter's order: hair, ears, face, fringe, glasses, hat; from behind, what hangs down last."""
         if not self.from_behind:
             return [*self._skull(), *self._ears(), self._face(), *self._fringe(), *self._glasses(), *self._hat()]
-        nape = [] if self.person.hair_style in ("long", "wavy", "bob", "afro") else [self._nape()]
-        hanging = [self._tail_from_behind()] if self.person.hair_style == "ponytail" else self.fall()
-        return [*nape, *self._skull(), *hanging, *self._hat()]
-
-    def _nape(self) -> Piece:
-        shape = disc(self.centre + vec(0.0, 0.014), self.wide * 0.86, self.high * 0.82)
-        return Piece("nape", FACE, [shape], shaded(self.person.skin, 0.95), relief=0.006)
-
-    def _tail_from_behind(self) -> Piece:
-        path = spline(self._at((0.0, -0.010), (0.004, 0.035), (-0.004, 0.085), (0.002, 0.130)), 5)
-        shape = tube(path, np.interp(np.linspace(0, 1, 16), [0, 0.4, 1], [0.012, 0.023, 0.005]))
-        return Piece("hair tail", HAIR, [shape], shaded(self.person.hair_colour, 0.9), relief=0.010)
+        nape, tail = [], self.fall()
+        if self.person.hair_style not in _OVER_EARS:
+            shape = disc(self.centre + vec(0.0, 0.014), self.wide * 0.86, self.high * 0.82)
+            nape = [Piece("nape", FACE, [shape], shaded(self.person.skin, 0.95), relief=0.006)]
+        if self.person.hair_style == "ponytail":
+            path = spline(self._at((0.0, -0.010), (0.004, 0.035), (-0.004, 0.085), (0.002, 0.130)), 5)
+            shape = tube(path, np.interp(np.linspace(0, 1, 16), [0, 0.4, 1], [0.012, 0.023, 0.005]))
+            tail = [Piece("hair tail", HAIR, [shape], shaded(self.person.hair_colour, 0.9), relief=0.010)]
+        return [*nape, *self._skull(), *tail, *self._hat()]
 
     def _ears(self) -> list[Piece]:
-        if self.person.hair_style in ("long", "wavy", "bob", "afro"):
+        if self.person.hair_style in _OVER_EARS:
             return []
         ears = []
         for side in (-1, 1):
@@ -274,9 +272,8 @@ class Head:
         half = np.array([0.50, 0.90, 0.95, 0.90, jaw, 0.22]) * w * narrow
         down = np.array([upper, upper * 0.55, 0.0, 0.45 * h, 0.80 * h, 1.06 * h])
         lean = x + 0.010 * turn * np.array([0.0, 0.0, 0.1, 0.3, 0.7, 0.9])
-        right = np.stack([lean + half, down], axis=1)
-        left = np.stack([lean - half, down], axis=1)
-        outline = spline(np.concatenate([right, left[::-1], right[:1]]), 4) + self.centre
+        around = across(lean + half, lean - half, down)
+        outline = spline(np.concatenate([around, around[:1]]), 4) + self.centre
         shapes = [outline]
         if abs(turn) > 0.6:  # a nose in profile
             tip = np.sign(turn) * (abs(x) + w * narrow * 0.93)
@@ -289,18 +286,18 @@ class Head:
 
     def _features(self, x: float, narrow: float) -> list[Detail]:
         skin, w, turn = self.person.skin, self.wide, self.sin
-        details: list[Detail] = []
         gaze = x + 0.016 * turn
         apart = 0.0190 * max(0.35, self.cos)
         limit = abs(x) + w * narrow * 0.86
         brow = shaded(self.person.hair_colour, 0.75)
-        blush = tuple(round(0.86 * s + 0.14 * c) for s, c in zip(skin, (226, 90, 90), strict=True))
+        red, green, blue = (round(0.86 * s + 0.14 * c) for s, c in zip(skin, (226, 90, 90), strict=True))
+        details: list[Detail] = []
         for side in (-1, 1):
             eye = gaze + side * apart
             if side * turn > 0.62 or abs(eye) > limit:
                 continue
             cheek = disc(self.centre + vec(eye + side * 0.004, 0.022), 0.010 * max(0.5, self.cos), 0.007, 12)
-            details.append(Detail(cheek, blush))  # type: ignore[arg-type]
+            details.append(Detail(cheek, (red, green, blue)))
             squeeze = max(0.6, self.cos)
             details.append(Detail(disc(self.centre + vec(eye, 0.0), 0.0076 * squeeze, 0.0044, 12), (250, 250, 248)))
             iris = disc(self.centre + vec(eye + 0.001 * turn, 0.0), 0.0042 * max(0.7, squeeze), 0.0046, 10)
@@ -336,7 +333,7 @@ class Head:
                 lock = self._at((side * w * 0.92, -0.5 * h), (side * w * 1.10, 0.02), (side * w * 1.12, fall),
                                 (side * w * 0.86, fall - 0.01), (side * w * 0.88 + x * 0.3, 0.01))  # fmt: skip
                 shapes.append(lock)
-        return [Piece("hair fringe", HAIR, shapes, self.person.hair_colour, relief=0.006, group="hair")]
+        return [Piece("hair", HAIR, shapes, self.person.hair_colour, relief=0.006)]
 
     def _glasses(self) -> list[Piece]:
         if not self.person.sunglasses:

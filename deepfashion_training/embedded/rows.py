@@ -14,7 +14,7 @@ from PIL import Image
 from deepfashion_training.embedded.body import PERSON_VIEWS, VIEW_NUMBERS, Person, random_person, random_pose
 from deepfashion_training.embedded.figure import Drawing, Mask, draw_flat, draw_person
 from deepfashion_training.embedded.garments import Garment, Outfit, caption, describe, random_category, random_outfit
-from deepfashion_training.garment_types import FULL, LOWER, TYPE_NAMES, UPPER
+from deepfashion_training.garment_types import FULL, LOWER, UPPER
 
 Row = TypeVar("Row")
 
@@ -60,26 +60,22 @@ class RowSpec:
 
     def person(self) -> Person:
         """The person, the same in all rows of a pid."""
-        return random_person(self.generator(0), self.pid)
+        return random_person(self.generator(0))
 
     def outfit(self) -> Outfit:
         """The outfit, the same in all rows of a variant."""
         outfit = random_outfit(self.generator(1, self.variant), self.person().gender, self.around, self.category)
         keep = self.generator(4, self.variant).random(2) < self.patterned
-        # The garment that the outfit is drawn around comes first, so that it looks alike whatever else is worn.
-        worn = sorted(outfit.garments(), key=lambda garment: garment.cloth_type != self.around)
-        changed: dict[str, Any] = {
-            TYPE_NAMES[garment.cloth_type]: garment.in_plain()
-            for garment, kept in zip(worn, keep.tolist(), strict=False)
-            if not kept
-        }
-        return replace(outfit, **changed)
+        # The first draw is for the garment that the outfit is drawn around: it looks alike whatever else is worn.
+        garments = tuple(
+            garment if keep[int(garment.cloth_type != self.around)] else garment.in_plain()
+            for garment in outfit.garments
+        )
+        return replace(outfit, garments=garments)
 
     def garment(self) -> Garment:
         """The garment that the row is about."""
-        garment = self.outfit().of_type(self.cloth_type)
-        assert garment is not None
-        return garment
+        return next(garment for garment in self.outfit().garments if garment.cloth_type == self.cloth_type)
 
     def draw(self, size: tuple[int, int]) -> Drawing:
         """The person's picture: rows of one pid, variant and view show the same one."""
@@ -134,7 +130,7 @@ def raw_specs(rows: int, seed: int) -> Iterator[RowSpec]:
     while True:
         rng = np.random.default_rng([seed, pid_index, 9])
         cloth_type = _RAW_TYPES[pid_index % len(_RAW_TYPES)]
-        gender = random_person(np.random.default_rng([seed, pid_index, 0]), "").gender
+        gender = random_person(np.random.default_rng([seed, pid_index, 0])).gender
         category = random_category(rng, gender, cloth_type)
         whole_mask = bool(rng.random() < 0.5)
         for variant in range(1, 2 + int(rng.random() < 0.4)):

@@ -15,6 +15,7 @@ from deepfashion_training.embedded.painting import (
     Frame,
     Piece,
     Points,
+    across,
     along,
     disc,
     hull,
@@ -28,8 +29,9 @@ from deepfashion_training.embedded.patterns import PALETTE, texture
 from deepfashion_training.embedded.people import upper_arm
 from deepfashion_training.garment_types import FULL, LOWER, UPPER
 
-UPPER_LABEL, SKIRT_LABEL, PANTS_LABEL, DRESS_LABEL, BELT_LABEL = 4, 5, 6, 7, 8
-_BELT_COLOUR = (94, 62, 44)
+#: ATR labels of garments by type, skirts before trousers; jumpsuits and rompers are dresses, too.
+GARMENT_LABELS: dict[int, tuple[int, ...]] = {UPPER: (4,), LOWER: (5, 6), FULL: (7,)}
+BELT_LABEL = 8
 
 _NECK_HALF = {"crew": 0.036, "v": 0.040, "scoop": 0.046, "square": 0.050, "boat": 0.062, "collar": 0.036}
 _NECK_DROP = {"crew": 0.022, "v": 0.078, "scoop": 0.056, "square": 0.052, "boat": 0.012, "collar": 0.040}
@@ -46,9 +48,7 @@ class Tailor:
 
     def __init__(self, garment: Garment, body: Body, scale: float, inner: str = "white", tucked: bool = False) -> None:
         self.garment, self.body, self.inner, self.tucked = garment, body, inner, tucked
-        below = SKIRT_LABEL if garment.kind == "skirt" else PANTS_LABEL
-        # The ATR labels: jumpsuits and rompers are dresses, too.
-        self.label = {UPPER: UPPER_LABEL, LOWER: below, FULL: DRESS_LABEL}[garment.cloth_type]
+        self.label = GARMENT_LABELS[garment.cloth_type][0 if garment.kind == "skirt" else -1]
         self.name = f"cloth{garment.cloth_type}"
         #: Body height of the lowest hem.
         self.hem = garment.length
@@ -74,8 +74,6 @@ class Tailor:
         frames = frames or [self.front] * len(shapes)
         return Piece(f"{self.name} {name}", self.label, shapes, self.colour, cloth=self.cloth, frames=frames, **more)
 
-    # Torso ---------------------------------------------------------------------------------------------------
-
     def _sides(self, heights: Vector) -> tuple[Vector, Vector]:
         """Left and right X of the garment's torso at body heights [N]."""
         garment, body = self.garment, self.body
@@ -85,9 +83,7 @@ class Tailor:
         away = straight * np.clip((heights - 0.285) / 0.06, 0, 1)
         if self.tucked:  # gathered at the waist
             away = away * np.clip((WAIST_Y + 0.012 - heights) / 0.05, 0, 1)
-        left = np.where(heights > 0.285, left + away * np.minimum(0, wide_left[0] - left), left)
-        right = np.where(heights > 0.285, right + away * np.maximum(0, wide_right[0] - right), right)
-        return left, right
+        return left + away * np.minimum(0, wide_left - left), right + away * np.maximum(0, wide_right - right)
 
     def _neck(self) -> tuple[Points, float, float]:
         """The neckline from the picture's left to right, and the X of its ends."""
@@ -247,8 +243,6 @@ class Tailor:
             pieces.append(self.piece(f"panel {side}", [shape], folds=folds[:4], details=[lapel], relief=0.012))
         return pieces
 
-    # Limbs ---------------------------------------------------------------------------------------------------
-
     def sleeve(self, side: int, over: bool = False) -> list[Piece]:
         """The sleeve of one arm, with its cap or, ``over`` the torso's cloth, without; nothing where there is none."""
         garment, body = self.garment, self.body
@@ -283,8 +277,7 @@ class Tailor:
             details.append(Detail(_across(path, widths[-1], band / 2), self.trim, band))
         crook = elbow + (shoulder + wrist - 2 * elbow) * 0.06
         folds = [points((-0.012, -0.004), (0.010, 0.006)) + crook] if lower_share > 0.1 else []
-        group = f"{self.name} sleeve {side}"
-        return [self.piece(f"sleeve {side}", shapes, frames, details=details, folds=folds, group=group)]
+        return [self.piece(f"sleeve {side}", shapes, frames, details=details, folds=folds)]
 
     def _pelvis(self, side: int) -> Points:
         """The half of the seat on one side of the seam that shows, from the waist to the crotch."""
@@ -299,10 +292,8 @@ class Tailor:
         thigh = np.interp(heights, [hip_y, knee_y], [hip_x, knee_x]) + (reach if rightward else -reach)
         rounded = np.clip((heights - 0.465) / 0.06, 0, 1)
         if rightward:
-            outer = right + rounded * np.minimum(0, thigh - right)
-        else:
-            outer = left + rounded * np.maximum(0, thigh - left)
-        return np.concatenate([np.stack([outer, heights], axis=1), np.stack([seam, heights], axis=1)[::-1]])
+            return across(right + rounded * np.minimum(0, thigh - right), seam, heights)
+        return across(left + rounded * np.maximum(0, thigh - left), seam, heights)
 
     def leg(self, side: int) -> Piece:
         """One trouser leg with its half of the seat."""
@@ -350,24 +341,17 @@ class Tailor:
         shapes = [self._pelvis(side), shape]
         return self.piece(f"leg {side}", shapes, [seat, frame], folds=folds, details=details, relief=0.011)
 
-    def waistband(self) -> Piece:
-        """The band around the waist."""
-        return Piece(f"{self.name} waistband", self.label, [self._band()], self.trim, relief=0.004)
-
     def belt(self) -> Piece:
         """A belt with a label and a colour of its own, over the waistband."""
         buckle = []
         if self.body.cos > 0.3:
             middle = self.body.surface(0.0, WAIST_Y + 0.005, 0.006)
             buckle = [Detail(disc(middle, 0.009, 0.008, 10), (214, 188, 120))]
-        return Piece("belt", BELT_LABEL, [self._band()], _BELT_COLOUR, relief=0.004, details=buckle)
+        return Piece("belt", BELT_LABEL, [self._band()], (94, 62, 44), relief=0.004, details=buckle)
 
     def _band(self) -> Points:
         heights = np.array([WAIST_Y - 0.004, WAIST_Y + 0.014])
-        left, right = self.body.outline(heights, self.garment.ease + 0.002)
-        return points((left[0], heights[0]), (right[0], heights[0]), (right[1], heights[1]), (left[1], heights[1]))
-
-    # Skirts --------------------------------------------------------------------------------------------------
+        return across(*self.body.outline(heights, self.garment.ease + 0.002), heights)
 
     def skirt(self) -> Piece:
         """A skirt from the waist, wide enough to hide both legs."""
@@ -391,28 +375,27 @@ class Tailor:
         below = np.clip((heights - 0.49) / max(0.02, hem - 0.49), 0, 1)
         left = np.minimum(left[0] + share * (left_hem - left[0]), left + below * np.maximum(0, left_hem - left))
         right = np.maximum(right[0] + share * (right_hem - right[0]), right + below * np.minimum(0, right_hem - right))
-        left_edge, right_edge = np.stack([left, heights], axis=1), np.stack([right, heights], axis=1)
         left_hem, right_hem = float(left[-1]), float(right[-1])
         dip = 0.006 + 0.05 * max(0.0, right_hem - left_hem - 0.2)
         bottom = spline(points((left_hem, hem), ((left_hem + right_hem) / 2, hem + dip), (right_hem, hem)), 6)
-        shape = np.concatenate([left_edge, bottom, right_edge[::-1]])
+        edges = across(left, right, heights)
+        shape = np.concatenate([edges[:14], bottom, edges[14:]])
         places = {"pleated": np.linspace(0.08, 0.92, 9), "pencil": np.array([0.5])}
         folds = []
         for place in places.get(garment.cut, np.array([0.18, 0.36, 0.60, 0.80])):
             start = (left[2] + place * (right[2] - left[2]), 0.44 + (0.05 if garment.cut != "pleated" else 0))
             end = (left_hem + place * (right_hem - left_hem), hem - 0.004 + dip * (1 - (2 * place - 1) ** 2))
             folds.append(points(start, end))
-        details = []
-        if garment.pattern.kind == "denim":
-            details = [Detail(np.stack([body.surface(0.0, y, 0.004) for y in (0.41, 0.5)]), self.trim, 0.004)]
+        fly = [Detail(np.stack([body.surface(0.0, y, 0.004) for y in (0.41, 0.5)]), self.trim, 0.004)]
+        details = fly if garment.pattern.kind == "denim" else []
         return self.piece("skirt", [shape], folds=folds, details=details, relief=0.018)
-
-    # Whole garments ------------------------------------------------------------------------------------------
 
     def below(self) -> list[Piece]:
         """Everything from the waist down."""
         pieces = [self.skirt()] if self.garment.skirted else [self.leg(side) for side in self.body.far_and_near()]
-        return [*pieces, self.waistband()] if self.garment.cloth_type == LOWER else pieces
+        if self.garment.cloth_type == LOWER:
+            pieces.append(Piece(f"{self.name} waistband", self.label, [self._band()], self.trim, relief=0.004))
+        return pieces
 
     def above(self) -> list[Piece]:
         """Everything around the torso, without the sleeves."""

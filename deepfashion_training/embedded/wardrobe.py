@@ -14,10 +14,9 @@ import functools
 import os
 import re
 import sys
-from collections.abc import Iterator
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from deepfashion_training.cli import FlagParser, number, run_command
 from deepfashion_training.embedded.rows import (
@@ -74,6 +73,10 @@ def write_wardrobe(
     ``schema`` is ``documented`` or ``hub``, ``size`` is (height, width) in pixels, at least 64 each. The folder appears
     only once it is complete. Raises ``FileExistsError`` where ``output_dir`` holds anything already.
     """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from tqdm import tqdm
+
     target = Path(output_dir).absolute()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise FileExistsError(f"{target} is not an empty folder: choose another --output_dir or remove it")
@@ -86,29 +89,22 @@ def write_wardrobe(
     else:
         specs["train"] = list(raw_specs(rows, seed))
         draw = functools.partial(raw_row, size=size)
+    # Pictures are compressed already, and no two of them are the same.
+    options = {"compression": "none", "use_dictionary": False, "write_statistics": False}
+    arrow_schema = wardrobe_features(schema).arrow_schema
+    drawn = iter(tqdm(draw_all(draw, chain(*specs.values()), num_proc), total=rows, desc="drawing", unit="row"))
     with replacing(target) as draft:
         (draft / "data").mkdir(parents=True)
-        _write_splits(draft / "data", schema, specs, draw_all(draw, chain(*specs.values()), num_proc))
+        for split, of_split in specs.items():
+            if not of_split:
+                continue
+            with pq.ParquetWriter(
+                draft / "data" / f"{split}-00000-of-00001.parquet", arrow_schema, **options
+            ) as writer:
+                for first in range(0, len(of_split), _GROUP_ROWS):
+                    group = list(islice(drawn, min(_GROUP_ROWS, len(of_split) - first)))
+                    writer.write_table(pa.Table.from_pylist(group, schema=arrow_schema))
     return target
-
-
-def _write_splits(folder: Path, schema: str, specs: dict[str, list[RowSpec]], drawn: Iterator[dict[str, Any]]) -> None:
-    """One parquet file for each split that has rows; ``drawn`` are the rows of all splits, one after another."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-    from tqdm import tqdm
-
-    arrow_schema = wardrobe_features(schema).arrow_schema
-    rows = iter(tqdm(drawn, total=sum(map(len, specs.values())), desc="drawing", unit="row"))
-    for split, of_split in specs.items():
-        if not of_split:
-            continue
-        # Pictures are compressed already, and no two of them are the same.
-        options = {"compression": "none", "use_dictionary": False, "write_statistics": False}
-        with pq.ParquetWriter(folder / f"{split}-00000-of-00001.parquet", arrow_schema, **options) as writer:
-            for first in range(0, len(of_split), _GROUP_ROWS):
-                group = list(islice(rows, min(_GROUP_ROWS, len(of_split) - first)))
-                writer.write_table(pa.Table.from_pylist(group, schema=arrow_schema))
 
 
 def draw_wardrobe(folder: Path, state: PartialState) -> None:

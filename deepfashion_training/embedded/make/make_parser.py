@@ -22,6 +22,7 @@ from torch.nn.functional import cross_entropy
 from tqdm import trange
 from transformers import SegformerConfig, SegformerForSemanticSegmentation, SegformerImageProcessor
 
+from deepfashion_training.embedded import DRAWN_PARSER
 from deepfashion_training.embedded.rows import RowSpec, raw_specs
 from deepfashion_training.garment_types import UPPER
 from deepfashion_training.images.parts import LABELS
@@ -52,27 +53,18 @@ def draw_people(specs: Iterable[RowSpec], size: tuple[int, int] = SIZE) -> tuple
 
 
 def small_segformer() -> Any:
-    """An untrained SegFormer of 0.4M parameters with the ATR labels."""
-    config = SegformerConfig(
-        id2label=dict(enumerate(LABELS)),
-        label2id={name: number for number, name in enumerate(LABELS)},
-        depths=[1, 1, 2, 1],
-        hidden_sizes=[16, 32, 64, 128],
-        num_attention_heads=[1, 2, 4, 4],
-        mlp_ratios=[2, 2, 2, 2],
-        decoder_hidden_size=48,
-        initializer_range=0.1,  # the usual 0.02 is for wider layers: these would learn nothing for hundreds of steps
-        drop_path_rate=0.0,
-        classifier_dropout_prob=0.0,
-    )
-    return SegformerForSemanticSegmentation(config)
+    """An untrained SegFormer of 0.4M parameters, of the form of the one that ships.
+
+    Its ``initializer_range`` is 0.1: the usual 0.02 is for wider layers, and these would learn nothing for hundreds of
+    steps.
+    """
+    return SegformerForSemanticSegmentation(SegformerConfig.from_pretrained(DRAWN_PARSER))
 
 
 def save_parser(network: Any, folder: Path) -> None:
     """Write the network in half precision, with the preprocessing that it was trained with, to ``folder``."""
     network.half().save_pretrained(folder)
-    size = {"height": SIZE[0], "width": SIZE[1]}
-    SegformerImageProcessor(size=size, image_mean=_MEAN, image_std=_STD).save_pretrained(folder)
+    SegformerImageProcessor.from_pretrained(DRAWN_PARSER).save_pretrained(folder)
 
 
 #: People, seed of their wardrobe, ``every`` of ``person_specs``, steps and peak learning rate of each part of the
