@@ -76,7 +76,7 @@ def test_the_mask_spares_face_and_hands(people, parser):
             assert kept.sum() > 500 and not mask[kept].any()
             if (person.parse == FACE).any():
                 faces.append(mask[person.parse == FACE].mean())
-    assert len(faces) >= 9 and max(faces) < 0.1 and np.mean(faces) < 0.03
+    assert len(faces) >= 9 and max(faces) < 0.12 and np.mean(faces) < 0.03
 
 
 def test_a_type_that_is_not_worn_is_placed_where_it_would_be(people, parser):
@@ -139,7 +139,7 @@ def test_a_label_map_of_types():
     ("mask", "message"),
     [
         (Image.new("L", (60, 80), 0), "it is empty"),
-        (noise(80, 60), "it is the photo itself"),
+        (noise(80, 60), "another kind of picture"),
         (Image.eval(box_mask(), lambda value: 255 - value), "seems to be inverted"),
         (Image.new("L", (80, 80), 255), "mask of 80x80 on a photo of 60x80: another aspect"),
     ],

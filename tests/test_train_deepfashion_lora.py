@@ -218,11 +218,12 @@ ODD_MASKS = {
 }
 
 
-@pytest.mark.parametrize("looks", ODD_MASKS)
+@pytest.mark.parametrize("odd", ODD_MASKS)
 def test_rows_whose_masks_are_none_stop_training_and_evaluation_before_a_model(
-    looks: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    odd: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rows = documented(tmp_path / "rows", ODD_MASKS[looks])
+    rows = documented(tmp_path / "rows", ODD_MASKS[odd])
+    looks = "inverted" if odd == "inverted" else "another kind of picture"
     assert wrapper.main([*QUICK, "--dataset_name", str(rows), "--output_dir", str(tmp_path / "out")]) == 1
     message = capsys.readouterr().err.splitlines()[-1]
     assert str(rows) in message and looks in message and "deepfashion_training.prepare" in message

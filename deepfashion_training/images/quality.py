@@ -95,7 +95,7 @@ class Finding(NamedTuple):
 
 def check_mask(mask: np.ndarray, gates: Gates) -> Finding | None:
     """What is wrong with a mask ``[h, w]`` in {0, 1}: ``mask_empty`` or ``mask_too_large``."""
-    share = int(np.count_nonzero(mask)) / max(mask.size, 1)
+    share = np.count_nonzero(mask) / mask.size
     if share == 0:
         return Finding("mask_empty", "no pixel to repaint")
     if share > gates.max_mask_share:
@@ -114,14 +114,9 @@ def check_region(region: np.ndarray, gates: Gates) -> Finding | None:
 
 def check_garment(garment: Image.Image, gates: Gates) -> Finding | None:
     """``blank_garment`` for an RGB garment picture that hardly differs from the colour of its border anywhere."""
-    away = _distance(_sampled(garment), border_colour(garment))
-    share = int(np.count_nonzero(away >= gates.min_garment_contrast)) / away.size
+    share = (_distance(_sampled(garment), border_colour(garment)) >= gates.min_garment_contrast).mean()
     if share < _CONTRASTING_SHARE:
-        return Finding(
-            "blank_garment",
-            f"{share:.1%} of it lies {gates.min_garment_contrast} levels or more from the colour of its border, "
-            f"{_CONTRASTING_SHARE:.0%} are needed",
-        )
+        return Finding("blank_garment", f"{share:.1%} of it differs from its border, {_CONTRASTING_SHARE:.0%} has to")
     return None
 
 
@@ -137,15 +132,14 @@ def looks_like_product_shot(
     the photo.
     """
     if parse is not None:
-        share = int(np.count_nonzero(np.isin(parse, _PERSON_LABELS))) / max(parse.size, 1)
+        share = np.isin(parse, _PERSON_LABELS).mean()
         if share < 0.001:
             return Finding("product_shot", f"the parser sees no face, hair, arms or legs ({share:.2%} of the photo)")
         return None
     foreground = _distance(_sampled(photo), border_colour(photo)) > _BACKGROUND_TOLERANCE
-    seen = int(np.count_nonzero(foreground))
-    grown = ndimage.binary_dilation(_sampled_mask(mask), np.ones((3, 3)))
-    share = int(np.count_nonzero(foreground & ~grown)) / max(seen, 1)
-    if seen and share < gates.max_person_free_share:
+    outside = foreground & ~ndimage.binary_dilation(_sampled_mask(mask), np.ones((3, 3)))
+    share = outside.sum() / max(foreground.sum(), 1)
+    if foreground.any() and share < gates.max_person_free_share:
         return Finding("product_shot", f"{share:.1%} of what is seen lies outside the mask: no person shows")
     return None
 
@@ -191,8 +185,7 @@ def _sampled(picture: Image.Image) -> npt.NDArray[np.uint8]:
 
 def _sampled_mask(mask: np.ndarray) -> npt.NDArray[np.bool_]:
     """A mask ``[h, w]`` in {0, 1} on the grid on which ``_sampled`` sees a picture of its size."""
-    points: npt.NDArray[np.bool_] = _sampled(Image.fromarray(mask.astype(np.uint8, copy=False))) > 0
-    return points
+    return _sampled(Image.fromarray(mask.astype(np.uint8, copy=False))) > 0
 
 
 def _distance(small: npt.NDArray[np.uint8], colour: tuple[int, int, int]) -> npt.NDArray[np.int16]:
