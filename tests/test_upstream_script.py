@@ -82,7 +82,7 @@ def test_scripts_of_one_name_do_not_replace_each_other_or_our_trainer(tmp_path: 
     ("text", "message"),
     [
         ("def main(args:\n", "is no valid Python: "),
-        (CONTRACT + "    import absent_a", "No module named 'absent_a'"),
+        (CONTRACT + "    import absent_a", "No module named 'absent_a'; install it: pip install absent_a"),
         (CONTRACT + "    import helper, raising", "failed while it was loaded: RuntimeError: boom bang"),
         (CONTRACT + "    import helper, sys\n    sys.exit(3)", "SystemExit: 3"),
         (CONTRACT + "    import helper.nothing", "ModuleNotFoundError: No module named 'helper.nothing'"),

@@ -37,6 +37,8 @@ from training_run.stopping import StoppedError, Stopping
 
 logger = logging.getLogger(__name__)
 
+#: Packages whose name for pip is another than that of the import.
+PIP_NAMES = {"PIL": "Pillow", "skimage": "scikit-image", "sklearn": "scikit-learn", "yaml": "PyYAML"}
 #: What every script must have.
 CONTRACT = ("VitonHDTestDataset", "parse_args", "main")
 #: Names that are replaced so that a script that trains no LoRA trains one.
@@ -121,6 +123,8 @@ def _imported(file: Path) -> tuple[ModuleType, ScriptImports]:
         if isinstance(error, KeyboardInterrupt):
             raise
         said = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        if isinstance(error, ModuleNotFoundError) and error.name and "." not in error.name:
+            said += f"; install it: pip install {PIP_NAMES.get(error.name, error.name)}"
         raise UpstreamError(f"--upstream {file} failed while it was loaded: {said}") from error
     return module, imports
 
