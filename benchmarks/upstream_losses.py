@@ -42,7 +42,7 @@ def losses_of(flags: list[str], replay: bool = False) -> list[float]:
 
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
-    args, script = wrapper.resolve(flags)
+    args, script = wrapper.parse(flags)
     wrapper.check(args, script)
     if replay:
         with mock.patch.multiple(script.module, **replayed(script.module, args.seed)):

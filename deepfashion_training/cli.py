@@ -6,10 +6,8 @@ Knows no room of the project, and imports nothing heavy before it has to.
 from __future__ import annotations
 
 import argparse
-import difflib
 import logging
 import os
-import re
 import sys
 import traceback
 from collections.abc import Callable, Collection, Hashable
@@ -69,25 +67,18 @@ class Preset:
         parser.source = f"--preset {self.path}: "
         try:
             for flag, text in self.flags.items():
-                parser.refuse_unknown([f"--{flag}"])
-                action = parser._option_string_actions[f"--{flag}"]
+                action = parser._option_string_actions.get(f"--{flag}") or parser.refuse(f"--{flag}")
                 if action.dest in typed_only:
                     parser.error(f"{flag} belongs on the command line, not in a preset")
-                words = [] if text in ("", "null", "~") else _as_typed(flag, text, parser)
+                words = [f"--{flag}={text}"]
+                if text in ("", "null", "~"):
+                    words = []
+                elif action.nargs is not None and text.lower() in _WORDS:  # a switch
+                    words = [f"--{flag}" if _WORDS[text.lower()] else f"--no-{flag}"]
                 values |= {action.dest: None} | parser.given(words)[0]
         finally:
             parser.source = ""
         return values
-
-
-def _as_typed(flag: str, text: str, parser: FlagParser) -> list[str]:
-    """A flag of a preset as one would type it; yes, no, on, off, true and false switch a switch."""
-    action, on = parser._option_string_actions[f"--{flag}"], _WORDS.get(text.lower())
-    if on is None or action.nargs is None:
-        return [f"--{flag}={text}"]
-    if on:
-        return [f"--{flag}"]
-    return [f"--no-{flag}"] if f"--no-{flag}" in parser._option_string_actions else []
 
 
 def load_preset(name: str) -> Preset:
@@ -117,17 +108,11 @@ def load_preset(name: str) -> Preset:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise WrongUseError(f"--preset {path} is no valid YAML: {in_one_line(str(error))}") from error
-    keys = ("about", "needs", "flags")
-    for key in content if isinstance(content, dict) else ():
-        if key not in keys:
-            near = difflib.get_close_matches(str(key), keys, n=1)
-            fix = f"did you mean {near[0]!r}?" if near else "flags stand below 'flags:', indented"
-            raise WrongUseError(f"--preset {path}: nothing reads {str(key)!r} there: {fix}")
-    flags = content.get("flags", {}) if isinstance(content, dict) else None
+    if not isinstance(content, dict) or set(content) - {"about", "needs", "flags"}:
+        raise WrongUseError(f"--preset {path}: its keys are about, needs and flags, with the flags below 'flags:'")
+    flags = content.get("flags", {})
     if not isinstance(flags, dict) or not all(isinstance(value, str) for value in flags.values()):
         raise WrongUseError(f"--preset {path}: it needs a mapping 'flags' of flag names to single values")
-    if odd := [flag for flag in flags if not re.fullmatch(r"[a-z]\w*", str(flag), re.ASCII)]:
-        raise WrongUseError(f"--preset {path}: {odd[0]!r} is no name of a flag")
     try:
         needs = {need: float(gib) for need, gib in (content.get("needs") or {}).items()}
         return Preset(path.stem, path, str(content.get("about", "")), flags=flags, **needs)
@@ -191,18 +176,10 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", message=".*torch_dtype.*", category=FutureWarning)
 
 
-#: Longest message, and how much of a longer one's end is kept: the fix stands there.
-_LONGEST, _END = 1200, 300
-
-
 def in_one_line(text: str) -> str:
-    """``text`` as one line to read: cut in its middle, control characters as escapes.
-
-    What data or a file name put into a message must neither fill the screen nor steer the terminal.
-    """
+    """``text`` as one line to read: cut in its middle, as the fix stands at its end; control characters as escapes."""
     line = " ".join(line for line in text.splitlines() if line.strip())
-    if len(line) > _LONGEST:
-        line = f"{line[: _LONGEST - _END]} ... {line[-_END:]}"
+    line = line if len(line) <= 1200 else f"{line[:900]} ... {line[-300:]}"
     return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in line)
 
 

@@ -14,10 +14,10 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import Counter
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from deepfashion_training.cli import FlagParser, number, run_command
@@ -26,7 +26,6 @@ from deepfashion_training.inference.choice import add_drawing_flags, add_model_f
 
 if TYPE_CHECKING:
     import torch
-    from accelerate import PartialState
 
     from deepfashion_training.evaluation.evaluation_plan import EvaluationPlan
 
@@ -64,23 +63,6 @@ def build_parser() -> FlagParser:
     return parser
 
 
-@dataclass
-class _Alone:
-    """This process evaluates by itself, whatever other processes there are or were."""
-
-    device: torch.device
-    is_main_process: bool = True
-    process_index: int = 0
-    num_processes: int = 1
-
-    def wait_for_everyone(self) -> None:
-        """Nobody is waited for."""
-
-    def main_process_first(self) -> AbstractContextManager[None]:
-        """Nobody is waited for."""
-        return nullcontext()
-
-
 def evaluate_trained(lora: Path, data: str, split: str, report: Path, device: torch.device, **flags: Any) -> None:
     """Evaluate a LoRA that was trained just now, as the command would; ``flags`` are its options by their names.
 
@@ -90,10 +72,14 @@ def evaluate_trained(lora: Path, data: str, split: str, report: Path, device: to
     known = {"dataset_name": data, "split": split, "lora": str(lora), "output_dir": report}
     chosen = {name: value for name, value in flags.items() if value is not None}
     values = build_parser().defaults() | known | {"unpaired": False, "overwrite": True} | chosen
-    evaluate(argparse.Namespace(**values), _Alone(device))
+    alone = SimpleNamespace(
+        device=device, is_main_process=True, process_index=0, num_processes=1,
+        wait_for_everyone=lambda: None, main_process_first=nullcontext,
+    )  # fmt: skip
+    evaluate(argparse.Namespace(**values), alone)
 
 
-def evaluate(args: argparse.Namespace, processes: PartialState | None = None) -> None:
+def evaluate(args: argparse.Namespace, processes: Any = None) -> None:
     """Plan, draw, measure and report, on as many processes as were launched; the first of them measures.
 
     ``processes`` takes the place of accelerate's state. Raises ``ValueError``, one line, for what cannot be done,
@@ -113,7 +99,7 @@ def evaluate(args: argparse.Namespace, processes: PartialState | None = None) ->
     plan = make_plan(args, state)
     dino = None
     if state.is_main_process:
-        sys.stderr.write("".join(f"{line}\n" for line in _opening_lines(plan, args)))
+        sys.stderr.write("".join(f"{line}\n" for line in _opening_lines(plan)))
         dino = None if plan.dino is None else Dino(plan.dino)  # early: an error comes before hours of drawing
     draw_missing(plan, state)
     state.wait_for_everyone()
@@ -126,7 +112,7 @@ def evaluate(args: argparse.Namespace, processes: PartialState | None = None) ->
         sys.stdout.write(f"published {push(plan.trained_folder, plan.publish_as, args.hub_private)}\n")
 
 
-def _opening_lines(plan: EvaluationPlan, args: argparse.Namespace) -> list[str]:
+def _opening_lines(plan: EvaluationPlan) -> list[str]:
     """What is about to be compared."""
     settings, cases, choice = plan.settings, plan.cases, plan.choice
     types = Counter(case.cloth_type for case in cases.cases)
@@ -139,14 +125,10 @@ def _opening_lines(plan: EvaluationPlan, args: argparse.Namespace) -> list[str]:
         f"data      {cases.source}, split {cases.split}: {counts}",
         f"drawing   {size}, {settings['num_inference_steps']} steps, "
         f"guidance {settings['guidance_scale']:g}, seed {settings['seed']}",
-        "repaint   "
-        + ("on: the photo is kept beyond the mask" if settings["repaint"] else "off: all drawn pixels count"),
+        f"repaint   {'on: the photo is kept beyond the mask' if settings['repaint'] else 'off: all drawn pixels'}",
     ]
     if cases.same_photo:
         lines.append(f"note      {cases.same_photo} rows whose garment was cut out of the same photo are left out")
-    alone = len(cases.cases) - len(cases.of(unpaired=True))
-    if alone and args.unpaired:
-        lines.append(f"note      {alone} cases are not drawn unpaired: nobody else wears a garment of their type")
     if cases.split == "train":
         lines.append("note      a LoRA may have seen the people of this split: take test for a fair comparison")
     return lines + [f"note      {note}" for note in choice.notes]

@@ -40,21 +40,10 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def export(
-    lora: str,
-    kind: str,
-    output: str | Path,
-    *,
-    lora_scale: float = 1.0,
-    base: str | None = None,
-    dtype: str | None = None,
-    overwrite: bool = False,
-) -> str:
-    """Write the LoRA (a folder, a file or a Hub id) to ``output`` as ``kind``; returns a line on how to use it.
+def export(args: argparse.Namespace) -> None:
+    """Write ``--lora`` to ``--output`` in a format, and say how to use it.
 
-    ``base`` and ``dtype`` concern ``fused`` only. Everything that can be refused is refused before anything is written;
-    then the output appears whole or not at all.
-
+    Everything that can be refused is refused before anything is written; then the output appears whole or not at all.
     Raises ``ValueError``, one line, for a LoRA that is not there or that the format cannot hold, and for an output
     that must not be replaced.
     """
@@ -62,37 +51,37 @@ def export(
     from deepfashion_training.models.access import check_writable
     from training_run.atomic import replacing
 
-    target = Path(output).expanduser().resolve()
-    source = lora_files.find_lora(lora)
-    _check_target(target, kind, source, overwrite)
+    target = Path(args.output).expanduser().resolve()
+    source = lora_files.find_lora(args.lora)
+    _check_target(target, args.format, source, args.overwrite)
     check_writable(target.parent)
     original = lora_files.read_lora(source)
-    scaled = original.scaled(lora_scale)
-    if kind == "kohya":
+    scaled = original.scaled(args.lora_scale)
+    if args.format == "kohya":
         with replacing(target) as draft:
             lora_files.write_kohya(scaled, draft)
         use = f'ComfyUI (models/loras), kohya --network_weights, or pipeline.load_lora_weights("{target}")'
-    elif kind == "peft":
+    elif args.format == "peft":
         with replacing(target) as draft:
             lora_files.write_peft(scaled, draft)
         use = f'PeftModel.from_pretrained(transformer, "{target}")'
         if scaled.config.use_dora:
             use += "; other tools ignore the magnitudes of a DoRA: export it with --format fused for them"
     else:
-        named = base or original.metadata.get("transformer")
+        named = args.base or original.metadata.get("transformer")
         if not named:
             raise ValueError(f"--lora {source} does not say which transformer it was trained on: name it with --base")
         transformer = lora_files.find_transformer(named)
         if target == transformer or target in transformer.parents or transformer in target.parents:
             raise ValueError(f"--output {target} and the base {transformer} lie in one another: name another folder")
         lora_files.check_fits(scaled, transformer)
-        precision = lora_files.DTYPES[dtype] if dtype else lora_files.stored_dtype(transformer)
+        precision = lora_files.DTYPES[args.dtype] if args.dtype else lora_files.stored_dtype(transformer)
         with replacing(target) as draft:
             lora_files.write_fused(scaled, transformer, precision, draft)
         pipeline = original.metadata.get("base_model", "black-forest-labs/FLUX.1-Fill-dev")
         use = f'FluxFillPipeline.from_pretrained("{pipeline}", transformer=FluxTransformer2DModel.from_pretrained('
         use += f'"{target}", torch_dtype={precision}))'
-    return f"written: {target} (rank {scaled.config.r}, {len(scaled.layers)} layers), load it with {use}"
+    sys.stdout.write(f"written: {target} (rank {scaled.config.r}, {len(scaled.layers)} layers), load it with {use}\n")
 
 
 def _check_target(target: Path, kind: str, source: Path, overwrite: bool) -> None:
@@ -101,19 +90,12 @@ def _check_target(target: Path, kind: str, source: Path, overwrite: bool) -> Non
         raise ValueError(f"--output {target} would replace the LoRA {source}: name another")
     if not target.exists():
         return
-    if kind == "kohya":
-        if not target.is_file():
-            raise ValueError(f"--output {target} is a folder: name a .safetensors file")
-    else:
-        if not target.is_dir():
-            raise ValueError(f"--output {target} is a file: name a folder")
-        names = sorted(path.name for path in target.iterdir())
-        if not names:
-            return
-        other = [name for name in names if not any(fnmatch(name, pattern) for pattern in _FILES[kind])]
-        if other:
-            raise ValueError(f"--output {target} holds other files ({other[0]}): name a new or empty folder")
-    if not overwrite:
+    if target.is_dir() == (kind == "kohya"):
+        raise ValueError(f"--output {target} is a {'folder' if target.is_dir() else 'file'}: name another")
+    names = sorted(path.name for path in target.iterdir()) if target.is_dir() else []
+    if other := [name for name in names if not any(fnmatch(name, pattern) for pattern in _FILES[kind])]:
+        raise ValueError(f"--output {target} holds other files ({other[0]}): name a new or empty folder")
+    if not overwrite and (names or target.is_file()):
         raise ValueError(f"--output {target} exists: name another, or replace it with --overwrite")
 
 
@@ -125,13 +107,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"{'--base' if args.base else '--dtype'} goes with --format fused, not {args.format}")
     if args.format == "kohya" and not args.output.endswith(".safetensors"):
         parser.error(f"--output {args.output}: --format kohya writes one file, whose name ends in .safetensors")
-    names = ("lora_scale", "base", "dtype", "overwrite")
-
-    def work() -> None:
-        line = export(args.lora, args.format, args.output, **{name: getattr(args, name) for name in names})
-        sys.stdout.write(line + "\n")
-
-    return run_command("export", work, debug=args.debug, stopped="nothing was written")
+    return run_command("export", lambda: export(args), debug=args.debug, stopped="nothing was written")
 
 
 if __name__ == "__main__":

@@ -7,12 +7,12 @@ short for a checkpoint.
 
 from __future__ import annotations
 
-import argparse
 import ctypes
 import importlib.metadata
 import os
 import re
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -49,14 +49,21 @@ EXAMPLES = """examples:
   bash train_deepfashion_lora.sh --h100 --cloth_types lower,full --output_dir outputs/skirts
   CUDA_VISIBLE_DEVICES=1 bash train_deepfashion_lora.sh --low-vram --max_train_steps 500
 
-Processes: one per GPU that CUDA_VISIBLE_DEVICES shows; on a CPU two, with --upstream one. --quick-test adds --embedded
-by itself where no GPU is large enough. Python: $PYTHON, else the repository's .venv, else python3."""
+A value comes from the command line, else from the preset, else it is the default above. Results go to outputs/PRESET
+unless --output_dir names another folder. Processes: one per GPU that CUDA_VISIBLE_DEVICES shows; on a CPU two, with
+--upstream one. --quick-test adds --embedded by itself where no GPU is large enough. Python: $PYTHON, else the
+repository's .venv, else python3."""
+
+#: Prints GiB of memory of the GPUs that CUDA shows. A process of its own, so that the launcher holds no GPU.
+ASK_CUDA = """import torch
+for gpu in range(torch.cuda.device_count()):
+    print(torch.cuda.get_device_properties(gpu).total_memory / 2**30)"""
 
 
 def launcher_parser() -> TrainParser:
     """The flags of the launcher: those of a training run, and ``--dry-run``."""
     parser = build_parser()
-    parser.prog, parser.formatter_class = "train_deepfashion_lora.sh", argparse.RawDescriptionHelpFormatter
+    parser.prog = "train_deepfashion_lora.sh"
     parser.usage = f"%(prog)s [{' | '.join(PRESET_FLAGS)}] [--embedded] [--plan] [--dry-run] [FLAG VALUE ...]"
     group = next(group for group in parser._action_groups if group.title == "run")
     group.add_argument("--dry-run", action="store_true", help="print a command that does the same, and start nothing")
@@ -85,61 +92,21 @@ def missing_packages() -> list[str]:
 
 
 def visible_gpus() -> list[float]:
-    """GiB of memory of every GPU that the trainer will see; 0 where nvidia-smi does not know.
-
-    CUDA reads ``CUDA_VISIBLE_DEVICES`` up to the first name that it does not know; so does this.
-    """
-    if os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "y", "yes", "t", "on"):  # as accelerate has it
+    """GiB of memory of every GPU that the trainer will see."""
+    hidden = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "y", "yes", "t", "on")  # as accelerate
+    if hidden or shutil.which("nvidia-smi") is None:  # which spares machines without a driver the start of torch
         return []
-    query = ["nvidia-smi", "--query-gpu=index,uuid,memory.total", "--format=csv,noheader,nounits"]
-    try:
-        listing = subprocess.run(query, capture_output=True, text=True, check=True).stdout
-    except (OSError, subprocess.CalledProcessError):
-        return []
-    rows = [re.split(r" *, *", line.strip()) for line in listing.splitlines()]
-    gpus = {
-        (index, uuid): float(memory) / 1024 if memory.isdigit() else 0.0
-        for index, uuid, memory in (row for row in rows if len(row) == 3 and row[0].isdigit())
-    }
-    wanted = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if wanted is None:
-        return list(gpus.values())
-    seen: dict[tuple[str, str], float] = {}
-    for name in wanted.split(","):
-        name = name.strip()
-        if name.startswith("MIG-"):  # a slice: its size is not in this list, and CUDA shows only one
-            return [*seen.values(), 0.0]
-        named = [gpu for gpu in gpus if (name.isdigit() and int(name) == int(gpu[0])) or _is_uuid(name, gpu[1])]
-        if not named or named[0] in seen:
-            break
-        seen[named[0]] = gpus[named[0]]
-    return list(seen.values())
-
-
-def _is_uuid(name: str, uuid: str) -> bool:
-    return name.startswith("GPU-") and uuid.startswith(name)
+    told = subprocess.run([sys.executable, "-c", ASK_CUDA], capture_output=True, text=True, check=False)
+    return [float(gib) for gib in told.stdout.split()]
 
 
 def too_small(preset: Preset, gpus: list[float]) -> str | None:
     """What the preset needs and what is here instead, or None where it fits."""
-    need, known = preset.gpu_memory_gib, [gib for gib in gpus if gib]
-    if not need or (gpus and (not known or min(known) >= need)):
+    need = preset.gpu_memory_gib
+    if not need or (gpus and min(gpus) >= need):
         return None
-    found = "none is visible here"
-    if not gpus and "CUDA_VISIBLE_DEVICES" in os.environ:
-        found += f" (CUDA_VISIBLE_DEVICES is {os.environ['CUDA_VISIBLE_DEVICES']!r})"
-    elif gpus:
-        found = f"the smallest one here has {min(known):.1f}"
+    found = f"the smallest one here has {min(gpus):.1f}" if gpus else "none is visible here"
     return f"the preset {preset.name} needs an NVIDIA GPU with {need:g} GiB of memory, and {found}"
-
-
-def instead_of(preset: Preset) -> str:
-    """What to type in place of a preset that does not fit."""
-    every = {"the default preset": load_preset("full"), "--low-vram": load_preset("low_vram")}
-    needs = {flag: other.gpu_memory_gib or 0 for flag, other in every.items()}
-    less = [f"{flag} ({gib:g} GiB)" for flag, gib in needs.items() if gib < (preset.gpu_memory_gib or 0)]
-    choice = ", ".join([*less, "--quick-test (any machine)"])
-    return f"use {choice}, or add --embedded for the small model that comes with the project"
 
 
 def work(argv: list[str]) -> int:
@@ -154,34 +121,31 @@ def work(argv: list[str]) -> int:
         raise ValueError(f"{sys.executable} lacks {', '.join(missing)}; {fix}")
     args, _ = parse(argv, parser, load=False)
     words = [word for word in argv if word != "--dry-run"]
-    gpus = visible_gpus()
-    complaint, preset = None, load_preset(args.preset)
+    gpus, preset, complaint = visible_gpus(), load_preset(args.preset), None
     if not (args.embedded or args.upstream_check):
         complaint = too_small(preset, gpus)
     if complaint and preset.path == PRESETS / "quick_test.yaml":
         sys.stderr.write(f"note: {complaint}, so this quick test runs --embedded: the small model of the project\n")
         complaint, args.embedded, words = None, True, ["--embedded", *words]
-    estimated = args.plan and complaint is not None and not gpus
-    if args.plan:  # a GPU that is too small is measured all the same: other flags may fit
-        complaint = None
-    command, environments = [sys.executable, str(TRAIN), *words], processes(args, len(gpus), estimated)
-    if complaint:
-        complaint = f"{complaint}; {instead_of(preset)}"
+    # A plan without a GPU is an estimate, by one process. A GPU that is too small is measured: other flags may fit.
+    alone = args.check or args.upstream_check or (args.plan and complaint is not None and not gpus)
+    if complaint and not args.plan:
+        complaint += "; use a smaller preset (--help has them), or --embedded for the small model of the project"
+        if not args.dry_run:
+            raise ValueError(complaint)
+        sys.stderr.write(f"warning: {complaint}\n")
+    count = 1 if alone else len(gpus) or (1 if args.upstream else 2)
+    command, environments = [sys.executable, str(TRAIN), *words], processes(count, on_cpu=not gpus)
     if args.dry_run:
-        if complaint:
-            sys.stderr.write(f"warning: {complaint}\n")
         sys.stdout.write(f"{as_one_command(command, environments)}\n")
         return 0
-    if complaint:
-        raise ValueError(complaint)
     return supervise(command, environments)
 
 
-def processes(args: argparse.Namespace, gpus: int, alone: bool) -> list[dict[str, str]]:
+def processes(count: int, on_cpu: bool) -> list[dict[str, str]]:
     """What the environment of each process has beside this one's."""
-    shared = {} if gpus else {name: os.environ.get(name, value) for name, value in ON_CPU.items()}
-    count = gpus or (1 if args.upstream else 2)
-    if alone or args.check or args.upstream_check or count == 1:
+    shared = {name: os.environ.get(name, value) for name, value in ON_CPU.items()} if on_cpu else {}
+    if count == 1:
         return [shared]
     with socket.socket() as free:  # any port, so that two runs can share a machine
         free.bind(("127.0.0.1", 0))

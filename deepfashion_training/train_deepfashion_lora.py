@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import argparse
 import functools
+import itertools
 import logging
 import math
 import os
 import re
 import shlex
-import shutil
 import sys
 import time
 from pathlib import Path
@@ -48,6 +48,8 @@ OTHERS_WAIT = 15.0
 #: Groups of flags that are not the trainer's; those of the first three belong on the command line, not in a preset.
 _TYPED_ONLY = ("run", "beforehand", "hub")
 _OWN = (*_TYPED_ONLY, "data", "afterwards")
+#: Flags of the trainer in whose place this command has others.
+_TRAINERS_ALONE = {"dataroot", "train_data_list", "validation_data_list"}
 
 
 class TrainParser(FlagParser):
@@ -82,12 +84,12 @@ def build_parser() -> TrainParser:
     add("--dataset_name", metavar="SRC", help=f"Hub id, parquet folder or save_to_disk folder (default: {HUB_DATASET})")
     add("--dataset_revision", help="branch, tag or commit of a Hub dataset")
     add("--pairs_dir", metavar="DIR", help="where pairs made from a raw dataset are kept (default: outputs/pairs/NAME)")
-    add("--prepare_limit", type=number(int, 1), metavar="N", help="make pairs from this many raw rows, of all types")
+    add("--prepare_limit", type=number(int, 1), help="make pairs from this many raw rows, of all types (default: all)")
     add("--train_split", default="train", help="split to train on")
     add("--validation_split", default="validation", help="split for validation; made from the train split if missing")
     add("--validation_fraction", type=number(float, 0, 0.99, above=True), default=0.05,
         help="share of people held out to make it")
-    add("--max_train_samples", type=number(int, 1), help="train on this many rows, of all garment types")
+    add("--max_train_samples", type=number(int, 1), help="train on this many rows, of all garment types (default: all)")
     add("--max_validation_samples", type=number(int, 1), help="validate on this many rows, of all garment types")
     add("--cloth_types", type=type_list, default="upper,lower,full", metavar="LIST", help="garment types to use")
     add("--balance_cloth_types", action=argparse.BooleanOptionalAction, default=False,
@@ -97,47 +99,47 @@ def build_parser() -> TrainParser:
     add("--max_bad_rows", type=number(float, 0, 1), default=0.01,
         help="share of unreadable rows above which the run stops")
     add = parser.add_argument_group("afterwards").add_argument
-    add("--evaluate_samples", type=number(int, 0), default=0, metavar="N",
-        help="in the end compare LoRA and base on N held-out rows, garment types in proportion (0: do not)")
+    add("--evaluate_samples", type=number(int, 0), default=0,
+        help="in the end compare LoRA and base on this many held-out rows, garment types in proportion; 0: do not")
     add = parser.add_argument_group("beforehand").add_argument
     add("--plan", action="store_true",
         help="say what the run will take in time, memory, disk and money, from measured steps where there is a GPU, "
         "and train nothing")
-    add("--gpu_hour_price", type=number(float, 0), metavar="X", help="with --plan: the price of a GPU hour")
+    add("--gpu_hour_price", type=number(float, 0), help="with --plan: the price of a GPU hour")
     # Their names in the run are not their flags': a script with flags of these names would upload all it has written.
     add = parser.add_argument_group("hub").add_argument
     add("--push_to_hub", dest="publish", action="store_true", help="upload LoRA, model card and pictures at the end")
     add("--hub_model_id", dest="publish_as", metavar="OWNER/NAME", help="where to (default: YOU/NAME of --output_dir)")
     add("--hub_private", dest="publish_private", action="store_true", help="make the repository a private one")
     add_trainer_flags(parser)
+    for name in _TRAINERS_ALONE:
+        parser._option_string_actions[f"--{name}"].help = argparse.SUPPRESS
     parser.set_defaults(output_dir=None)  # it follows from the preset
     return parser
 # fmt: on
 
 
-def launched_processes() -> int:
-    """How many processes train: those that a launcher has started together, else this one."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+# ---- arguments
 
 
 def parse(argv: list[str], parser: TrainParser | None = None, *, load: bool = True) -> tuple[argparse.Namespace, Any]:
-    """Arguments of the run, and the script of ``--upstream`` that they are for; None for the project's own trainer.
+    """Arguments of the run, and the script that they are for.
 
-    Loads nothing heavy for our own trainer, and with ``load`` off another script only to know its flags. Raises
-    ``WrongUseError`` for what cannot be understood, naming the nearest flag for one that is unknown, and ``ValueError``
-    for a script that cannot be driven.
+    Raises ``WrongUseError`` for what cannot be understood, naming the nearest flag for one that is unknown, and
+    ``ValueError`` for a script that cannot be driven. Without ``load`` the script is None, and one of ``--upstream`` is
+    loaded only to know its flags.
     """
     parser = parser or build_parser()
     typed, rest = parser.given(argv)
+    if unread := typed.keys() & _TRAINERS_ALONE:
+        parser.error(f"--{min(unread)} does nothing here: use --dataset_name")
     args = argparse.Namespace(**parser.defaults() | typed)
-    if "dataroot" in typed:
-        parser.error("--dataroot is the training script's name for it: use --dataset_name")
-    preset = load_preset(args.preset).values(parser, parser.of_groups(_TYPED_ONLY) | {"output_dir", "dataroot"})
+    preset = load_preset(args.preset).values(parser, parser.of_groups(_TYPED_ONLY) | {"output_dir", *_TRAINERS_ALONE})
     if args.embedded:
         preset |= load_preset("embedded").values(parser)
         # A step has as many pairs, or hardly more, however many processes share it.
         preset["train_batch_size"] = math.ceil(preset["train_batch_size"] / launched_processes())
-    if "num_train_epochs" in typed and "max_train_steps" not in typed:
+    if "num_train_epochs" in typed:
         preset["max_train_steps"] = None  # the trainer lets steps win over epochs, the user wins over the preset
     preset = {name: value for name, value in preset.items() if value is not None}
     args = argparse.Namespace(**parser.defaults() | preset | typed)
@@ -148,23 +150,17 @@ def parse(argv: list[str], parser: TrainParser | None = None, *, load: bool = Tr
         from deepfashion_training.embedded import TINY_FLUX_FILL
 
         follows |= dict.fromkeys(MODELS, str(TINY_FLUX_FILL))
-    other = bool(args.upstream) and Path(args.upstream).resolve() != REPOSITORY / "train_flux_inpaint.py"
-    if other and args.plan:
-        parser.error("--plan measures the project's own trainer: leave out --upstream")
     script = None
-    if other and (load or rest):
-        quiet_libraries()
-        from deepfashion_training.upstream.script import open_script
-
-        script = open_script(args.upstream)
-        args = _in_the_words_of(script, parser, args, (preset, follows, typed), rest)
-    else:
-        parser.refuse_unknown(rest)
+    if not args.upstream or Path(args.upstream).resolve() == REPOSITORY / "train_flux_inpaint.py":
         if rest:
-            parser.error(f"unknown argument {rest[0]}")
+            parser.refuse(rest[0])
         vars(args).update(follows | {name: typed[name] for name in MODELS if name in typed})
-        if not other:
-            refuse_contradictions(parser, args, typed)
+        refuse_contradictions(parser, args, typed)
+        script = own_trainer() if load else None
+    elif args.plan:
+        parser.error("--plan measures the project's own trainer: leave out --upstream")
+    elif load or rest:
+        args, script = _for_other_script(parser, args, (preset, follows, typed), rest)
     for name in MODELS:  # seen from elsewhere, a folder named from here would look like a repository on the Hub
         if (folder := getattr(args, name, None)) and Path(folder).is_dir():
             setattr(args, name, str(Path(folder).absolute()))
@@ -172,37 +168,48 @@ def parse(argv: list[str], parser: TrainParser | None = None, *, load: bool = Tr
     return args, script
 
 
-def _in_the_words_of(
-    script: Any, parser: TrainParser, args: argparse.Namespace, layers: tuple[dict[str, Any], ...], rest: list[str]
-) -> argparse.Namespace:
-    """``args`` as ``script`` understands them, which may know flags, in ``rest``, that ``parser`` does not."""
-    from deepfashion_training.upstream.arguments import parse_arguments, parser_of
+def _for_other_script(
+    parser: TrainParser, args: argparse.Namespace, layers: tuple[dict[str, Any], ...], rest: list[str]
+) -> tuple[argparse.Namespace, Any]:
+    """``args`` as the script of ``--upstream`` takes them, and that script, which may know the flags in ``rest``.
 
-    ours = FlagParser("train_flux_inpaint", "")
+    ``layers`` are the values of the preset, those that follow from others, and those that were typed.
+    """
+    quiet_libraries()
+    from deepfashion_training.upstream.arguments import parse_arguments, parser_of
+    from deepfashion_training.upstream.script import open_script
+
+    script, ours = open_script(args.upstream), FlagParser("train_flux_inpaint", "")
     add_trainer_flags(ours)
     parser.refuse_unknown(rest, (parser_of(script) or ours)._option_string_actions)
     own = parser.of_groups(_OWN)
     preset, follows, typed = ({name: layer[name] for name in layer if name not in own} for layer in layers)
     found = parse_arguments(script, ours, preset, follows, typed, rest)
     vars(found).update({name: value for name, value in vars(args).items() if name in own})
-    return found
+    return found, script
 
 
 def _refuse_together(parser: TrainParser, args: argparse.Namespace) -> None:
     """Raise ``WrongUseError`` for flags of this command that cannot mean anything together."""
     whole_base = getattr(args, "train_base_model", False)
-    if args.gpu_hour_price is not None and not args.plan:
-        parser.error("--gpu_hour_price does nothing without --plan")
-    if args.plan and args.publish:
-        parser.error("--push_to_hub: --plan trains nothing to upload: leave out one of the two")
-    if args.plan and whole_base:
-        parser.error("--plan counts the work of a LoRA, and --train_base_model trains none: leave out one of them")
-    if not args.publish and (args.publish_as or args.publish_private):
-        parser.error("--hub_model_id and --hub_private do nothing without --push_to_hub")
-    if args.publish and args.embedded:
-        parser.error("--push_to_hub: what the small embedded model has learned dresses nobody: leave it out")
-    if args.publish and whole_base:
-        parser.error("--push_to_hub uploads LoRAs, and --train_base_model trains none: leave out one of the two")
+    for wrong, message in (
+        (args.gpu_hour_price is not None and not args.plan, "--gpu_hour_price does nothing without --plan"),
+        (args.plan and args.check, "--plan and --check: leave out one of the two"),
+        (args.plan and args.publish, "--push_to_hub: --plan trains nothing to upload: leave out one of the two"),
+        (args.plan and whole_base, "--plan counts the work of a LoRA, and --train_base_model trains none"),
+        (
+            args.plan and args.max_train_steps is None,
+            "--plan does not count rows: give --max_train_steps in place of --num_train_epochs",
+        ),
+        (
+            not args.publish and (args.publish_as or args.publish_private),
+            "--hub_model_id and --hub_private do nothing without --push_to_hub",
+        ),
+        (args.publish and args.embedded, "--push_to_hub: what the small embedded model has learned dresses nobody"),
+        (args.publish and whole_base, "--push_to_hub uploads LoRAs, and --train_base_model trains none"),
+    ):
+        if wrong:
+            parser.error(message)
 
 
 def _output_dir(args: argparse.Namespace) -> Path:
@@ -219,23 +226,20 @@ def _output_dir(args: argparse.Namespace) -> Path:
     name = Path(args.preset).stem
     if args.embedded and name != "quick_test":
         name += "-embedded"
-    base = REPOSITORY / "outputs" / name
-    number, taken = 1, []
-    while (folder := base if number == 1 else base.with_name(f"{base.name}-{number}")).exists():
-        taken.append(folder)
-        number += 1
-    begun = [earlier for earlier in taken if any(earlier.glob("checkpoint-*"))] if checkpoint else []
-    return Path(on_every_rank(str(begun[-1] if begun else folder)))
+    names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+    folders = (REPOSITORY / "outputs" / name for name in names)
+    begun = None
+    while (folder := next(folders)).exists():
+        begun = folder if any(folder.glob("checkpoint-*")) else begun
+    return Path(on_every_rank(str(begun if checkpoint and begun else folder)))
 
 
-def on_every_rank(value: Any) -> Any:
-    """Rank 0's ``value``, on every rank."""
-    if launched_processes() == 1:
-        return value
-    from accelerate.utils import broadcast_object_list
+# ---- processes
 
-    process_state()
-    return broadcast_object_list([value])[0]
+
+def launched_processes() -> int:
+    """How many processes train: those that a launcher has started together, else this one."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def process_state() -> Any:
@@ -248,32 +252,31 @@ def process_state() -> Any:
     return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=RANKS_WAIT)
 
 
+def on_every_rank(value: Any) -> Any:
+    """Rank 0's ``value``, on every rank."""
+    if launched_processes() == 1:
+        return value
+    from accelerate.utils import broadcast_object_list
+
+    process_state()
+    return broadcast_object_list([value])[0]
+
+
+def say_once(line: str) -> None:
+    """Write ``line`` to stderr, on rank 0."""
+    if process_state().is_main_process:
+        sys.stderr.write(f"{line}\n")
+
+
+# ---- before training
+
+
 def own_trainer() -> Any:
     """The project's own trainer."""
+    quiet_libraries()
     import train_flux_inpaint
 
     return train_flux_inpaint
-
-
-def resolve(argv: list[str]) -> tuple[argparse.Namespace, Any]:
-    """``parse``, with our own trainer where that is the script."""
-    args, script = parse(argv)
-    return args, script or own_trainer()
-
-
-def check_once(args: argparse.Namespace, script: Any) -> None:
-    """``check`` on rank 0, whose verdict holds for all: the others end with it, and say nothing."""
-    verdict: Exception | None = None
-    if os.environ.get("RANK", "0") == "0":
-        try:
-            check(args, script)
-        except Exception as error:
-            verdict = error
-    failed = on_every_rank(verdict is not None)
-    if verdict is not None:
-        raise verdict
-    if failed:
-        raise SystemExit(1)
 
 
 def check(args: argparse.Namespace, script: Any) -> None:
@@ -331,6 +334,21 @@ def check_models(args: argparse.Namespace) -> None:
         access.check_models(pipeline, transformer, **hub)
 
 
+def dataset_options(args: argparse.Namespace) -> Any:
+    """The ``DatasetOptions`` that the flags ask for; raises ``ValueError`` for a value out of range."""
+    from deepfashion_training.deepfashion_dataset import DatasetOptions
+    from deepfashion_training.garment_types import parse_cloth_types
+
+    same = "train_split validation_split validation_fraction max_train_samples max_validation_samples".split()
+    same += "balance_cloth_types resize_mode max_bad_rows".split()
+    return DatasetOptions(
+        cloth_types=parse_cloth_types(args.cloth_types),
+        ledger_dir=str(Path(args.output_dir) / "logs"),
+        revision=args.dataset_revision,
+        **{name: getattr(args, name) for name in same},
+    )
+
+
 def draws_wardrobe(args: argparse.Namespace) -> bool:
     """Whether the rows are drawn for this run, into its output directory."""
     return args.embedded and args.dataset_name == str(Path(args.output_dir) / "wardrobe")
@@ -342,24 +360,6 @@ def needs_preparation(args: argparse.Namespace) -> bool:
     from deepfashion_training.data.sources import source_columns
 
     return looks_raw(source_columns(args.dataset_name, revision=args.dataset_revision))
-
-
-def known_rows(args: argparse.Namespace) -> int | None:
-    """Rows to train on, where they lie here as they will be read; None for those yet to be prepared or downloaded."""
-    from dataclasses import replace
-
-    from deepfashion_training.deepfashion_dataset import DeepFashionDataset
-    from deepfashion_training.embedded.rows import split_of_pids
-    from deepfashion_training.embedded.wardrobe import OWN_ROWS
-    from training_run.hub import is_hub_id
-
-    options = replace(dataset_options(args), ledger_dir=None)
-    if draws_wardrobe(args):  # every person in a garment of each type
-        people = split_of_pids(OWN_ROWS, 0).count("train")
-        return min(people * len(options.cloth_types), options.max_train_samples or OWN_ROWS)
-    if is_hub_id(args.dataset_name) or needs_preparation(args):
-        return None
-    return len(DeepFashionDataset(args.dataset_name, "train", options=options))
 
 
 def preparation_settings(args: argparse.Namespace) -> Any:
@@ -379,6 +379,28 @@ def pairs_dir(args: argparse.Namespace, settings: Any) -> Path:
     source = str(local.resolve()) if local.is_dir() else args.dataset_name
     name = re.sub(r"[^A-Za-z0-9.-]+", "-", local.resolve().name if local.is_dir() else args.dataset_name)
     return REPOSITORY / "outputs" / "pairs" / f"{name}-{settings.key(source, args.dataset_revision or '')[:8]}"
+
+
+# ---- the run
+
+
+def run(args: argparse.Namespace, script: Any) -> None:
+    """Prepare or draw the data, train, write the model card, compare, say where all is, and publish if asked.
+
+    Raises ``ValueError`` when comparing or publishing fails; what was trained is in the output directory all the same.
+    """
+    from deepfashion_training.embedded.wardrobe import draw_wardrobe
+    from training_run.hub import is_hub_id
+
+    if draws_wardrobe(args):
+        draw_wardrobe(Path(args.dataset_name), process_state())
+    elif needs_preparation(args):
+        make_pairs(args)
+    elif is_hub_id(args.dataset_name):
+        check_rows(args)
+    train(args, script)
+    if process_state().is_main_process:
+        finish(args)
 
 
 def make_pairs(args: argparse.Namespace) -> None:
@@ -408,51 +430,6 @@ def make_pairs(args: argparse.Namespace) -> None:
     args.dataset_revision = None
 
 
-def dataset_options(args: argparse.Namespace) -> Any:
-    """The ``DatasetOptions`` that the flags ask for; raises ``ValueError`` for a value out of range."""
-    from deepfashion_training.deepfashion_dataset import DatasetOptions
-    from deepfashion_training.garment_types import parse_cloth_types
-
-    same = "train_split validation_split validation_fraction max_train_samples max_validation_samples".split()
-    same += "balance_cloth_types resize_mode max_bad_rows".split()
-    return DatasetOptions(
-        cloth_types=parse_cloth_types(args.cloth_types),
-        ledger_dir=str(Path(args.output_dir) / "logs"),
-        revision=args.dataset_revision,
-        **{name: getattr(args, name) for name in same},
-    )
-
-
-def say_once(line: str) -> None:
-    """Write ``line`` to stderr, on rank 0."""
-    if process_state().is_main_process:
-        sys.stderr.write(f"{line}\n")
-
-
-def run(args: argparse.Namespace, script: Any) -> None:
-    """Prepare or draw the data, train, write the model card, compare, say where all is, and publish if asked.
-
-    Raises ``ValueError`` when comparing or publishing fails; what was trained is in the output directory all the same.
-    """
-    make_data(args)
-    train(args, script)
-    if process_state().is_main_process:
-        finish(args)
-
-
-def make_data(args: argparse.Namespace) -> None:
-    """Draw or prepare the rows where they are not there yet, and look at those that were not looked at before."""
-    from deepfashion_training.embedded.wardrobe import draw_wardrobe
-    from training_run.hub import is_hub_id
-
-    if draws_wardrobe(args):
-        draw_wardrobe(Path(args.dataset_name), process_state())
-    elif needs_preparation(args):
-        make_pairs(args)
-    elif is_hub_id(args.dataset_name):
-        check_rows(args)
-
-
 def train(args: argparse.Namespace, script: Any) -> None:
     """Train with ``script`` on our dataset, unless all steps were taken before."""
     from deepfashion_training.deepfashion_dataset import DeepFashionDataset
@@ -465,19 +442,10 @@ def train(args: argparse.Namespace, script: Any) -> None:
     if ours and is_done(args, script.OWN_ARGUMENTS):
         say_once(f"{args.output_dir}: all {args.max_train_steps} steps are taken; doing what comes after them")
         return
-    begins = getattr(args, "overwrite_output_dir", False) or getattr(args, "resume_from_checkpoint", None)
-    if begins and not ours and process_state().is_main_process:
-        forget_comparison(Path(args.output_dir))  # our own trainer puts it where the weights go
     if getattr(args, "overwrite_output_dir", False) and not continues(args) and process_state().is_main_process:
         for ledger in Path(args.output_dir).glob(ROW_LEDGERS):  # of the run that goes: its rows are not this run's
             ledger.unlink()
     upstream.train(script, args, functools.partial(DeepFashionDataset, options=dataset_options(args)))
-
-
-def forget_comparison(folder: Path) -> None:
-    """Remove what an earlier run's LoRA was compared by: another one takes its place."""
-    shutil.rmtree(folder / "evaluation", ignore_errors=True)
-    (folder / "evaluation.json").unlink(missing_ok=True)
 
 
 def finish(args: argparse.Namespace) -> None:
@@ -488,10 +456,8 @@ def finish(args: argparse.Namespace) -> None:
     folder = Path(args.output_dir)
     if not (folder / "run.json").exists():  # a script of its own ways
         sys.stdout.write(f"\n{args.upstream} has ended; what it has written is in {folder}\n")
-        if args.publish:
-            raise ValueError("--push_to_hub: there is no run.json to write a model card from, so nothing was uploaded")
-        if args.evaluate_samples:
-            raise ValueError("--evaluate_samples: there is no run.json that says what was trained: compare by hand")
+        if args.publish or args.evaluate_samples:
+            raise ValueError("--push_to_hub and --evaluate_samples need a run.json, and the script has written none")
         return
     write_model_card(folder)
     failed = None
@@ -533,38 +499,33 @@ def compare_with_base(args: argparse.Namespace, folder: Path) -> None:
     held_out = [name for name in ("test", args.validation_split) if name in splits and name != args.train_split]
     if run["weights"] != LORA_FILE:
         sys.stdout.write("compared  nothing: no LoRA was trained\n")
-    elif not held_out:
+        return
+    if not held_out:
         sys.stdout.write(f"compared  nothing: {args.dataset_name} has neither a split test nor a validation split\n")
-    else:
-        sys.stdout.flush()
-        if process_state().device.type == "cpu":  # the processes that trained beside this one have left it their cores
-            torch.set_num_threads(min(torch.get_num_threads() * launched_processes(), usable_cores()))
-        evaluate_trained(
-            folder,
-            args.dataset_name,
-            held_out[0],
-            folder / "evaluation",
-            process_state().device,
-            dataset_revision=args.dataset_revision,
-            limit=args.evaluate_samples,
-            cloth_types=args.cloth_types,
-            quantize_base=run["arguments"]["quantize_base"],
-            # The small model's pictures are judged by what is at hand: nothing is downloaded.
-            **({"batch_size": 8, "parser": "none", "dino_model": "none", "extras": False} if args.embedded else {}),
-        )
-
-
-def shown(path: str | Path) -> str:
-    """``path`` as one would type it here: relative where it is below the working directory; quoted."""
-    path, here = Path(path).absolute(), Path.cwd()
-    return shlex.quote(str(path.relative_to(here) if path.is_relative_to(here) else path))
+        return
+    sys.stdout.flush()
+    if process_state().device.type == "cpu":  # the processes that trained beside this one have left it their cores
+        torch.set_num_threads(min(torch.get_num_threads() * launched_processes(), usable_cores()))
+    evaluate_trained(
+        folder,
+        args.dataset_name,
+        held_out[0],
+        folder / "evaluation",
+        process_state().device,
+        dataset_revision=args.dataset_revision,
+        limit=args.evaluate_samples,
+        cloth_types=args.cloth_types,
+        quantize_base=run["arguments"]["quantize_base"],
+        # The small model's pictures are judged by what is at hand: nothing is downloaded.
+        **({"batch_size": 8, "parser": "none", "dino_model": "none", "extras": False} if args.embedded else {}),
+    )
 
 
 def evaluate_command(args: argparse.Namespace, folder: Path) -> str:
     """The command that compares the LoRA in ``folder`` with its base, to be typed in any folder."""
     local = Path(args.dataset_name).absolute()
-    data = str(local) if local.is_dir() else args.dataset_name
-    words = [sys.executable, "-m", "deepfashion_training.evaluate", "--dataset_name", data]
+    words = [sys.executable, "-m", "deepfashion_training.evaluate"]
+    words += ["--dataset_name", str(local) if local.is_dir() else args.dataset_name]
     words += ["--lora", str(folder.absolute()), "--output_dir", str(folder.absolute() / "evaluation")]
     words += ["--limit", str(args.evaluate_samples)] if args.evaluate_samples else []
     return f"cd {shlex.quote(str(REPOSITORY))} && {shlex.join(words)}"
@@ -572,33 +533,27 @@ def evaluate_command(args: argparse.Namespace, folder: Path) -> str:
 
 def closing_lines(args: argparse.Namespace, folder: Path) -> str:
     """Where LoRA, pictures and report of a run are, and the command to type next."""
-    pictures = sorted((folder / "validation").glob("step-*.png"), key=lambda path: path.stat().st_mtime)
     from training_run.output_dir import LORA_FILE
 
-    weights = next(folder / name for name in (LORA_FILE, "transformer") if (folder / name).exists())
+    pictures = sorted((folder / "validation").glob("step-*.png"), key=lambda path: path.stat().st_mtime)
+    is_lora = (folder / LORA_FILE).exists()
+    here = shlex.quote(str(folder))
     lines = [
-        f"{'LoRA' if weights.suffix else 'weights':<9} {shown(weights)}",
-        f"pictures  {shown(pictures[-1]) if pictures else f'none: --validation_steps {args.validation_steps}'}",
-        f"report    {shown(folder / 'README.md')}, settings in {shown(folder / 'run.json')}",
-        f"curves    tensorboard --logdir {shown(folder / 'logs')}",
+        f"LoRA      {here}/{LORA_FILE}" if is_lora else f"weights   {here}/transformer",
+        f"pictures  {shlex.quote(str(pictures[-1])) if pictures else 'none: --validation_steps 0'}",
+        f"report    {here}/README.md, settings in {here}/run.json",
+        f"curves    tensorboard --logdir {here}/logs",
     ]
     if Path(args.preset).stem == "quick_test":
-        lines.append(f"next      {next_run(args)}")
-    elif weights.suffix and not args.evaluate_samples:
+        launcher = shlex.quote(str(Path(__file__).resolve().with_suffix(".sh")))
+        larger = "--quick-test  # on a GPU: the real model" if args.embedded else "--h100  # the full run"
+        lines.append(f"next      bash {launcher} {larger}")
+    elif is_lora and not args.evaluate_samples:
         lines.append(f"next      {evaluate_command(args, folder)}  # what the LoRA changed")
     return "\n".join(["", *lines, ""])
 
 
-def next_run(args: argparse.Namespace) -> str:
-    """The command of the larger run that a quick test was the test of."""
-    words = ["bash", shown(Path(__file__).resolve().with_suffix(".sh"))]
-    if args.upstream:
-        words += ["--upstream", shown(args.upstream)]
-    source = getattr(args, "raw_dataset_name", args.dataset_name)
-    if source != HUB_DATASET and not draws_wardrobe(args):
-        words += ["--dataset_name", shown(source) if Path(source).is_dir() else shlex.quote(source)]
-    words.append("--quick-test  # on a GPU: the real model" if args.embedded else "--h100  # the full run")
-    return " ".join(words)
+# ---- the command
 
 
 def check_upstream(path: str) -> int:
@@ -611,30 +566,30 @@ def check_upstream(path: str) -> int:
 
 def work(argv: list[str]) -> int:
     """The whole command; returns the exit code."""
+    first = os.environ.get("RANK", "0") == "0"
     try:
         args, script = parse(argv)
-        quiet_libraries()
         if args.upstream_check is not None:
             return check_upstream(args.upstream_check)
-        script = script or own_trainer()
         if args.plan:
             from deepfashion_training.plan import is_measured, plan
 
-            state, rows = process_state(), known_rows(args)
-            if is_measured(args, state):
+            if is_measured(args, process_state()):
                 check_models(args)
-            plan(args, script, state, rows, {"no flag": "full"} | PRESET_FLAGS)
+            plan(args, script, process_state())
             return 0
-        check_once(args, script)
+        if first:
+            check(args, script)
+        process_state().wait_for_everyone()  # where the first fails, whoever started the others ends them
         if not args.check:
             run(args, script)
         return 0
     except KeyboardInterrupt:
-        if os.environ.get("RANK", "0") != "0":
+        if not first:
             raise SystemExit(130) from None
         raise
     except Exception:
-        if os.environ.get("RANK", "0") != "0":  # what fails everywhere is said once: its end is this process's, too
+        if not first:  # what fails everywhere is said once: its end is this process's, too
             time.sleep(OTHERS_WAIT)
         raise
 

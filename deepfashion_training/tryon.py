@@ -76,6 +76,8 @@ def check_use(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None
         parser.error("--person and --garment are needed, or --batch")
     elif args.mask is None and args.garment_type is None:
         parser.error("--mask or --garment_type is needed, to know what to repaint")
+    elif args.mask is not None and args.parser is not None:
+        parser.error("--parser does nothing with --mask")
     if suffix not in SUFFIXES and suffix[1:].isalpha() and not args.output.is_dir():
         parser.error(f"--output {args.output}: pictures end in {', '.join(SUFFIXES)}, folders have no such ending")
 
@@ -93,71 +95,28 @@ def tryon(args: argparse.Namespace) -> None:
     check_writable(requests[0].output.parent, "--output")
     record = choice.record(settings, parser)
     missing = _missing(requests, record, args)
-    sys.stderr.write("".join(f"{line}\n" for line in _opening_lines(choice, settings, requests, args, parser)))
-    if not missing:
-        sys.stdout.write(f"all {len(requests)} rows are drawn already: {args.output}\n")
-        return
+    recipe = choice.recipe
+    lines = [
+        f"base      {recipe.transformer}",
+        f"LoRA      {choice.lora.path}, scale {choice.lora_scale:g}"
+        if choice.lora
+        else "LoRA      none: the bare base",
+        f"drawing   {recipe.height}x{recipe.width} (height x width), {settings.num_inference_steps} steps, guidance "
+        f"{recipe.guidance_scale:g}, seed {args.seed}",
+        f"repaint   {'on: beyond the mask the photo stays' if args.repaint else 'off: all is as the model drew it'}",
+        *([] if parser is None else [f"masks     made with the human parser {parser}"]),
+        *(f"note      {note}" for note in choice.notes),
+    ]
+    if not recipe.use_captions and any(request.caption for request in requests):
+        lines.append("note      captions are not used: the LoRA, or the bare base, was trained without them")
     total, to_draw = len(requests) * args.num_images, sum(len(seeds) for _, seeds in missing)
     if to_draw < total:
-        sys.stderr.write(f"resuming  {total - to_draw} of {total} pictures are drawn already\n")
-    needs_parser = any(request.mask is None for request, _ in missing)
-    loaded_parser = load_human_parser(parser) if parser is not None and needs_parser else None
-    _draw_missing(missing, choice, settings, record, loaded_parser, args)
-
-
-def _draw_missing(
-    missing: Sequence[tuple[TryOnRequest, list[int]]],
-    choice: ModelChoice,
-    settings: DrawingSettings,
-    record: Mapping[str, Any],
-    parser: HumanParser | None,
-    args: argparse.Namespace,
-) -> None:
-    """Draw each request from its seeds and save the pictures.
-
-    A row of a batch that fails does not stop the others, and ends in a ``ValueError`` at the end.
-    """
-    from PIL import Image
-    from tqdm import tqdm
-
-    from deepfashion_training.inference.dress import dress
-    from deepfashion_training.inference.records import check_format, save_picture
-    from deepfashion_training.inference.requests import open_pictures
-
-    first = None
-    if args.batch is None:  # pictures that cannot be used are known before the large model is loaded
-        first = open_pictures(missing[0][0], parser, settings)
-        check_format(missing[0][0].output, first[0].size)
-    model = choice.load([choice.recipe.prompt_of(request.caption) for request, _ in missing])
-    failed = []
-    steps = settings.num_inference_steps * sum(len(seeds) for _, seeds in missing)
-    with tqdm(total=steps, unit="step", desc="drawing", disable=None) as bar:
-        for request, seeds in missing:
-            prompt = choice.recipe.prompt_of(request.caption)
-            try:
-                photo, garment, mask = first or open_pictures(request, parser, settings)
-                for seed in seeds:
-                    result = dress(model, photo, garment, mask, settings, prompt, seed, on_step=lambda _: bar.update())
-                    pictures = {"pair": result.pair, "mask": Image.fromarray(mask * 255), "result": result.picture}
-                    for kind, path in outputs_of(request, args)[seed].items():
-                        save_picture(pictures[kind], path, _record(request, record, seed))
-            except (ValueError, OSError) as error:
-                if args.batch is None:
-                    raise
-                failed.append(f"{request.output.name}: {error}")
-                bar.write(failed[-1], file=sys.stderr)
-    if args.batch is None:
-        ((request, seeds),) = missing
-        files = [str(path) for seed in seeds for path in outputs_of(request, args)[seed].values()]
-        sys.stdout.write("\n".join(files) + "\n")
-    else:
-        sys.stdout.write(f"{len(missing) - len(failed)} of {len(missing)} rows drawn into {args.output}\n")
-    if failed:
-        existing = "" if args.overwrite else ": existing pictures stay"
-        raise ValueError(
-            f"{len(failed)} of {len(missing)} rows failed, first {failed[0]}; fix them and give the same command again"
-            f"{existing}"
-        )
+        lines.append(f"kept      {total - to_draw} of {total} pictures are drawn already")
+    sys.stderr.write("".join(f"{line}\n" for line in lines))
+    if missing:
+        needs_parser = any(request.mask is None for request, _ in missing)
+        loaded_parser = load_human_parser(parser) if parser is not None and needs_parser else None
+        _draw_missing(missing, choice, settings, record, loaded_parser, args)
 
 
 def requests_of(args: argparse.Namespace) -> list[TryOnRequest]:
@@ -194,36 +153,38 @@ def outputs_of(request: TryOnRequest, args: argparse.Namespace) -> dict[int, dic
 
 def check_outputs(requests: Sequence[TryOnRequest], args: argparse.Namespace) -> None:
     """Raise ``ValueError`` where a result would replace a picture that is read, or another result."""
-    from deepfashion_training.inference.requests import LONGEST_NAME
-
-    inputs = {path.resolve(): what for request in requests for what, path in request.files().items()}
-    outputs: set[Path] = set()
+    taken = {
+        path.resolve(): f"the {what} that is read" for request in requests for what, path in request.files().items()
+    }
     for request in requests:
         for path in (path for files in outputs_of(request, args).values() for path in files.values()):
-            if len(path.name.encode()) > LONGEST_NAME + 20:
-                raise ValueError(f"--output {path}: the file name is too long: shorten it")
-            place = path.resolve()
-            if place in inputs:
-                raise ValueError(f"--output {path} would replace the {inputs[place]} that is read: name another")
-            if place in outputs:
-                raise ValueError(f"--output {path} is where two pictures would go: name one of them differently")
-            if path.is_dir():
-                raise ValueError(f"--output {path} is a folder: name another")
-            outputs.add(place)
+            if path.resolve() in taken or path.is_dir():
+                raise ValueError(f"--output {path} would replace {taken.get(path.resolve(), 'a folder')}: name another")
+            taken[path.resolve()] = "another result"
 
 
 def _missing(
     requests: Sequence[TryOnRequest], record: Mapping[str, Any], args: argparse.Namespace
 ) -> list[tuple[TryOnRequest, list[int]]]:
-    """Requests and the seeds that are not drawn yet; ``ValueError`` for an existing picture that was made otherwise."""
+    """Requests and the seeds that are not drawn yet.
+
+    Raises ``ValueError`` for a picture that exists, unless it is one of a batch and says that it was made in the same
+    way; a LoRA's path may change then, its hash may not.
+    """
+    from deepfashion_training.inference.records import differences, read_record
+
     missing = []
     for request in requests:
         seeds = []
         for seed, files in outputs_of(request, args).items():
             existing = [] if args.overwrite else [path for path in files.values() if path.exists()]
             for path in existing:
-                if why := _not_the_same(path, _record(request, record, seed), args):
-                    raise ValueError(f"--output {path} {why}: name another, or replace it with --overwrite")
+                found = read_record(path) if args.batch is not None else None
+                if found is None or differences(found, _record(request, record, seed) | {"lora": found.get("lora")}):
+                    raise ValueError(
+                        f"--output {path} exists{' and was made otherwise' if args.batch is not None else ''}: name "
+                        "another, or replace it with --overwrite"
+                    )
             if len(existing) < len(files):
                 seeds.append(seed)
         if seeds:
@@ -231,68 +192,61 @@ def _missing(
     return missing
 
 
-def _not_the_same(path: Path, record: Mapping[str, Any], args: argparse.Namespace) -> str:
-    """Why an existing picture cannot stay as the result that ``record`` is about; empty where it can."""
-    from deepfashion_training.inference.records import differences, read_record
-
-    if args.batch is None:
-        return "exists"
-    found = read_record(path)
-    if found is None:
-        return "exists and does not say how it was made"
-    differing = differences({**found, "lora": record["lora"]}, record)  # a LoRA's path may change, its hash may not
-    return f"was made with other {', '.join(differing)}" if differing else ""
-
-
 def _record(request: TryOnRequest, record: Mapping[str, Any], seed: int) -> dict[str, Any]:
     """What a result of ``request`` says of how it was made; of the parser, only where it made the mask."""
     return request.record({**record, "seed": seed, "parser": record["parser"] if request.mask is None else None})
 
 
-def _opening_lines(
+def _draw_missing(
+    missing: Sequence[tuple[TryOnRequest, list[int]]],
     choice: ModelChoice,
     settings: DrawingSettings,
-    requests: Sequence[TryOnRequest],
+    record: Mapping[str, Any],
+    parser: HumanParser | None,
     args: argparse.Namespace,
-    parser: str | None,
-) -> list[str]:
-    """What is about to be drawn, with what, and what a user may not have meant."""
-    recipe = choice.recipe
-    lora = "none: the bare base" if choice.lora is None else f"{choice.lora.path}, scale {choice.lora_scale:g}"
-    repaint = "on: beyond the feathered mask nothing changes (--no-repaint shows all that the model drew)"
-    if not settings.repaint:
-        repaint = "off: the whole picture is as the model drew it (--repaint keeps the photo beyond the mask)"
-    return [
-        f"base      {recipe.transformer}",
-        f"LoRA      {lora}",
-        f"drawing   {recipe.height}x{recipe.width} (height x width), {settings.num_inference_steps} steps, guidance "
-        f"{recipe.guidance_scale:g}, seed {args.seed}",
-        f"repaint   {repaint}",
-        *([] if parser is None else [f"masks     made with the human parser {parser}"]),
-        *(f"note      {note}" for note in [*choice.notes, *_notes(choice, requests, args)]),
-    ]
+) -> None:
+    """Draw each request from its seeds and save the pictures.
 
-
-def _notes(choice: ModelChoice, requests: Sequence[TryOnRequest], args: argparse.Namespace) -> list[str]:
-    """What the pictures and flags have that is not used, or used otherwise than expected."""
+    A row of a batch that fails does not stop the others, and ends in a ``ValueError`` at the end.
+    """
     from PIL import Image
+    from tqdm import tqdm
 
-    from training_run.colour import profile_name
+    from deepfashion_training.inference.dress import dress
+    from deepfashion_training.inference.records import check_format, save_picture
+    from deepfashion_training.inference.requests import open_pictures
 
-    notes = []
-    if not choice.recipe.use_captions and any(request.caption for request in requests):
-        notes.append("captions are not used: the LoRA, or the bare base, was trained without them")
-    if args.parser is not None and all(request.mask is not None for request in requests):
-        notes.append("--parser is not used: masks are given")
-    if args.repaint and requests[0].output.suffix.lower() in (".jpg", ".jpeg"):
-        notes.append("JPEG changes every pixel a little, also beyond the mask: .png and .webp keep them")
-    profiles: dict[str, Path] = {}
-    for request in requests:
-        with Image.open(request.person) as photo:
-            if name := profile_name(photo):
-                profiles.setdefault(name, request.person)
-    notes += [f"{path.name} has the colour profile {name!r}: its result is in sRGB" for name, path in profiles.items()]
-    return notes
+    first = None
+    if args.batch is None:  # pictures that cannot be used are known before the large model is loaded
+        first = open_pictures(missing[0][0], parser, settings)
+        check_format(missing[0][0].output, first[0].size)
+    model = choice.load([choice.recipe.prompt_of(request.caption) for request, _ in missing])
+    drawn, failed = list[str](), list[str]()
+    steps = settings.num_inference_steps * sum(len(seeds) for _, seeds in missing)
+    with tqdm(total=steps, unit="step", desc="drawing", disable=None) as bar:
+        for request, seeds in missing:
+            prompt = choice.recipe.prompt_of(request.caption)
+            try:
+                photo, garment, mask = first or open_pictures(request, parser, settings)
+                for seed in seeds:
+                    result = dress(model, photo, garment, mask, settings, prompt, seed, on_step=lambda _: bar.update())
+                    pictures = {"pair": result.pair, "mask": Image.fromarray(mask * 255), "result": result.picture}
+                    for kind, path in outputs_of(request, args)[seed].items():
+                        save_picture(pictures[kind], path, _record(request, record, seed))
+                        drawn.append(str(path))
+            except (ValueError, OSError) as error:
+                if args.batch is None:
+                    raise
+                failed.append(f"{request.output.name}: {error}")
+                bar.write(failed[-1], file=sys.stderr)
+    if args.batch is None:
+        sys.stdout.write("\n".join(drawn) + "\n")
+    else:
+        sys.stdout.write(f"{len(missing) - len(failed)} of {len(missing)} rows drawn into {args.output}\n")
+    if failed:
+        raise ValueError(
+            f"{len(failed)} of {len(missing)} rows failed, first {failed[0]}; fix them and give the same command again"
+        )
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -95,7 +95,7 @@ def test_a_failed_comparison_keeps_nothing_from_the_hub(
     monkeypatch.setattr(model_card, "write_model_card", lambda *_: tmp_path / "README.md")
     monkeypatch.setattr(publish, "push", lambda *_: "https://huggingface.co/me/it")
     monkeypatch.setattr(wrapper, "compare_with_base", fails)
-    args, script = wrapper.resolve(["--preset", "quick_test", "--embedded", "--output_dir", str(tmp_path)])
+    args, script = wrapper.parse(["--preset", "quick_test", "--embedded", "--output_dir", str(tmp_path)])
     args.publish, args.dataset_name = True, "some/pairs"
     monkeypatch.setattr(wrapper, "needs_preparation", lambda _: False)
     monkeypatch.setattr(wrapper, "check_rows", lambda _: None)  # which would be downloaded
@@ -110,15 +110,6 @@ def test_what_the_comparison_would_forget_is_refused(capsys: pytest.CaptureFixtu
     assert wrapper.main([*argv, "--inpaint_revision", "abc"]) == 1
     assert "--inpaint_revision and --evaluate_samples do not go together" in capsys.readouterr().err
     assert wrapper.main([*argv, "--inpaint_revision", "abc", "--evaluate_samples", "0"]) == 0
-
-
-def test_another_run_in_the_same_folder_forgets_the_comparison(tmp_path: Path) -> None:
-    (tmp_path / "evaluation").mkdir()
-    (tmp_path / "evaluation" / "report.html").write_text("old")
-    (tmp_path / "evaluation.json").write_text("{}")
-    (tmp_path / "run.json").write_text("{}")
-    wrapper.forget_comparison(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
 
 
 def test_no_dino_and_no_extras_load_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

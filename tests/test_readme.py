@@ -88,7 +88,7 @@ def test_every_line_is_found_in_the_clone_and_knows_its_flags(called):
     assert len(trained) >= 8
     for argv in trained:
         if not any(part.startswith("--upstream") for part in argv):  # a checkout that is not here
-            wrapper.resolve(argv)
+            wrapper.parse(argv)
     modules = [found for found in map(module, called) if found is not None]
     assert len(modules) >= 8
     for name, argv in modules:

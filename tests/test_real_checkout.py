@@ -58,7 +58,7 @@ def train(pairs: Path, out: Path, *flags: str) -> tuple[torch.nn.Module, dict]:
 
     original = DrivenRun.end
     argv = ["--preset=quick_test", "--embedded", f"--dataset_name={pairs}", f"--output_dir={out}", *flags]
-    args, script = wrapper.resolve([*argv, f"--upstream={SCRIPT}", "--num_inference_steps=2"])
+    args, script = wrapper.parse([*argv, f"--upstream={SCRIPT}", "--num_inference_steps=2"])
     wrapper.check(args, script)
     with mock.patch.object(DrivenRun, "end", end):
         wrapper.run(args, script)

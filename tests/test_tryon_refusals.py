@@ -45,8 +45,8 @@ def test_outputs_that_cannot_be(wardrobe, tryon_refused, tryon_misused, tmp_path
     (tmp_path / "folder.png").mkdir()
     assert "cannot be written to" in tryon_refused(*flags, tmp_path / "file" / "o.png")
     assert "cannot be written to" in tryon_refused(*flags, "/proc/nothing/o.png")
-    assert "is a folder: name another" in tryon_refused(*flags, tmp_path / "folder.png", "--overwrite")
-    assert "too long" in tryon_refused(*flags, tmp_path / ("x" * 230 + ".png"))
+    assert "would replace a folder" in tryon_refused(*flags, tmp_path / "folder.png", "--overwrite")
+    assert "too long" in tryon_refused(*flags, tmp_path / ("x" * 300 + ".png"))
     for name in ("o.bmp", "o.gif", "o.txt", "o.PDF"):
         assert "pictures end in .png, .jpg, .jpeg, .webp" in tryon_misused(*flags, tmp_path / name)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder.png"]
@@ -102,6 +102,7 @@ def test_models_that_cannot_be_had(wardrobe, tryon_refused, tmp_path):
         (["--output", "o.png", "--person", "p"], "--person and --garment are needed"),
         (["--output", "o.png", "--person", "p", "--garment", "g"], "--mask or --garment_type is needed"),
         (["--output", "o.png", "--garment_type", "shoes"], "'shoes'"),
+        ("--output o.png --person p --garment g --mask m --parser x".split(), "--parser does nothing with --mask"),
         (["--output", "o", "--batch", "t.csv", "--person", "p"], "--batch names its pictures itself"),
         (["--output", "o.png", "--batch", "t.csv"], "--output o.png: --batch writes into a folder"),
         (["--output", "o.png", "--lora-scale", "2"], "unknown argument --lora-scale: did you mean --lora_scale?"),

@@ -18,7 +18,7 @@ SIZES = {"quick_test": (512, 384), "full": (768, 576), "h100": (768, 576), "low_
 
 
 def resolve(*argv: object) -> tuple[argparse.Namespace, Script]:
-    args, script = wrapper.resolve([*map(str, argv), f"--upstream={SCRIPT}", "--output_dir=/nowhere/out"])
+    args, script = wrapper.parse([*map(str, argv), f"--upstream={SCRIPT}", "--output_dir=/nowhere/out"])
     assert isinstance(script, Script) and script.gets_lora
     return args, script
 
