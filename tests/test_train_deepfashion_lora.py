@@ -6,7 +6,6 @@ import io
 import json
 import os
 import shlex
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -240,19 +239,6 @@ def test_a_single_odd_mask_is_named_and_true_ones_are_not(tmp_path: Path, caplog
             wrapper.main([*QUICK, "--dataset_name", str(rows), "--output_dir", str(tmp_path / "out"), "--check"]) == 0
         )
     assert [record.getMessage().split(": ")[1] for record in caplog.records] == ["row 0"]
-
-
-@pytest.mark.parametrize("name", ["val", "valid", "dev"])
-def test_a_split_for_validation_that_would_not_be_read_is_named(
-    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    rows = documented(tmp_path / "rows", ODD_MASKS["hole"], spoiled=0)
-    train = rows / "data" / "train-00000-of-00001.parquet"
-    shutil.copy(train, train.with_name(f"{name}-00000-of-00001.parquet"))
-    flags = [*QUICK, "--dataset_name", str(rows), "--output_dir", str(tmp_path / "out"), "--check"]
-    assert wrapper.main(flags) == 1
-    assert f"--validation_split {name}" in capsys.readouterr().err
-    assert wrapper.main([*flags, "--validation_split", name]) == 0
 
 
 def test_check_trains_nothing_and_leaves_nothing(tmp_path: Path) -> None:
