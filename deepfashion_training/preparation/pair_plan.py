@@ -23,7 +23,7 @@ MaskPolarity = Literal["auto", "white", "black"]
 MASK_POLARITIES: tuple[str, ...] = get_args(MaskPolarity)
 
 #: Raised when finished results of earlier code should be made again.
-VERSION = 2
+VERSION = 3
 
 #: Rows of a batch: some seconds of work, so that a killed run loses little and the bar moves; some ten MB.
 BATCH_ROWS = 64
