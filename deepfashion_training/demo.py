@@ -99,6 +99,7 @@ def serve(args: argparse.Namespace, choice: ModelChoice, parser: str, folder: Pa
         server_name=args.host,
         server_port=args.port,
         quiet=True,
+        show_error=True,
         prevent_thread_lock=True,
         footer_links=[],
         ssr_mode=False,

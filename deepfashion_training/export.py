@@ -74,7 +74,7 @@ def export(args: argparse.Namespace) -> None:
         transformer = lora_files.find_transformer(named)
         if target == transformer or target in transformer.parents or transformer in target.parents:
             raise ValueError(f"--output {target} and the base {transformer} lie in one another: name another folder")
-        lora_files.check_fits(scaled, transformer)
+        lora_files.check_fits(scaled, str(transformer))
         precision = lora_files.DTYPES[args.dtype] if args.dtype else lora_files.stored_dtype(transformer)
         with replacing(target) as draft:
             lora_files.write_fused(scaled, transformer, precision, draft)

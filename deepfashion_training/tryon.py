@@ -122,7 +122,7 @@ def tryon(args: argparse.Namespace) -> None:
 def requests_of(args: argparse.Namespace) -> list[TryOnRequest]:
     """What is to be drawn; ``ValueError`` for pictures that are missing or cannot be used."""
     from deepfashion_training.garment_types import parse_cloth_type
-    from deepfashion_training.inference.picture_files import check_header
+    from deepfashion_training.inference.picture_files import check_there
     from deepfashion_training.inference.requests import TryOnRequest, default_name, read_requests
 
     cloth_type = parse_cloth_type(args.garment_type) if args.garment_type else None
@@ -133,7 +133,7 @@ def requests_of(args: argparse.Namespace) -> list[TryOnRequest]:
         output = output / default_name(args.person, args.garment)
     request = TryOnRequest(args.person, args.garment, args.mask, cloth_type, args.caption, output)
     for what, path in request.files().items():
-        check_header(path, f"--{what}")
+        check_there(path, f"--{what}")
     return [request]
 
 
@@ -213,13 +213,12 @@ def _draw_missing(
     from tqdm import tqdm
 
     from deepfashion_training.inference.dress import dress
-    from deepfashion_training.inference.records import check_format, save_picture
+    from deepfashion_training.inference.records import save_picture
     from deepfashion_training.inference.requests import open_pictures
 
     first = None
     if args.batch is None:  # pictures that cannot be used are known before the large model is loaded
         first = open_pictures(missing[0][0], parser, settings)
-        check_format(missing[0][0].output, first[0].size)
     model = choice.load([choice.recipe.prompt_of(request.caption) for request, _ in missing])
     drawn, failed = list[str](), list[str]()
     steps = settings.num_inference_steps * sum(len(seeds) for _, seeds in missing)
@@ -229,8 +228,10 @@ def _draw_missing(
             try:
                 photo, garment, mask = first or open_pictures(request, parser, settings)
                 for seed in seeds:
-                    result = dress(model, photo, garment, mask, settings, prompt, seed, on_step=lambda _: bar.update())
-                    pictures = {"pair": result.pair, "mask": Image.fromarray(mask * 255), "result": result.picture}
+                    picture, pair = dress(
+                        model, photo, garment, mask, settings, prompt, seed, on_step=lambda _: bar.update()
+                    )
+                    pictures = {"pair": pair, "mask": Image.fromarray(mask * 255), "result": picture}
                     for kind, path in outputs_of(request, args)[seed].items():
                         save_picture(pictures[kind], path, _record(request, record, seed))
                         drawn.append(str(path))

@@ -184,22 +184,20 @@ def test_dress_puts_the_result_where_the_mask_is():
     mask[100:300, 150:350] = 1
     look = DrawingSettings((128, 96), 4, 2.5, "lora", 0.7)
     painter = Painter()
-    made = dress(painter, photo, garment, mask, look, "p", 5, on_step=print)
-    assert made.picture.size == (501, 400) and made.pair.size == (192, 128)
+    picture, pair = dress(painter, photo, garment, mask, look, "p", 5, on_step=print)
+    assert picture.size == (501, 400) and pair.size == (192, 128)
     seeds, how = painter.asked[0]
     assert seeds == [5] and how["prompts"] == ["p"] and (how["lora"], how["lora_scale"]) == ("lora", 0.7)
     assert (how["steps"], how["guidance_scale"], how["on_step"]) == (4, 2.5, print)
-    got = np.asarray(made.picture)
+    got = np.asarray(picture)
     assert (got[feathered(mask, 3) == 0] == (200, 10, 10)).all() and (got[120:280, 170:330] == (0, 255, 0)).all()
-    assert (np.asarray(made.pair)[:, :96] == (0, 0, 255)).all()
-    whole = dress(painter, photo, garment, mask, dataclasses.replace(look, repaint=False), "p", 5).picture
+    assert (np.asarray(pair)[:, :96] == (0, 0, 255)).all()
+    whole, _ = dress(painter, photo, garment, mask, dataclasses.replace(look, repaint=False), "p", 5)
     assert whole.size == (501, 400) and (np.asarray(whole)[120:280, 170:330] == (0, 255, 0)).all()
 
 
-def test_dress_refuses_a_mask_of_another_size_and_one_that_vanishes():
+def test_dress_refuses_a_mask_that_vanishes():
     look = DrawingSettings((128, 96), 4, 2.5)
-    with pytest.raises(ValueError, match=r"a mask of \(40, 50\) \(height, width\) on a photo of \(50, 40\)"):
-        dress(Painter(), noise(50, 40), noise(50, 40), np.ones((40, 50), np.uint8), look, "", 0)
     speck = np.zeros((3000, 2000), np.uint8)
     speck[1501, 1001] = 1
     with pytest.raises(PictureError, match="nothing of it is left at 128x96"):

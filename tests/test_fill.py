@@ -102,29 +102,6 @@ def test_a_recipe_of_what_the_trainer_writes(loras, tiny_flux_fill):
     assert trained.pipeline == trained.transformer == str(tiny_flux_fill)
 
 
-@pytest.mark.parametrize(
-    ("key", "value", "message"),
-    [
-        ("height", "100", "height 100"),
-        ("height", "0", "height 0"),
-        ("width", "-16", "width -16"),
-        ("width", "1000000", "width 1000000"),
-        ("width", "wide", "'wide'"),
-        ("guidance_scale", "nan", "guidance_scale nan"),
-        ("guidance_scale", "inf", "guidance_scale inf"),
-        ("guidance_scale", "-1", "guidance_scale -1"),
-        ("max_sequence_length", "0", "max_sequence_length 0"),
-        ("max_sequence_length", "4096", "max_sequence_length 4096"),
-        ("num_inference_steps", "0", "num_inference_steps 0"),
-        ("resize_mode", "crop", "resize_mode crop"),
-    ],
-)
-def test_metadata_that_cannot_be(key, value, message):
-    with pytest.raises(ValueError, match=message) as refused:
-        Recipe.of(spoken({key: value}))
-    assert "some.safetensors" in str(refused.value)
-
-
 # -------------------------------------------------------------------------------------------------------- drawing
 
 

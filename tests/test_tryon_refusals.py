@@ -52,7 +52,7 @@ def test_outputs_that_cannot_be(wardrobe, tryon_refused, tryon_misused, tmp_path
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder.png"]
 
 
-def test_a_photo_that_a_form_cannot_hold(wardrobe, tryon_refused, tryon_run, tmp_path):
+def test_a_photo_of_an_extreme_aspect(wardrobe, tryon_refused, tryon_run, tmp_path):
     Image.new("RGB", (17_000, 40), (9, 9, 9)).save(tmp_path / "x-person.png")
     mask = Image.new("L", (17_000, 40), 0)
     mask.paste(255, (4000, 10, 4003, 30))
@@ -62,8 +62,6 @@ def test_a_photo_that_a_form_cannot_hold(wardrobe, tryon_refused, tryon_run, tmp
     assert f"the mask {tmp_path / 'x-mask.png'}: it covers " in message
     mask.paste(255, (4000, 10, 9000, 30))
     mask.save(tmp_path / "x-mask.png")
-    message = tryon_run(*pieces(tmp_path, "x"), "--output", tmp_path / "o.webp", code=1)
-    assert "WEBP holds no picture of 17000x40 pixels: name a .png" in message
     tryon_run(*pieces(tmp_path, "x"), "--output", tmp_path / "o.png")
     with Image.open(tmp_path / "o.png") as result:
         assert result.size == (17_000, 40)
@@ -75,8 +73,8 @@ def test_pictures_that_cannot_be_read(wardrobe, tryon_refused, tryon_run, tmp_pa
     for what, at in (("person", 1), ("garment", 3), ("mask", 5)):
         bad = list(flags)
         bad[at] = tmp_path / "text.png"
-        message = tryon_refused(*bad, "--output", tmp_path / "o")
-        assert f"--{what} {tmp_path / 'text.png'}: not readable as a picture" in message
+        message = tryon_run(*bad, "--output", tmp_path / "o", code=1)
+        assert f"the {what} {tmp_path / 'text.png'}: not readable as a picture" in message
         bad[at] = tmp_path / "none.png"
         assert f"--{what} {tmp_path / 'none.png'}: no such file" in tryon_refused(*bad, "--output", tmp_path / "o")
     ImageOps.invert(Image.open(flags[5]).convert("L")).save(tmp_path / "white.png")

@@ -22,7 +22,7 @@ from deepfashion_training.models.access import check_writable
 from deepfashion_training.models.features import DEFAULT_DINO, find_dino
 from deepfashion_training.models.fill import Recipe, same_model
 from deepfashion_training.models.human_parser import check_human_parser, default_human_parser, load_human_parser
-from deepfashion_training.models.lora_files import LoraFile, check_fits, find_lora, find_transformer, read_lora
+from deepfashion_training.models.lora_files import LoraFile, check_fits, find_lora, read_lora
 from training_run.atomic import SAVING, write_file
 
 SETTINGS = "settings.json"
@@ -71,7 +71,7 @@ def make_plan(args: argparse.Namespace, state: PartialState) -> EvaluationPlan:
         against = None
         if args.against is not None:
             against = read_lora(find_lora(args.against), assume_alpha=True)
-            check_fits(against, find_transformer(choice.recipe.transformer, weights=False))
+            check_fits(against, choice.recipe.transformer)
         dino, left_out = _find_dino(args.dino_model)
         parser = _find_parser(args)
     source = args.dataset_name

@@ -18,16 +18,8 @@ if TYPE_CHECKING:
     from deepfashion_training.models.fill import FillModel, Recipe
     from deepfashion_training.models.lora_files import LoraFile
 
-#: What a LoRA's metadata should say, and how people call it.
-_TRAINED_WITH = {
-    "transformer": "base",
-    "height": "height",
-    "width": "width",
-    "prompt": "prompt",
-    "guidance_scale": "guidance",
-    "num_inference_steps": "number of steps",
-    "resize_mode": "resize mode",
-}
+#: What a LoRA's metadata should say.
+_TRAINED_WITH = ("transformer", "height", "width", "prompt", "guidance_scale", "num_inference_steps", "resize_mode")
 
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
@@ -73,17 +65,21 @@ def add_parser_flag(group: argparse._ArgumentGroup) -> None:
 
 @dataclass(frozen=True)
 class ModelChoice:
-    """Models that are there and fit one another, yet to be loaded, and how to draw with them.
-
-    ``notes`` say, in lines for people, what a user may not have meant.
-    """
+    """Models that are there and fit one another, yet to be loaded, and how to draw with them."""
 
     recipe: Recipe
     lora: LoraFile | None
     lora_scale: float
     quantize_base: Any
     offload: bool
-    notes: tuple[str, ...]
+
+    @property
+    def notes(self) -> list[str]:
+        """What a user should know before it is drawn, in lines."""
+        silent = [] if self.lora is None else [name for name in _TRAINED_WITH if name not in self.lora.metadata]
+        if not silent:
+            return []
+        return [f"the LoRA does not say its {', '.join(silent)} in training: usual values or your flags are used"]
 
     def load(self, prompts: Iterable[str], *, device: Any = None, **others: LoraFile) -> FillModel:
         """The model, with the LoRA under the name ``lora`` and ``others`` under theirs; see ``FillModel``."""
@@ -159,19 +155,10 @@ def choose(args: argparse.Namespace) -> ModelChoice:
     recipe = dataclasses.replace(trained, **_asked(args, {} if lora is None else lora.metadata))
     if is_hub_id(recipe.transformer) and not torch.cuda.is_available():
         raise ValueError("no CUDA GPU is visible, and a 12B model needs one: add --embedded to try it on this machine")
-    try:
-        check_models(recipe.pipeline, recipe.transformer, flags=USING_FLAGS)
-    except ValueError as error:
-        if lora is None or (args.base is not None and args.pipeline is not None):
-            raise
-        raise ValueError(
-            f"{error} (--lora {args.lora} was trained with {trained.transformer} and {trained.pipeline}: --base, "
-            "--pipeline or --embedded name others)"
-        ) from error
+    check_models(recipe.pipeline, recipe.transformer, flags=USING_FLAGS)
     if lora is not None:
-        lora_files.check_fits(lora, lora_files.find_transformer(recipe.transformer, weights=False))
-    notes = () if lora is None else _notes(lora.metadata, trained, recipe)
-    return ModelChoice(recipe, lora, args.lora_scale, args.quantize_base, args.offload, notes)
+        lora_files.check_fits(lora, recipe.transformer)
+    return ModelChoice(recipe, lora, args.lora_scale, args.quantize_base, args.offload)
 
 
 def choose_parser(named: str | None, choice: ModelChoice) -> str:
@@ -214,19 +201,3 @@ def _asked(args: argparse.Namespace, said: dict[str, str]) -> dict[str, Any]:
 def _full_name(name: str) -> str:
     """A folder by its full path, a Hub id as it is: a record must not depend on where a command is started."""
     return str(Path(name).resolve()) if Path(name).is_dir() else name
-
-
-def _notes(said: dict[str, str], trained: Recipe, recipe: Recipe) -> tuple[str, ...]:
-    """What differs from the training, in lines for people; ``said`` is the LoRA's metadata."""
-    from deepfashion_training.models.fill import same_model
-
-    notes = []
-    silent = [name for key, name in _TRAINED_WITH.items() if key not in said]
-    if silent:
-        notes.append(f"the LoRA does not say its {', '.join(silent)} in training: usual values or your flags are used")
-    for key, name in _TRAINED_WITH.items():
-        before, now = getattr(trained, key), getattr(recipe, key)
-        differs = not same_model(before, now) if key == "transformer" else before != now
-        if key in said and differs and key != "guidance_scale":  # which people try several values of
-            notes.append(f"the LoRA was trained with {name} {before}, and draws with {now} here")
-    return tuple(notes)

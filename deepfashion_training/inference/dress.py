@@ -40,14 +40,6 @@ class DrawingSettings:
     resize_mode: ResizeMode = "pad"
 
 
-@dataclass(frozen=True)
-class TryOnResult:
-    """``picture`` is RGB of the person's own size, ``pair`` what the model drew: the garment beside the person."""
-
-    picture: Image.Image
-    pair: Image.Image
-
-
 def mask_of_type(photo: Image.Image, cloth_type: int, parser: HumanParser) -> np.ndarray:
     """The area to repaint for a garment of the type (1, 2, 3): uint8 ``[h, w]`` in {0, 1} of the upright RGB ``photo``.
 
@@ -100,14 +92,12 @@ def dress(
     prompt: str,
     seed: int,
     on_step: Callable[[int], object] | None = None,
-) -> TryOnResult:
-    """Draw the person of an upright RGB ``photo`` in ``garment`` (any mode), where ``mask`` [h, w] in {0, 1} is 1.
+) -> tuple[Image.Image, Image.Image]:
+    """Draw the person of an upright RGB ``photo`` in ``garment`` (any mode), where ``mask`` is 1.
 
-    Raises ``ValueError`` for a mask of another size than the photo, ``PictureError`` for one of which nothing is left
-    in the size that the model draws at.
+    ``mask`` is uint8 [h, w] in {0, 1} of the photo's size. Returns the picture, RGB of the photo's size, and the pair
+    as the model drew it, garment beside person. Raises ``PictureError`` as ``check_left`` does.
     """
-    if mask.shape != (photo.height, photo.width):
-        raise ValueError(f"a mask of {mask.shape} (height, width) on a photo of {(photo.height, photo.width)}")
     check_left(mask, settings)
     area = Image.fromarray(mask * np.uint8(255))
     sample = pair_tensors(photo, garment, area, settings.size, settings.resize_mode)
@@ -125,7 +115,7 @@ def dress(
     height, width = settings.size
     person_half = pair.crop((width, 0, 2 * width, height))
     result = unplace(person_half, mask.shape, settings.resize_mode)
-    return TryOnResult(repainted(photo, result, mask) if settings.repaint else result, pair)
+    return repainted(photo, result, mask) if settings.repaint else result, pair
 
 
 def picture_of(drawn: torch.Tensor) -> Image.Image:

@@ -16,13 +16,10 @@ from PIL import Image
 from deepfashion_training.garment_types import parse_cloth_type
 from deepfashion_training.images.pictures import PictureError, opacity
 from deepfashion_training.inference.dress import DrawingSettings, check_left, mask_given, mask_of_type
-from deepfashion_training.inference.picture_files import check_header, read_picture, without_exif
+from deepfashion_training.inference.picture_files import check_there, read_picture, without_exif
 from deepfashion_training.models.human_parser import HumanParser
 
 COLUMNS = ("person", "garment", "mask", "garment_type", "caption", "output")
-
-#: Longest file name of a result in bytes: file systems allow 255, and other files are named after it.
-LONGEST_NAME = 200
 
 
 @dataclass(frozen=True)
@@ -48,9 +45,8 @@ class TryOnRequest:
 
 
 def default_name(person: Path, garment: Path) -> str:
-    """File name of a result without a name of its own; long names are cut."""
-    stems = (path.stem.encode()[:80].decode(errors="ignore") for path in (person, garment))
-    return f"{'-'.join(stems)}.png"
+    """File name of a result without a name of its own; long names are cut, as file systems allow 255 bytes."""
+    return f"{person.stem[:40]}-{garment.stem[:40]}.png"
 
 
 def read_requests(table: Path, folder: Path, garment_type: int | None) -> list[TryOnRequest]:
@@ -70,24 +66,19 @@ def read_requests(table: Path, folder: Path, garment_type: int | None) -> list[T
             rows = [(reader.line_num, row) for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"--batch {table} is no CSV in UTF-8: {error}") from error
-    if {"person", "garment"} - set(columns) or set(columns) - set(COLUMNS) or len(set(columns)) < len(columns):
+    if not {"person", "garment"} <= set(columns) <= set(COLUMNS):
         raise ValueError(
             f"--batch {table}: its first line names the columns {', '.join(columns) or 'none'}; person and garment are "
-            f"needed, {', '.join(COLUMNS[2:])} may be there, each once, with commas between them"
+            f"needed, {', '.join(COLUMNS[2:])} may be there, with commas between them"
         )
     if not rows:
         raise ValueError(f"--batch {table} has no rows")
-    requests: list[TryOnRequest] = []
-    lines_of: dict[Path, int] = {}
+    requests = []
     for line, row in rows:
         try:
-            request = _request(line, row, table.parent, folder, garment_type)
-            if request.output in lines_of:
-                raise ValueError(f"output {request.output.name} is that of line {lines_of[request.output]} too")
+            requests.append(_request(line, row, table.parent, folder, garment_type))
         except ValueError as error:
             raise ValueError(f"--batch {table} line {line}: {error}") from error
-        lines_of[request.output] = line
-        requests.append(request)
     return requests
 
 
@@ -96,20 +87,16 @@ def _request(line: int, row: Mapping[Any, Any], home: Path, folder: Path, garmen
         raise ValueError("it has another number of cells than the first line")
     cells = {name: row.get(name, "").strip() for name in COLUMNS}
     paths = {name: home / cells[name] for name in ("person", "garment", "mask") if cells[name]}
-    for name in ("person", "garment"):
-        if name not in paths:
-            raise ValueError(f"no {name}")
+    if not cells["person"] or not cells["garment"]:
+        raise ValueError("person and garment are needed")
     for name, path in paths.items():
-        check_header(path, name)
+        check_there(path, name)
     cloth_type = parse_cloth_type(cells["garment_type"]) if cells["garment_type"] else garment_type
     if "mask" not in paths and cloth_type is None:
         raise ValueError("neither mask nor garment_type: give one in the table, or --garment_type for all rows")
     name = cells["output"] or f"{line}-{default_name(paths['person'], paths['garment'])}"
-    is_plain = Path(name).name == name and name[0] != "." and name.isprintable() and name.lower().endswith(".png")
-    if not is_plain or len(name.encode()) > LONGEST_NAME:
-        raise ValueError(
-            f"output {name!r}: a file name without folders is needed, .png, of {LONGEST_NAME} bytes or less"
-        )
+    if Path(name).name != name or Path(name).suffix.lower() != ".png":
+        raise ValueError(f"output {name!r}: a file name without folders is needed that ends in .png")
     return TryOnRequest(
         paths["person"], paths["garment"], paths.get("mask"), cloth_type, cells["caption"], folder / name
     )
@@ -121,7 +108,7 @@ def open_pictures(
     """The photo (upright sRGB), the garment and the mask (uint8 ``[h, w]`` in {0, 1}, 1 = repaint) of a request.
 
     ``parser`` makes the mask of a request without one. Raises ``ValueError`` for pictures and masks that cannot be
-    used, also for a mask of which nothing is left in the size of ``settings``.
+    used in the size of ``settings``.
     """
     stored = read_picture(request.person, "the person")
     garment = read_picture(request.garment, "the garment")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import functools
-import html
+import io
+import json
 import secrets
 import time
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,39 +18,36 @@ from PIL import Image
 
 from deepfashion_training.embedded import is_embedded
 from deepfashion_training.embedded.rows import RowSpec, documented_row
-from deepfashion_training.garment_types import FULL, LOWER, TYPE_NAMES, UPPER, parse_cloth_type
-from deepfashion_training.images.pictures import PictureError
-from deepfashion_training.inference import mask_painter
+from deepfashion_training.garment_types import FULL, LOWER, UPPER
+from deepfashion_training.images.pictures import PictureError, open_picture
 from deepfashion_training.inference.choice import ModelChoice
-from deepfashion_training.inference.dress import dress, mask_of_type
+from deepfashion_training.inference.dress import dress, mask_given, mask_of_type
 from deepfashion_training.inference.picture_files import read_picture, without_exif
 from deepfashion_training.inference.records import save_picture
 from deepfashion_training.inference.requests import TryOnRequest
 from deepfashion_training.models.fill import FillModel
 from deepfashion_training.models.human_parser import HumanParser
-from training_run.hub import is_hub_id
 
-#: Seconds after which uploads and results are deleted, and how often that is checked.
-KEEP_SECONDS, CHECK_SECONDS = 4 * 3600, 600
-MAX_STEPS, MAX_GUIDANCE = 100, 100.0
+MAX_STEPS, MAX_GUIDANCE = 100, 100
 #: The largest seed that a browser holds exactly.
 MAX_SEED = 2**53 - 1
+#: Longer side of the picture that people paint on. A larger photo's mask comes back in steps of its pixels.
+CANVAS_SIDE = 1024
 #: Height and width of the examples, and how many there are of each garment type.
 EXAMPLE_SIZE, EXAMPLE_PEOPLE, EXAMPLE_GARMENTS = (384, 288), 2, 3
 _EXAMPLE_SEED = 5
 _HERE = Path(__file__).parent
-#: One event at a time uses the models. Values come as the browser sends them, files after Gradio's own checks.
-_QUEUED: dict[str, Any] = {
-    "concurrency_limit": 1,
-    "concurrency_id": "models",
-    "preprocess": False,
-    "api_visibility": "private",
-}
+#: One event at a time uses the models.
+_QUEUED: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "models", "api_visibility": "private"}
 _PROGRESS = gr.Progress()
 
 
 class TryOnPage:
-    """What happens when somebody uses the page: the models, and the folder that results go to."""
+    """What happens when somebody uses the page: the models, and the folder that results go to.
+
+    Pictures come as files, numbers as Gradio has checked them against the limits of their fields. A ``ValueError`` is
+    shown on the page.
+    """
 
     def __init__(self, choice: ModelChoice, model: FillModel, parser: HumanParser, folder: Path) -> None:
         self.choice = choice
@@ -57,30 +55,29 @@ class TryOnPage:
         self.parser = parser
         self.folder = folder
 
-    def make_mask(self, person: Any, cloth_type: Any) -> str:
+    def make_mask(self, person: str | None, cloth_type: int) -> str:
         """Value of the canvas: the photo with the mask for the garment type; empty where there is no photo."""
         if not person:
             return ""
-        path, stored = _picture(person, "person")
-        photo = without_exif(stored)
+        photo = without_exif(read_picture(person, "the person"))
         try:
-            mask = mask_of_type(photo, parse_cloth_type(cloth_type), self.parser)
+            mask = mask_of_type(photo, cloth_type, self.parser)
         except PictureError as error:
-            gr.Warning(f"No mask was made: {html.escape(str(error))}. You can paint it yourself.", duration=None)
+            gr.Warning(f"No mask was made: {error}. You can paint it yourself.", duration=None)
             mask = np.zeros((photo.height, photo.width), np.uint8)
-        return mask_painter.to_browser(_identity(path), photo, mask)
+        return to_browser(person, photo, mask)
 
     def dress(
         self,
-        person: Any,
-        garment: Any,
-        canvas: Any,
-        cloth_type: Any,
-        seed: Any,
-        steps: Any,
-        guidance: Any,
-        lora_scale: Any,
-        repaint: Any,
+        person: str | None,
+        garment: str | None,
+        canvas: str,
+        cloth_type: int,
+        seed: int | None,
+        steps: float,
+        guidance: float,
+        lora_scale: float,
+        repaint: bool,
         progress: gr.Progress = _PROGRESS,
     ) -> tuple[str, str, str | None]:
         """A line on what was drawn, and the PNG files of the base and, where there is one, of the LoRA.
@@ -88,82 +85,81 @@ class TryOnPage:
         Both are drawn from the same noise. Their records say how, as those of ``tryon`` do.
         """
         began = time.monotonic()
-        person_path, stored = _picture(person, "person")
-        garment_path, cloth = _picture(garment, "garment")
-        photo = without_exif(stored)
-        mask = mask_painter.mask_of(canvas, _identity(person_path), photo)
-        seed = int(_number(seed, "seed", 0, MAX_SEED))
+        if not person or not garment:
+            raise ValueError("a person and a garment are needed: upload pictures or pick examples")
+        photo = without_exif(read_picture(person, "the person"))
+        cloth = read_picture(garment, "the garment")
+        mask = mask_of(canvas, person, photo)
+        seed, steps = seed or 0, int(steps)
         settings = self.choice.drawing(
-            num_inference_steps=int(_number(steps, "steps", 1, MAX_STEPS)),
-            guidance_scale=_number(guidance, "guidance", 0, MAX_GUIDANCE),
-            lora_scale=_number(lora_scale, "LoRA scale", *scale_limits(self.choice)),
-            repaint=bool(repaint),
+            num_inference_steps=steps, guidance_scale=guidance, lora_scale=lora_scale, repaint=repaint
         )
         by_name = {"base": dataclasses.replace(settings, lora=None, lora_scale=1.0)}
         if settings.lora is not None:
-            by_name["LoRA"] = settings
+            by_name["lora"] = settings
         folder = self.folder / secrets.token_hex(16)  # other users cannot guess it
-        files: list[str] = []
+        files = []
+        prompt = self.choice.recipe.prompt_of()
         for name, how in by_name.items():
-            on_step = functools.partial(_show_step, progress, name, how.num_inference_steps)
-            made = dress(self.model, photo, cloth, mask, how, self.choice.recipe.prompt_of(), seed, on_step)
-            file = folder / f"tryon-seed{seed}-{name.lower()}.png"
-            request = TryOnRequest(person_path, garment_path, None, parse_cloth_type(cloth_type), "", file)
+            on_step = functools.partial(_show_step, progress, name, steps)
+            picture, _ = dress(self.model, photo, cloth, mask, how, prompt, seed, on_step)
+            file = folder / f"tryon-seed{seed}-{name}.png"
+            request = TryOnRequest(Path(person), Path(garment), None, cloth_type, "", file)
             record = {**self.choice.record(how), "seed": seed, "mask": "painted on the page"}
-            save_picture(made.picture, file, request.record(record))
+            save_picture(picture, file, request.record(record))
             files.append(str(file))
-        text = f"Done in {time.monotonic() - began:.1f} s: seed {seed}, {settings.num_inference_steps} steps, guidance "
-        text += f"{settings.guidance_scale:g}" + (f", LoRA scale {settings.lora_scale:g}" if settings.lora else "")
-        return text, files[0], files[1] if settings.lora else None
-
-
-def _picture(value: Any, what: str) -> tuple[Path, Image.Image]:
-    """Path and picture of an image field; ``what`` is ``person`` or ``garment``. Messages have the file's name only."""
-    if not value:
-        raise ValueError(f"no {what} yet: upload a picture or pick one of the examples")
-    path = Path(value["path"])
-    if not path.is_file():
-        raise ValueError(f"the server no longer has the picture of the {what}: choose it again")
-    try:
-        return path, read_picture(path, f"the {what}")
-    except ValueError as error:
-        raise ValueError(str(error).replace(str(path), path.name)) from error
-
-
-def _identity(path: Path) -> str:
-    """What tells the photos of one server apart: Gradio's folder of an upload is named after its content."""
-    return f"{path.parent.name}/{path.name}"
-
-
-def _number(value: Any, name: str, low: float, high: float) -> float:
-    if not isinstance(value, (int, float)) or not low <= value <= high:
-        raise ValueError(f"{name}: a number from {low:g} to {high:g} is needed")
-    return float(value)
+        text = f"Done in {time.monotonic() - began:.1f} s: seed {seed}, {steps} steps, guidance {guidance:g}"
+        if settings.lora is None:
+            return text, files[0], None
+        return f"{text}, LoRA scale {lora_scale:g}", files[0], files[1]
 
 
 def _show_step(progress: gr.Progress, name: str, steps: int, done: int) -> None:
     progress((done, steps), desc=name)
 
 
-def scale_limits(choice: ModelChoice) -> tuple[float, float]:
-    """Smallest and largest LoRA scale that the page offers: 0 to 2, and the one of the command line."""
-    return min(0.0, choice.lora_scale), max(2.0, choice.lora_scale)
+def canvas_size(photo: Image.Image) -> tuple[int, int]:
+    """Width and height of the canvas for a photo: its own, or as many pixels as fit into ``CANVAS_SIDE``."""
+    scale = min(1.0, CANVAS_SIDE / max(photo.size))
+    return max(1, round(photo.width * scale)), max(1, round(photo.height * scale))
 
 
-def _with_messages(event: Callable[..., Any]) -> Callable[..., Any]:
-    """``event`` with errors as messages that stay on the page; those that nobody expects go to the terminal too."""
+def to_browser(person: str, photo: Image.Image, mask: np.ndarray) -> str:
+    """What the canvas (``painter.js``) shows: an upright RGB photo and ``mask`` [h, w] in {0, 1}.
 
-    @functools.wraps(event)
-    def answer(*values: Any) -> Any:
-        try:
-            return event(*values)
-        except ValueError as error:
-            raise gr.Error(html.escape(str(error)), duration=None, print_exception=False) from error
-        except Exception as error:
-            text = html.escape(f"{type(error).__name__}: {error} (the server's terminal says more)")
-            raise gr.Error(text, duration=None) from error
+    ``person`` identifies the photo. Gradio's ``ImageEditor`` 6.31 shows a layer that the server gives beside the photo.
+    """
+    size = canvas_size(photo)
+    layer = Image.new("RGBA", size, "#e0218a")
+    layer.putalpha(Image.fromarray(mask * np.uint8(255)).resize(size, Image.Resampling.NEAREST))
+    shown = photo.resize(size, Image.Resampling.LANCZOS)
+    return json.dumps({"person": person, "photo": _data_uri(shown, "JPEG"), "mask": _data_uri(layer, "PNG")})
 
-    return answer
+
+def mask_of(canvas: object, person: str, photo: Image.Image) -> np.ndarray:
+    """The mask on the canvas as uint8 [h, w] in {0, 1} of the upright RGB ``photo``: 1 where it is painted.
+
+    Raises ``ValueError`` where the canvas has none of this ``person``, and for masks that ``mask_given`` refuses.
+    """
+    try:
+        sent = json.loads(str(canvas))
+        layer = open_picture(base64.b64decode(sent["mask"].partition(",")[2]), CANVAS_SIDE * CANVAS_SIDE)
+        fits = sent["person"] == person and layer.size == canvas_size(photo)
+    except (ValueError, KeyError, TypeError):  # what the page sends before there is a mask
+        fits = False
+    if not fits:
+        raise ValueError("this photo has no mask yet: press “Make the mask”, then paint it as you like")
+    painted = np.asarray(layer.convert("RGBA"))[..., 3] > 127
+    try:
+        return mask_given(photo, Image.fromarray(painted.view(np.uint8) * np.uint8(255)), None)
+    except PictureError as error:
+        raise ValueError(f"the mask cannot be used: {error}") from error
+
+
+def _data_uri(picture: Image.Image, image_format: str) -> str:
+    sink = io.BytesIO()
+    picture.save(sink, image_format, quality=90)
+    return f"data:image/{image_format.lower()};base64,{base64.b64encode(sink.getvalue()).decode('ascii')}"
 
 
 def draw_examples(folder: Path) -> tuple[list[list[Any]], list[list[Any]]]:
@@ -171,31 +167,28 @@ def draw_examples(folder: Path) -> tuple[list[list[Any]], list[list[Any]]]:
     folder.mkdir(parents=True, exist_ok=True)
     people: list[list[Any]] = []
     garments: list[list[Any]] = []
-    index = 0
-    for cloth_type, name in TYPE_NAMES.items():
-        for number in range(EXAMPLE_PEOPLE + EXAMPLE_GARMENTS):
-            # The whole body from the front, as the small model knows people; the garments are other people's.
-            spec = RowSpec(_EXAMPLE_SEED, index, index, 1, "full", cloth_type, cloth_type, studio=True)
-            row = documented_row(spec, EXAMPLE_SIZE)
-            is_person = number < EXAMPLE_PEOPLE
-            path = folder / f"{'person' if is_person else name}-{index}.jpg"
-            path.write_bytes(row["image" if is_person else "cloth"]["bytes"])
-            if is_person:
-                people.append([str(path)])
-            else:
-                garments.append([str(path), cloth_type])
-            index += 1
+    of_a_type = EXAMPLE_PEOPLE + EXAMPLE_GARMENTS
+    for index in range(3 * of_a_type):
+        cloth_type = 1 + index // of_a_type
+        # The whole body from the front, as the small model knows people; the garments are other people's.
+        spec = RowSpec(_EXAMPLE_SEED, index, index, 1, "full", cloth_type, cloth_type, studio=True)
+        row = documented_row(spec, EXAMPLE_SIZE)
+        is_person = index % of_a_type < EXAMPLE_PEOPLE
+        path = folder / f"{'person' if is_person else 'garment'}-{index}.jpg"
+        path.write_bytes(row["image" if is_person else "cloth"]["bytes"])
+        if is_person:
+            people.append([str(path)])
+        else:
+            garments.append([str(path), cloth_type])
     return people, garments
 
 
 def build(page: TryOnPage, folder: Path, seed: int, max_upload_mb: int) -> gr.Blocks:
     """The page with its events, yet to be launched; ``folder`` is the one to draw the examples in."""
-    gr.set_static_paths([folder])  # which Gradio neither copies nor deletes after some hours
+    gr.set_static_paths([folder])  # which Gradio does not copy
     people, garments = draw_examples(folder)
-    blocks = gr.Blocks(title="Try-on", analytics_enabled=False, delete_cache=(CHECK_SECONDS, KEEP_SECONDS))
-    with blocks:
-        lines = "".join(f"<p>{html.escape(line, quote=False)}</p>" for line in _about(page.choice))
-        gr.HTML(f"<h1>Try a garment on</h1>{lines}", elem_id="head")
+    with gr.Blocks(title="Try-on", analytics_enabled=False) as blocks:
+        gr.Markdown(f"# Try a garment on\n\n{_about(page.choice)}", elem_id="head")
         types = [("Upper", UPPER), ("Lower", LOWER), ("Full body", FULL)]
         cloth_type = gr.Radio(types, value=UPPER, label="Garment type", elem_id="type", render=False)
         examples: dict[str, Any] = {"label": "or pick one of these", "api_visibility": "private"}
@@ -211,82 +204,58 @@ def build(page: TryOnPage, folder: Path, seed: int, max_upload_mb: int) -> gr.Bl
             with gr.Column(min_width=300):
                 gr.HTML("<h2>3 · What to repaint</h2>")
                 cloth_type.render()
-                canvas = _canvas()
+                template, script = ((_HERE / f"painter.{kind}").read_text(encoding="utf-8") for kind in ("html", "js"))
+                canvas = gr.HTML(value="", html_template=template, js_on_load=script, elem_id="canvas")
                 make = gr.Button("Make the mask", size="sm", elem_id="make")
         with gr.Row():
             with gr.Column(min_width=280):
                 gr.HTML("<h2>4 · Dress</h2>")
                 numbers = _numbers(page.choice, seed)
                 run = gr.Button("Dress", variant="primary", elem_id="run")
-                status = gr.Markdown(
-                    "Choose a person and a garment, look at the mask, then press “Dress”.", elem_id="status"
-                )
-            results = _results(has_lora=page.choice.lora is not None)
-        gr.on(
-            [person.change, cloth_type.change, make.click],
-            _with_messages(page.make_mask),
-            [person, cloth_type],
-            canvas,
-            **_QUEUED,
-        )
+                status = gr.Markdown("Look at the mask, then press “Dress”.", elem_id="status")
+            results = [_result("Base"), _result("LoRA", visible=page.choice.lora is not None)]
+        changes = [person.change, cloth_type.change, make.click]
+        gr.on(changes, page.make_mask, [person, cloth_type], canvas, **_QUEUED)
         inputs = [person, garment, canvas, cloth_type, *numbers]
-        run.click(_with_messages(page.dress), inputs, [status, *results], show_progress_on=results[0], **_QUEUED)
+        run.click(page.dress, inputs, [status, *results], show_progress_on=results[0], **_QUEUED)
     return blocks
 
 
-def _about(choice: ModelChoice) -> list[str]:
-    """What the page says of its models."""
+def _about(choice: ModelChoice) -> str:
+    """What the page says of its models, in Markdown."""
     recipe = choice.recipe
-    models = f"Base {recipe.transformer if is_hub_id(recipe.transformer) else Path(recipe.transformer).name}"
-    if choice.lora is not None:
-        models += f" and LoRA {choice.lora.path.parent.name} draw from the same noise"
-    lines = [f"{models}. Drawn at {recipe.width}x{recipe.height}, shown in the photo's own size."]
+    lora = "" if choice.lora is None else f" and LoRA `{choice.lora.path.parent.name}` draw from the same noise"
+    about = f"Base `{recipe.transformer}`{lora}. Drawn at {recipe.width}x{recipe.height}."
     if is_embedded(recipe.transformer):
-        lines.append("This small model knows drawn people, and tops unless a LoRA taught it more; 1 step is best.")
+        about += " This small model knows drawn people, and tops unless a LoRA taught it more; 1 step is best."
     if recipe.use_captions:
-        lines.append("The LoRA was trained with captions: here it draws without one.")
-    return lines
+        about += " The LoRA was trained with captions: here it draws without one."
+    return about
 
 
 def _upload(name: str) -> gr.Image:
-    return gr.Image(sources=["upload", "clipboard"], label=name, show_label=False, height=250, elem_id=name)
-
-
-def _canvas() -> gr.HTML:
-    return gr.HTML(
-        value="",
-        html_template=(_HERE / "painter.html").read_text(encoding="utf-8"),
-        js_on_load=(_HERE / "painter.js").read_text(encoding="utf-8"),
-        elem_id="canvas",
-    )
+    """A field for a picture, handed on as the file that it is."""
+    how: dict[str, Any] = {"sources": ["upload", "clipboard"], "type": "filepath", "image_mode": None}
+    return gr.Image(label=name, show_label=False, height=250, elem_id=name, **how)
 
 
 def _numbers(choice: ModelChoice, seed: int) -> list[gr.components.Component]:
     """Seed, steps, guidance, LoRA scale and repaint, in the order of ``TryOnPage.dress``."""
-    recipe, has_lora = choice.recipe, choice.lora is not None
-    low, high = scale_limits(choice)
-    with gr.Row():
-        seed_field = gr.Number(seed, label="Seed", precision=0, minimum=0, min_width=90, elem_id="seed")
-        steps = gr.Slider(1, MAX_STEPS, value=recipe.num_inference_steps, step=1, label="Steps", min_width=150)
+    recipe, scale = choice.recipe, choice.lora_scale
     return [
-        seed_field,
-        steps,
+        gr.Number(seed, label="Seed", precision=0, minimum=0, maximum=MAX_SEED, elem_id="seed"),
+        gr.Slider(1, MAX_STEPS, value=recipe.num_inference_steps, step=1, label="Steps"),
         gr.Slider(0, MAX_GUIDANCE, value=recipe.guidance_scale, step=0.5, label="Guidance"),
-        gr.Slider(low, high, value=choice.lora_scale, step=0.05, label="LoRA scale", visible=has_lora),
+        gr.Slider(
+            min(0, scale), max(2, scale), value=scale, step=0.05, label="LoRA scale", visible=choice.lora is not None
+        ),
         gr.Checkbox(True, label="Keep the photo outside the mask", elem_id="repaint"),
     ]
 
 
-def _results(*, has_lora: bool) -> Sequence[gr.Image]:
-    """The pictures of base and LoRA."""
-    pictures = []
-    for label in ("Base", "LoRA"):
-        with gr.Column(min_width=280, visible=has_lora or label == "Base"):
-            buttons: list[Any] = ["download", "fullscreen"]
-            name = f"{label.lower()}-result"
-            picture = gr.Image(label=label, interactive=False, format="png", height=470, buttons=buttons, elem_id=name)
-            pictures.append(picture)
-    if not has_lora:
-        with gr.Column(min_width=280):
-            gr.Markdown("No LoRA was given: start the page with --lora to see one here, beside the base.")
-    return pictures
+def _result(label: str, *, visible: bool = True) -> gr.Image:
+    """A column with a picture that was drawn."""
+    buttons: list[Any] = ["download", "fullscreen"]
+    name = f"{label.lower()}-result"
+    with gr.Column(min_width=280, visible=visible):
+        return gr.Image(label=label, interactive=False, format="png", height=470, buttons=buttons, elem_id=name)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import math
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +14,10 @@ import torch
 from diffusers import FluxFillPipeline
 
 import train_flux_inpaint as trainer
-from deepfashion_training.images.layout import RESIZE_MODES, ResizeMode
+from deepfashion_training.images.layout import ResizeMode
 from deepfashion_training.models.access import CATVTON_FLUX_ALPHA
 from deepfashion_training.models.lora_files import LoraFile
 from training_run import quantization
-from training_run.flags import MOST_INFERENCE_STEPS
 from training_run.hub import transformer_in
 from training_run.speed import free_memory
 
@@ -50,32 +47,16 @@ class Recipe:
     num_inference_steps: int = 28
     resize_mode: ResizeMode = "pad"
 
-    def __post_init__(self) -> None:
-        possible = {
-            "height": self.height in range(16, 4097, 16),
-            "width": self.width in range(16, 4097, 16),
-            "guidance_scale": 0 <= self.guidance_scale < math.inf,
-            "max_sequence_length": 1 <= self.max_sequence_length <= 512,
-            "num_inference_steps": 1 <= self.num_inference_steps <= MOST_INFERENCE_STEPS,
-            "resize_mode": self.resize_mode in RESIZE_MODES,
-        }
-        for name, is_possible in possible.items():
-            if not is_possible:
-                raise ValueError(f"{name} {getattr(self, name)} is not possible")
-
     @classmethod
     def of(cls, lora: LoraFile) -> Recipe:
-        """From the metadata of a LoRA; ``ValueError`` for a value that is not possible."""
+        """From the metadata of a LoRA."""
         recorded: dict[str, Any] = {}
-        try:
-            for field in dataclasses.fields(cls):
-                text = lora.metadata.get("base_model" if field.name == "pipeline" else field.name)
-                if text is not None:
-                    kind: Any = type(field.default)
-                    recorded[field.name] = text == "True" if kind is bool else kind(text)
-            return cls(**recorded)
-        except ValueError as error:
-            raise ValueError(f"the metadata of the LoRA {lora.path} cannot be used: {error}") from error
+        for field in dataclasses.fields(cls):
+            text = lora.metadata.get("base_model" if field.name == "pipeline" else field.name)
+            if text is not None:
+                kind: Any = type(field.default)
+                recorded[field.name] = text == "True" if kind is bool else kind(text)
+        return cls(**recorded)
 
     def prompt_of(self, caption: str = "") -> str:
         """The prompt of a garment, with its caption where the LoRA was trained with captions."""
@@ -192,11 +173,9 @@ class FillModel:
         transformer = trainer.load_transformer(self._loading, self.dtype).requires_grad_(False)
         for name, lora in loras.items():
             weights = {key: tensor.to(self.dtype) for key, tensor in lora.weights.items()}
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "Already found a `peft_config`")  # a second LoRA is meant
-                transformer.load_lora_adapter(
-                    weights, prefix=None, metadata=lora.config.to_dict(), adapter_name=_adapter(name)
-                )
+            transformer.load_lora_adapter(
+                weights, prefix=None, metadata=lora.config.to_dict(), adapter_name=_adapter(name)
+            )
         transformer.eval()
         if offload:
             transformer.enable_group_offload(

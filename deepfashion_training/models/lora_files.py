@@ -22,11 +22,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
 
 from training_run.bases import check_files
-from training_run.hub import is_hub_id, transformer_in, why_not_loaded
+from training_run.hub import is_hub_id, subfolder_of_transformer, transformer_in, why_not_loaded
 
 #: Precisions of a fused transformer.
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-#: What peft puts before a layer's name. ``PeftModel`` expects it.
+#: What ``PeftModel`` expects before a layer's name.
 _PEFT_PREFIX = "base_model.model"
 
 #: Layers of Black Forest Labs' FLUX and the diffusers layers that each is made of, in order. Read off diffusers'
@@ -48,8 +48,10 @@ _SINGLE_BLOCK = {
     "linear2": ("proj_out",),
     "modulation_lin": ("norm.linear",),
 }
-_BLOCKS = {"transformer_blocks": ("double_blocks", _DOUBLE_BLOCK)}
-_BLOCKS |= {"single_transformer_blocks": ("single_blocks", _SINGLE_BLOCK)}
+_BLOCKS = {
+    "transformer_blocks": ("double_blocks", _DOUBLE_BLOCK),
+    "single_transformer_blocks": ("single_blocks", _SINGLE_BLOCK),
+}
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class LoraFile:
 
     @property
     def scaling(self) -> float:
-        """Factor before B A."""
+        """The factor before B A."""
         return self.config.lora_alpha / (math.sqrt(self.config.r) if self.config.use_rslora else self.config.r)
 
     @property
@@ -120,7 +122,11 @@ def read_lora(path: Path, *, assume_alpha: bool = False) -> LoraFile:
         if not tensor.numel() or not tensor.is_floating_point() or not tensor.isfinite().all():
             raise ValueError(f"{path}: {name} does not hold finite numbers: the file is damaged")
     if assume_alpha and LORA_ADAPTER_METADATA_KEY not in metadata:
-        lora = LoraFile(path, weights, _assumed_config(weights), {})
+        rank = next((len(tensor) for name, tensor in weights.items() if name.endswith(".lora_A.weight")), 1)
+        layers = sorted({name.rsplit(".lora_", 1)[0] for name in weights})
+        dora = any(name.endswith("lora_magnitude_vector") for name in weights)
+        config = LoraConfig(r=rank, lora_alpha=rank, target_modules=layers, use_dora=dora)
+        lora = LoraFile(path, weights, config, {})
     else:
         lora = LoraFile(path, weights, _config(path, metadata), metadata)
     for layer in lora.layers:
@@ -128,14 +134,6 @@ def read_lora(path: Path, *, assume_alpha: bool = False) -> LoraFile:
         if not down.ndim == up.ndim == 2 or not down.shape[0] == up.shape[1] == lora.config.r:
             raise ValueError(f"{path}: {layer} is not of the rank {lora.config.r} that the metadata says")
     return lora
-
-
-def _assumed_config(weights: dict[str, torch.Tensor]) -> LoraConfig:
-    """Settings of an adapter whose file holds its weights only."""
-    rank = next((len(tensor) for name, tensor in weights.items() if name.endswith(".lora_A.weight")), 1)
-    dora = any(name.endswith("lora_magnitude_vector") for name in weights)
-    layers = sorted({name.rsplit(".lora_", 1)[0] for name in weights})
-    return LoraConfig(r=rank, lora_alpha=rank, target_modules=layers, use_dora=dora)
 
 
 def _config(path: Path, metadata: dict[str, str]) -> LoraConfig:
@@ -224,18 +222,18 @@ def write_peft(lora: LoraFile, folder: Path) -> None:
     (folder / "adapter_model.safetensors").write_bytes(serialize(weights, metadata))
 
 
-def find_transformer(name: str, *, weights: bool = True) -> Path:
+def find_transformer(name: str) -> Path:
     """The folder of the transformer that a folder or Hub id names, at its root or in transformer/; else ``ValueError``.
 
-    Downloads what the Hub cache lacks. Without ``weights`` that is the configuration only.
+    Downloads what the Hub cache lacks.
     """
     folder = Path(name).expanduser()
     if not folder.is_dir():
         if not is_hub_id(name):
             raise ValueError(f"the base {name}: no such folder; name the transformer with --base")
-        wanted = ["config.json", "transformer/config.json"]
-        wanted += ["diffusion_pytorch_model*", "transformer/diffusion_pytorch_model*"] if weights else []
+        files = ("config.json", "diffusion_pytorch_model*")
         try:
+            wanted = [*files, *(f"transformer/{file}" for file in files)]
             folder = Path(snapshot_download(name, allow_patterns=wanted))
         except Exception as error:  # see find_lora
             raise ValueError(f"the base {why_not_loaded(name, error)}; or name a folder with --base") from error
@@ -243,15 +241,19 @@ def find_transformer(name: str, *, weights: bool = True) -> Path:
     check_files(folder, "fetch it again")
     config = folder / "config.json"
     kind = json.loads(config.read_text("utf-8")).get("_class_name") if config.is_file() else None
-    if kind != "FluxTransformer2DModel" or (weights and not any(folder.glob("*.safetensors"))):
+    if kind != "FluxTransformer2DModel" or not any(folder.glob("*.safetensors")):
         raise ValueError(f"the base {name} holds no FluxTransformer2DModel with .safetensors weights")
     return folder
 
 
-def check_fits(lora: LoraFile, transformer: Path) -> None:
-    """Raise ``ValueError`` when a layer of the LoRA is missing in the transformer or has another size there."""
+def check_fits(lora: LoraFile, transformer: str) -> None:
+    """Raise ``ValueError`` when a layer of the LoRA is missing in the transformer or has another size there.
+
+    ``transformer`` is a folder or a Hub id, of which the configuration alone is read.
+    """
+    config = FluxTransformer2DModel.load_config(transformer, subfolder=subfolder_of_transformer(transformer))
     with torch.device("meta"):
-        model = FluxTransformer2DModel.from_config(FluxTransformer2DModel.load_config(str(transformer)))
+        model = FluxTransformer2DModel.from_config(config)
     modules = dict(model.named_modules())
     for layer in lora.layers:
         size = (len(lora.weights[f"{layer}.lora_B.weight"]), lora.weights[f"{layer}.lora_A.weight"].shape[1])
@@ -265,11 +267,9 @@ def check_fits(lora: LoraFile, transformer: Path) -> None:
 
 
 def stored_dtype(transformer: Path) -> torch.dtype:
-    """Precision of the weights in a transformer's folder; ``ValueError`` for a quantized one."""
+    """Precision of the weights in a transformer's folder."""
     with safe_open(min(transformer.glob("*.safetensors")), "pt") as file:
         stored: torch.dtype = file.get_tensor(next(iter(file.keys()))).dtype
-    if stored not in DTYPES.values():
-        raise ValueError(f"the base {transformer} is stored as {stored}: name one that is not quantized with --base")
     return stored
 
 

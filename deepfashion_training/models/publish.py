@@ -31,8 +31,7 @@ def check_push(repo_id: str | None, default_name: str) -> str:
         me = HfApi().whoami()
     except Exception as error:  # no token or network, offline mode: each HTTP library has its own classes
         raise ValueError(
-            f"--push_to_hub: the Hub does not say who you are: {_one_line(error)} Log in with `hf auth login`, or set "
-            "HF_TOKEN"
+            f"--push_to_hub: the Hub does not say who you are: {error}. Log in with `hf auth login`, or set HF_TOKEN"
         ) from error
     if me.get("auth", {}).get("accessToken", {}).get("role") == "read":
         raise ValueError("--push_to_hub: your token may only read: log in with one that may write (`hf auth login`)")
@@ -72,7 +71,7 @@ def push(folder: Path, repo_id: str, private: bool = False) -> str:
         api = HfApi()
         url = api.create_repo(repo_id, private=private or None, exist_ok=True)  # None: as its organization has it
         if private and not api.model_info(repo_id).private:  # it was there before
-            raise ValueError("--hub_private: it is public: make it private in its settings, or name another.")
+            raise ValueError("--hub_private: it is public: make it private in its settings, or name another")
         api.upload_folder(
             repo_id=repo_id, folder_path=folder, allow_patterns=names, commit_message="Upload a try-on LoRA"
         )
@@ -81,12 +80,7 @@ def push(folder: Path, repo_id: str, private: bool = False) -> str:
         flag = " --private" if private else ""
         later = [f"hf upload {repo_id} {shlex.quote(str(folder / name))} {name}{flag}" for name in names]
         raise ValueError(
-            f"the LoRA was trained and is in {folder}, but it was not uploaded to {repo_id}: {_one_line(error)} "
+            f"the LoRA was trained and is in {folder}, but it was not uploaded to {repo_id}: {error}. "
             f"Upload it later with: {' && '.join(later)}"
         ) from error
     return str(url)
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if text.endswith(".") else f"{text}."
