@@ -164,9 +164,9 @@ def refused(page: Any, message: str) -> None:
 
 
 def told(page: Any, message: str) -> None:
+    """A message is shown, and goes by itself."""
     shown = page.locator("[data-testid=toast-body]", has_text=message)
     shown.wait_for()
-    shown.get_by_test_id("toast-close").click()
     shown.wait_for(state="detached")
 
 

@@ -225,7 +225,7 @@ def _about(choice: ModelChoice) -> str:
     """What the page says of its models, in Markdown."""
     recipe = choice.recipe
     lora = "" if choice.lora is None else f" and LoRA `{choice.lora.path.parent.name}` draw from the same noise"
-    about = f"Base `{recipe.transformer}`{lora}. Drawn at {recipe.width}x{recipe.height}."
+    about = f"Base `{Path(recipe.transformer).name}`{lora}. Drawn at {recipe.width}x{recipe.height}."
     if is_embedded(recipe.transformer):
         about += " This small model knows drawn people, and tops unless a LoRA taught it more; 1 step is best."
     if recipe.use_captions:
