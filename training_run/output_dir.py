@@ -54,7 +54,7 @@ def refuse_earlier_run(args: Namespace) -> None:
     if in_the_way and not args.overwrite_output_dir:
         raise ValueError(
             f"{args.output_dir} holds an earlier run ({in_the_way[0].name}): choose another --output_dir, delete it "
-            "with --overwrite_output_dir, or continue its checkpoints with --resume_from_checkpoint latest"
+            "with --overwrite_output_dir, or continue a checkpoint of it with --resume_from_checkpoint"
         )
 
 
