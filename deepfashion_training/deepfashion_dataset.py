@@ -6,6 +6,7 @@ import functools
 import hashlib
 import logging
 import operator
+import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -25,6 +26,9 @@ from deepfashion_training.images.layout import ResizeMode, pair_tensors
 from deepfashion_training.images.pictures import PictureError
 
 logger = logging.getLogger(__name__)
+
+#: Other names of a validation split.
+_LIKE_VALIDATION = re.compile(r"(val|valid|validate|validation|dev|eval|evaluation)([_\-.\d].*)?", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -118,6 +122,12 @@ class DeepFashionDataset(Dataset[dict[str, Any]]):
         )
         derived = options.validation_split not in splits
         named = options.validation_split != DatasetOptions.validation_split
+        unread = [name for name in splits if _LIKE_VALIDATION.fullmatch(name) and name != options.train_split]
+        if derived and not named and unread:
+            raise ValueError(
+                f"{self.source} has no split 'validation', and a split {unread[0]!r} that would not be read: "
+                f"rename it, or name it with --validation_split {unread[0]}"
+            )
         wanted = options.train_split
         if self.phase == "test" and (named or not derived):
             wanted = options.validation_split

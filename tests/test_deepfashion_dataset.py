@@ -452,6 +452,13 @@ def error_of(call: Any) -> str:
     return str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["val", "valid", "dev"])
+def test_a_validation_split_of_another_name_is_never_left_unread(tmp_path: Path, name: str) -> None:
+    source = write(tmp_path, train=rows(), **{name: rows(first=50)})
+    assert f"--validation_split {name}" in error_of(lambda: build(source))
+    assert len(build(source, "test", validation_split=name)) == len(rows())
+
+
 def test_raw_schema_is_sent_to_prepare_before_anything_is_converted(tmp_path, monkeypatch):
     raw = [
         {

@@ -67,8 +67,8 @@ def test_the_table_lines_up_and_ends_in_verdicts() -> None:
     }
     assert comparison_table(facts) == [
         "       n    CIEDE2000, lower is better  SSIM in the mask, higher is better",
-        "lower  60   20.00 -> 10.00              -0.100 -> 0.250                     better by CIEDE2000",
-        "all    120  9.50 -> 9.50                0.500 -> 0.450                      no clear difference",
+        "lower  60   20.00 -> 10.00 (-50%)       -0.100 -> 0.250 (+0.350)            better by CIEDE2000",
+        "all    120  9.50 -> 9.50 (+0%)          0.500 -> 0.450 (-0.050)             no clear difference",
     ]
     del facts["models"]["lora"]
     facts["difference"] = {}

@@ -25,7 +25,7 @@ from deepfashion_training.reports.evaluation_report import (
     save_before_after,
     write_evaluation_report,
 )
-from deepfashion_training.reports.figures import FEWEST_FOR_SETS, comparison_table
+from deepfashion_training.reports.figures import FEWEST_FOR_SETS, comparison_table, figure_of
 from deepfashion_training.reports.model_card import EVALUATION_FILE, local_name, write_model_card
 from training_run.atomic import write_file
 from training_run.record import package_versions
@@ -54,9 +54,9 @@ def write_results(plan: EvaluationPlan, dino: Dino | None, measured: Sequence[Me
     }
     write_evaluation_report(plan.folder / REPORT, facts, shown)
     lines = ["", *comparison_table(facts), *(f"warning   {line}" for line in facts["warnings"])]
+    lines += [f"left out  {figure_of(name).label}: {why}" for name, why in facts["left_out"].items() if why[:2] != "--"]
     if plan.trained_folder is not None:
-        _write_card(plan, plan.trained_folder, facts)
-        lines.append(f"card      {plan.trained_folder / 'README.md'} has these figures now")
+        lines.append(f"card      {_write_card(plan, plan.trained_folder, facts)}")
     lines.append(f"report    {plan.folder / REPORT}, figures in {plan.folder / METRICS}")
     if plan.choice.lora is not None:
         typical = [_shown(plan, paired, case) for case in _of_each_type(order, _BEFORE_AFTER)]
@@ -149,16 +149,28 @@ def _shown(plan: EvaluationPlan, measured: MeasuredCases, case: Case) -> ShownCa
     return ShownCase(case.name, case.type_name, f"{RANKED_BY.label}: {values}", pictures)
 
 
-def _write_card(plan: EvaluationPlan, folder: Path, facts: Mapping[str, Any]) -> None:
-    """Put the figures beside a LoRA of our own training and into its card. Paths of this machine stay here."""
+def _write_card(plan: EvaluationPlan, folder: Path, facts: Mapping[str, Any]) -> str:
+    """Put the figures beside a LoRA of our own training and into its card; returns what was done.
+
+    A table of more pictures of the same LoRA stays: a quick look must not replace an evaluation. Paths of this machine
+    stay here.
+    """
+    card, file, count = folder / "README.md", folder / EVALUATION_FILE, facts["models"]["lora"]["all"]["n"]
+    earlier = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    if earlier and earlier["settings"]["lora_sha256"] == facts["settings"]["lora_sha256"]:
+        there = earlier["models"]["lora"]["all"]["n"]
+        if there > count:
+            write_model_card(folder, plan.publish_as)
+            return f"{card} keeps its table of {there} pictures, these are {count}; delete {file} to replace it"
     settings = dict(facts["settings"])
     for name in ("lora", "data", "transformer", "pipeline", "dino_model", "parser", "garment_area"):
         settings[name] = None if settings[name] is None else local_name(settings[name])
     # Reasons name paths, and cases rows of the data: neither is for those who get the LoRA.
     shared = {name: value for name, value in facts.items() if name != "left_out_cases"}
     shared |= {"settings": settings, "left_out": dict.fromkeys(facts["left_out"], "not available on the machine")}
-    write_file(folder / EVALUATION_FILE, _json(shared))
+    write_file(file, _json(shared))
     write_model_card(folder, plan.publish_as)
+    return f"{card} has these figures now"
 
 
 def _json(content: Mapping[str, Any]) -> str:

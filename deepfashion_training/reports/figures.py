@@ -93,6 +93,16 @@ def verdict(changes: Mapping[str, Mapping[str, Any]]) -> str:
     return "no clear difference" if people >= FEWEST_FOR_VERDICT else f"too few people ({people}) to say"
 
 
+def _compared(figure: Figure, values: list[float]) -> str:
+    """A figure of base and LoRA and the change: in percent where lower is better, as there 0 is perfect."""
+    text = " -> ".join(map(figure.written, values))
+    if len(values) < 2:
+        return text
+    change = values[1] - values[0]
+    in_percent = figure.better == "lower" and values[0]
+    return f"{text} ({f'{change / values[0]:+.0%}' if in_percent else figure.signed(change)})"
+
+
 def comparison_table(facts: Mapping[str, Any]) -> list[str]:
     """Lines of a table for the terminal: decisive figures by garment type, and a verdict on each.
 
@@ -102,9 +112,7 @@ def comparison_table(facts: Mapping[str, Any]) -> list[str]:
     figures = [figure_of(name) for name in DECISIVE if name in base["all"]]
     rows = [["", "n", *(f"{figure.label}, {figure.better} is better" for figure in figures), ""]]
     for kind, found in base.items():
-        values = [
-            " -> ".join(figure.written(kinds[kind][figure.name]) for kinds in models.values()) for figure in figures
-        ]
+        values = [_compared(figure, [kinds[kind][figure.name] for kinds in models.values()]) for figure in figures]
         changes = facts["difference"].get(kind)
         rows.append([kind, str(found["n"]), *values, verdict(changes) if changes else ""])
     widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
