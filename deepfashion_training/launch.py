@@ -130,7 +130,8 @@ def work(argv: list[str]) -> int:
     # A plan without a GPU is an estimate, by one process. A GPU that is too small is measured: other flags may fit.
     alone = args.check or args.upstream_check or (args.plan and complaint is not None and not gpus)
     if complaint and not args.plan:
-        complaint += "; use a smaller preset (--help has them), or --embedded for the small model of the project"
+        fits = [flag for flag, name in PRESET_FLAGS.items() if not too_small(load_preset(name), gpus)]
+        complaint += f"; use {', '.join([*fits, '--embedded'])} (the last one is the small model of the project)"
         if not args.dry_run:
             raise ValueError(complaint)
         sys.stderr.write(f"warning: {complaint}\n")

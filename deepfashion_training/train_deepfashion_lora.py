@@ -545,12 +545,22 @@ def closing_lines(args: argparse.Namespace, folder: Path) -> str:
         f"curves    tensorboard --logdir {here}/logs",
     ]
     if Path(args.preset).stem == "quick_test":
-        launcher = shlex.quote(str(Path(__file__).resolve().with_suffix(".sh")))
-        larger = "--quick-test  # on a GPU: the real model" if args.embedded else "--h100  # the full run"
-        lines.append(f"next      bash {launcher} {larger}")
+        lines.append(f"next      {larger_run(args)}")
     elif is_lora and not args.evaluate_samples:
         lines.append(f"next      {evaluate_command(args, folder)}  # what the LoRA changed")
     return "\n".join(["", *lines, ""])
+
+
+def larger_run(args: argparse.Namespace) -> str:
+    """The command of the larger run that a quick test was the test of, to be typed in any folder."""
+    words = ["bash", str(Path(__file__).resolve().with_suffix(".sh"))]
+    if args.upstream:
+        words += ["--upstream", str(Path(args.upstream).absolute())]
+    source = getattr(args, "raw_dataset_name", args.dataset_name)
+    if source != HUB_DATASET and not draws_wardrobe(args):
+        words += ["--dataset_name", str(Path(source).absolute()) if Path(source).is_dir() else source]
+    preset = "--quick-test  # on a GPU: the real model" if args.embedded else "--h100  # the full run"
+    return f"{shlex.join(words)} {preset}"
 
 
 # ---- the command

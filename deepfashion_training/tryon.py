@@ -109,6 +109,7 @@ def tryon(args: argparse.Namespace) -> None:
     ]
     if not recipe.use_captions and any(request.caption for request in requests):
         lines.append("note      captions are not used: the LoRA, or the bare base, was trained without them")
+    lines += [f"note      {note}" for note in _notes_on_colours(requests, args.repaint)]
     total, to_draw = len(requests) * args.num_images, sum(len(seeds) for _, seeds in missing)
     if to_draw < total:
         lines.append(f"kept      {total - to_draw} of {total} pictures are drawn already")
@@ -117,6 +118,23 @@ def tryon(args: argparse.Namespace) -> None:
         needs_parser = any(request.mask is None for request, _ in missing)
         loaded_parser = load_human_parser(parser) if parser is not None and needs_parser else None
         _draw_missing(missing, choice, settings, record, loaded_parser, args)
+
+
+def _notes_on_colours(requests: Sequence[TryOnRequest], repaint: bool) -> list[str]:
+    """Where a result has not quite the values that its photo stores: other colour profiles, and JPEG."""
+    from PIL import Image
+
+    from training_run.colour import profile_name
+
+    profiles: dict[str, Path] = {}
+    for request in requests:
+        with Image.open(request.person) as photo:
+            if name := profile_name(photo):
+                profiles.setdefault(name, request.person)
+    notes = [f"{path.name} has the colour profile {name!r}: its result is in sRGB" for name, path in profiles.items()]
+    if repaint and requests[0].output.suffix.lower() in (".jpg", ".jpeg"):
+        notes.append("JPEG changes every pixel a little, also beyond the mask: .png and .webp keep them")
+    return notes
 
 
 def requests_of(args: argparse.Namespace) -> list[TryOnRequest]:

@@ -155,8 +155,8 @@ def test_two_processes_share_a_cpu_but_for_a_script_of_the_users(machine: Machin
         (["--h100"], [], "h100 needs an NVIDIA GPU with 75 GiB of memory, and none is visible here"),
         (["--h100"], [RTX4090], "75 GiB of memory, and the smallest one here has 23.6"),
         (["--h100"], [H100, RTX4090], "the smallest one here has 23.6"),
-        ([], [RTX4090], "full needs an NVIDIA GPU with 36 GiB"),
-        (["--low-vram"], [LAPTOP], "the smallest one here has 7.8; use a smaller preset"),
+        ([], [RTX4090], "and the smallest one here has 23.6; use --low-vram, --embedded"),
+        (["--low-vram"], [LAPTOP], "the smallest one here has 7.8; use --embedded"),
     ],
 )
 def test_too_small_a_machine_is_told_what_to_do(

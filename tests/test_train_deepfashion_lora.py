@@ -284,6 +284,16 @@ def test_the_quick_test_leaves_what_the_design_promises(quick_test) -> None:
     assert closing[-1][1:] == ["bash", str(LAUNCHER), "--quick-test"]
 
 
+def test_the_larger_run_is_on_the_same_data(tmp_path: Path) -> None:
+    args, _ = wrapper.parse(["--quick-test", "--dataset_name", "acme/my rows", "--output_dir", str(tmp_path)])
+    assert shlex.split(wrapper.larger_run(args), comments=True)[1:] == [
+        str(LAUNCHER),
+        "--dataset_name",
+        "acme/my rows",
+        "--h100",
+    ]
+
+
 @pytest.mark.slow
 def test_the_comparison_is_beside_the_lora_and_in_its_card(quick_test) -> None:
     _, folder = quick_test

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 
+import icc
 import numpy as np
 import pytest
 import torch
@@ -234,6 +235,10 @@ def test_what_a_user_may_not_have_meant_is_said(tryon_loras, wardrobe, tryon_run
     ):
         (note,) = notes(*flags)
         assert message in note
+    with Image.open(wardrobe / "lower-person.png") as photo:
+        photo.save(tmp_path / "wide.png", icc_profile=icc.rgb_profile("Adobe RGB"))
+    (note,) = notes("--person", tmp_path / "wide.png")
+    assert "wide.png" in note and "Adobe RGB" in note and "sRGB" in note
 
 
 def test_a_lora_that_draws_nothing_finite(tryon_loras, wardrobe, tryon_run, tmp_path):
