@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -128,7 +129,7 @@ def _notes_on_colours(requests: Sequence[TryOnRequest], repaint: bool) -> list[s
 
     profiles: dict[str, Path] = {}
     for request in requests:
-        with Image.open(request.person) as photo:
+        with suppress(OSError, Image.DecompressionBombError), Image.open(request.person) as photo:  # read later
             if name := profile_name(photo):
                 profiles.setdefault(name, request.person)
     notes = [f"{path.name} has the colour profile {name!r}: its result is in sRGB" for name, path in profiles.items()]
