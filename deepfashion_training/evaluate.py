@@ -105,8 +105,7 @@ def evaluate(args: argparse.Namespace, processes: Any = None) -> None:
     state.wait_for_everyone()
     if not state.is_main_process:
         return
-    settings = (False, True) if plan.unpaired else (False,)
-    measured = [measure(plan, dino, unpaired, state.device) for unpaired in settings]
+    measured = [measure(plan, dino, cases, state.device) for cases in plan.sets]
     sys.stdout.write(write_results(plan, dino, measured))
     if plan.publish_as is not None and plan.trained_folder is not None:
         sys.stdout.write(f"published {push(plan.trained_folder, plan.publish_as, args.hub_private)}\n")
@@ -115,7 +114,7 @@ def evaluate(args: argparse.Namespace, processes: Any = None) -> None:
 def _opening_lines(plan: EvaluationPlan) -> list[str]:
     """What is about to be compared."""
     settings, cases, choice = plan.settings, plan.cases, plan.choice
-    types = Counter(case.cloth_type for case in cases.cases)
+    types = Counter(case.cloth_type for case in cases.paired)
     counts = ", ".join(f"{types[kind]} {TYPE_NAMES[kind]}" for kind in sorted(types))
     lora = f"{settings['lora']}, scale {choice.lora_scale:g}" if choice.lora else "none: the base alone"
     size = f"{settings['height']}x{settings['width']} (height x width)"

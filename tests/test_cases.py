@@ -66,8 +66,8 @@ def test_the_truth_is_the_photo_without_padding(
     given = photo(width, height)
     rows.add(given, box_mask(width, height, (0, height // 2, width, height)))
     cases = rows.cases(tmp_path, resize_mode=mode)
-    truth = cases.truth(cases.cases[0])
-    assert cases.sample(cases.cases[0], unpaired=False)[1] == Box(*box)
+    truth = cases.truth(cases.paired[0])
+    assert cases.sample(cases.paired[0])[1] == Box(*box)
     assert np.array_equal(truth.photo, given.resize((box[2], box[3]), Image.Resampling.LANCZOS))
     assert not truth.mask[:32].any() and truth.mask[32:].all()
     assert not truth.area_known and np.array_equal(truth.garment_area, truth.mask)
@@ -84,8 +84,8 @@ def test_a_photo_with_an_exif_rotation_is_upright(rows: Rows, tmp_path: Path) ->
     rows.add(turned, box_mask(72, 96, (0, 48, 72, 96)))
     (tmp_path / "data").mkdir()
     cases = rows.cases(tmp_path / "data")
-    case = cases.cases[0]
-    assert cases.sample(case, unpaired=False)[1] == Box(0, 0, 48, 64)
+    case = cases.paired[0]
+    assert cases.sample(case)[1] == Box(0, 0, 48, 64)
     truth = cases.truth(case)
     assert np.array_equal(truth.photo, upright.resize((48, 64), Image.Resampling.LANCZOS))
     assert not truth.mask[:32].any() and truth.mask[32:].all()
@@ -99,7 +99,7 @@ def test_the_garments_own_area_is_what_the_parse_says_of_it_within_the_mask(rows
     rows.add(photo(72, 96), box_mask(72, 96, (10, 20, 60, 70)), parse=None)
     cases = rows.cases(tmp_path, size=(96, 72))
     assert cases.has_parse
-    known, unknown = (cases.truth(case) for case in cases.cases)
+    known, unknown = (cases.truth(case) for case in cases.paired)
     expected = np.zeros((96, 72), bool)
     expected[30:70, 20:50] = True
     assert known.area_known and np.array_equal(known.garment_area, expected)
@@ -123,14 +123,14 @@ def test_what_cannot_be_measured_is_said(
     rows.add(photo(width, height), box_mask(width, height, box))
     cases = rows.cases(tmp_path)
     with pytest.raises(PictureError, match=said):
-        cases.truth(cases.cases[0])
+        cases.truth(cases.paired[0])
 
 
 def test_people_of_a_type_who_are_too_few_get_no_garment_of_their_own(rows: Rows, tmp_path: Path) -> None:
     for pid in ("a", "a", "a", "b"):
         rows.add(photo(72, 96), box_mask(72, 96, (10, 20, 60, 70)), pid=pid)
     cases = rows.cases(tmp_path)
-    wearing = cases.of(unpaired=True)
-    assert len(cases.of(unpaired=False)) == 4 and len(wearing) == 2  # b gets one of a's, one a gets b's
+    wearing = cases.unpaired
+    assert len(cases.paired) == 4 and len(wearing) == 2  # b gets one of a's, one a gets b's
     groups = [row["pid"] for row in rows.rows]
-    assert all(groups[case.partner] != groups[case.row] for case in wearing)
+    assert all(groups[case.garment_row] != groups[case.row] for case in wearing)

@@ -12,15 +12,10 @@ from deepfashion_training.evaluation.draw_cases import batches_of
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3])
 def test_batches_do_not_depend_on_the_number_of_processes(batch_size: int) -> None:
-    numbers = list(range(7))
-    cases = SimpleNamespace(of=lambda unpaired: numbers[:5] if unpaired else numbers)
-    plan: Any = SimpleNamespace(
-        settings={"batch_size": batch_size}, drawing=("base", "lora"), cases=cases, unpaired=True
-    )
+    sets = [list(range(7)), list(range(10, 15))]
+    plan: Any = SimpleNamespace(settings={"batch_size": batch_size}, drawing=("base", "lora"), sets=sets)
     alone = batches_of(plan, 0, 1)
     shared = [batch for rank in range(3) for batch in batches_of(plan, rank, 3)]
     assert sorted(shared, key=str) == sorted(alone, key=str)
     for model in ("base", "lora"):
-        drawn = [case for unpaired, name, batch in alone for case in batch if name == model and not unpaired]
-        assert drawn == numbers
-    assert sum(len(batch) for unpaired, _, batch in alone if unpaired) == 2 * 5
+        assert [case for name, batch in alone for case in batch if name == model] == sets[0] + sets[1]

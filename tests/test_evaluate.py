@@ -383,16 +383,17 @@ def test_other_settings_are_refused_and_overwritten_on_demand(
 
 def test_unpaired_garments_are_permuted_among_people_of_a_type(wardrobe: Path) -> None:
     cases = Cases(str(wardrobe), "train", (HEIGHT, WIDTH), seed=0)
-    assert Counter(case.type_name for case in cases.cases) == {"upper": 24, "lower": 24, "full": 24}
-    types = {case.row: case.cloth_type for case in cases.cases}
-    groups = {case.row: case.group for case in cases.cases}
-    assert sorted(case.partner for case in cases.cases) == sorted(types)
-    for case in cases.cases:
-        assert types[case.partner] == case.cloth_type and groups[case.partner] != case.group
-    assert cases.of(unpaired=True) == cases.cases
+    assert Counter(case.type_name for case in cases.paired) == {"upper": 24, "lower": 24, "full": 24}
+    assert all(case.garment_row == case.row for case in cases.paired)
+    types = {case.row: case.cloth_type for case in cases.paired}
+    groups = {case.row: case.group for case in cases.paired}
+    garments = [case.garment_row for case in cases.unpaired]
+    assert [case.row for case in cases.unpaired] == list(types) and sorted(garments) == sorted(types)
+    for case in cases.unpaired:
+        assert types[case.garment_row] == case.cloth_type and groups[case.garment_row] != case.group
     again, other = (Cases(str(wardrobe), "train", (HEIGHT, WIDTH), seed=seed) for seed in (0, 1))
-    assert again.cases == cases.cases
-    assert [case.partner for case in other.cases] != [case.partner for case in cases.cases]
+    assert (again.paired, again.unpaired) == (cases.paired, cases.unpaired)
+    assert [case.garment_row for case in other.unpaired] != garments
 
 
 def test_limit_takes_types_in_proportion_and_nobody_is_his_own_partner(
@@ -425,7 +426,7 @@ def test_repaint_keeps_the_photo_beyond_the_feathered_mask(
     assert "repaint   on: the photo is kept beyond the mask" in capsys.readouterr().err
     assert "repaint on" in (done.folder / "report.html").read_text(encoding="utf-8")
     cases = Cases(str(wardrobe), "test", (HEIGHT, WIDTH), limit=6)
-    for case in cases.cases:
+    for case in cases.paired:
         truth = cases.truth(case)
         beyond = feathered(truth.mask.astype(np.uint8), seam_of((HEIGHT, WIDTH))) == 0
         assert beyond.any()
@@ -463,8 +464,8 @@ def test_rows_that_cannot_be_used_are_left_out_by_name(
     done = Done(tmp_path / "report")
     assert evaluated(done.folder, "--dataset_name", spoilt, "--lora", lora, "--limit", 9) == 0
     cases = Cases(str(spoilt), "test", (HEIGHT, WIDTH))
-    named = {case.row: case.name for case in cases.cases}
-    partner = next(case.row for case in cases.cases if case.partner == 4)
+    named = {case.row: case.name for case in cases.paired}
+    partner = next(case.row for case in cases.unpaired if case.garment_row == 4)
     facts = done.facts
     assert set(facts["left_out_cases"]) == {named[0], named[4], named[partner]}
     assert facts["left_out_cases"][named[0]].startswith("image: not readable as a picture")

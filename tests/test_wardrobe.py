@@ -369,7 +369,7 @@ def test_a_run_that_fails_leaves_nothing_behind(tmp_path, monkeypatch, capsys):
     def draw(spec, size):
         raise RuntimeError(f"no ink\nat row {spec.index}")
 
-    monkeypatch.setattr(wardrobe, "documented_row", draw)
+    monkeypatch.setitem(wardrobe.SCHEMAS, "documented", (documented_specs, draw))
     assert main(["--output_dir", str(tmp_path / "d"), "--rows", "3"]) == 1
     assert "no ink" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []

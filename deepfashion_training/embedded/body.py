@@ -239,8 +239,7 @@ class Body:
     def section(self, y: float | Vector) -> Vector:
         """Half width, half depth, sideways and forward centre of the torso [4,...] at height ``y``."""
         row = ((np.asarray(y) - _TOP_Y) * _ROWS + 0.5).astype(int).clip(0, self._sections.shape[1] - 1)
-        section: Vector = self._sections[:, row]
-        return section
+        return self._sections[:, row]
 
     @cached_property
     def _sections(self) -> Vector:

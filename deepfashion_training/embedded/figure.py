@@ -1,12 +1,7 @@
 """Draws a person in an outfit: photo, parse map, agnostic masks, and each garment laid out flat.
 
 Any person can be combined with any outfit and any pose. The agnostic masks come from the body alone, so they are the
-same whatever is worn::
-
-    rng = np.random.default_rng(0)
-    person = random_person(rng)
-    outfit = random_outfit(rng, person.gender, UPPER)
-    drawing = draw_person(person, outfit, random_pose(rng, "front"), size=(384, 288))
+same whatever is worn.
 """
 
 from __future__ import annotations

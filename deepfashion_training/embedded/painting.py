@@ -104,8 +104,7 @@ def hull_of_discs(centres: Iterable[Spot], radii: Iterable[float]) -> Points:
     """Convex hull of circles, given by their centres and radii, as 28 points."""
     middles, reach, ways = np.array(list(centres)), np.array(list(radii)), _circle(28)
     outermost = (middles @ ways.T + reach[:, None]).argmax(axis=0)
-    hulled: Points = middles[outermost] + reach[outermost, None] * ways
-    return hulled
+    return middles[outermost] + reach[outermost, None] * ways
 
 
 def star(centre: Spot, radius: float, tips: int = 5, inner: float = 0.45, turn: float = 0.0) -> Points:
@@ -186,8 +185,7 @@ class Placement:
 
 def _flat(corners: Points) -> list[float]:
     """Corners as ``ImageDraw`` takes them: x, y, x, y and so on."""
-    numbers: list[float] = corners.ravel().tolist()
-    return numbers
+    return corners.ravel().tolist()
 
 
 def _box(corners: Points, image: Image.Image) -> tuple[int, int, int, int]:

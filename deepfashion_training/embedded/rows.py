@@ -6,7 +6,7 @@ import io
 import multiprocessing
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -15,8 +15,6 @@ from deepfashion_training.embedded.body import PERSON_VIEWS, VIEW_NUMBERS, Perso
 from deepfashion_training.embedded.figure import Drawing, Mask, draw_flat, draw_person
 from deepfashion_training.embedded.garments import Garment, Outfit, caption, describe, random_category, random_outfit
 from deepfashion_training.garment_types import FULL, LOWER, UPPER
-
-Row = TypeVar("Row")
 
 #: How often each of ``PERSON_VIEWS`` comes, roughly as on the Hub.
 VIEW_SHARES = (0.36, 0.18, 0.12, 0.22, 0.12)
@@ -147,7 +145,7 @@ def raw_specs(rows: int, seed: int) -> Iterator[RowSpec]:
         pid_index += 1
 
 
-def draw_all(draw: Callable[[RowSpec], Row], specs: Iterable[RowSpec], num_proc: int) -> Iterator[Row]:
+def draw_all(draw: Callable[[RowSpec], Any], specs: Iterable[RowSpec], num_proc: int) -> Iterator[Any]:
     """``draw(spec)`` for all ``specs`` in order, in this process or in ``num_proc`` others."""
     if num_proc == 1:
         yield from map(draw, specs)

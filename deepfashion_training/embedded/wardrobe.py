@@ -16,7 +16,7 @@ import re
 import sys
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from deepfashion_training.cli import FlagParser, number, run_command
 from deepfashion_training.embedded.rows import (
@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     import datasets
     from accelerate import PartialState
 
-SCHEMAS = ("documented", "hub")
+#: The rows of each schema, and what draws one.
+SCHEMAS: dict[str, tuple[Any, Any]] = {"documented": (documented_specs, documented_row), "hub": (raw_specs, raw_row)}
 
 #: Rows of the wardrobe that ``--embedded`` draws for itself.
 OWN_ROWS = 4500
@@ -47,17 +48,9 @@ def wardrobe_features(schema: str) -> datasets.Features:
     """Column types of ``documented`` (with provenance and ``parse``) or ``hub``, in the order they are written."""
     import datasets
 
-    picture, text, integer = datasets.Image(), datasets.Value("string"), datasets.Value("int64")
-    if schema == "hub":
-        columns = dict.fromkeys("images gender pose cloth_type pid caption mask mask_overlay".split(), text)
-        return datasets.Features(columns | dict.fromkeys(("images", "mask", "mask_overlay"), picture))
-    columns = dict.fromkeys(
-        "image cloth mask caption cloth_type pid variant view gender category garment_source garment_view source_row"
-        " parse".split(),
-        text,
-    )
-    columns |= dict.fromkeys(("image", "cloth", "mask", "parse"), picture)
-    return datasets.Features(columns | dict.fromkeys(("cloth_type", "source_row"), integer))
+    specs_of, draw = SCHEMAS[schema]
+    types = {dict: datasets.Image(), int: datasets.Value("int64"), str: datasets.Value("string")}
+    return datasets.Features({name: types[type(value)] for name, value in draw(next(specs_of(1, 0)), (64, 64)).items()})
 
 
 def write_wardrobe(
@@ -81,14 +74,11 @@ def write_wardrobe(
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise FileExistsError(f"{target} is not an empty folder: choose another --output_dir or remove it")
     specs: dict[str, list[RowSpec]] = {"train": [], "validation": [], "test": []}
-    if schema == "documented":
-        split_of_pid = split_of_pids(rows, seed)
-        for spec in documented_specs(rows, seed):
-            specs[split_of_pid[spec.pid_index]].append(spec)
-        draw = functools.partial(documented_row, size=size)
-    else:
-        specs["train"] = list(raw_specs(rows, seed))
-        draw = functools.partial(raw_row, size=size)
+    specs_of, draw = SCHEMAS[schema]
+    split_of_pid = split_of_pids(rows, seed)
+    for spec in specs_of(rows, seed):
+        specs[split_of_pid[spec.pid_index] if schema == "documented" else "train"].append(spec)
+    draw = functools.partial(draw, size=size)
     # Pictures are compressed already, and no two of them are the same.
     options = {"compression": "none", "use_dictionary": False, "write_statistics": False}
     arrow_schema = wardrobe_features(schema).arrow_schema
@@ -98,9 +88,8 @@ def write_wardrobe(
         for split, of_split in specs.items():
             if not of_split:
                 continue
-            with pq.ParquetWriter(
-                draft / "data" / f"{split}-00000-of-00001.parquet", arrow_schema, **options
-            ) as writer:
+            file = draft / "data" / f"{split}-00000-of-00001.parquet"
+            with pq.ParquetWriter(file, arrow_schema, **options) as writer:
                 for first in range(0, len(of_split), _GROUP_ROWS):
                     group = list(islice(drawn, min(_GROUP_ROWS, len(of_split) - first)))
                     writer.write_table(pa.Table.from_pylist(group, schema=arrow_schema))
@@ -126,7 +115,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = FlagParser("embedded.wardrobe", "Draw people in clothes and write them as a dataset.")
     parser.add_argument("--output_dir", required=True, type=Path, help="folder to write; new or empty")
-    parser.add_argument("--schema", choices=SCHEMAS, default=SCHEMAS[0], help="columns to write (default: %(default)s)")
+    parser.add_argument("--schema", choices=SCHEMAS, default="documented", help="columns (default: %(default)s)")
     parser.add_argument("--rows", type=number(int, 1), default=720, help="how many rows (default: %(default)s)")
     parser.add_argument("--seed", type=number(int, 0), default=0, help="same seed, same bytes (default: %(default)s)")
     parser.add_argument("--size", type=size_of, default=(384, 288), metavar="HxW", help="pixels (default: 384x288)")

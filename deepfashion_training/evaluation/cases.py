@@ -24,16 +24,15 @@ from deepfashion_training.models.human_parser import HumanParser
 
 @dataclass(frozen=True)
 class Case:
-    """One row of the split: a person, and the row ``partner`` whose garment is tried on in the unpaired setting."""
+    """One picture to draw: the person of one row of the split in the garment of that row, or of another person's."""
 
     row: int
-    partner: int
+    garment_row: int
     cloth_type: int
     name: str
     garment_name: str
-    partner_name: str
     group: str  # the person
-    other_person: bool  # False where a type has too few people to find a partner
+    unpaired: bool  # the garment is another person's
 
     @property
     def type_name(self) -> str:
@@ -42,7 +41,7 @@ class Case:
 
     @property
     def file(self) -> str:
-        """File name of the case's pictures."""
+        """Name of the case's pictures in the folder of a model."""
         return f"{self.row:06d}.png"
 
 
@@ -88,13 +87,10 @@ class Cases:
         self._roots = picture_roots(source)
         self.has_parse = "parse" in splits[split].column_names
         self._parse = undecoded(splits[split], ("parse",), source) if self.has_parse else None
-        self.cases = self._choose(types, limit, seed)
+        #: The cases of both settings. People of a type with too few to find another garment have no unpaired case.
+        self.paired, self.unpaired = self._choose(types, limit, seed)
 
-    def of(self, unpaired: bool) -> list[Case]:
-        """The cases of the paired or of the unpaired setting. In the latter everybody gets another person's garment."""
-        return [case for case in self.cases if case.other_person] if unpaired else self.cases
-
-    def _choose(self, types: tuple[int, ...], limit: int | None, seed: int) -> list[Case]:
+    def _choose(self, types: tuple[int, ...], limit: int | None, seed: int) -> tuple[list[Case], list[Case]]:
         data = self.rows
         wanted = [row for row, kind in enumerate(data.types) if kind in types]
         rows = [row for row in wanted if data.provenance(row, "garment_source") != "same_photo"]
@@ -106,40 +102,41 @@ class Cases:
             )
         chosen = sampling.stratified_subset([data.types[row] for row in rows], limit or len(rows), seed)
         rows = [rows[position] for position in chosen]
-        groups = [data.group(row) for row in rows]
-        partners = sampling.unpaired_partners([data.types[row] for row in rows], groups, seed)
-        return [
-            Case(
+        people = [data.group(row) for row in rows]
+        partners = sampling.unpaired_partners([data.types[row] for row in rows], people, seed)
+
+        def case(row: int, garment_row: int) -> Case:
+            return Case(
                 row=row,
-                partner=rows[partner],
+                garment_row=garment_row,
                 cloth_type=data.types[row],
                 name=data.name(row, "view"),
-                garment_name=data.name(row, "garment_view"),
-                partner_name=data.name(rows[partner], "garment_view"),
-                group=group,
-                other_person=groups[partner] != group,
+                garment_name=data.name(garment_row, "garment_view"),
+                group=data.group(row),
+                unpaired=garment_row != row,
             )
-            for row, partner, group in zip(rows, partners, groups, strict=True)
+
+        crossed = [
+            case(row, rows[partner])
+            for row, partner, person in zip(rows, partners, people, strict=True)
+            if people[partner] != person
         ]
+        return [case(row, row) for row in rows], crossed
 
-    def caption(self, case: Case, unpaired: bool) -> str:
-        """Caption of the garment that is tried on."""
-        return self.rows.caption(case.partner if unpaired else case.row)
-
-    def sample(self, case: Case, unpaired: bool) -> tuple[dict[str, Any], Box]:
+    def sample(self, case: Case) -> tuple[dict[str, Any], Box]:
         """The tensors of ``pair_tensors``, and where the photo lies within its half of the pair; the rest is padding.
 
         Raises ``PictureError`` for a picture that cannot be used.
         """
         photo, mask = self.rows.pictures(case.row, ("image", "mask"))
-        garment = self.rows.picture(case.partner if unpaired else case.row, "cloth")
+        garment = self.rows.picture(case.garment_row, "cloth")
         shown = upright(photo)
         box = fit_box((shown.height, shown.width), self.size, self.resize_mode)
         return pair_tensors(photo, garment, mask, self.size, self.resize_mode), box
 
-    def garment(self, case: Case, unpaired: bool) -> Image.Image:
+    def garment(self, case: Case) -> Image.Image:
         """The garment picture that is tried on, upright and in RGB."""
-        return upright(self.rows.picture(case.partner if unpaired else case.row, "cloth"))
+        return upright(self.rows.picture(case.garment_row, "cloth"))
 
     def truth(self, case: Case) -> Truth:
         """The person as photographed. Raises ``PictureError`` for an unusable picture, or a mask of everything."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,9 +19,6 @@ from deepfashion_training.inference.dress import DrawingSettings, picture_of
 from deepfashion_training.inference.records import save_picture
 from deepfashion_training.models.fill import FillModel
 
-Batch = tuple[bool, str, Sequence[Case]]
-"""Cases that are drawn together: whether they are unpaired ones, and by which model."""
-
 
 def draw_missing(plan: EvaluationPlan, state: PartialState) -> None:
     """Draw every picture of this process's share that is not there yet; the model is loaded only if there is one.
@@ -32,53 +28,52 @@ def draw_missing(plan: EvaluationPlan, state: PartialState) -> None:
     """
     # Whole batches, also where some pictures are there: a picture's last bits depend on the others of its batch.
     missing = [
-        (unpaired, name, cases)
-        for unpaired, name, cases in batches_of(plan, state.process_index, state.num_processes)
-        if not all(plan.picture(name, case, unpaired).exists() for case in cases)
+        (name, cases)
+        for name, cases in batches_of(plan, state.process_index, state.num_processes)
+        if not all(plan.picture(name, case).exists() for case in cases)
     ]
+
+    def prompt(case: Case) -> str:
+        return plan.choice.recipe.prompt_of(plan.cases.rows.caption(case.garment_row))
+
     model: FillModel | None = None
     quiet = None if missing and state.is_main_process else True
-    for unpaired, name, cases in tqdm(missing, unit="batch", desc="drawing", disable=quiet):
+    for name, cases in tqdm(missing, unit="batch", desc="drawing", disable=quiet):
         usable = []
         for case in cases:
             try:
-                usable.append((case, *plan.cases.sample(case, unpaired)))
+                usable.append((case, *plan.cases.sample(case)))
             except PictureError:
                 continue
         if not usable:
             continue
         if model is None:
             # With captions each case is a prompt, which takes 4 MB of memory: only those of this share are encoded.
-            prompts = [_prompt(plan, case, crossed) for crossed, _, some in missing for case in some]
+            prompts = [prompt(case) for _, some in missing for case in some]
             others = {} if plan.against is None else {"against": plan.against}
             model = plan.choice.load(prompts, device=state.device, **others)
         look = plan.drawing[name]
         pairs = model.draw(
             [sample for _, sample, _ in usable],
             [trainer.seed_for(plan.settings["seed"], case.row) for case, _, _ in usable],
-            prompts=[_prompt(plan, case, unpaired) for case, _, _ in usable],
+            prompts=[prompt(case) for case, _, _ in usable],
             steps=look.num_inference_steps,
             guidance_scale=look.guidance_scale,
             lora=look.lora,
             lora_scale=look.lora_scale,
         )
         for (case, sample, box), pair in zip(usable, pairs, strict=True):
-            save_picture(_person(pair, sample, box, look), plan.picture(name, case, unpaired), {"row": case.row})
+            save_picture(_person(pair, sample, box, look), plan.picture(name, case), {"row": case.row})
 
 
-def batches_of(plan: EvaluationPlan, rank: int, ranks: int) -> list[Batch]:
-    """The batches that process ``rank`` of ``ranks`` draws. Which cases share a batch does not depend on ``ranks``."""
+def batches_of(plan: EvaluationPlan, rank: int, ranks: int) -> list[tuple[str, list[Case]]]:
+    """The batches that process ``rank`` of ``ranks`` draws, each with its model: the same for all ``ranks``."""
     size = plan.settings["batch_size"]
-    found: list[Batch] = []
-    for unpaired in (False, True) if plan.unpaired else (False,):
-        cases = plan.cases.of(unpaired)
+    found = []
+    for cases in plan.sets:
         batches = [cases[first : first + size] for first in range(0, len(cases), size)]
-        found += [(unpaired, name, batch) for name in plan.drawing for batch in batches[rank::ranks]]
+        found += [(name, batch) for name in plan.drawing for batch in batches[rank::ranks]]
     return found
-
-
-def _prompt(plan: EvaluationPlan, case: Case, unpaired: bool) -> str:
-    return plan.choice.recipe.prompt_of(plan.cases.caption(case, unpaired))
 
 
 def _person(pair: torch.Tensor, sample: dict[str, Any], box: Box, look: DrawingSettings) -> Image.Image:

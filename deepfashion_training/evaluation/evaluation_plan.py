@@ -43,8 +43,8 @@ class EvaluationPlan:
     """How ``base`` draws, and ``lora`` where there is one."""
     settings: dict[str, Any]
     """What decides which pictures are drawn, ready for JSON."""
-    unpaired: bool
-    """Whether garments of other people are tried on too."""
+    sets: list[list[Case]]
+    """The paired cases and, where garments of other people are tried on too, the unpaired ones."""
     dino: str | None
     parser: str | None
     left_out: dict[str, str]
@@ -54,9 +54,9 @@ class EvaluationPlan:
     publish_as: str | None
     """Where the LoRA and its card are uploaded in the end; known to the first process only."""
 
-    def picture(self, model: str, case: Case, unpaired: bool) -> Path:
+    def picture(self, model: str, case: Case) -> Path:
         """File of a drawn picture, or of the photo where ``model`` is ``truth``."""
-        return self.folder / "pictures" / ("unpaired" if unpaired else "paired") / model / case.file
+        return self.folder / "pictures" / ("unpaired" if case.unpaired else "paired") / model / case.file
 
 
 def make_plan(args: argparse.Namespace, state: PartialState) -> EvaluationPlan:
@@ -112,7 +112,7 @@ def make_plan(args: argparse.Namespace, state: PartialState) -> EvaluationPlan:
             "seed": args.seed,
         }
         if state.is_main_process:
-            cases.rows.check_masks([case.row for case in cases.cases])
+            cases.rows.check_masks([case.row for case in cases.paired])
             if args.push_to_hub:
                 publish_as = _check_push(args, trained_folder)
             for name in EXTRAS:
@@ -129,7 +129,7 @@ def make_plan(args: argparse.Namespace, state: PartialState) -> EvaluationPlan:
         cases=cases,
         drawing=drawing if choice.lora is None else {**drawing, "lora": look},
         settings=settings,
-        unpaired=args.unpaired and bool(cases.of(unpaired=True)),
+        sets=[cases.paired, cases.unpaired] if args.unpaired and cases.unpaired else [cases.paired],
         dino=dino,
         parser=None if cases.has_parse else parser,
         left_out=left_out,

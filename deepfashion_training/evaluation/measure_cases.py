@@ -44,19 +44,20 @@ class MeasuredCases:
     """``{model: {type or "all": {figure: value}}}``: distances to the photos, for types with two cases or more."""
 
 
-def measure(plan: EvaluationPlan, dino: Dino | None, unpaired: bool, device: torch.device) -> MeasuredCases:
-    """Measure every picture against the photo it was made from.
+def measure(plan: EvaluationPlan, dino: Dino | None, cases: list[Case], device: torch.device) -> MeasuredCases:
+    """Measure every picture of ``cases``, which are all paired or all not, against the photo it was made from.
 
     Unpaired pictures have no truth. Their figures are ``drift``, ``dino`` (the garment picture beside the repainted
     area) and the distances between sets. Raises ``ValueError`` when no case can be measured.
     """
+    unpaired = cases[0].unpaired
     found, ending = MeasuredCases(unpaired), UNPAIRED if unpaired else ""
     features: dict[str, list[torch.Tensor]] = {}
-    for case in tqdm(plan.cases.of(unpaired), unit="case", desc=f"measuring{ending}", disable=None):
+    for case in tqdm(cases, unit="case", desc=f"measuring{ending}", disable=None):
         try:
             truth = plan.cases.truth(case)
-            garment = plan.cases.garment(case, unpaired)
-            results = {model: read_result(plan.picture(model, case, unpaired)) for model in plan.drawing}
+            garment = plan.cases.garment(case)
+            results = {model: read_result(plan.picture(model, case)) for model in plan.drawing}
         except PictureError as error:
             found.left_out[case.name] = str(error)
             continue
@@ -71,12 +72,11 @@ def measure(plan: EvaluationPlan, dino: Dino | None, unpaired: bool, device: tor
             for name in (*results, "truth"):
                 features.setdefault(name, []).append(embedded[name])
         if "fid" not in plan.left_out:
-            save_picture(Image.fromarray(truth.photo), plan.picture("truth", case, unpaired), {"row": case.row})
-        about = {"row": case.row, "name": case.name, "garment": case.partner_name if unpaired else case.garment_name}
-        about |= {"type": case.type_name, "group": case.group}
+            save_picture(Image.fromarray(truth.photo), plan.picture("truth", case), {"row": case.row})
+        about = {"row": case.row, "name": case.name, "garment": case.garment_name, "type": case.type_name}
         for model, values in figures.items():
             named = {name + ending: value for name, value in values.items()}
-            found.rows.append({**about, "model": model, "figures": named})
+            found.rows.append({**about, "group": case.group, "model": model, "figures": named})
     if not found.cases:
         name, why = next(iter(found.left_out.items()))
         raise ValueError(f"none of {len(found.left_out)} cases can be measured, such as {name}: {why}")
@@ -166,7 +166,7 @@ def _distances(
                 for folder, name in ((real, "truth"), (made, model)):
                     folder.mkdir()
                     for case in (measured.cases[place] for place in places):
-                        (folder / case.file).symlink_to(plan.picture(name, case, measured.unpaired))
+                        (folder / case.file).symlink_to(plan.picture(name, case))
                 figures |= inception_figures(real, made, seed)
         found[kind] = {name + ending: value for name, value in figures.items() if math.isfinite(value)}
     return found

@@ -134,15 +134,15 @@ def _of_each_type(cases: Sequence[Case], count: int) -> list[Case]:
 
 
 def _shown(plan: EvaluationPlan, measured: MeasuredCases, case: Case) -> ShownCase:
-    truth, unpaired, labels = plan.cases.truth(case), measured.unpaired, model_labels(plan.settings)
+    truth, labels = plan.cases.truth(case), model_labels(plan.settings)
     masked = truth.photo.copy()
     masked[truth.mask] = 127
-    pictures = {"garment": plan.cases.garment(case, unpaired), "person": Image.fromarray(masked)}
+    pictures = {"garment": plan.cases.garment(case), "person": Image.fromarray(masked)}
     for model in plan.drawing:
-        with Image.open(plan.picture(model, case, unpaired)) as picture:
+        with Image.open(plan.picture(model, case)) as picture:
             pictures[labels[model]] = picture.convert("RGB")
-    if unpaired:
-        return ShownCase(case.name, case.type_name, f"garment of {case.partner_name}", pictures)
+    if case.unpaired:
+        return ShownCase(case.name, case.type_name, f"garment of {case.garment_name}", pictures)
     pictures["photo"] = Image.fromarray(truth.photo)
     figures = {row["model"]: row["figures"][RANKED_BY.name] for row in measured.rows if row["row"] == case.row}
     values = ", ".join(f"{labels[model]} {RANKED_BY.written(value)}" for model, value in figures.items())

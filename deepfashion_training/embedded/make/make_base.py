@@ -3,9 +3,13 @@
     python -m deepfashion_training.embedded.make.make_base --work_dir W [--output_dir D]
 
 The VAE is trained here on drawn pairs of all garment types, the transformer by ``train_flux_inpaint.py`` on a VITON-HD
-folder of drawn tops, both from random weights: like catvton-flux-alpha it has never seen trousers or a dress being put
-on. Configurations, scheduler, tokenizers and text encoders are those of the base that ships. The text encoders are
-random, because every prompt is the same.
+folder of drawn people in drawn tops, both from random weights: like catvton-flux-alpha it has never seen trousers or a
+dress being put on. As in VITON-HD, people are shown from head to thighs, wear whatever goes with the top, and the area
+to repaint is the upper body's. A share of the rows is plain inpainting, as FLUX.1-Fill learned it before CatVTON-Flux:
+legs or all clothes are to be repainted, and the top in the garment half says nothing about them.
+
+Configurations, scheduler, tokenizers and text encoders are those of the base that ships. The text encoders are random,
+because every prompt is the same.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,21 +30,25 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, FluxFillPipeline, FluxTransformer2DModel
+from PIL import Image, ImageOps
 from tqdm import tqdm
 
 import train_flux_inpaint as trainer
 from deepfashion_training.embedded import TINY_FLUX_FILL
+from deepfashion_training.embedded.body import PERSON_VIEWS
 from deepfashion_training.embedded.make.small_vae import Pairs, linear_start, standardize_latents, train_vae
-from deepfashion_training.embedded.make.tops_folder import SIZE, write_tops_folder
-from deepfashion_training.embedded.rows import RowSpec, documented_specs, draw_all
+from deepfashion_training.embedded.rows import STUDIO_SHARES, RowSpec, documented_specs, draw_all
+from deepfashion_training.garment_types import FULL, LOWER, UPPER
 
-#: People that the VAE learns from: others than those of ``tops_folder`` and of every wardrobe.
-PAIRS_SEED = 1007
+SIZE = (128, 96)  # height and width of one half of a pair
+
+#: People that the VAE and the transformer learn from: others than those of every wardrobe that evaluates.
+PAIRS_SEED, TOPS_SEED = 1007, 1008
 VAE_ROWS = 876
 #: Steps of encoder and decoder together, and of the decoder alone.
 VAE_STEPS = (1500, 1200)
-#: People in tops that the transformer learns from.
-ROWS = 10_000
+#: People in tops that the transformer learns from, those of its validation, and the share that is plain inpainting.
+ROWS, TEST_ROWS, ELSEWHERE = 10_000, 16, 0.4
 #: How the transformer is trained. The area to repaint counts most; the garment half is there to be copied from. Nearly
 #: all steps see almost pure noise: a small model tells shapes by the condition alone, and draws in one step.
 STEPS = 6000
@@ -52,6 +61,8 @@ TRAINING = (
     "--logging_steps 10 --report_to none --seed 0"
 ).split()
 
+#: Folders of a phase of VITON-HD that the trainer reads.
+FOLDERS = ("image", "cloth", "cloth-mask", "agnostic-mask")
 #: How the transformer begins, see ``untrained_transformer``.
 ANCHOR = 12.0
 SHARPNESS = 2.0
@@ -126,6 +137,55 @@ def make_vae(num_proc: int) -> Any:
     train_vae(vae, pairs, VAE_STEPS[1], seed=1, decoder_only=True)
     standardize_latents(vae, pairs.batch(np.random.default_rng(1), 64))
     return vae
+
+
+def top_specs(rows: int) -> Iterator[RowSpec]:
+    """``rows`` people, each once, in an outfit drawn around a top, from head to thighs; views as in the wardrobe."""
+    shares = {view: share for view, share in zip(PERSON_VIEWS, STUDIO_SHARES, strict=True) if view != "full"}
+    chances = np.array(list(shares.values())) / sum(shares.values())
+    for index in range(rows):
+        view = str(np.random.default_rng([TOPS_SEED, index, 9]).choice(list(shares), p=chances))
+        yield RowSpec(TOPS_SEED, index, index, 1, view, UPPER, UPPER, studio=True)
+
+
+def repainted_type(spec: RowSpec) -> int:
+    """Garment type whose area is to be repainted: the top's, or for a share ``ELSEWHERE`` of the rows another's."""
+    draw = spec.generator(11).random(2)
+    return UPPER if draw[0] >= ELSEWHERE else (LOWER if draw[1] < 0.5 else FULL)
+
+
+def write_tops_folder(target: Path, rows: int, num_proc: int = 1) -> None:
+    """Draw a VITON-HD folder with ``rows`` people in ``train/`` and ``TEST_ROWS`` others in ``test/``.
+
+    Each training pair is there a second time as its mirror image, so the list has twice as many lines. The same bytes
+    for the same arguments, whatever ``num_proc`` is.
+    """
+    for phase in ("train", "test"):
+        for folder in FOLDERS:
+            (target / phase / folder).mkdir(parents=True)
+    count = rows + TEST_ROWS
+    draw = functools.partial(_write_row, target, rows)
+    written = tqdm(draw_all(draw, top_specs(count), num_proc), total=count, desc="drawing tops", unit="row")
+    names = [name for of_row in written for name in of_row]
+    for phase, some in (("train", names[: 2 * rows]), ("test", names[2 * rows :])):
+        (target / f"{phase}_pairs.txt").write_text("".join(f"{name}.jpg {name}.jpg\n" for name in some), "utf-8")
+
+
+def _write_row(target: Path, rows: int, spec: RowSpec) -> list[str]:
+    """Draw one row and write its four pictures, in training their mirror images, too; returns the pairs' names."""
+    repainted = repainted_type(spec)
+    drawing = replace(spec, cloth_type=repainted).draw(SIZE)  # shows the part of the body that is repainted
+    flat, lies = spec.draw_garment(SIZE)
+    masks = [Image.fromarray(mask.astype(np.uint8) * np.uint8(255)) for mask in (lies, drawing.agnostic[repainted])]
+    pictures = {f"{spec.index:06d}": [drawing.photo, flat, *masks]}
+    if spec.index < rows:
+        pictures[f"{spec.index:06d}m"] = [ImageOps.mirror(picture) for picture in (drawing.photo, flat, *masks)]
+    phase = target / ("train" if spec.index < rows else "test")
+    for name, parts in pictures.items():
+        for folder, picture in zip(FOLDERS[:3], parts, strict=False):
+            picture.save(phase / folder / f"{name}.jpg", quality=95, subsampling=0)
+        parts[3].save(phase / "agnostic-mask" / f"{name}_mask.png", compress_level=1)
+    return list(pictures)
 
 
 def save_base(start: Path, transformer: Path, output_dir: Path) -> None:
