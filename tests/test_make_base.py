@@ -115,7 +115,7 @@ def test_two_rows_in_five_repaint_other_clothes(tmp_path: Path, monkeypatch: pyt
 
 
 def test_same_arguments_same_bytes(folder: Path, tmp_path: Path) -> None:
-    write_tops_folder(tmp_path / "again", rows=3, num_proc=2)
+    write_tops_folder(tmp_path / "again", rows=3)
     files = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
     assert len(files) == 2 + 4 * (6 + 16)
     assert all((folder / file).read_bytes() == (tmp_path / "again" / file).read_bytes() for file in files)

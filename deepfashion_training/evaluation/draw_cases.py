@@ -67,7 +67,7 @@ def draw_missing(plan: EvaluationPlan, state: PartialState) -> None:
 
 
 def batches_of(plan: EvaluationPlan, rank: int, ranks: int) -> list[tuple[str, list[Case]]]:
-    """The batches that process ``rank`` of ``ranks`` draws, each with its model: the same for all ``ranks``."""
+    """Model and cases of each batch that process ``rank`` draws. What shares one does not depend on ``ranks``."""
     size = plan.settings["batch_size"]
     found = []
     for cases in plan.sets:
