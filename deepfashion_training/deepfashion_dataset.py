@@ -115,10 +115,7 @@ class DeepFashionDataset(Dataset[dict[str, Any]]):
         """The split to read, its name, and whether a part of it is held out because there is no validation split."""
         options = self.options
         splits = open_splits(
-            self.source,
-            check_columns=lambda found: check_documented(found, self.source),
-            revision=options.revision,
-            cache_dir=options.cache_dir,
+            self.source, check_columns=check_documented, revision=options.revision, cache_dir=options.cache_dir
         )
         derived = options.validation_split not in splits
         named = options.validation_split != DatasetOptions.validation_split
@@ -155,11 +152,11 @@ class DeepFashionDataset(Dataset[dict[str, Any]]):
         """Rows of this phase's side of the train/validation split that the data itself does not have."""
         options, data = self.options, self._data
         groups = [data.group(row) for row in range(len(data))]
+        missing = f"{self.source} has no split {options.validation_split!r}"
         try:
             held_out = sampling.held_out(groups, options.validation_fraction, options.split_seed)
         except ValueError as error:
-            raise ValueError(f"{self.source} has no split {options.validation_split!r}: {error}") from error
-        missing = f"{self.source} has no split {options.validation_split!r}"
+            raise ValueError(f"{missing}: {error}") from error
         logger.info("%s: %d rows of %r are held out by pid, else by row", missing, sum(held_out), self.split)
         return [row for row, out in enumerate(held_out) if out == (self.phase == "test")]
 
@@ -186,9 +183,9 @@ class DeepFashionDataset(Dataset[dict[str, Any]]):
         row, garment_row = self._rows[position], self._garment_rows[position]
         reading = row
         try:
-            photo, mask = self._data.pictures(row, ("image", "mask"))
+            photo, mask = self._data.pictures(row, "image", "mask")
             reading = garment_row
-            cloth = self._data.picture(garment_row, "cloth")
+            (cloth,) = self._data.pictures(garment_row, "cloth")
             reading = row
             tensors = pair_tensors(photo, cloth, mask, (self.height, self.width), self.options.resize_mode)
         except PictureError as error:

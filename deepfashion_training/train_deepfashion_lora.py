@@ -494,8 +494,7 @@ def compare_with_base(args: argparse.Namespace, folder: Path) -> None:
 
     run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     free_memory()
-    columns = functools.partial(check_documented, source=args.dataset_name)
-    splits = open_splits(args.dataset_name, check_columns=columns, revision=args.dataset_revision)
+    splits = open_splits(args.dataset_name, check_columns=check_documented, revision=args.dataset_revision)
     held_out = [name for name in ("test", args.validation_split) if name in splits and name != args.train_split]
     if run["weights"] != LORA_FILE:
         sys.stdout.write("compared  nothing: no LoRA was trained\n")

@@ -15,7 +15,7 @@ from PIL import Image
 from deepfashion_training.data.schema import NOTES, PAIR_COLUMNS
 from deepfashion_training.embedded.rows import RowSpec, raw_row, raw_specs
 from deepfashion_training.garment_types import LOWER, UPPER
-from deepfashion_training.images.parts import garment_labels
+from deepfashion_training.images.parts import GARMENT_LABELS
 from deepfashion_training.images.quality import Gates
 from deepfashion_training.preparation.batch import prepare_batch
 from deepfashion_training.preparation.pair_plan import PlannedRow, Settings, batches_of, make_plan
@@ -109,7 +109,7 @@ def test_with_a_parser_kept_parts_are_never_repainted_and_the_garment_is(drawn, 
     for record in pairs:
         parse, mask = drawn.parses[photo_of(record)], mask_of(record)
         assert not (mask & np.isin(parse, KEPT)).any()
-        garment = np.isin(parse, garment_labels(record["cloth_type"]))
+        garment = np.isin(parse, GARMENT_LABELS[record["cloth_type"]])
         assert (mask & garment).sum() > 0.97 * garment.sum()
 
 

@@ -10,7 +10,7 @@ from deepfashion_training.embedded.body import random_person, random_pose
 from deepfashion_training.embedded.figure import draw_person
 from deepfashion_training.embedded.garments import random_outfit
 from deepfashion_training.images.cutouts import cut_out, warped_cut_out
-from deepfashion_training.images.pictures import PictureError, box_of
+from deepfashion_training.images.pictures import box_of
 
 RED, GREEN, WHITE = (200, 30, 40), (20, 180, 60), (255, 255, 255)
 
@@ -81,20 +81,6 @@ def test_pieces_are_joined_around_corners():
     without = extent(cut_out(*photo_with(bars[-1:]), (300, 200)))
     joined = extent(cut_out(*photo_with(bars), (300, 200)))
     assert joined[2] - joined[0] > without[2] - without[0] + 20
-
-
-def test_bool_regions_are_regions():
-    photo, region = photo_with([(50, 50, 150, 250)])
-    assert cut_out(photo, region.astype(bool), (300, 200)).tobytes() == cut_out(photo, region, (300, 200)).tobytes()
-
-
-def test_empty_and_mismatched_regions_are_errors():
-    photo, region = photo_with([])
-    for cut in (cut_out, lambda *arguments: warped_cut_out(*arguments, seed=1)):
-        with pytest.raises(PictureError, match="empty"):
-            cut(photo, region, (300, 200))
-        with pytest.raises(ValueError, match=r"region of \(200, 300\) on a photo of 300x200"):
-            cut(photo, region.T, (300, 200))
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from deepfashion_training.embedded import DRAWN_PARSER
 from deepfashion_training.embedded.figure import Drawing
 from deepfashion_training.embedded.rows import documented_specs
 from deepfashion_training.images.masks import repaint_mask
-from deepfashion_training.images.parts import FACE, garment_labels, protected
+from deepfashion_training.images.parts import FACE, GARMENT_LABELS, protected
 from deepfashion_training.images.paste import feathered
 from deepfashion_training.images.pictures import PictureError
 from deepfashion_training.inference.dress import DrawingSettings, dress, mask_given, mask_of_type, picture_of
@@ -46,7 +46,7 @@ def overlap(one: np.ndarray, other: np.ndarray) -> float:
 
 def worn(person: Drawing, cloth_type: int) -> np.ndarray:
     """Where the person wears a garment of the type, by the drawing itself."""
-    return np.isin(person.parse, garment_labels(cloth_type)).astype(np.uint8)
+    return np.isin(person.parse, GARMENT_LABELS[cloth_type]).astype(np.uint8)
 
 
 def test_the_mask_of_a_type_lies_where_the_drawing_says(people, parser):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from deepfashion_training.preparation.mask_leak import FEWEST_PEOPLE, leak_score, mask_features, measure_leak
+from deepfashion_training.images.masks import mask_features
+from deepfashion_training.preparation.mask_leak import FEWEST_PEOPLE, leak_score, measure_leak
 
 HEMS = {"Shorts": 60, "Pants": 90}
 

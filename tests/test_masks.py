@@ -52,22 +52,18 @@ def rgba(outside: tuple[int, ...], inside: tuple[int, ...]) -> Image.Image:
         rgba((0, 0, 0, 255), (255, 0, 0, 255)),
         rgba((255, 255, 255, 0), (255, 255, 255, 255)),  # the mask is the alpha channel
         rgba((0, 0, 0, 255), (1, 1, 1, 255)),
-        BITS,
-        BITS.astype(bool),
-        BITS[..., None] * 255,
-        BITS.astype(np.float64),
     ],
-    ids=lambda mask: mask.mode if isinstance(mask, Image.Image) else str(mask.dtype),
+    ids=lambda mask: mask.mode,
 )
 def test_the_same_mask_in_every_encoding(mask):
-    decoded = decode_mask(mask)
-    assert decoded.dtype == np.uint8
-    assert decoded.tolist() == BITS.tolist()
+    repaint = decode_mask(mask)
+    assert repaint.dtype == np.uint8
+    assert repaint.tolist() == BITS.tolist()
 
 
 def test_grey_counts_above_127_once_a_value_is_above_1():
-    assert decode_mask(np.array([[0, 1, 127, 128, 255]], np.uint8)).tolist() == [[0, 0, 0, 1, 1]]
-    assert decode_mask(np.array([[0, 1]], np.uint8)).tolist() == [[0, 1]]
+    assert decoded(np.array([[0, 1, 127, 128, 255]], np.uint8)) == [[0, 0, 0, 1, 1]]
+    assert decoded(np.array([[0, 1]], np.uint8)) == [[0, 1]]
 
 
 def test_inverted_palette_is_read_by_its_colours():
@@ -78,9 +74,8 @@ def test_an_empty_mask_stays_empty():
     assert not decode_mask(Image.new("L", (3, 3))).any()
 
 
-def test_a_wrong_shape_is_named():
-    with pytest.raises(ValueError, match=r"shape \(2, 2, 2\)"):
-        decode_mask(np.zeros((2, 2, 2), np.uint8))
+def decoded(levels: np.ndarray, cloth_type: int | None = None) -> list[list[int]]:
+    return decode_mask(Image.fromarray(levels), cloth_type).tolist()
 
 
 LABELS = np.zeros((8, 8), np.uint8)
@@ -89,26 +84,25 @@ LABELS[4:7, 1:7] = 2
 
 
 def test_a_label_map_of_types_gives_the_type_that_is_asked_for():
-    assert decode_mask(LABELS, 1).tolist() == (LABELS == 1).tolist()
-    assert decode_mask(LABELS, 2).tolist() == (LABELS == 2).tolist()
-    assert decode_mask(Image.fromarray(LABELS), 2).tolist() == (LABELS == 2).tolist()
+    assert decoded(LABELS, 1) == (LABELS == 1).tolist()
+    assert decoded(LABELS, 2) == (LABELS == 2).tolist()
     grey_palette = Image.fromarray(LABELS).convert("P")
     grey_palette.putpalette([value for level in range(256) for value in (level, level, level)])
     assert decode_mask(grey_palette, 2).tolist() == (LABELS == 2).tolist()
 
 
 def test_a_label_map_without_the_type_or_without_a_question_gives_all_of_it():
-    assert decode_mask(LABELS, 3).tolist() == (LABELS > 0).tolist()
-    assert decode_mask(LABELS).tolist() == (LABELS > 0).tolist()
+    assert decoded(LABELS, 3) == (LABELS > 0).tolist()
+    assert decoded(LABELS) == (LABELS > 0).tolist()
 
 
 def test_a_label_map_of_parts_counts_and_dark_noise_does_not():
     parts = np.kron(np.array([[0, 4], [6, 17]], np.uint8), np.ones((16, 16), np.uint8))
-    assert decode_mask(parts, 2).tolist() == (parts > 0).tolist()
+    assert decoded(parts, 2) == (parts > 0).tolist()
     noise = np.random.default_rng(0).integers(0, 12, (32, 32)).astype(np.uint8)
-    assert not decode_mask(noise, 2).any()
-    assert not decode_mask(parts.astype(float) + 0.5).any()
-    assert not decode_mask(np.full((4, 4), 32, np.uint8)).any()
+    assert not np.any(decoded(noise, 2))
+    assert not np.any(decoded(parts.astype(np.float32) + 0.5))
+    assert not np.any(decoded(np.full((4, 4), 32, np.uint8)))
 
 
 def test_align_mask_passes_the_type_on():
@@ -137,8 +131,6 @@ def test_as_is_is_the_garment():
     assert repaint_mask(region, 2, None, policy="as_is").tolist() == region.tolist()
     with pytest.raises(ValueError, match=r"'body'.*as_is, agnostic, relaxed"):
         repaint_mask(region, 2, None, policy="body")
-    with pytest.raises(ValueError, match="garment type 4"):
-        repaint_mask(region, 4, None)
 
 
 @pytest.mark.parametrize("cloth_type", [1, 2, 3])

@@ -35,25 +35,25 @@ PROVENANCE = ("category", "pid", "variant", "view", "gender")
 
 
 def test_columns_of_raw_and_documented_rows():
-    assert map_columns(RAW_COLUMNS, {}, "D") == {
+    assert map_columns(RAW_COLUMNS, "D", {}) == {
         "image": "images", "mask": "mask", "caption": "caption", "cloth_type": "cloth_type", "pid": "pid",
         "pose": "pose", "gender": "gender",
     }  # fmt: skip
     found = [*DOCUMENTED_COLUMNS, "pid", "variant", "view", "garment_source", "parse"]
-    assert map_columns(found, {}, "D") == {
+    assert map_columns(found, "D", {}) == {
         "image": "image", "mask": "mask", "cloth": "cloth", "caption": "caption", "cloth_type": "cloth_type",
         "pid": "pid", "variant": "variant", "view": "view",
     }  # fmt: skip
-    both = map_columns([*DOCUMENTED_COLUMNS, *PROVENANCE], {}, "D")
+    both = map_columns([*DOCUMENTED_COLUMNS, *PROVENANCE], "D", {})
     assert (both["category"], both["cloth_type"]) == ("category", "cloth_type")
 
 
 def test_other_columns_by_overrides_and_overrides_win():
     found = ["photo", "product", "area", "kind", "image", "weather"]
     overrides = {"image": "photo", "cloth": "product", "mask": "area", "category": "kind"}
-    assert map_columns(found, overrides, "D") == overrides
+    assert map_columns(found, "D", overrides) == overrides
     # A column that an override claims serves no other name.
-    assert map_columns([*DOCUMENTED_COLUMNS], {"category": "cloth_type"}, "D") == {
+    assert map_columns([*DOCUMENTED_COLUMNS], "D", {"category": "cloth_type"}) == {
         "image": "image", "mask": "mask", "cloth": "cloth", "caption": "caption", "category": "cloth_type",
     }  # fmt: skip
 
@@ -72,7 +72,7 @@ def test_other_columns_by_overrides_and_overrides_win():
 )
 def test_what_does_not_suffice_is_said_in_one_line(found, missing):
     with pytest.raises(ValueError) as caught:
-        map_columns(found, {}, "some/data")
+        map_columns(found, "some/data", {})
     message = str(caught.value)
     assert "\n" not in message
     assert message.startswith(
@@ -85,4 +85,4 @@ def test_what_does_not_suffice_is_said_in_one_line(found, missing):
 
 def test_an_override_of_a_column_that_is_not_there():
     with pytest.raises(ValueError, match="--column image=photos: D"):
-        map_columns(["photo", "mask", "cloth", "category"], {"image": "photos"}, "D")
+        map_columns(["photo", "mask", "cloth", "category"], "D", {"image": "photos"})

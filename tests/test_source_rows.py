@@ -38,8 +38,7 @@ COLUMNS = {"image": "images", "mask": "mask", "category": "cloth_type", "pid": "
 
 
 def test_splits_follow_one_another_under_canonical_names():
-    rows = SourceRows({"train": dataset([1, 2]), "test": dataset([3])}, COLUMNS, "here")
-    assert len(rows) == 3
+    rows = SourceRows([dataset([1, 2]), dataset([3])], COLUMNS, "here")
     assert rows.texts() == {"category": ["Skirts", "Pants", "Skirts"], "pid": ["id_1", "id_2", "id_3"]}
     assert rows.pictures([2, 0]) == {"image": [png(3), png(1)], "mask": [png(3), png(1)]}
     assert pickle.loads(pickle.dumps(rows)).pictures([1])["image"] == [png(2)]
@@ -49,7 +48,7 @@ def test_a_cell_without_bytes_says_so(tmp_path):
     features = datasets.Features({"images": datasets.Image(), "mask": datasets.Image()})
     cells = [None, {"bytes": None, "path": str(tmp_path / "gone.png")}, {"bytes": b"", "path": None}]
     given = datasets.Dataset.from_dict({"images": cells, "mask": [{"bytes": png(1), "path": None}] * 3}, features)
-    rows = SourceRows({"train": given}, {"image": "images", "mask": "mask"}, str(tmp_path))
+    rows = SourceRows([given], {"image": "images", "mask": "mask"}, str(tmp_path))
     found = rows.pictures([0, 1, 2])["image"]
     assert found[0] == found[2] == "missing: the row holds no bytes"
     assert "gone.png" in found[1]
@@ -58,7 +57,7 @@ def test_a_cell_without_bytes_says_so(tmp_path):
 def test_a_column_that_holds_no_pictures_is_named():
     given = dataset([1]).add_column("number", [3])
     with pytest.raises(ValueError, match=r"column 'number' of here holds .* pictures are needed"):
-        SourceRows({"train": given}, {"image": "images", "mask": "number"}, "here")
+        SourceRows([given], {"image": "images", "mask": "number"}, "here")
 
 
 def test_the_fingerprint_changes_with_the_files(tmp_path):
@@ -90,6 +89,6 @@ def test_a_folder_is_not_taken_for_another_of_its_name(tmp_path):
         (folder / "data").mkdir(parents=True)
         (folder / "README.md").write_text(CARD)
         dataset(levels).to_parquet(folder / "data" / "train-00000-of-00001.parquet")
-        opened = open_splits(str(folder), check_columns=lambda _: None, cache_dir=str(tmp_path / "cache"))
+        opened = open_splits(str(folder), check_columns=lambda *_: None, cache_dir=str(tmp_path / "cache"))
         counts.append(len(opened["train"]))
     assert counts == [2, 3]

@@ -11,8 +11,8 @@ from typing import Any
 import datasets
 from PIL import Image
 
-from deepfashion_training.data.schema import DOCUMENTED_COLUMNS, PROVENANCE_COLUMNS
-from deepfashion_training.data.source_rows import class_names, picture_roots, stored_bytes, undecoded
+from deepfashion_training.data.schema import PAIR_COLUMNS
+from deepfashion_training.data.source_rows import SourceRows
 from deepfashion_training.garment_types import parse_cloth_type
 from deepfashion_training.images.mask_check import mask_fault
 from deepfashion_training.images.masks import align_mask
@@ -20,7 +20,6 @@ from deepfashion_training.images.pictures import MIN_SIDE, PictureError, open_pi
 
 logger = logging.getLogger(__name__)
 
-PICTURE_COLUMNS = tuple(name for name, kind in DOCUMENTED_COLUMNS.items() if kind == "image")
 #: How many masks are checked before training, and the share of them that may look wrong: what looks like an inverted
 #: mask can be an unusual picture, or a rare mistake.
 CHECKED_MASKS, MOST_FAULTS = 64, 0.1
@@ -29,19 +28,17 @@ CHECKED_MASKS, MOST_FAULTS = 64, 0.1
 class DocumentedRows:
     """Rows of ``split``, numbered from 0 as they are stored; ``cache_dir`` is where ``datasets`` keeps its files.
 
-    Raises ``ValueError``, naming ``source`` and the row, for a picture column that holds something else, an unknown
-    ``cloth_type`` and a caption that is no text. The columns have been checked before.
+    Raises ``ValueError``, naming ``source`` and the column or row, for a picture column that holds something else, an
+    unknown ``cloth_type`` and a caption that is no text. That no column is missing has been checked before.
     """
 
     def __init__(self, split: datasets.Dataset, source: str, cache_dir: str | None = None) -> None:
         self._source = source
-        self._roots = picture_roots(source, cache_dir)
-        self._pictures = undecoded(split, PICTURE_COLUMNS, source)
-        texts = [name for name in ("caption", "cloth_type", *PROVENANCE_COLUMNS) if name in split.column_names]
-        # Selecting first keeps Arrow from touching a single picture.
-        self._texts = split.select_columns(texts).with_format(None)[:]
+        columns = {name: name for name in PAIR_COLUMNS if name in split.column_names}
+        self._rows = SourceRows([split], columns, source, cache_dir)
+        self._texts = self._rows.texts()
         self.types = []
-        for row, value in enumerate(class_names(split, "cloth_type", self._texts["cloth_type"])):
+        for row, value in enumerate(self._texts["cloth_type"]):
             try:
                 self.types.append(parse_cloth_type(value))
             except ValueError as error:
@@ -75,29 +72,19 @@ class DocumentedRows:
         seen = "_".join(str(value) for value in (variant, seen_from) if value is not None)
         return "/".join(part for part in ("" if pid is None else str(pid), seen, f"row-{row}") if part)
 
-    def picture(self, row: int, column: str) -> Image.Image:
-        """The decoded picture in ``column``; ``PictureError`` names the column."""
-        return self.pictures(row, (column,))[0]
-
-    def pictures(self, row: int, columns: tuple[str, ...]) -> list[Image.Image]:
+    def pictures(self, row: int, *columns: str) -> list[Image.Image]:
         """The decoded pictures in ``columns`` of one row; ``PictureError`` names the first broken one."""
-        cells, decoded = self._pictures[row], []
+        stored, decoded = self._rows.pictures([row], columns), []
         for column in columns:
             try:
-                decoded.append(open_picture(stored_bytes(cells[column], self._roots), min_side=MIN_SIDE))
+                decoded.append(open_picture(stored[column][0], min_side=MIN_SIDE))
             except PictureError as error:
                 raise PictureError(f"{column}: {error}") from error
         return decoded
 
     def stored_bytes(self, row: int) -> list[bytes]:
-        """What is stored for each of ``PICTURE_COLUMNS``, undecoded; nothing (``b""``) where it cannot be read."""
-        cells, stored = self._pictures[row], []
-        for column in PICTURE_COLUMNS:
-            try:
-                stored.append(stored_bytes(cells[column], self._roots))
-            except PictureError:
-                stored.append(b"")
-        return stored
+        """What is stored for ``image``, ``cloth`` and ``mask``; nothing (``b""``) where it cannot be read."""
+        return [b"" if isinstance(cell, str) else cell for (cell,) in self._rows.pictures([row]).values()]
 
     def check_masks(self, rows: Sequence[int]) -> None:
         """Check a sample of the masks of ``rows``; unreadable rows are left to whoever reads all rows.
@@ -109,7 +96,7 @@ class DocumentedRows:
         faults = []
         for row in sample:
             try:
-                photo, mask = self.pictures(row, ("image", "mask"))
+                photo, mask = self.pictures(row, "image", "mask")
                 upright, decoded = align_mask(photo, mask)
             except PictureError:
                 continue

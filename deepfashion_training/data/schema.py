@@ -111,7 +111,7 @@ def check_documented(found: Collection[str], source: str) -> None:
     raise ValueError(problem)
 
 
-def map_columns(found: Collection[str], overrides: Mapping[str, str], source: str) -> dict[str, str]:
+def map_columns(found: Collection[str], source: str, overrides: Mapping[str, str]) -> dict[str, str]:
     """Column of ``source`` for each of ``INPUT_COLUMNS`` that it has; other columns are ignored.
 
     ``found`` are its columns. ``overrides`` (input name -> column) win, and a column that they claim serves no other

@@ -1,8 +1,8 @@
-"""The rows of a dataset under the names that preparation uses, and their pictures as stored bytes."""
+"""The rows of a dataset under the names that this project uses, and their pictures as stored bytes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,8 @@ from huggingface_hub import constants
 
 from deepfashion_training.images.pictures import PictureError
 
-#: Input columns that hold pictures.
-PICTURES = ("image", "mask", "cloth")
+#: Columns that hold pictures.
+PICTURES = ("image", "cloth", "mask")
 #: Arrow types besides ``Image`` that can hold a picture: its bytes, or the path of its file.
 _PICTURE_VALUES = ("binary", "large_binary", "string", "large_string")
 
@@ -20,51 +20,42 @@ _PICTURE_VALUES = ("binary", "large_binary", "string", "large_string")
 class SourceRows:
     """Rows of all ``splits``, one after another, numbered from 0.
 
-    ``columns`` maps input names (see ``data.schema``) to the dataset's. A pickled copy reads the same rows in another
-    process. Raises ``ValueError``, naming ``source``, for a picture column that holds something else.
+    ``columns`` maps names (see ``data.schema``) to the dataset's, ``cache_dir`` is where ``datasets`` keeps its files.
+    A pickled copy reads the same rows in another process. Raises ``ValueError``, naming ``source``, for a picture
+    column that holds something else.
     """
 
-    def __init__(self, splits: Mapping[str, datasets.Dataset], columns: Mapping[str, str], source: str) -> None:
+    def __init__(
+        self, splits: Sequence[datasets.Dataset], columns: Mapping[str, str], source: str, cache_dir: str | None = None
+    ) -> None:
         wanted = list(dict.fromkeys(columns.values()))
-        parts = [split.select_columns(wanted) for split in splits.values()]
-        self.splits = tuple(splits)
-        self._rows = datasets.concatenate_datasets(parts).with_format(None)
+        self._rows = datasets.concatenate_datasets([split.select_columns(wanted) for split in splits]).with_format(None)
         self._pictures = {name: column for name, column in columns.items() if name in PICTURES}
         self._texts = {name: column for name, column in columns.items() if name not in PICTURES}
         self._stored = undecoded(self._rows, list(self._pictures.values()), source)
-        self._roots = picture_roots(source)
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    @property
-    def has_cloth(self) -> bool:
-        """Whether the rows bring a garment picture."""
-        return "cloth" in self._pictures
+        self._roots = picture_roots(source, cache_dir)
 
     def texts(self) -> dict[str, list[Any]]:
-        """Every column that holds no picture, by input name."""
+        """Every column that holds no picture; class labels by their names."""
+        # Selecting first keeps Arrow from touching a single picture.
         cells = self._rows.select_columns(list(dict.fromkeys(self._texts.values())))[:]
-        return {name: class_names(self._rows, column, cells[column]) for name, column in self._texts.items()}
+        for column, values in cells.items():
+            feature = self._rows.features[column]
+            if isinstance(feature, datasets.ClassLabel):
+                cells[column] = [None if value is None else feature.int2str(value) for value in values]
+        return {name: cells[column] for name, column in self._texts.items()}
 
-    def pictures(self, rows: Sequence[int]) -> dict[str, list[bytes | str]]:
-        """The stored bytes of ``rows`` in each picture column, by input name; a ``str`` says why there are none."""
+    def pictures(self, rows: Sequence[int], names: Collection[str] = PICTURES) -> dict[str, list[bytes | str]]:
+        """The stored bytes of ``rows`` in those of ``names`` that there are; a ``str`` says why there are none."""
         cells = self._stored[list(rows)]
-        return {name: [self._bytes(cell) for cell in cells[column]] for name, column in self._pictures.items()}
+        columns = {name: column for name, column in self._pictures.items() if name in names}
+        return {name: [self._bytes(cell) for cell in cells[column]] for name, column in columns.items()}
 
     def _bytes(self, cell: Any) -> bytes | str:
         try:
             return stored_bytes(cell, self._roots)
         except PictureError as error:
             return str(error)
-
-
-def class_names(split: datasets.Dataset, column: str, values: list[Any]) -> list[Any]:
-    """``values`` of ``column``, by their names where the column holds class labels."""
-    feature = split.features[column]
-    if isinstance(feature, datasets.ClassLabel):
-        return [None if value is None else feature.int2str(value) for value in values]
-    return values
 
 
 def undecoded(split: datasets.Dataset, columns: Sequence[str], source: str) -> datasets.Dataset:

@@ -17,22 +17,21 @@ from training_run.hub import is_hub_id, why_not_loaded
 def open_splits(
     source: str,
     *,
-    check_columns: Callable[[Sequence[str]], object],
+    check_columns: Callable[[Sequence[str], str], object],
     revision: str | None = None,
     cache_dir: str | None = None,
 ) -> dict[str, datasets.Dataset]:
     """The splits of ``source`` by name, opened but not read.
 
     A local folder comes before a Hub id of the same name. A single saved ``Dataset`` is the split ``train``.
-    ``check_columns`` gets the column names as early as they are known, which for parquet files and most Hub
-    datasets is before anything is downloaded or converted, and raises when they will not do. ``revision`` (of a
-    Hub dataset) and ``cache_dir`` go to ``datasets.load_dataset``.
+    ``check_columns`` gets the column names and ``source`` as early as they are known, which for parquet files and most
+    Hub datasets is before anything is downloaded or converted, and raises when they will not do.
 
     Raises ``ValueError``, one line, for a source that does not exist, is empty or cannot be loaded.
     """
     known = _columns_before_loading(source, revision, cache_dir)
     if known:
-        check_columns(known)
+        check_columns(known, source)
     folder = Path(source).expanduser()
     if folder.is_dir():
         loaded = _load_folder(folder, cache_dir)
@@ -41,7 +40,7 @@ def open_splits(
             loaded = datasets.load_dataset(source, revision=revision, cache_dir=cache_dir)
     splits = {"train": loaded} if isinstance(loaded, datasets.Dataset) else dict(loaded)
     for split in splits.values():
-        check_columns(split.column_names)
+        check_columns(split.column_names, source)
     return splits
 
 
@@ -50,7 +49,7 @@ def source_columns(source: str, *, revision: str | None = None) -> list[str]:
     known = _columns_before_loading(source, revision, cache_dir=None)
     if known:
         return known
-    splits = open_splits(source, check_columns=lambda _: None, revision=revision)
+    splits = open_splits(source, check_columns=lambda *_: None, revision=revision)
     return next(iter(splits.values())).column_names
 
 

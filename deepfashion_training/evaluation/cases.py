@@ -76,7 +76,7 @@ class Cases:
         revision: str | None = None,
         resize_mode: ResizeMode = "pad",
     ) -> None:
-        splits = open_splits(source, check_columns=lambda found: check_documented(found, source), revision=revision)
+        splits = open_splits(source, check_columns=check_documented, revision=revision)
         if split not in splits:
             raise ValueError(f"--dataset_name {source} has no split {split!r}: it has {', '.join(splits)}")
         self.source, self.split, self.size, self.resize_mode = source, split, size, resize_mode
@@ -128,19 +128,19 @@ class Cases:
 
         Raises ``PictureError`` for a picture that cannot be used.
         """
-        photo, mask = self.rows.pictures(case.row, ("image", "mask"))
-        garment = self.rows.picture(case.garment_row, "cloth")
+        photo, mask = self.rows.pictures(case.row, "image", "mask")
+        (garment,) = self.rows.pictures(case.garment_row, "cloth")
         shown = upright(photo)
         box = fit_box((shown.height, shown.width), self.size, self.resize_mode)
         return pair_tensors(photo, garment, mask, self.size, self.resize_mode), box
 
     def garment(self, case: Case) -> Image.Image:
         """The garment picture that is tried on, upright and in RGB."""
-        return upright(self.rows.picture(case.garment_row, "cloth"))
+        return upright(self.rows.pictures(case.garment_row, "cloth")[0])
 
     def truth(self, case: Case) -> Truth:
         """The person as photographed. Raises ``PictureError`` for an unusable picture, or a mask of everything."""
-        stored, given = self.rows.pictures(case.row, ("image", "mask"))
+        stored, given = self.rows.pictures(case.row, "image", "mask")
         photo, mask = align_mask(stored, given)
         box = fit_box((photo.height, photo.width), self.size, self.resize_mode)
         if min(box.height, box.width) < SSIM_WINDOW:

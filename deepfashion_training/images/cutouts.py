@@ -9,7 +9,7 @@ import numpy.typing as npt
 from PIL import Image, ImageChops, ImageFilter
 from scipy import ndimage
 
-from deepfashion_training.images.pictures import WHITE, PictureError, box_of
+from deepfashion_training.images.pictures import WHITE, box_of
 
 #: Share of the canvas that stays white on each side, as in the product shots of VITON-HD.
 MARGIN = 0.06
@@ -31,11 +31,9 @@ _MESH = 6
 def cut_out(photo: Image.Image, region: np.ndarray, size: tuple[int, int]) -> Image.Image:
     """The garment of an RGB photo on white: RGB picture of ``size`` (height, width).
 
-    ``region`` is uint8 or bool ``[h, w]`` in {0, 1} of the photo's size, 1 = garment. The garment's box is centred
-    and scaled to fit within ``MARGIN``, at most ``LARGEST_ENLARGEMENT`` times. Its edge is drawn in by about a
+    ``region`` is uint8 ``[h, w]`` in {0, 1} of the photo's size, 1 = garment, and not empty. The garment's box is
+    centred and scaled to fit within ``MARGIN``, at most ``LARGEST_ENLARGEMENT`` times. Its edge is drawn in by about a
     pixel of the photo and softened, so that no seam of the background shows. Specks are left out.
-
-    Raises ``PictureError`` for an empty region, ``ValueError`` for a region of another size than the photo.
     """
     return _laid_out(photo, region, size)[0]
 
@@ -44,7 +42,7 @@ def warped_cut_out(photo: Image.Image, region: np.ndarray, size: tuple[int, int]
     """``cut_out`` turned, made smaller, shifted and slightly bent by random numbers from ``seed``.
 
     It serves as the garment picture of the photo that it was cut from: a model cannot learn to copy pixels from
-    place to place. The same arguments give the same pixels. The garment stays on the canvas. Raises as ``cut_out``.
+    place to place. The same arguments give the same pixels. The garment stays on the canvas.
     """
     straight, (left, top, right, bottom) = _laid_out(photo, region, size)
     rng = np.random.default_rng(seed)
@@ -84,12 +82,9 @@ def _laid_out(
     photo: Image.Image, region: np.ndarray, size: tuple[int, int]
 ) -> tuple[Image.Image, tuple[int, int, int, int]]:
     """``cut_out``, and the garment's box on the canvas."""
-    if region.shape != (photo.height, photo.width):
-        raise ValueError(f"region of {region.shape} on a photo of {photo.height}x{photo.width}")
-    region = _without_specks(region.view(np.uint8) if region.dtype == bool else region)
+    region = _without_specks(region)
     box = box_of(region)
-    if box is None:
-        raise PictureError("the garment's region is empty")
+    assert box is not None and region.shape == (photo.height, photo.width)
     left, top, right, bottom = box
     garment = Image.new("RGB", (right - left, bottom - top), WHITE)
     garment.paste(photo.crop(box), mask=_soft_edge(region[top:bottom, left:right]))

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from deepfashion_training.garment_types import FULL, LOWER, TYPE_NAMES, UPPER
+from deepfashion_training.garment_types import FULL, LOWER, UPPER
 from deepfashion_training.images.parts import Mask, protected
 from deepfashion_training.images.person import (
     ROWS,
@@ -18,6 +18,7 @@ from deepfashion_training.images.person import (
     grid_size,
     person_of_parse,
     shrink,
+    shrunk,
 )
 from deepfashion_training.images.pictures import PictureError, orientation, to_rgb, turn
 
@@ -27,15 +28,17 @@ _SINGLE_CHANNEL_MODES = ("1", "L", "I", "I;16", "I;16B", "I;16L", "F")
 #: Largest value of a label map (ATR has 18 labels, LIP 20, CIHP 20) and how often neighbours in one may differ.
 _LARGEST_LABEL, _MOST_EDGES = 31, 0.25
 
+#: Grid of a mask's features: cells of the picture, each with the share of it that the mask covers.
+FEATURE_ROWS, FEATURE_COLUMNS = 24, 16
+
 MaskPolicy = Literal["as_is", "agnostic", "relaxed"]
 MASK_POLICIES: tuple[str, ...] = get_args(MaskPolicy)
 
 
-def decode_mask(mask: Image.Image | np.ndarray, cloth_type: int | None = None) -> np.ndarray:
-    """Pixels to repaint, as uint8 ``[h, w]`` in {0, 1} with 1 = repaint.
+def decode_mask(mask: Image.Image, cloth_type: int | None = None) -> np.ndarray:
+    """Pixels to repaint in a picture of any mode, as uint8 ``[h, w]`` in {0, 1} with 1 = repaint.
 
-    ``mask`` is a Pillow picture of any mode, or an array ``[h, w]``, ``[h, w, 1]``, ``[h, w, 3]`` (RGB) or
-    ``[h, w, 4]`` (RGBA) of bool, integers or floats. White, or whatever is not zero, means repaint:
+    White, or whatever is not zero, means repaint:
 
     - The largest value tells the scale: up to 1 the mask is 0/1, up to 255 it is 8-bit, else 16-bit. A pixel
       counts when it is above half of the scale, so 8-bit grey needs more than 127 and JPEG noise around black
@@ -47,8 +50,7 @@ def decode_mask(mask: Image.Image | np.ndarray, cloth_type: int | None = None) -
       0 count, where they lie in areas: neighbours in a row differ in less than a quarter of the places. Noise and
       gradients that dark differ nearly everywhere and stay what they are, an 8-bit mask that is black.
 
-    Raises ``ValueError`` for an array of another shape. An empty mask is returned as it is: whether that is
-    an error depends on the caller.
+    An empty mask is returned as it is: whether that is an error depends on the caller.
     """
     values = mask_values(mask)
     largest = values.max(initial=0)
@@ -97,21 +99,22 @@ def scale_of(largest: float) -> int:
     return 1 if largest <= 1 else 255 if largest <= 255 else 65535
 
 
-def mask_values(mask: Image.Image | np.ndarray) -> np.ndarray:
+def mask_values(mask: Image.Image) -> np.ndarray:
     """One value per pixel ``[h, w]``, in the scale of the source."""
-    if isinstance(mask, Image.Image):
-        if mask.mode not in _SINGLE_CHANNEL_MODES:
-            mask = mask.convert("RGBA" if mask.has_transparency_data else "RGB")
-        mask = np.asarray(mask)
-    if mask.ndim == 3 and mask.shape[2] == 4:
-        values, alpha = mask[..., :3].max(axis=2), mask[..., 3]
-        opaque = alpha.max(initial=0)  # what is transparent shows black
-        return values if alpha.min(initial=opaque) == opaque > 0 else values * (alpha / (opaque or 1))
-    if mask.ndim == 3 and mask.shape[2] in (1, 3):
-        return mask.max(axis=2)
-    if mask.ndim != 2:
-        raise ValueError(f"a mask of shape {mask.shape}: pass [h, w], [h, w, 1], [h, w, 3] or [h, w, 4]")
-    return mask
+    if mask.mode in _SINGLE_CHANNEL_MODES:
+        return np.asarray(mask)
+    if not mask.has_transparency_data:
+        return np.asarray(mask.convert("RGB")).max(axis=2)
+    pixels = np.asarray(mask.convert("RGBA"))
+    values, alpha = pixels[..., :3].max(axis=2), pixels[..., 3]
+    opaque = alpha.max(initial=0)  # what is transparent shows black
+    return values if alpha.min(initial=opaque) == opaque > 0 else values * (alpha / (opaque or 1))
+
+
+def mask_features(mask: np.ndarray) -> np.ndarray:
+    """Share of each of 24 x 16 cells of the picture that a mask ``[h, w]`` in {0, 1} covers: uint8 ``[384]``."""
+    picture = Image.fromarray((mask > 0).view(np.uint8) * np.uint8(255))
+    return np.asarray(shrunk(picture, (FEATURE_COLUMNS, FEATURE_ROWS))).ravel()
 
 
 def _same_aspect(one: tuple[int, int], other: tuple[int, int]) -> bool:
@@ -143,14 +146,12 @@ def repaint_mask(
       garment's own box.
     - ``relaxed``: ``agnostic`` with growth, edges and length varied by ``seed``, for training.
 
-    Raises ``ValueError`` for an unknown policy or garment type.
+    Raises ``ValueError`` for an unknown policy.
     """
     if policy not in MASK_POLICIES:
         raise ValueError(f"unknown mask policy {policy!r}: choose from {', '.join(MASK_POLICIES)}")
     if policy == "as_is":
         return (region > 0).view(np.uint8)
-    if cloth_type not in TYPE_NAMES:
-        raise ValueError(f"unknown garment type {cloth_type!r}: use {', '.join(map(str, TYPE_NAMES))}")
     height, width = region.shape
     cells = shrink(region, grid_size((width, height)))
     if parse is not None:

@@ -25,17 +25,13 @@ ON_THE_PERSON: tuple[int, ...] = tuple(range(1, 16))
 #: Whole labels that are never repainted.
 PROTECTED_LABELS: tuple[int, ...] = (*HEAD_LABELS, *SHOES, BAG)
 
-_GARMENTS: dict[int, tuple[int, ...]] = {UPPER: (4,), LOWER: (5, 6), FULL: (7,)}
+#: Labels that a garment of each type has.
+GARMENT_LABELS: dict[int, tuple[int, ...]] = {UPPER: (4,), LOWER: (5, 6), FULL: (7,)}
 
 #: Lengths of hand and foot (ankle to sole) as shares of the standing height: Drillis and Contini (1966) give .108 and
 #: .039. Of the hand it is the palm with curled fingers, as it shows beyond a long sleeve: keeping more of a bare
 #: forearm than of a sleeved one would tell the sleeve's length, and did, by 10 points of the leak score.
 HAND_LENGTH, FOOT_HEIGHT = 0.06, 0.039
-
-
-def garment_labels(cloth_type: int) -> tuple[int, ...]:
-    """Labels that a garment of the type has: upper 4; lower 5, 6; full 7."""
-    return _GARMENTS[cloth_type]
 
 
 def protected(parse: np.ndarray) -> Mask:
@@ -66,7 +62,7 @@ def _standing_height(parse: np.ndarray, top: int, bottom: int) -> float:
     Clothes begin at .18 of the height (see ``person``).
     """
     seen = float(bottom - top)
-    clothes = np.flatnonzero(np.isin(parse, (*_GARMENTS[UPPER], *_GARMENTS[FULL])).any(axis=1))
+    clothes = np.flatnonzero(np.isin(parse, (*GARMENT_LABELS[UPPER], *GARMENT_LABELS[FULL])).any(axis=1))
     if bottom < len(parse) or not len(clothes) or np.isin(parse, SHOES).any():
         return seen
     return float(np.clip((clothes[0] - top) / 0.18, seen, 3 * seen))

@@ -37,13 +37,15 @@ class TooManyPixelsError(PictureError):
     """A picture with more pixels than ``PIL.Image.MAX_IMAGE_PIXELS``: perhaps a decompression bomb."""
 
 
-def open_picture(data: bytes, max_pixels: int | None = None, min_side: int = 1) -> Image.Image:
+def open_picture(data: bytes | str, max_pixels: int | None = None, min_side: int = 1) -> Image.Image:
     """The picture in ``data``, decoded to its last pixel, in the mode in which it was stored.
 
-    Raises ``PictureError`` for anything that Pillow cannot read completely, for formats beyond ``FORMATS`` and for a
-    side under ``min_side``, ``TooManyPixelsError`` above ``max_pixels``, by default ``PIL.Image.MAX_IMAGE_PIXELS``
-    (Pillow itself refuses only twice as many).
+    Raises ``PictureError`` for anything that Pillow cannot read completely, for formats beyond ``FORMATS``, for a side
+    under ``min_side`` and for a ``str``, which says why there are no bytes; ``TooManyPixelsError`` above
+    ``max_pixels``, by default ``PIL.Image.MAX_IMAGE_PIXELS`` (Pillow itself refuses only twice as many).
     """
+    if isinstance(data, str):
+        raise PictureError(data)
     try:
         picture = Image.open(io.BytesIO(data), formats=FORMATS)
         limit = Image.MAX_IMAGE_PIXELS if max_pixels is None else max_pixels

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from deepfashion_training.garment_types import FULL, LONG_TOPS, LOWER, TYPE_NAMES, UPPER
-from deepfashion_training.images.parts import ON_THE_PERSON, garment_labels
+from deepfashion_training.images.parts import GARMENT_LABELS, ON_THE_PERSON
 from deepfashion_training.images.person import ROWS, PersonFrame, Values, grid_size, shrink, shrunk
 
 #: A lower-body mask that starts above this share of the standing height holds a top too: the natural waist is at
@@ -89,15 +89,15 @@ def worn_region(parse: np.ndarray, cloth_type: int) -> np.ndarray | None:
     ``None`` where it is too small to learn from: below ``LEAST_AREA`` of the person or ``LEAST_HEIGHT`` of the person's
     height.
     """
-    person, region = np.isin(parse, ON_THE_PERSON), np.isin(parse, garment_labels(cloth_type))
+    person, region = np.isin(parse, ON_THE_PERSON), np.isin(parse, GARMENT_LABELS[cloth_type])
     high = region.any(axis=1).sum() > LEAST_HEIGHT * np.count_nonzero(person.any(axis=1))
     return region.view(np.uint8) if high and region.sum() > LEAST_AREA * person.sum() else None
 
 
 def _parsed(mask: np.ndarray, cloth_type: int, parse: np.ndarray) -> Region:
-    region = np.isin(parse, garment_labels(cloth_type)) & (mask > 0)
+    region = np.isin(parse, GARMENT_LABELS[cloth_type]) & (mask > 0)
     if cloth_type == FULL:  # parsers see some jumpsuits, and dresses with a seam, as a top and a bottom
-        parts = np.isin(parse, (*garment_labels(UPPER), *garment_labels(LOWER))) & (mask > 0)
+        parts = np.isin(parse, (*GARMENT_LABELS[UPPER], *GARMENT_LABELS[LOWER])) & (mask > 0)
         if region.sum() < parts.sum():
             region |= parts
     if not region.any():

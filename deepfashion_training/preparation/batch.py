@@ -20,14 +20,13 @@ from deepfashion_training.garment_types import LOWER, UPPER
 from deepfashion_training.images import quality
 from deepfashion_training.images.cutouts import cut_out, warped_cut_out
 from deepfashion_training.images.mask_check import area_fault, mask_fault
-from deepfashion_training.images.masks import align_mask, repaint_mask
+from deepfashion_training.images.masks import align_mask, mask_features, repaint_mask
 from deepfashion_training.images.parts import LABELS
 from deepfashion_training.images.person import PersonFrame, find_person
 from deepfashion_training.images.pictures import MIN_SIDE, PictureError, TooManyPixelsError, open_picture, upright
 from deepfashion_training.images.quality import Finding
 from deepfashion_training.images.regions import Region, UnresolvedRegionError, garment_region, worn_region
 from deepfashion_training.preparation.garment_views import Candidate, Choice, choose_garment
-from deepfashion_training.preparation.mask_leak import mask_features
 from deepfashion_training.preparation.pair_plan import PlannedRow, Settings
 
 if TYPE_CHECKING:
@@ -146,8 +145,6 @@ def _open(photo: _Photo, settings: Settings) -> Finding | None:
 
 
 def _opened(stored: bytes | str, settings: Settings) -> Image.Image:
-    if isinstance(stored, str):
-        raise PictureError(stored)
     return open_picture(stored, settings.gates.max_megapixels * 1_000_000, MIN_SIDE)
 
 

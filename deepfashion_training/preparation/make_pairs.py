@@ -7,6 +7,7 @@ code, then the result, which is moved in one step. A run that is stopped continu
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import shutil
@@ -68,10 +69,10 @@ def prepare(
                 f"--output_dir {target} holds pairs of other rows or settings, or a part of them: name another folder, "
                 "or replace them with --overwrite"
             )
-        rows = _rows_of(splits or _open(source, revision, settings), settings, source)
-        planned = _plan(rows, source, settings)
-        if len(rows.splits) > 1:
-            say(f"the splits {', '.join(rows.splits)} are taken together and divided anew, by person")
+        splits = splits or _open(source, revision, settings)
+        rows, planned = _plan(splits, source, settings)
+        if len(splits) > 1:
+            say(f"the splits {', '.join(splits)} are taken together and divided anew, by person")
         files = _do_batches(planned, rows, settings, working / f"{key}-{_code()}", num_proc, say)
         say("writing the data files and the report")
         notes = output.read_notes(files)
@@ -98,7 +99,7 @@ def prepare(
 def check_source(source: str, output_dir: str | Path, settings: Settings, *, revision: str | None = None) -> None:
     """Raise ``ValueError`` for what would stop ``prepare`` and shows in the rows' texts alone."""
     _check_target(Path(output_dir).expanduser().resolve(), source)
-    _plan(_rows_of(_open(source, revision, settings), settings, source), source, settings)
+    _plan(_open(source, revision, settings), source, settings)
 
 
 @contextlib.contextmanager
@@ -121,24 +122,20 @@ def _working_folder(target: Path, wait: bool) -> Iterator[Path]:
 
 
 def _open(source: str, revision: str | None, settings: Settings) -> dict[str, datasets.Dataset]:
-    return open_splits(
-        source, check_columns=lambda found: map_columns(found, settings.columns, source), revision=revision
-    )
+    check_columns = functools.partial(map_columns, overrides=settings.columns)
+    return open_splits(source, check_columns=check_columns, revision=revision)
 
 
-def _rows_of(splits: dict[str, datasets.Dataset], settings: Settings, source: str) -> SourceRows:
-    columns = map_columns(next(iter(splits.values())).column_names, settings.columns, source)
-    return SourceRows(splits, columns, source)
-
-
-def _plan(rows: SourceRows, source: str, settings: Settings) -> list[PlannedRow]:
-    """Plan all rows, after a look at the parser."""
+def _plan(splits: dict[str, datasets.Dataset], source: str, settings: Settings) -> tuple[SourceRows, list[PlannedRow]]:
+    """All rows, and the plan of each, after a look at the parser."""
     if settings.parser is not None:
         check_human_parser(settings.parser, settings.parser_revision)
-    planned = make_plan(rows.texts(), settings, has_cloth=rows.has_cloth)
+    columns = map_columns(next(iter(splits.values())).column_names, source, settings.columns)
+    rows = SourceRows(list(splits.values()), columns, source)
+    planned = make_plan(rows.texts(), settings, has_cloth="cloth" in columns)
     if not planned:
         raise ValueError(f"{source} has no rows")
-    return planned
+    return rows, planned
 
 
 def _do_batches(

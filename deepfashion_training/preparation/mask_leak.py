@@ -4,7 +4,6 @@ A mask that follows the garment tells a try-on model what to draw: trousers stay
 to name the category from the mask, measures that; a mask that tells nothing leaves it at chance.
 """
 
-# scikit-learn is imported where the score is measured: the processes that only make features do without.
 from __future__ import annotations
 
 import warnings
@@ -14,14 +13,20 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from sklearn.decomposition import PCA
+from sklearn.ensemble import ExtraTreesClassifier
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import balanced_accuracy_score
+from sklearn.model_selection import StratifiedGroupKFold
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
 
 from deepfashion_training.data.sampling import unit_hash
 from deepfashion_training.garment_types import CATEGORY_TYPES, TYPE_NAMES
-from deepfashion_training.images.person import shrunk
+from deepfashion_training.images.masks import FEATURE_COLUMNS, FEATURE_ROWS
 
-#: Grid of the features: cells of the picture, each with the share of it that the mask covers.
-GRID_ROWS, GRID_COLUMNS = 24, 16
 #: A category counts from this many people on: about four in each fold.
 FEWEST_PEOPLE = 15
 FOLDS = 4
@@ -53,29 +58,21 @@ def measure_leak(rows: Sequence[Mapping[str, Any]], policy: str, seed: int) -> d
     return facts
 
 
-def mask_features(mask: np.ndarray) -> np.ndarray:
-    """Share of each of 24 x 16 cells of the picture that a mask ``[h, w]`` in {0, 1} covers: uint8 ``[384]``."""
-    picture = Image.fromarray((mask > 0).view(np.uint8) * np.uint8(255))
-    return np.asarray(shrunk(picture, (GRID_COLUMNS, GRID_ROWS))).ravel()
-
-
 def leak_score(features: np.ndarray, rows: Sequence[Mapping[str, Any]], seed: int = 0) -> dict[str, dict[str, Any]]:
     """By type name, without those that cannot be measured: ``accuracy`` of the better classifier, ``chance``, ``rows``
     and ``categories``.
 
-    ``features`` uint8 ``[N, 384]`` from ``mask_features``; ``rows`` have ``cloth_type``, ``gender``, ``category`` and
-    ``pid``. Women's and men's bodies differ, which is no leak of the garment's form: each gender is measured by itself,
-    and a type's accuracy and chance (1 / number of categories) are means over the genders, weighted by rows. Whoever is
-    tested was not trained on. Categories need ``FEWEST_PEOPLE``. Those that name only a fabric or an occasion (Denim,
-    Suiting) have no form of their own and stay out, and leggings count as trousers.
+    ``features`` uint8 ``[N, 384]`` from ``masks.mask_features``; ``rows`` have ``cloth_type``, ``gender``, ``category``
+    and ``pid``. Women's and men's bodies differ, which is no leak of the garment's form: each gender is measured by
+    itself, and a type's accuracy and chance (1 / number of categories) are means over the genders, weighted by rows.
+    Whoever is tested was not trained on. Categories need ``FEWEST_PEOPLE``. Those that name only a fabric or an
+    occasion (Denim, Suiting) have no form of their own and stay out, and leggings count as trousers.
     """
     parts: dict[tuple[int, str], list[int]] = defaultdict(list)
     for place, row in enumerate(rows):
         if CATEGORY_TYPES.get(row["category"], 0) is not None:
             parts[row["cloth_type"], row["gender"]].append(place)
     described = _described(features) if parts else np.empty((0, 0), np.float32)
-
-    from threadpoolctl import threadpool_limits
 
     by_type: dict[str, list[dict[str, Any]]] = defaultdict(list)
     with threadpool_limits(1):  # the matrices are small: threads would wait more than they compute
@@ -85,13 +82,13 @@ def leak_score(features: np.ndarray, rows: Sequence[Mapping[str, Any]], seed: in
             leak = _measure(described[places], np.array(forms), np.array(people), seed)
             if leak is not None:
                 by_type[TYPE_NAMES[cloth_type]].append(leak)
-    return {name: _pooled(found) for name, found in by_type.items()}
-
-
-def _pooled(found: list[dict[str, Any]]) -> dict[str, Any]:
-    rows = sum(leak["rows"] for leak in found)
-    means = {name: sum(leak[name] * leak["rows"] for leak in found) / rows for name in ("accuracy", "chance")}
-    return {**means, "rows": rows, "categories": sorted({name for leak in found for name in leak["categories"]})}
+    pooled = {}
+    for name, found in by_type.items():
+        count = sum(leak["rows"] for leak in found)
+        means = {mean: sum(leak[mean] * leak["rows"] for leak in found) / count for mean in ("accuracy", "chance")}
+        categories = sorted({category for leak in found for category in leak["categories"]})
+        pooled[name] = {**means, "rows": count, "categories": categories}
+    return pooled
 
 
 def _measure(described: Values, forms: np.ndarray, people: np.ndarray, seed: int) -> dict[str, Any] | None:
@@ -101,13 +98,13 @@ def _measure(described: Values, forms: np.ndarray, people: np.ndarray, seed: int
         return None
     kept = np.isin(forms, names)
     described, forms, people = described[kept], forms[kept], people[kept]
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.metrics import balanced_accuracy_score
-    from sklearn.model_selection import StratifiedGroupKFold
-
     folds = list(StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed).split(described, forms, people))
+    logistic = LogisticRegression(C=0.1, class_weight="balanced", max_iter=100)
+    reduced = PCA(48, svd_solver="randomized", random_state=seed)
+    linear = make_pipeline(StandardScaler(), reduced, StandardScaler(), logistic)  # for shifts of edges
+    forest = ExtraTreesClassifier(60, max_depth=10, min_samples_leaf=4, class_weight="balanced", random_state=seed)
     accuracy = 0.0
-    for classifier in _classifiers(seed):
+    for classifier in (linear, forest):
         predicted = forms.copy()
         for train, test in folds:
             with warnings.catch_warnings():
@@ -117,27 +114,13 @@ def _measure(described: Values, forms: np.ndarray, people: np.ndarray, seed: int
     return {"accuracy": accuracy, "chance": 1 / len(names), "rows": len(forms), "categories": names}
 
 
-def _classifiers(seed: int) -> list:
-    """One for shifts of edges, one for everything with thresholds."""
-    from sklearn.decomposition import PCA
-    from sklearn.ensemble import ExtraTreesClassifier
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    linear = LogisticRegression(C=0.1, class_weight="balanced", max_iter=100)
-    forest = ExtraTreesClassifier(60, max_depth=10, min_samples_leaf=4, class_weight="balanced", random_state=seed)
-    reduced = PCA(48, svd_solver="randomized", random_state=seed)
-    return [make_pipeline(StandardScaler(), reduced, StandardScaler(), linear), forest]
-
-
 def _described(features: np.ndarray) -> Values:
     """Occupancy and geometry ``[N, 384 + 79]``: what the picture's grid holds, and the same relative to the mask.
 
     The geometry is free of where the person stands: extent and area, and width, gaps and middle of the rows
     between the mask's top and bottom.
     """
-    grids = features.reshape(-1, GRID_ROWS, GRID_COLUMNS).astype(np.float32) / 255
+    grids = features.reshape(-1, FEATURE_ROWS, FEATURE_COLUMNS).astype(np.float32) / 255
     return np.concatenate([grids.reshape(len(grids), -1), np.stack([_geometry(grid) for grid in grids])], axis=1)
 
 
@@ -151,12 +134,12 @@ def _geometry(grid: Values) -> Values:
     top = held[0] + 1 - across[held[0]]
     bottom = held[-1] + across[held[-1]]
     sides = np.flatnonzero(columns > 0.02)
-    middle = (grid * np.arange(GRID_COLUMNS)).sum(axis=1) / np.maximum(rows, 1e-3)
-    at = np.linspace(top, bottom, GRID_ROWS, endpoint=False) + (bottom - top) / (2 * GRID_ROWS) - 0.5
-    index = np.arange(GRID_ROWS)
+    middle = (grid * np.arange(FEATURE_COLUMNS)).sum(axis=1) / np.maximum(rows, 1e-3)
+    at = np.linspace(top, bottom, FEATURE_ROWS, endpoint=False) + (bottom - top) / (2 * FEATURE_ROWS) - 0.5
+    index = np.arange(FEATURE_ROWS)
     width = np.interp(at, index, rows)
     span = (grid > 0.3).cumsum(axis=1)
-    reach = GRID_COLUMNS - (span == 0).sum(axis=1) - (span[:, ::-1] == span[:, -1:]).sum(axis=1) + 1
+    reach = FEATURE_COLUMNS - (span == 0).sum(axis=1) - (span[:, ::-1] == span[:, -1:]).sum(axis=1) + 1
     gaps = np.interp(at, index, np.maximum(reach - rows, 0))
     ends = [top, bottom, bottom - top, sides[0], sides[-1], rows.sum(), rows.sum() / max(bottom - top, 1e-3)]
     centres = np.interp(at, index, middle) - middle[held].mean()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,9 @@ from deepfashion_training.data.schema import (
 )
 from deepfashion_training.images.pictures import open_picture, upright
 from deepfashion_training.preparation.batch import thumbnail
-from deepfashion_training.preparation.selection import SPLITS, Row
+from deepfashion_training.preparation.selection import Row
 
+QUARANTINE, UNPAIRED = "quarantine.parquet", "unpaired.parquet"
 #: Rows of a data file: about 100 MB at 512x768.
 SHARD_ROWS = 1000
 #: How many pairs of each type, worst pairs and rejects the report shows at most: it stays below 3 MB.
@@ -36,32 +37,6 @@ def writing_options(schema: pa.Schema) -> dict[str, Any]:
     """How pyarrow writes rows with pictures: these are compressed already, and no two of them are the same."""
     texts = [column.name for column in schema if pa.types.is_string(column.type)]
     return {"compression": "none", "use_dictionary": texts, "write_statistics": texts}
-
-
-class _SplitWriter:
-    """Streams the ``total`` pairs of a split into ``<split>-<k>-of-<n>.parquet``; no file when there are none."""
-
-    def __init__(self, folder: Path, split: str, total: int) -> None:
-        count = -(-total // SHARD_ROWS)
-        self._files = iter([folder / f"{split}-{number:05d}-of-{count:05d}.parquet" for number in range(count)])
-        self._schema = features_of(PAIR_COLUMNS).arrow_schema  # of datasets, which then knows the columns of pictures
-        self._writer: pq.ParquetWriter | None = None
-        self._room = 0
-
-    def add(self, rows: list[Row]) -> None:
-        while rows:
-            if self._writer is None or self._room == 0:
-                self.close()
-                self._writer = pq.ParquetWriter(next(self._files), self._schema, **writing_options(self._schema))
-                self._room = SHARD_ROWS
-            self._writer.write_table(pa.Table.from_pylist(rows[: self._room], schema=self._schema))
-            written = min(len(rows), self._room)
-            rows = rows[written:]
-            self._room -= written
-
-    def close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
 
 
 def read_notes(files: Iterable[Path]) -> list[Row]:
@@ -82,35 +57,52 @@ def write_rows(folder: Path, files: Iterable[Path], notes: Sequence[Row], seed: 
     (random pairs of each type), ``worst`` (pairs least alike in colour) and ``rejects``.
     """
     (folder / "data").mkdir()
-    totals = Counter(row["split"] for row in notes if row["outcome"] == "pair")
-    chosen, remaining = _chosen_to_show(notes, seed), iter(notes)
+    chosen = _chosen_to_show(notes, seed)
     shown: dict[str, list[Row]] = {name: [] for name in chosen}
+    remaining = zip(notes, _files_of(notes), strict=True)
+    # Of datasets, which then knows the columns of pictures.
+    pairs = features_of(PAIR_COLUMNS).arrow_schema
     with ExitStack() as stack:
-        pair_files = {
-            split: stack.enter_context(closing(_SplitWriter(folder / "data", split, totals[split]))) for split in SPLITS
-        }
-        reject_files = {
-            outcome: stack.enter_context(pq.ParquetWriter(folder / name, features_of(columns).arrow_schema))
-            for outcome, name, columns in (
-                ("quarantined", "quarantine.parquet", QUARANTINE_COLUMNS),
-                ("unpaired", "unpaired.parquet", UNPAIRED_COLUMNS),
-            )
+        writers = {
+            name: stack.enter_context(pq.ParquetWriter(folder / name, features_of(columns).arrow_schema))
+            for name, columns in ((QUARANTINE, QUARANTINE_COLUMNS), (UNPAIRED, UNPAIRED_COLUMNS))
         }
         for file in files:
-            batch = [row | next(remaining) for row in _read(file)]
-            for split, pair_file in pair_files.items():
-                pair_file.add([row for row in batch if row["outcome"] == "pair" and row["split"] == split])
-            for outcome, reject_file in reject_files.items():
-                rejected = [row for row in batch if row["outcome"] == outcome and not row["mined"]]
-                for row in rejected:
+            by_file: dict[str, list[Row]] = defaultdict(list)
+            for stored in _read(file):
+                note, name = next(remaining)
+                row = stored | note
+                if name in (QUARANTINE, UNPAIRED):
                     row["thumbnail"] = row["thumbnail"] or _thumbnail(row)
-                if rejected:
-                    reject_file.write_table(pa.Table.from_pylist(rejected, schema=reject_file.schema))
-            for name, rows in shown.items():
-                rows += [row for row in batch if _identity(row) in chosen[name]]
+                by_file[name].append(row)
+                for section, rows in shown.items():
+                    if _identity(row) in chosen[section]:
+                        rows.append(row)
+            by_file.pop("", None)
+            for name, rows in by_file.items():
+                if name not in writers:
+                    writer = pq.ParquetWriter(folder / name, pairs, **writing_options(pairs))
+                    writers[name] = stack.enter_context(writer)
+                writers[name].write_table(pa.Table.from_pylist(rows, schema=writers[name].schema))
     shown["worst"].sort(key=lambda row: row["likeness"])
     shown["rejects"].sort(key=lambda row: row["reason"])
     return shown
+
+
+def _files_of(notes: Sequence[Row]) -> Iterator[str]:
+    """The file that each row goes to; none (``""``) for mined rows that are no pairs."""
+    totals = Counter(row["split"] for row in notes if row["outcome"] == "pair")
+    written: Counter[str] = Counter()
+    for row in notes:
+        split = row["split"]
+        if row["outcome"] == "pair":
+            shards = -(-totals[split] // SHARD_ROWS)
+            yield f"data/{split}-{written[split] // SHARD_ROWS:05d}-of-{shards:05d}.parquet"
+            written[split] += 1
+        elif row["mined"]:
+            yield ""
+        else:
+            yield QUARANTINE if row["outcome"] == "quarantined" else UNPAIRED
 
 
 def _thumbnail(row: Row) -> dict[str, object] | None:
