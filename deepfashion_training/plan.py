@@ -192,7 +192,7 @@ def measure(args: argparse.Namespace, train: Train, state: Any) -> MeasuredRun |
             "validation_steps": 0, "resume_from_checkpoint": None, "latents_dir": None,
             "dataroot": str(folder / "wardrobe"), "output_dir": str(folder / "run"), "overwrite_output_dir": False,
         }  # fmt: skip
-        options = DatasetOptions(resize_mode=args.resize_mode, cache_dir=str(folder / "rows"))
+        options = DatasetOptions(resize_mode=args.resize_mode, cache_dir=str(folder / "rows"), ledger_dir=str(folder))
         train(argparse.Namespace(**vars(args) | short), functools.partial(DeepFashionDataset, options=options))
         if not state.is_main_process:
             return None
