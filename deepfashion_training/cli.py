@@ -27,16 +27,15 @@ class WrongUseError(Exception):
 
 
 class FlagParser(OneLineParser):
-    """Parser of the command ``python -m deepfashion_training.<command>``."""
+    """Parser of the command ``python -m deepfashion_training.<command>``; wrong use raises ``WrongUseError``."""
 
-    def __init__(self, command: str, description: str, **more: Any) -> None:
-        super().__init__(prog=f"python -m deepfashion_training.{command}", description=description, **more)
-        self.name = command
-        self.source = ""  # where words come from that were not typed
+    def __init__(self, command: str, description: str) -> None:
+        super().__init__(prog=f"python -m deepfashion_training.{command}", description=description)
+        self.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
     def error(self, message: str) -> NoReturn:
-        """End with exit code 2 and one line."""
-        super().error(in_one_line(self.source + message))
+        """Raise ``WrongUseError``."""
+        raise WrongUseError(message)
 
     def defaults(self) -> dict[str, Any]:
         """The value of each flag where it is not given."""
@@ -60,13 +59,12 @@ class Preset:
     def values(self, parser: FlagParser, typed_only: Collection[str] = ()) -> dict[str, Any]:
         """The values of the flags, by their names in ``parser``; None for one that is left out.
 
-        Ends with exit code 2 for a flag that ``parser`` does not know or would not take this value for, and for one of
-        ``typed_only``, which belong on the command line.
+        Raises ``WrongUseError`` for a flag that ``parser`` does not know or would not take this value for, and for one
+        of ``typed_only``, which belong on the command line.
         """
         values: dict[str, Any] = {}
-        parser.source = f"--preset {self.path}: "
-        try:
-            for flag, text in self.flags.items():
+        for flag, text in self.flags.items():
+            try:
                 action = parser._option_string_actions.get(f"--{flag}") or parser.refuse(f"--{flag}")
                 if action.dest in typed_only:
                     parser.error(f"{flag} belongs on the command line, not in a preset")
@@ -76,8 +74,8 @@ class Preset:
                 elif action.nargs is not None and text.lower() in _WORDS:  # a switch
                     words = [f"--{flag}" if _WORDS[text.lower()] else f"--no-{flag}"]
                 values |= {action.dest: None} | parser.given(words)[0]
-        finally:
-            parser.source = ""
+            except WrongUseError as error:
+                raise WrongUseError(f"--preset {self.path}: {error}") from error
         return values
 
 
@@ -108,30 +106,31 @@ def load_preset(name: str) -> Preset:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise WrongUseError(f"--preset {path} is no valid YAML: {in_one_line(str(error))}") from error
-    if not isinstance(content, dict) or set(content) - {"about", "needs", "flags"}:
-        raise WrongUseError(f"--preset {path}: its keys are about, needs and flags, with the flags below 'flags:'")
-    flags = content.get("flags", {})
-    if not isinstance(flags, dict) or not all(isinstance(value, str) for value in flags.values()):
-        raise WrongUseError(f"--preset {path}: it needs a mapping 'flags' of flag names to single values")
     try:
-        needs = {need: float(gib) for need, gib in (content.get("needs") or {}).items()}
-        return Preset(path.stem, path, str(content.get("about", "")), flags=flags, **needs)
-    except (AttributeError, TypeError, ValueError) as error:
-        raise WrongUseError(f"--preset {path}: below 'needs' stand gpu_memory_gib and disk_gib, as numbers") from error
+        flags, needs = content.get("flags", {}), content.get("needs") or {}
+        if set(content) <= {"about", "needs", "flags"} and all(isinstance(value, str) for value in flags.values()):
+            numbers = {need: float(gib) for need, gib in needs.items()}
+            return Preset(path.stem, path, str(content.get("about", "")), flags, **numbers)
+    except (AttributeError, TypeError, ValueError):
+        pass
+    raise WrongUseError(
+        f"--preset {path}: its keys are about, a text; needs, with the numbers gpu_memory_gib and disk_gib; and flags, "
+        "with the names of flags and a single value for each"
+    )
 
 
-def run_command(command: str, work: Callable[[], int | None], *, debug: bool, stopped: str, quiet: bool = True) -> int:
-    """Do ``work`` and return the exit code: its own, 1 after an error, 2 for wrong use, 130 after Ctrl-C.
+def run_command(command: str, argv: list[str] | None, work: Callable[[list[str]], int | None], stopped: str) -> int:
+    """Do ``work`` on the words of the command line and return the exit code.
 
-    An error is one line on stderr, with its traceback before it where ``debug`` is set; ``stopped`` says what Ctrl-C
-    leaves behind. Without ``quiet`` no library is imported for being made quiet.
+    ``argv`` takes the place of what was typed. The code is that of ``work``, 1 after an error, 2 for wrong use, 130
+    after Ctrl-C. An error is one line on stderr, with its traceback before it after ``--debug``; ``stopped`` says what
+    Ctrl-C leaves behind.
     """
+    words = sys.argv[1:] if argv is None else argv
     # Read when torch is loaded: threads that spin while they wait make a CPU step 15 times slower on a shared core.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        if quiet:
-            quiet_libraries()
-        return work() or 0
+        return work(words) or 0
     except KeyboardInterrupt:
         close_progress_bars()
         sys.stderr.write(f"\n{command}: stopped; {stopped}\n")
@@ -141,7 +140,7 @@ def run_command(command: str, work: Callable[[], int | None], *, debug: bool, st
         return 2
     except Exception as error:
         close_progress_bars()
-        if debug:
+        if "--debug" in words:
             traceback.print_exc()
         sys.stderr.write(f"{command}: {describe(error)}\n")
         return 1

@@ -20,7 +20,7 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deepfashion_training.cli import FlagParser, number, run_command
+from deepfashion_training.cli import FlagParser, number, quiet_libraries, run_command
 from deepfashion_training.inference.choice import (
     add_drawing_flags,
     add_model_flags,
@@ -45,7 +45,6 @@ def build_parser() -> argparse.ArgumentParser:
     add("--host", default="127.0.0.1", metavar="H", help="address to serve at; 0.0.0.0 is everybody")
     add("--port", type=number(int, 1, 65535), default=7860, metavar="P", help="port to serve at")
     add("--max_upload_mb", type=number(int, 1), default=20, metavar="MB", help="largest picture to upload")
-    add("--debug", action="store_true", help="show the traceback of an error")
     add_parser_flag(group)
     add_model_flags(parser)
     add_drawing_flags(parser)
@@ -57,6 +56,7 @@ def demo(args: argparse.Namespace) -> None:
     if importlib.util.find_spec("gradio") is None:
         raise ValueError("needs the package gradio: pip install -r requirements-demo.txt")
     check_port(args.host, args.port)
+    quiet_libraries()
     choice = choose(args)
     parser = choose_parser(args.parser, choice)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # without this, uploads would be left behind
@@ -119,8 +119,7 @@ def serve(args: argparse.Namespace, choice: ModelChoice, parser: str, folder: Pa
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    args = build_parser().parse_args(argv)
-    return run_command("demo", lambda: demo(args), debug=args.debug, stopped="the page is closed")
+    return run_command("demo", argv, lambda words: demo(build_parser().parse_args(words)), "the page is closed")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from deepfashion_training.cli import FlagParser, number, run_command
+from deepfashion_training.cli import FlagParser, number, quiet_libraries, run_command
 from deepfashion_training.garment_types import TYPE_NAMES, type_list
 from deepfashion_training.inference.choice import add_drawing_flags, add_model_flags
 
@@ -59,19 +59,29 @@ def build_parser() -> FlagParser:
     add("--push_to_hub", action="store_true", help="upload the LoRA with its card, which then has the figures")
     add("--hub_model_id", metavar="OWNER/NAME", help="where to (default: YOU/NAME of the LoRA's folder)")
     add("--hub_private", action="store_true", help="make the repository a private one")
-    add("--debug", action="store_true", help="show the traceback of an error")
     return parser
 
 
-def evaluate_trained(lora: Path, data: str, split: str, report: Path, device: torch.device, **flags: Any) -> None:
+def parse(argv: list[str]) -> argparse.Namespace:
+    """The flags in ``argv``; ``WrongUseError`` for some that do not go together."""
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    if args.dataset_name is None and not args.embedded:
+        parser.error("--dataset_name is needed, or --embedded for drawn people")
+    if args.against is not None and args.lora is None:
+        parser.error("--against compares a LoRA with another one: name the first with --lora")
+    if not args.push_to_hub and (args.hub_model_id or args.hub_private):
+        parser.error("--hub_model_id and --hub_private go with --push_to_hub")
+    return args
+
+
+def evaluate_trained(device: torch.device, **flags: Any) -> None:
     """Evaluate a LoRA that was trained just now, as the command would; ``flags`` are its options by their names.
 
     Other people's garments are not tried on: this is a first look. Only this process draws, as those that trained
     beside it may have ended. Raises ``ValueError``, one line.
     """
-    known = {"dataset_name": data, "split": split, "lora": str(lora), "output_dir": report}
-    chosen = {name: value for name, value in flags.items() if value is not None}
-    values = build_parser().defaults() | known | {"unpaired": False, "overwrite": True} | chosen
+    values = build_parser().defaults() | {"unpaired": False, "overwrite": True} | flags
     alone = SimpleNamespace(
         device=device, is_main_process=True, process_index=0, num_processes=1,
         wait_for_everyone=lambda: None, main_process_first=nullcontext,
@@ -85,6 +95,7 @@ def evaluate(args: argparse.Namespace, processes: Any = None) -> None:
     ``processes`` takes the place of accelerate's state. Raises ``ValueError``, one line, for what cannot be done,
     before models are loaded where that is possible.
     """
+    quiet_libraries()
     from accelerate import PartialState
     from accelerate.utils import parse_flag_from_env
 
@@ -113,38 +124,24 @@ def evaluate(args: argparse.Namespace, processes: Any = None) -> None:
 
 def _opening_lines(plan: EvaluationPlan) -> list[str]:
     """What is about to be compared."""
-    settings, cases, choice = plan.settings, plan.cases, plan.choice
+    cases = plan.cases
     types = Counter(case.cloth_type for case in cases.paired)
     counts = ", ".join(f"{types[kind]} {TYPE_NAMES[kind]}" for kind in sorted(types))
-    lora = f"{settings['lora']}, scale {choice.lora_scale:g}" if choice.lora else "none: the base alone"
-    size = f"{settings['height']}x{settings['width']} (height x width)"
-    lines = [
-        f"base      {settings['transformer']}" + (f" with {plan.against.path}" if plan.against else ""),
-        f"LoRA      {lora}",
-        f"data      {cases.source}, split {cases.split}: {counts}",
-        f"drawing   {size}, {settings['num_inference_steps']} steps, "
-        f"guidance {settings['guidance_scale']:g}, seed {settings['seed']}",
-        f"repaint   {'on: the photo is kept beyond the mask' if settings['repaint'] else 'off: all drawn pixels'}",
-    ]
+    lines = [f"data      {cases.source}, split {cases.split}: {counts}"]
+    lines += plan.choice.lines(plan.drawing["base"], plan.settings["seed"])
+    if plan.against:
+        lines.append(f"against   {plan.against.path}")
     if cases.same_photo:
         lines.append(f"note      {cases.same_photo} rows whose garment was cut out of the same photo are left out")
     if cases.split == "train":
         lines.append("note      a LoRA may have seen the people of this split: take test for a fair comparison")
-    return lines + [f"note      {note}" for note in choice.notes]
+    return lines
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    parser = build_parser()
-    args = parser.parse_args(argv)
-    if args.dataset_name is None and not args.embedded:
-        parser.error("--dataset_name is needed, or --embedded for drawn people")
-    if args.against is not None and args.lora is None:
-        parser.error("--against compares a LoRA with another one: name the first with --lora")
-    if not args.push_to_hub and (args.hub_model_id or args.hub_private):
-        parser.error("--hub_model_id and --hub_private go with --push_to_hub")
-    stopped = f"the same command {'without --overwrite ' if args.overwrite else ''}continues where it stopped"
-    return run_command("evaluate", lambda: evaluate(args), debug=args.debug, stopped=stopped)
+    stopped = "the same command, without --overwrite, continues where it stopped"
+    return run_command("evaluate", argv, lambda words: evaluate(parse(words)), stopped)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import sys
 from fnmatch import fnmatch
 from pathlib import Path
 
-from deepfashion_training.cli import FlagParser, number, run_command
+from deepfashion_training.cli import FlagParser, number, quiet_libraries, run_command
 
 FORMATS = ("kohya", "peft", "fused")
 #: Files of an earlier export, which --overwrite may replace. A folder with others is left alone.
@@ -25,7 +25,7 @@ _FILES = {
 }
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> FlagParser:
     """The command line."""
     parser = FlagParser("export", "Write a LoRA in the formats that other tools load.")
     add = parser.add_argument
@@ -36,8 +36,18 @@ def build_parser() -> argparse.ArgumentParser:
     add("--base", metavar="BASE", help="fused: transformer, folder or Hub id; by default the one it was trained on")
     add("--dtype", choices=("bf16", "fp16", "fp32"), help="fused: precision; by default as the base is stored")
     add("--overwrite", action="store_true", help="replace an earlier export")
-    add("--debug", action="store_true", help="show the traceback of an error")
     return parser
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """The flags in ``argv``; ``WrongUseError`` for some that do not go together."""
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    if args.format != "fused" and (args.base or args.dtype):
+        parser.error(f"{'--base' if args.base else '--dtype'} goes with --format fused, not {args.format}")
+    if args.format == "kohya" and not args.output.endswith(".safetensors"):
+        parser.error(f"--output {args.output}: --format kohya writes one file, whose name ends in .safetensors")
+    return args
 
 
 def export(args: argparse.Namespace) -> None:
@@ -47,6 +57,7 @@ def export(args: argparse.Namespace) -> None:
     Raises ``ValueError``, one line, for a LoRA that is not there or that the format cannot hold, and for an output
     that must not be replaced.
     """
+    quiet_libraries()
     from deepfashion_training.models import lora_files
     from deepfashion_training.models.access import check_writable
     from training_run.atomic import replacing
@@ -101,13 +112,7 @@ def _check_target(target: Path, kind: str, source: Path, overwrite: bool) -> Non
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    parser = build_parser()
-    args = parser.parse_args(argv)
-    if args.format != "fused" and (args.base or args.dtype):
-        parser.error(f"{'--base' if args.base else '--dtype'} goes with --format fused, not {args.format}")
-    if args.format == "kohya" and not args.output.endswith(".safetensors"):
-        parser.error(f"--output {args.output}: --format kohya writes one file, whose name ends in .safetensors")
-    return run_command("export", lambda: export(args), debug=args.debug, stopped="nothing was written")
+    return run_command("export", argv, lambda words: export(parse(words)), stopped="nothing was written")
 
 
 if __name__ == "__main__":

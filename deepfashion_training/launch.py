@@ -25,8 +25,8 @@ HERE = Path(__file__).resolve().parent
 if __name__ == "__main__":  # run by path: the package is found from here, and its folders do not become top-level names
     sys.path[0] = str(HERE.parent)
 
-from deepfashion_training.cli import PRESETS, Preset, load_preset, run_command  # noqa: E402
-from deepfashion_training.train_deepfashion_lora import PRESET_FLAGS, TrainParser, build_parser, parse  # noqa: E402
+from deepfashion_training.cli import PRESETS, FlagParser, Preset, load_preset, run_command  # noqa: E402
+from deepfashion_training.train_deepfashion_lora import PRESET_FLAGS, build_parser, parse  # noqa: E402
 
 TRAIN = HERE / "train_deepfashion_lora.py"
 #: Two processes of one thread share the small model's steps best on a CPU: benchmarks/README.md has figures. Without
@@ -60,7 +60,7 @@ for gpu in range(torch.cuda.device_count()):
     print(torch.cuda.get_device_properties(gpu).total_memory / 2**30)"""
 
 
-def launcher_parser() -> TrainParser:
+def launcher_parser() -> FlagParser:
     """The flags of the launcher: those of a training run, and ``--dry-run``."""
     parser = build_parser()
     parser.prog = "train_deepfashion_lora.sh"
@@ -235,9 +235,7 @@ def _end_with_launcher() -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the launcher with ``argv``; returns the exit code."""
-    words = sys.argv[1:] if argv is None else argv
-    debug = "--debug" in words
-    return run_command("train_deepfashion_lora", lambda: work(words), debug=debug, stopped="nothing began", quiet=False)
+    return run_command("train_deepfashion_lora", argv, work, "nothing began")
 
 
 if __name__ == "__main__":

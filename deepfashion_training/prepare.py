@@ -15,7 +15,7 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from deepfashion_training.cli import FlagParser, number, run_command
+from deepfashion_training.cli import FlagParser, WrongUseError, number, run_command
 
 if TYPE_CHECKING:
     from deepfashion_training.preparation.pair_plan import Settings
@@ -45,9 +45,7 @@ def build_parser() -> FlagParser:
     add("--mask_policy", choices=MASK_POLICIES, default="agnostic", help="relaxed varies the masks of the train split")
     add("--parser", metavar="MODEL", help="human parsing model, or none (default: a SegFormer where there is a GPU)")
     add("--parser_revision", help="branch, tag or commit of the parser")
-    add(
-        "--mine_lower_body", action=switch, help="make lower-body pairs from rows of tops, too (default: with a parser)"
-    )
+    add("--mine_lower_body", action=switch, help="lower-body pairs from rows of tops, too (default: with a parser)")
     add("--validation_share", type=float, default=0.05, help="share of the people whose pairs are the validation split")
     add("--test_share", type=float, default=0.05, help="share of the people whose pairs are the test split")
     add("--seed", type=int, default=0, help="seed of splits, samples and variations")
@@ -58,7 +56,6 @@ def build_parser() -> FlagParser:
     add("--output_dir", metavar="OUT", required=True, help="folder to write: new, empty, or an earlier result")
     add("--overwrite", action="store_true", help="replace an earlier result that differs")
     add("--num_proc", type=number(int, 1), default=usable_cores(), help="processes")
-    add("--debug", action="store_true", help="show the traceback of an error")
     return parser
 
 
@@ -95,32 +92,31 @@ def chosen_parser(named: str | None) -> str | None:
     return None if named.lower() == "none" else named
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command; returns its exit code."""
-    parser = build_parser()
-    args = parser.parse_args(argv)
+def work(argv: list[str]) -> None:
+    """The whole command."""
+    from deepfashion_training.preparation.account import closing_lines
+    from deepfashion_training.preparation.make_pairs import prepare
+
+    args = build_parser().parse_args(argv)
     try:
         settings = settings_of(args)
     except ValueError as error:
-        parser.error(str(error))
+        raise WrongUseError(str(error)) from error
+    folder, facts, made = prepare(
+        args.dataset_name,
+        args.output_dir,
+        settings,
+        revision=args.dataset_revision,
+        num_proc=args.num_proc,
+        overwrite=args.overwrite,
+        say=lambda line: sys.stderr.write(f"{line}\n"),
+    )
+    sys.stdout.write(closing_lines(folder, facts, made=made))
 
-    def work() -> None:
-        from deepfashion_training.preparation.account import closing_lines
-        from deepfashion_training.preparation.make_pairs import prepare
 
-        folder, facts, made = prepare(
-            args.dataset_name,
-            args.output_dir,
-            settings,
-            revision=args.dataset_revision,
-            num_proc=args.num_proc,
-            overwrite=args.overwrite,
-            say=lambda line: sys.stderr.write(f"{line}\n"),
-        )
-        sys.stdout.write(closing_lines(folder, facts, made=made))
-
-    stopped = "the same command continues where it stopped"
-    return run_command("prepare", work, debug=args.debug, stopped=stopped, quiet=False)
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    return run_command("prepare", argv, work, "the same command continues where it stopped")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,8 @@ import shlex
 import sys
 import time
 from pathlib import Path
-from typing import Any, NoReturn
+from types import ModuleType
+from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -29,7 +30,6 @@ if __name__ == "__main__":  # run by path: the package is found from here, and i
 
 from deepfashion_training.cli import (  # noqa: E402
     FlagParser,
-    WrongUseError,
     describe,
     load_preset,
     number,
@@ -37,38 +37,26 @@ from deepfashion_training.cli import (  # noqa: E402
     run_command,
 )
 from deepfashion_training.garment_types import type_list  # noqa: E402
-from training_run.flags import add_trainer_flags, refuse_contradictions  # noqa: E402
+from training_run.flags import OneLineParser, add_trainer_flags, refuse_contradictions  # noqa: E402
 
 HUB_DATASET = "SaffalPoosh/deepFashion-with-masks"
 #: Flags that choose a preset; without one it is ``full``.
 PRESET_FLAGS = {"--quick-test": "quick_test", "--h100": "h100", "--low-vram": "low_vram"}
 MODELS = ("pretrained_model_name_or_path", "pretrained_inpaint_model_name_or_path")
+_HUB_MODELS = ("revision", "inpaint_revision", "cache_dir")
 #: Seconds that another process than the first waits before it says what went wrong.
 OTHERS_WAIT = 15.0
 #: Groups of flags that are not the trainer's; those of the first three belong on the command line, not in a preset.
-_TYPED_ONLY = ("run", "beforehand", "hub")
+_TYPED_ONLY = ("options", "run", "hub")
 _OWN = (*_TYPED_ONLY, "data", "afterwards")
 #: Flags of the trainer in whose place this command has others.
 _TRAINERS_ALONE = {"dataroot", "train_data_list", "validation_data_list"}
 
 
-class TrainParser(FlagParser):
-    """The flags of a training run: this command's own and the trainer's. Wrong use raises ``WrongUseError``."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise ``WrongUseError``."""
-        raise WrongUseError(self.source + message)
-
-    def of_groups(self, titles: tuple[str, ...]) -> set[str]:
-        """Names of the arguments in the groups with these titles."""
-        groups = [group for group in self._action_groups if group.title in titles]
-        return {action.dest for group in groups for action in group._group_actions}
-
-
 # fmt: off
-def build_parser() -> TrainParser:
-    """The command line."""
-    parser = TrainParser("train_deepfashion_lora", "Train a try-on LoRA for tops, trousers, skirts and dresses.")
+def build_parser() -> FlagParser:
+    """The flags of a training run: this command's own and the trainer's."""
+    parser = FlagParser("train_deepfashion_lora", "Train a try-on LoRA for tops, trousers, skirts and dresses.")
     group = parser.add_argument_group("run")
     add = group.add_mutually_exclusive_group().add_argument
     add("--preset", default="full", metavar="NAME|FILE", help="quick_test, full, h100, low_vram, or a YAML file")
@@ -78,8 +66,12 @@ def build_parser() -> TrainParser:
     add("--embedded", action="store_true", help="small model and drawn wardrobe: no network, no GPU, no account")
     add("--upstream", metavar="PATH", help="training script to drive (default: the project's train_flux_inpaint.py)")
     add("--upstream_check", metavar="PATH", help="say how a training script can be driven, and train nothing")
+    add("--gpu_hour_price", type=number(float, 0), help="with --plan: the price of a GPU hour")
+    add = group.add_mutually_exclusive_group().add_argument
     add("--check", action="store_true", help="check arguments, models, disk and data, and train nothing")
-    add("--debug", action="store_true", help="show the traceback of an error")
+    add("--plan", action="store_true",
+        help="say what the run will take in time, memory, disk and money, from measured steps where there is a GPU, "
+        "and train nothing")
     add = parser.add_argument_group("data").add_argument
     add("--dataset_name", metavar="SRC", help=f"Hub id, parquet folder or save_to_disk folder (default: {HUB_DATASET})")
     add("--dataset_revision", help="branch, tag or commit of a Hub dataset")
@@ -101,11 +93,6 @@ def build_parser() -> TrainParser:
     add = parser.add_argument_group("afterwards").add_argument
     add("--evaluate_samples", type=number(int, 0), default=0,
         help="in the end compare LoRA and base on this many held-out rows, garment types in proportion; 0: do not")
-    add = parser.add_argument_group("beforehand").add_argument
-    add("--plan", action="store_true",
-        help="say what the run will take in time, memory, disk and money, from measured steps where there is a GPU, "
-        "and train nothing")
-    add("--gpu_hour_price", type=number(float, 0), help="with --plan: the price of a GPU hour")
     # Their names in the run are not their flags': a script with flags of these names would upload all it has written.
     add = parser.add_argument_group("hub").add_argument
     add("--push_to_hub", dest="publish", action="store_true", help="upload LoRA, model card and pictures at the end")
@@ -122,7 +109,7 @@ def build_parser() -> TrainParser:
 # ---- arguments
 
 
-def parse(argv: list[str], parser: TrainParser | None = None, *, load: bool = True) -> tuple[argparse.Namespace, Any]:
+def parse(argv: list[str], parser: FlagParser | None = None, *, load: bool = True) -> tuple[argparse.Namespace, Any]:
     """Arguments of the run, and the script that they are for.
 
     Raises ``WrongUseError`` for what cannot be understood, naming the nearest flag for one that is unknown, and
@@ -133,43 +120,58 @@ def parse(argv: list[str], parser: TrainParser | None = None, *, load: bool = Tr
     typed, rest = parser.given(argv)
     if unread := typed.keys() & _TRAINERS_ALONE:
         parser.error(f"--{min(unread)} does nothing here: use --dataset_name")
-    args = argparse.Namespace(**parser.defaults() | typed)
-    preset = load_preset(args.preset).values(parser, parser.of_groups(_TYPED_ONLY) | {"output_dir", *_TRAINERS_ALONE})
-    if args.embedded:
+    typed_only = _of_groups(parser, _TYPED_ONLY) | {"output_dir", *_TRAINERS_ALONE}
+    preset = load_preset(typed.get("preset", "full")).values(parser, typed_only)
+    follows: dict[str, Any] = {}
+    if typed.get("embedded"):
+        from deepfashion_training.embedded import TINY_FLUX_FILL
+
+        follows = dict.fromkeys(MODELS, str(TINY_FLUX_FILL))
         preset |= load_preset("embedded").values(parser)
         # A step has as many pairs, or hardly more, however many processes share it.
         preset["train_batch_size"] = math.ceil(preset["train_batch_size"] / launched_processes())
     if "num_train_epochs" in typed:
         preset["max_train_steps"] = None  # the trainer lets steps win over epochs, the user wins over the preset
     preset = {name: value for name, value in preset.items() if value is not None}
-    args = argparse.Namespace(**parser.defaults() | preset | typed)
+    args = argparse.Namespace(**parser.defaults() | preset | follows | typed)
     args.output_dir = str(_output_dir(args))
     args.dataset_name = args.dataset_name or (str(Path(args.output_dir) / "wardrobe") if args.embedded else HUB_DATASET)
-    follows = {"output_dir": args.output_dir, "dataroot": args.dataset_name}
-    if args.embedded:
-        from deepfashion_training.embedded import TINY_FLUX_FILL
-
-        follows |= dict.fromkeys(MODELS, str(TINY_FLUX_FILL))
+    args.dataroot = args.dataset_name
     script = None
     if not args.upstream or Path(args.upstream).resolve() == REPOSITORY / "train_flux_inpaint.py":
         if rest:
             parser.refuse(rest[0])
-        vars(args).update(follows | {name: typed[name] for name in MODELS if name in typed})
         refuse_contradictions(parser, args, typed)
-        script = own_trainer() if load else None
+        if load:
+            quiet_libraries()
+            import train_flux_inpaint
+
+            script = train_flux_inpaint
     elif args.plan:
         parser.error("--plan measures the project's own trainer: leave out --upstream")
     elif load or rest:
+        follows |= {"output_dir": args.output_dir, "dataroot": args.dataset_name}
         args, script = _for_other_script(parser, args, (preset, follows, typed), rest)
     for name in MODELS:  # seen from elsewhere, a folder named from here would look like a repository on the Hub
-        if (folder := getattr(args, name, None)) and Path(folder).is_dir():
-            setattr(args, name, str(Path(folder).absolute()))
+        if getattr(args, name, None):
+            setattr(args, name, from_anywhere(getattr(args, name)))
     _refuse_together(parser, args)
     return args, script
 
 
+def from_anywhere(name: str) -> str:
+    """A folder by its whole path; a Hub id as it is."""
+    return str(Path(name).absolute()) if Path(name).is_dir() else name
+
+
+def _of_groups(parser: FlagParser, titles: tuple[str, ...]) -> set[str]:
+    """Names of the arguments in the groups with these titles."""
+    groups = [group for group in parser._action_groups if group.title in titles]
+    return {action.dest for group in groups for action in group._group_actions}
+
+
 def _for_other_script(
-    parser: TrainParser, args: argparse.Namespace, layers: tuple[dict[str, Any], ...], rest: list[str]
+    parser: FlagParser, args: argparse.Namespace, layers: tuple[dict[str, Any], ...], rest: list[str]
 ) -> tuple[argparse.Namespace, Any]:
     """``args`` as the script of ``--upstream`` takes them, and that script, which may know the flags in ``rest``.
 
@@ -179,22 +181,21 @@ def _for_other_script(
     from deepfashion_training.upstream.arguments import parse_arguments, parser_of
     from deepfashion_training.upstream.script import open_script
 
-    script, ours = open_script(args.upstream), FlagParser("train_flux_inpaint", "")
+    script, ours = open_script(args.upstream), OneLineParser(prog="train_flux_inpaint")
     add_trainer_flags(ours)
     parser.refuse_unknown(rest, (parser_of(script) or ours)._option_string_actions)
-    own = parser.of_groups(_OWN)
+    own = _of_groups(parser, _OWN)
     preset, follows, typed = ({name: layer[name] for name in layer if name not in own} for layer in layers)
     found = parse_arguments(script, ours, preset, follows, typed, rest)
     vars(found).update({name: value for name, value in vars(args).items() if name in own})
     return found, script
 
 
-def _refuse_together(parser: TrainParser, args: argparse.Namespace) -> None:
+def _refuse_together(parser: FlagParser, args: argparse.Namespace) -> None:
     """Raise ``WrongUseError`` for flags of this command that cannot mean anything together."""
     whole_base = getattr(args, "train_base_model", False)
     for wrong, message in (
         (args.gpu_hour_price is not None and not args.plan, "--gpu_hour_price does nothing without --plan"),
-        (args.plan and args.check, "--plan and --check: leave out one of the two"),
         (args.plan and args.publish, "--push_to_hub: --plan trains nothing to upload: leave out one of the two"),
         (args.plan and whole_base, "--plan counts the work of a LoRA, and --train_base_model trains none"),
         (
@@ -231,7 +232,13 @@ def _output_dir(args: argparse.Namespace) -> Path:
     begun = None
     while (folder := next(folders)).exists():
         begun = folder if any(folder.glob("checkpoint-*")) else begun
-    return Path(on_every_rank(str(begun if checkpoint and begun else folder)))
+    chosen = [begun if checkpoint and begun else folder]
+    if launched_processes() > 1:
+        from accelerate.utils import broadcast_object_list
+
+        process_state()
+        broadcast_object_list(chosen)
+    return chosen[0]
 
 
 # ---- processes
@@ -252,31 +259,7 @@ def process_state() -> Any:
     return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=RANKS_WAIT)
 
 
-def on_every_rank(value: Any) -> Any:
-    """Rank 0's ``value``, on every rank."""
-    if launched_processes() == 1:
-        return value
-    from accelerate.utils import broadcast_object_list
-
-    process_state()
-    return broadcast_object_list([value])[0]
-
-
-def say_once(line: str) -> None:
-    """Write ``line`` to stderr, on rank 0."""
-    if process_state().is_main_process:
-        sys.stderr.write(f"{line}\n")
-
-
 # ---- before training
-
-
-def own_trainer() -> Any:
-    """The project's own trainer."""
-    quiet_libraries()
-    import train_flux_inpaint
-
-    return train_flux_inpaint
 
 
 def check(args: argparse.Namespace, script: Any) -> None:
@@ -289,7 +272,7 @@ def check(args: argparse.Namespace, script: Any) -> None:
     from training_run.hub import is_hub_id
 
     upstream.check_before(script, args)
-    for name in ("revision", "inpaint_revision", "variant", "cache_dir"):
+    for name in (*_HUB_MODELS, "variant"):
         if args.evaluate_samples and getattr(args, name, None):
             raise ValueError(
                 f"--{name} and --evaluate_samples do not go together: the comparison would load the base without it; "
@@ -301,8 +284,11 @@ def check(args: argparse.Namespace, script: Any) -> None:
         args.publish_as = check_push(args.publish_as, output_dir.resolve().name)
     if (output_dir / "README.md").exists() and not (output_dir / "run.json").exists():
         raise ValueError(f"--output_dir {output_dir} has a README.md that the model card would replace: choose another")
-    check_models(args)
-    if not torch.cuda.is_available() and not Path(getattr(args, MODELS[0], None) or "").is_dir():
+    pipeline, transformer = (getattr(args, name, None) for name in MODELS)
+    if pipeline and transformer:
+        hub: dict[str, Any] = {name: getattr(args, name, None) for name in _HUB_MODELS}
+        access.check_models(pipeline, transformer, **hub)
+    if not torch.cuda.is_available() and not Path(pipeline or "").is_dir():
         raise ValueError("no CUDA GPU is visible, and a 12B model needs one: add --embedded to try it on this machine")
     if draws_wardrobe(args) or is_hub_id(args.dataset_name):
         return
@@ -320,18 +306,6 @@ def check_rows(args: argparse.Namespace) -> None:
     from deepfashion_training.deepfashion_dataset import DeepFashionDataset
 
     DeepFashionDataset(args.dataset_name, "train", options=dataset_options(args)).check_masks()
-
-
-def check_models(args: argparse.Namespace) -> None:
-    """Raise ``ValueError`` when a model of the run cannot be loaded or downloaded."""
-    from deepfashion_training.models import access
-
-    pipeline, transformer = (getattr(args, name, None) for name in MODELS)
-    if pipeline and transformer:
-        hub: dict[str, Any] = {
-            name: getattr(args, name, None) for name in ("revision", "inpaint_revision", "cache_dir")
-        }
-        access.check_models(pipeline, transformer, **hub)
 
 
 def dataset_options(args: argparse.Namespace) -> Any:
@@ -414,7 +388,8 @@ def make_pairs(args: argparse.Namespace) -> None:
 
     settings = preparation_settings(args)
     folder = pairs_dir(args, settings)
-    say_once(f"{args.dataset_name} has raw rows: making pairs in {folder}, or using those that are there")
+    say = functools.partial(process_state().print, file=sys.stderr)
+    say(f"{args.dataset_name} has raw rows: making pairs in {folder}, or using those that are there")
     folder, facts, made = prepare(
         args.dataset_name,
         folder,
@@ -425,7 +400,7 @@ def make_pairs(args: argparse.Namespace) -> None:
         wait=True,
         say=lambda line: sys.stderr.write(line + "\n"),
     )
-    say_once(account.closing_lines(folder, facts, made=made).removesuffix("\n"))
+    say(account.closing_lines(folder, facts, made=made).removesuffix("\n"))
     args.raw_dataset_name, args.dataset_name, args.dataroot = args.dataset_name, str(folder), str(folder)
     args.dataset_revision = None
 
@@ -436,11 +411,11 @@ def train(args: argparse.Namespace, script: Any) -> None:
     from deepfashion_training.upstream import script as upstream
     from training_run.output_dir import ROW_LEDGERS, continues, is_done
 
-    ours = script is own_trainer()
-    if not ours:
-        say_once("\n".join(script.notes))
-    if ours and is_done(args, script.OWN_ARGUMENTS):
-        say_once(f"{args.output_dir}: all {args.max_train_steps} steps are taken; doing what comes after them")
+    say = functools.partial(process_state().print, file=sys.stderr)
+    if not isinstance(script, ModuleType):
+        say("\n".join(script.notes))
+    elif is_done(args, script.OWN_ARGUMENTS):
+        say(f"{args.output_dir}: all {args.max_train_steps} steps are taken; doing what comes after them")
         return
     if getattr(args, "overwrite_output_dir", False) and not continues(args) and process_state().is_main_process:
         for ledger in Path(args.output_dir).glob(ROW_LEDGERS):  # of the run that goes: its rows are not this run's
@@ -481,8 +456,6 @@ def compare_with_base(args: argparse.Namespace, folder: Path) -> None:
 
     Raises ``ValueError``, one line, when that fails.
     """
-    import json
-
     import torch
 
     from deepfashion_training.data.schema import check_documented
@@ -492,13 +465,12 @@ def compare_with_base(args: argparse.Namespace, folder: Path) -> None:
     from training_run.output_dir import LORA_FILE
     from training_run.speed import free_memory
 
-    run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    if not (folder / LORA_FILE).exists():
+        sys.stdout.write("compared  nothing: no LoRA was trained\n")
+        return
     free_memory()
     splits = open_splits(args.dataset_name, check_columns=check_documented, revision=args.dataset_revision)
     held_out = [name for name in ("test", args.validation_split) if name in splits and name != args.train_split]
-    if run["weights"] != LORA_FILE:
-        sys.stdout.write("compared  nothing: no LoRA was trained\n")
-        return
     if not held_out:
         sys.stdout.write(f"compared  nothing: {args.dataset_name} has neither a split test nor a validation split\n")
         return
@@ -506,15 +478,15 @@ def compare_with_base(args: argparse.Namespace, folder: Path) -> None:
     if process_state().device.type == "cpu":  # the processes that trained beside this one have left it their cores
         torch.set_num_threads(min(torch.get_num_threads() * launched_processes(), usable_cores()))
     evaluate_trained(
-        folder,
-        args.dataset_name,
-        held_out[0],
-        folder / "evaluation",
         process_state().device,
+        lora=str(folder),
+        dataset_name=args.dataset_name,
         dataset_revision=args.dataset_revision,
+        split=held_out[0],
         limit=args.evaluate_samples,
         cloth_types=args.cloth_types,
-        quantize_base=run["arguments"]["quantize_base"],
+        quantize_base=args.quantize_base,
+        output_dir=folder / "evaluation",
         # The small model's pictures are judged by what is at hand: nothing is downloaded.
         **({"batch_size": 8, "parser": "none", "dino_model": "none", "extras": False} if args.embedded else {}),
     )
@@ -522,9 +494,8 @@ def compare_with_base(args: argparse.Namespace, folder: Path) -> None:
 
 def evaluate_command(args: argparse.Namespace, folder: Path) -> str:
     """The command that compares the LoRA in ``folder`` with its base, to be typed in any folder."""
-    local = Path(args.dataset_name).absolute()
     words = [sys.executable, "-m", "deepfashion_training.evaluate"]
-    words += ["--dataset_name", str(local) if local.is_dir() else args.dataset_name]
+    words += ["--dataset_name", from_anywhere(args.dataset_name)]
     words += ["--lora", str(folder.absolute()), "--output_dir", str(folder.absolute() / "evaluation")]
     words += ["--limit", str(args.evaluate_samples)] if args.evaluate_samples else []
     return f"cd {shlex.quote(str(REPOSITORY))} && {shlex.join(words)}"
@@ -557,20 +528,12 @@ def larger_run(args: argparse.Namespace) -> str:
         words += ["--upstream", str(Path(args.upstream).absolute())]
     source = getattr(args, "raw_dataset_name", args.dataset_name)
     if source != HUB_DATASET and not draws_wardrobe(args):
-        words += ["--dataset_name", str(Path(source).absolute()) if Path(source).is_dir() else source]
+        words += ["--dataset_name", from_anywhere(source)]
     preset = "--quick-test  # on a GPU: the real model" if args.embedded else "--h100  # the full run"
     return f"{shlex.join(words)} {preset}"
 
 
 # ---- the command
-
-
-def check_upstream(path: str) -> int:
-    """Print how the script at ``path`` can be driven; raises ``ValueError`` when it cannot. Returns the exit code."""
-    from deepfashion_training.upstream.script import open_script
-
-    sys.stdout.write("\n".join(open_script(path).notes) + "\n")
-    return 0
 
 
 def work(argv: list[str]) -> int:
@@ -579,12 +542,13 @@ def work(argv: list[str]) -> int:
     try:
         args, script = parse(argv)
         if args.upstream_check is not None:
-            return check_upstream(args.upstream_check)
-        if args.plan:
-            from deepfashion_training.plan import is_measured, plan
+            from deepfashion_training.upstream.script import open_script
 
-            if is_measured(args, process_state()):
-                check_models(args)
+            sys.stdout.write("\n".join(open_script(args.upstream_check).notes) + "\n")
+            return 0
+        if args.plan:
+            from deepfashion_training.plan import plan
+
             plan(args, script, process_state())
             return 0
         if first:
@@ -605,14 +569,11 @@ def work(argv: list[str]) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command with ``argv``; returns the exit code."""
-    words = sys.argv[1:] if argv is None else argv
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     for name in ("deepfashion_training", "train_flux_inpaint", "training_run"):
         logging.getLogger(name).setLevel(logging.INFO)
     stopped = "the same command with --resume_from_checkpoint latest goes on from the last checkpoint"
-    return run_command(
-        "train_deepfashion_lora", lambda: work(words), debug="--debug" in words, stopped=stopped, quiet=False
-    )
+    return run_command("train_deepfashion_lora", argv, work, stopped)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deepfashion_training.cli import FlagParser, number, run_command
+from deepfashion_training.cli import FlagParser, number, quiet_libraries, run_command
 from deepfashion_training.inference.choice import (
     add_drawing_flags,
     add_model_flags,
@@ -29,13 +29,12 @@ if TYPE_CHECKING:
     from deepfashion_training.inference.choice import ModelChoice
     from deepfashion_training.inference.dress import DrawingSettings
     from deepfashion_training.inference.requests import TryOnRequest
-    from deepfashion_training.models.human_parser import HumanParser
 
 #: Suffixes of a single result; another --output is a folder.
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> FlagParser:
     """The command line."""
     parser = FlagParser("tryon", "Dress a person in a garment, or a CSV of them, with or without a LoRA.")
     group = parser.add_argument_group("pictures")
@@ -52,21 +51,18 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("output").add_argument
     add("--output", type=Path, required=True, metavar="O", help="picture (.png, .jpg, .webp) or folder")
     add("--num_images", type=number(int, 1, 10_000), default=1, metavar="N", help="pictures of seed, seed + 1, ...")
-    add(
-        "--repaint",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="paste the result into the photo through a feathered mask, beyond which nothing changes",
-    )
+    switch = argparse.BooleanOptionalAction
+    add("--repaint", action=switch, default=True, help="paste the result into the photo, unchanged beyond the mask")
     add("--save_pair", action="store_true", help="also write the pair as the model drew it, as <name>-pair.png")
     add("--save_mask", action="store_true", help="also write the mask, without its seam, as <name>-mask.png")
     add("--overwrite", action="store_true", help="replace existing pictures")
-    add("--debug", action="store_true", help="show the traceback of an error")
     return parser
 
 
-def check_use(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Exit with 2 for flags that do not go together."""
+def parse(argv: list[str]) -> argparse.Namespace:
+    """The flags in ``argv``; ``WrongUseError`` for some that do not go together."""
+    parser = build_parser()
+    args = parser.parse_args(argv)
     suffix = args.output.suffix.lower()
     if args.batch is not None:
         if args.person or args.garment or args.mask or args.caption:
@@ -81,12 +77,13 @@ def check_use(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None
         parser.error("--parser does nothing with --mask")
     if suffix not in SUFFIXES and suffix[1:].isalpha() and not args.output.is_dir():
         parser.error(f"--output {args.output}: pictures end in {', '.join(SUFFIXES)}, folders have no such ending")
+    return args
 
 
 def tryon(args: argparse.Namespace) -> None:
     """Draw what the flags ask for. Raises ``ValueError``, one line, before models are loaded where that is possible."""
+    quiet_libraries()
     from deepfashion_training.models.access import check_writable
-    from deepfashion_training.models.human_parser import load_human_parser
 
     requests = requests_of(args)
     check_outputs(requests, args)
@@ -96,19 +93,10 @@ def tryon(args: argparse.Namespace) -> None:
     check_writable(requests[0].output.parent, "--output")
     record = choice.record(settings, parser)
     missing = _missing(requests, record, args)
-    recipe = choice.recipe
-    lines = [
-        f"base      {recipe.transformer}",
-        f"LoRA      {choice.lora.path}, scale {choice.lora_scale:g}"
-        if choice.lora
-        else "LoRA      none: the bare base",
-        f"drawing   {recipe.height}x{recipe.width} (height x width), {settings.num_inference_steps} steps, guidance "
-        f"{recipe.guidance_scale:g}, seed {args.seed}",
-        f"repaint   {'on: beyond the mask the photo stays' if args.repaint else 'off: all is as the model drew it'}",
-        *([] if parser is None else [f"masks     made with the human parser {parser}"]),
-        *(f"note      {note}" for note in choice.notes),
-    ]
-    if not recipe.use_captions and any(request.caption for request in requests):
+    lines = choice.lines(settings, args.seed)
+    if parser is not None:
+        lines.append(f"masks     made with the human parser {parser}")
+    if not choice.recipe.use_captions and any(request.caption for request in requests):
         lines.append("note      captions are not used: the LoRA, or the bare base, was trained without them")
     lines += [f"note      {note}" for note in _notes_on_colours(requests, args.repaint)]
     total, to_draw = len(requests) * args.num_images, sum(len(seeds) for _, seeds in missing)
@@ -116,9 +104,7 @@ def tryon(args: argparse.Namespace) -> None:
         lines.append(f"kept      {total - to_draw} of {total} pictures are drawn already")
     sys.stderr.write("".join(f"{line}\n" for line in lines))
     if missing:
-        needs_parser = any(request.mask is None for request, _ in missing)
-        loaded_parser = load_human_parser(parser) if parser is not None and needs_parser else None
-        _draw_missing(missing, choice, settings, record, loaded_parser, args)
+        _draw_missing(missing, choice, settings, record, args)
 
 
 def _notes_on_colours(requests: Sequence[TryOnRequest], repaint: bool) -> list[str]:
@@ -199,7 +185,7 @@ def _missing(
             existing = [] if args.overwrite else [path for path in files.values() if path.exists()]
             for path in existing:
                 found = read_record(path) if args.batch is not None else None
-                if found is None or differences(found, _record(request, record, seed) | {"lora": found.get("lora")}):
+                if found is None or differences(found, request.record(record, seed) | {"lora": found.get("lora")}):
                     raise ValueError(
                         f"--output {path} exists{' and was made otherwise' if args.batch is not None else ''}: name "
                         "another, or replace it with --overwrite"
@@ -211,17 +197,11 @@ def _missing(
     return missing
 
 
-def _record(request: TryOnRequest, record: Mapping[str, Any], seed: int) -> dict[str, Any]:
-    """What a result of ``request`` says of how it was made; of the parser, only where it made the mask."""
-    return request.record({**record, "seed": seed, "parser": record["parser"] if request.mask is None else None})
-
-
 def _draw_missing(
     missing: Sequence[tuple[TryOnRequest, list[int]]],
     choice: ModelChoice,
     settings: DrawingSettings,
     record: Mapping[str, Any],
-    parser: HumanParser | None,
     args: argparse.Namespace,
 ) -> None:
     """Draw each request from its seeds and save the pictures.
@@ -234,8 +214,11 @@ def _draw_missing(
     from deepfashion_training.inference.dress import dress
     from deepfashion_training.inference.records import save_picture
     from deepfashion_training.inference.requests import open_pictures
+    from deepfashion_training.models.human_parser import load_human_parser
 
-    first = None
+    parser, first = None, None
+    if any(request.mask is None for request, _ in missing):
+        parser = load_human_parser(record["parser"])
     if args.batch is None:  # pictures that cannot be used are known before the large model is loaded
         first = open_pictures(missing[0][0], parser, settings)
     model = choice.load([choice.recipe.prompt_of(request.caption) for request, _ in missing])
@@ -252,7 +235,7 @@ def _draw_missing(
                     )
                     pictures = {"pair": pair, "mask": Image.fromarray(mask * 255), "result": picture}
                     for kind, path in outputs_of(request, args)[seed].items():
-                        save_picture(pictures[kind], path, _record(request, record, seed))
+                        save_picture(pictures[kind], path, request.record(record, seed))
                         drawn.append(str(path))
             except (ValueError, OSError) as error:
                 if args.batch is None:
@@ -271,11 +254,8 @@ def _draw_missing(
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    parser = build_parser()
-    args = parser.parse_args(argv)
-    check_use(parser, args)
-    stopped = "the same command continues after it" if args.batch else "pictures that are complete stay"
-    return run_command("tryon", lambda: tryon(args), debug=args.debug, stopped=stopped)
+    stopped = "pictures that are complete stay, and with --batch the same command continues"
+    return run_command("tryon", argv, lambda words: tryon(parse(words)), stopped)
 
 
 if __name__ == "__main__":

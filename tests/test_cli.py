@@ -29,15 +29,15 @@ def values(folder: Path, text: str) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("text", "named"),
     [
-        ("flags: [1, 2]", "mapping 'flags'"),
-        ("flags: {lora_rank: {a: 1}}", "mapping 'flags'"),
-        ("flags: {lora_rank: [1]}", "mapping 'flags'"),
+        ("flags: [1, 2]", "its keys are"),
+        ("flags: {lora_rank: {a: 1}}", "its keys are"),
+        ("flags: {lora_rank: [1]}", "its keys are"),
         ("just words", "its keys are"),
         ("", "its keys are"),
         ("flags: {a: [", "no valid YAML"),
         ("flags: {a b: 1}", "unknown argument --a b"),
-        ("learning_rate: 1e-4", "its keys are about, needs and flags"),
-        ("flags: {}\nneed: {}", "its keys are about, needs and flags"),
+        ("learning_rate: 1e-4", "its keys are"),
+        ("flags: {}\nneed: {}", "its keys are"),
         ("flags: {seed: 1, lora_rank: 4, seed: 2}", "'seed' is there twice"),
         ("flags: {seed: 1}\nflags: {seed: 2}", "'flags' is there twice"),
         ("flags: {}\nneeds: {gpu_memory: 3}", "gpu_memory_gib and disk_gib"),
@@ -96,10 +96,9 @@ def parser(required: bool = True) -> FlagParser:
     ],
 )
 def test_wrong_use_is_one_line_and_exit_2(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        parser().parse_args(words)
+    assert run_command("tryon", words, lambda words: parser().parse_args(words), "nothing was written") == 2
     error = capsys.readouterr().err
-    assert stopped.value.code == 2 and said in error and error.count("\n") == 1 and "hf_token" not in error
+    assert said in error and error.count("\n") == 1 and "hf_token" not in error
 
 
 def test_help_shows_every_default_that_says_something(capsys: pytest.CaptureFixture[str]) -> None:
@@ -117,7 +116,7 @@ def test_help_shows_every_default_that_says_something(capsys: pytest.CaptureFixt
 
 def test_what_is_given_is_told_from_defaults() -> None:
     assert parser(required=False).given(["--steps", "3", "--other", "x"]) == ({"steps": 3}, ["--other", "x"])
-    assert parser().defaults() == {"person": None, "steps": 3}
+    assert parser().defaults() == {"debug": False, "person": None, "steps": 3}
     assert parser().parse_args(["--person", "--not a flag"]).person == "--not a flag"
 
 
@@ -131,10 +130,10 @@ def test_what_is_given_is_told_from_defaults() -> None:
     ],
 )
 def test_how_a_command_ends(error: BaseException, code: int, said: str, capsys: pytest.CaptureFixture[str]) -> None:
-    def work() -> None:
+    def work(words: list[str]) -> None:
         raise error
 
-    assert run_command("tryon", work, debug=False, stopped="nothing was written") == code
+    assert run_command("tryon", [], work, "nothing was written") == code
     assert capsys.readouterr().err == said
 
 

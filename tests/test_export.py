@@ -365,7 +365,6 @@ def test_nothing_is_left_of_a_failed_export(loras, tmp_path, capsys, monkeypatch
     ],
 )
 def test_wrong_use(flags, message, capsys):
-    with pytest.raises(SystemExit) as stopped:
-        command.main(["--lora", "x", *flags])
+    assert command.main(["--lora", "x", *flags]) == 2
     err = capsys.readouterr().err
-    assert stopped.value.code == 2 and message in err and err.count("\n") == 1
+    assert message in err and err.count("\n") == 1

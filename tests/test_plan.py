@@ -16,11 +16,10 @@ import pytest
 import torch
 import yaml
 
-from deepfashion_training import plan as planning
+from deepfashion_training import plan
 from deepfashion_training import train_deepfashion_lora as wrapper
 from deepfashion_training.cli import PRESETS
-from training_run import forecast as plan
-from training_run.forecast import GIB, MeasuredRun
+from deepfashion_training.plan import GIB, MeasuredRun
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICK = ["--preset", "quick_test", "--embedded", "--plan"]
@@ -53,16 +52,16 @@ def test_a_plan_is_measured_and_leaves_nothing(
     own_temp: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trained, out = [], tmp_path / "out"
-    real = planning.measure
+    real = plan.measure
 
-    def seen(args: argparse.Namespace, train: planning.Train, state: object) -> MeasuredRun | None:
+    def seen(args: argparse.Namespace, train: plan.Train, state: object) -> MeasuredRun | None:
         def also(short: argparse.Namespace, dataset: object) -> None:
             train(short, dataset)
             trained.append((short, sorted(path.name for path in Path(short.output_dir).iterdir())))
 
         return real(args, also, state)
 
-    monkeypatch.setattr(planning, "measure", seen)
+    monkeypatch.setattr(plan, "measure", seen)
     argv = [*QUICK, f"--output_dir={out}", "--gpu_hour_price", "3600", "--cache_latents", "--lora_rank", "4"]
     assert wrapper.main(argv) == 0
     said = capsys.readouterr().out.splitlines()
@@ -96,7 +95,7 @@ def test_what_encoded_rows_and_checkpoints_take_is_what_they_took(
         sizes["row"] = shards / len(dataset("/".join((short.dataroot,)), "train"))  # type: ignore[operator]
         sizes["checkpoint"] = sum(path.stat().st_size for path in (run / "checkpoint-6").rglob("*") if path.is_file())
 
-    found = planning.measure(args, train, wrapper.process_state())
+    found = plan.measure(args, train, wrapper.process_state())
     assert found is not None
     assert plan.latents_row_bytes(args) == pytest.approx(sizes["row"], rel=0.02)
     assert found.checkpoint_bytes == sizes["checkpoint"] > 2 * found.weights_bytes  # weights and Muon's moment
@@ -130,7 +129,7 @@ def test_a_run_that_fails_for_another_reason_fails_the_plan(
 
 def test_the_sum_of_a_measured_run() -> None:
     args = asked("--preset", "h100", "--gpu_hour_price", "2.5", "--cache_latents")
-    assert plan.describe(args, measured(3.6), 1, 79.0, FREE) == [
+    assert plan.measured_lines(args, measured(3.6), 1, 79.0, FREE) == [
         "speed     3.6 s a step, 2.22 pairs/s",
         "memory    fits: 40.0 of 79.0 GiB at the peak, 39.0 to spare",
         "time      5.0 h; loading, validation pictures and checkpoints on top",  # 18,000 s
@@ -139,12 +138,12 @@ def test_the_sum_of_a_measured_run() -> None:
         "pictures on top; 100.0 GiB free",
         "price     12.50, as 5.00 GPU hours at 2.5",
     ]
-    assert plan.describe(args, measured(3.6), 1, 79.0, GIB)[3].endswith(": too little")
+    assert plan.measured_lines(args, measured(3.6), 1, 79.0, GIB)[3].endswith(": too little")
 
 
 def test_several_gpus_share_the_work_and_each_is_paid() -> None:
     args = asked("--preset", "h100", "--gpu_hour_price", "2")
-    one, two = (plan.describe(args, measured(3.6), processes, 79.0, FREE) for processes in (1, 2))
+    one, two = (plan.measured_lines(args, measured(3.6), processes, 79.0, FREE) for processes in (1, 2))
     assert "2.22 pairs/s" in one[0] and "4.44 pairs/s" in two[0] and one[2] == two[2]
     assert (one[4], two[4]) == ("price     10.00, as 5.00 GPU hours at 2", "price     20.00, as 10.00 GPU hours at 2")
 
@@ -211,10 +210,10 @@ def test_estimates_agree_with_what_the_presets_say() -> None:
 
 def test_parameters_are_counted_on_the_real_shape() -> None:
     args, script = wrapper.parse(["--plan", "--lora_rank", "16"])
-    assert planning.lora_parameters(script, args) == 65_372_160  # as full.yaml has it: 65M
+    assert plan.lora_parameters(script, args) == 65_372_160  # as full.yaml has it: 65M
     args.lora_target_modules = "attention"
     d = 3072  # 8 and 3 square layers, inputs + outputs times rank
-    assert planning.lora_parameters(script, args) == 16 * 2 * d * (19 * 8 + 38 * 3)
+    assert plan.lora_parameters(script, args) == 16 * 2 * d * (19 * 8 + 38 * 3)
 
 
 def test_a_preset_that_names_no_memory_is_estimated_all_the_same(
@@ -237,8 +236,8 @@ def test_where_figures_come_from() -> None:
 
 def test_a_small_model_is_measured_and_a_large_one_is_not() -> None:
     cpu, gpu = (SimpleNamespace(device=torch.device(kind)) for kind in ("cpu", "cuda"))
-    assert planning.is_measured(asked("--embedded"), cpu)
-    assert not planning.is_measured(asked(), cpu) and planning.is_measured(asked(), gpu)
+    assert plan.is_measured(asked("--embedded"), cpu)
+    assert not plan.is_measured(asked(), cpu) and plan.is_measured(asked(), gpu)
 
 
 # ---- a GPU that is too small, and other flags
@@ -271,9 +270,9 @@ def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[list[str], 
         state = SimpleNamespace(device=torch.device("cuda"), num_processes=processes, is_main_process=True)
         args, script = wrapper.parse([*argv, "--plan"])
         stand_in, lines = OutOfMemory(fits), list[str]()
-        monkeypatch.setattr(planning, "measure", stand_in)
+        monkeypatch.setattr(plan, "measure", stand_in)
         try:
-            planning.answer(args, script, state, lines.append)
+            lines.extend(plan.answer(args, script, state))
         except ValueError as error:
             return lines, str(error), stand_in
         return lines, None, stand_in
@@ -390,7 +389,7 @@ def test_on_several_gpus_the_users_flags_alone_are_measured(on_a_gpu) -> None:
             "--plan measures the project's own trainer: leave out --upstream",
         ),
         (["--plan", "--train_base_model"], "--plan counts the work of a LoRA"),
-        (["--plan", "--check"], "--plan and --check"),
+        (["--plan", "--check"], "argument --check: not allowed with argument --plan"),
         (["--plan", "--num_train_epochs", "2"], "give --max_train_steps"),
         (["--plann"], "did you mean --plan?"),
     ],

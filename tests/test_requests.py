@@ -140,12 +140,12 @@ def test_what_cannot_be_used_is_named(shop):
 
 def test_a_record_knows_pictures_by_their_content(shop):
     request = TryOnRequest(shop / "p.png", shop / "g.png", None, LOWER, "blue", shop / "o.png")
-    record = request.record({"steps": 3})
+    record = request.record({"steps": 3}, 0)
     assert record["steps"] == 3 and record["garment_type"] == LOWER and record["caption"] == "blue"
     shutil.copy(shop / "p.png", shop / "copy.png")
-    assert dataclasses.replace(request, person=shop / "copy.png").record({"steps": 3}) == record
+    assert dataclasses.replace(request, person=shop / "copy.png").record({"steps": 3}, 0) == record
     noise(81, 60).save(shop / "p.png")
-    assert differences(record, request.record({"steps": 4})) == ["pictures", "steps"]
+    assert differences(record, request.record({"steps": 4}, 0)) == ["pictures", "steps"]
 
 
 def test_quotes_and_commas_in_names(shop):

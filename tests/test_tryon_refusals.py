@@ -135,7 +135,7 @@ def test_an_error_inside_shows_its_traceback_on_request(wardrobe, tryon_run, tmp
 def test_stopped_between_two_pictures(wardrobe, tryon_run, tmp_path, monkeypatch):
     stop_after(1, monkeypatch)
     message = tryon_run(*pieces(wardrobe), "--num_images", 3, "--output", tmp_path / "o.png", code=130)
-    assert message.endswith("tryon: stopped; pictures that are complete stay\n")
+    assert "tryon: stopped; pictures that are complete stay" in message
     assert [path.name for path in tmp_path.iterdir()] == ["o-0.png"]
 
 

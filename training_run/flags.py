@@ -121,8 +121,6 @@ SHARE, FINITE = number(float, 0, 1), number(float)
 SEED, SWITCH = number(int, 0, 2**32 - 1), argparse.BooleanOptionalAction
 #: Most denoising steps of a picture: FLUX's scheduler has as many timesteps.
 MOST_INFERENCE_STEPS = 1000
-SCHEDULES = ["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"]
-SCHEMES = ["sigma_sqrt", "logit_normal", "mode", "cosmap", "none"]
 
 
 def checkpoint_name(text: str) -> str:
@@ -145,13 +143,6 @@ def recompute_stride(text: str) -> int | str:
 # fmt: off
 def add_trainer_flags(parser: argparse.ArgumentParser) -> None:
     """All flags of the trainer."""
-    _add_model_and_data_flags(parser)
-    _add_training_flags(parser)
-    _add_loss_and_output_flags(parser)
-
-
-def _add_model_and_data_flags(parser: argparse.ArgumentParser) -> None:
-    """Models, data and text."""
     add = parser.add_argument_group("models").add_argument
     add("--pretrained_model_name_or_path", default="black-forest-labs/FLUX.1-Fill-dev",
         help="FLUX.1-Fill pipeline that gives VAE, text encoders, tokenizers and scheduler: folder or Hub id")
@@ -179,10 +170,6 @@ def _add_model_and_data_flags(parser: argparse.ArgumentParser) -> None:
     add("--use_captions", action=SWITCH, default=False, help="append the row's caption to the prompt")
     add("--caption_dropout", type=SHARE, default=0.0, help="share of rows with the bare prompt under --use_captions")
     add("--max_sequence_length", type=number(int, 1, 512), default=512, help="T5 tokens per prompt, at most 512")
-
-
-def _add_training_flags(parser: argparse.ArgumentParser) -> None:
-    """What is trained, optimizer and schedule."""
     add = parser.add_argument_group("what is trained").add_argument
     add("--lora_rank", type=COUNT, default=16, help="rank of the LoRA matrices")
     add("--lora_alpha", type=POSITIVE, help="LoRA alpha; the update is scaled by alpha / rank (default: the rank)")
@@ -198,14 +185,15 @@ def _add_training_flags(parser: argparse.ArgumentParser) -> None:
     add("--max_train_steps", type=COUNT, help="optimizer steps (default: from --num_train_epochs)")
     add("--num_train_epochs", type=COUNT, default=1, help="passes over the rows where --max_train_steps is not given")
     add("--learning_rate", type=POSITIVE, default=1e-4, help="learning rate after warm-up; Prodigy wants 1")
-    add("--lr_scheduler", default="constant", choices=SCHEDULES, help="learning-rate schedule")
+    add("--lr_scheduler", default="constant", help="learning-rate schedule",
+        choices=["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"])
     add("--lr_warmup_steps", type=FROM_ZERO, default=0, help="optimizer steps of warm-up")
     add("--lr_num_cycles", type=COUNT, default=1, help="restarts of cosine_with_restarts")
     add("--lr_power", type=AMOUNT, default=1.0, help="power of the polynomial schedule")
     add("--optimizer", choices=["adamw", "muon", "prodigy"], type=str.lower, default="adamw",
-        help="optimizer; Muon leaves all but the matrices of blocks to AdamW")  # fmt: skip
+        help="optimizer; Muon leaves all but the matrices of blocks to AdamW")
     add("--muon_ns_steps", type=number(int, 1, 99), default=5,
-        help="Newton-Schulz steps of Muon; with 3 a small model takes less time")  # fmt: skip
+        help="Newton-Schulz steps of Muon; with 3 a small model takes less time")
     add("--use_8bit_adam", action=SWITCH, default=False, help="8-bit AdamW (bitsandbytes, CUDA)")
     add("--adam_beta1", type=BETA, default=0.9, help="beta1 of AdamW (Muon's is 0.95) and Prodigy")
     add("--adam_beta2", type=BETA, default=0.999, help="beta2 of AdamW and Prodigy")
@@ -222,13 +210,10 @@ def _add_training_flags(parser: argparse.ArgumentParser) -> None:
     add("--compile_blocks", action=SWITCH, default=False, help="compile the repeated blocks: minutes once, then faster")
     add("--shard_base", action=SWITCH, default=False, help="split the frozen base over all processes (FSDP2)")
     add("--seed", type=SEED, default=42, help="seed of LoRA weights, row order, noise, timesteps and validation")
-
-
-def _add_loss_and_output_flags(parser: argparse.ArgumentParser) -> None:
-    """Loss and output."""
     add = parser.add_argument_group("loss").add_argument
     add("--guidance_scale", type=AMOUNT, default=1.0, help="embedded guidance, in training and validation pictures")
-    add("--weighting_scheme", default="none", choices=SCHEMES, help="how timesteps are drawn and weighted")
+    add("--weighting_scheme", default="none", choices=["sigma_sqrt", "logit_normal", "mode", "cosmap", "none"],
+        help="how timesteps are drawn and weighted")
     add("--logit_mean", type=FINITE, default=0.0, help="mean of logit_normal")
     add("--logit_std", type=AMOUNT, default=1.0, help="standard deviation of logit_normal")
     add("--mode_scale", type=FINITE, default=1.29, help="scale of mode")

@@ -120,20 +120,20 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=number(int, 0), default=0, help="same seed, same bytes (default: %(default)s)")
     parser.add_argument("--size", type=size_of, default=(384, 288), metavar="HxW", help="pixels (default: 384x288)")
     parser.add_argument("--num_proc", type=number(int, 1), default=1, help="processes that draw (default: %(default)s)")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of a failure")
     return parser
+
+
+def work(argv: list[str]) -> None:
+    """The whole command."""
+    args = build_parser().parse_args(argv)
+    target = write_wardrobe(args.output_dir, args.schema, args.rows, args.seed, args.size, args.num_proc)
+    height, width = args.size
+    sys.stdout.write(f"wrote {args.rows} rows of {height}x{width} pixels in the {args.schema} schema to {target}\n")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    args = build_parser().parse_args(argv)
-
-    def work() -> None:
-        target = write_wardrobe(args.output_dir, args.schema, args.rows, args.seed, args.size, args.num_proc)
-        height, width = args.size
-        sys.stdout.write(f"wrote {args.rows} rows of {height}x{width} pixels in the {args.schema} schema to {target}\n")
-
-    return run_command("embedded.wardrobe", work, debug=args.debug, stopped="nothing was written", quiet=False)
+    return run_command("embedded.wardrobe", argv, work, "nothing was written")
 
 
 if __name__ == "__main__":

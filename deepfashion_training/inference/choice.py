@@ -81,6 +81,19 @@ class ModelChoice:
             return []
         return [f"the LoRA does not say its {', '.join(silent)} in training: usual values or your flags are used"]
 
+    def lines(self, settings: DrawingSettings, seed: int) -> list[str]:
+        """What is about to be drawn, and with what."""
+        height, width = settings.size
+        lora = f"{self.lora.path}, scale {self.lora_scale:g}" if self.lora else "none: the bare base"
+        return [
+            f"base      {self.recipe.transformer}",
+            f"LoRA      {lora}",
+            f"drawing   {height}x{width} (height x width), {settings.num_inference_steps} steps, "
+            f"guidance {settings.guidance_scale:g}, seed {seed}",
+            f"repaint   {'on: beyond the mask the photo stays' if settings.repaint else 'off: as the model drew it'}",
+            *(f"note      {note}" for note in self.notes),
+        ]
+
     def load(self, prompts: Iterable[str], *, device: Any = None, **others: LoraFile) -> FillModel:
         """The model, with the LoRA under the name ``lora`` and ``others`` under theirs; see ``FillModel``."""
         from deepfashion_training.models.fill import FillModel

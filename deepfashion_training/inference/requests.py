@@ -38,10 +38,14 @@ class TryOnRequest:
         found = {"person": self.person, "garment": self.garment, "mask": self.mask}
         return {name: path for name, path in found.items() if path is not None}
 
-    def record(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """What a result says of how it was made: ``settings``, and the pictures by their content."""
+    def record(self, settings: Mapping[str, Any], seed: int) -> dict[str, Any]:
+        """What a result says of how it was made: ``settings``, and the pictures by their content.
+
+        Of the human parser in ``settings`` only where it made the mask.
+        """
         hashes = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in self.files().items()}
-        return {**settings, "pictures": hashes, "garment_type": self.cloth_type, "caption": self.caption}
+        made = {"seed": seed, "parser": settings.get("parser") if self.mask is None else None, "pictures": hashes}
+        return {**settings, **made, "garment_type": self.cloth_type, "caption": self.caption}
 
 
 def default_name(person: Path, garment: Path) -> str:

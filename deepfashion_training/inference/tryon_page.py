@@ -105,8 +105,8 @@ class TryOnPage:
             picture, _ = dress(self.model, photo, cloth, mask, how, prompt, seed, on_step)
             file = folder / f"tryon-seed{seed}-{name}.png"
             request = TryOnRequest(Path(person), Path(garment), None, cloth_type, "", file)
-            record = {**self.choice.record(how), "seed": seed, "mask": "painted on the page"}
-            save_picture(picture, file, request.record(record))
+            record = {**self.choice.record(how), "mask": "painted on the page"}
+            save_picture(picture, file, request.record(record, seed))
             files.append(str(file))
         text = f"Done in {time.monotonic() - began:.1f} s: seed {seed}, {steps} steps, guidance {guidance:g}"
         if settings.lora is None:
