@@ -345,7 +345,7 @@ def test_ctrl_c_loses_nothing(
     monkeypatch.setattr(FillModel, "draw", interrupted)
     flags = ("--lora", lora, "--no-unpaired")
     assert evaluated(done.folder, *flags) == 130
-    assert "evaluate: stopped; the same command continues" in capsys.readouterr().err
+    assert "--overwrite, continues where it stopped" in capsys.readouterr().err
     assert len(done.pictures) == 5 and not (done.folder / "metrics.json").exists()
     assert evaluated(done.folder, *flags) == 0
     assert len(calls) == 6 + 7
