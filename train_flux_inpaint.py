@@ -45,7 +45,7 @@ from safetensors.torch import load_file, save
 from torch.utils.data import DataLoader, Dataset, default_collate
 from tqdm.auto import tqdm
 
-from training_run import bases, checkpoints, guards, latents, output_dir, quantization, sharding, speed
+from training_run import bases, checkpoints, guards, latents, output_dir, quantization, speed
 from training_run.atomic import replacing, write_file
 from training_run.flags import DEFAULT_PROMPT as DEFAULT_PROMPT  # for wrappers of this script
 from training_run.flags import OneLineParser, add_trainer_flags, refuse_contradictions
@@ -55,7 +55,7 @@ from training_run.optimizers import check_optimizer_state, make_optimizer, optim
 from training_run.output_dir import LORA_FILE as LORA_FILE  # for wrappers of this script
 from training_run.record import RunRecord
 from training_run.row_order import PairStream, seed_for, validation_rows
-from training_run.sheets import labelled_grid, to_picture
+from training_run.sheets import to_picture, write_sheet
 from training_run.state import random_state, read_state, set_random_state, write_state
 from training_run.stopping import RANKS_WAIT, StoppedError, Stopping, settle_gloo, worker_ignores_signals
 
@@ -410,26 +410,31 @@ def image_ids(rows: int, columns: int, device: torch.device, dtype: torch.dtype)
     return FluxFillPipeline._prepare_latent_image_ids(1, rows, columns, device, dtype)
 
 
-def predict_velocity(
-    transformer: torch.nn.Module, batch: FillBatch, guidance_scale: float, takes_guidance: bool
-) -> torch.Tensor:
-    """The model's prediction of ``noise - latents``, [B,16,h,w]."""
+def transformer_inputs(batch: FillBatch, guidance_scale: float, takes_guidance: bool) -> dict[str, Any]:
+    """Keyword arguments of the transformer: noisy latents beside the conditioning, and what goes with them."""
     sigmas = batch.sigmas.to(batch.latents.dtype).view(-1, 1, 1, 1)
     noisy = (1 - sigmas) * batch.latents + sigmas * batch.noise
     size, _, h, w = noisy.shape
     device = noisy.device
     dtype = noisy.dtype
-    packed = transformer(
-        hidden_states=torch.cat([pack_latents(noisy), batch.conditioning], dim=2),
-        timestep=batch.timesteps / 1000,
-        guidance=torch.full([size], guidance_scale, device=device) if takes_guidance else None,
-        pooled_projections=batch.pooled_embeds,
-        encoder_hidden_states=batch.prompt_embeds,
-        txt_ids=torch.zeros(batch.prompt_embeds.shape[1], 3, device=device, dtype=dtype),
-        img_ids=image_ids(h // 2, w // 2, device, dtype),
-        return_dict=False,
-    )[0]
-    return FluxFillPipeline._unpack_latents(packed, h, w, vae_scale_factor=1)
+    return {
+        "hidden_states": torch.cat([pack_latents(noisy), batch.conditioning], dim=2),
+        "timestep": batch.timesteps / 1000,
+        "guidance": torch.full([size], guidance_scale, device=device) if takes_guidance else None,
+        "pooled_projections": batch.pooled_embeds,
+        "encoder_hidden_states": batch.prompt_embeds,
+        "txt_ids": torch.zeros(batch.prompt_embeds.shape[1], 3, device=device, dtype=dtype),
+        "img_ids": image_ids(h // 2, w // 2, device, dtype),
+        "return_dict": False,
+    }
+
+
+def predict_velocity(
+    transformer: torch.nn.Module, batch: FillBatch, guidance_scale: float, takes_guidance: bool
+) -> torch.Tensor:
+    """The model's prediction of ``noise - latents``, [B,16,h,w]."""
+    packed = transformer(**transformer_inputs(batch, guidance_scale, takes_guidance))[0]
+    return FluxFillPipeline._unpack_latents(packed, *batch.latents.shape[-2:], vae_scale_factor=1)
 
 
 def flow_matching_loss(
@@ -505,7 +510,8 @@ class Run:
         set_seed(args.seed)  # whatever was loaded or encoded before, on every rank: the LoRA begins the same
         self.parameters = make_trainable(transformer, args)
         if args.shard_base:
-            sharding.place_trained(self.parameters, accelerator.device)
+            for parameter in self.parameters:
+                parameter.data = parameter.data.to(accelerator.device)
         speed.leave_frozen_out_of_broadcast(transformer)
         self.takes_guidance = transformer.config.guidance_embeds
         optimizer = make_optimizer(transformer, args)
@@ -515,7 +521,7 @@ class Run:
         self.transformer, self.optimizer = accelerator.prepare(transformer, optimizer, device_placement=placed)
         self.model: FluxTransformer2DModel = accelerator.unwrap_model(self.transformer)
         if args.shard_base:
-            sharding.shard_frozen(self.model, accelerator)
+            speed.shard_frozen(self.model, accelerator)
 
     def encode(self, samples: dict[str, Any], forward_pass: int) -> FillBatch:
         """Encode collated samples; every random draw follows from seed, rank and the number of the forward pass."""
@@ -608,21 +614,17 @@ class Run:
             return
         was_training = self.model.training
         self.model.eval()
-        rows = self.draw_rows()
+        results = self.draw_results()
         self.model.train(was_training)
-        if not rows or not shows:
+        if not results or not shows:
             return
-        labels = [f"{sample['im_name']}  {sample['caption_cloth']}" for sample in self.pictures]
-        sheet = labelled_grid(rows, ["garment", "masked person", f"result, step {self.step}", "truth"], labels)
-        path = self.folder / "validation" / f"step-{self.step}.png"
-        path.parent.mkdir(exist_ok=True)
-        sheet.save(path)
+        sheet = write_sheet(self.folder, self.step, self.pictures, results)
         for tracker in self.accelerator.trackers:
             form = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
             tracker.log_images({"validation": np.asarray(sheet)[None]}, step=self.step, **form)
 
-    def draw_rows(self) -> list[list[Image.Image]]:
-        """Garment, masked person, result and truth of each sample of ``pictures``; empty when the run is to stop."""
+    def draw_results(self) -> list[Image.Image]:
+        """The person of each sample of ``pictures`` as the model draws it; empty when the run is to stop."""
         args = self.args
         device = self.accelerator.device
         no_text = dict.fromkeys(("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"))
@@ -630,7 +632,7 @@ class Run:
         vae = self.vae or load_vae(args, device)  # with cached latents it is here for these pictures alone
         pipeline = FluxFillPipeline(scheduler=scheduler, vae=vae, transformer=self.model, **no_text)
         pipeline.set_progress_bar_config(disable=True)
-        rows = []
+        results = []
         hidden = not self.accelerator.is_main_process
         progress = tqdm(self.pictures, desc=f"Validation at step {self.step}", leave=False, disable=hidden)
         for number, sample in enumerate(progress):
@@ -649,9 +651,8 @@ class Run:
             drawn = drawn / vae.config.scaling_factor + vae.config.shift_factor
             with torch.no_grad():
                 pair = vae.decode(drawn.to(vae.dtype)).sample[0]
-            person = [tensor[..., args.width :] for tensor in (sample["im_mask"], pair, sample["image"])]
-            rows.append([to_picture(tensor) for tensor in (sample["cloth_pure"], *person)])
-        return rows
+            results.append(to_picture(pair[..., args.width :]))
+        return results
 
     def interrupt(self, pipeline: Any, *_: Any) -> dict[str, Any]:
         """Between denoising steps: draw no further when the run is to stop."""
@@ -758,7 +759,11 @@ def build_run(args: argparse.Namespace, accelerator: Accelerator, stopping: Stop
 
     Raises ``ValueError`` for whatever does not fit, before anything in the output directory has changed.
     """
-    sharding.check_processes(args, accelerator)
+    if args.shard_base and accelerator.num_processes == 1:
+        raise ValueError(
+            "--shard_base splits the base over several processes, and this is the only one: start them with "
+            "accelerate launch --num_processes N, or leave it out"
+        )
     checkpoint = output_dir.find_checkpoint(args)
     saved = read_state(checkpoint) if checkpoint else None
     train_data, validation_data = build_datasets(args)

@@ -27,7 +27,7 @@ from unittest import mock
 import numpy as np
 import psutil
 import torch
-from diffusers import AutoencoderKL, FluxFillPipeline, FluxTransformer2DModel
+from diffusers import AutoencoderKL, FluxTransformer2DModel
 from diffusers import FlowMatchEulerDiscreteScheduler as FlowScheduler
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -120,22 +120,17 @@ def trainer_args(args: argparse.Namespace, pipeline: Path, transformer: Path, ou
         "pretrained_inpaint_model_name_or_path": transformer, "train_batch_size": args.batch_size,
         "height": args.height, "width": args.width, "max_sequence_length": args.text_tokens,
         "mixed_precision": args.mixed_precision, "max_train_steps": 2 * (args.steps + WARM_UP), "report_to": "none",
-    }  # fmt: skip
-    flags |= {
-        "attention_backend": args.attention_backend,
+        "attention_backend": args.attention_backend, "quantize_base": args.quantize_base,
         "gradient_checkpointing": args.gradient_checkpointing or "none",
-    }
-    if args.quantize_base:
-        flags["quantize_base"] = args.quantize_base
-    return trainer.parse_args([f"--{name}={value}" for name, value in flags.items()])
+    }  # fmt: skip
+    return trainer.parse_args([f"--{name}={value}" for name, value in flags.items() if value is not None])
 
 
 @contextlib.contextmanager
 def trainer_run(args: argparse.Namespace) -> Iterator[trainer.Run]:
     """The trainer's ``Run`` over models with random weights, made here and gone afterwards; nothing is downloaded.
 
-    The trainer loads the models from folders, as a user's would. Only the full transformer, 24 GB, is handed to it
-    in memory, unless it is to be quantized, which is done while loading.
+    The transformer, of up to 24 GB, is handed over in memory unless it is to be quantized, which is done while loading.
     """
     with tempfile.TemporaryDirectory(prefix="train_step-") as folder, contextlib.ExitStack() as patches:
         made = Path(folder)
@@ -147,12 +142,12 @@ def trainer_run(args: argparse.Namespace) -> Iterator[trainer.Run]:
         if args.size == "full":
             FlowScheduler.from_pretrained(EMBEDDED, subfolder="scheduler").save_pretrained(made / "scheduler")
             AutoencoderKL(**FLUX_VAE).to(dtype).save_pretrained(made / "vae")
-        if args.size == "full" and not args.quantize_base:
-            patches.enter_context(mock.patch.object(trainer, "load_transformer", lambda *_: transformer))
-        else:
+        if args.quantize_base:
             transformer.save_pretrained(made / "transformer")
             del transformer
             speed.free_memory()
+        else:
+            patches.enter_context(mock.patch.object(trainer, "load_transformer", lambda *_: transformer))
         on_device: dict[str, Any] = {"device": accelerator.device, "dtype": dtype}
         config = transformer_config(args.size)
         embeds = torch.randn(1, args.text_tokens, config["joint_attention_dim"], **on_device)
@@ -160,64 +155,38 @@ def trainer_run(args: argparse.Namespace) -> Iterator[trainer.Run]:
         yield trainer.Run(options, accelerator, trainer.PromptTable({options.instance_prompt: 0}, embeds, pooled))
 
 
-class RandomRows(torch.utils.data.Dataset[dict[str, Any]]):
+def random_rows(args: argparse.Namespace) -> list[dict[str, Any]]:
     """A few rows of noise as the trainer's datasets give them, with a mask as a garment's."""
-
-    def __init__(self, args: argparse.Namespace) -> None:
-        mask = torch.zeros(1, args.height, 2 * args.width)
-        mask[:, args.height // 4 : 3 * args.height // 4, 5 * args.width // 4 : 7 * args.width // 4] = 1
-        image = torch.rand(3, args.height, 2 * args.width) * 2 - 1
-        cloth = {"cloth_pure": image[..., : args.width], "cloth_mask": torch.ones(1, args.height, args.width)}
-        names = {"c_name": "", "im_name": "", "caption_cloth": "", "cloth_type": 2}
-        self.sample = {"image": image, "im_mask": image * (1 - mask), "inpaint_mask": mask, **cloth, **names}
-
-    def __len__(self) -> int:
-        return 4
-
-    def __getitem__(self, row: int) -> dict[str, Any]:
-        return self.sample
-
-    def batch(self, size: int) -> dict[str, Any]:
-        """A collated batch."""
-        return torch.utils.data.default_collate([self.sample] * size)
+    mask = torch.zeros(1, args.height, 2 * args.width)
+    mask[:, args.height // 4 : 3 * args.height // 4, 5 * args.width // 4 : 7 * args.width // 4] = 1
+    image = torch.rand(3, args.height, 2 * args.width) * 2 - 1
+    cloth = {"cloth_pure": image[..., : args.width], "cloth_mask": torch.ones(1, args.height, args.width)}
+    names = {"c_name": "", "im_name": "", "caption_cloth": "", "cloth_type": 2}
+    return [{"image": image, "im_mask": image * (1 - mask), "inpaint_mask": mask, **cloth, **names}] * 4
 
 
-class BareLoop:
-    """The least that a loop must do with the trainer's model and optimizer; accelerate takes no part in it."""
+def bare_step(run: trainer.Run, inputs: dict[str, Any], target: torch.Tensor) -> torch.Tensor:
+    """The least that a loop must do with the trainer's model and optimizer; accelerate takes no part in it.
 
-    def __init__(self, run: trainer.Run) -> None:
-        self.model, self.guidance = run.model, run.args.guidance_scale
-        self.optimizer = getattr(run.optimizer, "optimizer", run.optimizer)  # torch's own, inside accelerate's
-        bf16 = run.args.mixed_precision == "bf16"
-        self.autocast = {"device_type": run.accelerator.device.type, "dtype": torch.bfloat16, "enabled": bf16}
+    Forward pass on ``inputs``, loss against the packed velocity ``target``, backward pass, update; no
+    clipping. Returns the loss, on the device.
+    """
+    optimizer = getattr(run.optimizer, "optimizer", run.optimizer)  # torch's own, inside accelerate's
+    device, bf16 = run.accelerator.device.type, run.args.mixed_precision == "bf16"
+    with torch.autocast(device, torch.bfloat16, enabled=bf16):
+        # The class's own forward: accelerate has put a wrapper in the place of the instance's.
+        prediction = FluxTransformer2DModel.forward(run.model, **inputs)[0]
+    loss = torch.nn.functional.mse_loss(prediction.float(), target)
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    return loss.detach()
 
-    def inputs(self, batch: trainer.FillBatch) -> tuple[dict[str, Any], torch.Tensor]:
-        """Arguments of the transformer and the packed velocity it has to predict, all made before the clock starts."""
-        size, _, h, w = batch.latents.shape
-        device, dtype = batch.latents.device, batch.latents.dtype
-        sigmas = batch.sigmas.to(dtype).view(-1, 1, 1, 1)
-        noisy = (1 - sigmas) * batch.latents + sigmas * batch.noise
-        arguments = {
-            "hidden_states": torch.cat([trainer.pack_latents(noisy), batch.conditioning], dim=2),
-            "timestep": batch.timesteps / 1000,
-            "guidance": torch.full([size], self.guidance, device=device),
-            "pooled_projections": batch.pooled_embeds,
-            "encoder_hidden_states": batch.prompt_embeds,
-            "txt_ids": torch.zeros(batch.prompt_embeds.shape[1], 3, device=device, dtype=dtype),
-            "img_ids": FluxFillPipeline._prepare_latent_image_ids(size, h // 2, w // 2, device, dtype),
-        }
-        return arguments, trainer.pack_latents(batch.noise.float() - batch.latents.float())
 
-    def step(self, arguments: dict[str, Any], target: torch.Tensor) -> torch.Tensor:
-        """Forward, loss, backward, update; no clipping. Returns the loss, on the device."""
-        with torch.autocast(**self.autocast):
-            # The class's own forward: accelerate has put a wrapper in the place of the instance's.
-            prediction = FluxTransformer2DModel.forward(self.model, **arguments, return_dict=False)[0]
-        loss = torch.nn.functional.mse_loss(prediction.float(), target)
-        loss.backward()
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        return loss.detach()
+def bare_inputs(run: trainer.Run, batch: trainer.FillBatch) -> tuple[dict[str, Any], torch.Tensor]:
+    """What ``bare_step`` gets for ``batch``, all made before the clock starts."""
+    inputs = trainer.transformer_inputs(batch, run.args.guidance_scale, run.takes_guidance)
+    return inputs, trainer.pack_latents(batch.noise.float() - batch.latents.float())
 
 
 def take_step(run: trainer.Run, batch: trainer.FillBatch) -> torch.Tensor:
@@ -248,8 +217,8 @@ def measure(run: trainer.Run, args: argparse.Namespace) -> tuple[dict[str, list[
     and the seconds of encoding a batch. Raises ``ValueError`` when a loss is not finite: nothing that was timed would
     be training then.
     """
-    device, vae, rows = run.accelerator.device, run.vae, RandomRows(args)
-    samples = rows.batch(args.batch_size)
+    device, vae, rows = run.accelerator.device, run.vae, random_rows(args)
+    samples = torch.utils.data.default_collate(rows[:1] * args.batch_size)
     encode_s = statistics.median([seconds(lambda: run.encode(samples, 0), device) for _ in range(6)][1:])
     blocks = len(run.model.transformer_blocks) + len(run.model.single_transformer_blocks)
     if run.args.gradient_checkpointing == "auto":
@@ -258,8 +227,7 @@ def measure(run: trainer.Run, args: argparse.Namespace) -> tuple[dict[str, list[
     else:
         recomputed = speed.recomputed_by(run.args.gradient_checkpointing, blocks)
     batches = [run.encode(samples, number) for number in range(6)]
-    bare = BareLoop(run)
-    inputs = [bare.inputs(batch) for batch in batches]
+    inputs = [bare_inputs(run, batch) for batch in batches]
     latents = {"latents_dir": str(run.folder / "latents"), "dataloader_num_workers": 0}
     options = argparse.Namespace(**{**vars(run.args), **latents})
     cached_rows, _ = trainer.cache_latents(options, rows, run.accelerator)
@@ -267,7 +235,7 @@ def measure(run: trainer.Run, args: argparse.Namespace) -> tuple[dict[str, list[
     compiled = compiled_calls(run, args.compile_blocks)
     steps: dict[str, Callable[[int], torch.Tensor]] = {
         "plain": lambda number: take_step(run, run.encode(samples, number)),
-        "bare": lambda number: bare.step(*inputs[number % 6]),
+        "bare": lambda number: bare_step(run, *inputs[number % 6]),
         "trainer": lambda number: take_step(run, batches[number % 6]),
         "trainer_cached": lambda number: take_step(run, run.encode(next(cached), number)),
     }
@@ -312,7 +280,7 @@ def benchmark(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
         device, dtype, rank = run.accelerator.device, trainer.DTYPES[run.args.mixed_precision], run.args.lora_rank
         config, image_tokens = transformer_config(args.size), args.height * 2 * args.width // 16**2
         flops = useful_flops(config, image_tokens, args.text_tokens, rank, args.batch_size)
-        parameters = quantization.bytes_of(run.model, torch.int8)  # one byte each
+        parameters = sum(weight.numel() for weight in build_transformer(args.size, "meta", dtype).parameters())
         ceiling = matmul_ceiling(device, dtype)
         every, peaks, encode_s = measure(run, args)
         ceiling = max(ceiling, matmul_ceiling(device, dtype))  # the machine may have been busy the first time
@@ -321,27 +289,25 @@ def benchmark(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     for name, times in timed.items():
         s_per_step = statistics.median(times)
         tflops = flops.step / s_per_step / 1e12
-        row = {
-            "variant": name,
-            "s_per_step": s_per_step,
-            "pairs_per_s": args.batch_size / s_per_step,
-            "tflops": tflops,
-            "share_of_ceiling": tflops / ceiling,
-            "peak_gib": peaks[name],
-            "ratio_to_bare": median_ratio(times, timed["bare"])[0],
-            "times_plain": median_ratio(timed["plain"], times)[0],
-            "compile_s": every[name][0] - s_per_step if "compiled" in name else None,
-        }
-        rows.append(row)
-    if device.type == "cuda":
-        device_name = torch.cuda.get_device_name()
-    else:
-        device_name = f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} thread(s)"
+        rows.append(
+            {
+                "variant": name,
+                "s_per_step": s_per_step,
+                "pairs_per_s": args.batch_size / s_per_step,
+                "tflops": tflops,
+                "share_of_ceiling": tflops / ceiling,
+                "peak_gib": peaks[name],
+                "ratio_to_bare": median_ratio(times, timed["bare"])[0],
+                "times_plain": median_ratio(timed["plain"], times)[0],
+                "compile_s": every[name][0] - s_per_step if "compiled" in name else None,
+            }
+        )
+    processor = f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} thread(s)"
     settings = {name: value for name, value in vars(args).items() if name != "json"}
     settings |= {"image_tokens": image_tokens, "lora_rank": rank, "parameters": parameters}
     settings["step_tflop"] = flops.step / 1e12
     figures = {
-        "device": device_name,
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else processor,
         "ceiling_tflops": ceiling,
         "rows": rows,
         "encode_s": encode_s,

@@ -19,7 +19,7 @@ from deepfashion_training.models import fill
 from deepfashion_training.models.access import CATVTON_FLUX_ALPHA
 from deepfashion_training.models.fill import FLUX_FILL, FillModel, Recipe, check_means, same_model
 from deepfashion_training.models.lora_files import LoraFile, read_lora
-from training_run import quantization
+from training_run import guards
 
 PROMPT, OTHER_PROMPT = "a person in trousers", "a coat"
 STEPS, GUIDANCE = 2, 3.5
@@ -249,7 +249,7 @@ def test_quantized(recipe, loras):
 )
 def test_means_that_this_machine_does_not_allow(quantize, offload, cuda, message, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
-    monkeypatch.setattr(quantization.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(guards.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=message):
         check_means(quantize, offload)
 
@@ -257,7 +257,7 @@ def test_means_that_this_machine_does_not_allow(quantize, offload, cuda, message
 def test_means_that_it_allows(monkeypatch):
     check_means(None, False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(quantization.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(guards.importlib.util, "find_spec", lambda name: object())
     check_means(None, True)
     check_means("nf4", False)
 

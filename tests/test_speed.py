@@ -122,7 +122,7 @@ def test_dropout_draws_the_same_again_and_rests_while_pictures_are_drawn(run, ba
     assert all(torch.equal(one, other) for one, other in zip(found[0][1], found[1][1], strict=True))
     modes: list[bool] = []
     run.pictures = [{}]
-    run.draw_rows = lambda: modes.append(any(module.training for module in run.model.modules())) or []
+    run.draw_results = lambda: modes.append(any(module.training for module in run.model.modules())) or []
     run.validate()
     assert modes == [False] and all(module.training for module in run.model.modules())
 

@@ -136,6 +136,7 @@ def test_every_flag_does_something():
 def test_a_missing_package_is_named_before_anything_starts(flags, package, monkeypatch):
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else find_spec(name))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # without a GPU bitsandbytes is not asked for
     monkeypatch.setattr(tfi, "start", lambda args: pytest.fail("started"))
     with pytest.raises(ValueError, match=f"{flags[0] if flags else '--report_to'}.* pip install {package}"):
         tfi.main(tfi.parse_args([*DATA, *flags]))

@@ -24,7 +24,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 import train_flux_inpaint as tfi
-from training_run import checkpoints
+from training_run import checkpoints, sheets
 from training_run.output_dir import continues, find_checkpoint, prepare_output_dir
 
 NO_TEXT = dict.fromkeys(("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"))
@@ -203,7 +203,7 @@ def test_validation_pictures_show_garment_masked_person_result_and_truth(straigh
 
 def test_text_says_what_the_columns_are(straight, monkeypatch, tmp_path):
     seen = []
-    monkeypatch.setattr(tfi, "labelled_grid", lambda *a: seen.append(a) or Image.new("RGB", (8, 8)))
+    monkeypatch.setattr(sheets, "labelled_grid", lambda *a: seen.append(a) or Image.new("RGB", (8, 8)))
     monkeypatch.setattr(
         straight.run, "accelerator", SimpleNamespace(device=torch.device("cpu"), trackers=[], is_main_process=True)
     )
@@ -394,7 +394,7 @@ def test_only_checkpoints_are_checkpoints(tiny_args, tmp_path):
 def test_a_caption_of_two_lines_is_a_label_of_one():
     cells = [[Image.new("RGB", (WIDTH, HEIGHT))] * 4]
     two, one = (
-        tfi.labelled_grid(cells, list("abcd"), [text]) for text in ("a top.\nand trousers", "a top. and trousers")
+        sheets.labelled_grid(cells, list("abcd"), [text]) for text in ("a top.\nand trousers", "a top. and trousers")
     )
     assert two.tobytes() == one.tobytes()
 

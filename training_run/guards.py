@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from PIL import Image
 
-from training_run import quantization
 from training_run.colour import to_srgb
-from training_run.flags import BACKENDS
+from training_run.flags import BACKENDS, QUANTIZED_BY
 
 
 def read_picture(path: Path, mode: str) -> Image.Image:
@@ -42,6 +41,19 @@ def out_of_memory(args: Any) -> ValueError:
     )
 
 
+def check_package(flag: str, package: str, instead: str = "") -> None:
+    """Raise ``ValueError`` when ``package``, or the GPU that it runs on, is not there; ``instead`` of it helps."""
+    if package == "bitsandbytes" and not torch.cuda.is_available():
+        raise ValueError(f"{flag} needs a CUDA GPU, and none is visible: leave it out{instead}")
+    if importlib.util.find_spec(package) is None:
+        raise ValueError(f"{flag} needs the package {package}: pip install {package}")
+
+
+def check_quantization(kind: str) -> None:
+    """Raise ``ValueError`` when this machine cannot hold a base as ``kind`` of ``--quantize_base``."""
+    check_package(f"--quantize_base {kind}", QUANTIZED_BY[kind], ", or choose int8")
+
+
 def check_packages(args: Any) -> None:
     """Raise ``ValueError`` when a flag needs a package or a device that is not there."""
     needs = {
@@ -51,11 +63,9 @@ def check_packages(args: Any) -> None:
         f"--attention_backend {args.attention_backend}": BACKENDS[args.attention_backend],
     }
     for flag, package in needs.items():
-        if package and importlib.util.find_spec(package) is None:
-            raise ValueError(f"{flag} needs the package {package}: pip install {package}")
-        if package == "bitsandbytes" and not torch.cuda.is_available():
-            raise ValueError(f"{flag} needs a CUDA GPU, and none is visible")
+        if package:
+            check_package(flag, package)
     if args.quantize_base:
-        quantization.check_usable("--quantize_base", args.quantize_base)
+        check_quantization(args.quantize_base)
     if args.mixed_precision == "fp16" and not torch.cuda.is_available():
         raise ValueError("--mixed_precision fp16 needs a CUDA GPU, and none is visible: use bf16 or no")

@@ -1,8 +1,10 @@
-"""Validation sheets: pictures of tensors, in one labelled grid."""
+"""Validation sheets: what a model has drawn, beside what it saw, in one labelled grid."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -12,6 +14,26 @@ def to_picture(tensor: torch.Tensor) -> Image.Image:
     """Picture of a [3,H,W] tensor in [-1,1]."""
     pixels = ((tensor.float().clamp(-1, 1) + 1) * 127.5).round().to("cpu", torch.uint8)
     return Image.fromarray(pixels.permute(1, 2, 0).numpy())
+
+
+def write_sheet(
+    folder: Path, step: int, samples: Sequence[dict[str, Any]], results: Sequence[Image.Image]
+) -> Image.Image:
+    """Write ``validation/step-<step>.png`` to a run's ``folder``, and return it.
+
+    A row is a sample: garment, masked person, the person of the same size in ``results``, truth.
+    """
+    rows = []
+    for sample, result in zip(samples, results, strict=True):
+        known = (sample["cloth_pure"], sample["im_mask"][..., result.width :], sample["image"][..., result.width :])
+        garment, masked, truth = map(to_picture, known)
+        rows.append([garment, masked, result, truth])
+    labels = [f"{sample['im_name']}  {sample['caption_cloth']}" for sample in samples]
+    sheet = labelled_grid(rows, ["garment", "masked person", f"result, step {step}", "truth"], labels)
+    path = folder / "validation" / f"step-{step}.png"
+    path.parent.mkdir(exist_ok=True)
+    sheet.save(path)
+    return sheet
 
 
 def labelled_grid(rows: Sequence[Sequence[Image.Image]], columns: Sequence[str], labels: Sequence[str]) -> Image.Image:

@@ -1,16 +1,18 @@
-"""Activation checkpointing: which blocks are computed again in the backward pass, as few as fit; and freed memory."""
+"""Memory of a run: blocks computed again in the backward pass, as few as fit; a base split over ranks; freed memory."""
 
 from __future__ import annotations
 
 import bisect
-import functools
 import gc
 import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from accelerate.logging import get_logger
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
@@ -39,6 +41,18 @@ def leave_frozen_out_of_broadcast(transformer: torch.nn.Module) -> None:
     """
     frozen = [name for name, parameter in transformer.named_parameters() if not parameter.requires_grad]
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(transformer, frozen)
+
+
+def shard_frozen(transformer: Any, accelerator: Accelerator) -> None:
+    """Keep on this rank its share of every frozen weight, on its device (FSDP2), for a base that no GPU holds.
+
+    What is trained is whole on every rank, so training, clipping, checkpoints and resume work as without it. Call it
+    after DDP has wrapped the transformer: accelerate refuses one that is split already.
+    """
+    mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
+    trained = {parameter for parameter in transformer.parameters() if parameter.requires_grad}
+    for part in (*transformer.transformer_blocks, *transformer.single_transformer_blocks, transformer):
+        fully_shard(part, mesh=mesh, ignored_params=trained & set(part.parameters()))
 
 
 def recomputed_by(stride: int, total: int) -> int:
@@ -75,9 +89,21 @@ def choose_recomputed(transformer: Any, step: Callable[[], None], spare: int, ac
     """
     total = len(transformer.transformer_blocks) + len(transformer.single_transformer_blocks)
     count = 0
+
+    def peak(count: int) -> float:
+        """Bytes at the peak of ``step`` with ``count`` recomputed blocks; infinite where it does not fit."""
+        recompute(transformer, count)
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        try:
+            step()
+        except torch.OutOfMemoryError:
+            return math.inf
+        return torch.cuda.max_memory_allocated()
+
     if accelerator.device.type == "cuda":
         budget = int(FILL * torch.cuda.get_device_properties(accelerator.device).total_memory) - spare
-        count = fewest_recomputed(functools.partial(_peak, transformer, step), total, budget)
+        count = fewest_recomputed(peak, total, budget)
         count = int(accelerator.gather(torch.tensor([count], device=accelerator.device)).max())
     recompute(transformer, count)
     if accelerator.device.type == "cuda":
@@ -95,15 +121,3 @@ def fewest_recomputed(peak: Callable[[int], float], total: int, budget: int) -> 
     if peak(total) > budget:
         raise torch.OutOfMemoryError
     return bisect.bisect_left(range(total), True, key=lambda count: peak(count) <= budget)
-
-
-def _peak(transformer: Any, step: Callable[[], None], count: int) -> float:
-    """Bytes at the peak of ``step`` with ``count`` recomputed blocks; infinite where it does not fit."""
-    recompute(transformer, count)
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
-    try:
-        step()
-    except torch.OutOfMemoryError:
-        return math.inf
-    return torch.cuda.max_memory_allocated()

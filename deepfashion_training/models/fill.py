@@ -17,7 +17,7 @@ import train_flux_inpaint as trainer
 from deepfashion_training.images.layout import ResizeMode
 from deepfashion_training.models.access import CATVTON_FLUX_ALPHA
 from deepfashion_training.models.lora_files import LoraFile
-from training_run import quantization
+from training_run import guards, quantization
 from training_run.hub import transformer_in
 from training_run.speed import free_memory
 
@@ -80,7 +80,7 @@ class FillModel:
         prompts: Iterable[str],
         *,
         loras: Mapping[str, LoraFile] | None = None,
-        quantize_base: quantization.Quantization | None = None,
+        quantize_base: str | None = None,
         offload: bool = False,
         device: str | torch.device | None = None,
     ) -> None:
@@ -211,7 +211,7 @@ def check_means(quantize_base: str | None, offload: bool) -> None:
     if offload and not torch.cuda.is_available():
         raise ValueError("--offload needs a CUDA GPU, and none is visible: leave it out")
     if quantize_base:
-        quantization.check_usable("--quantize_base", quantize_base)
+        guards.check_quantization(quantize_base)
 
 
 def precision_of(transformer: str, device: torch.device) -> torch.dtype:

@@ -14,7 +14,7 @@ from diffusers import FluxFillPipeline
 from PIL import Image
 
 from deepfashion_training.upstream.driven_run import DrivenRun
-from training_run.sheets import labelled_grid, to_picture
+from training_run.sheets import write_sheet
 
 
 class PipelineOnDemand:
@@ -27,7 +27,7 @@ class PipelineOnDemand:
         if Path(source).resolve() == run.folder.resolve():  # what the script believes to have saved there
             source, parts = run.settings.pretrained_model_name_or_path, {"torch_dtype": parts.get("torch_dtype")}
         self._run, self._source, self._parts = run, source, {"transformer": run.model, **parts}
-        self._step, self._rows, self._labels = -1, list[list[Image.Image]](), list[str]()
+        self._step, self._samples, self._results = -1, list[dict[str, Any]](), list[Image.Image]()
 
     @functools.cached_property
     def pipeline(self) -> FluxFillPipeline:
@@ -73,16 +73,10 @@ class PipelineOnDemand:
         """Write the sheet of this step with pictures [B,3,H,2W] in [-1,1] and what was drawn for them added to it."""
         run, width = self._run, self._run.settings.width
         if self._step != run.step:
-            self._step, self._rows, self._labels = run.step, [], []
+            self._step, self._samples, self._results = run.step, [], []
         for pair, result in zip(pairs, results, strict=True):
             for sample in (each for each in run.samples if torch.equal(each["image"], pair)):
-                known = [sample["cloth_pure"], sample["im_mask"][..., width:], sample["image"][..., width:]]
-                garment, person, truth = map(to_picture, known)
-                drawn = result.convert("RGB").crop((width, 0, 2 * width, result.height))
-                self._rows.append([garment, person, drawn, truth])
-                self._labels.append(f"{sample['im_name']}  {sample['caption_cloth']}")
-        if self._rows:
-            sheet = run.folder / "validation" / f"step-{run.step}.png"
-            sheet.parent.mkdir(exist_ok=True)
-            columns = ["garment", "masked person", f"result, step {run.step}", "truth"]
-            labelled_grid(self._rows, columns, self._labels).save(sheet)
+                self._samples.append(sample)
+                self._results.append(result.convert("RGB").crop((width, 0, 2 * width, result.height)))
+        if self._samples:
+            write_sheet(run.folder, run.step, self._samples, self._results)
