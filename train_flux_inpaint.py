@@ -288,7 +288,7 @@ def cached_prompts(args: argparse.Namespace, prompts: list[str], accelerator: Ac
         return encode_prompts_once(args, prompts, accelerator)
     facts = {"encoders": encoders, "variant": args.variant, "dtype": str(DTYPES[args.mixed_precision])}
     facts |= {"length": args.max_sequence_length, "prompts": prompts}
-    path = latents_dir(args) / f"prompts-{latents.digest(facts)}.safetensors"
+    path = latents.cache_dir(args) / f"prompts-{latents.digest(facts)}.safetensors"
     if path.is_file():
         found = load_file(path)
         return PromptTable(prompts, found["embeds"], found["pooled"])
@@ -359,14 +359,7 @@ def cache_latents(args: argparse.Namespace, data: Any, accelerator: Accelerator)
     vae = load_vae(args, accelerator.device)
     facts = {"vae": bases.pipeline_facts(args, ["vae"]), "variant": args.variant, "dtype": str(vae.dtype)}
     facts["size"] = [args.height, args.width]
-    encode = functools.partial(encode_rows, vae)
-    sizes = (args.train_batch_size, args.dataloader_num_workers)
-    return latents.cached_rows(data, latents_dir(args), facts, encode, accelerator, *sizes), vae.config
-
-
-def latents_dir(args: argparse.Namespace) -> Path:
-    """Where ``--cache_latents`` keeps what it has encoded."""
-    return Path(args.latents_dir or Path(args.output_dir, "latents"))
+    return latents.cached_rows(data, args, facts, functools.partial(encode_rows, vae), accelerator), vae.config
 
 
 def region_maps(inpaint_mask: torch.Tensor, height: int, width: int) -> torch.Tensor:
@@ -612,10 +605,9 @@ class Run:
         shows = self.accelerator.is_main_process
         if not self.pictures or not (shows or self.args.shard_base):
             return
-        was_training = self.model.training
         self.model.eval()
         results = self.draw_results()
-        self.model.train(was_training)
+        self.model.train()
         if not results or not shows:
             return
         sheet = write_sheet(self.folder, self.step, self.pictures, results)
@@ -627,7 +619,7 @@ class Run:
         """The person of each sample of ``pictures`` as the model draws it; empty when the run is to stop."""
         args = self.args
         device = self.accelerator.device
-        no_text = dict.fromkeys(("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"))
+        no_text = dict.fromkeys(bases.TEXT_PARTS)
         scheduler = FlowScheduler.from_config(self.scheduler.config)  # sampling changes timesteps, training draws them
         vae = self.vae or load_vae(args, device)  # with cached latents it is here for these pictures alone
         pipeline = FluxFillPipeline(scheduler=scheduler, vae=vae, transformer=self.model, **no_text)
@@ -771,7 +763,7 @@ def build_run(args: argparse.Namespace, accelerator: Accelerator, stopping: Stop
     args.max_train_steps = args.max_train_steps or math.ceil(args.num_train_epochs * len(train_data) / rows_per_step)
     base = bases.base_facts(args)
     if saved is not None:
-        output_dir.refuse_changes(args, OWN_ARGUMENTS, saved, train_data, base, accelerator)
+        output_dir.refuse_changes(args, saved, train_data, base, accelerator)
         output_dir.refuse_finished(args, saved["step"])
     shown = validation_rows(validation_data, args.num_validation_images) if args.validation_steps else []
     pictures = [validation_data[row] for row in shown]

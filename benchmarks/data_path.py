@@ -33,11 +33,7 @@ from deepfashion_training.embedded.wardrobe import write_wardrobe
 
 STORED, SIZE = (1024, 768), (768, 576)
 LANCZOS, NEAREST = Image.Resampling.LANCZOS, Image.Resampling.NEAREST
-FORMS: dict[str, dict[str, Any]] = {
-    "image": {"format": "JPEG", "quality": 92},
-    "cloth": {"format": "JPEG", "quality": 92},
-    "mask": {"format": "PNG"},
-}
+PICTURES = ("image", "cloth", "mask")
 
 
 def stored_rows(folder: Path, rows: int) -> list[dict[str, bytes]]:
@@ -48,13 +44,13 @@ def stored_rows(folder: Path, rows: int) -> list[dict[str, bytes]]:
 
     def stored(row: dict[str, Any]) -> dict[str, Any]:
         cells = {}
-        for name, form in FORMS.items():
-            picture = row[name]
-            if name != "mask":  # photos have grain, and JPEG decodes flat areas too quickly without it
-                grain = rng.normal(0, 6, (*STORED, 1))
-                picture = Image.fromarray((np.asarray(picture.convert("RGB")) + grain).clip(0, 255).astype(np.uint8))
+        for name in PICTURES:
             sink = io.BytesIO()
-            picture.save(sink, **form)
+            if name == "mask":
+                row[name].save(sink, "PNG")
+            else:  # photos have grain, and JPEG decodes flat areas too quickly without it
+                photo = np.asarray(row[name].convert("RGB")) + rng.normal(0, 6, (*STORED, 1))
+                Image.fromarray(photo.clip(0, 255).astype(np.uint8)).save(sink, "JPEG", quality=92)
             cells[name] = {"bytes": sink.getvalue(), "path": None}
         return {**row, **cells}
 
@@ -63,7 +59,7 @@ def stored_rows(folder: Path, rows: int) -> list[dict[str, bytes]]:
         path = folder / "rows" / "data" / f"{part}-00000-of-00001.parquet"
         path.parent.mkdir(parents=True, exist_ok=True)
         datasets.Dataset.from_list(cells, features=drawn.features).to_parquet(path)
-    return [{name: row[name]["bytes"] for name in FORMS} for row in cells]
+    return [{name: row[name]["bytes"] for name in PICTURES} for row in cells]
 
 
 def resized(data: bytes, mode: str, resample: Image.Resampling) -> np.ndarray:

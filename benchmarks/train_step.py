@@ -200,10 +200,8 @@ def take_step(run: trainer.Run, batch: trainer.FillBatch) -> torch.Tensor:
     return loss.detach()
 
 
-def compiled_calls(run: trainer.Run, wanted: bool) -> dict[torch.nn.Module, Any]:
-    """How each repeated block is called when it is compiled; none unless ``wanted``."""
-    if not wanted:
-        return {}
+def compiled_calls(run: trainer.Run) -> dict[torch.nn.Module, Any]:
+    """How each repeated block is called when it is compiled."""
     run.model.compile_repeated_blocks(fullgraph=True, dynamic=False)
     kinds = run.model._repeated_blocks
     blocks = [module for module in run.model.modules() if type(module).__name__ in kinds]
@@ -232,7 +230,7 @@ def measure(run: trainer.Run, args: argparse.Namespace) -> tuple[dict[str, list[
     options = argparse.Namespace(**{**vars(run.args), **latents})
     cached_rows, _ = trainer.cache_latents(options, rows, run.accelerator)
     cached = iter(trainer.make_loader(cached_rows, options, run.accelerator, 0))
-    compiled = compiled_calls(run, args.compile_blocks)
+    compiled = compiled_calls(run) if args.compile_blocks else {}
     steps: dict[str, Callable[[int], torch.Tensor]] = {
         "plain": lambda number: take_step(run, run.encode(samples, number)),
         "bare": lambda number: bare_step(run, *inputs[number % 6]),

@@ -16,6 +16,7 @@ import logging
 import statistics
 import sys
 import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -44,10 +45,7 @@ def losses_of(flags: list[str], replay: bool = False) -> list[float]:
     GradientState._reset_state()
     args, script = wrapper.parse(flags)
     wrapper.check(args, script)
-    if replay:
-        with mock.patch.multiple(script.module, **replayed(script.module, args.seed)):
-            wrapper.run(args, script)
-    else:
+    with mock.patch.multiple(script.module, **replayed(script.module, args.seed)) if replay else nullcontext():
         wrapper.run(args, script)
     lines = (Path(args.output_dir) / "logs" / "losses.jsonl").read_text(encoding="utf-8").splitlines()
     return [json.loads(line)["loss"] for line in lines]
@@ -59,35 +57,36 @@ def replayed(module: ModuleType, seed: int) -> dict[str, Any]:
     Ours draws latents of the pair, latents of the masked pair and noise from one generator, timesteps from a second
     one with the same seed. The script draws masked pair, pair, noise and timesteps, from the global one.
     """
-    state: dict[str, Any] = {"forward": 0, "after": None}
-    originals = {
-        name: getattr(module, name)
-        for name in ("prepare_fill_with_mask", "encode_images_to_latents", "compute_density_for_timestep_sampling")
-    }
+    names = ("prepare_fill_with_mask", "encode_images_to_latents", "compute_density_for_timestep_sampling")
+    fill, encode, draw = (getattr(module, name) for name in names)
+    forward, after = -1, torch.get_rng_state()
+
+    def seed_pass() -> None:
+        torch.manual_seed(trainer.seed_for(seed, 0, forward))
 
     def conditioning(*args: Any, **kwargs: Any) -> Any:
-        state["forward"] += 1
+        nonlocal forward, after
+        forward += 1
         image, vae = kwargs["image"], kwargs["vae"]
-        torch.manual_seed(trainer.seed_for(seed, 0, state["forward"] - 1))
+        seed_pass()
         scale = 2 ** (len(vae.config.block_out_channels) - 1)
         size = (len(image), vae.config.latent_channels, image.shape[-2] // scale, image.shape[-1] // scale)
         torch.randn(size, dtype=vae.dtype)  # what the pair will get
-        found = originals["prepare_fill_with_mask"](*args, **kwargs)
-        state["after"] = torch.get_rng_state()
+        found = fill(*args, **kwargs)
+        after = torch.get_rng_state()
         return found
 
     def latents(*args: Any, **kwargs: Any) -> Any:
-        torch.manual_seed(trainer.seed_for(seed, 0, state["forward"] - 1))
-        found = originals["encode_images_to_latents"](*args, **kwargs)
-        torch.set_rng_state(state["after"])  # the noise comes next
+        seed_pass()
+        found = encode(*args, **kwargs)
+        torch.set_rng_state(after)  # the noise comes next
         return found
 
     def density(*args: Any, **kwargs: Any) -> Any:
-        torch.manual_seed(trainer.seed_for(seed, 0, state["forward"] - 1))
-        return originals["compute_density_for_timestep_sampling"](*args, **kwargs)
+        seed_pass()
+        return draw(*args, **kwargs)
 
-    replacements = (conditioning, latents, density)
-    return dict(zip(originals, replacements, strict=True))
+    return dict(zip(names, (conditioning, latents, density), strict=True))
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,9 +33,6 @@ ROWS = 32
 #: What is left free on the disk.
 SPARE_BYTES = 2**30
 TEXTS = ("c_name", "im_name", "caption_cloth")
-
-#: Posteriors of a batch of samples, {"target": [B,2,16,h,w], "masked": [B,2,16,h,w]}, mean before deviation.
-Encoder = Callable[[dict[str, Any]], dict[str, torch.Tensor]]
 
 
 def digest(facts: dict[str, Any]) -> str:
@@ -88,14 +86,21 @@ def is_whole(path: Path) -> bool:
         return False
 
 
-def cached_rows(
-    data: Any, root: Path, facts: dict[str, Any], encode: Encoder, accelerator: Any, batch_size: int, workers: int
-) -> CachedRows:
-    """The cache below ``root`` of the rows of ``data``, encoded now as far as it is not there. All ranks call this.
+def cache_dir(args: Namespace) -> Path:
+    """Where ``--cache_latents`` keeps what it has encoded."""
+    return Path(args.latents_dir or Path(args.output_dir, "latents"))
 
-    ``facts`` are what the content depends on beside the rows. Raises ``ValueError`` when the first shard shows that the
-    disk is too small for all.
+
+def cached_rows(
+    data: Any, args: Namespace, facts: dict[str, Any], encode: Callable[..., Any], accelerator: Any
+) -> CachedRows:
+    """The rows of ``data`` from the cache, encoded now as far as they are not there. All ranks call this.
+
+    ``facts`` are what the content depends on beside the rows. ``encode`` gives posteriors of a batch of samples: target
+    and masked [B,2,16,h,w], mean before deviation. Raises ``ValueError`` when the first shard shows that the disk is
+    too small for all.
     """
+    root, workers = cache_dir(args), args.dataloader_num_workers
     rows = {"content": data.content_key()} if hasattr(data, "content_key") else data_facts(data)
     folder = root / digest({"format": FORMAT, "per_shard": ROWS, **facts, "rows": rows})
     shards = [range(begin, min(begin + ROWS, len(data))) for begin in range(0, len(data), ROWS)]
@@ -106,7 +111,7 @@ def cached_rows(
     with tqdm(total=sum(len(shards[number]) for number in own), desc="Encoding rows", disable=hidden) as progress:
         for number in own:
             loader = DataLoader(
-                Subset(data, shards[number]), batch_size=batch_size, num_workers=workers,
+                Subset(data, shards[number]), batch_size=args.train_batch_size, num_workers=workers,
                 worker_init_fn=worker_ignores_signals if workers else None,
             )  # fmt: skip
             shard = encode_shard(loader, encode, progress)
@@ -117,7 +122,7 @@ def cached_rows(
     return CachedRows(data, folder)
 
 
-def encode_shard(loader: DataLoader, encode: Encoder, progress: tqdm) -> bytes:
+def encode_shard(loader: DataLoader, encode: Callable[..., Any], progress: tqdm) -> bytes:
     """Content of the shard that has the rows of ``loader``. A mask is packed: a bit for each of its pixels."""
     parts: list[dict[str, torch.Tensor]] = []
     texts: list[list[Any]] = []

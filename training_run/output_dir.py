@@ -143,20 +143,16 @@ def _step_in(line: str) -> float:
         return math.inf
 
 
-def refuse_changes(
-    args: Namespace, own: frozenset[str], saved: dict[str, Any], data: Any, base: dict[str, str], accelerator: Any
-) -> None:
+def refuse_changes(args: Namespace, saved: dict[str, Any], data: Any, base: dict[str, str], accelerator: Any) -> None:
     """Raise ``ValueError`` for what has changed since ``saved`` was written and would change the result.
 
-    ``own`` names the trainer's own arguments, which are compared; those of a wrapper show in the data. ``base`` is what
-    the models are known by. ``--allow_changed_arguments`` makes a warning of it. The rank that reads all data tells the
-    others.
+    ``saved`` has the trainer's own arguments; those of a wrapper show in the data. ``base`` tells the models from
+    others. ``--allow_changed_arguments`` makes a warning of it. The rank that reads all data tells the others.
     """
     changes: list[str] = []
     if accelerator.is_main_process:
         steps = {"max_train_steps"} if args.lr_scheduler.startswith("constant") else set()
-        now = {name: value for name, value in vars(args).items() if name in own}
-        changes = changed(saved["arguments"], now, FREE | steps)
+        changes = changed(saved["arguments"], vars(args), FREE | steps)
         changes += changed(saved["data"], data_facts(data)) + changed(saved["base"], base)
         changes += changed({"processes": saved["processes"]}, {"processes": accelerator.num_processes})
     (changes,) = broadcast_object_list([changes])

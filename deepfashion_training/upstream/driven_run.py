@@ -79,12 +79,7 @@ class DrivenRun:
     # ---- data
 
     def build_dataset(
-        self,
-        dataroot_path: str,
-        phase: str,
-        order: str = "paired",
-        size: tuple[int, int] = (768, 576),
-        data_list: str | None = None,
+        self, dataroot_path: str, phase: str, order: str = "paired", size: Any = (768, 576), data_list: Any = None
     ) -> Any:
         """What the script gets for each ``VitonHDTestDataset`` that it builds.
 

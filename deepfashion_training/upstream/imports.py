@@ -11,7 +11,7 @@ import contextlib
 import functools
 import importlib.util
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -75,13 +75,7 @@ class ScriptImports:
             sys.modules.setdefault(name, module)
         true_import = builtins.__import__
 
-        def import_(
-            name: str,
-            globals: Mapping[str, object] | None = None,
-            locals: Mapping[str, object] | None = None,
-            fromlist: Sequence[str] | None = (),
-            level: int = 0,
-        ) -> Any:
+        def import_(name: str, globals: Any = None, locals: Any = None, fromlist: Any = (), level: int = 0) -> Any:
             top, *parts = name.split(".")
             if level or top not in self.stubs or not self._is_own(globals or {}):
                 return true_import(name, globals, locals, fromlist or (), level)
