@@ -215,17 +215,6 @@ def load_text_encoders(args: argparse.Namespace, dtype: torch.dtype) -> FluxFill
     return FluxFillPipeline.from_pretrained(base, transformer=None, vae=None, **pipeline_options(args, dtype))
 
 
-def encode_prompt(
-    text_encoders: FluxFillPipeline, prompts: list[str], max_sequence_length: int, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """T5 embeddings [P, max_sequence_length, D] and pooled CLIP embeddings [P, E] of ``prompts``."""
-    with torch.no_grad():
-        embeds, pooled, _ = text_encoders.encode_prompt(
-            prompt=prompts, prompt_2=prompts, device=device, max_sequence_length=max_sequence_length
-        )
-    return embeds, pooled
-
-
 class PromptTable:
     """Embeddings of every distinct prompt of a run, ``embeds`` [P,L,D] and ``pooled`` [P,E], in their order."""
 
@@ -255,14 +244,14 @@ def distinct_prompts(args: argparse.Namespace, captions: Sequence[str]) -> list[
     return list(prompts)
 
 
-def encode_prompts_once(args: argparse.Namespace, prompts: list[str], accelerator: Accelerator) -> PromptTable:
-    """Encode every distinct prompt, then let T5 and CLIP leave memory. The table is in main memory.
+def encode_prompts(
+    args: argparse.Namespace, prompts: list[str], device: torch.device, dtype: torch.dtype, hidden: bool = True
+) -> PromptTable:
+    """Encode distinct ``prompts``, then let T5 and CLIP leave memory. The table is in main memory.
 
-    Raises ``ValueError`` when the table would take more than half of the main memory that is free.
+    ``hidden`` shows no progress. Raises ``ValueError`` when the table would take more than half of the main memory that
+    is free.
     """
-    device = accelerator.device
-    dtype = DTYPES[args.mixed_precision]
-    logger.info(f"Encoding {len(prompts)} prompt{'s' * (len(prompts) > 1)} with T5 and CLIP")
     text_encoders = load_text_encoders(args, dtype).to(device)
     size = len(prompts) * args.max_sequence_length * text_encoders.text_encoder_2.config.d_model * dtype.itemsize
     free = psutil.virtual_memory().available
@@ -272,28 +261,30 @@ def encode_prompts_once(args: argparse.Namespace, prompts: list[str], accelerato
             f"{free / 2**30:.1f} GiB are free: lower --max_sequence_length, take fewer rows, or drop --use_captions"
         )
     parts = []
-    quiet = not accelerator.is_main_process or len(prompts) < 16
-    for prompt in tqdm(prompts, desc="Encoding prompts", disable=quiet):
-        encoded = encode_prompt(text_encoders, [prompt], args.max_sequence_length, device)
-        parts.append([tensor.to("cpu", dtype) for tensor in encoded])
+    for prompt in tqdm(prompts, desc="Encoding prompts", disable=hidden or len(prompts) < 16):
+        with torch.no_grad():
+            embeds, pooled, _ = text_encoders.encode_prompt(
+                prompt=prompt, prompt_2=None, device=device, max_sequence_length=args.max_sequence_length
+            )
+        parts.append([tensor.to("cpu", dtype) for tensor in (embeds, pooled)])
     del text_encoders
     speed.free_memory()
     return PromptTable(prompts, *map(torch.cat, zip(*parts, strict=True)))
 
 
-def cached_prompts(args: argparse.Namespace, prompts: list[str], accelerator: Accelerator) -> PromptTable:
-    """``encode_prompts_once``, kept on disk by ``--cache_latents``: T5 and CLIP are loaded the first time only."""
-    encoders = bases.pipeline_facts(args, bases.TEXT_PARTS)
-    if not encoders:  # nothing tells these text encoders from later ones of the same name
-        return encode_prompts_once(args, prompts, accelerator)
-    facts = {"encoders": encoders, "variant": args.variant, "dtype": str(DTYPES[args.mixed_precision])}
+def prompts_of_run(args: argparse.Namespace, prompts: list[str], accelerator: Accelerator) -> PromptTable:
+    """``encode_prompts``, kept on disk by ``--cache_latents``: T5 and CLIP are loaded the first time only."""
+    dtype = DTYPES[args.mixed_precision]
+    encoders = bases.pipeline_facts(args, bases.TEXT_PARTS) if args.cache_latents else {}
+    facts = {"encoders": encoders, "variant": args.variant, "dtype": str(dtype)}
     facts |= {"length": args.max_sequence_length, "prompts": prompts}
     path = latents.cache_dir(args) / f"prompts-{latents.digest(facts)}.safetensors"
-    if path.is_file():
+    if encoders and path.is_file():
         found = load_file(path)
         return PromptTable(prompts, found["embeds"], found["pooled"])
-    table = encode_prompts_once(args, prompts, accelerator)
-    if accelerator.is_main_process:
+    logger.info(f"Encoding {len(prompts)} prompt{'s' * (len(prompts) > 1)} with T5 and CLIP")
+    table = encode_prompts(args, prompts, accelerator.device, dtype, not accelerator.is_main_process)
+    if encoders and accelerator.is_main_process:  # else nothing tells them from later ones of the same name
         write_file(path, save({"embeds": table.embeds, "pooled": table.pooled}))
     return table
 
@@ -769,8 +760,7 @@ def build_run(args: argparse.Namespace, accelerator: Accelerator, stopping: Stop
     pictures = [validation_data[row] for row in shown]
     captions = train_data.captions() if args.use_captions and hasattr(train_data, "captions") else []
     captions = [*captions, *(sample["caption_cloth"] for sample in pictures)]
-    make_table = cached_prompts if args.cache_latents else encode_prompts_once
-    prompts = make_table(args, distinct_prompts(args, captions), accelerator)
+    prompts = prompts_of_run(args, distinct_prompts(args, captions), accelerator)
     rows, vae_config = cache_latents(args, train_data, accelerator) if args.cache_latents else (train_data, None)
     speed.free_memory()
     logger.info(f"Loading the transformer {args.pretrained_inpaint_model_name_or_path}")

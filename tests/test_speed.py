@@ -59,7 +59,7 @@ def gradients(run: tfi.Run, batch: tfi.FillBatch) -> tuple[torch.Tensor, list[to
 @pytest.fixture
 def run(tiny_args, accelerator):
     args = tiny_args("--report_to", "none", "--max_train_steps", 1)
-    prompts = tfi.encode_prompts_once(args, [args.instance_prompt], accelerator)
+    prompts = tfi.prompts_of_run(args, [args.instance_prompt], accelerator)
     made = tfi.Run(args, accelerator, prompts)
     (made.folder / "logs").mkdir(parents=True)
     for parameter in made.parameters:  # B is zero at the start, and then half of the gradients are
@@ -129,7 +129,7 @@ def test_dropout_draws_the_same_again_and_rests_while_pictures_are_drawn(run, ba
 
 def test_blocks_use_the_attention_that_is_asked_for_and_other_models_do_not(tiny_args, accelerator):
     args = tiny_args("--report_to", "none", "--max_train_steps", 1, "--attention_backend", "_native_flash")
-    run = tfi.Run(args, accelerator, tfi.encode_prompts_once(args, [args.instance_prompt], accelerator))
+    run = tfi.Run(args, accelerator, tfi.prompts_of_run(args, [args.instance_prompt], accelerator))
     blocks = [*run.model.transformer_blocks, *run.model.single_transformer_blocks]
     assert {block.attn.processor._attention_backend.value for block in blocks} == {"_native_flash"}
     assert _AttentionBackendRegistry.get_active_backend()[0].value == "native"

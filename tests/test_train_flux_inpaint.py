@@ -341,11 +341,11 @@ def test_alpha_scales_the_update(tiny_flux_fill):
 
 def test_one_constant_prompt_is_encoded_once(tiny_args, accelerator, monkeypatch):
     args, encoded = tiny_args(), []
-    real = tfi.encode_prompt
-    monkeypatch.setattr(tfi, "encode_prompt", lambda *a: encoded.append(a[1]) or real(*a))
+    real = FluxFillPipeline.encode_prompt
+    monkeypatch.setattr(FluxFillPipeline, "encode_prompt", lambda *a, **k: encoded.append(k["prompt"]) or real(*a, **k))
     prompts = tfi.distinct_prompts(args, ["a", "b", "c"])
-    table = tfi.encode_prompts_once(args, prompts, accelerator)
-    assert prompts == [tfi.DEFAULT_PROMPT] and encoded == [[tfi.DEFAULT_PROMPT]]
+    table = tfi.prompts_of_run(args, prompts, accelerator)
+    assert prompts == [tfi.DEFAULT_PROMPT] and encoded == [tfi.DEFAULT_PROMPT]
     assert table.embeds.shape == (1, 96, 32) and table.pooled.shape == (1, 32)
 
 
@@ -353,7 +353,7 @@ def test_each_distinct_caption_is_encoded_once_after_the_bare_prompt(tiny_args, 
     args = tiny_args("--use_captions", "--instance_prompt", "a pair.")
     prompts = tfi.distinct_prompts(args, ["red top", " red top ", "", "red top", "blue skirt"])
     assert prompts == ["a pair.", "a pair. red top", "a pair. blue skirt"]
-    table = tfi.encode_prompts_once(args, prompts, accelerator)
+    table = tfi.prompts_of_run(args, prompts, accelerator)
     assert table.embeds.shape == (3, 96, 32)
     embeds, pooled = table.look_up(["a pair. blue skirt", "a pair.", "a pair. blue skirt"], accelerator.device)
     assert torch.equal(embeds, table.embeds[[2, 0, 2]]) and torch.equal(pooled, table.pooled[[2, 0, 2]])
@@ -361,7 +361,7 @@ def test_each_distinct_caption_is_encoded_once_after_the_bare_prompt(tiny_args, 
 
 
 def test_a_prompts_embedding_is_the_pipelines_own(tiny_args, accelerator, tiny_flux_fill):
-    table = tfi.encode_prompts_once(tiny_args(), ["red top"], accelerator)
+    table = tfi.prompts_of_run(tiny_args(), ["red top"], accelerator)
     pipeline = FluxFillPipeline.from_pretrained(tiny_flux_fill, torch_dtype=torch.float32)
     with torch.no_grad():
         embeds, pooled, _ = pipeline.encode_prompt("red top", None, max_sequence_length=96)
@@ -386,7 +386,7 @@ def test_the_text_encoders_leave_memory(tiny_args, accelerator, monkeypatch):
 
     monkeypatch.setattr(tfi, "load_text_encoders", watched)
     gc.collect()
-    table = tfi.encode_prompts_once(tiny_args(), ["red top"], accelerator)
+    table = tfi.prompts_of_run(tiny_args(), ["red top"], accelerator)
     assert len(seen) == 2 and [reference() for reference in seen] == [None, None]
     assert table.embeds.numel()
 
@@ -396,10 +396,10 @@ def test_embeddings_that_memory_cannot_hold_are_refused(free, fits, tiny_args, a
     """3 prompts of 96 tokens of 32 fp32 numbers may take half of what is free."""
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=free))
     if fits:
-        assert len(tfi.encode_prompts_once(tiny_args(), ["a", "b", "c"], accelerator).rows) == 3
+        assert len(tfi.prompts_of_run(tiny_args(), ["a", "b", "c"], accelerator).rows) == 3
     else:
         with pytest.raises(ValueError, match=r"3 distinct prompts need .* lower --max_sequence_length"):
-            tfi.encode_prompts_once(tiny_args(), ["a", "b", "c"], accelerator)
+            tfi.prompts_of_run(tiny_args(), ["a", "b", "c"], accelerator)
 
 
 def test_the_vae_keeps_its_own_shift_and_scale(tiny_flux_fill):

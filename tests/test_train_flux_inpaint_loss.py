@@ -272,7 +272,7 @@ def run_on(args: argparse.Namespace, accelerator) -> tuple[tfi.Run, list[dict]]:
     args.max_train_steps = args.max_train_steps or 1
     train, _ = tfi.build_datasets(args)
     captions = train.captions() if hasattr(train, "captions") else []
-    prompts = tfi.encode_prompts_once(args, tfi.distinct_prompts(args, captions), accelerator)
+    prompts = tfi.prompts_of_run(args, tfi.distinct_prompts(args, captions), accelerator)
     return tfi.Run(args, accelerator, prompts), [train[row] for row in range(len(train))]
 
 

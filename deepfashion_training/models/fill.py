@@ -19,7 +19,6 @@ from deepfashion_training.models.access import CATVTON_FLUX_ALPHA
 from deepfashion_training.models.lora_files import LoraFile
 from training_run import guards, quantization
 from training_run.hub import transformer_in
-from training_run.speed import free_memory
 
 FLUX_FILL = "black-forest-labs/FLUX.1-Fill-dev"
 #: Guidance of catvton-flux-alpha without a LoRA: what its own training script draws its validation pictures with.
@@ -94,7 +93,8 @@ class FillModel:
             quantize_base=quantize_base,
             **dict.fromkeys(("revision", "inpaint_revision", "variant", "cache_dir")),
         )
-        self._embeddings = self._encode(list(dict.fromkeys(prompts)))
+        distinct = list(dict.fromkeys(prompts))
+        self._prompts = trainer.encode_prompts(self._loading, distinct, self.device, self.dtype)
         self._has_loras = bool(loras)
         self._transformer = self._load_transformer(loras or {}, offload)
         self._pipeline = self._load_pipeline()
@@ -122,8 +122,7 @@ class FillModel:
         """
         self._use_lora(lora, lora_scale)
         masked = torch.stack([sample["im_mask"] for sample in samples])
-        encoded = zip(*(self._embeddings[prompt] for prompt in prompts), strict=True)
-        embeds, pooled = (torch.cat(parts).to(self.device) for parts in encoded)
+        embeds, pooled = self._prompts.look_up(prompts, self.device)
 
         def report(_pipeline: Any, step: int, _timestep: Any, _tensors: dict[str, Any]) -> dict[str, Any]:
             if on_step is not None:
@@ -156,18 +155,6 @@ class FillModel:
         else:
             self._transformer.enable_adapters()
             self._transformer.set_adapters([_adapter(lora)], weights=[scale])
-
-    def _encode(self, prompts: Sequence[str]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-        """T5 [1, L, D] and pooled CLIP [1, E] embeddings by prompt, in main memory."""
-        encoders = trainer.load_text_encoders(self._loading, self.dtype).to(self.device)
-        length = self._loading.max_sequence_length
-        encoded = {}
-        for prompt in prompts:
-            embeds, pooled = trainer.encode_prompt(encoders, [prompt], length, self.device)
-            encoded[prompt] = (embeds.to("cpu", self.dtype), pooled.to("cpu", self.dtype))
-        del encoders
-        free_memory()
-        return encoded
 
     def _load_transformer(self, loras: Mapping[str, LoraFile], offload: bool) -> Any:
         transformer = trainer.load_transformer(self._loading, self.dtype).requires_grad_(False)
