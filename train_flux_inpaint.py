@@ -209,12 +209,6 @@ def pipeline_options(args: argparse.Namespace, dtype: torch.dtype) -> dict[str, 
     return {**hub, "torch_dtype": dtype, "use_safetensors": True}
 
 
-def load_text_encoders(args: argparse.Namespace, dtype: torch.dtype) -> FluxFillPipeline:
-    """CLIP and T5 with their tokenizers, as a pipeline that holds nothing else."""
-    base = args.pretrained_model_name_or_path
-    return FluxFillPipeline.from_pretrained(base, transformer=None, vae=None, **pipeline_options(args, dtype))
-
-
 class PromptTable:
     """Embeddings of every distinct prompt of a run, ``embeds`` [P,L,D] and ``pooled`` [P,E], in their order."""
 
@@ -252,7 +246,8 @@ def encode_prompts(
     ``hidden`` shows no progress. Raises ``ValueError`` when the table would take more than half of the main memory that
     is free.
     """
-    text_encoders = load_text_encoders(args, dtype).to(device)
+    options = {"transformer": None, "vae": None, **pipeline_options(args, dtype)}
+    text_encoders = FluxFillPipeline.from_pretrained(args.pretrained_model_name_or_path, **options).to(device)
     size = len(prompts) * args.max_sequence_length * text_encoders.text_encoder_2.config.d_model * dtype.itemsize
     free = psutil.virtual_memory().available
     if size > free / 2:

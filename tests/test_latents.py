@@ -63,7 +63,7 @@ def test_a_second_run_encodes_nothing_and_a_stopped_one_only_what_is_missing(tin
     encoded = []
     encode = tfi.encode_rows
     monkeypatch.setattr(tfi, "encode_rows", lambda vae, rows: encoded.extend(rows["im_name"]) or encode(vae, rows))
-    monkeypatch.setattr(tfi, "load_text_encoders", lambda *_: pytest.fail("prompts were encoded again"))
+    monkeypatch.setattr(tfi, "encode_prompts", lambda *_: pytest.fail("prompts were encoded again"))
     assert run(tiny_args(*flags))[0] == losses
     assert len(encoded) == 4
     after = [path.stat().st_mtime_ns for path in shards(tmp_path)]

@@ -376,15 +376,15 @@ def test_captions_are_not_used_where_there_are_none(captions, tiny_args):
 
 
 def test_the_text_encoders_leave_memory(tiny_args, accelerator, monkeypatch):
-    seen, real = [], tfi.load_text_encoders
+    seen, real = [], FluxFillPipeline.from_pretrained
 
-    def watched(*args):
-        pipeline = real(*args)
+    def watched(*args, **parts):
+        pipeline = real(*args, **parts)
         assert pipeline.transformer is None and pipeline.vae is None
         seen.extend(weakref.ref(module) for module in (pipeline.text_encoder, pipeline.text_encoder_2))
         return pipeline
 
-    monkeypatch.setattr(tfi, "load_text_encoders", watched)
+    monkeypatch.setattr(FluxFillPipeline, "from_pretrained", watched)
     gc.collect()
     table = tfi.prompts_of_run(tiny_args(), ["red top"], accelerator)
     assert len(seen) == 2 and [reference() for reference in seen] == [None, None]
