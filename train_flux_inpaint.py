@@ -268,7 +268,10 @@ def encode_prompts(
 
 
 def prompts_of_run(args: argparse.Namespace, prompts: list[str], accelerator: Accelerator) -> PromptTable:
-    """``encode_prompts``, kept on disk by ``--cache_latents``: T5 and CLIP are loaded the first time only."""
+    """``encode_prompts``, kept on disk by ``--cache_latents``: T5 and CLIP are loaded the first time only.
+
+    Nothing is kept where nothing tells these text encoders from later ones of the same name.
+    """
     dtype = DTYPES[args.mixed_precision]
     encoders = bases.pipeline_facts(args, bases.TEXT_PARTS) if args.cache_latents else {}
     facts = {"encoders": encoders, "variant": args.variant, "dtype": str(dtype)}
@@ -279,7 +282,7 @@ def prompts_of_run(args: argparse.Namespace, prompts: list[str], accelerator: Ac
         return PromptTable(prompts, found["embeds"], found["pooled"])
     logger.info(f"Encoding {len(prompts)} prompt{'s' * (len(prompts) > 1)} with T5 and CLIP")
     table = encode_prompts(args, prompts, accelerator.device, dtype, not accelerator.is_main_process)
-    if encoders and accelerator.is_main_process:  # else nothing tells them from later ones of the same name
+    if encoders and accelerator.is_main_process:
         write_file(path, save({"embeds": table.embeds, "pooled": table.pooled}))
     return table
 
