@@ -8,7 +8,7 @@ import os
 import pickle
 from pathlib import Path
 
-from deepfashion_training.data.bad_rows import BadRowLedger
+from deepfashion_training.deepfashion_dataset import BadRowLedger
 
 
 def record_many(ledger: BadRowLedger, worker: int) -> None:

@@ -19,8 +19,12 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from deepfashion_training.data.bad_rows import BadRowLedger, TooManyBadRowsError
-from deepfashion_training.deepfashion_dataset import DatasetOptions, DeepFashionDataset
+from deepfashion_training.deepfashion_dataset import (
+    BadRowLedger,
+    DatasetOptions,
+    DeepFashionDataset,
+    TooManyBadRowsError,
+)
 
 SIZE = (32, 24)  # height, width
 TENSORS = {"image": (3, 32, 48), "im_mask": (3, 32, 48), "inpaint_mask": (1, 32, 48), "cloth_pure": (3, 32, 24)}

@@ -1,1 +1,1 @@
-"""Where rows come from: opening a dataset, its documented rows, and the account of those that cannot be read."""
+"""Where rows come from: opening a dataset, its schema, its splits and its documented rows."""

@@ -38,7 +38,7 @@ def held_out(groups: Sequence[Hashable], fraction: float, seed: int) -> list[boo
 def stratified_subset(types: Sequence[int], count: int, seed: int) -> list[int]:
     """Positions of ``count`` rows, ascending, with each type in proportion and, if there is room, at least once.
 
-    All positions when ``count`` is as large as ``types``.
+    All positions when there are no more.
     """
     if count >= len(types):
         return list(range(len(types)))
@@ -92,10 +92,7 @@ def unpaired_partners(types: Sequence[int], groups: Sequence[Hashable], seed: in
 
 
 def split_of(group: object, validation: float, test: float, seed: int) -> str:
-    """``"train"``, ``"validation"`` or ``"test"`` for a group, by its hash: other groups do not matter.
-
-    ``validation`` and ``test`` are shares in [0, 1) that leave something for training.
-    """
+    """``"train"``, ``"validation"`` or ``"test"`` for a group, by its hash; ``validation`` and ``test`` are shares."""
     place = unit_hash(seed, group)
     if place < test:
         return "test"

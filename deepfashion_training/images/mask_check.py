@@ -62,8 +62,7 @@ def mask_fault(photo: Image.Image, mask: Image.Image, decoded: np.ndarray) -> Ma
     no fault here: callers check for it.
 
     Accepted are masks with soft edges, of JPEG, of one hue on black, and maps of labels; those that touch the border;
-    and close-ups, whose garment fills the frame. Pictures that look like a mask are taken for one, such as a red
-    garment of one even colour on black, or all white over a white garment before a white wall.
+    and close-ups, whose garment fills the frame. A garment of one even colour on black is taken for a mask.
     """
     if not decoded.any():
         return None
@@ -94,10 +93,9 @@ def _is_other_picture(photo: Image.Image, mask: Image.Image) -> bool:
 
 
 def area_fault(photo: Image.Image, decoded: np.ndarray) -> MaskFault | None:
-    """A fault of what is repainted: too little to mean anything, the background, or everything.
+    """A fault of what is repainted, arguments as of ``mask_fault``: too little, the background, or everything.
 
-    ``photo`` and ``decoded`` as in ``mask_fault``. Where most of the border is painted, white means what to keep,
-    unless what the photo shows in its middle reaches the border: then the garment fills the frame.
+    Where most of the border is painted, white means what to keep, unless the garment fills the frame.
     """
     if decoded.mean() < _SMALLEST:
         return MaskFault("speck", f"covers {np.count_nonzero(decoded)} of {decoded.size} pixels, less than any garment")

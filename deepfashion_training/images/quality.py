@@ -184,7 +184,6 @@ def _sampled(picture: Image.Image) -> npt.NDArray[np.uint8]:
 
 
 def _sampled_mask(mask: np.ndarray) -> npt.NDArray[np.bool_]:
-    """A mask ``[h, w]`` in {0, 1} on the grid on which ``_sampled`` sees a picture of its size."""
     return _sampled(Image.fromarray(mask.astype(np.uint8, copy=False))) > 0
 
 

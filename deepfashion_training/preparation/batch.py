@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -41,12 +41,9 @@ _ENDINGS = {b"\xff\xd8": ".jpg", b"\x89PNG": ".png", b"RIFF": ".webp"}
 _SMALL_SIDE = 128
 
 
-@dataclass(frozen=True)
-class _Garment:
-    """A garment picture: as it is stored, and upright RGB, shrunk."""
-
+class _Garment(NamedTuple):
     stored: bytes
-    small: Image.Image
+    small: Image.Image  # upright RGB, shrunk
 
 
 @dataclass
@@ -71,6 +68,9 @@ class _Photo:
         """Whether it is a flat shot, which serves other photos as garment picture."""
         return self.plan.view == "flat" and "cloth" not in self.stored
 
+    def seed(self, settings: Settings) -> int:
+        return settings.seed * 1_000_003 + self.plan.source_row
+
 
 def prepare_batch(
     planned: Sequence[PlannedRow],
@@ -80,11 +80,9 @@ def prepare_batch(
 ) -> list[dict[str, Any]]:
     """Turn rows into pairs.
 
-    ``pictures`` has the columns ``image``, ``mask`` and, where the source has it, ``cloth``: stored bytes, or a ``str``
-    that says why there are none. Rows of one outfit lie next to each other, and no outfit is in two batches. What
-    comes out has the columns of a pair and ``schema.NOTES``, as far as they are known: one row for each row that came
-    in, in the same order, each ``outcome`` ``pair``, ``quarantined`` or ``unpaired``; after those of an outfit the
-    pairs mined from it.
+    ``pictures`` are those of ``SourceRows``. Rows of one outfit lie next to each other, and no outfit is in two
+    batches. What comes out has the columns of a pair and ``schema.NOTES``, as far as they are known: one row for each
+    row that came in, in the same order; after those of an outfit the pairs mined from it.
     """
     photos = [
         _Photo(plan, {name: cells[place] for name, cells in pictures.items()}) for place, plan in enumerate(planned)
@@ -268,15 +266,10 @@ def _garment(photo: _Photo, choice: Choice, photos: Sequence[_Photo], settings: 
         return _Garment(stored, source.small)
     size = (source.photo.height, source.photo.width)
     if choice.source == "same_photo":
-        seed = _seed(photo, settings)
-        return _checked(warped_cut_out(source.photo, source.region.mask, size, seed), settings)
+        return _checked(warped_cut_out(source.photo, source.region.mask, size, photo.seed(settings)), settings)
     if source.cut_out is None:
         source.cut_out = _checked(cut_out(source.photo, source.region.mask, size), settings)
     return source.cut_out
-
-
-def _seed(photo: _Photo, settings: Settings) -> int:
-    return settings.seed * 1_000_003 + photo.plan.source_row
 
 
 def _checked(picture: Image.Image, settings: Settings) -> _Garment | Finding:
@@ -291,9 +284,7 @@ def _pair(photo: _Photo, choice: Choice, garment: _Garment, settings: Settings) 
     policy = settings.mask_policy
     if policy == "relaxed" and plan.split != "train":
         policy = "agnostic"  # the variation is for training; evaluation wants the same mask every time
-    seed = _seed(photo, settings)
-    mask = repaint_mask(region.mask, plan.cloth_type, photo.person, photo.parse, policy, seed)
-    as_is = repaint_mask(region.mask, plan.cloth_type, photo.person, photo.parse, "as_is")
+    mask = repaint_mask(region.mask, plan.cloth_type, photo.person, photo.parse, policy, photo.seed(settings))
     name = f"{plan.pid}_{plan.variant}_{plan.view}_{plan.source_row}"
     return {
         "outcome": "pair",
@@ -303,7 +294,7 @@ def _pair(photo: _Photo, choice: Choice, garment: _Garment, settings: Settings) 
         "garment_source": choice.source,
         "garment_view": choice.view,
         "garment_row": choice.row,
-        "features_as_is": mask_features(as_is).tobytes(),
+        "features_as_is": mask_features(region.mask).tobytes(),
         "features": mask_features(mask).tobytes(),
         "likeness": quality.colour_likeness(garment.small, photo.small, _small_mask(region.mask, photo.small)),
         "mask_how": region.how,

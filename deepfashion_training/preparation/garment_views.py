@@ -46,10 +46,7 @@ class Choice(NamedTuple):
 
 
 def parse_pose(pose: str) -> tuple[str, str]:
-    """Variant and view of a ``pose`` such as ``01_4_full``, in any capitals and with or without a file ending.
-
-    Raises ``ValueError`` for any other form; the view may be an unknown one.
-    """
+    """Variant and view, perhaps an unknown one, of a ``pose`` such as ``01_4_full``; else ``ValueError``."""
     match = _POSE.fullmatch(pose.strip())
     if match is None:
         raise ValueError(f"pose {pose!r} is not VARIANT_NUMBER_VIEW, such as 01_4_full")
@@ -59,10 +56,9 @@ def parse_pose(pose: str) -> tuple[str, str]:
 def choose_garment(row: int, view: str, candidates: Sequence[Candidate], sources: Sequence[str]) -> Choice | None:
     """Which of ``candidates``, all of one outfit, shows the garment of photo ``row`` best; ``None`` if none may.
 
-    The first of ``sources`` that has one decides. ``flat``: a flat shot. ``cross_view``: another row in a view
-    that may dress ``view``, see ``DRESSED_BY``; the better view first. ``same_photo``: the row itself. Among
-    equals the one that no border cuts, then the one with more garment pixels, then the lower row number, so that
-    the order of ``candidates`` does not matter.
+    The first of ``sources`` that has one decides: a flat shot, another row in a view that may dress ``view`` (the
+    better view first), the row itself. Among equals the one that no border cuts, then the one with more garment
+    pixels, then the lower row number, so that the order of ``candidates`` does not matter.
     """
     views = DRESSED_BY.get(view)
     if not views:

@@ -115,16 +115,13 @@ def _measure(described: Values, forms: np.ndarray, people: np.ndarray, seed: int
 
 
 def _described(features: np.ndarray) -> Values:
-    """Occupancy and geometry ``[N, 384 + 79]``: what the picture's grid holds, and the same relative to the mask.
-
-    The geometry is free of where the person stands: extent and area, and width, gaps and middle of the rows
-    between the mask's top and bottom.
-    """
+    """Occupancy ``[N, 384]``, and geometry ``[N, 79]`` that is free of where the person stands."""
     grids = features.reshape(-1, FEATURE_ROWS, FEATURE_COLUMNS).astype(np.float32) / 255
     return np.concatenate([grids.reshape(len(grids), -1), np.stack([_geometry(grid) for grid in grids])], axis=1)
 
 
 def _geometry(grid: Values) -> Values:
+    """Extent and area, and width, gaps and middle of the rows between the mask's top and bottom."""
     rows, columns = grid.sum(axis=1), grid.sum(axis=0)
     held = np.flatnonzero(rows > 0.02)
     if not len(held):
