@@ -131,7 +131,7 @@ def work(argv: list[str]) -> int:
     alone = args.check or args.upstream_check or (args.plan and complaint is not None and not gpus)
     if complaint and not args.plan:
         fits = [flag for flag, name in PRESET_FLAGS.items() if not too_small(load_preset(name), gpus)]
-        complaint += f"; use {', '.join([*fits, '--embedded'])} (the last one is the small model of the project)"
+        complaint += f"; use {''.join(f'{flag}, or ' for flag in fits)}--embedded, the small model of the project"
         if not args.dry_run:
             raise ValueError(complaint)
         sys.stderr.write(f"warning: {complaint}\n")

@@ -155,7 +155,7 @@ def test_two_processes_share_a_cpu_but_for_a_script_of_the_users(machine: Machin
         (["--h100"], [], "h100 needs an NVIDIA GPU with 75 GiB of memory, and none is visible here"),
         (["--h100"], [RTX4090], "75 GiB of memory, and the smallest one here has 23.6"),
         (["--h100"], [H100, RTX4090], "the smallest one here has 23.6"),
-        ([], [RTX4090], "and the smallest one here has 23.6; use --low-vram, --embedded"),
+        ([], [RTX4090], "and the smallest one here has 23.6; use --low-vram, or --embedded"),
         (["--low-vram"], [LAPTOP], "the smallest one here has 7.8; use --embedded"),
     ],
 )

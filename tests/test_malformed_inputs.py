@@ -494,7 +494,7 @@ def test_a_table_that_cannot_be_drawn_stops_before_the_first_picture(name, shop,
     assert not out.exists() and len(list(shop.iterdir())) == 5
 
 
-@pytest.mark.parametrize("person", ["../../../../../etc/passwd", "link.png", "t.csv"])
+@pytest.mark.parametrize("person", ["../" * 20 + "etc/passwd", "link.png", "t.csv"])
 def test_a_row_whose_file_is_no_picture_fails(person, shop, tmp_path, capsys):
     (shop / "t.csv").write_bytes(HEAD + f"{person},g.png,m.png,,,a.png\n".encode())
     out = tmp_path / "drawn"
