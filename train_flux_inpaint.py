@@ -270,7 +270,7 @@ def encode_prompts(
 def prompts_of_run(args: argparse.Namespace, prompts: list[str], accelerator: Accelerator) -> PromptTable:
     """``encode_prompts``, kept on disk by ``--cache_latents``: T5 and CLIP are loaded the first time only.
 
-    Nothing is kept where nothing tells these text encoders from later ones of the same name.
+    They are not kept where these text encoders cannot be told from later ones of the same name.
     """
     dtype = DTYPES[args.mixed_precision]
     encoders = bases.pipeline_facts(args, bases.TEXT_PARTS) if args.cache_latents else {}
@@ -719,7 +719,7 @@ class Run:
             self.random_state = saved["ranks"][self.accelerator.process_index]["random"]
 
     def fit_memory(self) -> int:
-        """For ``--gradient_checkpointing auto``: measure passes over the first rows; how many blocks are recomputed."""
+        """For ``--gradient_checkpointing auto``: try passes over the first rows; how many blocks are checkpointed."""
         samples = default_collate([self.rows[row % len(self.rows)] for row in range(self.args.train_batch_size)])
         batch = self.encode(samples, 0)
 

@@ -1,6 +1,6 @@
 """What all commands share: the parser of their flags, presets, and how a command ends.
 
-Knows no room of the project, and imports nothing heavy before it has to.
+Knows nothing of the project but the trainer's parser, and imports nothing heavy before it has to.
 """
 
 from __future__ import annotations
@@ -106,9 +106,13 @@ def load_preset(name: str) -> Preset:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise WrongUseError(f"--preset {path} is no valid YAML: {in_one_line(str(error))}") from error
+    if isinstance(content, dict) and (unread := set(content) - {"about", "needs", "flags"}):
+        raise WrongUseError(
+            f"--preset {path}: {min(unread)!r} is not read: the keys are about, needs and flags, with flags below it"
+        )
     try:
         flags, needs = content.get("flags", {}), content.get("needs") or {}
-        if set(content) <= {"about", "needs", "flags"} and all(isinstance(value, str) for value in flags.values()):
+        if all(isinstance(value, str) for value in flags.values()):
             numbers = {need: float(gib) for need, gib in needs.items()}
             return Preset(path.stem, path, str(content.get("about", "")), flags, **numbers)
     except (AttributeError, TypeError, ValueError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import hashlib
 import json
@@ -95,8 +96,9 @@ class BadRowLedger:
             return []
         by_row: dict[int, dict[str, Any]] = {}
         for line in self._file.read_text(encoding="utf-8").splitlines():
-            entry = json.loads(line)
-            by_row.setdefault(entry["row"], entry)
+            with contextlib.suppress(json.JSONDecodeError):  # a process was killed while it wrote this line
+                entry = json.loads(line)
+                by_row.setdefault(entry["row"], entry)
         return [by_row[row] for row in sorted(by_row)]
 
 

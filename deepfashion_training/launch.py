@@ -218,7 +218,7 @@ def supervise(command: list[str], environments: list[dict[str, str]]) -> int:
     failed = failed or next((code for code in codes if code and code not in STOPPED), 0)
     if failed < 0:
         sys.stderr.write(
-            f"error: {signal.Signals(-failed).name} has ended the trainer, which could say nothing: most often the "
+            f"error: {signal.Signals(-failed).name} has ended the trainer before it could say why: most often the "
             "machine's main memory was too small (dmesg tells). The same command with --resume_from_checkpoint latest "
             "continues.\n"
         )
@@ -235,7 +235,7 @@ def _end_with_launcher() -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the launcher with ``argv``; returns the exit code."""
-    return run_command("train_deepfashion_lora", argv, work, "nothing began")
+    return run_command("train_deepfashion_lora", argv, work, "nothing was started")
 
 
 if __name__ == "__main__":

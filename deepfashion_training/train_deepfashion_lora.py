@@ -121,13 +121,17 @@ def parse(argv: list[str], parser: FlagParser | None = None, *, load: bool = Tru
     if unread := typed.keys() & _TRAINERS_ALONE:
         parser.error(f"--{min(unread)} does nothing here: use --dataset_name")
     typed_only = _of_groups(parser, _TYPED_ONLY) | {"output_dir", *_TRAINERS_ALONE}
-    preset = load_preset(typed.get("preset", "full")).values(parser, typed_only)
+    chosen = load_preset(typed.get("preset", "full"))
+    preset = chosen.values(parser, typed_only)
     follows: dict[str, Any] = {}
     if typed.get("embedded"):
         from deepfashion_training.embedded import TINY_FLUX_FILL
 
         follows = dict.fromkeys(MODELS, str(TINY_FLUX_FILL))
-        preset |= load_preset("embedded").values(parser)
+        embedded = load_preset("embedded")
+        small = embedded.values(parser)
+        # Over a preset of the project, and under a file of the user's own.
+        preset = preset | small if chosen.path.parent == embedded.path.parent else small | preset
         # A step has as many pairs, or hardly more, however many processes share it.
         preset["train_batch_size"] = math.ceil(preset["train_batch_size"] / launched_processes())
     if "num_train_epochs" in typed:
@@ -206,7 +210,7 @@ def _refuse_together(parser: FlagParser, args: argparse.Namespace) -> None:
             not args.publish and (args.publish_as or args.publish_private),
             "--hub_model_id and --hub_private do nothing without --push_to_hub",
         ),
-        (args.publish and args.embedded, "--push_to_hub: what the small embedded model has learned dresses nobody"),
+        (args.publish and args.embedded, "--push_to_hub: a LoRA of the small embedded model is of no use to others"),
         (args.publish and whole_base, "--push_to_hub uploads LoRAs, and --train_base_model trains none"),
     ):
         if wrong:
@@ -415,7 +419,7 @@ def train(args: argparse.Namespace, script: Any) -> None:
     if not isinstance(script, ModuleType):
         say("\n".join(script.notes))
     elif is_done(args, script.OWN_ARGUMENTS):
-        say(f"{args.output_dir}: all {args.max_train_steps} steps are taken; doing what comes after them")
+        say(f"{args.output_dir}: all {args.max_train_steps} steps are taken; going on after training")
         return
     if getattr(args, "overwrite_output_dir", False) and not continues(args) and process_state().is_main_process:
         for ledger in Path(args.output_dir).glob(ROW_LEDGERS):  # of the run that goes: its rows are not this run's
@@ -428,38 +432,36 @@ def finish(args: argparse.Namespace) -> None:
     from deepfashion_training.models.publish import push
     from deepfashion_training.reports.model_card import write_model_card
 
-    folder = Path(args.output_dir)
-    if not (folder / "run.json").exists():  # a script of its own ways
+    folder = Path(args.output_dir).absolute()
+    if not (folder / "run.json").exists():  # a script that keeps its own records
         sys.stdout.write(f"\n{args.upstream} has ended; what it has written is in {folder}\n")
         if args.publish or args.evaluate_samples:
             raise ValueError("--push_to_hub and --evaluate_samples need a run.json, and the script has written none")
         return
     write_model_card(folder)
-    failed = None
+    failed, split = None, held_out_split(args)
     if args.evaluate_samples:
         try:
-            compare_with_base(args, folder)
+            compare_with_base(args, folder, split)
         except Exception as error:
             failed = error  # what was trained is published all the same
-    sys.stdout.write(closing_lines(args, folder))
+    sys.stdout.write(closing_lines(args, folder, split))
     if args.publish:
         sys.stdout.write(f"published {push(folder, args.publish_as, args.publish_private)}\n")
     if failed is not None:
         raise ValueError(
             f"the LoRA is in {folder}, but comparing it with its base failed: {describe(failed)}; try again with: "
-            f"{evaluate_command(args, folder)}"
+            f"{evaluate_command(args, folder, split)}"
         ) from failed
 
 
-def compare_with_base(args: argparse.Namespace, folder: Path) -> None:
-    """Say by garment type what the LoRA in ``folder`` changed, on held-out people.
+def compare_with_base(args: argparse.Namespace, folder: Path, split: str | None) -> None:
+    """Say by garment type what the LoRA in ``folder`` changed, on held-out people of ``split``.
 
     Raises ``ValueError``, one line, when that fails.
     """
     import torch
 
-    from deepfashion_training.data.schema import check_documented
-    from deepfashion_training.data.sources import open_splits
     from deepfashion_training.evaluate import evaluate_trained
     from deepfashion_training.prepare import usable_cores
     from training_run.output_dir import LORA_FILE
@@ -469,9 +471,7 @@ def compare_with_base(args: argparse.Namespace, folder: Path) -> None:
         sys.stdout.write("compared  nothing: no LoRA was trained\n")
         return
     free_memory()
-    splits = open_splits(args.dataset_name, check_columns=check_documented, revision=args.dataset_revision)
-    held_out = [name for name in ("test", args.validation_split) if name in splits and name != args.train_split]
-    if not held_out:
+    if split is None:
         sys.stdout.write(f"compared  nothing: {args.dataset_name} has neither a split test nor a validation split\n")
         return
     sys.stdout.flush()
@@ -482,7 +482,7 @@ def compare_with_base(args: argparse.Namespace, folder: Path) -> None:
         lora=str(folder),
         dataset_name=args.dataset_name,
         dataset_revision=args.dataset_revision,
-        split=held_out[0],
+        split=split,
         limit=args.evaluate_samples,
         cloth_types=args.cloth_types,
         quantize_base=args.quantize_base,
@@ -492,16 +492,29 @@ def compare_with_base(args: argparse.Namespace, folder: Path) -> None:
     )
 
 
-def evaluate_command(args: argparse.Namespace, folder: Path) -> str:
+def held_out_split(args: argparse.Namespace) -> str | None:
+    """The split to compare on: test, else that of validation; None where the data has neither."""
+    from deepfashion_training.data.schema import check_documented
+    from deepfashion_training.data.sources import open_splits
+
+    splits = open_splits(args.dataset_name, check_columns=check_documented, revision=args.dataset_revision)
+    found = [name for name in ("test", args.validation_split) if name in splits and name != args.train_split]
+    return found[0] if found else None
+
+
+def evaluate_command(args: argparse.Namespace, folder: Path, split: str | None) -> str:
     """The command that compares the LoRA in ``folder`` with its base, to be typed in any folder."""
     words = [sys.executable, "-m", "deepfashion_training.evaluate"]
-    words += ["--dataset_name", from_anywhere(args.dataset_name)]
-    words += ["--lora", str(folder.absolute()), "--output_dir", str(folder.absolute() / "evaluation")]
+    words += ["--embedded"] if args.embedded else []
+    words += ["--dataset_name", from_anywhere(args.dataset_name), "--split", split or args.train_split]
+    words += ["--dataset_revision", args.dataset_revision] if args.dataset_revision else []
+    words += ["--cloth_types", args.cloth_types]
+    words += ["--lora", str(folder), "--output_dir", str(folder / "evaluation")]
     words += ["--limit", str(args.evaluate_samples)] if args.evaluate_samples else []
     return f"cd {shlex.quote(str(REPOSITORY))} && {shlex.join(words)}"
 
 
-def closing_lines(args: argparse.Namespace, folder: Path) -> str:
+def closing_lines(args: argparse.Namespace, folder: Path, split: str | None) -> str:
     """Where LoRA, pictures and report of a run are, and the command to type next."""
     from training_run.output_dir import LORA_FILE
 
@@ -516,8 +529,11 @@ def closing_lines(args: argparse.Namespace, folder: Path) -> str:
     ]
     if Path(args.preset).stem == "quick_test":
         lines.append(f"next      {larger_run(args)}")
-    elif is_lora and not args.evaluate_samples:
-        lines.append(f"next      {evaluate_command(args, folder)}  # what the LoRA changed")
+    elif is_lora and args.evaluate_samples:
+        demo = shlex.join([sys.executable, "-m", "deepfashion_training.demo", "--lora", str(folder)])
+        lines.append(f"next      cd {shlex.quote(str(REPOSITORY))} && {demo}  # try garments on")
+    elif is_lora:
+        lines.append(f"next      {evaluate_command(args, folder, split)}  # what the LoRA changed")
     return "\n".join(["", *lines, ""])
 
 

@@ -115,7 +115,9 @@ def _notes_on_colours(requests: Sequence[TryOnRequest], repaint: bool) -> list[s
 
     profiles: dict[str, Path] = {}
     for request in requests:
-        with suppress(OSError, Image.DecompressionBombError), Image.open(request.person) as photo:  # read later
+        # One that cannot be opened is named when it is read.
+        unreadable = suppress(OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+        with unreadable, Image.open(request.person) as photo:
             if name := profile_name(photo):
                 profiles.setdefault(name, request.person)
     notes = [f"{path.name} has the colour profile {name!r}: its result is in sRGB" for name, path in profiles.items()]

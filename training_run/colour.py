@@ -6,6 +6,7 @@ import functools
 import io
 import logging
 
+import numpy as np
 from PIL import Image, ImageCms
 
 logger = logging.getLogger(__name__)
@@ -49,20 +50,30 @@ def _profile_of(picture: Image.Image) -> tuple[str, str, ImageCms.ImageCmsTransf
     if not stored or picture.mode == "F" or picture.mode.startswith("I"):
         return None
     kind = {"CMYK": "CMYK", "L": "L", "LA": "L", "1": "L"}.get(picture.mode, "RGB")
-    found = _read(bytes(stored), kind)
-    return None if found is None or "srgb" in found[0].lower() else found
+    return _read(bytes(stored), kind)
 
 
 @functools.lru_cache(maxsize=64)
 def _read(stored: bytes, kind: str) -> tuple[str, str, ImageCms.ImageCmsTransform] | None:
-    """The profile with these bytes; None, with a warning, for one that cannot be used for pictures of a ``kind``."""
+    """The profile with these bytes; None for sRGB, and with a warning for one that is of no use for this ``kind``."""
     try:
         profile = ImageCms.ImageCmsProfile(io.BytesIO(stored))
         mode = _MODES[profile.profile.xcolor_space.strip()]
         if (kind, mode) not in ((mode, mode), ("L", "RGB")):  # grey has a place in the colours of RGB
             raise ValueError(f"it is for {mode} pictures, and one of mode {kind} has it")
         name = ImageCms.getProfileDescription(profile).strip() or "without a name"
-        return name, mode, ImageCms.buildTransform(profile, ImageCms.createProfile("sRGB"), mode, "RGB")
+        transform = ImageCms.buildTransform(profile, ImageCms.createProfile("sRGB"), mode, "RGB")
+        return None if mode != "CMYK" and _changes_nothing(transform, mode) else (name, mode, transform)
     except (ImageCms.PyCMSError, OSError, ValueError, TypeError, KeyError) as error:
         logger.warning("a colour profile of %d bytes cannot be used (%s): sRGB is assumed", len(stored), error)
         return None
+
+
+def _changes_nothing(transform: ImageCms.ImageCmsTransform, mode: str) -> bool:
+    """Whether colours of all kinds stay as they are, up to two levels of 255: sRGB has many editions."""
+    channels = len(Image.new(mode, (1, 1)).getbands())
+    levels = np.linspace(0, 255, 9).astype(np.uint8)
+    colours = np.stack(np.meshgrid(*[levels] * channels, indexing="ij"), -1)
+    probe = Image.frombytes(mode, (colours.size // channels, 1), colours.tobytes())
+    seen = np.asarray(transform.apply(probe), np.int16)
+    return bool(np.abs(seen - np.asarray(probe.convert("RGB"), np.int16)).max() <= 2)

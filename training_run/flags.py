@@ -23,6 +23,8 @@ QUANTIZED_BY = {"nf4": "bitsandbytes", "int8": "torchao", "fp8": "torchao"}
 #: Kinds whose tensors PyTorch (2.13) cannot compile a training step over: it ends with an error about aliases.
 NOT_COMPILED = ("int8", "fp8")
 _UNSET: Any = object()
+#: Flags whose value may be no text at all.
+MAY_BE_EMPTY = ("--caption", "--instance_prompt", "--prompt")
 #: The constant prompt that catvton-flux-alpha was trained with.
 DEFAULT_PROMPT = (
     "The pair of images highlights a clothing and its styling on a model, high resolution, 4K, 8K; [IMAGE1] Detailed "
@@ -59,6 +61,16 @@ class OneLineParser(argparse.ArgumentParser):
         blank = argparse.Namespace(**{action.dest: _UNSET for action in self._actions})
         known, unknown = self.parse_known_args(words, blank)
         return {name: value for name, value in vars(known).items() if value is not _UNSET}, unknown
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse does, but an empty value, as of an unset shell variable, is refused where it means nothing."""
+        words = sys.argv[1:] if args is None else list(args)
+        for word, following in zip(words, [*words[1:], None], strict=True):
+            flag, equals, value = word.partition("=")
+            empty = not value if equals else following == ""
+            if empty and flag in self._option_string_actions and flag not in MAY_BE_EMPTY:
+                self.error(f"{flag} is empty: give it a value, or leave it out")
+        return super().parse_known_args(words, namespace)
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As argparse does, but an unknown flag is named before anything that its misspelling leaves out."""
@@ -121,13 +133,6 @@ SHARE, FINITE = number(float, 0, 1), number(float)
 SEED, SWITCH = number(int, 0, 2**32 - 1), argparse.BooleanOptionalAction
 #: Most denoising steps of a picture: FLUX's scheduler has as many timesteps.
 MOST_INFERENCE_STEPS = 1000
-
-
-def checkpoint_name(text: str) -> str:
-    """The value of ``--resume_from_checkpoint``: an empty one, as of an unset shell variable, would start afresh."""
-    if not text:
-        raise argparse.ArgumentTypeError("it is empty: name a checkpoint or 'latest', or leave the flag out")
-    return text
 
 
 def recompute_stride(text: str) -> int | str:
@@ -223,7 +228,7 @@ def add_trainer_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("output").add_argument
     add("--output_dir", default="outputs/train", help="where LoRA, checkpoints, validation pictures and logs go")
     add("--overwrite_output_dir", action=SWITCH, default=False, help="delete an earlier run's files in --output_dir")
-    add("--resume_from_checkpoint", type=checkpoint_name,
+    add("--resume_from_checkpoint",
         help="checkpoint folder to continue from, or 'latest': the newest undamaged one")
     add("--allow_changed_arguments", action=SWITCH, default=False, help="continue although the result will differ")
     add("--checkpointing_steps", type=FROM_ZERO, default=500, help="optimizer steps between checkpoints; 0: none")

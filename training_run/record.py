@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import json
 import logging
+import math
 import shutil
 import statistics
 import subprocess
@@ -44,15 +45,17 @@ def package_versions() -> dict[str, str]:
 def loss_trend(losses: Sequence[float]) -> dict[str, Any] | None:
     """Means of the first and of the last tenth of a run's logged ``losses``, and whether the run has ``diverged``.
 
-    A tenth is five losses at least; None for fewer than ten. Single losses vary much with their timesteps, so only a
-    last tenth above twice the first counts.
+    A tenth is five losses at least; None for fewer than ten. Single losses vary with their timesteps, so a last tenth
+    counts that is a fifth above the first, and by three standard errors of the difference; or twice as high.
     """
     count = max(5, len(losses) // 10)
     if len(losses) < 2 * count:
         return None
-    before = statistics.fmean(losses[:count])
-    after = statistics.fmean(losses[-count:])
-    return {"first_tenth": before, "last_tenth": after, "diverged": after > 2 * before}
+    first, last = losses[:count], losses[-count:]
+    before, after = statistics.fmean(first), statistics.fmean(last)
+    error = math.sqrt((statistics.variance(first) + statistics.variance(last)) / count)
+    diverged = after > 2 * before or after > max(1.2 * before, before + 3 * error)
+    return {"first_tenth": before, "last_tenth": after, "diverged": diverged}
 
 
 class RecordedRun(Protocol):

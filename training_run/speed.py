@@ -109,7 +109,7 @@ def choose_recomputed(transformer: Any, step: Callable[[], None], spare: int, ac
     if accelerator.device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()  # what was tried is not what the run needs
-    logger.info(f"--gradient_checkpointing auto: {count} of {total} blocks are recomputed")
+    logger.info(f"--gradient_checkpointing auto: {count} of {total} blocks are checkpointed")
     return count
 
 

@@ -66,30 +66,28 @@ def mask_fault(photo: Image.Image, mask: Image.Image, decoded: np.ndarray) -> Ma
     """
     if not decoded.any():
         return None
-    if _is_other_picture(photo, mask):
-        return MaskFault(
-            "other",
-            "is another kind of picture, such as a photo, with or without a hole, a garment or a parser's colours",
-        )
-    return area_fault(photo, decoded)
+    looks = _other_picture(photo, mask)
+    return MaskFault("other", looks) if looks else area_fault(photo, decoded)
 
 
-def _is_other_picture(photo: Image.Image, mask: Image.Image) -> bool:
-    """Whether the levels and hues of ``mask`` are those of another kind of picture."""
+def _other_picture(photo: Image.Image, mask: Image.Image) -> str | None:
+    """What ``mask`` looks like where its levels and hues are those of another kind of picture."""
     values = mask_values(mask)
     largest = float(values.max(initial=0))
     is_labels = is_label_map(values, largest)
     # A human parser's map of a whole person: hair is 2, the face 11 or 13 in the usual schemes.
     if is_labels and min((values == 2).mean(), np.isin(values, (11, 13)).mean()) > 0.0005:
-        return True
+        return "looks like a human parser's map of the whole person"
     visible = _visible(mask)
     # Nearly all of a mask that was never compressed.
     two_levels = bool(((values == values.min()) | (values == largest)).mean() > 0.99)
     if not two_levels and _shows(photo, visible):
-        return True
+        return "looks like the photo itself, whole, darkened or with a hole"
     if is_labels and largest > 1:
-        return False
-    return _other_hues(visible[visible.max(axis=2) > _DARK]) or _other_levels(visible, two_levels)
+        return None
+    if _other_hues(visible[visible.max(axis=2) > _DARK]):
+        return "has several colours, like a photo, an overlay or a parser's picture"
+    return "has many shades, like a photo or a garment" if _other_levels(visible, two_levels) else None
 
 
 def area_fault(photo: Image.Image, decoded: np.ndarray) -> MaskFault | None:

@@ -241,11 +241,11 @@ def _upload(name: str) -> gr.Image:
 
 def _numbers(choice: ModelChoice, seed: int) -> list[gr.components.Component]:
     """Seed, steps, guidance, LoRA scale and repaint, in the order of ``TryOnPage.dress``."""
-    recipe, scale = choice.recipe, choice.lora_scale
+    steps, guidance, scale = choice.recipe.num_inference_steps, choice.recipe.guidance_scale, choice.lora_scale
     return [
         gr.Number(seed, label="Seed", precision=0, minimum=0, maximum=MAX_SEED, elem_id="seed"),
-        gr.Slider(1, MAX_STEPS, value=recipe.num_inference_steps, step=1, label="Steps"),
-        gr.Slider(0, MAX_GUIDANCE, value=recipe.guidance_scale, step=0.5, label="Guidance"),
+        gr.Slider(1, max(MAX_STEPS, steps), value=steps, step=1, label="Steps"),
+        gr.Slider(0, max(MAX_GUIDANCE, guidance), value=guidance, step=0.5, label="Guidance"),
         gr.Slider(
             min(0, scale), max(2, scale), value=scale, step=0.05, label="LoRA scale", visible=choice.lora is not None
         ),

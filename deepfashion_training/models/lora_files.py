@@ -280,5 +280,5 @@ def write_fused(lora: LoraFile, transformer: Path, dtype: torch.dtype, folder: P
     model.fuse_lora(safe_fusing=True)  # which raises when a weight is not finite
     model.unload_lora()
     model.save_pretrained(folder)
-    for file in folder.glob("*.safetensors"):  # which safetensors hides from colleagues
+    for file in folder.glob("*.safetensors"):  # which safetensors writes for its owner alone
         file.chmod((folder / "config.json").stat().st_mode)

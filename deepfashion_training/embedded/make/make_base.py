@@ -197,7 +197,7 @@ def save_base(start: Path, transformer: Path, output_dir: Path) -> None:
     pipeline.transformer.to(torch.float16)
     pipeline.vae.to(torch.float16)
     pipeline.save_pretrained(output_dir)
-    for file in output_dir.rglob("*.json"):  # where on this machine its parts were loaded from is nobody's business
+    for file in output_dir.rglob("*.json"):  # paths of this machine do not belong into a release
         settings = json.loads(file.read_text("utf-8"))
         for name in ("_name_or_path", "is_local", "local_files_only"):
             settings.pop(name, None)
