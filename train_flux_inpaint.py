@@ -77,7 +77,7 @@ def parse_args(input_args: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 #: Names of this script's own arguments; a wrapper may add others.
-OWN_ARGUMENTS = frozenset(vars(parse_args(["--dataroot", ""])))
+OWN_ARGUMENTS = frozenset(vars(parse_args(["--dataroot", "."])))
 
 
 class VitonHDTestDataset(Dataset):

@@ -376,9 +376,10 @@ def run(args: argparse.Namespace, script: Any) -> None:
         make_pairs(args)
     elif is_hub_id(args.dataset_name):
         check_rows(args)
+    split = held_out_split(args) if process_state().is_main_process else None
     train(args, script)
     if process_state().is_main_process:
-        finish(args)
+        finish(args, split)
 
 
 def make_pairs(args: argparse.Namespace) -> None:
@@ -427,8 +428,11 @@ def train(args: argparse.Namespace, script: Any) -> None:
     upstream.train(script, args, functools.partial(DeepFashionDataset, options=dataset_options(args)))
 
 
-def finish(args: argparse.Namespace) -> None:
-    """Write the model card, compare with the base, say where all is, and publish if asked. On rank 0 alone."""
+def finish(args: argparse.Namespace, split: str | None) -> None:
+    """Write the model card, compare with the base, say where all is, and publish if asked. On rank 0 alone.
+
+    ``split`` is that of ``held_out_split``.
+    """
     from deepfashion_training.models.publish import push
     from deepfashion_training.reports.model_card import write_model_card
 
@@ -439,10 +443,10 @@ def finish(args: argparse.Namespace) -> None:
             raise ValueError("--push_to_hub and --evaluate_samples need a run.json, and the script has written none")
         return
     write_model_card(folder)
-    failed, split = None, held_out_split(args)
+    failed = None
     if args.evaluate_samples:
         try:
-            compare_with_base(args, folder, split)
+            compare_with_base(args, folder)
         except Exception as error:
             failed = error  # what was trained is published all the same
     sys.stdout.write(closing_lines(args, folder, split))
@@ -455,8 +459,8 @@ def finish(args: argparse.Namespace) -> None:
         ) from failed
 
 
-def compare_with_base(args: argparse.Namespace, folder: Path, split: str | None) -> None:
-    """Say by garment type what the LoRA in ``folder`` changed, on held-out people of ``split``.
+def compare_with_base(args: argparse.Namespace, folder: Path) -> None:
+    """Say by garment type what the LoRA in ``folder`` changed, on held-out people.
 
     Raises ``ValueError``, one line, when that fails.
     """
@@ -471,6 +475,7 @@ def compare_with_base(args: argparse.Namespace, folder: Path, split: str | None)
         sys.stdout.write("compared  nothing: no LoRA was trained\n")
         return
     free_memory()
+    split = held_out_split(args)
     if split is None:
         sys.stdout.write(f"compared  nothing: {args.dataset_name} has neither a split test nor a validation split\n")
         return

@@ -36,8 +36,8 @@ def values(folder: Path, text: str) -> dict[str, Any]:
         ("", "its keys are"),
         ("flags: {a: [", "no valid YAML"),
         ("flags: {a b: 1}", "unknown argument --a b"),
-        ("learning_rate: 1e-4", "its keys are"),
-        ("flags: {}\nneed: {}", "its keys are"),
+        ("learning_rate: 1e-4", "'learning_rate' is not read"),
+        ("flags: {}\nneed: {}", "'need' is not read"),
         ("flags: {seed: 1, lora_rank: 4, seed: 2}", "'seed' is there twice"),
         ("flags: {seed: 1}\nflags: {seed: 2}", "'flags' is there twice"),
         ("flags: {}\nneeds: {gpu_memory: 3}", "gpu_memory_gib and disk_gib"),
@@ -145,3 +145,13 @@ def test_a_workers_traceback_is_described_by_its_last_line() -> None:
 def test_a_message_neither_fills_the_screen_nor_steers_the_terminal() -> None:
     line = in_one_line("\x1b[2J" + "a" * 5000 + "\nfix it")
     assert len(line) < 1300 and "\x1b" not in line and "\\x1b" in line and line.endswith("fix it")
+
+
+@pytest.mark.parametrize("words", [["--dataset_name", ""], ["--output_dir="], ["--seed", "1", "--lora", ""]])
+def test_an_empty_value_is_wrong_use_and_names_its_flag(words: list[str]) -> None:
+    parser = FlagParser("x", "")
+    for flag in ("--dataset_name", "--output_dir", "--seed", "--lora", "--caption"):
+        parser.add_argument(flag)
+    with pytest.raises(WrongUseError, match=f"{(words[-1] or words[-2]).rstrip('=')} is empty"):
+        parser.parse_args(words)
+    assert parser.parse_args(["--caption", ""]).caption == ""

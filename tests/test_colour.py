@@ -117,3 +117,14 @@ def test_tryon_keeps_the_person_in_srgb_beyond_the_mask_and_says_so(form, wardro
     assert np.abs(drawn - expected)[kept].mean() < 1
     with Image.open(person) as again, Image.open(output) as result:
         assert np.array_equal(drawn[kept], np.asarray(to_rgb(again))[kept]) and "icc_profile" not in result.info
+
+
+def test_a_profile_is_known_by_what_it_does_not_by_its_name():
+    """sRGB under another name changes nothing, and colours of another space are converted whatever they are called."""
+    picture = Image.fromarray(colours())
+    same = icc.rgb_profile("sRGB").replace(b"sRGB", b"mine")
+    other = icc.rgb_profile("Adobe RGB").replace(b"Adobe RGB", b"like sRGB")
+    assert colour.profile_name(with_profile(picture, same)) is None
+    assert (np.asarray(colour.to_srgb(with_profile(picture, same))) == np.asarray(picture)).all()
+    assert colour.profile_name(with_profile(picture, other)) == "like sRGB"
+    assert (np.asarray(colour.to_srgb(with_profile(picture, other))) != np.asarray(picture)).any()

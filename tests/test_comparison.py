@@ -96,6 +96,7 @@ def test_a_failed_comparison_keeps_nothing_from_the_hub(
     args.publish, args.dataset_name = True, "some/pairs"
     monkeypatch.setattr(wrapper, "needs_preparation", lambda _: False)
     monkeypatch.setattr(wrapper, "check_rows", lambda _: None)  # which would be downloaded
+    monkeypatch.setattr(wrapper, "held_out_split", lambda _: "test")
     told = f"the LoRA is in {tmp_path}, but .* failed: .*{problem}.* cd .* -m deepfashion_training.evaluate"
     with pytest.raises(ValueError, match=told):
         wrapper.run(args, script)

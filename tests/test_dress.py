@@ -139,7 +139,7 @@ def test_a_label_map_of_types():
     ("mask", "message"),
     [
         (Image.new("L", (60, 80), 0), "it is empty"),
-        (noise(80, 60), "another kind of picture"),
+        (noise(80, 60), "the photo itself"),
         (Image.eval(box_mask(), lambda value: 255 - value), "seems to be inverted"),
         (Image.new("L", (80, 80), 255), "mask of 80x80 on a photo of 60x80: another aspect"),
     ],

@@ -213,7 +213,7 @@ def test_a_close_up_of_a_white_garment_is_no_photo_of_its_own_mask(level):
 def test_a_dark_photo_is_no_mask_of_itself(mode):
     p = person(1)
     dark = p.photo.point(lambda level: level // 9)
-    with pytest.raises(PictureError, match="another kind of picture"):
+    with pytest.raises(PictureError, match="the photo itself"):
         mask_given(dark, dark.convert(mode), None)
     mask_given(dark, p.worn, None)
 

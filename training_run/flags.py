@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import itertools
 import math
 import sys
 from collections.abc import Callable, Collection, Sequence
@@ -65,7 +66,7 @@ class OneLineParser(argparse.ArgumentParser):
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As argparse does, but an empty value, as of an unset shell variable, is refused where it means nothing."""
         words = sys.argv[1:] if args is None else list(args)
-        for word, following in zip(words, [*words[1:], None], strict=True):
+        for word, following in itertools.pairwise([*words, None]):
             flag, equals, value = word.partition("=")
             empty = not value if equals else following == ""
             if empty and flag in self._option_string_actions and flag not in MAY_BE_EMPTY:
