@@ -89,7 +89,7 @@ def test_the_embedded_model_is_neither_a_base_model_nor_under_the_licence_of_flu
         written(trained(embedded=True, raw_dataset_name=None, **dict.fromkeys(names, str(tiny_flux_fill))))
     )
     assert set(card.data.to_dict()) == {"library_name", "pipeline_tag", "license", "tags"}
-    assert "dresses nobody" in card.text and "gated" not in card.text
+    assert "is of no use on photos" in card.text and "gated" not in card.text
 
 
 def test_weights_of_the_base_are_a_finetune(trained: Callable[..., Path]) -> None:
