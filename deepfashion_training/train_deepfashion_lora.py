@@ -446,7 +446,7 @@ def finish(args: argparse.Namespace, split: str | None) -> None:
     failed = None
     if args.evaluate_samples:
         try:
-            compare_with_base(args, folder)
+            compare_with_base(args, folder, split)
         except Exception as error:
             failed = error  # what was trained is published all the same
     sys.stdout.write(closing_lines(args, folder, split))
@@ -459,8 +459,8 @@ def finish(args: argparse.Namespace, split: str | None) -> None:
         ) from failed
 
 
-def compare_with_base(args: argparse.Namespace, folder: Path) -> None:
-    """Say by garment type what the LoRA in ``folder`` changed, on held-out people.
+def compare_with_base(args: argparse.Namespace, folder: Path, split: str | None) -> None:
+    """Say by garment type what the LoRA in ``folder`` changed, on the held-out people of ``split``.
 
     Raises ``ValueError``, one line, when that fails.
     """
@@ -475,7 +475,6 @@ def compare_with_base(args: argparse.Namespace, folder: Path) -> None:
         sys.stdout.write("compared  nothing: no LoRA was trained\n")
         return
     free_memory()
-    split = held_out_split(args)
     if split is None:
         sys.stdout.write(f"compared  nothing: {args.dataset_name} has neither a split test nor a validation split\n")
         return

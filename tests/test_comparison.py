@@ -44,7 +44,7 @@ def compared(
             asked.append(flags)
 
         monkeypatch.setattr(evaluate_command, "evaluate_trained", noted)
-        wrapper.compare_with_base(args, tmp_path)
+        wrapper.compare_with_base(args, tmp_path, wrapper.held_out_split(args))
         return asked, capsys.readouterr().out
 
     return compare
@@ -83,7 +83,7 @@ def test_a_failed_comparison_keeps_nothing_from_the_hub(
     from deepfashion_training.reports import model_card
     from deepfashion_training.upstream import script as upstream
 
-    def fails(args: argparse.Namespace, folder: Path) -> None:
+    def fails(args: argparse.Namespace, folder: Path, split: str | None) -> None:
         raise problem
 
     (tmp_path / "run.json").write_text("{}")

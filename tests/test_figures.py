@@ -38,7 +38,7 @@ NOTHING, UNCLEAR = change(0, 0), change(-1, 2)
             {"dino": change(1, 2, "lora"), "ciede2000_masked": change(1, 2, "base"), "ssim_masked": UNCLEAR},
             "better by DINO similarity; worse by CIEDE2000",
         ),
-        # A loss that one figure shows is told, also where the others show nothing.
+        # A loss in one figure is reported even where the others show none.
         ({"dino": UNCLEAR, "ciede2000_masked": change(1, 2, "base")}, "worse by CIEDE2000"),
         ({"ciede2000_masked": NOTHING, "dino": NOTHING}, "no clear difference"),
         ({"ciede2000_masked": NOTHING, "dino": UNCLEAR}, "no clear difference"),

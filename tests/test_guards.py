@@ -1,4 +1,4 @@
-"""What has to be true of a training step and of what it writes; each guard is seen to act."""
+"""Guards of a training step and of what it writes: each test breaks what one guard checks."""
 
 from __future__ import annotations
 

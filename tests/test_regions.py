@@ -1,4 +1,4 @@
-"""Regions: unions are told from named garments and cut where the garments meet."""
+"""Regions: a union of garments is recognised, and cut where the garments meet."""
 
 from __future__ import annotations
 

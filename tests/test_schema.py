@@ -1,4 +1,4 @@
-"""Schema: one error that says what was found, what is needed and how to mend it."""
+"""Schema: one error that says what was found, what is needed and how to fix it."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ def told(transformer, accelerator):
     open(f"{sys.argv[1]}/{accelerator.process_index}", "w").write(f"{here} {whole}")
 speed.shard_frozen = told
 
-if "GPUS" in os.environ:  # what accelerate does with several GPUs; DDP is told not to ask for them
+if "GPUS" in os.environ:  # what accelerate does with several GPUs; DDP gets no device ids
     accelerate.Accelerator.multi_device = property(lambda self: True)
 
 interrupt, calls = tfi.Run.interrupt, []
