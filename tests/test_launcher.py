@@ -98,7 +98,7 @@ def test_a_dry_run_prints_what_can_be_pasted(machine: Machine) -> None:
         (["--h100", "--quick-test"], "not allowed with argument --h100"),
         (["--preset", "h100", "--low-vram"], "not allowed with argument --preset"),
         (["--preset"], "--preset: expected one argument"),
-        (["--preset="], "no such preset"),
+        (["--preset="], "--preset is empty"),
         (["--height", "100"], "--height: 100 is not at least 16 and a multiple of 16"),
     ],
 )
