@@ -45,7 +45,7 @@ from safetensors.torch import load_file, save
 from torch.utils.data import DataLoader, Dataset, default_collate
 from tqdm.auto import tqdm
 
-from training_run import bases, checkpoints, guards, latents, output_dir, quantization, speed
+from training_run import bases, blocks, checkpoints, guards, latents, output_dir, quantization, speed
 from training_run.atomic import replacing, write_file
 from training_run.flags import DEFAULT_PROMPT as DEFAULT_PROMPT  # for wrappers of this script
 from training_run.flags import OneLineParser, add_trainer_flags, refuse_contradictions
@@ -295,9 +295,11 @@ def make_trainable(transformer: FluxTransformer2DModel, args: argparse.Namespace
         transformer.add_adapter(lora_config(args, transformer))
     transformer.train()  # for dropout, which the base does without
     flow.cast_training_params(transformer, dtype=torch.float32)
+    if args.mixed_precision != "no":
+        blocks.keep_precision_of_norms(transformer)
     if args.gradient_checkpointing != "auto":  # which is decided when there is a step to measure
-        blocks = len(transformer.transformer_blocks) + len(transformer.single_transformer_blocks)
-        speed.recompute(transformer, speed.recomputed_by(args.gradient_checkpointing, blocks))
+        total = len(transformer.transformer_blocks) + len(transformer.single_transformer_blocks)
+        speed.recompute(transformer, speed.recomputed_by(args.gradient_checkpointing, total))
     if args.compile_blocks:
         transformer.compile_repeated_blocks(fullgraph=True, dynamic=False)
     return [parameter for parameter in transformer.parameters() if parameter.requires_grad]
