@@ -29,6 +29,7 @@ from deepfashion_training.cli import PRESETS, FlagParser, Preset, load_preset, r
 from deepfashion_training.train_deepfashion_lora import PRESET_FLAGS, build_parser, parse  # noqa: E402
 
 TRAIN = HERE / "train_deepfashion_lora.py"
+ACCELERATE_CONFIG = HERE / "accelerate.yaml"
 #: Two processes of one thread share the small model's steps best on a CPU: benchmarks/README.md has figures. Without
 #: the last two glibc gives memory back after every layer and takes it again, which costs more than the layer.
 ON_CPU = {
@@ -158,17 +159,20 @@ def processes(count: int, on_cpu: bool) -> list[dict[str, str]]:
 def as_one_command(command: list[str], environments: list[dict[str, str]]) -> str:
     """A line for a shell that does without this launcher what it would do: `accelerate launch` on GPUs.
 
-    On a CPU `accelerate launch` starts a single process, so several of them are torchrun's.
+    It gets a configuration of ours, and as many threads as PyTorch takes by itself: one, if accelerate chose. On a CPU
+    `accelerate launch` starts a single process, so several of them are torchrun's.
     """
     python, script, *flags = command
     count = str(len(environments))
     on_cpu = {name: value for name, value in environments[0].items() if name in ON_CPU}
     start: list[str] = []
     if not on_cpu:
-        start = ["-m", "accelerate.commands.accelerate_cli", "launch", "--num_processes", count, "--num_machines", "1"]
-        start += ["--mixed_precision", "no", "--dynamo_backend", "no"]  # or accelerate lists the defaults that it took
-        if count != "1":
-            start.append("--multi_gpu")
+        start = ["-m", "accelerate.commands.accelerate_cli", "launch", "--config_file", str(ACCELERATE_CONFIG)]
+        start += ["--num_processes", count, *(["--multi_gpu"] if count != "1" else [])]
+        if "OMP_NUM_THREADS" not in os.environ:
+            from deepfashion_training.prepare import usable_cores
+
+            start += ["--num_cpu_threads_per_process", str(usable_cores())]
     elif count != "1":
         start = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", count]
     words = [python, *start, script, *flags]

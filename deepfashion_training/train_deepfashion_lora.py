@@ -37,7 +37,12 @@ from deepfashion_training.cli import (  # noqa: E402
     run_command,
 )
 from deepfashion_training.garment_types import type_list  # noqa: E402
-from training_run.flags import OneLineParser, add_trainer_flags, refuse_contradictions  # noqa: E402
+from training_run.flags import (  # noqa: E402
+    OneLineParser,
+    add_trainer_flags,
+    refuse_contradictions,
+    refuse_other_trainers,
+)
 
 HUB_DATASET = "SaffalPoosh/deepFashion-with-masks"
 #: Flags that choose a preset; without one it is ``full``.
@@ -120,6 +125,8 @@ def parse(argv: list[str], parser: FlagParser | None = None, *, load: bool = Tru
     typed, rest = parser.given(argv)
     if unread := typed.keys() & _TRAINERS_ALONE:
         parser.error(f"--{min(unread)} does nothing here: use --dataset_name")
+    if not typed.get("upstream"):  # a script of others may train so; it is refused a LoRA then
+        refuse_other_trainers()  # here, as accelerate's state would load DeepSpeed
     typed_only = _of_groups(parser, _TYPED_ONLY) | {"output_dir", *_TRAINERS_ALONE}
     chosen = load_preset(typed.get("preset", "full"))
     preset = chosen.values(parser, typed_only)

@@ -132,6 +132,15 @@ def test_too_little_gpu_memory_names_the_flags_that_lower_it(tiny_args, monkeypa
     assert facts["status"] == "failed" and facts["arguments"]["train_batch_size"] == 2  # nothing changed silently
 
 
+def test_the_trainer_follows_no_accelerate_config(tiny_args, monkeypatch):
+    """``Accelerator`` would take another compiler or number of passes from the environment, and train otherwise."""
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    args = tiny_args(*SHORT)
+    with pytest.raises(ValueError, match="ACCELERATE_USE_FSDP=true"):
+        run(args)
+    assert not Path(args.output_dir).exists()
+
+
 @pytest.mark.parametrize("part", ["transformer", "vae", "text_encoder_2"])
 def test_a_damaged_base_is_named_before_anything_is_made(tiny_args, tiny_flux_fill, tmp_path, part):
     base = tmp_path / "base"

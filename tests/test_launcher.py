@@ -89,6 +89,63 @@ def test_a_dry_run_prints_what_can_be_pasted(machine: Machine) -> None:
     assert out.startswith("ACCELERATE_USE_CPU=true OMP_NUM_THREADS=1 ") and "torch.distributed.run" in out
 
 
+#: What ``accelerate config`` wrote for another project.
+SAVED_CONFIG = """
+compute_environment: LOCAL_MACHINE
+distributed_type: DEEPSPEED
+dynamo_config: {dynamo_backend: INDUCTOR, dynamo_mode: default}
+mixed_precision: fp16
+num_machines: 1
+num_processes: 4
+gpu_ids: 2,3
+use_cpu: false
+"""
+TELL = """
+import os
+names = "CUDA_VISIBLE_DEVICES OMP_NUM_THREADS WORLD_SIZE ACCELERATE_DYNAMO_BACKEND ACCELERATE_MIXED_PRECISION".split()
+names += [name for name in os.environ if name.startswith(("ACCELERATE_USE", "FSDP"))]
+print(*sorted(f"{name}={os.environ[name]}" for name in names if name in os.environ), flush=True)
+"""
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_the_printed_command_takes_nothing_from_a_saved_accelerate_config(machine: Machine, count: int) -> None:
+    (machine.folder / "accelerate").mkdir()
+    (machine.folder / "accelerate" / "default_config.yaml").write_text(SAVED_CONFIG)
+    (machine.folder / "tell.py").write_text(TELL)
+    machine.gpus(*[H100] * count)
+    words = shlex.split(machine.run("--h100", "--dry-run")[1])
+    words[words.index(TRAIN) :] = [str(machine.folder / "tell.py")]
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("ACCELERATE")}
+    done = subprocess.run(words, capture_output=True, text=True, env={**clean, "HF_HOME": str(machine.folder)})
+    assert done.returncode == 0, done.stderr
+    cores = f"OMP_NUM_THREADS={len(os.sched_getaffinity(0))}"
+    same = f"ACCELERATE_DYNAMO_BACKEND=NO ACCELERATE_MIXED_PRECISION=no {{}}{cores}"
+    told = same.format("ACCELERATE_USE_CPU=False ") if count == 1 else f"{same.format('')} WORLD_SIZE=2"
+    assert done.stdout.splitlines() == [told] * count
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("ACCELERATE_USE_DEEPSPEED", "true"), ("ACCELERATE_USE_FSDP", "true"), ("ACCELERATE_USE_MEGATRON_LM", "true"),
+        ("ACCELERATE_USE_PARALLELISM_CONFIG", "true"), ("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR"),
+        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4"),
+    ],
+)  # fmt: skip
+def test_another_way_to_train_is_refused_and_the_way_out_named(machine: Machine, name: str, value: str) -> None:
+    machine.patch.setenv(name, value)
+    for flags in (["--embedded"], ["--embedded", "--dry-run"]):
+        code, out, err = machine.run(*flags)
+        assert (code, out, machine.calls) == (1, "", [])
+        assert f"{name}={value}" in err and "--config_file" in err and err.count("\n") == 1
+    if "STEPS" in name:
+        machine.patch.delenv(name)
+    else:
+        machine.patch.setenv(name, "NO" if "DYNAMO" in name else "false")
+    assert machine.starts("--embedded")
+
+
 @pytest.mark.parametrize("more", [[], ["--dry-run"], ["--plan"]])
 @pytest.mark.parametrize(
     ("flags", "said"),

@@ -9,8 +9,9 @@ import argparse
 import difflib
 import itertools
 import math
+import os
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -24,6 +25,11 @@ QUANTIZED_BY = {"nf4": "bitsandbytes", "int8": "torchao", "fp8": "torchao"}
 #: Kinds whose tensors PyTorch (2.13) cannot compile a training step over: it ends with an error about aliases.
 NOT_COMPILED = ("int8", "fp8")
 _UNSET: Any = object()
+#: What `accelerate launch` sets for trainers of its own.
+_OTHER_TRAINERS = (
+    "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP", "ACCELERATE_USE_MEGATRON_LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG",
+)  # fmt: skip
 #: Flags whose value may be no text at all.
 MAY_BE_EMPTY = ("--caption", "--instance_prompt", "--prompt")
 #: The constant prompt that catvton-flux-alpha was trained with.
@@ -243,6 +249,25 @@ def add_trainer_flags(parser: argparse.ArgumentParser) -> None:
     add("--logging_steps", type=COUNT, default=1, help="optimizer steps between two points of the curves")
     add("--max_skipped_steps", type=FROM_ZERO, default=10, help="steps that may be left out for not being finite")
 # fmt: on
+
+
+def refuse_other_trainers(environment: Mapping[str, str] = os.environ) -> None:
+    """Raise ``ValueError`` where `accelerate launch` asks for a way to train that this trainer has not.
+
+    It takes that from a saved `accelerate config` and hands it on in the ``environment``; ``Accelerator`` would follow.
+    """
+    asked = [name for name in _OTHER_TRAINERS if environment.get(name, "false").lower() in ("true", "1", "yes")]
+    if environment.get("ACCELERATE_DYNAMO_BACKEND", "no").lower() != "no":
+        asked.append("ACCELERATE_DYNAMO_BACKEND")
+    if "ACCELERATE_GRADIENT_ACCUMULATION_STEPS" in environment:  # it would win over --gradient_accumulation_steps
+        asked.append("ACCELERATE_GRADIENT_ACCUMULATION_STEPS")
+    if asked:
+        own = "--compile_blocks compiles, --shard_base splits the base, --gradient_accumulation_steps accumulates"
+        raise ValueError(
+            f"`accelerate launch` has set {asked[0]}={environment[asked[0]]}, by its flags or a saved `accelerate "
+            f"config`, and this trainer does without ({own}): give it --config_file "
+            "deepfashion_training/accelerate.yaml, or unset the variable"
+        )
 
 
 def refuse_contradictions(parser: argparse.ArgumentParser, args: argparse.Namespace, typed: Collection[str]) -> None:

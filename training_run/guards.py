@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from training_run.colour import to_srgb
-from training_run.flags import BACKENDS, QUANTIZED_BY
+from training_run.flags import BACKENDS, QUANTIZED_BY, refuse_other_trainers
 
 
 def read_picture(path: Path, mode: str) -> Image.Image:
@@ -55,7 +55,8 @@ def check_quantization(kind: str) -> None:
 
 
 def check_packages(args: Any) -> None:
-    """Raise ``ValueError`` when a flag needs a package or a device that is not there."""
+    """Raise ``ValueError`` for a missing package or device that a flag needs, and for another trainer's settings."""
+    refuse_other_trainers()
     needs = {
         "--use_8bit_adam": args.use_8bit_adam and "bitsandbytes",
         "--optimizer prodigy": args.optimizer == "prodigy" and "prodigyopt",
