@@ -15,6 +15,8 @@ import argparse
 import contextlib
 import json
 import platform
+import re
+import shutil
 import statistics
 import sys
 import tempfile
@@ -27,8 +29,12 @@ from unittest import mock
 import numpy as np
 import psutil
 import torch
+from accelerate import init_empty_weights
 from diffusers import AutoencoderKL, FluxTransformer2DModel
-from diffusers import FlowMatchEulerDiscreteScheduler as FlowScheduler
+from diffusers.models.model_loading_utils import load_model_dict_into_meta
+from diffusers.quantizers import DiffusersAutoQuantizer
+from safetensors.torch import save_file
+from torch.utils.data import Dataset, default_collate
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # `python benchmarks/train_step.py` has only this folder on its path
@@ -102,24 +108,79 @@ def transformer_config(size: str) -> dict[str, Any]:
     return {name: value for name, value in config.items() if not name.startswith("_")}
 
 
-def build_transformer(size: str, device: torch.device | str, dtype: torch.dtype) -> FluxTransformer2DModel:
-    """A transformer of that size with PyTorch's own random weights, made on ``device`` in ``dtype``."""
+def random_transformer(
+    config: dict[str, Any], device: torch.device | str, dtype: torch.dtype
+) -> FluxTransformer2DModel:
+    """A transformer of ``config`` with PyTorch's own random weights, made on ``device`` in ``dtype``."""
     usual = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
         with torch.device(device):
-            return FluxTransformer2DModel(**transformer_config(size))
+            return FluxTransformer2DModel(**config)
     finally:
         torch.set_default_dtype(usual)
 
 
-def trainer_args(args: argparse.Namespace, pipeline: Path, transformer: Path, output: Path) -> argparse.Namespace:
+def quantized_transformer(config: dict[str, Any], kind: str, device: torch.device, dtype: torch.dtype) -> Any:
+    """A transformer held as ``kind`` of ``--quantize_base``, as diffusers loads one, but from no file.
+
+    All double blocks have the same random weights, and so have all single blocks: no more of them is ever there
+    unquantized, so that it is made where only the quantized model fits.
+    """
+    quantizer = DiffusersAutoQuantizer.from_config(quantization.settings(kind, dtype))
+    with init_empty_weights():
+        model = FluxTransformer2DModel(**config)
+    quantizer.preprocess_model(model, device_map={"": device}, keep_in_fp32_modules=[])
+    weights = random_transformer({**config, "num_layers": 1, "num_single_layers": 1}, device, dtype).state_dict()
+    weights = {name: weights[re.sub(r"blocks\.\d+", "blocks.0", name)] for name in model.state_dict()}
+    loading: dict[str, Any] = {"dtype": dtype, "hf_quantizer": quantizer, "device_map": {"": device}}
+    load_model_dict_into_meta(model, weights, keep_in_fp32_modules=[], **loading)
+    quantizer.postprocess_model(model)
+    return model
+
+
+@contextlib.contextmanager
+def random_models(config: dict[str, Any], base: Path | None = None) -> Iterator[Path]:
+    """While it lasts the trainer loads a transformer of ``config``, and embeddings of prompts, that are random.
+
+    Both are made in memory, the transformer on the GPU where there is one. Yields the pipeline to name: ``base``, or a
+    folder with a VAE of FLUX's size, random too. Nothing is downloaded.
+    """
+
+    def load_transformer(args: argparse.Namespace, dtype: torch.dtype) -> Any:
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if args.quantize_base:
+            return quantized_transformer(config, args.quantize_base, device, dtype)
+        return random_transformer(config, device, dtype)
+
+    def encode_prompts(
+        args: argparse.Namespace, prompts: list[str], device: torch.device, dtype: torch.dtype, hidden: bool = True
+    ) -> trainer.PromptTable:
+        embeds = torch.randn(len(prompts), args.max_sequence_length, config["joint_attention_dim"], dtype=dtype)
+        return trainer.PromptTable(
+            prompts, embeds, torch.randn(len(prompts), config["pooled_projection_dim"]).to(dtype)
+        )
+
+    with tempfile.TemporaryDirectory(prefix="random_models-") as folder, contextlib.ExitStack() as patches:
+        for made in (load_transformer, encode_prompts):
+            patches.enter_context(mock.patch.object(trainer, made.__name__, made))
+        if base is None:
+            shutil.copy(EMBEDDED / "model_index.json", folder)
+            shutil.copytree(EMBEDDED / "scheduler", f"{folder}/scheduler")
+            AutoencoderKL(**FLUX_VAE).to(torch.bfloat16).save_pretrained(f"{folder}/vae")
+            random_transformer(config, "meta", torch.bfloat16).save_config(f"{folder}/transformer")
+            save_file({}, f"{folder}/transformer/diffusion_pytorch_model.safetensors")  # that it is there is looked at
+        yield base or Path(folder)
+
+
+def trainer_args(args: argparse.Namespace, pipeline: Path, output: Path) -> argparse.Namespace:
     """The trainer's arguments, as a user would type them; what is not named keeps the trainer's default."""
     flags = {
         "dataroot": output, "pretrained_model_name_or_path": pipeline, "output_dir": output,
-        "pretrained_inpaint_model_name_or_path": transformer, "train_batch_size": args.batch_size,
-        "height": args.height, "width": args.width, "max_sequence_length": args.text_tokens,
-        "mixed_precision": args.mixed_precision, "max_train_steps": 2 * (args.steps + WARM_UP), "report_to": "none",
+        "pretrained_inpaint_model_name_or_path": pipeline,
+        "train_batch_size": args.batch_size, "height": args.height, "width": args.width,
+        "max_sequence_length": args.text_tokens, "mixed_precision": args.mixed_precision,
+        "max_train_steps": 2 * (args.steps + WARM_UP), "report_to": "none",
         "attention_backend": args.attention_backend, "quantize_base": args.quantize_base,
         "gradient_checkpointing": args.gradient_checkpointing or "none",
     }  # fmt: skip
@@ -128,41 +189,36 @@ def trainer_args(args: argparse.Namespace, pipeline: Path, transformer: Path, ou
 
 @contextlib.contextmanager
 def trainer_run(args: argparse.Namespace) -> Iterator[trainer.Run]:
-    """The trainer's ``Run`` over models with random weights, made here and gone afterwards; nothing is downloaded.
-
-    The transformer, of up to 24 GB, is handed over in memory unless it is to be quantized, which is done while loading.
-    """
-    with tempfile.TemporaryDirectory(prefix="train_step-") as folder, contextlib.ExitStack() as patches:
-        made = Path(folder)
-        pipeline = made if args.size == "full" else EMBEDDED
-        options = trainer_args(args, pipeline, transformer=made, output=made / "run")
+    """The trainer's ``Run`` over models with random weights, made here and gone afterwards."""
+    models = random_models(transformer_config(args.size), None if args.size == "full" else EMBEDDED)
+    with tempfile.TemporaryDirectory(prefix="train_step-") as output, models as pipeline:
+        options = trainer_args(args, pipeline, Path(output))
         guards.check_packages(options)
         accelerator, dtype = trainer.start(options), trainer.DTYPES[options.mixed_precision]
-        transformer = build_transformer(args.size, "cpu" if args.quantize_base else accelerator.device, dtype)
-        if args.size == "full":
-            FlowScheduler.from_pretrained(EMBEDDED, subfolder="scheduler").save_pretrained(made / "scheduler")
-            AutoencoderKL(**FLUX_VAE).to(dtype).save_pretrained(made / "vae")
-        if args.quantize_base:
-            transformer.save_pretrained(made / "transformer")
-            del transformer
-            speed.free_memory()
-        else:
-            patches.enter_context(mock.patch.object(trainer, "load_transformer", lambda *_: transformer))
-        on_device: dict[str, Any] = {"device": accelerator.device, "dtype": dtype}
-        config = transformer_config(args.size)
-        embeds = torch.randn(1, args.text_tokens, config["joint_attention_dim"], **on_device)
-        pooled = torch.randn(1, config["pooled_projection_dim"], **on_device)
-        yield trainer.Run(options, accelerator, trainer.PromptTable({options.instance_prompt: 0}, embeds, pooled))
+        prompts = trainer.encode_prompts(options, [options.instance_prompt], accelerator.device, dtype)
+        yield trainer.Run(options, accelerator, prompts)
 
 
-def random_rows(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """A few rows of noise as the trainer's datasets give them, with a mask as a garment's."""
-    mask = torch.zeros(1, args.height, 2 * args.width)
-    mask[:, args.height // 4 : 3 * args.height // 4, 5 * args.width // 4 : 7 * args.width // 4] = 1
-    image = torch.rand(3, args.height, 2 * args.width) * 2 - 1
-    cloth = {"cloth_pure": image[..., : args.width], "cloth_mask": torch.ones(1, args.height, args.width)}
-    names = {"c_name": "", "im_name": "", "caption_cloth": "", "cloth_type": 2}
-    return [{"image": image, "im_mask": image * (1 - mask), "inpaint_mask": mask, **cloth, **names}] * 4
+class NoiseRows(Dataset[dict[str, Any]]):
+    """Four rows of noise as the trainer's datasets give them, with a mask as a garment's; ``size`` is of one picture.
+
+    Built as those are, and always the same.
+    """
+
+    def __init__(self, size: tuple[int, int], **_: Any) -> None:
+        self.size = size
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        height, width = self.size
+        mask = torch.zeros(1, height, 2 * width)
+        mask[:, height // 4 : 3 * height // 4, 5 * width // 4 : 7 * width // 4] = 1
+        image = torch.rand(3, height, 2 * width, generator=torch.Generator().manual_seed(row)) * 2 - 1
+        cloth = {"cloth_pure": image[..., :width], "cloth_mask": torch.ones(1, height, width)}
+        names = {"c_name": f"{row}", "im_name": f"{row}", "caption_cloth": "", "cloth_type": 2}
+        return {"image": image, "im_mask": image * (1 - mask), "inpaint_mask": mask, **cloth, **names}
 
 
 def bare_step(run: trainer.Run, inputs: dict[str, Any], target: torch.Tensor) -> torch.Tensor:
@@ -215,8 +271,8 @@ def measure(run: trainer.Run, args: argparse.Namespace) -> tuple[dict[str, list[
     and the seconds of encoding a batch. Raises ``ValueError`` when a loss is not finite: nothing that was timed would
     be training then.
     """
-    device, vae, rows = run.accelerator.device, run.vae, random_rows(args)
-    samples = torch.utils.data.default_collate(rows[:1] * args.batch_size)
+    device, vae, rows = run.accelerator.device, run.vae, NoiseRows((args.height, args.width))
+    samples = default_collate([rows[0]] * args.batch_size)
     encode_s = statistics.median([seconds(lambda: run.encode(samples, 0), device) for _ in range(6)][1:])
     blocks = len(run.model.transformer_blocks) + len(run.model.single_transformer_blocks)
     if run.args.gradient_checkpointing == "auto":
@@ -278,7 +334,7 @@ def benchmark(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
         device, dtype, rank = run.accelerator.device, trainer.DTYPES[run.args.mixed_precision], run.args.lora_rank
         config, image_tokens = transformer_config(args.size), args.height * 2 * args.width // 16**2
         flops = useful_flops(config, image_tokens, args.text_tokens, rank, args.batch_size)
-        parameters = sum(weight.numel() for weight in build_transformer(args.size, "meta", dtype).parameters())
+        parameters = sum(weight.numel() for weight in random_transformer(config, "meta", dtype).parameters())
         ceiling = matmul_ceiling(device, dtype)
         every, peaks, encode_s = measure(run, args)
         ceiling = max(ceiling, matmul_ceiling(device, dtype))  # the machine may have been busy the first time
