@@ -31,6 +31,7 @@ from typing import Any, Literal
 import numpy as np
 import psutil
 import torch
+import torch._functorch.config
 from accelerate import Accelerator
 from accelerate.logging import get_logger
 from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration, gather_object, set_seed
@@ -450,6 +451,7 @@ def start(args: argparse.Namespace) -> Accelerator:
         kwargs_handlers=[InitProcessGroupKwargs(timeout=RANKS_WAIT)],
     )  # fmt: skip
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = args.allow_tf32
+    torch._functorch.config.activation_memory_budget = args.activation_memory_budget
     set_seed(args.seed)
     return accelerator
 

@@ -20,17 +20,17 @@ from typing import Any
 import torch
 import yaml
 from accelerate.utils import broadcast_object_list
-from diffusers import FluxTransformer2DModel
 
-from deepfashion_training.cli import describe, load_preset
+from deepfashion_training.cli import describe
 from deepfashion_training.deepfashion_dataset import DatasetOptions, DeepFashionDataset
 from deepfashion_training.embedded import is_embedded
 from deepfashion_training.embedded.wardrobe import write_wardrobe
 from deepfashion_training.models import access
 from deepfashion_training.upstream import script as upstream
 from training_run.flags import NOT_COMPILED
-from training_run.flops import FLUX_FILL, useful_flops
-from training_run.speed import free_memory
+from training_run.flops import FLUX_FILL, recomputed_flops, useful_flops
+from training_run.memory import MakeTrainable, StepMemory, predict, state_bytes
+from training_run.speed import FILL, free_memory
 from training_run.stopping import Stopping
 
 GIB = 2**30
@@ -74,18 +74,10 @@ def plan(args: argparse.Namespace, script: Any, state: Any) -> None:
         )
         lines = answer(args, script, state)
     else:
-        needed = load_preset(args.preset).gpu_memory_gib
-        lines = iter(estimated_lines(args, lora_parameters(script, args), needed))
+        lines = iter(estimated_lines(args, script.make_trainable))
     with Stopping():  # a signal is an exception here, so that what was measured in is removed
         for line in lines:
             state.print(line, flush=True)
-
-
-def lora_parameters(script: Any, args: argparse.Namespace) -> int:
-    """Parameters that ``script`` trains of a transformer of FLUX.1-Fill's shape; no memory is taken for any."""
-    with torch.device("meta"):
-        transformer = FluxTransformer2DModel(**FLUX_FILL)
-    return sum(parameter.numel() for parameter in script.make_trainable(transformer, args))
 
 
 def answer(args: argparse.Namespace, script: Any, state: Any) -> Iterator[str]:
@@ -165,21 +157,35 @@ def variants(args: argparse.Namespace, fits: bool) -> dict[str, dict[str, Any]]:
     Where the run ``fits``: those that may make it faster. Else those that make it smaller, the mildest first.
     """
     auto: dict[str, Any] = {"gradient_checkpointing": "auto"}
-    batch, passes = args.train_batch_size, args.gradient_accumulation_steps
+    smaller = [{**auto, **batch} for batch in smaller_batches(args)]
     if fits:
-        quick = {**auto, "compile_blocks": args.quantize_base not in NOT_COMPILED}
-        offered = [auto, quick]
-        if passes % 2 == 0:
-            offered.append({**quick, "train_batch_size": 2 * batch, "gradient_accumulation_steps": passes // 2})
+        auto["compile_blocks"] = args.quantize_base not in NOT_COMPILED
+        offered = [{"gradient_checkpointing": "auto"}, *({**auto, **batch} for batch in [{}, *smaller])]
+        if args.gradient_accumulation_steps % 2 == 0:
+            offered.append({**auto, **_batch(args, 2 * args.train_batch_size)})
     else:
-        single = {**auto, "train_batch_size": 1, "gradient_accumulation_steps": batch * passes}
         quantized = {"use_8bit_adam": args.optimizer == "adamw", "quantize_base": "nf4", "compile_blocks": False}
-        offered = [auto, single, {**single, **quantized}]
+        offered = [auto, *smaller, {**auto, **_batch(args, 1), **quantized}]
     found = {}
     for wanted in offered:
         changes = {name: value for name, value in wanted.items() if getattr(args, name) != value}
         if changes:
             found[" ".join(_typed(name, value) for name, value in changes.items())] = changes
+    return found
+
+
+def _batch(args: argparse.Namespace, pairs: int) -> dict[str, Any]:
+    """Flags for so many pairs at a time, with as many pairs a step as ``args`` have."""
+    whole = args.train_batch_size * args.gradient_accumulation_steps
+    return {"train_batch_size": pairs, "gradient_accumulation_steps": whole // pairs}
+
+
+def smaller_batches(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Flags for half the pairs at a time, a quarter and so on down to one, a step keeping its number of pairs."""
+    found, pairs = [], args.train_batch_size
+    while pairs > 1:
+        pairs = pairs // 2 if pairs % 2 == 0 else 1
+        found.append(_batch(args, pairs))
     return found
 
 
@@ -232,6 +238,13 @@ def useful_tflop(args: argparse.Namespace) -> float:
     tokens = (args.height // 16) * (2 * args.width // 16)
     flops = useful_flops(FLUX_FILL, tokens, args.max_sequence_length, args.lora_rank)
     return flops.step * pairs_per_step(args) / 1e12
+
+
+def executed_tflop(args: argparse.Namespace, recomputed: int) -> float:
+    """What a step of FLUX.1-Fill multiplies on one GPU with so many recomputed blocks, in TFLOP."""
+    tokens = (args.height // 16) * (2 * args.width // 16) + args.max_sequence_length
+    again = recomputed_flops(FLUX_FILL, tokens, args.lora_rank, recomputed, pairs_per_step(args))
+    return useful_tflop(args) + again / 1e12
 
 
 def checkpoints_kept(args: argparse.Namespace, seconds_per_step: float) -> int:
@@ -315,36 +328,65 @@ def load_cards() -> list[dict[str, Any]]:
     return cards
 
 
-def estimated_lines(args: argparse.Namespace, trainable: int, needed_gib: float | None) -> list[str]:
-    """The lines of a run of FLUX.1-Fill that trains so many parameters, where there is no GPU to measure it on.
+@dataclass(frozen=True)
+class OnCard:
+    """A run on a card that is not here to be measured."""
 
-    ``needed_gib`` is the GPU memory that its preset asks for; None where the preset does not say.
+    changes: dict[str, Any]  # of flags, to the user's
+    recomputed: int  # blocks
+    peak_gib: float
+    seconds: float  # of a step
+
+
+def on_card(
+    args: argparse.Namespace, card: dict[str, Any], memories: list[tuple[dict[str, Any], StepMemory]]
+) -> OnCard | None:
+    """The quickest of some ways to run on ``card``, each with its flags and its memory; None where none fits."""
+    found = []
+    for changes, memory in memories:
+        recomputed = memory.recomputed(args.gradient_checkpointing, FILL * card["memory_gib"] * GIB)
+        if recomputed is not None:
+            seconds = executed_tflop(args, recomputed) / (card["share"] * card["ceiling_tflops"])
+            found.append(OnCard(changes, recomputed, memory.peak(recomputed) / GIB, seconds))
+    return min(found, key=lambda way: way.seconds, default=None)
+
+
+def estimated_lines(args: argparse.Namespace, make_trainable: MakeTrainable) -> list[str]:
+    """The lines of a run of FLUX.1-Fill where there is no GPU to measure it on.
+
+    Memory is that of simulated steps, time follows from a table; ``make_trainable`` is the trainer's.
     """
-    work, cards = useful_tflop(args), load_cards()
-    seconds = {card["card"]: work / (card["share"] * card["ceiling_tflops"]) for card in cards}
-    moments = 2 if args.use_8bit_adam else 4 if args.optimizer == "muon" else 8  # Adam has two, Muon one
-    checkpoint = trainable * (4 + moments)  # weights are fp32
+    own = predict(args, make_trainable)
+    memories: list[tuple[dict[str, Any], StepMemory]] = [({}, own)] + [
+        (changes, predict(argparse.Namespace(**vars(args) | changes), make_trainable))
+        for changes in smaller_batches(args)
+    ]
+    cards = load_cards()
+    ways = [on_card(args, card, memories) for card in cards]
+    checkpoint = own.parameters * (4 + state_bytes(args))  # weights are fp32
+    slowest = max((way.seconds for way in ways if way), default=0.0)
     lines = [
         headline(args, 1, "one GPU"),
-        f"estimate  no GPU is visible here and nothing was measured: {work:,.0f} TFLOP of useful work a step, by the "
-        "table below",
-        "memory    "
-        + (f"{needed_gib:g} GiB of GPU memory, as its preset asks for" if needed_gib else "its preset does not say"),
-        disk_line(args, max(seconds.values()), checkpoint, 4 * trainable)[0],
+        f"estimate  no GPU is visible here and nothing was measured: memory by a simulated step, time by "
+        f"{useful_tflop(args):,.0f} TFLOP of useful work a step and the table below",
+        disk_line(args, slowest, checkpoint, 4 * own.parameters)[0],
         "",
-        f"{'':16}{'fits':22}{'s/step':>7}{'pairs/s':>9}{'time':>9}"
+        f"{'':16}{'GiB at the peak':22}{'recomputed':>11}{'s/step':>9}{'pairs/s':>9}{'time':>9}"
         + f"{'price':>10}" * (args.gpu_hour_price is not None),
     ]
-    for card in cards:
-        step, spare = seconds[card["card"]], card["memory_gib"] - (needed_gib or 0)
-        whole = step * args.max_train_steps
-        figures = f"{step:>7.3g}{pairs_per_step(args) / step:>9.2f}{duration(whole):>9}"
+    for card, way in zip(cards, ways, strict=True):
+        if way is None:
+            least = min(memory.least(args.gradient_checkpointing) for _, memory in memories) / GIB
+            lines.append(f"{card['card']:16}does not fit: {least:.1f} of {card['memory_gib']:.1f}")
+            continue
+        whole = way.seconds * args.max_train_steps
+        peak = f"{way.peak_gib:.1f} of {card['memory_gib']:.1f}"
+        figures = f"{f'{way.recomputed} of {sum(own.blocks)}':>11}{way.seconds:>9.3g}"
+        figures += f"{pairs_per_step(args) / way.seconds:>9.2f}{duration(whole):>9}"
         if args.gpu_hour_price is not None:
             figures += f"{whole / 3600 * args.gpu_hour_price:>10.2f}"
-        fits = "?" if needed_gib is None else f"yes, {spare:.1f} to spare"
-        if spare < 0:
-            fits, figures = f"no, {-spare:.1f} GiB short", ""
-        lines.append(f"{card['card']:16}{fits:22}{figures}".rstrip())
+        added = " ".join(_typed(name, value) for name, value in way.changes.items())
+        lines.append(f"{card['card']:16}{peak:22}{figures}" + (f"   with {added}" if added else ""))
     lines.append("")
     for card in cards:
         rate = f"{card['share']:.0%} of {card['ceiling_tflops']:g} TFLOP/s"

@@ -220,6 +220,9 @@ def add_trainer_flags(parser: argparse.ArgumentParser) -> None:
     add("--attention_backend", choices=list(BACKENDS), default="native",
         help="diffusers' name of an implementation of attention")
     add("--compile_blocks", action=SWITCH, default=False, help="compile the repeated blocks: minutes once, then faster")
+    add("--activation_memory_budget", type=SHARE, default=1.0,
+        help="with --compile_blocks: share of what a block would keep for the backward pass that it may keep; below 1 "
+        "the cheapest of it is computed again")
     add("--shard_base", action=SWITCH, default=False, help="split the frozen base over all processes (FSDP2)")
     add("--seed", type=SEED, default=42, help="seed of LoRA weights, row order, noise, timesteps and validation")
     add = parser.add_argument_group("loss").add_argument
@@ -305,6 +308,7 @@ def refuse_contradictions(parser: argparse.ArgumentParser, args: argparse.Namesp
         ("mode_scale", "without --weighting_scheme mode", args.weighting_scheme == "mode"),
         ("muon_ns_steps", "without --optimizer muon", args.optimizer == "muon"),
         ("num_train_epochs", "beside --max_train_steps", args.max_train_steps is None),
+        ("activation_memory_budget", "without --compile_blocks", args.compile_blocks),
         ("latents_dir", "without --cache_latents", args.cache_latents),
         ("dataloader_prefetch_factor", "with --dataloader_num_workers 0", args.dataloader_num_workers),
         ("num_validation_images", "with --validation_steps 0", args.validation_steps),

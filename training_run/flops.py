@@ -58,6 +58,14 @@ def useful_flops(config: dict[str, Any], image_tokens: int, text_tokens: int, ra
     return Flops(pairs * forward, pairs * backward)
 
 
+def recomputed_flops(config: dict[str, Any], tokens: int, rank: int, blocks: int, pairs: int = 1) -> int:
+    """Work of so many blocks' second forward pass, over ``tokens`` of picture and text; a mean of both kinds."""
+    d = config["num_attention_heads"] * config["attention_head_dim"]
+    double, single = config["num_layers"], config["num_single_layers"]
+    lora = (18 * double + 17 * single) / (double + single) * 2 * rank * d * tokens
+    return int(pairs * blocks * (24 * d * d * tokens + 4 * d * tokens**2 + lora))
+
+
 def synchronize(device: torch.device) -> None:
     """Wait until the device has done what it was given."""
     if device.type == "cuda":

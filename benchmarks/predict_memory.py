@@ -1,0 +1,115 @@
+"""Memory of a training step of the real model by simulation: no GPU, no weights, no download.
+
+    python benchmarks/predict_memory.py [--preset NAME ...] [--json F]
+
+Says what a block keeps for its backward pass, for one pair of 768x1152 and the trainer's default LoRA, and for each
+preset how much a step takes at its peak on the smallest card of ``cards.yaml`` with the memory that the preset asks
+for, with a twentieth of it to spare, and how many of the 57 blocks have to be recomputed for that. Exit 1 where a
+preset does not fit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from diffusers.training_utils import cast_training_params
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # `python benchmarks/predict_memory.py` has only this folder on its path
+from deepfashion_training import train_deepfashion_lora as wrapper  # noqa: E402
+from deepfashion_training.cli import load_preset, quiet_libraries  # noqa: E402
+
+quiet_libraries()
+import train_flux_inpaint as trainer  # noqa: E402
+from deepfashion_training.plan import executed_tflop, load_cards, on_card, pairs_per_step, useful_tflop  # noqa: E402
+from training_run.lora import lora_config  # noqa: E402
+from training_run.memory import predict, saved_by_blocks  # noqa: E402
+
+GIB = 2**30
+PRESETS = ["full", *wrapper.PRESET_FLAGS.values()]
+
+
+def as_peft_makes_it(transformer: Any, args: argparse.Namespace) -> list[Any]:
+    """Add the LoRA as diffusers' own scripts do, without what the trainer changes in the blocks."""
+    transformer.requires_grad_(False)
+    transformer.add_adapter(lora_config(args, transformer))
+    cast_training_params(transformer)
+    return []
+
+
+def saved_gib() -> dict[str, float]:
+    """GiB that a block saves for its backward pass, as diffusers and peft make it, then as the trainer does."""
+    found = {}
+    for whose, make_trainable in {"": as_peft_makes_it, "trainer_": trainer.make_trainable}.items():
+        for how, flags in {"eager": [], "compiled": ["--compile_blocks"]}.items():
+            args = trainer.parse_args(["--dataroot=.", "--mixed_precision=bf16", *flags])
+            for kind, saved in zip(("double", "single"), saved_by_blocks(args, make_trainable), strict=True):
+                found[f"{whose}{how}_{kind}"] = round(saved / GIB, 4)
+    return found
+
+
+def figures_of(preset: str) -> dict[str, Any]:
+    """What a step of ``preset`` takes on its card. ``ValueError`` where it does not fit."""
+    args, _ = wrapper.parse(["--preset", preset], load=False)
+    needed = load_preset(preset).gpu_memory_gib or 0
+    card = min((card for card in load_cards() if card["memory_gib"] >= needed), key=lambda card: card["memory_gib"])
+    memory = predict(args, trainer.make_trainable)
+    way = on_card(args, card, [({}, memory)])
+    if way is None:
+        least = memory.least(args.gradient_checkpointing) / GIB
+        raise ValueError(f"{preset} takes {least:.1f} GiB, and {card['card']} has {card['memory_gib']}")
+    pairs = pairs_per_step(args)
+    return {
+        "peak_gib": round(way.peak_gib, 2),
+        "card_gib": card["memory_gib"],
+        "card": card["card"],
+        "recomputed_blocks": way.recomputed,
+        "batch": args.train_batch_size,
+        "all_recomputed_gib": round(memory.peak(sum(memory.blocks)) / GIB, 2),
+        "useful_tflop_a_pair": round(useful_tflop(args) / pairs, 1),
+        "executed_tflop_a_pair": round(executed_tflop(args, way.recomputed) / pairs, 1),
+    }
+
+
+def main() -> None:
+    """Run the command."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument(
+        "--preset", nargs="+", default=PRESETS, metavar="NAME", help="presets, or YAML files (default: all)"
+    )
+    parser.add_argument("--json", type=Path, metavar="F", help="also write the figures to F")
+    args = parser.parse_args()
+    began = time.perf_counter()
+    found: dict[str, Any] = {"block_saved_gib": saved_gib(), "presets": {}}
+    print(f"{'GiB that a block saves':34}{'eager':>22}{'compiled':>20}\n{'':34}{'double':>12}{'single':>10}{'double':>10}{'single':>10}")
+    saved = list(found["block_saved_gib"].values())
+    print(f"{'diffusers with peft':34}{saved[0]:>12.3f}{saved[1]:>10.3f}{saved[2]:>10.3f}{saved[3]:>10.3f}")
+    print(f"{'the trainer':34}{saved[4]:>12.3f}{saved[5]:>10.3f}{saved[6]:>10.3f}{saved[7]:>10.3f}")
+    print(f"\n{'':34}{'':20}{'blocks':>11}{'TFLOP a pair':>22}")
+    print(f"{'preset':12}{'batch':>6}{'GiB at peak':>16}  {'card':18}{'recomputed':>11}{'useful':>12}{'executed':>10}")
+    wrong = []
+    for preset in args.preset:
+        try:
+            row = found["presets"][preset] = figures_of(preset)
+        except ValueError as error:
+            wrong.append(str(error))
+            continue
+        peak = f"{row['peak_gib']:.1f} of {row['card_gib']:.1f}"
+        print(
+            f"{Path(preset).stem:12}{row['batch']:>6}{peak:>16}  {row['card']:18}{row['recomputed_blocks']:>11}"
+            f"{row['useful_tflop_a_pair']:>12.1f}{row['executed_tflop_a_pair']:>10.1f}"
+        )
+    print(f"\n{time.perf_counter() - began:.0f} s")
+    if args.json:
+        args.json.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+    if wrong:
+        sys.exit("; ".join(wrong))
+
+
+if __name__ == "__main__":
+    main()
