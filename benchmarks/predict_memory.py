@@ -17,14 +17,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from diffusers.training_utils import cast_training_params
-
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # `python benchmarks/predict_memory.py` has only this folder on its path
 from deepfashion_training import train_deepfashion_lora as wrapper  # noqa: E402
 from deepfashion_training.cli import load_preset, quiet_libraries  # noqa: E402
 
 quiet_libraries()
+from diffusers.training_utils import cast_training_params  # noqa: E402
+
 import train_flux_inpaint as trainer  # noqa: E402
 from deepfashion_training.plan import executed_tflop, load_cards, on_card, pairs_per_step, useful_tflop  # noqa: E402
 from training_run.lora import lora_config  # noqa: E402
@@ -86,11 +86,11 @@ def main() -> None:
     args = parser.parse_args()
     began = time.perf_counter()
     found: dict[str, Any] = {"block_saved_gib": saved_gib(), "presets": {}}
-    print(f"{'GiB that a block saves':34}{'eager':>22}{'compiled':>20}\n{'':34}{'double':>12}{'single':>10}{'double':>10}{'single':>10}")
-    saved = list(found["block_saved_gib"].values())
-    print(f"{'diffusers with peft':34}{saved[0]:>12.3f}{saved[1]:>10.3f}{saved[2]:>10.3f}{saved[3]:>10.3f}")
-    print(f"{'the trainer':34}{saved[4]:>12.3f}{saved[5]:>10.3f}{saved[6]:>10.3f}{saved[7]:>10.3f}")
-    print(f"\n{'':34}{'':20}{'blocks':>11}{'TFLOP a pair':>22}")
+    saved = [f"{gib:10.3f}" for gib in found["block_saved_gib"].values()]
+    print(f"{'GiB that a block saves':36}{'eager':>20}{'compiled':>20}")
+    print(f"{'':36}{'double':>10}{'single':>10}{'double':>10}{'single':>10}")
+    print(f"{'diffusers with peft':36}{''.join(saved[:4])}\n{'the trainer':36}{''.join(saved[4:])}")
+    print(f"\n{'':54}{'blocks':>11}{'TFLOP a pair':>22}")
     print(f"{'preset':12}{'batch':>6}{'GiB at peak':>16}  {'card':18}{'recomputed':>11}{'useful':>12}{'executed':>10}")
     wrong = []
     for preset in args.preset:
