@@ -14,6 +14,9 @@ yields the sample dict that ``VitonHDTestDataset`` documents, and may offer four
 
 from __future__ import annotations
 
+import training_run  # noqa: F401  (first, as torch reads what it sets when it is loaded)
+
+# isort: split
 import argparse
 import contextlib
 import functools
@@ -857,8 +860,10 @@ def main(args: argparse.Namespace) -> None:
                     record.facts["weights"] = run.save_weights(run.folder).name
                 accelerator.wait_for_everyone()
                 asked, _ = stopping.agreed(accelerator)
-        except torch.OutOfMemoryError as error:
-            raise guards.out_of_memory(args) from error
+        except RuntimeError as error:
+            if guards.is_out_of_memory(error):
+                raise guards.out_of_memory(args, error) from error
+            raise
         finally:
             settle_gloo()
             accelerator.end_training()

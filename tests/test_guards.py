@@ -120,16 +120,50 @@ def test_fifty_halvings_are_more_than_any_gradient_needs():
     assert torch.tensor(65504.0, dtype=torch.float64) * tfi.SMALLEST_SCALE < 1e-5
 
 
-def test_too_little_gpu_memory_names_the_flags_that_lower_it(tiny_args, monkeypatch):
-    monkeypatch.setattr(tfi, "predict_velocity", lambda *rest: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA")))
+#: What a GPU's libraries say when they find no memory, as their users report it.
+NO_MEMORY = {
+    "allocator": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    "cuda": torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel errors might be reported later"),
+    "cublas": RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    "cublas_handle": RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"),
+    "cublaslt": RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasLtMatmul( ltHandle )`"),
+    "cudnn8": RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+    "cudnn9": RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
+    "cudnn_workspace": RuntimeError("cuDNN error: CUDNN_STATUS_NOT_SUPPORTED. This error may appear if you passed in"),
+    "convolution": NotImplementedError("GET was unable to find an engine to execute this computation"),
+    "nccl": RuntimeError("NCCL error: unhandled cuda error\nLast error:\nCuda failure 2 'out of memory'"),
+}
+
+
+@pytest.mark.parametrize("kind", NO_MEMORY)
+def test_too_little_gpu_memory_names_the_flags_that_lower_it(tiny_args, monkeypatch, kind):
+    monkeypatch.setattr(tfi, "predict_velocity", lambda *rest: (_ for _ in ()).throw(NO_MEMORY[kind]))
     args = tiny_args(*SHORT, "--train_batch_size", 2)
     with pytest.raises(ValueError, match="memory was too small") as told:
         run(args)
     for flag in ("--train_batch_size below 2", "--gradient_checkpointing", "--mixed_precision bf16", "--use_8bit_adam"):
         assert flag in str(told.value)
     assert "\n" not in str(told.value)
+    # What another library said may have another cause, and is told too.
+    assert (str(NO_MEMORY[kind]).splitlines()[0] in str(told.value)) == (kind != "allocator")
+    assert guards.is_out_of_memory(told.value)  # for who catches it later
     facts = json.loads((Path(args.output_dir) / "run.json").read_text())
     assert facts["status"] == "failed" and facts["arguments"]["train_batch_size"] == 2  # nothing changed silently
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("CUDA error: an illegal memory access was encountered"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasGemmEx( handle, opa, opb )`"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx( handle, opa, opb )`"),
+        RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error. Workers are out of shared memory."),
+        ValueError("out of memory"),
+    ],
+    ids="access not_a_handle execution shared_memory other_type".split(),
+)
+def test_other_errors_are_not_taken_for_too_little_memory(error):
+    assert not guards.is_out_of_memory(error)
 
 
 def test_the_trainer_follows_no_accelerate_config(tiny_args, monkeypatch):

@@ -9,6 +9,7 @@ import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -185,6 +186,42 @@ def test_a_card_that_is_too_small_for_all_blocks_is_an_error():
         speed.fewest_recomputed(lambda count: math.inf, 57, 80)
     with pytest.raises(torch.OutOfMemoryError):
         speed.fewest_recomputed(lambda count: 81, 57, 80)
+
+
+@pytest.fixture
+def card(monkeypatch):
+    """A pretended GPU of 80 GiB, of which another process holds 30 and PyTorch has reserved 10."""
+    gib = 2**30
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device=None: (40 * gib, 80 * gib))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device=None: 10 * gib)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: None)
+    monkeypatch.setattr(speed, "free_memory", lambda: None)  # takes seconds among a test run's objects
+    peak = SimpleNamespace(gib=0.0)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: int(peak.gib * gib))
+    monkeypatch.setattr(speed, "recompute", lambda transformer, count: setattr(peak, "count", count))
+    return peak
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError(), RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED")])
+def test_what_others_hold_and_errors_of_libraries_count(card, error):
+    """A step takes 20 GiB and one for each kept block; from 44 on, a library finds no memory. 0.95 of 50 are 47."""
+    transformer = SimpleNamespace(transformer_blocks=range(19), single_transformer_blocks=range(38))
+
+    def step() -> None:
+        card.gib = 20 + 57 - card.count
+        if card.gib >= 44:
+            raise error
+
+    accelerator = SimpleNamespace(device=torch.device("cuda"))
+    assert speed.choose_recomputed(transformer, step, 0, accelerator) == 34  # 43 GiB
+    assert speed.choose_recomputed(transformer, step, 6 * 2**30, accelerator) == 36  # at most 41, as 6 are spare
+    assert card.count == 36
+
+    def broken() -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    with pytest.raises(RuntimeError, match="illegal"):
+        speed.choose_recomputed(transformer, broken, 0, accelerator)
 
 
 @pytest.mark.long

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,28 @@ from PIL import Image
 
 from training_run.colour import to_srgb
 from training_run.flags import BACKENDS, QUANTIZED_BY, refuse_other_trainers
+
+#: What errors say when CUDA, cuBLAS, cuDNN or NCCL found no memory. PyTorch raises ``torch.OutOfMemoryError`` for its
+#: own allocator alone; those libraries take memory beside it, and fail in a ``RuntimeError`` when that holds all there
+#: is. The last three have other causes too, but are most often this: a handle that cannot be made, a convolution whose
+#: workspace fits nowhere.
+_NO_MEMORY = re.compile(
+    r"out of memory|_ALLOC_FAILED|DEVICE_ALLOCATION_FAILED"
+    r"|CUBLAS_STATUS_NOT_INITIALIZED.*cublas(Lt)?Create|CUDNN_STATUS_NOT_(INITIALIZED|SUPPORTED)"
+    r"|unable to find an engine to execute",
+    re.DOTALL,
+)
+
+
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether ``error``, or what it was raised from, says that a GPU's memory was too small, in any library's words."""
+    while error is not None:
+        if isinstance(error, torch.OutOfMemoryError):
+            return True
+        if isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error)):
+            return True
+        error = error.__cause__
+    return False
 
 
 def read_picture(path: Path, mode: str) -> Image.Image:
@@ -28,16 +51,18 @@ def read_picture(path: Path, mode: str) -> Image.Image:
         raise ValueError(f"{path} cannot be read as a picture: {error}") from error
 
 
-def out_of_memory(args: Any) -> ValueError:
-    """What to say when a GPU's memory was too small: the peak, and the flags that lower it."""
+def out_of_memory(args: Any, error: BaseException) -> ValueError:
+    """What to say when a GPU's memory was too small: the peak, the flags that lower it, and what a library said."""
     peak = ""
     if torch.cuda.is_available():
         peak = f" (peak {torch.cuda.max_memory_allocated() / 2**30:.1f} of "
         peak += f"{torch.cuda.mem_get_info()[1] / 2**30:.1f} GiB)"
+    said = "" if isinstance(error, torch.OutOfMemoryError) else f". It was told as: {str(error).splitlines()[0]}"
     return ValueError(
         f"the GPU's memory was too small{peak}. What lowers it: --train_batch_size below "
         f"{args.train_batch_size}, --gradient_checkpointing, --mixed_precision bf16, --quantize_base nf4, "
-        f"--use_8bit_adam, --height and --width below {args.height} and {args.width}, or --shard_base over several GPUs"
+        f"--use_8bit_adam, --height and --width below {args.height} and {args.width}, or --shard_base over several "
+        f"GPUs{said}"
     )
 
 
