@@ -26,6 +26,11 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+# `python benchmarks/train_step.py` has only this folder on its path
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import training_run  # noqa: F401  (first, as torch reads what it sets when it is loaded)
+
+# isort: split
 import numpy as np
 import psutil
 import torch
@@ -36,13 +41,13 @@ from diffusers.quantizers import DiffusersAutoQuantizer
 from safetensors.torch import save_file
 from torch.utils.data import Dataset, default_collate
 
+import train_flux_inpaint as trainer
+from training_run import guards, quantization, speed
+from training_run.flags import COUNT, SIDE, SWITCH, recompute_stride
+from training_run.flops import FLUX_FILL, matmul_ceiling, seconds, useful_flops
+from training_run.record import package_versions
+
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # `python benchmarks/train_step.py` has only this folder on its path
-import train_flux_inpaint as trainer  # noqa: E402
-from training_run import guards, quantization, speed  # noqa: E402
-from training_run.flags import COUNT, SIDE, SWITCH, recompute_stride  # noqa: E402
-from training_run.flops import FLUX_FILL, matmul_ceiling, seconds, useful_flops  # noqa: E402
-from training_run.record import package_versions  # noqa: E402
 
 #: The pipeline that ships with the project, on any machine.
 EMBEDDED = ROOT / "deepfashion_training" / "embedded" / "tiny_flux_fill"

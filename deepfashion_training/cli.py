@@ -131,8 +131,6 @@ def run_command(command: str, argv: list[str] | None, work: Callable[[list[str]]
     Ctrl-C leaves behind.
     """
     words = sys.argv[1:] if argv is None else argv
-    # Read when torch is loaded: threads that spin while they wait make a CPU step 15 times slower on a shared core.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         return work(words) or 0
     except KeyboardInterrupt:
