@@ -192,8 +192,13 @@ def load_vae(args: argparse.Namespace, device: torch.device) -> AutoencoderKL:
     return vae.to(device, memory_format=torch.channels_last).requires_grad_(False)
 
 
-def load_transformer(args: argparse.Namespace, dtype: torch.dtype) -> FluxTransformer2DModel:
-    """The transformer to train, from files at the root or under ``transformer/``; ``ValueError`` for another kind."""
+def load_transformer(
+    args: argparse.Namespace, dtype: torch.dtype, device: torch.device | None = None
+) -> FluxTransformer2DModel:
+    """The transformer to train, from files at the root or under ``transformer/``; ``ValueError`` for another kind.
+
+    It goes to ``device``, where it is quantized if it is to be; without one it stays in main memory.
+    """
     where = args.pretrained_inpaint_model_name_or_path
     hub: dict[str, Any] = {"revision": args.inpaint_revision, "cache_dir": args.cache_dir}
     hub["subfolder"] = subfolder_of_transformer(where, **hub)
@@ -203,8 +208,11 @@ def load_transformer(args: argparse.Namespace, dtype: torch.dtype) -> FluxTransf
             f"--pretrained_inpaint_model_name_or_path {where!r} holds a {config.get('_class_name')} with "
             f"{config.get('in_channels')} input channels, not a FLUX.1-Fill transformer, which has 384"
         )
-    options = {"variant": args.variant, "quantization_config": quantization.settings(args.quantize_base, dtype)}
-    return FluxTransformer2DModel.from_pretrained(where, torch_dtype=dtype, use_safetensors=True, **options, **hub)
+    options = {"variant": args.variant, "torch_dtype": dtype, "use_safetensors": True}
+    transformer = FluxTransformer2DModel.from_pretrained(where, **options, **hub)
+    if args.quantize_base:
+        quantization.quantize(transformer, args.quantize_base, device)
+    return transformer if device is None else transformer.to(device)
 
 
 def pipeline_options(args: argparse.Namespace, dtype: torch.dtype) -> dict[str, Any]:
@@ -490,9 +498,8 @@ class Run:
         )
         self.vae = load_vae(args, accelerator.device) if vae_config is None else None
         self.vae_config = vae_config if self.vae is None else self.vae.config
-        transformer = load_transformer(args, dtype)
-        if quantization.can_be_moved(args.quantize_base) and not args.shard_base:  # else it goes there in parts
-            transformer.to(accelerator.device)
+        # With --shard_base it goes there in parts.
+        transformer = load_transformer(args, dtype, None if args.shard_base else accelerator.device)
         if args.attention_backend != "native":
             with attention_backend("native"):  # else it would be the default of every other model in the process
                 transformer.set_attention_backend(args.attention_backend)

@@ -229,13 +229,20 @@ def test_block_by_block_to_the_gpu(recipe, loras):
         torch.testing.assert_close(draw(offloaded, **how), draw(whole, **how), rtol=0, atol=1e-2)
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="bitsandbytes needs a CUDA GPU")
-def test_quantized(recipe, loras):
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_nf4(device, request, recipe, loras):
+    if device == "cpu":
+        request.getfixturevalue("bitsandbytes_on_cpu")
+    elif not torch.cuda.is_available():
+        pytest.skip("needs a CUDA GPU")
     pytest.importorskip("bitsandbytes")
-    quantized = FillModel(recipe, [PROMPT], loras={"lora": loras["lora"]}, quantize_base="nf4")
-    whole = FillModel(recipe, [PROMPT], loras={"lora": loras["lora"]})
-    assert (draw(quantized, lora="lora") - draw(whole, lora="lora")).abs().mean() < 0.1
+    quantized, whole = (
+        FillModel(recipe, [PROMPT], loras={"lora": loras["lora"]}, quantize_base=kind, device=device)
+        for kind in ("nf4", None)
+    )
+    assert type(quantized._transformer.transformer_blocks[0].attn.to_q.base_layer.weight).__name__ == "Params4bit"
+    for how in ({"lora": "lora"}, {}):
+        assert 0 < (draw(quantized, **how) - draw(whole, **how)).abs().mean() < 0.1
 
 
 @pytest.mark.parametrize(

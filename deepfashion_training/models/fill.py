@@ -17,7 +17,7 @@ import train_flux_inpaint as trainer
 from deepfashion_training.images.layout import ResizeMode
 from deepfashion_training.models.access import CATVTON_FLUX_ALPHA
 from deepfashion_training.models.lora_files import LoraFile
-from training_run import guards, quantization
+from training_run import guards
 from training_run.hub import transformer_in
 
 FLUX_FILL = "black-forest-labs/FLUX.1-Fill-dev"
@@ -157,7 +157,8 @@ class FillModel:
             self._transformer.set_adapters([_adapter(lora)], weights=[scale])
 
     def _load_transformer(self, loras: Mapping[str, LoraFile], offload: bool) -> Any:
-        transformer = trainer.load_transformer(self._loading, self.dtype).requires_grad_(False)
+        transformer = trainer.load_transformer(self._loading, self.dtype, None if offload else self.device)
+        transformer.requires_grad_(False)
         for name, lora in loras.items():
             weights = {key: tensor.to(self.dtype) for key, tensor in lora.weights.items()}
             transformer.load_lora_adapter(
@@ -171,8 +172,6 @@ class FillModel:
                 num_blocks_per_group=1,
                 use_stream=self.device.type == "cuda",
             )
-        elif quantization.can_be_moved(self._loading.quantize_base):
-            transformer.to(self.device)
         return transformer
 
     def _load_pipeline(self) -> Any:
