@@ -76,10 +76,17 @@ class ModelChoice:
     @property
     def notes(self) -> list[str]:
         """What a user should know before it is drawn, in lines."""
+        notes = []
         silent = [] if self.lora is None else [name for name in _TRAINED_WITH if name not in self.lora.metadata]
-        if not silent:
-            return []
-        return [f"the LoRA does not say its {', '.join(silent)} in training: usual values or your flags are used"]
+        if silent:
+            notes.append(
+                f"the LoRA does not say its {', '.join(silent)} in training: usual values or your flags are used"
+            )
+        if self.offload:
+            from deepfashion_training.models.fill import plan_offload
+
+            notes.append(plan_offload(self.recipe.transformer)[1])
+        return notes
 
     def lines(self, settings: DrawingSettings, seed: int) -> list[str]:
         """What is about to be drawn, and with what."""
@@ -171,6 +178,8 @@ def choose(args: argparse.Namespace) -> ModelChoice:
     check_models(recipe.pipeline, recipe.transformer, flags=USING_FLAGS)
     if lora is not None:
         lora_files.check_fits(lora, recipe.transformer)
+    if args.offload:
+        fill.plan_offload(recipe.transformer)
     return ModelChoice(recipe, lora, args.lora_scale, args.quantize_base, args.offload)
 
 
