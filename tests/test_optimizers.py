@@ -136,7 +136,9 @@ def test_nf4_8_bit_adam_and_prodigy_go_on_exactly(
     whole = run_of_3_steps(tiny_args, *flags.split())
     wanted = {step: read_state(whole / f"checkpoint-{step}")["optimizer"] for step in (1, 3)}
     if "8bit" in flags:  # bitsandbytes leaves tensors of less than 4,096 elements in fp32; here all have 6,144 and more
-        assert {state["__bnb_optimizer_quant_state__"]["state1"].dtype for state in wanted[3]["state"].values()} == {torch.uint8}
+        assert {state["__bnb_optimizer_quant_state__"]["state1"].dtype for state in wanted[3]["state"].values()} == {
+            torch.uint8
+        }
     else:
         assert [wanted[step]["param_groups"][0]["k"] for step in (1, 3)] == [1, 3]
     weights = [load_file(path / "pytorch_lora_weights.safetensors") for path in (whole / "checkpoint-1", whole)]

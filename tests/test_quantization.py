@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import json
 import os
 import re
@@ -19,7 +18,7 @@ from safetensors.torch import load_file
 import train_flux_inpaint as tfi
 from deepfashion_training.inference import choice
 from deepfashion_training.models.fill import FillModel, Recipe
-from training_run import guards, quantization
+from training_run import guards, memory, quantization
 from training_run.flags import QUANTIZED_BY
 
 FLAGS = (
@@ -121,23 +120,9 @@ def test_it_is_packed_on_the_device_where_it_stays(kind, available, tiny_args, m
         assert {weight.device.type for weight in weights} == {"meta"}
 
 
-@pytest.fixture
-def norms_as_on_cuda(monkeypatch):
-    """Under autocast norms give fp32, as they do on CUDA and not on a CPU."""
-
-    def in_fp32(norm, hidden, shape, *more):
-        if not torch.is_autocast_enabled("cpu"):
-            return norm(hidden, shape, *more)
-        with torch.autocast("cpu", enabled=False):
-            return norm(hidden.float(), shape, *(each.float() if torch.is_tensor(each) else each for each in more))
-
-    for name in ("layer_norm", "rms_norm"):
-        norm = getattr(torch.nn.functional, name)
-        monkeypatch.setattr(torch.nn.functional, name, functools.partial(in_fp32, norm))
-
-
 @pytest.mark.parametrize("kind", list(QUANTIZED_BY))
-def test_blocks_hand_on_bf16(kind, available, norms_as_on_cuda, tiny_args):
+def test_blocks_hand_on_bf16(kind, available, tiny_args):
+    """Norms in fp32, as autocast has them on CUDA, would make all fp32 that quantized layers add up and keep."""
     args = tiny_args("--quantize_base", kind, "--mixed_precision", "bf16")
     base = loaded(tiny_args, kind, torch.bfloat16)
     tfi.make_trainable(base, args)
@@ -147,7 +132,7 @@ def test_blocks_hand_on_bf16(kind, available, norms_as_on_cuda, tiny_args):
     given = {"hidden_states": (1, 24, 384), "encoder_hidden_states": (1, 8, 32), "pooled_projections": (1, 32)}
     given = {name: torch.randn(shape, dtype=torch.bfloat16) for name, shape in given.items()}
     given |= {"timestep": torch.ones(1), "guidance": torch.ones(1)}
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", torch.bfloat16), memory._as_on_cuda():
         base(**given, txt_ids=torch.zeros(8, 3), img_ids=torch.zeros(24, 3))[0].float().sum().backward()
     assert handed_on == {torch.bfloat16}
 

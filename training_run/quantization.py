@@ -22,14 +22,18 @@ def quantize(transformer: Any, kind: str, device: torch.device | None = None) ->
     Such layers give what they are given: fp32 for fp32, under autocast too. See ``blocks.keep_precision_of_norms``.
     """
     pack = _packed_in_4_bits if kind == "nf4" else functools.partial(_packed_in_8_bits, kind=kind)
-    for block in (*transformer.transformer_blocks, *transformer.single_transformer_blocks):
-        for part in list(block.modules()):
-            for name, layer in list(part.named_children()):
-                if type(layer) is torch.nn.Linear:
-                    setattr(part, name, pack(layer, device or layer.weight.device))
+    for part, name, layer in layers_of_blocks(transformer):
+        setattr(part, name, pack(layer, device or layer.weight.device))
     transformer.is_loaded_in_4bit = kind == "nf4"  # by which peft knows them
     # peft has a way to merge a LoRA into such layers, and a word for those who might want it.
     warnings.filterwarnings("ignore", message=".*get_apply_tensor_subclass")
+
+
+def layers_of_blocks(transformer: Any) -> list[tuple[torch.nn.Module, str, torch.nn.Linear]]:
+    """Every plain linear layer in the blocks, with the module that holds it and its name there."""
+    blocks = (*transformer.transformer_blocks, *transformer.single_transformer_blocks)
+    held = ((part, *child) for block in blocks for part in block.modules() for child in part.named_children())
+    return [(part, name, layer) for part, name, layer in held if type(layer) is torch.nn.Linear]
 
 
 def _packed_in_4_bits(layer: torch.nn.Linear, device: torch.device) -> torch.nn.Module:
