@@ -313,7 +313,7 @@ def make_trainable(transformer: FluxTransformer2DModel, args: argparse.Namespace
         total = len(transformer.transformer_blocks) + len(transformer.single_transformer_blocks)
         speed.recompute(transformer, speed.recomputed_by(args.gradient_checkpointing, total))
     if args.compile_blocks:
-        transformer.compile_repeated_blocks(fullgraph=True, dynamic=False)
+        speed.compile_blocks(transformer)
     return [parameter for parameter in transformer.parameters() if parameter.requires_grad]
 
 

@@ -255,7 +255,7 @@ def take_step(run: trainer.Run, batch: trainer.FillBatch) -> torch.Tensor:
 
 def compiled_calls(run: trainer.Run) -> dict[torch.nn.Module, Any]:
     """How each repeated block is called when it is compiled."""
-    run.model.compile_repeated_blocks(fullgraph=True, dynamic=False)
+    speed.compile_blocks(run.model)
     kinds = run.model._repeated_blocks
     blocks = [module for module in run.model.modules() if type(module).__name__ in kinds]
     return {block: block._compiled_call_impl for block in blocks}

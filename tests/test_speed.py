@@ -98,7 +98,7 @@ def test_recomputed_blocks_change_no_bit_and_run_twice(run, batch, count, chosen
 )
 def test_compiled_blocks_give_the_same_up_to_rounding(run, batch):
     plain = gradients(run, batch)
-    run.model.compile_repeated_blocks(fullgraph=True, dynamic=False)
+    speed.compile_blocks(run.model)
     speed.recompute(run.model, 2)
     compiled = gradients(run, batch)
     torch.testing.assert_close(compiled[0], plain[0], rtol=1e-5, atol=1e-6)
@@ -106,6 +106,38 @@ def test_compiled_blocks_give_the_same_up_to_rounding(run, batch):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-6 + 1e-4 * float(other.abs().max()))
     assert set(run.model.state_dict()) == set(copy.deepcopy(run.model).state_dict())
     assert not any("_orig_mod" in name for name in run.model.state_dict())
+
+
+@pytest.fixture
+def one_rank(monkeypatch):
+    """A process group of this process alone; DDP's gradients of a small block already fill a bucket."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    monkeypatch.setattr(torch.distributed, "_DEFAULT_FIRST_BUCKET_BYTES", 1000)
+    monkeypatch.setattr(torch._dynamo.config, "optimize_ddp", True)  # PyTorch's default, set back at the end
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    yield
+    torch.distributed.destroy_process_group()
+    torch._dynamo.reset()
+
+
+def test_a_compiled_block_stays_whole_under_ddp(run, batch, one_rank, monkeypatch):
+    """Every graph that dynamo has made of a block is handed to the compiler in one piece."""
+    graphs = []
+
+    def compiler(graph: torch.fx.GraphModule, _inputs: list[torch.Tensor]) -> torch.fx.GraphModule:
+        graphs.append(graph)
+        return graph
+
+    compile_repeated = run.model.compile_repeated_blocks
+    monkeypatch.setattr(
+        run.model, "compile_repeated_blocks", lambda **settings: compile_repeated(backend=compiler, **settings)
+    )
+    speed.leave_frozen_out_of_broadcast(run.model)
+    wrapped = torch.nn.parallel.DistributedDataParallel(run.model)
+    speed.compile_blocks(run.model)
+    tfi.predict_velocity(wrapped, batch, 1.0, True).sum().backward()
+    assert len(graphs) == torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 2  # two kinds of blocks
 
 
 def test_dropout_draws_the_same_again_and_rests_while_pictures_are_drawn(run, batch):
