@@ -32,7 +32,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import psutil
 import torch
 import torch._functorch.config
 from accelerate import Accelerator
@@ -261,7 +260,7 @@ def encode_prompts(
     options = {"transformer": None, "vae": None, **pipeline_options(args, dtype)}
     text_encoders = FluxFillPipeline.from_pretrained(args.pretrained_model_name_or_path, **options).to(device)
     size = len(prompts) * args.max_sequence_length * text_encoders.text_encoder_2.config.d_model * dtype.itemsize
-    free = psutil.virtual_memory().available
+    free = guards.available_memory()
     if size > free / 2:
         raise ValueError(
             f"the embeddings of {len(prompts)} distinct prompts need {size / 2**30:.1f} GiB of memory and "
@@ -854,6 +853,7 @@ def main(args: argparse.Namespace) -> None:
     A signal ends it with ``StoppedError``, exit code 143 or 130, after the checkpoint of the last whole step.
     """
     guards.check_packages(args)
+    guards.check_shared_memory(args)
     models = (args.pretrained_model_name_or_path, args.pretrained_inpaint_model_name_or_path)
     bases.check_base(*models, args.revision, args.inpaint_revision, args.cache_dir)
     output_dir.refuse_earlier_run(args)

@@ -159,10 +159,10 @@ def choose(args: argparse.Namespace) -> ModelChoice:
     Raises ``ValueError``, one line, for a LoRA or base that is missing, for a LoRA that does not fit the base, and for
     what this machine cannot run.
     """
-    import torch
-
+    from deepfashion_training.embedded import is_embedded
     from deepfashion_training.models import fill, lora_files
     from deepfashion_training.models.access import USING_FLAGS, check_models
+    from training_run import guards
     from training_run.hub import is_hub_id
 
     fill.check_means(args.quantize_base, args.offload)
@@ -173,8 +173,8 @@ def choose(args: argparse.Namespace) -> ModelChoice:
         lora = lora_files.read_lora(lora_files.find_lora(args.lora), assume_alpha=True)
     trained = fill.Recipe() if lora is None else fill.Recipe.of(lora)
     recipe = dataclasses.replace(trained, **_asked(args, {} if lora is None else lora.metadata))
-    if is_hub_id(recipe.transformer) and not torch.cuda.is_available():
-        raise ValueError("no CUDA GPU is visible, and a 12B model needs one: add --embedded to try it on this machine")
+    if is_hub_id(recipe.transformer) or (not is_embedded(recipe.transformer) and guards.gpu_fault()):
+        guards.check_gpu(guards.NO_GPU, "add --embedded to try it on this machine")
     check_models(recipe.pipeline, recipe.transformer, flags=USING_FLAGS)
     if lora is not None:
         lora_files.check_fits(lora, recipe.transformer)

@@ -194,8 +194,8 @@ def check_means(quantize_base: str | None, offload: bool) -> None:
     """Raise ``ValueError`` when this machine, or the combination, does not allow ``quantize_base`` or ``offload``."""
     if quantize_base and offload:
         raise ValueError("--offload and --quantize_base are two ways to the same end: leave one out")
-    if offload and not torch.cuda.is_available():
-        raise ValueError("--offload needs a CUDA GPU, and none is visible: leave it out")
+    if offload:
+        guards.check_gpu("--offload needs a CUDA GPU, and none is visible", "leave --offload out")
     if quantize_base:
         guards.check_quantization(quantize_base)
 
