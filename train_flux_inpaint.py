@@ -14,9 +14,6 @@ yields the sample dict that ``VitonHDTestDataset`` documents, and may offer four
 
 from __future__ import annotations
 
-import training_run  # noqa: F401  (first, as torch reads what it sets when it is loaded)
-
-# isort: split
 import argparse
 import contextlib
 import functools
@@ -32,6 +29,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import psutil
 import torch
 import torch._functorch.config
 from accelerate import Accelerator
@@ -191,13 +189,8 @@ def load_vae(args: argparse.Namespace, device: torch.device) -> AutoencoderKL:
     return vae.to(device, memory_format=torch.channels_last).requires_grad_(False)
 
 
-def load_transformer(
-    args: argparse.Namespace, dtype: torch.dtype, device: torch.device | None = None
-) -> FluxTransformer2DModel:
-    """The transformer to train, from files at the root or under ``transformer/``; ``ValueError`` for another kind.
-
-    It goes to ``device``, where it is quantized if it is to be; without one it stays in main memory.
-    """
+def load_transformer(args: argparse.Namespace, dtype: torch.dtype) -> FluxTransformer2DModel:
+    """The transformer to train, from files at the root or under ``transformer/``; ``ValueError`` for another kind."""
     where = args.pretrained_inpaint_model_name_or_path
     hub: dict[str, Any] = {"revision": args.inpaint_revision, "cache_dir": args.cache_dir}
     hub["subfolder"] = subfolder_of_transformer(where, **hub)
@@ -207,11 +200,8 @@ def load_transformer(
             f"--pretrained_inpaint_model_name_or_path {where!r} holds a {config.get('_class_name')} with "
             f"{config.get('in_channels')} input channels, not a FLUX.1-Fill transformer, which has 384"
         )
-    options = {"variant": args.variant, "torch_dtype": dtype, "use_safetensors": True}
-    transformer = FluxTransformer2DModel.from_pretrained(where, **options, **hub)
-    if args.quantize_base:
-        quantization.quantize(transformer, args.quantize_base, device)
-    return transformer if device is None else transformer.to(device)
+    options = {"variant": args.variant, "quantization_config": quantization.settings(args.quantize_base, dtype)}
+    return FluxTransformer2DModel.from_pretrained(where, torch_dtype=dtype, use_safetensors=True, **options, **hub)
 
 
 def pipeline_options(args: argparse.Namespace, dtype: torch.dtype) -> dict[str, Any]:
@@ -260,7 +250,7 @@ def encode_prompts(
     options = {"transformer": None, "vae": None, **pipeline_options(args, dtype)}
     text_encoders = FluxFillPipeline.from_pretrained(args.pretrained_model_name_or_path, **options).to(device)
     size = len(prompts) * args.max_sequence_length * text_encoders.text_encoder_2.config.d_model * dtype.itemsize
-    free = guards.available_memory()
+    free = psutil.virtual_memory().available
     if size > free / 2:
         raise ValueError(
             f"the embeddings of {len(prompts)} distinct prompts need {size / 2**30:.1f} GiB of memory and "
@@ -312,7 +302,7 @@ def make_trainable(transformer: FluxTransformer2DModel, args: argparse.Namespace
         total = len(transformer.transformer_blocks) + len(transformer.single_transformer_blocks)
         speed.recompute(transformer, speed.recomputed_by(args.gradient_checkpointing, total))
     if args.compile_blocks:
-        speed.compile_blocks(transformer)
+        transformer.compile_repeated_blocks(fullgraph=True, dynamic=False)
     return [parameter for parameter in transformer.parameters() if parameter.requires_grad]
 
 
@@ -497,8 +487,9 @@ class Run:
         )
         self.vae = load_vae(args, accelerator.device) if vae_config is None else None
         self.vae_config = vae_config if self.vae is None else self.vae.config
-        # With --shard_base it goes there in parts.
-        transformer = load_transformer(args, dtype, None if args.shard_base else accelerator.device)
+        transformer = load_transformer(args, dtype)
+        if quantization.can_be_moved(args.quantize_base) and not args.shard_base:  # else it goes there in parts
+            transformer.to(accelerator.device)
         if args.attention_backend != "native":
             with attention_backend("native"):  # else it would be the default of every other model in the process
                 transformer.set_attention_backend(args.attention_backend)
@@ -799,7 +790,7 @@ def train(run: Run, record: RunRecord) -> None:
     scalars = {name: value for name, value in vars(args).items() if isinstance(value, (bool, int, float, str))}
     accelerator.init_trackers("catvton-flux-lora", scalars, {"tensorboard": {"purge_step": run.step + 1}})
     if args.gradient_checkpointing == "auto":
-        run.fit_memory()
+        record.facts["recomputed_blocks"] = run.fit_memory()
     batches = iter(make_loader(run.rows, args, accelerator, run.step))
     if run.random_state is not None:
         set_random_state(run.random_state)
@@ -853,7 +844,6 @@ def main(args: argparse.Namespace) -> None:
     A signal ends it with ``StoppedError``, exit code 143 or 130, after the checkpoint of the last whole step.
     """
     guards.check_packages(args)
-    guards.check_shared_memory(args)
     models = (args.pretrained_model_name_or_path, args.pretrained_inpaint_model_name_or_path)
     bases.check_base(*models, args.revision, args.inpaint_revision, args.cache_dir)
     output_dir.refuse_earlier_run(args)
@@ -867,10 +857,8 @@ def main(args: argparse.Namespace) -> None:
                     record.facts["weights"] = run.save_weights(run.folder).name
                 accelerator.wait_for_everyone()
                 asked, _ = stopping.agreed(accelerator)
-        except RuntimeError as error:
-            if guards.is_out_of_memory(error):
-                raise guards.out_of_memory(args, error) from error
-            raise
+        except torch.OutOfMemoryError as error:
+            raise guards.out_of_memory(args) from error
         finally:
             settle_gloo()
             accelerator.end_training()

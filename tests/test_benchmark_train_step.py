@@ -52,7 +52,7 @@ def test_full_is_flux_fill() -> None:
     # FLUX.1-dev has 11,901,408,320 parameters; Fill has 320 more input channels into its width of 3072.
     assert count_parameters("full") == 11_901_408_320 + 320 * 3072
     with torch.device("meta"):
-        vae = AutoencoderKL(**train_step.FLUX_VAE)
+        vae = AutoencoderKL(**train_step.FLUX_FILL_VAE)
     assert sum(parameter.numel() for parameter in vae.parameters()) == 83_819_683
 
 
@@ -133,7 +133,7 @@ def test_both_variants_do_the_same_work() -> None:
 def test_full_hands_its_transformer_over_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     small = train_step.Size(train_step.transformer_config("tiny"), 64, 48, 32, 1)
     monkeypatch.setitem(train_step.SIZES, "full", small)
-    monkeypatch.setitem(train_step.FLUX_VAE, "block_out_channels", (32, 32, 32, 32))
+    monkeypatch.setitem(train_step.FLUX_FILL_VAE, "block_out_channels", (32, 32, 32, 32))
     original = trainer.load_transformer
     args = train_step.parse_args(["--size", "full", "--mixed_precision", "no"])
     with train_step.trainer_run(args) as run:
