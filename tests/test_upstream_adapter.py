@@ -81,6 +81,17 @@ def test_casting_spares_the_adapter(tmp_path: Path) -> None:
     assert model.dtype == torch.bfloat16
 
 
+def test_a_quantized_base_is_moved_and_not_cast(tmp_path: Path) -> None:
+    pytest.importorskip("torchao")
+    run = run_of(tmp_path, "bf16", quantize_base="int8")
+    run.accelerator.device = torch.device("cpu")
+    model: Any = load(run)
+    packed = model.transformer_blocks[0].attn.to_q.base_layer
+    assert type(packed.weight).__name__ == "Int8Tensor"
+    assert model.to("cpu", dtype=torch.float32) is model
+    assert model.x_embedder.weight.dtype == packed.bias.dtype == torch.bfloat16
+
+
 def test_another_state_dict_is_refused_and_its_own_is_loaded(tmp_path: Path) -> None:
     model = load(run_of(tmp_path))
     changed = {name: value + 1 for name, value in model.state_dict().items()}
