@@ -82,7 +82,7 @@ class CannotRunError(Exception):
 
 
 @dataclass(frozen=True)
-class Case:
+class Trial:
     """What a check gets: the size of its models, an empty folder, and what the checks before it have found by name."""
 
     size: str
@@ -109,15 +109,15 @@ class Check:
 
     name: str
     limit: float
-    work: Callable[[Case], None]
+    work: Callable[[Trial], None]
     needs: tuple[str, ...] = ()
 
 
-def in_its_process(check: Check, case: Case) -> None:
+def in_its_process(check: Check, trial: Trial) -> None:
     """Work on a check, note how it ended, and write what is printed meanwhile to the log in its folder."""
     os.setsid()  # so that it ends with all that it has started
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    log = (case.folder / "log.txt").open("w", buffering=1, encoding="utf-8")
+    log = (trial.folder / "log.txt").open("w", buffering=1, encoding="utf-8")
     for stream in (1, 2):  # for what is written by processes that this one starts
         os.dup2(log.fileno(), stream)
     sys.stdout = sys.stderr = log
@@ -125,16 +125,16 @@ def in_its_process(check: Check, case: Case) -> None:
     try:
         if absent := [package for package in check.needs if importlib.util.find_spec(package) is None]:
             raise CannotRunError(f"the package {absent[0]} is missing")
-        check.work(case)
-        case.note(result="holds")
+        check.work(trial)
+        trial.note(result="holds")
     except CannotRunError as error:
-        case.note(result="cannot run", why=str(error))
+        trial.note(result="cannot run", why=str(error))
     except Exception as error:
         traceback.print_exc()
-        case.note(result="FAILS", why=describe(error))
+        trial.note(result="FAILS", why=describe(error))
 
 
-def outcome(check: Check, case: Case, seconds: float, method: str = "fork") -> dict[str, Any]:
+def outcome(check: Check, trial: Trial, seconds: float, method: str = "fork") -> dict[str, Any]:
     """Run a check for at most its limit, and at most the ``seconds`` that are left; its row of the report.
 
     ``result`` is holds, FAILS, cannot run, or no time where the seconds were too few. However it ends, all
@@ -144,7 +144,7 @@ def outcome(check: Check, case: Case, seconds: float, method: str = "fork") -> d
     limit, began = min(check.limit, seconds), time.monotonic()
     if limit < SHORTEST:
         return row_of(check, {"result": "no time", "why": "no time left"}, 0.0)
-    process = context.Process(target=in_its_process, args=(check, case))
+    process = context.Process(target=in_its_process, args=(check, trial))
     process.start()
     try:
         process.join(limit)
@@ -153,14 +153,14 @@ def outcome(check: Check, case: Case, seconds: float, method: str = "fork") -> d
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.join()
-    facts = case.noted()
+    facts = trial.noted()
     if late and limit < check.limit:
         facts |= {"result": "no time", "why": f"cut off after {limit:.0f} s, as the minutes were over"}
     elif late:
         facts |= {"result": "FAILS", "why": f"took longer than its {limit:.0f} s"}
     elif "result" not in facts:
         facts |= {"result": "FAILS", "why": f"its process ended with code {process.exitcode}"}
-    log = case.folder / "log.txt"
+    log = trial.folder / "log.txt"
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
     row = row_of(check, facts, time.monotonic() - began)
     return row if row["result"] == "holds" else row | {"log": lines[-40:]}
@@ -197,7 +197,7 @@ def settle(checks: Sequence[Check], size: str, minutes: float, write: Callable[[
     for check in checks:
         while True:
             with tempfile.TemporaryDirectory(prefix="gpu_check-", ignore_cleanup_errors=True) as folder:
-                row = outcome(check, Case(size, Path(folder), known), end - time.monotonic(), method)
+                row = outcome(check, Trial(size, Path(folder), known), end - time.monotonic(), method)
             if method == "spawn" or not row["facts"].get("forked_too_late"):
                 break
             method = "spawn"  # an import has begun CUDA in this process after all
@@ -224,11 +224,11 @@ def require(condition: bool, otherwise: str) -> None:
         raise ValueError(otherwise)
 
 
-def machine(case: Case) -> None:
+def machine(trial: Trial) -> None:
     """Find out what the other checks run on."""
     if getattr(torch._C, "_cuda_isInBadFork", bool)():
-        return case.note(forked_too_late=True)
-    if case.size == "full":
+        return trial.note(forked_too_late=True)
+    if trial.size == "full":
         try:
             torch.cuda.init()
         except (RuntimeError, AssertionError) as error:  # its words tell a driver that is too old from no GPU at all
@@ -237,14 +237,14 @@ def machine(case: Case) -> None:
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} thread(s)"
     memory = torch.cuda.mem_get_info() if device.type == "cuda" else ()
     free, total = (amount / GIB for amount in memory or (0, 0))
-    case.note(device=name, memory_gib=total, free_gib=free, cuda=torch.version.cuda, versions=package_versions())
+    trial.note(device=name, memory_gib=total, free_gib=free, cuda=torch.version.cuda, versions=package_versions())
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     ceiling = matmul_ceiling(device, dtype)
     shown = f", {free:.1f} of {total:.1f} GiB free" if memory else ""
     versions = f"torch {torch.__version__}, CUDA {torch.version.cuda or 'none'}"
-    case.note(ceiling_tflops=ceiling, said=f"{name}{shown}; best matmul {ceiling:.3g} TFLOP/s; {versions}")
+    trial.note(ceiling_tflops=ceiling, said=f"{name}{shown}; best matmul {ceiling:.3g} TFLOP/s; {versions}")
     if device.type == "cuda" and free < 0.9 * total:
-        case.note(said=f"{case.noted()['said']}; ANOTHER PROCESS HOLDS {total - free:.1f} GiB")
+        trial.note(said=f"{trial.noted()['said']}; ANOTHER PROCESS HOLDS {total - free:.1f} GiB")
 
 
 def on_gpu() -> bool:
@@ -252,14 +252,14 @@ def on_gpu() -> bool:
     return torch.cuda.is_available()
 
 
-def training(case: Case, *words: object, small: bool = False) -> argparse.Namespace:
+def training(trial: Trial, *words: object, small: bool = False) -> argparse.Namespace:
     """Arguments of a training of the embedded model, as the training command reads ``words``.
 
     It writes no checkpoints or pictures unless asked. ``small`` pictures are those of ``tiny``. Without a GPU what
     needs one is left out.
     """
-    given = f"--output_dir {case.folder}/run --checkpointing_steps 0 --validation_steps 0 --report_to none".split()
-    if case.size == "tiny" or small:
+    given = f"--output_dir {trial.folder}/run --checkpointing_steps 0 --validation_steps 0 --report_to none".split()
+    if trial.size == "tiny" or small:
         given += "--height 64 --width 48 --max_sequence_length 32 --dataloader_num_workers 0".split()
     if not on_gpu():
         given += "--mixed_precision no --no-use_8bit_adam --no-compile_blocks".split()
@@ -272,10 +272,10 @@ def training(case: Case, *words: object, small: bool = False) -> argparse.Namesp
 
 
 @contextlib.contextmanager
-def models(case: Case, args: argparse.Namespace) -> Iterator[None]:
+def models(trial: Trial, args: argparse.Namespace) -> Iterator[None]:
     """While it lasts the trainer has rows of noise, and ``full`` has models of FLUX's size, which ``args`` name."""
     with mock.patch.object(trainer, "VitonHDTestDataset", NoiseRows), contextlib.ExitStack() as made:
-        if case.size == "full":
+        if trial.size == "full":
             pipeline = made.enter_context(random_models(FLUX_FILL))
             for name in train_deepfashion_lora.MODELS:
                 setattr(args, name, str(pipeline))
@@ -288,18 +288,18 @@ def trained(args: argparse.Namespace) -> dict[str, Any]:
     return dict(json.loads(Path(args.output_dir, "run.json").read_text(encoding="utf-8")))
 
 
-def preset_step(case: Case, name: str, flags: Sequence[str] = (), beside: str | None = None) -> None:
+def preset_step(trial: Trial, name: str, flags: Sequence[str] = (), beside: str | None = None) -> None:
     """Whether steps of a preset fit, what memory they take and how fast they are, also ``beside`` another check."""
-    need, card = load_preset(name).gpu_memory_gib or 0.0, case.known["machine"]["memory_gib"]
-    if case.size == "full" and "--quantize_base" not in flags and need > card:
+    need, card = load_preset(name).gpu_memory_gib or 0.0, trial.known["machine"]["memory_gib"]
+    if trial.size == "full" and "--quantize_base" not in flags and need > card:
         raise CannotRunError(f"the preset needs a GPU of {need:g} GiB, and this one has {card:.1f}")
-    args = training(case, "--preset", name, "--max_train_steps", STEPS[case.size], *flags)
+    args = training(trial, "--preset", name, "--max_train_steps", STEPS[trial.size], *flags)
     if (package := QUANTIZED_BY.get(args.quantize_base)) and importlib.util.find_spec(package) is None:
         raise CannotRunError(f"the package {package} is missing")
     with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as beside_it:
         # Begun before anything that a forked process cannot use again, and at work while the models are made.
-        predicting = beside_it.submit(predict, args, trainer.make_trainable, config_of(case)) if on_gpu() else None
-        with models(case, args):
+        predicting = beside_it.submit(predict, args, trainer.make_trainable, config_of(trial)) if on_gpu() else None
+        with models(trial, args):
             run = trained(args)
         memory = predicting.result() if predicting else None
     facts = {name: run[name] for name in ("seconds_per_step", "pairs_per_second")}
@@ -311,50 +311,50 @@ def preset_step(case: Case, name: str, flags: Sequence[str] = (), beside: str | 
         blocks, recomputed = sum(memory.blocks), run.get("recomputed_blocks")
         if recomputed is None:
             recomputed = speed.recomputed_by(args.gradient_checkpointing, blocks)
-        share = tflop_of(case, args) * run["pairs_per_second"] / case.known["machine"]["ceiling_tflops"]
+        share = tflop_of(trial, args) * run["pairs_per_second"] / trial.known["machine"]["ceiling_tflops"]
         facts |= {"share_of_ceiling": share, "recomputed_blocks": recomputed}
         facts |= {"peak_gib": run["peak_gpu_memory_gib"], "predicted_gib": memory.peak(recomputed) / GIB}
         said += f", {share:.0%} of the ceiling; peak {facts['peak_gib']:.2f} GiB, predicted "
         said += f"{facts['predicted_gib']:.2f}; {recomputed} of {blocks} blocks recomputed"
-    if other := case.known.get(beside or "", {}).get("pairs_per_second"):
+    if other := trial.known.get(beside or "", {}).get("pairs_per_second"):
         facts["times_other"] = run["pairs_per_second"] / other
         said += f"; {facts['times_other']:.2f} times the pairs/s of {beside}"
     asked = [flag for flag, value in load_preset(name).flags.items() if flag in GPU_FLAGS and value != "false"]
     unseen = [f"--{flag}" for flag in asked if f"--no-{flag}" not in flags]
-    case.note(**facts, said=said, left_out=[] if on_gpu() else ["memory", "share of the ceiling", *unseen])
-    if case.size == "full":
+    trial.note(**facts, said=said, left_out=[] if on_gpu() else ["memory", "share of the ceiling", *unseen])
+    if trial.size == "full":
         apart = facts["peak_gib"] / facts["predicted_gib"] - 1
         require(abs(apart) <= 0.1, f"the peak differs from the prediction by {apart:+.0%}, more than 10%")
         require(beside != "h100" or facts.get("times_other", 0) < 1, "h100 is no faster than plain")
 
 
-def config_of(case: Case) -> dict[str, Any]:
-    """What the transformer of a case is built from."""
-    return FLUX_FILL if case.size == "full" else transformer_config("tiny")
+def config_of(trial: Trial) -> dict[str, Any]:
+    """What the transformer of a trial is built from."""
+    return FLUX_FILL if trial.size == "full" else transformer_config("tiny")
 
 
-def tflop_of(case: Case, args: argparse.Namespace) -> float:
+def tflop_of(trial: Trial, args: argparse.Namespace) -> float:
     """Useful TFLOP of a pair."""
     tokens = args.height // 16 * (2 * args.width // 16)
-    return useful_flops(config_of(case), tokens, args.max_sequence_length, args.lora_rank).step / 1e12
+    return useful_flops(config_of(trial), tokens, args.max_sequence_length, args.lora_rank).step / 1e12
 
 
-def quantized(case: Case, kind: str) -> None:
+def quantized(trial: Trial, kind: str) -> None:
     """A step of quick_test over a base of 4 or 8 bits, beside the one over bf16."""
     if kind == "nf4" and not on_gpu():
         raise CannotRunError("nf4 needs a CUDA GPU, and none is visible")
-    preset_step(case, "quick_test", ["--quantize_base", kind], beside="quick_test")
+    preset_step(trial, "quick_test", ["--quantize_base", kind], beside="quick_test")
 
 
-def compiled(case: Case) -> None:
+def compiled(trial: Trial) -> None:
     """Compiled and recomputed blocks give loss and gradient of the plain ones, and compile once.
 
     Four blocks of FLUX's width. The difference of gradients is that of their norms over all weights.
     """
     shallow = (
-        {**FLUX_FILL, "num_layers": 2, "num_single_layers": 2} if case.size == "full" else transformer_config("tiny")
+        {**FLUX_FILL, "num_layers": 2, "num_single_layers": 2} if trial.size == "full" else transformer_config("tiny")
     )
-    args = training(case, "--preset", "quick_test", "--gradient_checkpointing", "none", "--max_train_steps", 1)
+    args = training(trial, "--preset", "quick_test", "--gradient_checkpointing", "none", "--max_train_steps", 1)
     with random_models(shallow, EMBEDDED), mock.patch.object(trainer, "VitonHDTestDataset", NoiseRows):
         run, _ = trainer.build_run(args, trainer.start(args), Stopping())
         for parameter in run.parameters:  # B is zero at the start, and then half of the gradients are
@@ -372,8 +372,8 @@ def compiled(case: Case) -> None:
     apart, losses_apart = float((found - plain).norm() / plain.norm()), abs(loss - plain_loss) / plain_loss
     bounds = (1e-2, 5e-2) if args.mixed_precision == "bf16" else (1e-4, 1e-3)
     said = f"loss differs by {losses_apart:.1e} of {bounds[0]:g}, gradient by {apart:.1e} of {bounds[1]:g}"
-    case.note(loss_differs=losses_apart, gradient_differs=apart, first_step_s=took)
-    case.note(said=f"{said}; compiled in {took:.0f} s, and not again", left_out=[] if on_gpu() else ["its kernels"])
+    trial.note(loss_differs=losses_apart, gradient_differs=apart, first_step_s=took)
+    trial.note(said=f"{said}; compiled in {took:.0f} s, and not again", left_out=[] if on_gpu() else ["its kernels"])
     require(losses_apart <= bounds[0] and apart <= bounds[1], "compiled blocks compute something else")
 
 
@@ -407,7 +407,7 @@ class Awaited:
         return float(self.tolist())
 
 
-def waits(case: Case) -> None:
+def waits(trial: Trial) -> None:
     """The trainer's loop waits for the GPU once a step: for the losses and the norm of the gradient.
 
     Any other synchronisation between encoding a batch and the end of the optimizer's step is an error. The first step
@@ -415,8 +415,8 @@ def waits(case: Case) -> None:
     """
     mode: Callable[[str], None] = torch.cuda.set_sync_debug_mode if on_gpu() else lambda _: None
     for cached in ("--no-cache_latents", "--cache_latents"):
-        args = training(case, "--preset", "quick_test", "--max_train_steps", STEPS[case.size], cached, small=True)
-        args.output_dir = f"{case.folder}/{cached}"
+        args = training(trial, "--preset", "quick_test", "--max_train_steps", STEPS[trial.size], cached, small=True)
+        args.output_dir = f"{trial.folder}/{cached}"
         with mock.patch.object(trainer, "VitonHDTestDataset", NoiseRows):
             run, record = trainer.build_run(args, trainer.start(args), Stopping())
         watch(run, mode)
@@ -424,8 +424,8 @@ def waits(case: Case) -> None:
         trainer.train(run, record)
         reads = Awaited.waits / run.step
         require(reads == 2, f"a step reads {reads:g} results, and should 2")
-    case.note(said="two results read a step, with and without cached latents")
-    case.note(left_out=[] if on_gpu() else ["any other wait"])
+    trial.note(said="two results read a step, with and without cached latents")
+    trial.note(left_out=[] if on_gpu() else ["any other wait"])
 
 
 def watch(run: trainer.Run, mode: Callable[[str], None]) -> None:
@@ -462,42 +462,42 @@ def losses_of(args: argparse.Namespace) -> list[float]:
 FOUR_STEPS = "--preset quick_test --max_train_steps 4 --gradient_accumulation_steps 1 --lr_warmup_steps 1".split()
 
 
-def resume(case: Case) -> None:
+def resume(trial: Trial) -> None:
     """Two steps, a checkpoint and two steps more are four steps: the same losses."""
     with mock.patch.object(trainer, "VitonHDTestDataset", NoiseRows):
-        whole = training(case, *FOUR_STEPS, "--checkpointing_steps", 2, small=True)
+        whole = training(trial, *FOUR_STEPS, "--checkpointing_steps", 2, small=True)
         trained(whole)
         straight = losses_of(whole)
-        case.note(losses=straight)
+        trial.note(losses=straight)
         checkpoint = f"{whole.output_dir}/checkpoint-2"
-        again = training(case, *FOUR_STEPS, "--resume_from_checkpoint", checkpoint, small=True)
-        again.output_dir = f"{case.folder}/again"
+        again = training(trial, *FOUR_STEPS, "--resume_from_checkpoint", checkpoint, small=True)
+        again.output_dir = f"{trial.folder}/again"
         trained(again)
     apart = max(abs(one - other) / one for one, other in zip(losses_of(again), straight[2:], strict=True))
     # Backward passes add up in another order each time on a GPU; on a CPU nothing changes.
     bound = 1e-3 if on_gpu() else 0.0
-    case.note(losses_differ=apart, said=f"losses after resuming differ by {apart:.1e} of {bound:g}")
+    trial.note(losses_differ=apart, said=f"losses after resuming differ by {apart:.1e} of {bound:g}")
     require(apart <= bound, "a run that was resumed goes on otherwise")
 
 
-def fp16(case: Case) -> None:
+def fp16(trial: Trial) -> None:
     """Training in fp16: the gradient scaler finds its scale, and the first loss is that of bf16."""
     if not on_gpu():
         raise CannotRunError("fp16 needs a CUDA GPU, and none is visible")
-    args = training(case, *FOUR_STEPS, "--mixed_precision", "fp16", small=True)
+    args = training(trial, *FOUR_STEPS, "--mixed_precision", "fp16", small=True)
     with mock.patch.object(trainer, "VitonHDTestDataset", NoiseRows):
         run = trained(args)
-    losses, others = losses_of(args), case.known.get("resume", {}).get("losses")
+    losses, others = losses_of(args), trial.known.get("resume", {}).get("losses")
     said = f"{run['skipped_steps']} of 4 losses not finite"
     if others:
         apart = abs(losses[0] - others[0]) / others[0]
         said += f"; the first loss differs from that in bf16 by {apart:.1e} of 0.05"
-    case.note(losses=losses, said=said)
+    trial.note(losses=losses, said=said)
     require(run["skipped_steps"] == 0, "losses are not finite in fp16")
     require(not others or apart <= 0.05, "fp16 computes something else than bf16")
 
 
-def pictures(case: Case) -> None:
+def pictures(trial: Trial) -> None:
     """Validation pictures at the preset's full size, before and after a step."""
     drawn: list[Any] = []
     draw = trainer.Run.draw_results
@@ -507,41 +507,41 @@ def pictures(case: Case) -> None:
         return found
 
     words = "--validation_steps 1 --num_validation_images 1 --num_inference_steps 4 --gradient_accumulation_steps 1"
-    args = training(case, "--preset", "full", "--max_train_steps", 1, *words.split())
-    with models(case, args), mock.patch.object(trainer.Run, "draw_results", kept):
+    args = training(trial, "--preset", "full", "--max_train_steps", 1, *words.split())
+    with models(trial, args), mock.patch.object(trainer.Run, "draw_results", kept):
         run = trained(args)
     sheets = sorted(path.name for path in Path(args.output_dir, "validation").glob("*.png"))
     peak = run.get("peak_gpu_memory_gib")
     said = f"{args.height}x{args.width}, 4 denoising steps" + (f"; peak {peak:.1f} GiB" if peak else "")
-    case.note(peak_gib=peak, said=said, left_out=[] if on_gpu() else ["memory"])
+    trial.note(peak_gib=peak, said=said, left_out=[] if on_gpu() else ["memory"])
     require(sheets == ["step-0.png", "step-1.png"], f"the pictures are {sheets}")
     require(all(low < high for picture in drawn for low, high in picture.getextrema()), "a picture has one colour")
 
 
-def tryon_offload(case: Case) -> None:
+def tryon_offload(trial: Trial) -> None:
     """``tryon --offload``: the transformer stays in main memory, and the picture is drawn."""
-    size = (768, 576) if case.size == "full" else (128, 96)
-    sample, folder = NoiseRows(size)[0], case.folder
+    size = (768, 576) if trial.size == "full" else (128, 96)
+    sample, folder = NoiseRows(size)[0], trial.folder
     to_picture(sample["image"][..., size[1] :]).save(folder / "person.png")
     to_picture(sample["cloth_pure"]).save(folder / "garment.png")
     to_picture(sample["inpaint_mask"][..., size[1] :].expand(3, -1, -1) * 2 - 1).save(folder / "mask.png")
     words = [f"--{name}={folder}/{name}.png" for name in ("person", "garment", "mask")]
     words += [f"--output={folder}/result.png", "--num_inference_steps=4", *(["--offload"] if on_gpu() else [])]
     with contextlib.ExitStack() as made:
-        if case.size == "full":
+        if trial.size == "full":
             require_memory(2 * 24)
             pipeline = made.enter_context(random_models(FLUX_FILL))
             words += [f"--pipeline={pipeline}", f"--base={pipeline}"]
             load = trainer.load_transformer
             made.enter_context(mock.patch.object(trainer, "load_transformer", lambda *inputs: to_host(load(*inputs))))
-        code = tryon.main([*words, *([] if case.size == "full" else ["--embedded"]), "--debug"])
+        code = tryon.main([*words, *([] if trial.size == "full" else ["--embedded"]), "--debug"])
     require(code == 0 and (folder / "result.png").is_file(), f"tryon ended with exit code {code}")
     host = psutil.Process().memory_info().rss / GIB
     if on_gpu():
         peak = torch.cuda.max_memory_allocated() / GIB
-        case.note(peak_gib=peak, host_gib=host, said=f"peak {peak:.1f} GiB; main memory {host:.1f} GiB")
+        trial.note(peak_gib=peak, host_gib=host, said=f"peak {peak:.1f} GiB; main memory {host:.1f} GiB")
     else:
-        case.note(said="drawn without --offload", left_out=["--offload"])
+        trial.note(said="drawn without --offload", left_out=["--offload"])
 
 
 def require_memory(gib: float) -> None:
@@ -560,7 +560,7 @@ def to_host(model: Any) -> Any:
     return model
 
 
-def gpu_tests(case: Case) -> None:
+def gpu_tests(trial: Trial) -> None:
     """The tests that need a GPU."""
     if not on_gpu():
         raise CannotRunError("these tests need a CUDA GPU, and none is visible")
@@ -568,7 +568,7 @@ def gpu_tests(case: Case) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-rs", "-m", "gpu", "-p", "no:cacheprovider", *files]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
     print(done.stdout)
-    case.note(said=done.stdout.strip().splitlines()[-1].strip("= "))
+    trial.note(said=done.stdout.strip().splitlines()[-1].strip("= "))
     require(done.returncode == 0, "some of the gpu tests fail")
 
 

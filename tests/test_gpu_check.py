@@ -15,29 +15,29 @@ import pytest
 import torch
 
 from benchmarks import gpu_check
-from benchmarks.gpu_check import CannotRunError, Case, Check
+from benchmarks.gpu_check import CannotRunError, Check, Trial
 from training_run.memory import StepMemory
 
 
-def holds(case: Case) -> None:
-    case.note(said="42 of 42", answer=42)
+def holds(trial: Trial) -> None:
+    trial.note(said="42 of 42", answer=42)
 
 
-def fails(case: Case) -> None:
-    case.note(answer=41)
+def fails(trial: Trial) -> None:
+    trial.note(answer=41)
     raise ValueError("41 is not 42")
 
 
-def cannot(_: Case) -> None:
+def cannot(_: Trial) -> None:
     raise CannotRunError("there is no answer here")
 
 
-def hangs(case: Case) -> None:
-    case.note(answer=40, child=subprocess.Popen(["sleep", "60"]).pid)
+def hangs(trial: Trial) -> None:
+    trial.note(answer=40, child=subprocess.Popen(["sleep", "60"]).pid)
     time.sleep(60)
 
 
-def dies(_: Case) -> None:
+def dies(_: Trial) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -113,7 +113,7 @@ def test_without_a_gpu_full_is_refused_in_cudas_own_words() -> None:
 def test_where_an_import_has_begun_cuda_nothing_is_forked(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def outcome(check: Check, _case: Case, _seconds: float, method: str) -> dict:
+    def outcome(check: Check, _case: Trial, _seconds: float, method: str) -> dict:
         asked.append((check.name, method))
         facts = {"forked_too_late": True} if method == "fork" else {}
         return gpu_check.row_of(check, facts | {"result": "holds"}, 1.0)
@@ -126,8 +126,8 @@ def test_where_an_import_has_begun_cuda_nothing_is_forked(monkeypatch: pytest.Mo
 def test_the_file_is_there_after_every_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     report = tmp_path / "report.json"
 
-    def reads(case: Case) -> None:
-        case.note(found=json.loads(report.read_text()))
+    def reads(trial: Trial) -> None:
+        trial.note(found=json.loads(report.read_text()))
 
     monkeypatch.setattr(
         gpu_check, "CHECKS", [Check("machine", 9, holds), Check("fails", 9, fails), Check("b", 9, reads)]
@@ -185,43 +185,43 @@ def memory_of_a_step(*_: object) -> StepMemory:
 
 
 @pytest.fixture
-def full_case(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Case:
-    """A case of real size on a pretended GPU, whose steps take 2 s and peak at 48.5 GiB."""
+def full_trial(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Trial:
+    """A trial of real size on a pretended GPU, whose steps take 2 s and peak at 48.5 GiB."""
     run = {"seconds_per_step": 2.0, "pairs_per_second": 2.0, "last_step_seconds": [31.0, 2.0, 2.0]}
     monkeypatch.setattr(gpu_check, "on_gpu", lambda: True)
     monkeypatch.setattr(gpu_check, "trained", lambda _: run | {"peak_gpu_memory_gib": 48.5, "recomputed_blocks": 0})
     monkeypatch.setattr(gpu_check, "predict", memory_of_a_step)
     monkeypatch.setattr(gpu_check, "models", lambda *_: contextlib.nullcontext())
-    return Case("full", tmp_path, {"machine": {"memory_gib": 79.1, "ceiling_tflops": 800.0}})
+    return Trial("full", tmp_path, {"machine": {"memory_gib": 79.1, "ceiling_tflops": 800.0}})
 
 
-def test_a_step_beside_its_prediction_and_the_ceiling(full_case: Case) -> None:
-    gpu_check.preset_step(full_case, "full")
-    facts = full_case.noted()
+def test_a_step_beside_its_prediction_and_the_ceiling(full_trial: Trial) -> None:
+    gpu_check.preset_step(full_trial, "full")
+    facts = full_trial.noted()
     assert (facts["peak_gib"], facts["predicted_gib"], facts["recomputed_blocks"]) == (48.5, 48.5, 0)
     assert facts["share_of_ceiling"] == pytest.approx(136.5 * 2 / 800, rel=1e-3)  # TFLOP a pair of 768x1152, rank 16
     assert facts["first_step_s"] == 31 and facts["left_out"] == []
 
 
-def test_a_peak_far_from_the_prediction_fails(full_case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_peak_far_from_the_prediction_fails(full_trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
     run = gpu_check.trained(None)  # type: ignore[arg-type]
     monkeypatch.setattr(gpu_check, "trained", lambda _: run | {"peak_gpu_memory_gib": 54.0})
     with pytest.raises(ValueError, match=r"\+11%"):
-        gpu_check.preset_step(full_case, "full")
-    assert full_case.noted()["peak_gib"] == 54.0  # told all the same
+        gpu_check.preset_step(full_trial, "full")
+    assert full_trial.noted()["peak_gib"] == 54.0  # told all the same
 
 
-def test_a_card_that_is_too_small_for_a_preset_is_told(full_case: Case) -> None:
-    full_case.known["machine"]["memory_gib"] = 23.6
+def test_a_card_that_is_too_small_for_a_preset_is_told(full_trial: Trial) -> None:
+    full_trial.known["machine"]["memory_gib"] = 23.6
     with pytest.raises(CannotRunError, match=r"75 GiB, and this one has 23\.6"):
-        gpu_check.preset_step(full_case, "h100")
+        gpu_check.preset_step(full_trial, "h100")
 
 
 @pytest.mark.parametrize(("h100", "holds_"), [(2.5, True), (1.9, False)])
-def test_h100_has_to_be_faster_than_plain(full_case: Case, h100: float, holds_: bool) -> None:
-    full_case.known["h100"] = {"pairs_per_second": h100}
+def test_h100_has_to_be_faster_than_plain(full_trial: Trial, h100: float, holds_: bool) -> None:
+    full_trial.known["h100"] = {"pairs_per_second": h100}
     with contextlib.nullcontext() if holds_ else pytest.raises(ValueError, match="plain"):
-        gpu_check.preset_step(full_case, "h100", gpu_check.PLAIN, "h100")
+        gpu_check.preset_step(full_trial, "h100", gpu_check.PLAIN, "h100")
 
 
 def test_missing_packages_are_named(tmp_path: Path) -> None:
