@@ -14,6 +14,9 @@ yields the sample dict that ``VitonHDTestDataset`` documents, and may offer four
 
 from __future__ import annotations
 
+import training_run  # noqa: F401  (first, as torch reads what it sets when it is loaded)
+
+# isort: split
 import argparse
 import contextlib
 import functools
@@ -29,7 +32,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import psutil
 import torch
 import torch._functorch.config
 from accelerate import Accelerator
@@ -189,8 +191,13 @@ def load_vae(args: argparse.Namespace, device: torch.device) -> AutoencoderKL:
     return vae.to(device, memory_format=torch.channels_last).requires_grad_(False)
 
 
-def load_transformer(args: argparse.Namespace, dtype: torch.dtype) -> FluxTransformer2DModel:
-    """The transformer to train, from files at the root or under ``transformer/``; ``ValueError`` for another kind."""
+def load_transformer(
+    args: argparse.Namespace, dtype: torch.dtype, device: torch.device | None = None
+) -> FluxTransformer2DModel:
+    """The transformer to train, from files at the root or under ``transformer/``; ``ValueError`` for another kind.
+
+    It goes to ``device``, where it is quantized if it is to be; without one it stays in main memory.
+    """
     where = args.pretrained_inpaint_model_name_or_path
     hub: dict[str, Any] = {"revision": args.inpaint_revision, "cache_dir": args.cache_dir}
     hub["subfolder"] = subfolder_of_transformer(where, **hub)
@@ -200,8 +207,11 @@ def load_transformer(args: argparse.Namespace, dtype: torch.dtype) -> FluxTransf
             f"--pretrained_inpaint_model_name_or_path {where!r} holds a {config.get('_class_name')} with "
             f"{config.get('in_channels')} input channels, not a FLUX.1-Fill transformer, which has 384"
         )
-    options = {"variant": args.variant, "quantization_config": quantization.settings(args.quantize_base, dtype)}
-    return FluxTransformer2DModel.from_pretrained(where, torch_dtype=dtype, use_safetensors=True, **options, **hub)
+    options = {"variant": args.variant, "torch_dtype": dtype, "use_safetensors": True}
+    transformer = FluxTransformer2DModel.from_pretrained(where, **options, **hub)
+    if args.quantize_base:
+        quantization.quantize(transformer, args.quantize_base, device)
+    return transformer if device is None else transformer.to(device)
 
 
 def pipeline_options(args: argparse.Namespace, dtype: torch.dtype) -> dict[str, Any]:
@@ -250,7 +260,7 @@ def encode_prompts(
     options = {"transformer": None, "vae": None, **pipeline_options(args, dtype)}
     text_encoders = FluxFillPipeline.from_pretrained(args.pretrained_model_name_or_path, **options).to(device)
     size = len(prompts) * args.max_sequence_length * text_encoders.text_encoder_2.config.d_model * dtype.itemsize
-    free = psutil.virtual_memory().available
+    free = guards.available_memory()
     if size > free / 2:
         raise ValueError(
             f"the embeddings of {len(prompts)} distinct prompts need {size / 2**30:.1f} GiB of memory and "
@@ -302,7 +312,7 @@ def make_trainable(transformer: FluxTransformer2DModel, args: argparse.Namespace
         total = len(transformer.transformer_blocks) + len(transformer.single_transformer_blocks)
         speed.recompute(transformer, speed.recomputed_by(args.gradient_checkpointing, total))
     if args.compile_blocks:
-        transformer.compile_repeated_blocks(fullgraph=True, dynamic=False)
+        speed.compile_blocks(transformer)
     return [parameter for parameter in transformer.parameters() if parameter.requires_grad]
 
 
@@ -487,9 +497,8 @@ class Run:
         )
         self.vae = load_vae(args, accelerator.device) if vae_config is None else None
         self.vae_config = vae_config if self.vae is None else self.vae.config
-        transformer = load_transformer(args, dtype)
-        if quantization.can_be_moved(args.quantize_base) and not args.shard_base:  # else it goes there in parts
-            transformer.to(accelerator.device)
+        # With --shard_base it goes there in parts.
+        transformer = load_transformer(args, dtype, None if args.shard_base else accelerator.device)
         if args.attention_backend != "native":
             with attention_backend("native"):  # else it would be the default of every other model in the process
                 transformer.set_attention_backend(args.attention_backend)
@@ -844,6 +853,7 @@ def main(args: argparse.Namespace) -> None:
     A signal ends it with ``StoppedError``, exit code 143 or 130, after the checkpoint of the last whole step.
     """
     guards.check_packages(args)
+    guards.check_shared_memory(args)
     models = (args.pretrained_model_name_or_path, args.pretrained_inpaint_model_name_or_path)
     bases.check_base(*models, args.revision, args.inpaint_revision, args.cache_dir)
     output_dir.refuse_earlier_run(args)
@@ -857,8 +867,10 @@ def main(args: argparse.Namespace) -> None:
                     record.facts["weights"] = run.save_weights(run.folder).name
                 accelerator.wait_for_everyone()
                 asked, _ = stopping.agreed(accelerator)
-        except torch.OutOfMemoryError as error:
-            raise guards.out_of_memory(args) from error
+        except RuntimeError as error:
+            if guards.is_out_of_memory(error):
+                raise guards.out_of_memory(args, error) from error
+            raise
         finally:
             settle_gloo()
             accelerator.end_training()

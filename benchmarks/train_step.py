@@ -26,24 +26,26 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+# `python benchmarks/train_step.py` has only this folder on its path
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import training_run  # noqa: F401  (first, as torch reads what it sets when it is loaded)
+
+# isort: split
 import numpy as np
 import psutil
 import torch
-from accelerate import init_empty_weights
 from diffusers import AutoencoderKL, FluxTransformer2DModel
-from diffusers.models.model_loading_utils import load_model_dict_into_meta
-from diffusers.quantizers import DiffusersAutoQuantizer
 from safetensors.torch import save_file
 from torch.utils.data import Dataset, default_collate
 
+import train_flux_inpaint as trainer
+from training_run import guards, quantization, speed
+from training_run.flags import COUNT, QUANTIZED_BY, SIDE, SWITCH, recompute_stride
+from training_run.flops import FLUX_FILL, matmul_ceiling, seconds, useful_flops
+from training_run.memory import FLUX_VAE
+from training_run.record import package_versions
+
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # `python benchmarks/train_step.py` has only this folder on its path
-import train_flux_inpaint as trainer  # noqa: E402
-from training_run import guards, quantization, speed  # noqa: E402
-from training_run.flags import COUNT, SIDE, SWITCH, recompute_stride  # noqa: E402
-from training_run.flops import FLUX_FILL, matmul_ceiling, seconds, useful_flops  # noqa: E402
-from training_run.memory import FLUX_VAE  # noqa: E402
-from training_run.record import package_versions  # noqa: E402
 
 #: The pipeline that ships with the project, on any machine.
 EMBEDDED = ROOT / "deepfashion_training" / "embedded" / "tiny_flux_fill"
@@ -88,7 +90,7 @@ def parse_args(input_args: Sequence[str] | None = None) -> argparse.Namespace:
     add("--gradient_checkpointing", nargs="?", const=1, default=0, type=recompute_stride, metavar="auto|none|N",
         help="as the trainer's; recomputation is not useful work")  # fmt: skip
     add("--attention_backend", default="native", metavar="NAME", help="as the trainer's")
-    add("--quantize_base", choices=list(quantization.QUANTIZED_BY), help="as the trainer's, under all variants")
+    add("--quantize_base", choices=list(QUANTIZED_BY), help="as the trainer's, under all variants")
     add("--compile_blocks", action=SWITCH, default=False, help="also time a variant with compiled blocks")
     add("--json", type=Path, metavar="F", help="also write the figures to F")
     args = parser.parse_args(input_args)
@@ -119,20 +121,16 @@ def random_transformer(
 
 
 def quantized_transformer(config: dict[str, Any], kind: str, device: torch.device, dtype: torch.dtype) -> Any:
-    """A transformer held as ``kind`` of ``--quantize_base``, as diffusers loads one, but from no file.
+    """A transformer held as ``kind`` of ``--quantize_base``, from no file.
 
     All double blocks have the same random weights, and so have all single blocks: no more of them is ever there
     unquantized, so that it is made where only the quantized model fits.
     """
-    quantizer = DiffusersAutoQuantizer.from_config(quantization.settings(kind, dtype))
-    with init_empty_weights():
-        model = FluxTransformer2DModel(**config)
-    quantizer.preprocess_model(model, device_map={"": device}, keep_in_fp32_modules=[])
     weights = random_transformer({**config, "num_layers": 1, "num_single_layers": 1}, device, dtype).state_dict()
-    weights = {name: weights[re.sub(r"blocks\.\d+", "blocks.0", name)] for name in model.state_dict()}
-    loading: dict[str, Any] = {"dtype": dtype, "hf_quantizer": quantizer, "device_map": {"": device}}
-    load_model_dict_into_meta(model, weights, keep_in_fp32_modules=[], **loading)
-    quantizer.postprocess_model(model)
+    model = random_transformer(config, "meta", dtype)
+    named = {name: weights[re.sub(r"blocks\.\d+", "blocks.0", name)] for name in model.state_dict()}
+    model.load_state_dict(named, assign=True)
+    quantization.quantize(model, kind, device)
     return model
 
 
@@ -140,12 +138,11 @@ def quantized_transformer(config: dict[str, Any], kind: str, device: torch.devic
 def random_models(config: dict[str, Any], base: Path | None = None) -> Iterator[Path]:
     """While it lasts the trainer loads a transformer of ``config``, and embeddings of prompts, that are random.
 
-    Both are made in memory, the transformer on the GPU where there is one. Yields the pipeline to name: ``base``, or a
+    Both are made in memory. Yields the pipeline to name: ``base``, or a
     folder with a VAE of FLUX's size, random too. Nothing is downloaded.
     """
 
-    def load_transformer(args: argparse.Namespace, dtype: torch.dtype) -> Any:
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    def load_transformer(args: argparse.Namespace, dtype: torch.dtype, device: torch.device) -> Any:
         if args.quantize_base:
             return quantized_transformer(config, args.quantize_base, device, dtype)
         return random_transformer(config, device, dtype)
@@ -255,7 +252,7 @@ def take_step(run: trainer.Run, batch: trainer.FillBatch) -> torch.Tensor:
 
 def compiled_calls(run: trainer.Run) -> dict[torch.nn.Module, Any]:
     """How each repeated block is called when it is compiled."""
-    run.model.compile_repeated_blocks(fullgraph=True, dynamic=False)
+    speed.compile_blocks(run.model)
     kinds = run.model._repeated_blocks
     blocks = [module for module in run.model.modules() if type(module).__name__ in kinds]
     return {block: block._compiled_call_impl for block in blocks}

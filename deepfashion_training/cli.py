@@ -26,6 +26,14 @@ class WrongUseError(Exception):
     """A command line that cannot be understood: exit code 2."""
 
 
+class FaultsError(ValueError):
+    """Several things to fix, each said in a line of its own."""
+
+    def __init__(self, faults: list[str]) -> None:
+        super().__init__("\n".join(faults))
+        self.faults = faults
+
+
 class FlagParser(OneLineParser):
     """Parser of the command ``python -m deepfashion_training.<command>``; wrong use raises ``WrongUseError``."""
 
@@ -127,12 +135,10 @@ def run_command(command: str, argv: list[str] | None, work: Callable[[list[str]]
     """Do ``work`` on the words of the command line and return the exit code.
 
     ``argv`` takes the place of what was typed. The code is that of ``work``, 1 after an error, 2 for wrong use, 130
-    after Ctrl-C. An error is one line on stderr, with its traceback before it after ``--debug``; ``stopped`` says what
-    Ctrl-C leaves behind.
+    after Ctrl-C. An error is one line on stderr, each fault of a ``FaultsError`` one, with its traceback before it
+    after ``--debug``; ``stopped`` says what Ctrl-C leaves behind.
     """
     words = sys.argv[1:] if argv is None else argv
-    # Read when torch is loaded: threads that spin while they wait make a CPU step 15 times slower on a shared core.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         return work(words) or 0
     except KeyboardInterrupt:
@@ -146,7 +152,8 @@ def run_command(command: str, argv: list[str] | None, work: Callable[[list[str]]
         close_progress_bars()
         if "--debug" in words:
             traceback.print_exc()
-        sys.stderr.write(f"{command}: {describe(error)}\n")
+        faults = map(in_one_line, error.faults) if isinstance(error, FaultsError) else [describe(error)]
+        sys.stderr.write("".join(f"{command}: {fault}\n" for fault in faults))
         return 1
 
 

@@ -7,8 +7,10 @@ short for a checkpoint.
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 import importlib.metadata
+import json
 import os
 import re
 import shlex
@@ -55,10 +57,12 @@ unless --output_dir names another folder. Processes: one per GPU that CUDA_VISIB
 --upstream one. --quick-test adds --embedded by itself where no GPU is large enough. Python: $PYTHON, else the
 repository's .venv, else python3."""
 
-#: Prints GiB of memory of the GPUs that CUDA shows. A process of its own, so that the launcher holds no GPU.
-ASK_CUDA = """import torch
-for gpu in range(torch.cuda.device_count()):
-    print(torch.cuda.get_device_properties(gpu).total_memory / 2**30)"""
+#: Prints as JSON the GiB of memory of the GPUs that CUDA shows, and what keeps PyTorch from those that it does not. A
+#: process of its own, so that the launcher holds no GPU.
+ASK_CUDA = """import json, torch
+from training_run.guards import gpu_fault
+gpus = range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
+print(json.dumps([[torch.cuda.get_device_properties(gpu).total_memory / 2**30 for gpu in gpus], gpu_fault()]))"""
 
 
 def launcher_parser() -> FlagParser:
@@ -93,12 +97,34 @@ def missing_packages() -> list[str]:
 
 
 def visible_gpus() -> list[float]:
-    """GiB of memory of every GPU that the trainer will see."""
+    """GiB of memory of every GPU that the trainer will see. Raises ``ValueError`` where PyTorch cannot use one."""
     hidden = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "y", "yes", "t", "on")  # as accelerate
     if hidden or shutil.which("nvidia-smi") is None:  # which spares machines without a driver the start of torch
         return []
-    told = subprocess.run([sys.executable, "-c", ASK_CUDA], capture_output=True, text=True, check=False)
-    return [float(gib) for gib in told.stdout.split()]
+    told = subprocess.run(
+        [sys.executable, "-c", ASK_CUDA], capture_output=True, text=True, check=False, cwd=HERE.parent
+    )
+    if told.returncode:
+        raise ValueError(f"PyTorch does not start: {(told.stderr.strip().splitlines() or ['no word'])[-1]}")
+    gpus, fault = json.loads(told.stdout.splitlines()[-1])
+    if fault:
+        raise ValueError(fault)
+    return [float(gib) for gib in gpus]
+
+
+def look_at_gpus(args: argparse.Namespace) -> tuple[list[float], str | None]:
+    """``visible_gpus``, and why PyTorch can use none where the machine has one.
+
+    Raises ``ValueError`` with that for a run that needs one; others are warned, and ``--check`` says it with the rest.
+    """
+    try:
+        return visible_gpus(), None
+    except ValueError as error:
+        if not (args.embedded or args.upstream_check or args.check or args.dry_run):
+            raise ValueError(f"{error}, or add --embedded, the small model of the project") from error
+        if not args.check:
+            sys.stderr.write(f"warning: {error}\n")
+        return [], str(error)
 
 
 def too_small(preset: Preset, gpus: list[float]) -> str | None:
@@ -122,22 +148,23 @@ def work(argv: list[str]) -> int:
         raise ValueError(f"{sys.executable} lacks {', '.join(missing)}; {fix}")
     args, _ = parse(argv, parser, load=False)
     words = [word for word in argv if word != "--dry-run"]
-    gpus, preset, complaint = visible_gpus(), load_preset(args.preset), None
-    if not (args.embedded or args.upstream_check):
+    (gpus, fault), preset, complaint = look_at_gpus(args), load_preset(args.preset), None
+    if not (args.embedded or args.upstream_check or fault):
         complaint = too_small(preset, gpus)
     if complaint and preset.path == PRESETS / "quick_test.yaml":
         sys.stderr.write(f"note: {complaint}, so this quick test runs --embedded: the small model of the project\n")
         complaint, args.embedded, words = None, True, ["--embedded", *words]
     # A plan without a GPU is an estimate, by one process. A GPU that is too small is measured: other flags may fit.
     alone = args.check or args.upstream_check or (args.plan and complaint is not None and not gpus)
-    if complaint and not args.plan:
+    if complaint and not (args.plan or args.check):
         fits = [flag for flag, name in PRESET_FLAGS.items() if not too_small(load_preset(name), gpus)]
         complaint += f"; use {''.join(f'{flag}, or ' for flag in fits)}--embedded, the small model of the project"
         if not args.dry_run:
             raise ValueError(complaint)
         sys.stderr.write(f"warning: {complaint}\n")
     count = 1 if alone else len(gpus) or (1 if args.upstream else 2)
-    command, environments = [sys.executable, str(TRAIN), *words], processes(count, on_cpu=not gpus)
+    on_cpu = not gpus and not (fault and args.check)  # the check is to see what the launcher saw
+    command, environments = [sys.executable, str(TRAIN), *words], processes(count, on_cpu=on_cpu)
     if args.dry_run:
         sys.stdout.write(f"{as_one_command(command, environments)}\n")
         return 0

@@ -29,6 +29,7 @@ from deepfashion_training.models import access
 from deepfashion_training.upstream import script as upstream
 from training_run.flags import NOT_COMPILED
 from training_run.flops import FLUX_FILL, recomputed_flops, useful_flops
+from training_run.guards import gpu_fault, is_out_of_memory
 from training_run.memory import MakeTrainable, StepMemory, predict, state_bytes
 from training_run.speed import FILL, free_memory
 from training_run.stopping import Stopping
@@ -61,8 +62,8 @@ def is_measured(args: argparse.Namespace, state: Any) -> bool:
 def plan(args: argparse.Namespace, script: Any, state: Any) -> None:
     """Say what the run of ``script`` will take; of the run itself nothing is done, and nothing stays on the disk.
 
-    Raises ``ValueError`` when it does not fit the GPU that is here, after the plan for flags that do. All ranks call
-    this.
+    Raises ``ValueError`` when it does not fit the GPU that is here, after the plan for flags that do, and for a GPU
+    that PyTorch cannot use. All ranks call this.
     """
     if is_measured(args, state):
         access.check_models(
@@ -74,6 +75,8 @@ def plan(args: argparse.Namespace, script: Any, state: Any) -> None:
         )
         lines = answer(args, script, state)
     else:
+        if fault := gpu_fault():
+            raise ValueError(fault)
         lines = iter(estimated_lines(args, script.make_trainable))
     with Stopping():  # a signal is an exception here, so that what was measured in is removed
         for line in lines:
@@ -129,7 +132,7 @@ def measure_all(args: argparse.Namespace, train: Train, state: Any) -> dict[str,
             return tried
         tried[""] = own
     except Exception as error:
-        if not alone or not does_not_fit(error):
+        if not alone or not is_out_of_memory(error):
             raise
         tried[""] = str(error)
     fits = isinstance(tried[""], MeasuredRun)
@@ -140,15 +143,10 @@ def measure_all(args: argparse.Namespace, train: Train, state: Any) -> dict[str,
             assert run is not None  # given: there is one process
             tried[typed] = run
         except Exception as error:  # of flags that the user has not given: told in the plan, which goes on
-            tried[typed] = "does not fit" if does_not_fit(error) else describe(error)
+            tried[typed] = "does not fit" if is_out_of_memory(error) else describe(error)
         if not fits and isinstance(tried[typed], MeasuredRun):
             break
     return tried
-
-
-def does_not_fit(error: BaseException) -> bool:
-    """Whether ``error`` is the trainer's way to say that a GPU's memory was too small."""
-    return isinstance(error, torch.OutOfMemoryError) or isinstance(error.__cause__, torch.OutOfMemoryError)
 
 
 def variants(args: argparse.Namespace, fits: bool) -> dict[str, dict[str, Any]]:

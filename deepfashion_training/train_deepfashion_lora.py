@@ -10,6 +10,7 @@ A value is taken from the command line, else from the preset, else from the trai
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import itertools
 import logging
@@ -48,7 +49,6 @@ HUB_DATASET = "SaffalPoosh/deepFashion-with-masks"
 #: Flags that choose a preset; without one it is ``full``.
 PRESET_FLAGS = {"--quick-test": "quick_test", "--h100": "h100", "--low-vram": "low_vram"}
 MODELS = ("pretrained_model_name_or_path", "pretrained_inpaint_model_name_or_path")
-_HUB_MODELS = ("revision", "inpaint_revision", "cache_dir")
 #: Seconds that another process than the first waits before it says what went wrong.
 OTHERS_WAIT = 15.0
 #: Groups of flags that are not the trainer's; those of the first three belong on the command line, not in a preset.
@@ -274,42 +274,38 @@ def process_state() -> Any:
 
 
 def check(args: argparse.Namespace, script: Any) -> None:
-    """Raise ``ValueError`` for anything that would stop the run later and can be known before models are loaded."""
-    import torch
+    """Raise ``ValueError`` for anything that would stop the run later and can be known before models are loaded.
 
-    from deepfashion_training.models import access
-    from deepfashion_training.models.publish import check_push
-    from deepfashion_training.upstream import script as upstream
+    With ``--check`` every check says a line on stdout.
+    """
+    from deepfashion_training.preflight import preflight
     from training_run.hub import is_hub_id
 
-    upstream.check_before(script, args)
-    for name in (*_HUB_MODELS, "variant"):
-        if args.evaluate_samples and getattr(args, name, None):
-            raise ValueError(
-                f"--{name} and --evaluate_samples do not go together: the comparison would load the base without it; "
-                "add --evaluate_samples 0"
-            )
-    output_dir = Path(args.output_dir)
-    access.check_writable(output_dir)
-    if args.publish:
-        args.publish_as = check_push(args.publish_as, output_dir.resolve().name)
-    if (output_dir / "README.md").exists() and not (output_dir / "run.json").exists():
-        raise ValueError(f"--output_dir {output_dir} has a README.md that the model card would replace: choose another")
-    pipeline, transformer = (getattr(args, name, None) for name in MODELS)
-    if pipeline and transformer:
-        hub: dict[str, Any] = {name: getattr(args, name, None) for name in _HUB_MODELS}
-        access.check_models(pipeline, transformer, **hub)
-    if not torch.cuda.is_available() and not Path(pipeline or "").is_dir():
-        raise ValueError("no CUDA GPU is visible, and a 12B model needs one: add --embedded to try it on this machine")
-    if draws_wardrobe(args) or is_hub_id(args.dataset_name):
-        return
-    if needs_preparation(args):
-        from deepfashion_training.preparation.make_pairs import check_source
+    raw = args.dataset_name == HUB_DATASET  # of another dataset on the Hub it is known when it is loaded
+    if not is_hub_id(args.dataset_name) and not draws_wardrobe(args) and Path(args.dataset_name).expanduser().is_dir():
+        with contextlib.suppress(ValueError):  # which the check of the data says
+            raw = needs_preparation(args)
+    pairs = pairs_dir(args, preparation_settings(args)) if raw else None
+    preflight(args, script, functools.partial(check_data, args), pairs)
 
-        settings = preparation_settings(args)
-        check_source(args.dataset_name, pairs_dir(args, settings), settings, revision=args.dataset_revision)
-    else:
+
+def check_data(args: argparse.Namespace) -> str:
+    """What is known of the rows before a run; raises ``ValueError`` for rows that cannot be trained on."""
+    from training_run.hub import is_hub_id
+
+    if draws_wardrobe(args):
+        return "drawn for this run"
+    if is_hub_id(args.dataset_name):
+        return f"{args.dataset_name} on the Hub, read when the run starts"
+    if not needs_preparation(args):
         check_rows(args)
+        return f"{args.dataset_name}: garment/person pairs"
+    from deepfashion_training.preparation.make_pairs import check_source
+
+    settings = preparation_settings(args)
+    folder = pairs_dir(args, settings)
+    check_source(args.dataset_name, folder, settings, revision=args.dataset_revision)
+    return f"{args.dataset_name}: raw rows, of which pairs are made in {folder}"
 
 
 def check_rows(args: argparse.Namespace) -> None:

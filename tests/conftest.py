@@ -136,6 +136,18 @@ def accelerator() -> Iterator[Any]:
     forget_accelerator()
 
 
+@pytest.fixture
+def bitsandbytes_on_cpu(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """bitsandbytes' kernels for the CPU. The project refuses it there, because nobody would wait for them."""
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    from training_run import guards
+
+    monkeypatch.setattr(guards, "check_package", lambda *_: None)
+    # With AVX512 it would pack weights anew when it first draws, in a form that it cannot train over.
+    monkeypatch.setattr(bitsandbytes.nn.modules, "has_avx512bf16", lambda: False)
+    return bitsandbytes
+
+
 # ----------------------------------------------------------------------------------------------- LoRAs and pictures
 
 

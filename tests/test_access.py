@@ -25,6 +25,7 @@ FILES = {
         "flux1-fill-dev.safetensors": 24 * GIB,
     },
     "acme/alpha": {"config.json": 500, "diffusion_pytorch_model-00001.safetensors": 24 * GIB, "README.md": GIB},
+    "acme/rows": {"data/train-0.parquet": 2 * GIB, "README.md": 500},
     "acme/huge": {"text_encoder/model.safetensors": 10**6 * GIB},
 }
 
@@ -104,6 +105,20 @@ def test_too_little_disk(hub: str, nothing_cached: Path) -> None:
 def test_what_would_be_downloaded_is_what_training_reads(hub: str) -> None:
     assert access._bytes_to_download("acme/fill", None, "/none", access.PIPELINE_PARTS) == 10 * GIB
     assert access._bytes_to_download("acme/alpha", None, "/none", access.TRANSFORMER_PARTS) == 24 * GIB
+
+
+def test_what_would_be_downloaded_of_a_dataset_is_all_of_it(hub: str, nothing_cached: Path) -> None:
+    assert access.dataset_bytes("acme/rows") == 2 * GIB + 500
+    for name, said in (("acme/gated", "acme/gated is gated"), ("acme/typo", "acme/typo is not on the Hub")):
+        with pytest.raises(ValueError, match=said):
+            access.dataset_bytes(name)
+
+
+def test_a_dataset_that_was_loaded_before_needs_no_network(nothing_cached: Path) -> None:
+    with pytest.raises(ValueError, match="acme/rows"):
+        access.dataset_bytes("acme/rows")
+    (nothing_cached / "datasets--acme--rows").mkdir()
+    assert access.dataset_bytes("acme/rows") == 0
 
 
 def test_offline_and_not_cached(nothing_cached: Path) -> None:

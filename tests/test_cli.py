@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import ast
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -155,3 +159,48 @@ def test_an_empty_value_is_wrong_use_and_names_its_flag(words: list[str]) -> Non
     with pytest.raises(WrongUseError, match=f"{(words[-1] or words[-2]).rstrip('=')} is empty"):
         parser.parse_args(words)
     assert parser.parse_args(["--caption", ""]).caption == ""
+
+
+# ---- what torch reads when it is loaded
+
+#: Imports the module named first, and prints the settings of PyTorch's allocator as torch would find them.
+UNTIL_TORCH = """
+import importlib, os, sys
+
+def settings():
+    print({name: os.environ[name] for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF") if name in os.environ})
+    sys.stdout.flush()
+    os._exit(0)
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch":
+            settings()
+
+sys.meta_path.insert(0, Finder())
+importlib.import_module(sys.argv[1])
+settings()
+"""
+COMMANDS = "train_deepfashion_lora launch prepare tryon evaluate demo".split()
+LOAD_TORCH = [*(f"deepfashion_training.{name}" for name in COMMANDS), "train_flux_inpaint", "benchmarks.train_step"]
+
+
+def found_by_torch(module: str, **own: str) -> dict[str, str]:
+    without = {name: value for name, value in os.environ.items() if "ALLOC_CONF" not in name}
+    words = [sys.executable, "-c", UNTIL_TORCH, module]
+    done = subprocess.run(
+        words, cwd=Path(__file__).parents[1], env={**without, **own}, capture_output=True, text=True, timeout=60
+    )
+    return ast.literal_eval(done.stdout)
+
+
+@pytest.mark.parametrize(
+    "module", [*(f"deepfashion_training.{name}" for name in COMMANDS), "train_flux_inpaint", "benchmarks.train_step"]
+)
+def test_segments_of_gpu_memory_grow(module):
+    assert found_by_torch(module) == {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+
+
+@pytest.mark.parametrize("name", ["PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"])
+def test_what_the_user_set_for_the_allocator_stays(name):
+    assert found_by_torch("train_flux_inpaint", **{name: "max_split_size_mb:512"}) == {name: "max_split_size_mb:512"}

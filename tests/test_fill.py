@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,7 +21,7 @@ from deepfashion_training.models import fill
 from deepfashion_training.models.access import CATVTON_FLUX_ALPHA
 from deepfashion_training.models.fill import FLUX_FILL, FillModel, Recipe, check_means, same_model
 from deepfashion_training.models.lora_files import LoraFile, read_lora
-from training_run import guards
+from training_run import flops, guards
 
 PROMPT, OTHER_PROMPT = "a person in trousers", "a coat"
 STEPS, GUIDANCE = 2, 3.5
@@ -229,13 +231,57 @@ def test_block_by_block_to_the_gpu(recipe, loras):
         torch.testing.assert_close(draw(offloaded, **how), draw(whole, **how), rtol=0, atol=1e-2)
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="bitsandbytes needs a CUDA GPU")
-def test_quantized(recipe, loras):
+@pytest.fixture
+def full_size(tmp_path):
+    """Folder with the configuration of FLUX.1-Fill's transformer, and no weights."""
+    (tmp_path / "config.json").write_text(json.dumps({"_class_name": "FluxTransformer2DModel", **flops.FLUX_FILL}))
+    return str(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("free", "pins", "said"), [(40, True, ["36.6", "40.0"]), (30, False, ["24.2", "30.0", "36.6"])]
+)
+def test_offload_says_what_it_takes_and_pins_where_that_fits(free, pins, said, full_size, monkeypatch):
+    """22.2 GiB in bf16 and 2 beside. Pinned, tensors of 18, 54, 72, 90 and 108 MiB take 32, 64, 128, 128 and 128."""
+    monkeypatch.setattr(fill.psutil, "virtual_memory", lambda: SimpleNamespace(available=free * 2**30))
+    pinned, line = fill.plan_offload(full_size)
+    assert pinned is pins and re.findall(r"\d+\.\d", line) == said
+
+
+def test_offload_is_refused_before_anything_is_loaded_where_main_memory_is_too_small(recipe, full_size, monkeypatch):
+    monkeypatch.setattr(fill.psutil, "virtual_memory", lambda: SimpleNamespace(available=24 * 2**30))
+    monkeypatch.setattr(fill, "check_means", lambda quantize_base, offload: None)
+    monkeypatch.setattr(fill.trainer, "encode_prompts", lambda *_: pytest.fail("loaded"))
+    with pytest.raises(ValueError, match=r"--offload .* 24\.2 GiB, and 24\.0 "):
+        FillModel(dataclasses.replace(recipe, transformer=full_size), [PROMPT], offload=True)
+
+
+@pytest.mark.parametrize("pins", [True, False])
+def test_weights_are_pinned_once_where_that_fits_and_block_by_block_elsewhere(pins, monkeypatch):
+    asked = {}
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda weight: weight + 1)
+    transformer = torch.nn.Linear(2, 3)
+    before = transformer.weight.detach().clone()
+    transformer.enable_group_offload = lambda **how: asked.update(how)
+    fill.offload_blocks(transformer, torch.device("cuda"), pins)
+    assert torch.equal(transformer.weight, before + pins)
+    assert (asked["use_stream"], asked["low_cpu_mem_usage"]) == (True, not pins)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_nf4(device, request, recipe, loras):
+    if device == "cpu":
+        request.getfixturevalue("bitsandbytes_on_cpu")
+    elif not torch.cuda.is_available():
+        pytest.skip("needs a CUDA GPU")
     pytest.importorskip("bitsandbytes")
-    quantized = FillModel(recipe, [PROMPT], loras={"lora": loras["lora"]}, quantize_base="nf4")
-    whole = FillModel(recipe, [PROMPT], loras={"lora": loras["lora"]})
-    assert (draw(quantized, lora="lora") - draw(whole, lora="lora")).abs().mean() < 0.1
+    quantized, whole = (
+        FillModel(recipe, [PROMPT], loras={"lora": loras["lora"]}, quantize_base=kind, device=device)
+        for kind in ("nf4", None)
+    )
+    assert type(quantized._transformer.transformer_blocks[0].attn.to_q.base_layer.weight).__name__ == "Params4bit"
+    for how in ({"lora": "lora"}, {}):
+        assert 0 < (draw(quantized, **how) - draw(whole, **how)).abs().mean() < 0.1
 
 
 @pytest.mark.parametrize(

@@ -5,16 +5,20 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import os
 import shutil
+import sysconfig
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
 from conftest import forget_accelerator
 from PIL import Image
 from safetensors.torch import load_file
+from torch.utils.data import default_collate
 
 import train_flux_inpaint as tfi
 from training_run import bases, guards
@@ -120,16 +124,50 @@ def test_fifty_halvings_are_more_than_any_gradient_needs():
     assert torch.tensor(65504.0, dtype=torch.float64) * tfi.SMALLEST_SCALE < 1e-5
 
 
-def test_too_little_gpu_memory_names_the_flags_that_lower_it(tiny_args, monkeypatch):
-    monkeypatch.setattr(tfi, "predict_velocity", lambda *rest: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA")))
+#: What a GPU's libraries say when they find no memory, as their users report it.
+NO_MEMORY = {
+    "allocator": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    "cuda": torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel errors might be reported later"),
+    "cublas": RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    "cublas_handle": RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"),
+    "cublaslt": RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasLtMatmul( ltHandle )`"),
+    "cudnn8": RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+    "cudnn9": RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
+    "cudnn_workspace": RuntimeError("cuDNN error: CUDNN_STATUS_NOT_SUPPORTED. This error may appear if you passed in"),
+    "convolution": NotImplementedError("GET was unable to find an engine to execute this computation"),
+    "nccl": RuntimeError("NCCL error: unhandled cuda error\nLast error:\nCuda failure 2 'out of memory'"),
+}
+
+
+@pytest.mark.parametrize("kind", NO_MEMORY)
+def test_too_little_gpu_memory_names_the_flags_that_lower_it(tiny_args, monkeypatch, kind):
+    monkeypatch.setattr(tfi, "predict_velocity", lambda *rest: (_ for _ in ()).throw(NO_MEMORY[kind]))
     args = tiny_args(*SHORT, "--train_batch_size", 2)
     with pytest.raises(ValueError, match="memory was too small") as told:
         run(args)
     for flag in ("--train_batch_size below 2", "--gradient_checkpointing", "--mixed_precision bf16", "--use_8bit_adam"):
         assert flag in str(told.value)
     assert "\n" not in str(told.value)
+    # What another library said may have another cause, and is told too.
+    assert (str(NO_MEMORY[kind]).splitlines()[0] in str(told.value)) == (kind != "allocator")
+    assert guards.is_out_of_memory(told.value)  # for who catches it later
     facts = json.loads((Path(args.output_dir) / "run.json").read_text())
     assert facts["status"] == "failed" and facts["arguments"]["train_batch_size"] == 2  # nothing changed silently
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("CUDA error: an illegal memory access was encountered"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasGemmEx( handle, opa, opb )`"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx( handle, opa, opb )`"),
+        RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error. Workers are out of shared memory."),
+        ValueError("out of memory"),
+    ],
+    ids="access not_a_handle execution shared_memory other_type".split(),
+)
+def test_other_errors_are_not_taken_for_too_little_memory(error):
+    assert not guards.is_out_of_memory(error)
 
 
 def test_the_trainer_follows_no_accelerate_config(tiny_args, monkeypatch):
@@ -139,6 +177,127 @@ def test_the_trainer_follows_no_accelerate_config(tiny_args, monkeypatch):
     with pytest.raises(ValueError, match="ACCELERATE_USE_FSDP=true"):
         run(args)
     assert not Path(args.output_dir).exists()
+
+
+@pytest.fixture
+def unusable_gpu(tmp_path, monkeypatch) -> Callable[..., None]:
+    """A machine with a GPU that PyTorch cannot use, as ``nvidia-smi`` and CUDA tell it."""
+
+    def make(smi: str, error: str, cuda: str | None = "13.0") -> None:
+        tool = tmp_path / "nvidia-smi"
+        tool.write_text(f"#!/bin/sh\n{smi}\n")
+        tool.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+        for name in ("CUDA_VISIBLE_DEVICES", "ACCELERATE_USE_CPU"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setattr(torch.version, "cuda", cuda)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        monkeypatch.setattr(torch.cuda, "init", lambda: (_ for _ in ()).throw(RuntimeError(error)))
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("smi", "error", "cuda", "named"),
+    [
+        ("echo 550.54.15", "driver is too old (found version 12040).\nmore", "13.0", ["550.54.15", "12040", "R580"]),
+        ("echo 580.65", "No CUDA GPUs are available", "13.0", ["580.65", "No CUDA GPUs are available", "--gpus all"]),
+        ("echo 580.65", "Torch not compiled with CUDA enabled", None, ["without CUDA", "pip install"]),
+        ("echo mismatch; exit 18", "CUDA unknown error", "13.0", ["CUDA unknown error", "mismatch"]),
+    ],
+)
+def test_what_keeps_pytorch_from_a_gpu_is_said(unusable_gpu, monkeypatch, smi, error, cuda, named):
+    unusable_gpu(smi, error, cuda)
+    for missing in ("--offload needs one", guards.NO_GPU):
+        with pytest.raises(ValueError) as told:
+            guards.check_gpu(missing, "add --embedded")
+        message = str(told.value)
+        assert "\n" not in message and "visible" not in message and "--embedded" in message
+        assert all(what in message for what in [*named, torch.__version__, cuda or "without CUDA"])
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # hidden on purpose
+    assert guards.gpu_fault() is None
+
+
+@pytest.mark.parametrize("smi", ["echo No devices were found; exit 6", ""])
+def test_a_machine_without_gpus_has_no_fault(unusable_gpu, monkeypatch, smi):
+    unusable_gpu(smi, "No CUDA GPUs are available")
+    if not smi:
+        monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert guards.gpu_fault() is None
+    with pytest.raises(ValueError, match="visible"):
+        guards.check_gpu(guards.NO_GPU, "add --embedded")
+
+
+@pytest.mark.parametrize("gpu", [True, False])
+def test_compiled_blocks_need_a_compiler_and_pythons_headers(tiny_args, tmp_path, monkeypatch, gpu):
+    """Triton's launcher on a GPU is C, Inductor's kernels on a CPU are C++; both include Python.h."""
+    for name in ("CC", "CXX"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(sysconfig, "get_paths", lambda scheme: {"include": str(tmp_path)})
+    (tmp_path / "Python.h").touch()
+    tools = {"clang": "/bin/clang"} if gpu else {"g++": "/bin/g++"}
+    monkeypatch.setattr(shutil, "which", tools.get)
+    assert guards.check_compiler() in tools.values()
+    monkeypatch.setenv("CC" if gpu else "CXX", "mine-14 -O2")  # which wins, there or not
+    with pytest.raises(ValueError, match="mine-14"):
+        guards.check_compiler()
+    tools["mine-14"] = "/bin/mine-14"
+    assert guards.check_compiler() == "/bin/mine-14"
+    (tmp_path / "Python.h").unlink()
+    args = tiny_args(*SHORT, "--compile_blocks")
+    with pytest.raises(ValueError, match=f"{tmp_path}/Python.h.*--no-compile_blocks") as told:
+        run(args)
+    assert "mine-14" not in str(told.value) and not Path(args.output_dir).exists()
+    tools.clear()
+    with pytest.raises(ValueError, match=f"mine-14.*{tmp_path}/Python.h"):
+        guards.check_compiler()
+
+
+def test_what_a_worker_sends_is_counted_as_it_is(tiny_args):
+    args = tiny_args("--train_batch_size", 3)
+    data = default_collate([tfi.build_datasets(args)[0][row] for row in range(3)])
+    assert guards.loaded_bytes(args) == sum(part.nbytes for part in data.values() if part is not data["cloth_type"]
+                                            and isinstance(part, torch.Tensor))  # fmt: skip
+
+
+def test_too_little_shared_memory_is_known_at_the_start(tiny_args, tmp_path, monkeypatch):
+    """Docker gives 64 MiB; two workers with three batches each, and the one that is read."""
+    flags = "--dataloader_num_workers 2 --dataloader_prefetch_factor 3 --height 768 --width 576".split()
+    args = tiny_args(*SHORT, *flags)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    monkeypatch.setattr(guards, "SHARED_MEMORY", tmp_path)
+    free = [64 * 2**20]
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free[0]))
+    with pytest.raises(ValueError, match=r"--shm-size=.*--dataloader_num_workers 0") as told:
+        run(args)
+    assert str(tmp_path) in str(told.value) and not Path(args.output_dir).exists()
+    free[0] = 7 * guards.loaded_bytes(args)
+    guards.check_shared_memory(args)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")  # ranks of one machine share it
+    with pytest.raises(ValueError, match="shm"):
+        guards.check_shared_memory(args)
+    args.dataloader_num_workers = 0
+    guards.check_shared_memory(args)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_containers_limit_counts_where_it_is_lower_than_the_machines(tmp_path, monkeypatch, version):
+    """Pages of files are free; a limit may be none, or more than the machine has."""
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
+    assert guards.available_memory(tmp_path) == 1000
+    folder = tmp_path if version == 2 else tmp_path / "memory"
+    folder.mkdir(exist_ok=True)
+    names = ("memory.max", "memory.current") if version == 2 else ("memory.limit_in_bytes", "memory.usage_in_bytes")
+    total = "" if version == 2 else "total_"
+    (folder / "memory.stat").write_text(f"anon 5\n{total}active_file 20\n{total}inactive_file 30\n")
+    (folder / names[1]).write_text("250\n")
+    for limit, found in (("400\n", 400 - 250 + 50), ("5000\n", 1000), ("100\n", 0)):
+        (folder / names[0]).write_text(limit)
+        assert guards.available_memory(tmp_path) == found
+    if version == 2:
+        (folder / names[0]).write_text("max\n")
+        assert guards.available_memory(tmp_path) == 1000
 
 
 @pytest.mark.parametrize("part", ["transformer", "vae", "text_encoder_2"])

@@ -20,6 +20,7 @@ from deepfashion_training import launch
 ROOT = Path(__file__).resolve().parents[1]
 LAUNCHER = ROOT / "deepfashion_training" / "train_deepfashion_lora.sh"
 TRAIN = str(LAUNCHER.with_suffix(".py"))
+VISIBLE_GPUS = launch.visible_gpus
 #: GiB of memory as PyTorch shows it.
 H100, A100_40, RTX4090, LAPTOP = 79.1, 39.4, 23.6, 7.8
 
@@ -181,11 +182,58 @@ def test_gpus_are_those_that_cuda_shows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str, hidden: bool
 ) -> None:
     monkeypatch.setenv("ACCELERATE_USE_CPU", value)
-    monkeypatch.setattr(launch, "ASK_CUDA", "print(79.1); print(23.6)")
+    monkeypatch.setattr(launch, "ASK_CUDA", "print('[[79.1, 23.6], null]')")
     monkeypatch.setattr(launch.shutil, "which", lambda name: f"/usr/bin/{name}")
     assert launch.visible_gpus() == ([] if hidden else [79.1, 23.6])
     monkeypatch.setattr(launch.shutil, "which", lambda name: None)
     assert launch.visible_gpus() == []
+
+
+#: Makes of PyTorch in a new process one for CUDA 13 that finds an older driver.
+OLD_DRIVER = """
+import torch
+said = "The NVIDIA driver on your system is too old (found version 12040). Please update your GPU driver."
+def refuse(): raise RuntimeError(said)
+torch.version.cuda, torch.cuda.init, torch.cuda.is_available = "13.0", refuse, lambda: False
+"""
+
+
+@pytest.fixture
+def old_driver(machine: Machine) -> Machine:
+    """A machine with a GPU whose driver is older than PyTorch's CUDA."""
+    machine.patch.setattr(launch, "visible_gpus", VISIBLE_GPUS)
+    machine.patch.setattr(launch, "ASK_CUDA", OLD_DRIVER + launch.ASK_CUDA)
+    (machine.folder / "bin").mkdir()
+    smi = machine.folder / "bin" / "nvidia-smi"
+    smi.write_text("#!/bin/sh\necho 550.54.15\n")
+    smi.chmod(0o755)
+    machine.patch.setenv("PATH", f"{smi.parent}:{os.environ['PATH']}")
+    return machine
+
+
+@pytest.mark.parametrize("flags", [["--h100"], ["--quick-test"], ["--low-vram", "--plan"]])
+def test_too_old_a_driver_is_said_as_cuda_says_it(old_driver: Machine, flags: list[str]) -> None:
+    code, _, err = old_driver.run(*flags)
+    assert (code, old_driver.calls) == (1, [])
+    assert err.count("\n") == 1 and "visible" not in err
+    for what in ("too old (found version 12040)", "CUDA 13.0", "driver 550.54.15", "R580", "--embedded"):
+        assert what in err
+
+
+def test_with_too_old_a_driver_the_small_model_trains_and_the_check_is_made(old_driver: Machine) -> None:
+    code, _, err = old_driver.run("--embedded")
+    assert code == 7 and "too old" in err and err.count("\n") == 1
+    assert [one["ACCELERATE_USE_CPU"] for one in old_driver.calls[0][1]] == ["true", "true"]
+    code, _, err = old_driver.run("--h100", "--check")  # it sees the same and says it with the rest
+    assert (code, err) == (7, "") and old_driver.calls[0][1] == [{}]
+    code, out, err = old_driver.run("--h100", "--dry-run")
+    assert code == 0 and TRAIN in out and "too old" in err
+
+
+def test_a_pytorch_that_does_not_start_is_no_machine_without_gpus(old_driver: Machine) -> None:
+    old_driver.patch.setattr(launch, "ASK_CUDA", "raise ImportError('libcudart.so.13: no such file')")
+    code, _, err = old_driver.run("--h100")
+    assert (code, old_driver.calls) == (1, []) and "libcudart.so.13" in err and err.count("\n") == 1
 
 
 def test_one_process_for_each_gpu(machine: Machine) -> None:
@@ -195,6 +243,12 @@ def test_one_process_for_each_gpu(machine: Machine) -> None:
     assert first["WORLD_SIZE"] == second["WORLD_SIZE"] == "2" and first["MASTER_PORT"] == second["MASTER_PORT"]
     assert "ACCELERATE_USE_CPU" not in first and "OMP_NUM_THREADS" not in first
     assert machine.starts("--h100", "--check")[1] == [{}]
+
+
+def test_the_check_is_made_where_a_gpu_is_too_small_too(machine: Machine) -> None:
+    """It says so itself, with whatever else is in the way."""
+    machine.gpus(LAPTOP)
+    assert machine.starts("--h100", "--check") == (["--h100", "--check"], [{}])
 
 
 def test_two_processes_share_a_cpu_but_for_a_script_of_the_users(machine: Machine) -> None:

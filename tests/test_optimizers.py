@@ -1,4 +1,4 @@
-"""``--optimizer muon``: which weights go to Muon and which to AdamW, what a step does, and that runs go on exactly."""
+"""Optimizers beside AdamW: which weights go to Muon, what a step does, and that runs go on exactly."""
 
 from __future__ import annotations
 
@@ -112,6 +112,40 @@ def test_a_stopped_run_goes_on_exactly(tiny_args: Callable[..., argparse.Namespa
     folder = Path(stopped.output_dir)
     run(tiny_args(*FLAGS, *trained, "--output_dir", folder, "--resume_from_checkpoint", "latest"))
     assert_same(ended(folder), wanted)
+
+
+def run_of_3_steps(tiny_args: Callable[..., argparse.Namespace], *flags: object) -> Path:
+    args = tiny_args(*FLAGS, "--max_train_steps", 3, "--checkpointing_steps", 1, "--lora_rank", 32, *flags)
+    run(args)
+    return Path(args.output_dir)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--optimizer adamw --use_8bit_adam --quantize_base nf4",
+        "--optimizer adamw --use_8bit_adam --quantize_base nf4 --gradient_checkpointing 1 --mixed_precision bf16 "
+        "--validation_steps 1 --num_validation_images 1",
+        "--optimizer prodigy --learning_rate 1",
+    ],
+)
+def test_nf4_8_bit_adam_and_prodigy_go_on_exactly(
+    tiny_args: Callable[..., argparse.Namespace], flags: str, bitsandbytes_on_cpu: Any
+) -> None:
+    pytest.importorskip("prodigyopt")
+    whole = run_of_3_steps(tiny_args, *flags.split())
+    wanted = {step: read_state(whole / f"checkpoint-{step}")["optimizer"] for step in (1, 3)}
+    if "8bit" in flags:  # bitsandbytes leaves tensors of less than 4,096 elements in fp32; here all have 6,144 and more
+        assert {state["__bnb_optimizer_quant_state__"]["state1"].dtype for state in wanted[3]["state"].values()} == {
+            torch.uint8
+        }
+    else:
+        assert [wanted[step]["param_groups"][0]["k"] for step in (1, 3)] == [1, 3]
+    weights = [load_file(path / "pytorch_lora_weights.safetensors") for path in (whole / "checkpoint-1", whole)]
+    assert all(not torch.equal(weights[1][name], weight) for name, weight in weights[0].items() if "lora_B" in name)
+    continued = run_of_3_steps(tiny_args, *flags.split(), "--resume_from_checkpoint", whole / "checkpoint-1")
+    assert_same(read_state(continued / "checkpoint-3")["optimizer"], wanted[3])
+    assert_same(load_file(continued / "pytorch_lora_weights.safetensors"), weights[1])
 
 
 def test_a_state_that_does_not_fit_is_refused() -> None:

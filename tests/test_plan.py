@@ -262,8 +262,8 @@ class OutOfMemory:
         self.asked.append(args)
         try:
             if (seconds := self.fits(args)) is None:
-                raise torch.OutOfMemoryError
-        except torch.OutOfMemoryError as error:
+                raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+        except RuntimeError as error:
             raise ValueError("the GPU's memory was too small at step 1. What lowers it: ...") from error
         return measured(seconds, peak=20.0)
 

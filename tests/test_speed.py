@@ -9,6 +9,7 @@ import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -97,7 +98,7 @@ def test_recomputed_blocks_change_no_bit_and_run_twice(run, batch, count, chosen
 )
 def test_compiled_blocks_give_the_same_up_to_rounding(run, batch):
     plain = gradients(run, batch)
-    run.model.compile_repeated_blocks(fullgraph=True, dynamic=False)
+    speed.compile_blocks(run.model)
     speed.recompute(run.model, 2)
     compiled = gradients(run, batch)
     torch.testing.assert_close(compiled[0], plain[0], rtol=1e-5, atol=1e-6)
@@ -105,6 +106,38 @@ def test_compiled_blocks_give_the_same_up_to_rounding(run, batch):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-6 + 1e-4 * float(other.abs().max()))
     assert set(run.model.state_dict()) == set(copy.deepcopy(run.model).state_dict())
     assert not any("_orig_mod" in name for name in run.model.state_dict())
+
+
+@pytest.fixture
+def one_rank(monkeypatch):
+    """A process group of this process alone; DDP's gradients of a small block already fill a bucket."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    monkeypatch.setattr(torch.distributed, "_DEFAULT_FIRST_BUCKET_BYTES", 1000)
+    monkeypatch.setattr(torch._dynamo.config, "optimize_ddp", True)  # PyTorch's default, set back at the end
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    yield
+    torch.distributed.destroy_process_group()
+    torch._dynamo.reset()
+
+
+def test_a_compiled_block_stays_whole_under_ddp(run, batch, one_rank, monkeypatch):
+    """Every graph that dynamo has made of a block is handed to the compiler in one piece."""
+    graphs = []
+
+    def compiler(graph: torch.fx.GraphModule, _inputs: list[torch.Tensor]) -> torch.fx.GraphModule:
+        graphs.append(graph)
+        return graph
+
+    compile_repeated = run.model.compile_repeated_blocks
+    monkeypatch.setattr(
+        run.model, "compile_repeated_blocks", lambda **settings: compile_repeated(backend=compiler, **settings)
+    )
+    speed.leave_frozen_out_of_broadcast(run.model)
+    wrapped = torch.nn.parallel.DistributedDataParallel(run.model)
+    speed.compile_blocks(run.model)
+    tfi.predict_velocity(wrapped, batch, 1.0, True).sum().backward()
+    assert len(graphs) == torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 2  # two kinds of blocks
 
 
 def test_dropout_draws_the_same_again_and_rests_while_pictures_are_drawn(run, batch):
@@ -185,6 +218,42 @@ def test_a_card_that_is_too_small_for_all_blocks_is_an_error():
         speed.fewest_recomputed(lambda count: math.inf, 57, 80)
     with pytest.raises(torch.OutOfMemoryError):
         speed.fewest_recomputed(lambda count: 81, 57, 80)
+
+
+@pytest.fixture
+def card(monkeypatch):
+    """A pretended GPU of 80 GiB, of which another process holds 30 and PyTorch has reserved 10."""
+    gib = 2**30
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device=None: (40 * gib, 80 * gib))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device=None: 10 * gib)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: None)
+    monkeypatch.setattr(speed, "free_memory", lambda: None)  # takes seconds among a test run's objects
+    peak = SimpleNamespace(gib=0.0)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: int(peak.gib * gib))
+    monkeypatch.setattr(speed, "recompute", lambda transformer, count: setattr(peak, "count", count))
+    return peak
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError(), RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED")])
+def test_what_others_hold_and_errors_of_libraries_count(card, error):
+    """A step takes 20 GiB and one for each kept block; from 44 on, a library finds no memory. 0.95 of 50 are 47."""
+    transformer = SimpleNamespace(transformer_blocks=range(19), single_transformer_blocks=range(38))
+
+    def step() -> None:
+        card.gib = 20 + 57 - card.count
+        if card.gib >= 44:
+            raise error
+
+    accelerator = SimpleNamespace(device=torch.device("cuda"))
+    assert speed.choose_recomputed(transformer, step, 0, accelerator) == 34  # 43 GiB
+    assert speed.choose_recomputed(transformer, step, 6 * 2**30, accelerator) == 36  # at most 41, as 6 are spare
+    assert card.count == 36
+
+    def broken() -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    with pytest.raises(RuntimeError, match="illegal"):
+        speed.choose_recomputed(transformer, broken, 0, accelerator)
 
 
 @pytest.mark.long

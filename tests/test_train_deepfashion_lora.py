@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
 import os
 import shlex
+import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from datetime import timedelta
 from itertools import product
 from pathlib import Path
 from unittest import mock
@@ -16,6 +19,7 @@ from unittest import mock
 import datasets
 import pytest
 import torch
+from conftest import forget_accelerator
 from PIL import Image, ImageOps
 from safetensors import safe_open
 
@@ -441,6 +445,89 @@ def test_the_dataset_is_swapped_while_main_runs_and_never_longer(quick_test, tmp
         wrapper.run(args, script)
     assert seen == [("DeepFashionDataset", 192, torch.Size([3, 128, 192]))]
     assert train_flux_inpaint.VitonHDTestDataset is original
+
+
+# ---- processes
+
+
+@pytest.fixture
+def one_rank(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The environment of a rank that is alone in its group."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    rank = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
+    for name, value in {**rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}.items():
+        monkeypatch.setenv(name, value)
+    forget_accelerator()
+    yield
+    torch.distributed.destroy_process_group()
+    forget_accelerator()
+
+
+def waits() -> timedelta:
+    """How long a rank of the process group that there is waits for the others."""
+    group = torch.distributed.distributed_c10d._get_default_group()
+    return group._get_backend(torch.device("cpu")).options._timeout
+
+
+def test_ranks_wait_two_hours_for_one_another_not_half_of_one(tmp_path: Path, one_rank: None) -> None:
+    """The group that is made first is kept, so each command makes its own with the timeout that it needs."""
+    args, trainer = wrapper.parse([*QUICK, f"--output_dir={tmp_path / 'out'}"])
+    wrapper.process_state()
+    trainer.start(args)
+    assert waits() == timedelta(hours=2)
+    torch.distributed.destroy_process_group()
+    forget_accelerator()
+    trainer.start(args)  # alone
+    assert waits() == timedelta(hours=2)
+
+
+def test_ranks_of_an_evaluation_wait_while_the_first_measures(
+    tmp_path: Path, one_rank: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from deepfashion_training.evaluation import evaluation_plan
+
+    def stop(*_: object) -> None:
+        raise ValueError("planned")
+
+    monkeypatch.setattr(evaluation_plan, "make_plan", stop)
+    with pytest.raises(ValueError, match="planned"):
+        evaluate.evaluate(argparse.Namespace())
+    assert waits() == timedelta(days=2)
+
+
+#: Runs the wrapper until there is an ``Accelerator``, of the trainer or of another script, and notes what it waits.
+WAITING = """
+import os, sys, time
+from pathlib import Path
+import torch
+from accelerate import Accelerator
+from deepfashion_training import train_deepfashion_lora as wrapper
+
+make = Accelerator.__init__
+def noting(self, *given, **named):
+    make(self, *given, **named)
+    backend = torch.distributed.distributed_c10d._get_default_group()._get_backend(self.device)
+    Path(sys.argv[1], os.environ["RANK"]).write_text(str(backend.options._timeout.total_seconds()))
+    self.wait_for_everyone()
+    time.sleep(1)
+    os._exit(0)
+Accelerator.__init__ = noting
+sys.exit(wrapper.main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("more", [[], ["--upstream", ROOT / "tests/scripts/catvton_flux/train_flux_inpaint.py"]])
+def test_two_ranks_of_the_wrapper_wait_two_hours(small_rows: Path, tmp_path: Path, more: list[str | Path]) -> None:
+    (tmp_path / "waiting.py").write_text(WAITING)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    flags = [*QUICK, "--dataset_name", small_rows, "--output_dir", tmp_path / "out", "--evaluate_samples", "0", *more]
+    environment = {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
+    done = command(*torchrun, tmp_path / "waiting.py", tmp_path, *flags, **environment)
+    assert done.returncode == 0, done.stderr
+    assert [(tmp_path / rank).read_text() for rank in "01"] == ["7200.0", "7200.0"]
 
 
 # ---- raw rows

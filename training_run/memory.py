@@ -23,6 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from training_run.flops import FLUX_FILL
+from training_run.quantization import layers_of_blocks
 from training_run.speed import recompute, recomputed_by, spread
 
 #: The VAE of FLUX.1.
@@ -316,8 +317,14 @@ def _make_fake(model: torch.nn.Module, args: argparse.Namespace) -> None:
                 fake = torch.nn.Parameter(torch.empty(weight.shape, dtype=weight.dtype), weight.requires_grad)
                 fake.grad = torch.empty_like(fake) if weight.requires_grad else None
                 module._parameters[name] = fake
-        if args.quantize_base and type(module) is torch.nn.Linear and not module.weight.requires_grad:
-            module.__dict__["forward"] = _QuantizedProduct(module)
+    for layer in _quantized(model, args):
+        layer.__dict__["forward"] = _QuantizedProduct(layer)
+
+
+def _quantized(model: torch.nn.Module, args: argparse.Namespace) -> set[torch.nn.Linear]:
+    """Layers that ``--quantize_base`` packs."""
+    layers = [layer for _, _, layer in layers_of_blocks(model)] if args.quantize_base else []
+    return {layer for layer in layers if not layer.weight.requires_grad}
 
 
 class _QuantizedProduct:
@@ -345,9 +352,10 @@ class _Product(torch.autograd.Function):
 def frozen_bytes(model: torch.nn.Module, args: argparse.Namespace) -> int:
     """Bytes of the frozen weights of ``model`` as ``--quantize_base`` keeps them."""
     found = 0.0
+    quantized = _quantized(model, args)
     for module in model.modules():
         for name, weight in module.named_parameters(recurse=False):
-            packed = args.quantize_base and name == "weight" and type(module) is torch.nn.Linear
+            packed = name == "weight" and module in quantized
             if not weight.requires_grad:
                 found += weight.numel() * (WEIGHT_BYTES[args.quantize_base] if packed else weight.itemsize)
     return int(found)

@@ -11,14 +11,17 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
+from accelerate.utils import gather_object
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
+from training_run.guards import is_out_of_memory
+
 logger = get_logger(__name__)
 
-#: Share of a GPU's memory that ``choose_recomputed`` lets a step fill; the rest is for fragments and pictures.
+#: Share of ``free_to_use`` that ``choose_recomputed`` lets a step fill; the rest is for fragments and pictures.
 FILL = 0.95
 
 
@@ -43,6 +46,16 @@ def leave_frozen_out_of_broadcast(transformer: torch.nn.Module) -> None:
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(transformer, frozen)
 
 
+def compile_blocks(transformer: Any) -> None:
+    """Compile the repeated blocks, each kind once.
+
+    Under DDP dynamo would cut a block where a bucket of gradients ends, so that sending overlaps with computing. Blocks
+    that are compiled one by one overlap without it, and halves lose what the compiler gains across the cut.
+    """
+    torch._dynamo.config.optimize_ddp = False
+    transformer.compile_repeated_blocks(fullgraph=True, dynamic=False)
+
+
 def shard_frozen(transformer: Any, accelerator: Accelerator) -> None:
     """Keep on this rank its share of every frozen weight, on its device (FSDP2), for a base that no GPU holds.
 
@@ -53,6 +66,11 @@ def shard_frozen(transformer: Any, accelerator: Accelerator) -> None:
     trained = {parameter for parameter in transformer.parameters() if parameter.requires_grad}
     for part in (*transformer.transformer_blocks, *transformer.single_transformer_blocks, transformer):
         fully_shard(part, mesh=mesh, ignored_params=trained & set(part.parameters()))
+
+
+def free_to_use(device: torch.device) -> int:
+    """Bytes of a GPU's memory that this process may fill: what is free, and what PyTorch holds already."""
+    return int(torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device))
 
 
 def recomputed_by(stride: int, total: int) -> int:
@@ -98,18 +116,22 @@ def choose_recomputed(transformer: Any, step: Callable[[], None], spare: int, ac
     def peak(count: int) -> float:
         """Bytes at the peak of ``step`` with ``count`` recomputed blocks; infinite where it does not fit."""
         recompute(transformer, count)
-        torch.cuda.empty_cache()
+        free_memory()  # with what the errors of trials before hold
         torch.cuda.reset_peak_memory_stats()
         try:
             step()
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            if not isinstance(error, torch.OutOfMemoryError):
+                logger.warning(f"{count} of {total} blocks recomputed is taken for too few: {error}")
             return math.inf
         return torch.cuda.max_memory_allocated()
 
     if accelerator.device.type == "cuda":
-        budget = int(FILL * torch.cuda.get_device_properties(accelerator.device).total_memory) - spare
+        budget = int(FILL * free_to_use(accelerator.device)) - spare
         count = fewest_recomputed(peak, total, budget)
-        count = int(accelerator.gather(torch.tensor([count], device=accelerator.device)).max())
+        count = max(gather_object([count]))
     recompute(transformer, count)
     if accelerator.device.type == "cuda":
         torch.cuda.empty_cache()

@@ -76,10 +76,17 @@ class ModelChoice:
     @property
     def notes(self) -> list[str]:
         """What a user should know before it is drawn, in lines."""
+        notes = []
         silent = [] if self.lora is None else [name for name in _TRAINED_WITH if name not in self.lora.metadata]
-        if not silent:
-            return []
-        return [f"the LoRA does not say its {', '.join(silent)} in training: usual values or your flags are used"]
+        if silent:
+            notes.append(
+                f"the LoRA does not say its {', '.join(silent)} in training: usual values or your flags are used"
+            )
+        if self.offload:
+            from deepfashion_training.models.fill import plan_offload
+
+            notes.append(plan_offload(self.recipe.transformer)[1])
+        return notes
 
     def lines(self, settings: DrawingSettings, seed: int) -> list[str]:
         """What is about to be drawn, and with what."""
@@ -152,10 +159,10 @@ def choose(args: argparse.Namespace) -> ModelChoice:
     Raises ``ValueError``, one line, for a LoRA or base that is missing, for a LoRA that does not fit the base, and for
     what this machine cannot run.
     """
-    import torch
-
+    from deepfashion_training.embedded import is_embedded
     from deepfashion_training.models import fill, lora_files
     from deepfashion_training.models.access import USING_FLAGS, check_models
+    from training_run import guards
     from training_run.hub import is_hub_id
 
     fill.check_means(args.quantize_base, args.offload)
@@ -166,11 +173,13 @@ def choose(args: argparse.Namespace) -> ModelChoice:
         lora = lora_files.read_lora(lora_files.find_lora(args.lora), assume_alpha=True)
     trained = fill.Recipe() if lora is None else fill.Recipe.of(lora)
     recipe = dataclasses.replace(trained, **_asked(args, {} if lora is None else lora.metadata))
-    if is_hub_id(recipe.transformer) and not torch.cuda.is_available():
-        raise ValueError("no CUDA GPU is visible, and a 12B model needs one: add --embedded to try it on this machine")
+    if is_hub_id(recipe.transformer) or (not is_embedded(recipe.transformer) and guards.gpu_fault()):
+        guards.check_gpu(guards.NO_GPU, "add --embedded to try it on this machine")
     check_models(recipe.pipeline, recipe.transformer, flags=USING_FLAGS)
     if lora is not None:
         lora_files.check_fits(lora, recipe.transformer)
+    if args.offload:
+        fill.plan_offload(recipe.transformer)
     return ModelChoice(recipe, lora, args.lora_scale, args.quantize_base, args.offload)
 
 

@@ -18,6 +18,9 @@ from training_run.hub import is_hub_id, why_not_loaded
 PIPELINE_PARTS = ("text_encoder/", "text_encoder_2/", "tokenizer/", "tokenizer_2/", "vae/", "scheduler/")
 TRANSFORMER_PARTS = ("transformer/", "diffusion_pytorch_model")
 
+#: Seconds that the Hub has to answer.
+ANSWER_WAIT = 10.0
+
 #: The usual transformer. People pass it as the pipeline, which it is not.
 CATVTON_FLUX_ALPHA = "xiaozaa/catvton-flux-alpha"
 
@@ -34,12 +37,30 @@ def check_models(
     cache_dir: str | None = None,
     flags: tuple[str, str] = TRAINING_FLAGS,
 ) -> None:
-    """Raise ``ValueError``, one line with the fix, when a model of the run cannot be loaded or downloaded.
+    """Raise ``ValueError`` as ``bytes_to_download`` does, and when the disk has no room for the download."""
+    needed = bytes_to_download(pipeline, transformer, revision, inpaint_revision, cache_dir, flags)
+    cache = cache_dir or constants.HF_HUB_CACHE
+    free = shutil.disk_usage(existing(Path(cache))).free
+    if needed > free:
+        raise ValueError(
+            f"the models need {needed / 2**30:.1f} GiB more in {cache} and {free / 2**30:.1f} GiB are free: "
+            "make room, or set HF_HOME to a larger disk"
+        )
 
-    ``pipeline`` and ``transformer`` are folders or Hub ids, ``flags`` how the user names them. Checked are: a
-    transformer given as the pipeline, missing folders, damaged files and missing weights, a licence that is not
-    accepted, a missing token, a repository that is not there, and the disk space that the download takes. Models in
-    the Hub cache need no network.
+
+def bytes_to_download(
+    pipeline: str,
+    transformer: str,
+    revision: str | None = None,
+    inpaint_revision: str | None = None,
+    cache_dir: str | None = None,
+    flags: tuple[str, str] = TRAINING_FLAGS,
+) -> int:
+    """Bytes of the models of a run that the Hub's cache lacks; 0 for folders. Models in the cache need no network.
+
+    ``pipeline`` and ``transformer`` are folders or Hub ids, ``flags`` how the user names them. Raises ``ValueError``,
+    one line with the fix, when one cannot be loaded: a transformer given as the pipeline, missing folders, damaged
+    files and missing weights, a licence that is not accepted, a missing token, a repository that is not there.
     """
     for name, flag in zip((pipeline, transformer), flags, strict=True):
         if not Path(name).is_dir() and not is_hub_id(name):
@@ -55,16 +76,17 @@ def check_models(
         find_transformer(transformer)
     cache = cache_dir or constants.HF_HUB_CACHE
     needed = _bytes_to_download(pipeline, revision, cache, PIPELINE_PARTS)
-    needed += _bytes_to_download(transformer, inpaint_revision, cache, TRANSFORMER_PARTS)
-    free = shutil.disk_usage(_existing(Path(cache))).free
-    if needed > free:
-        raise ValueError(
-            f"the models need {needed / 2**30:.1f} GiB more in {cache} and {free / 2**30:.1f} GiB are free: "
-            "make room, or set HF_HOME to a larger disk"
-        )
+    return needed + _bytes_to_download(transformer, inpaint_revision, cache, TRANSFORMER_PARTS)
 
 
-def _bytes_to_download(repository: str, revision: str | None, cache: str, parts: tuple[str, ...]) -> int:
+def dataset_bytes(name: str, revision: str | None = None) -> int:
+    """Bytes of a Hub dataset's files that the cache lacks. Raises ``ValueError`` when it cannot be read."""
+    return _bytes_to_download(name, revision, constants.HF_HUB_CACHE, ("",), "dataset")
+
+
+def _bytes_to_download(
+    repository: str, revision: str | None, cache: str, parts: tuple[str, ...], kind: str = "model"
+) -> int:
     """Bytes of a Hub repository's files whose names begin with one of ``parts`` and that the cache lacks.
 
     0 for a folder. Raises ``ValueError`` when the repository cannot be read.
@@ -73,22 +95,27 @@ def _bytes_to_download(repository: str, revision: str | None, cache: str, parts:
         return 0
 
     def is_cached(name: str) -> bool:
-        return isinstance(try_to_load_from_cache(repository, name, cache_dir=cache, revision=revision), str)
+        found = try_to_load_from_cache(repository, name, cache_dir=cache, revision=revision, repo_type=kind)
+        return isinstance(found, str)
 
     try:
         api = HfApi()
-        info = api.model_info(repository, revision=revision, files_metadata=True)
-        api.auth_check(repository)
+        ask = api.dataset_info if kind == "dataset" else api.model_info
+        info = ask(repository, revision=revision, files_metadata=True, timeout=ANSWER_WAIT)
+        api.auth_check(repository, repo_type=kind)
     except Exception as error:  # no network, a server's error or offline mode: each HTTP library has its own classes
         is_there = isinstance(error, GatedRepoError) or not isinstance(error, RepositoryNotFoundError)
         if is_there and any(map(is_cached, ("model_index.json", "config.json", "transformer/config.json"))):
+            return 0
+        # What ``datasets`` has made of one needs none of its files any more.
+        if is_there and kind == "dataset" and Path(cache, f"datasets--{repository.replace('/', '--')}").is_dir():
             return 0
         raise ValueError(why_not_loaded(repository, error, revision, cache)) from error
     missing = [file for file in info.siblings or [] if file.rfilename.startswith(parts)]
     return sum(file.size or 0 for file in missing if not is_cached(file.rfilename))
 
 
-def _existing(folder: Path) -> Path:
+def existing(folder: Path) -> Path:
     """The folder, or the first one above it that is there."""
     return next(path for path in (folder, *folder.absolute().parents) if path.exists())
 
@@ -96,7 +123,7 @@ def _existing(folder: Path) -> Path:
 def check_writable(folder: Path, flag: str = "--output_dir") -> None:
     """Raise ``ValueError`` when nothing can be written to ``folder`` or, where it is yet to be made, beside it."""
     try:
-        with tempfile.TemporaryFile(dir=_existing(folder)):
+        with tempfile.TemporaryFile(dir=existing(folder)):
             pass
     except OSError as error:
         raise ValueError(f"{flag} {folder} cannot be written to: {error.strerror or error}") from error

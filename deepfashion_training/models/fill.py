@@ -10,14 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from diffusers import FluxFillPipeline
 
 import train_flux_inpaint as trainer
 from deepfashion_training.images.layout import ResizeMode
 from deepfashion_training.models.access import CATVTON_FLUX_ALPHA
-from deepfashion_training.models.lora_files import LoraFile
-from training_run import guards, quantization
+from deepfashion_training.models.lora_files import LoraFile, without_weights
+from training_run import guards
 from training_run.hub import transformer_in
 
 FLUX_FILL = "black-forest-labs/FLUX.1-Fill-dev"
@@ -25,6 +26,8 @@ FLUX_FILL = "black-forest-labs/FLUX.1-Fill-dev"
 BASE_GUIDANCE = 30.0
 #: Width below which a transformer is drawn with in fp32; FLUX.1-Fill has 3,072.
 SMALL = 1024
+#: Main memory that ``--offload`` takes beside the weights: a block on its way, the VAE, the process. An estimate.
+BESIDE_WEIGHTS = 2 * 2**30
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,8 @@ class FillModel:
     needed.
 
     ``quantize_base`` keeps the transformer in 4 or 8 bits a weight: 12B of them in 7 or 12 GB. ``offload`` keeps
-    it in main memory and brings one block at a time to the GPU. They exclude one another, see ``check_means``.
+    it in main memory and brings one block at a time to the GPU, see ``plan_offload``. They exclude one another, see
+    ``check_means``.
     """
 
     def __init__(
@@ -84,6 +88,7 @@ class FillModel:
         device: str | torch.device | None = None,
     ) -> None:
         check_means(quantize_base, offload)
+        pins = offload and plan_offload(recipe.transformer)[0]
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.dtype = precision_of(recipe.transformer, self.device)
         self._loading = argparse.Namespace(
@@ -97,6 +102,8 @@ class FillModel:
         self._prompts = trainer.encode_prompts(self._loading, distinct, self.device, self.dtype)
         self._has_loras = bool(loras)
         self._transformer = self._load_transformer(loras or {}, offload)
+        if offload:
+            offload_blocks(self._transformer, self.device, pins)
         self._pipeline = self._load_pipeline()
 
     def draw(
@@ -157,22 +164,14 @@ class FillModel:
             self._transformer.set_adapters([_adapter(lora)], weights=[scale])
 
     def _load_transformer(self, loras: Mapping[str, LoraFile], offload: bool) -> Any:
-        transformer = trainer.load_transformer(self._loading, self.dtype).requires_grad_(False)
+        transformer = trainer.load_transformer(self._loading, self.dtype, None if offload else self.device)
+        transformer.requires_grad_(False)
         for name, lora in loras.items():
             weights = {key: tensor.to(self.dtype) for key, tensor in lora.weights.items()}
             transformer.load_lora_adapter(
                 weights, prefix=None, metadata=lora.config.to_dict(), adapter_name=_adapter(name)
             )
         transformer.eval()
-        if offload:
-            transformer.enable_group_offload(
-                onload_device=self.device,
-                offload_type="block_level",
-                num_blocks_per_group=1,
-                use_stream=self.device.type == "cuda",
-            )
-        elif quantization.can_be_moved(self._loading.quantize_base):
-            transformer.to(self.device)
         return transformer
 
     def _load_pipeline(self) -> Any:
@@ -195,10 +194,49 @@ def check_means(quantize_base: str | None, offload: bool) -> None:
     """Raise ``ValueError`` when this machine, or the combination, does not allow ``quantize_base`` or ``offload``."""
     if quantize_base and offload:
         raise ValueError("--offload and --quantize_base are two ways to the same end: leave one out")
-    if offload and not torch.cuda.is_available():
-        raise ValueError("--offload needs a CUDA GPU, and none is visible: leave it out")
+    if offload:
+        guards.check_gpu("--offload needs a CUDA GPU, and none is visible", "leave --offload out")
     if quantize_base:
         guards.check_quantization(quantize_base)
+
+
+def plan_offload(transformer: str) -> tuple[bool, str]:
+    """Whether main memory holds all weights of ``transformer`` pinned, and a line on what ``--offload`` takes of it.
+
+    Pinned weights reach the GPU while it computes. PyTorch rounds what a pinned tensor takes up to a power of two
+    (``CachingHostAllocator.h``): 34.6 GiB for FLUX.1's 22.2. Where these are not free, a block is pinned whenever it is
+    needed, which takes time in each step. Raises ``ValueError``, with the numbers, where even that does not fit.
+    """
+    bytes_each = precision_of(transformer, torch.device("cuda")).itemsize
+    sizes = [weight.numel() * bytes_each for weight in without_weights(transformer).parameters()]
+    pinned = sum(1 << (size - 1).bit_length() for size in sizes) + BESIDE_WEIGHTS
+    least, free = sum(sizes) + BESIDE_WEIGHTS, psutil.virtual_memory().available
+    gib = {name: f"{value / 2**30:.1f}" for name, value in (("pinned", pinned), ("least", least), ("free", free))}
+    if least > free:
+        raise ValueError(
+            f"--offload keeps the transformer in main memory, which takes {gib['least']} GiB, and {gib['free']} are "
+            "free: use --quantize_base nf4, or free memory"
+        )
+    if pinned > free:
+        slower = f"; with {gib['pinned']} free it would be faster"
+        return False, f"--offload takes {gib['least']} of {gib['free']} GiB of main memory that are free{slower}"
+    return True, f"--offload takes {gib['pinned']} of {gib['free']} GiB of main memory that are free"
+
+
+def offload_blocks(transformer: Any, device: torch.device, pins: bool) -> None:
+    """Keep a transformer in main memory, pinned if it ``pins``, and bring one block at a time to ``device``."""
+    on_gpu = device.type == "cuda"
+    if on_gpu and pins:
+        # One after the other: diffusers would copy all of them before it lets go of the first.
+        for weight in transformer.parameters():
+            weight.data = weight.data.pin_memory()
+    transformer.enable_group_offload(
+        onload_device=device,
+        offload_type="block_level",
+        num_blocks_per_group=1,
+        use_stream=on_gpu,
+        low_cpu_mem_usage=not pins,
+    )
 
 
 def precision_of(transformer: str, device: torch.device) -> torch.dtype:

@@ -246,15 +246,19 @@ def find_transformer(name: str) -> Path:
     return folder
 
 
+def without_weights(transformer: str) -> FluxTransformer2DModel:
+    """A transformer, a folder or a Hub id, of which the configuration alone is read, on the device "meta"."""
+    config = FluxTransformer2DModel.load_config(transformer, subfolder=subfolder_of_transformer(transformer))
+    with torch.device("meta"):
+        return FluxTransformer2DModel.from_config(config)
+
+
 def check_fits(lora: LoraFile, transformer: str) -> None:
     """Raise ``ValueError`` when a layer of the LoRA is missing in the transformer or has another size there.
 
     ``transformer`` is a folder or a Hub id, of which the configuration alone is read.
     """
-    config = FluxTransformer2DModel.load_config(transformer, subfolder=subfolder_of_transformer(transformer))
-    with torch.device("meta"):
-        model = FluxTransformer2DModel.from_config(config)
-    modules = dict(model.named_modules())
+    modules = dict(without_weights(transformer).named_modules())
     for layer in lora.layers:
         size = (len(lora.weights[f"{layer}.lora_B.weight"]), lora.weights[f"{layer}.lora_A.weight"].shape[1])
         there = getattr(modules.get(layer), "weight", None)

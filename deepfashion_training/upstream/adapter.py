@@ -12,7 +12,6 @@ from peft import set_peft_model_state_dict
 
 import train_flux_inpaint as trainer
 from deepfashion_training.upstream.driven_run import DrivenRun
-from training_run import quantization
 from training_run.lora import read_lora, save_lora
 from training_run.output_dir import LORA_FILE
 
@@ -43,7 +42,9 @@ class AdapterTransformer(FluxTransformer2DModel):
         settings = cls.run.settings
         settings.pretrained_inpaint_model_name_or_path = str(pretrained_model_name_or_path)  # goes on record too
         with torch.random.fork_rng(devices=[]):  # the LoRA of a seed is the same one whatever was drawn before
-            model = trainer.load_transformer(settings, trainer.DTYPES[cls.run.accelerator.mixed_precision])
+            # A quantized base is made where it stays; the script moves another one when it sees fit.
+            device = cls.run.accelerator.device if settings.quantize_base else None
+            model = trainer.load_transformer(settings, trainer.DTYPES[cls.run.accelerator.mixed_precision], device)
             base = {id(parameter) for parameter in model.parameters()}
             torch.manual_seed(settings.seed)
             trainer.make_trainable(model, settings)
@@ -70,11 +71,9 @@ class AdapterTransformer(FluxTransformer2DModel):
 
     def to(self, *args: Any, **kwargs: Any) -> AdapterTransformer:
         """Move and cast the base, move the adapter; a quantized base is not cast."""
-        if kind := self.run.settings.quantize_base:
+        if self.run.settings.quantize_base:
             device = torch._C._nn._parse_to(*args, **kwargs)[0]
-            if device is not None and quantization.can_be_moved(kind):
-                super().to(device)
-            return self
+            return self if device is None else super().to(device)
         exact = [(parameter, parameter.detach().clone()) for _, parameter in self.named_parameters()]
         super().to(*args, **kwargs)
         for parameter, value in exact:

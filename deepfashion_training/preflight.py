@@ -1,0 +1,259 @@
+"""What would stop a training run later and can be known before anything is downloaded or prepared.
+
+``--check`` prints a line for every check; at the start of a run what fails is said, all of it together.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from datasets import config as datasets_config
+from diffusers import FluxTransformer2DModel
+from huggingface_hub import constants
+
+from deepfashion_training.cli import FaultsError, load_preset
+from deepfashion_training.models import access
+from deepfashion_training.models.publish import check_push
+from deepfashion_training.plan import checkpoints_kept, latents_row_bytes
+from deepfashion_training.plan import size as in_words
+from deepfashion_training.upstream import script as upstream
+from training_run import guards
+from training_run.bases import folder_of
+from training_run.flops import FLUX_FILL
+from training_run.hub import is_hub_id, transformer_in
+from training_run.memory import predict, state_bytes
+
+GIB = 2**30
+#: Main memory of a process that trains a 12B model on a GPU, beside weights and checkpoints: Python, CUDA's libraries
+#: and pictures on their way (estimate). Weights in bf16 take none: they go to the GPU from the mapped file.
+PROCESS_BYTES = 3 * GIB
+#: What pairs take on the disk while they are made, for a byte of raw rows: finished batches, and the result that is
+#: written from them (1.8 measured, on 120 drawn rows of which 99 became pairs).
+PAIRS_FOR_RAW = 2
+#: Flags of a base on the Hub that the comparison after the training does not know.
+_HUB_FLAGS = ("revision", "inpaint_revision", "cache_dir")
+
+
+class Preflight:
+    """The checks of the run that ``args`` ask of ``script``.
+
+    ``check_data`` looks at the rows and says what they are; ``pairs_dir`` is where pairs are made of raw rows, None
+    where the rows are known not to be raw.
+    """
+
+    def __init__(
+        self, args: argparse.Namespace, script: Any, check_data: Callable[[], str], pairs_dir: Path | None
+    ) -> None:
+        self.args = args
+        self.is_ours = isinstance(script, ModuleType)
+        self.script = script
+        self.pairs_dir = pairs_dir
+        known = self.is_ours or script.gets_lora  # of another script nothing is known
+        self.checks: dict[str, Callable[[], str]] = {
+            "GPU": self.gpu,
+            "flags": self.flags,
+            **({"compiler": self.compiler} if self.is_ours else {}),
+            **({"shared memory": lambda: guards.check_shared_memory(args)} if known else {}),
+            **({"GPU memory": self.gpu_memory} if self.is_ours else {}),
+            "main memory": self.main_memory,
+            "output": self.output,
+            **({"publishing": self.publishing} if args.publish else {}),
+            "models": self.models,
+            "data": check_data,
+            "disk": self.disk,
+        }
+        self.downloads: dict[str, tuple[Path, int]] = {}
+
+    def run(self, say: Callable[[str], object] | None = None) -> None:
+        """Make all checks, saying a line of each. Raises ``FaultsError`` with all that fail."""
+        faults = []
+        for name, look in self.checks.items():
+            try:
+                verdict, found = "ok", look()
+            except ValueError as error:
+                verdict, found = "FAILS", str(error)
+                faults.append(found)
+            if say is not None:
+                say(f"{verdict:7}{name:15}{' '.join(found.split())}")
+        if faults:
+            raise FaultsError(faults)
+
+    # ---- the machine
+
+    def gpu(self) -> str:
+        """The GPUs that train, with the versions that have to go together."""
+        args, pipeline = self.args, getattr(self.args, "pretrained_model_name_or_path", None)
+        if not args.embedded and (not Path(pipeline or "").is_dir() or guards.gpu_fault()):
+            guards.check_gpu(guards.NO_GPU, "add --embedded to try it on this machine")
+        if not torch.cuda.is_available():
+            return "none: a local model on the CPU"
+        names = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+        return f"{', '.join(names)}; PyTorch {torch.__version__} for CUDA {torch.version.cuda}"
+
+    def flags(self) -> str:
+        """Packages and devices that flags need, and flags that do not go together."""
+        args = self.args
+        upstream.check_before(self.script, args)
+        for name in (*_HUB_FLAGS, "variant"):
+            if args.evaluate_samples and getattr(args, name, None):
+                raise ValueError(
+                    f"--{name} and --evaluate_samples do not go together: the comparison would load the base without "
+                    "it; add --evaluate_samples 0"
+                )
+        return "packages and earlier run: nothing in the way"
+
+    def compiler(self) -> str:
+        """What ``--compile_blocks`` compiles with."""
+        return guards.check_compiler() if self.args.compile_blocks else "not needed: --no-compile_blocks"
+
+    @functools.cached_property
+    def shape(self) -> dict[str, Any] | None:
+        """The configuration of the transformer where it is of FLUX.1's size, else None; of one on the Hub it is."""
+        args = self.args
+        if not self.is_ours or args.embedded:
+            return None
+        folder = folder_of(args.pretrained_inpaint_model_name_or_path, args.inpaint_revision, args.cache_dir)
+        config = transformer_in(folder) / "config.json" if folder else None
+        found = json.loads(config.read_text("utf-8")) if config and config.is_file() else FLUX_FILL
+        shape = {name: found.get(name, value) for name, value in FLUX_FILL.items()}
+        return shape if shape["num_layers"] >= FLUX_FILL["num_layers"] else None
+
+    def gpu_memory(self) -> str:
+        """The least that a step takes beside what is free."""
+        args = self.args
+        if not torch.cuda.is_available() or self.shape is None or args.shard_base:
+            return "not predicted: no GPU, a small model, or a base that is split over several"
+        # With every block recomputed what a block keeps counts no more, so nothing is compiled to know it.
+        whole = args.gradient_checkpointing in ("auto", 1)
+        traced = argparse.Namespace(**vars(args) | ({"compile_blocks": False} if whole else {}))
+        least = predict(traced, self.script.make_trainable, self.shape).least(args.gradient_checkpointing)
+        free, total = torch.cuda.mem_get_info()
+        beside = f"{least / GIB:.1f} GiB at least, by a simulated step; {free / GIB:.1f} of {total / GIB:.1f} are free"
+        if least > free:
+            raise ValueError(f"GPU memory: {beside}: end other programs on it, or see with --plan which flags fit")
+        return beside
+
+    def main_memory(self) -> str:
+        """What processes take beside weights, in the memory that the machine or its container has left."""
+        args, free = self.args, guards.available_memory()
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        needed = 0
+        if not args.embedded and torch.cuda.is_available():
+            needed = processes * PROCESS_BYTES
+            needed += 2 * self.checkpoint_bytes  # tensors that leave the GPU, and the file that is made of them
+        beside = (
+            f"{needed / GIB:.1f} GiB (estimate); {free / GIB:.1f} are free" if needed else f"{free / GIB:.1f} GiB free"
+        )
+        if needed > free:
+            raise ValueError(f"main memory: the run takes {beside}: end other programs, or take a larger machine")
+        return beside
+
+    @functools.cached_property
+    def trained(self) -> int:
+        """How many weights of the 12B model are trained; 0 for a smaller one. No memory is taken for any."""
+        if self.shape is None:
+            return 0
+        with torch.device("meta"):
+            transformer = FluxTransformer2DModel(**self.shape)
+        plain = argparse.Namespace(**vars(self.args) | {"compile_blocks": False})
+        return sum(parameter.numel() for parameter in self.script.make_trainable(transformer, plain))
+
+    @property
+    def checkpoint_bytes(self) -> int:
+        """Of a checkpoint of the 12B model: trained weights in fp32 with the optimizer's state."""
+        return self.trained * (4 + state_bytes(self.args)) if self.trained else 0
+
+    # ---- places and names
+
+    def output(self) -> str:
+        """Where results go."""
+        folder = Path(self.args.output_dir)
+        access.check_writable(folder)
+        if (folder / "README.md").exists() and not (folder / "run.json").exists():
+            raise ValueError(f"--output_dir {folder} has a README.md that the model card would replace: choose another")
+        return str(folder)
+
+    def publishing(self) -> str:
+        """Where the LoRA is uploaded to, with a token that may."""
+        args = self.args
+        args.publish_as = check_push(args.publish_as, Path(args.output_dir).resolve().name)
+        return str(args.publish_as)
+
+    def models(self) -> str:
+        """Licence, token, names and files of the models."""
+        args = self.args
+        pipeline = getattr(args, "pretrained_model_name_or_path", None)
+        transformer = getattr(args, "pretrained_inpaint_model_name_or_path", None)
+        if not (pipeline and transformer):
+            return "named by the script"
+        hub: dict[str, Any] = {name: getattr(args, name, None) for name in _HUB_FLAGS}
+        missing = access.bytes_to_download(pipeline, transformer, **hub)
+        self.downloads["models"] = (Path(hub["cache_dir"] or constants.HF_HUB_CACHE), missing)
+        return f"{pipeline} and {transformer}: " + (f"{in_words(missing)} to download" if missing else "all here")
+
+    # ---- disks
+
+    def disk(self) -> str:
+        """What will be written, file system by file system."""
+        args, needs = self.args, [(what, *need) for what, need in self.downloads.items()]
+        raw = 0
+        if is_hub_id(args.dataset_name):
+            raw = access.dataset_bytes(args.dataset_name, args.dataset_revision)
+            cached = Path(datasets_config.HF_DATASETS_CACHE)
+            needs += [("data", Path(constants.HF_HUB_CACHE), raw), ("data, unpacked", cached, raw)]
+        elif self.pairs_dir is not None:
+            raw = sum(file.stat().st_size for file in Path(args.dataset_name).expanduser().rglob("*.parquet"))
+        if self.pairs_dir is not None and not (self.pairs_dir / "report.json").exists():
+            needs.append(("pairs", self.pairs_dir, PAIRS_FOR_RAW * raw))
+        output = Path(args.output_dir)
+        if self.trained and args.max_train_steps:
+            kept = checkpoints_kept(args, 0.0) * self.checkpoint_bytes + 4 * self.trained
+            needs.append(("checkpoints", output, kept))
+        elif args.embedded:
+            needs.append(("run", output, int((load_preset("embedded").disk_gib or 0) * GIB)))
+        if self.is_ours and args.cache_latents and args.max_train_samples:
+            latents = Path(args.latents_dir or output)
+            needs.append(("encoded rows", latents, args.max_train_samples * latents_row_bytes(args)))
+        return check_disks(needs)
+
+
+def check_disks(needs: list[tuple[str, Path, int]]) -> str:
+    """What is needed and free on each file system of ``needs``: what for, a folder, and bytes.
+
+    Raises ``ValueError`` naming the file systems on which it does not fit.
+    """
+    places: dict[int, list[tuple[str, Path, int]]] = {}
+    for need in needs:
+        if need[2]:
+            places.setdefault(access.existing(need[1]).stat().st_dev, []).append(need)
+    lines, fits = [], True
+    for on_one in places.values():
+        total, free = sum(need[2] for need in on_one), shutil.disk_usage(access.existing(on_one[0][1])).free
+        parts = ", ".join(f"{what} {in_words(count)} in {folder}" for what, folder, count in on_one)
+        lines.append(f"{in_words(total)} needed and {in_words(free)} free for {parts}")
+        fits = fits and total <= free
+    if not fits:
+        raise ValueError(
+            f"disk: {'; '.join(lines)}: make room, or name a larger disk with HF_HOME, --pairs_dir and --output_dir"
+        )
+    return "; ".join(lines) or "nothing of note"
+
+
+def preflight(args: argparse.Namespace, script: Any, check_data: Callable[[], str], pairs_dir: Path | None) -> None:
+    """Make the checks of ``Preflight``; with ``--check`` say a line of each on stdout."""
+
+    def say(line: str) -> None:
+        sys.stdout.write(f"{line}\n")
+        sys.stdout.flush()
+
+    Preflight(args, script, check_data, pairs_dir).run(say if args.check else None)
