@@ -210,7 +210,7 @@ def test_as_few_blocks_as_fit_are_recomputed(base, block, fewest):
         return used if used <= 82 else math.inf
 
     assert speed.fewest_recomputed(peak, 57, 80) == fewest
-    assert len(asked) <= 7
+    assert len(asked) <= (2 if fewest == 0 else 8)
 
 
 def test_a_card_that_is_too_small_for_all_blocks_is_an_error():

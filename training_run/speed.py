@@ -147,4 +147,6 @@ def fewest_recomputed(peak: Callable[[int], float], total: int, budget: int) -> 
     """
     if peak(total) > budget:
         raise torch.OutOfMemoryError
-    return bisect.bisect_left(range(total), True, key=lambda count: peak(count) <= budget)
+    if peak(0) <= budget:  # as on the cards that presets are made for
+        return 0
+    return 1 + bisect.bisect_left(range(1, total), True, key=lambda count: peak(count) <= budget)
