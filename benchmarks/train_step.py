@@ -138,11 +138,12 @@ def quantized_transformer(config: dict[str, Any], kind: str, device: torch.devic
 def random_models(config: dict[str, Any], base: Path | None = None) -> Iterator[Path]:
     """While it lasts the trainer loads a transformer of ``config``, and embeddings of prompts, that are random.
 
-    Both are made in memory. Yields the pipeline to name: ``base``, or a
+    Both are made in memory, the transformer on the GPU where there is one. Yields the pipeline to name: ``base``, or a
     folder with a VAE of FLUX's size, random too. Nothing is downloaded.
     """
 
-    def load_transformer(args: argparse.Namespace, dtype: torch.dtype, device: torch.device) -> Any:
+    def load_transformer(args: argparse.Namespace, dtype: torch.dtype, device: torch.device | None = None) -> Any:
+        device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
         if args.quantize_base:
             return quantized_transformer(config, args.quantize_base, device, dtype)
         return random_transformer(config, device, dtype)

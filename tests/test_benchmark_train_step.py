@@ -142,6 +142,8 @@ def test_full_hands_its_transformer_over_in_memory(monkeypatch: pytest.MonkeyPat
         assert run.vae.config.block_out_channels == [32, 32, 32, 32]
         assert train_step.take_step(run, run.encode(default_collate(two_rows(args)[:1]), 0)) > 0
         assert trainer.load_transformer is not original
+        for device in (None, torch.device("cpu")):  # as --offload loads it, and as a run does
+            assert trainer.load_transformer(run.args, torch.float32, device).device.type == "cpu"
     assert trainer.load_transformer is original
     assert not folder.exists()
 

@@ -243,13 +243,13 @@ def full_size(tmp_path):
 )
 def test_offload_says_what_it_takes_and_pins_where_that_fits(free, pins, said, full_size, monkeypatch):
     """22.2 GiB in bf16 and 2 beside. Pinned, tensors of 18, 54, 72, 90 and 108 MiB take 32, 64, 128, 128 and 128."""
-    monkeypatch.setattr(fill.psutil, "virtual_memory", lambda: SimpleNamespace(available=free * 2**30))
+    monkeypatch.setattr(guards, "available_memory", lambda: free * 2**30)
     pinned, line = fill.plan_offload(full_size)
     assert pinned is pins and re.findall(r"\d+\.\d", line) == said
 
 
 def test_offload_is_refused_before_anything_is_loaded_where_main_memory_is_too_small(recipe, full_size, monkeypatch):
-    monkeypatch.setattr(fill.psutil, "virtual_memory", lambda: SimpleNamespace(available=24 * 2**30))
+    monkeypatch.setattr(guards, "available_memory", lambda: 24 * 2**30)
     monkeypatch.setattr(fill, "check_means", lambda quantize_base, offload: None)
     monkeypatch.setattr(fill.trainer, "encode_prompts", lambda *_: pytest.fail("loaded"))
     with pytest.raises(ValueError, match=r"--offload .* 24\.2 GiB, and 24\.0 "):

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from diffusers import FluxFillPipeline
 
@@ -210,7 +209,7 @@ def plan_offload(transformer: str) -> tuple[bool, str]:
     bytes_each = precision_of(transformer, torch.device("cuda")).itemsize
     sizes = [weight.numel() * bytes_each for weight in without_weights(transformer).parameters()]
     pinned = sum(1 << (size - 1).bit_length() for size in sizes) + BESIDE_WEIGHTS
-    least, free = sum(sizes) + BESIDE_WEIGHTS, psutil.virtual_memory().available
+    least, free = sum(sizes) + BESIDE_WEIGHTS, guards.available_memory()
     gib = {name: f"{value / 2**30:.1f}" for name, value in (("pinned", pinned), ("least", least), ("free", free))}
     if least > free:
         raise ValueError(
