@@ -869,7 +869,7 @@ def main(args: argparse.Namespace) -> None:
                 asked, _ = stopping.agreed(accelerator)
         except RuntimeError as error:
             if guards.is_out_of_memory(error):
-                raise guards.out_of_memory(args, error) from error
+                raise guards.training_out_of_memory(args, error) from error
             raise
         finally:
             settle_gloo()

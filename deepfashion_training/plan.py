@@ -28,7 +28,7 @@ from deepfashion_training.embedded.wardrobe import write_wardrobe
 from deepfashion_training.models import access
 from deepfashion_training.upstream import script as upstream
 from training_run.flags import NOT_COMPILED
-from training_run.flops import FLUX_FILL, recomputed_flops, useful_flops
+from training_run.flops import FLUX_FILL, duration, recomputed_flops, useful_flops
 from training_run.guards import gpu_fault, is_out_of_memory
 from training_run.memory import MakeTrainable, StepMemory, predict, state_bytes
 from training_run.speed import FILL, free_memory
@@ -258,13 +258,6 @@ def latents_row_bytes(args: argparse.Namespace) -> int:
     pixels = args.height * 2 * args.width
     posterior = 2 * 16 * pixels // 64 * (4 if args.mixed_precision == "no" else 2)
     return 2 * posterior + pixels // 8
-
-
-def duration(seconds: float) -> str:
-    """Seconds as a person says them."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def size(count: float) -> str:

@@ -97,7 +97,7 @@ def build_parser() -> FlagParser:
         help="share of unreadable rows above which the run stops")
     add = parser.add_argument_group("afterwards").add_argument
     add("--evaluate_samples", type=number(int, 0), default=0,
-        help="in the end compare LoRA and base on this many held-out rows, garment types in proportion; 0: do not")
+        help="in the end compare LoRA and base on this many held-out rows, as many of each garment type; 0: do not")
     # Their names in the run are not their flags': a script with flags of these names would upload all it has written.
     add = parser.add_argument_group("hub").add_argument
     add("--push_to_hub", dest="publish", action="store_true", help="upload LoRA, model card and pictures at the end")

@@ -177,6 +177,7 @@ def test_metrics_json_is_as_the_design_says(first: Done) -> None:
     )
     assert settings["dino_revision"].startswith("sha256:") and settings["garment_area"] == "the column parse"
     assert facts["left_out_cases"] == {} and facts["garment_areas_unknown"] == 0
+    assert "6 rows at most, as many of each garment type" in (first.folder / "report.html").read_text("utf-8")
     assert any("fewer than 500 pictures (2 of upper, 2 of lower" in line for line in facts["warnings"])
 
 
@@ -381,6 +382,30 @@ def test_other_settings_are_refused_and_overwritten_on_demand(
 # ---- what is asked for
 
 
+def test_without_a_limit_as_many_of_each_type_are_taken_as_tell_a_difference() -> None:
+    flags = ["--embedded", "--output_dir", "r"]
+    assert command.parse(flags).limit == 180 and command.parse([*flags, "--limit", "all"]).limit is None
+
+
+def test_pictures_do_not_depend_on_the_batch(
+    evaluated: Callable[..., int], first: Done, lora: Path, tmp_path: Path
+) -> None:
+    """But for rounding: of 8 bits, one level. A folder that was begun with one size goes on with another."""
+    done = Done(tmp_path / "report")
+    assert evaluated(done.folder, "--lora", lora, "--batch_size", 4) == 0
+    gone = sorted(done.folder.rglob("pictures/**/*.png"))[::3]
+    for file in gone:
+        file.unlink()
+    assert evaluated(done.folder, "--lora", lora, "--batch_size", 3) == 0
+    assert done.pictures.keys() == first.pictures.keys()
+    for name in done.pictures:
+        with (
+            Image.open(first.folder / "pictures" / name) as alone,
+            Image.open(done.folder / "pictures" / name) as batch,
+        ):
+            assert np.abs(np.asarray(alone, int) - np.asarray(batch, int)).max() <= 1
+
+
 def test_unpaired_garments_are_permuted_among_people_of_a_type(wardrobe: Path) -> None:
     cases = Cases(str(wardrobe), "train", (HEIGHT, WIDTH), seed=0)
     assert Counter(case.type_name for case in cases.paired) == {"upper": 24, "lower": 24, "full": 24}
@@ -396,7 +421,7 @@ def test_unpaired_garments_are_permuted_among_people_of_a_type(wardrobe: Path) -
     assert [case.garment_row for case in other.unpaired] != garments
 
 
-def test_limit_takes_types_in_proportion_and_nobody_is_his_own_partner(
+def test_limit_takes_as_many_of_each_type_and_nobody_is_his_own_partner(
     evaluated: Callable[..., int], lora: Path, tmp_path: Path
 ) -> None:
     done = Done(tmp_path / "three")

@@ -44,7 +44,7 @@ def facts(**changes: Any) -> dict[str, Any]:
     settings = {"lora": "/runs/skirts/pytorch_lora_weights.safetensors", "against": None, "data": "/data/pairs"}
     settings |= {"transformer": "/models/flux", "split": "test", "height": 768, "width": 576, "seed": 0}
     settings |= {"num_inference_steps": 28, "guidance_scale": 30.0, "repaint": False, "lora_scale": 1.0}
-    settings |= {"garment_area": "the human parser", "cloth_types": [1, 2, 3]}
+    settings |= {"garment_area": "the human parser", "cloth_types": [1, 2, 3], "limit": 180}
 
     return {
         "settings": settings,

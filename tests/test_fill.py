@@ -199,6 +199,32 @@ def test_prompts(model):
     assert not torch.equal(draw(model, prompt=OTHER_PROMPT), draw(model))
 
 
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError(), RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED")])
+def test_too_little_gpu_memory_names_what_helps(model, recipe, monkeypatch, error):
+    def full(*_, **__):
+        raise error
+
+    monkeypatch.setattr(model._transformer, "forward", full)
+    with pytest.raises(ValueError, match="--quantize_base nf4 or --offload") as told:
+        draw(model)
+    assert guards.is_out_of_memory(told.value)
+    monkeypatch.setattr(FillModel, "_load_transformer", full)
+    with pytest.raises(ValueError, match="--quantize_base nf4 or --offload"):
+        FillModel(recipe, [PROMPT])
+    monkeypatch.setattr(
+        FillModel, "_load_transformer", lambda *_: (_ for _ in ()).throw(RuntimeError("illegal access"))
+    )
+    with pytest.raises(RuntimeError, match="illegal access"):
+        FillModel(recipe, [PROMPT])
+
+
+def test_the_vae_takes_one_picture_at_a_time(model, monkeypatch):
+    vae, seen = model._pipeline.vae, []
+    monkeypatch.setattr(vae, "_decode", lambda z, *a, _of=vae._decode, **k: (seen.append(len(z)), _of(z, *a, **k))[1])
+    draw(model, samples=(7, 9, 8), seeds=(1, 2, 3))
+    assert seen == [1, 1, 1]
+
+
 def test_a_result_that_is_not_finite(recipe, loras):
     spoiled = copy.copy(loras["lora"])
     weights = {name: torch.full_like(tensor, torch.nan) for name, tensor in spoiled.weights.items()}

@@ -60,6 +60,16 @@ def test_subset_keeps_the_proportions_and_every_type():
     assert stratified_subset(types, 100, seed=0) == list(range(100))
 
 
+@pytest.mark.parametrize(
+    ("count", "quotas"),
+    [(9, {1: 3, 2: 3, 3: 3}), (30, {1: 13, 2: 13, 3: 4}), (60, {1: 36, 2: 20, 3: 4}), (2, {2: 1, 3: 1})],
+)
+def test_equal_subset_takes_more_of_others_where_a_type_has_too_few(count, quotas):
+    types = [1] * 76 + [2] * 20 + [3] * 4
+    chosen = stratified_subset(types, count, seed=0, equally=True)
+    assert chosen == sorted(set(chosen)) and Counter(types[position] for position in chosen) == quotas
+
+
 def test_weights_give_each_type_the_same_mass():
     types = [1] * 6 + [3] * 2
     weights = balancing_weights(types)

@@ -81,6 +81,13 @@ def seconds(work: Callable[[], Any], device: torch.device) -> float:
     return time.perf_counter() - began
 
 
+def duration(seconds: float) -> str:
+    """Seconds as a person says them."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
 def matmul_ceiling(device: torch.device, dtype: torch.dtype) -> float:
     """TFLOP/s of the best of several square matrix products: what this device multiplies at all."""
     sides = (2048, 4096, 8192, 16384) if device.type == "cuda" else (512, 1024, 2048)

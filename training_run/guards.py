@@ -66,18 +66,23 @@ def read_picture(path: Path, mode: str) -> Image.Image:
         raise ValueError(f"{path} cannot be read as a picture: {error}") from error
 
 
-def out_of_memory(args: Any, error: BaseException) -> ValueError:
-    """What to say when a GPU's memory was too small: the peak, the flags that lower it, and what a library said."""
+def out_of_memory(error: BaseException, lowers: str) -> ValueError:
+    """What to say when a GPU's memory was too small: the peak, what ``lowers`` it, and what a library said."""
     peak = ""
     if torch.cuda.is_available():
         peak = f" (peak {torch.cuda.max_memory_allocated() / 2**30:.1f} of "
         peak += f"{torch.cuda.mem_get_info()[1] / 2**30:.1f} GiB)"
     said = "" if isinstance(error, torch.OutOfMemoryError) else f". It was told as: {str(error).splitlines()[0]}"
-    return ValueError(
-        f"the GPU's memory was too small{peak}. What lowers it: --train_batch_size below "
-        f"{args.train_batch_size}, --gradient_checkpointing, --mixed_precision bf16, --quantize_base nf4, "
-        f"--use_8bit_adam, --height and --width below {args.height} and {args.width}, or --shard_base over several "
-        f"GPUs{said}"
+    return ValueError(f"the GPU's memory was too small{peak}. What lowers it: {lowers}{said}")
+
+
+def training_out_of_memory(args: Any, error: BaseException) -> ValueError:
+    """``out_of_memory`` of a training run."""
+    return out_of_memory(
+        error,
+        f"--train_batch_size below {args.train_batch_size}, --gradient_checkpointing, --mixed_precision bf16, "
+        f"--quantize_base nf4, --use_8bit_adam, --height and --width below {args.height} and {args.width}, or "
+        "--shard_base over several GPUs",
     )
 
 

@@ -35,14 +35,15 @@ def held_out(groups: Sequence[Hashable], fraction: float, seed: int) -> list[boo
     return [group in chosen for group in groups]
 
 
-def stratified_subset(types: Sequence[int], count: int, seed: int) -> list[int]:
+def stratified_subset(types: Sequence[int], count: int, seed: int, *, equally: bool = False) -> list[int]:
     """Positions of ``count`` rows, ascending, with each type in proportion and, if there is room, at least once.
 
-    All positions when there are no more.
+    All positions when there are no more. ``equally``: as many of each type, and more of the others where one has fewer.
     """
     if count >= len(types):
         return list(range(len(types)))
-    quotas = _quotas(Counter(types), count)
+    sizes = Counter(types)
+    quotas = _quotas(sizes, Counter(dict.fromkeys(sizes, 1)) if equally else sizes, count)
     ordered = sorted(range(len(types)), key=lambda position: unit_hash(seed, position))
     chosen = []
     for position in ordered:
@@ -52,9 +53,9 @@ def stratified_subset(types: Sequence[int], count: int, seed: int) -> list[int]:
     return sorted(chosen)
 
 
-def _quotas(sizes: Counter[int], count: int) -> Counter[int]:
+def _quotas(sizes: Counter[int], shares: Counter[int], count: int) -> Counter[int]:
     """How many of ``count`` rows each type gets: one each first, the rest to whoever is furthest below its share."""
-    total = sum(sizes.values())
+    total = sum(shares.values())
     rarest_first = sorted(sizes, key=lambda kind: (sizes[kind], kind))
     quotas: Counter[int] = Counter()
     for given in range(count):
@@ -62,7 +63,7 @@ def _quotas(sizes: Counter[int], count: int) -> Counter[int]:
             kind = rarest_first[given]
         else:
             open_kinds = [kind for kind in rarest_first if quotas[kind] < sizes[kind]]
-            kind = max(open_kinds, key=lambda kind: count * sizes[kind] / total - quotas[kind])
+            kind = max(open_kinds, key=lambda kind: count * shares[kind] / total - quotas[kind])
         quotas[kind] += 1
     return quotas
 

@@ -56,7 +56,7 @@ class Truth:
 
 
 class Cases:
-    """The rows of ``split`` of a documented dataset, of ``types``, at most ``limit`` of them (types in proportion).
+    """The rows of ``split`` of a documented dataset, of ``types``, at most ``limit`` of them (as many of each type).
 
     Garments are permuted within a type by ``seed``. Rows whose garment picture was cut out of the same photo are left
     out: a model could copy its pixels. ``size`` is (height, width) of one half of the pair.
@@ -100,7 +100,7 @@ class Cases:
                 f"--dataset_name {self.source}: split {self.split!r} has no row to evaluate on "
                 f"({len(data)} rows, {self.same_photo} with garments cut out of the same photo)"
             )
-        chosen = sampling.stratified_subset([data.types[row] for row in rows], limit or len(rows), seed)
+        chosen = sampling.stratified_subset([data.types[row] for row in rows], limit or len(rows), seed, equally=True)
         rows = [rows[position] for position in chosen]
         people = [data.group(row) for row in rows]
         partners = sampling.unpaired_partners([data.types[row] for row in rows], people, seed)

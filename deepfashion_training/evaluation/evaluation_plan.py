@@ -43,6 +43,8 @@ class EvaluationPlan:
     """How ``base`` draws, and ``lora`` where there is one."""
     settings: dict[str, Any]
     """What decides which pictures are drawn, ready for JSON."""
+    batch_size: int | None
+    """Pictures that are drawn at once; None for as many as fit a GPU, and for one on a CPU."""
     sets: list[list[Case]]
     """The paired cases and, where garments of other people are tried on too, the unpaired ones."""
     dino: str | None
@@ -108,7 +110,6 @@ def make_plan(args: argparse.Namespace, state: PartialState) -> EvaluationPlan:
             "num_inference_steps": look.num_inference_steps,
             "guidance_scale": look.guidance_scale,
             "repaint": args.repaint,
-            "batch_size": args.batch_size,
             "seed": args.seed,
         }
         if state.is_main_process:
@@ -129,6 +130,7 @@ def make_plan(args: argparse.Namespace, state: PartialState) -> EvaluationPlan:
         cases=cases,
         drawing=drawing if choice.lora is None else {**drawing, "lora": look},
         settings=settings,
+        batch_size=args.batch_size,
         sets=[cases.paired, cases.unpaired] if args.unpaired and cases.unpaired else [cases.paired],
         dino=dino,
         parser=None if cases.has_parse else parser,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,7 @@ class FillModel:
 
     ``quantize_base`` keeps the transformer in 4 or 8 bits a weight: 12B of them in 7 or 12 GB. ``offload`` keeps
     it in main memory and brings one block at a time to the GPU, see ``plan_offload``. They exclude one another, see
-    ``check_means``.
+    ``check_means``. Raises ``ValueError`` with what helps where the GPU's memory is too small, here and in ``draw``.
     """
 
     def __init__(
@@ -97,13 +98,15 @@ class FillModel:
             quantize_base=quantize_base,
             **dict.fromkeys(("revision", "inpaint_revision", "variant", "cache_dir")),
         )
-        distinct = list(dict.fromkeys(prompts))
-        self._prompts = trainer.encode_prompts(self._loading, distinct, self.device, self.dtype)
+        self._saves = bool(quantize_base or offload)
         self._has_loras = bool(loras)
-        self._transformer = self._load_transformer(loras or {}, offload)
-        if offload:
-            offload_blocks(self._transformer, self.device, pins)
-        self._pipeline = self._load_pipeline()
+        with self._memory_told():
+            distinct = list(dict.fromkeys(prompts))
+            self._prompts = trainer.encode_prompts(self._loading, distinct, self.device, self.dtype)
+            self._transformer = self._load_transformer(loras or {}, offload)
+            if offload:
+                offload_blocks(self._transformer, self.device, pins)
+            self._pipeline = self._load_pipeline()
 
     def draw(
         self,
@@ -122,7 +125,8 @@ class FillModel:
         ``samples`` are sample dicts of one size (see ``layout.pair_tensors``), of which ``im_mask`` and
         ``inpaint_mask`` are read. ``prompts`` and ``lora`` are among those that the model was made with; None is the
         bare base. The noise of each sample follows from its seed alone and is drawn on the CPU, so that it is the same
-        on every machine, in every batch, with and without a LoRA. ``on_step`` is called with the number of steps done.
+        on every machine, in every batch, with and without a LoRA. But for rounding a picture does not depend on the
+        others of its batch. ``on_step`` is called with the number of steps done.
 
         Raises ``ValueError`` for a result that is not finite.
         """
@@ -135,23 +139,37 @@ class FillModel:
                 on_step(step + 1)
             return {}
 
-        drawn = self._pipeline(
-            image=((masked + 1) / 2).to(self.device),
-            mask_image=torch.stack([sample["inpaint_mask"] for sample in samples]).to(self.device),
-            prompt_embeds=embeds,
-            pooled_prompt_embeds=pooled,
-            height=masked.shape[2],
-            width=masked.shape[3],
-            guidance_scale=guidance_scale,
-            num_inference_steps=steps,
-            generator=[torch.Generator().manual_seed(seed) for seed in seeds],
-            callback_on_step_end=report,
-            output_type="pt",
-        ).images.float()
+        with self._memory_told():
+            drawn = self._pipeline(
+                image=((masked + 1) / 2).to(self.device),
+                mask_image=torch.stack([sample["inpaint_mask"] for sample in samples]).to(self.device),
+                prompt_embeds=embeds,
+                pooled_prompt_embeds=pooled,
+                height=masked.shape[2],
+                width=masked.shape[3],
+                guidance_scale=guidance_scale,
+                num_inference_steps=steps,
+                generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+                callback_on_step_end=report,
+                output_type="pt",
+            ).images.float()
         if not drawn.isfinite().all():
             what = f"the LoRA at scale {lora_scale:g}" if lora else "the base"
             raise ValueError(f"{what} draws values that are not finite: its weights, or the scale, are out of range")
         return drawn.cpu()
+
+    @contextlib.contextmanager
+    def _memory_told(self) -> Iterator[None]:
+        """Say what helps where the GPU's memory is too small."""
+        try:
+            yield
+        except RuntimeError as error:
+            if not guards.is_out_of_memory(error):
+                raise
+            means = "" if self._saves else "--quantize_base nf4 or --offload, "
+            raise guards.out_of_memory(
+                error, f"{means}smaller --height and --width, and other programs on this GPU that end"
+            ) from error
 
     def _use_lora(self, lora: str | None, scale: float) -> None:
         # DoRA at scale 0 would still set the magnitudes that it learned.
@@ -180,6 +198,7 @@ class FillModel:
             self._loading.pretrained_model_name_or_path, transformer=self._transformer, **no_text, **options
         )
         pipeline.vae.to(self.device).requires_grad_(False)
+        pipeline.vae.enable_slicing()  # picture by picture: in full resolution a batch would take GiB, and be no faster
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 
