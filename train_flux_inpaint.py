@@ -45,11 +45,12 @@ from diffusers.optimization import get_scheduler
 from peft import set_peft_model_state_dict
 from PIL import Image
 from safetensors.torch import load_file, save
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from training_run import bases, blocks, checkpoints, guards, latents, output_dir, quantization, speed
 from training_run.atomic import replacing, write_file
+from training_run.cores import usable_cores
 from training_run.flags import DEFAULT_PROMPT as DEFAULT_PROMPT  # for wrappers of this script
 from training_run.flags import OneLineParser, add_trainer_flags, refuse_contradictions
 from training_run.hub import subfolder_of_transformer
@@ -61,6 +62,7 @@ from training_run.row_order import PairStream, seed_for, validation_rows
 from training_run.sheets import to_picture, write_sheet
 from training_run.state import random_state, read_state, set_random_state, write_state
 from training_run.stopping import RANKS_WAIT, StoppedError, Stopping, settle_gloo, worker_ignores_signals
+from training_run.transfer import collate, to_floats
 
 logger = get_logger(__name__)
 
@@ -179,7 +181,7 @@ def make_loader(dataset: Any, args: argparse.Namespace, accelerator: Accelerator
     ranks = (accelerator.process_index, accelerator.num_processes)
     return DataLoader(
         dataset, batch_sampler=PairStream(len(dataset), args.train_batch_size, batches, args.seed, *ranks, weights),
-        num_workers=workers, prefetch_factor=args.dataloader_prefetch_factor if workers else None,
+        collate_fn=collate, num_workers=workers, prefetch_factor=args.dataloader_prefetch_factor if workers else None,
         pin_memory=accelerator.device.type == "cuda", worker_init_fn=worker_ignores_signals if workers else None,
     )  # fmt: skip
 
@@ -319,7 +321,7 @@ def make_trainable(transformer: FluxTransformer2DModel, args: argparse.Namespace
 def encode_posterior(vae: AutoencoderKL, pixel_values: torch.Tensor) -> torch.Tensor:
     """The VAE's posterior of pictures [B,3,8h,8w] in [-1,1]: mean and standard deviation, [B,2,16,h,w]."""
     with torch.no_grad():
-        found = vae.encode(pixel_values.to(vae.device, vae.dtype)).latent_dist
+        found = vae.encode(speed.to_device(pixel_values, vae.device).to(vae.dtype)).latent_dist
     return torch.stack([found.mean, found.std], dim=1)
 
 
@@ -350,6 +352,7 @@ def fill_conditioning(image_latents: torch.Tensor, mask: torch.Tensor, dtype: to
 
 def encode_rows(vae: AutoencoderKL, samples: dict[str, Any]) -> dict[str, torch.Tensor]:
     """Posteriors of collated samples, each [B,2,16,h,w]: ``target`` of the pair, ``masked`` of the masked pair."""
+    samples = to_floats(samples, vae.device)
     return {"target": encode_posterior(vae, samples["image"]), "masked": encode_posterior(vae, samples["im_mask"])}
 
 
@@ -460,6 +463,8 @@ def start(args: argparse.Namespace) -> Accelerator:
         project_config=ProjectConfiguration(project_dir=args.output_dir, logging_dir=f"{args.output_dir}/logs"),
         kwargs_handlers=[InitProcessGroupKwargs(timeout=RANKS_WAIT)],
     )  # fmt: skip
+    if usable_cores() < torch.get_num_threads():
+        torch.set_num_threads(usable_cores())
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = args.allow_tf32
     torch._functorch.config.activation_memory_budget = args.activation_memory_budget
     set_seed(args.seed)
@@ -526,12 +531,12 @@ class Run:
         seed = seed_for(args.seed, self.accelerator.process_index, forward_pass)
         on_device = torch.Generator(device).manual_seed(seed)
         on_cpu = torch.Generator().manual_seed(seed)
-        mask = samples["inpaint_mask"].to(device, non_blocking=True)
+        samples = to_floats(samples, device)
+        mask = samples["inpaint_mask"]
         posteriors = samples if self.vae is None else encode_rows(self.vae, samples)
-        target = posteriors["target"].to(device, non_blocking=True)
-        masked = posteriors["masked"].to(device, non_blocking=True)
-        pair = draw_latents(target, self.vae_config, dtype, on_device)
-        conditioning = fill_conditioning(draw_latents(masked, self.vae_config, dtype, on_device), mask, dtype)
+        pair = draw_latents(posteriors["target"], self.vae_config, dtype, on_device)
+        masked = draw_latents(posteriors["masked"], self.vae_config, dtype, on_device)
+        conditioning = fill_conditioning(masked, mask, dtype)
         noise = torch.randn(pair.shape, generator=on_device, device=device, dtype=dtype)
         timesteps, sigmas = sample_timesteps(self.scheduler, len(pair), args, on_cpu)
         keep = (torch.rand(len(pair), generator=on_cpu) >= args.caption_dropout).tolist()
@@ -733,7 +738,7 @@ class Run:
 
     def fit_memory(self) -> int:
         """For ``--gradient_checkpointing auto``: try passes over the first rows; how many blocks are checkpointed."""
-        samples = default_collate([self.rows[row % len(self.rows)] for row in range(self.args.train_batch_size)])
+        samples = collate([self.rows[row % len(self.rows)] for row in range(self.args.train_batch_size)])
         batch = self.encode(samples, 0)
 
         def attempt() -> None:

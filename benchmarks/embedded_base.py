@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from deepfashion_training.garment_types import TYPE_NAMES
 from deepfashion_training.images.layout import pair_tensors
 from deepfashion_training.models.fill import FillModel, Recipe
 from deepfashion_training.models.lora_files import find_lora, read_lora
+from training_run.cores import usable_cores
 
 HEIGHT, WIDTH = SIZE = (128, 96)
 #: No training draws people of this seed.
@@ -63,7 +63,7 @@ def errors(picture: torch.Tensor, truth: torch.Tensor, mask: torch.Tensor) -> tu
 @torch.inference_mode()
 def judge(lora_folder: Path | None, people: int) -> dict[str, Any]:
     """Draw and measure ``people`` of each type: figures by result and garment type, and ``n`` by garment type."""
-    rows = [row for row in draw_all(drawn, documented_specs(3 * people, SEED), os.cpu_count() or 1) if row]
+    rows = [row for row in draw_all(drawn, documented_specs(3 * people, SEED), usable_cores()) if row]
     kinds, samples = np.array([kind for kind, _ in rows]), [sample for _, sample in rows]
     partner = np.empty(len(rows), int)  # the next person of the same type
     for kind in TYPE_NAMES:

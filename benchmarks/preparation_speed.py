@@ -21,7 +21,7 @@ from quick_test import measured
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from deepfashion_training.prepare import usable_cores  # noqa: E402
+from training_run.cores import usable_cores  # noqa: E402
 
 
 def draw(folder: Path, rows: int) -> Path:

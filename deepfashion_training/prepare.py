@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import os
 import sys
 from typing import TYPE_CHECKING
 
 from deepfashion_training.cli import FlagParser, WrongUseError, number, run_command
+from training_run.cores import usable_cores
 
 if TYPE_CHECKING:
     from deepfashion_training.preparation.pair_plan import Settings
@@ -57,11 +57,6 @@ def build_parser() -> FlagParser:
     add("--overwrite", action="store_true", help="replace an earlier result that differs")
     add("--num_proc", type=number(int, 1), default=usable_cores(), help="processes")
     return parser
-
-
-def usable_cores() -> int:
-    """Processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def settings_of(args: argparse.Namespace) -> Settings:

@@ -392,7 +392,7 @@ def make_pairs(args: argparse.Namespace) -> None:
     """
     from deepfashion_training.preparation import account
     from deepfashion_training.preparation.make_pairs import prepare
-    from deepfashion_training.prepare import usable_cores
+    from training_run.cores import usable_cores
 
     settings = preparation_settings(args)
     folder = pairs_dir(args, settings)
@@ -470,7 +470,7 @@ def compare_with_base(args: argparse.Namespace, folder: Path, split: str | None)
     import torch
 
     from deepfashion_training.evaluate import evaluate_trained
-    from deepfashion_training.prepare import usable_cores
+    from training_run.cores import usable_cores
     from training_run.output_dir import LORA_FILE
     from training_run.speed import free_memory
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from pathlib import Path
 
@@ -110,6 +111,25 @@ def test_samples_are_those_of_the_data_and_travel_to_other_processes(tiny_args, 
     assert torch.equal(again[5]["target"], rows[5]["target"])
     with pytest.raises(IndexError):
         rows[8]
+
+
+def test_one_worker_loads_the_rows_of_all_shards(tiny_args, tmp_path, accelerator, monkeypatch):
+    """As bytes, in the order of the shards; a batch ends where its shard does."""
+    monkeypatch.setattr(latents, "ROWS", 3)
+    args = tiny_args("--cache_latents", "--latents_dir", tmp_path, "--dataloader_num_workers", 1)
+    data, _ = tfi.build_datasets(args)
+    read = type(data).__getitem__
+    monkeypatch.setattr(type(data), "__getitem__", lambda self, row: {**read(self, row), "c_name": str(os.getpid())})
+    seen = []
+
+    def encode(batch):
+        assert batch["image"].dtype == torch.uint8 and "im_mask" not in batch
+        seen.append((batch["c_name"], batch["im_name"]))
+        return {name: torch.zeros(len(batch["image"]), 2, 16, 2, 2) for name in ("target", "masked")}
+
+    latents.cached_rows(data, args, {}, encode, accelerator)
+    assert len({worker for workers, _ in seen for worker in workers}) == 1
+    assert [[int(name[:3]) for name in names] for _, names in seen] == [[0, 1], [2], [3, 4], [5], [6, 7]]
 
 
 def test_a_disk_that_is_too_small_is_told_before_a_shard_is_written(tiny_args, tmp_path, accelerator, monkeypatch):

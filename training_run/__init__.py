@@ -3,11 +3,13 @@
 Files: ``atomic`` writes, ``checkpoints`` and their ``state``, ``output_dir``, the ``record`` in run.json, ``latents``
 cached on disk, the ``lora`` file. Memory and speed: ``speed`` (activation checkpointing, FSDP2), ``quantization``,
 ``flops``. Order and input: ``flags``, ``row_order``, ``colour``, ``hub`` and ``bases``. ``guards`` names what is
-missing, ``stopping`` handles signals, ``sheets`` draws validation pictures.
+missing, ``cores`` counts processor cores, ``stopping`` handles signals, ``sheets`` draws validation pictures.
 Nothing here knows try-on data or imports ``deepfashion_training``.
 """
 
 import os
+
+from training_run.cores import allowed_cores, usable_cores
 
 # Read when torch is loaded, so whatever uses a GPU imports this package first.
 #
@@ -17,3 +19,6 @@ if not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF
     os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
 # Threads that spin while they wait make a CPU step 15 times slower on a shared core.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Torch starts a thread for each core, as it knows no CPU quota.
+if (_cores := usable_cores()) < allowed_cores():
+    os.environ.setdefault("OMP_NUM_THREADS", str(_cores))

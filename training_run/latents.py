@@ -11,7 +11,8 @@ import hashlib
 import json
 import shutil
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,13 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from training_run.atomic import write_file
 from training_run.output_dir import data_facts
 from training_run.stopping import worker_ignores_signals
+from training_run.transfer import collate
 
 #: Raised whenever the content of a shard changes its meaning.
 FORMAT = 3
@@ -100,21 +102,25 @@ def cached_rows(
     and masked [B,2,16,h,w], mean before deviation. Raises ``ValueError`` when the first shard shows that the disk is
     too small for all.
     """
-    root, workers = cache_dir(args), args.dataloader_num_workers
+    root, workers, size = cache_dir(args), args.dataloader_num_workers, args.train_batch_size
     rows = {"content": data.content_key()} if hasattr(data, "content_key") else data_facts(data)
     folder = root / digest({"format": FORMAT, "per_shard": ROWS, **facts, "rows": rows})
     shards = [range(begin, min(begin + ROWS, len(data))) for begin in range(0, len(data), ROWS)]
     missing = [number for number in range(len(shards)) if not is_whole(shard_path(folder, number))]
     accelerator.wait_for_everyone()  # every rank has looked before the first one writes
     own = missing[accelerator.process_index :: accelerator.num_processes]
+    # A batch ends where its shard does, so that what is encoded together does not depend on which shards were missing.
+    batches = {n: [shards[n][begin : begin + size] for begin in range(0, len(shards[n]), size)] for n in own}
+    loader = DataLoader(
+        data, batch_sampler=[batch for shard in batches.values() for batch in shard], collate_fn=collate,
+        num_workers=workers, prefetch_factor=args.dataloader_prefetch_factor if workers else None,
+        pin_memory=accelerator.device.type == "cuda", worker_init_fn=worker_ignores_signals if workers else None,
+    )  # fmt: skip
+    stream = iter(loader) if own else iter(())  # one for all shards: starting workers takes longer than a shard
     hidden = not accelerator.is_main_process or not missing
     with tqdm(total=sum(len(shards[number]) for number in own), desc="Encoding rows", disable=hidden) as progress:
         for number in own:
-            loader = DataLoader(
-                Subset(data, shards[number]), batch_size=args.train_batch_size, num_workers=workers,
-                worker_init_fn=worker_ignores_signals if workers else None,
-            )  # fmt: skip
-            shard = encode_shard(loader, encode, progress)
+            shard = encode_shard(islice(stream, len(batches[number])), encode, progress)
             if number == missing[0]:
                 check_room(root, len(shard) * len(missing))
             write_file(shard_path(folder, number), shard)
@@ -122,11 +128,11 @@ def cached_rows(
     return CachedRows(data, folder)
 
 
-def encode_shard(loader: DataLoader, encode: Callable[..., Any], progress: tqdm) -> bytes:
-    """Content of the shard that has the rows of ``loader``. A mask is packed: a bit for each of its pixels."""
+def encode_shard(batches: Iterable[dict[str, Any]], encode: Callable[..., Any], progress: tqdm) -> bytes:
+    """Content of the shard that has the rows of ``batches``. A mask is packed: a bit for each of its pixels."""
     parts: list[dict[str, torch.Tensor]] = []
     texts: list[list[Any]] = []
-    for samples in loader:
+    for samples in batches:
         bits = np.packbits(samples["inpaint_mask"].numpy() > 0.5, axis=-1)
         posteriors = {name: part.cpu() for name, part in encode(samples).items()}
         parts.append({**posteriors, "mask": torch.from_numpy(bits)})

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import os
 import re
 import sys
 from itertools import chain, islice
@@ -29,6 +28,7 @@ from deepfashion_training.embedded.rows import (
     split_of_pids,
 )
 from training_run.atomic import replacing
+from training_run.cores import usable_cores
 
 if TYPE_CHECKING:
     import datasets
@@ -100,7 +100,7 @@ def draw_wardrobe(folder: Path, state: PartialState) -> None:
     """The drawn wardrobe of ``--embedded`` in ``folder``, unless it is there; the first process draws it."""
     with state.main_process_first():
         if not folder.exists():
-            write_wardrobe(folder, rows=OWN_ROWS, seed=0, size=(128, 96), num_proc=os.cpu_count() or 1)
+            write_wardrobe(folder, rows=OWN_ROWS, seed=0, size=(128, 96), num_proc=usable_cores())
 
 
 def size_of(text: str) -> tuple[int, int]:

@@ -18,7 +18,6 @@ import argparse
 import functools
 import json
 import math
-import os
 import re
 import subprocess
 import sys
@@ -39,6 +38,7 @@ from deepfashion_training.embedded.body import PERSON_VIEWS
 from deepfashion_training.embedded.make.small_vae import Pairs, linear_start, standardize_latents, train_vae
 from deepfashion_training.embedded.rows import STUDIO_SHARES, RowSpec, documented_specs, draw_all
 from deepfashion_training.garment_types import FULL, LOWER, UPPER
+from training_run.cores import usable_cores
 
 SIZE = (128, 96)  # height and width of one half of a pair
 
@@ -211,7 +211,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--work_dir", type=Path, required=True, help="new folder for what is made on the way")
     args = parser.parse_args(argv)
     args.work_dir.mkdir(parents=True)
-    num_proc = os.cpu_count() or 1
+    num_proc = usable_cores()
     start, tops, run = (args.work_dir / name for name in ("start", "tops", "train"))
     parts: dict[str, Any] = {"vae": make_vae(num_proc), "transformer": untrained_transformer()}
     FluxFillPipeline.from_pretrained(TINY_FLUX_FILL, **parts).save_pretrained(start)
