@@ -244,8 +244,8 @@ def test_the_loader_samples_by_a_datasets_own_weights(tiny_args):
         tiny_args("--max_train_steps", 3),
         SimpleNamespace(process_index=0, num_processes=1, device=torch.device("cpu")),
     )
-    loader = tfi.make_loader(OnlyRowTwo("abcd"), args, place, first_step=0)
-    assert list(loader) == [["c", "c"]] * 3
+    loader = tfi.make_loader(OnlyRowTwo({"im_name": name} for name in "abcd"), args, place, first_step=0)
+    assert list(loader) == [{"im_name": ["c", "c"]}] * 3
 
 
 def test_seeds_are_distinct_by_seed_rank_and_step():
