@@ -29,6 +29,7 @@ if __name__ == "__main__":  # run by path: the package is found from here, and i
 
 from deepfashion_training.cli import PRESETS, FlagParser, Preset, load_preset, run_command  # noqa: E402
 from deepfashion_training.train_deepfashion_lora import PRESET_FLAGS, build_parser, parse  # noqa: E402
+from training_run.cores import usable_cores  # noqa: E402
 
 TRAIN = HERE / "train_deepfashion_lora.py"
 ACCELERATE_CONFIG = HERE / "accelerate.yaml"
@@ -197,8 +198,6 @@ def as_one_command(command: list[str], environments: list[dict[str, str]]) -> st
         start = ["-m", "accelerate.commands.accelerate_cli", "launch", "--config_file", str(ACCELERATE_CONFIG)]
         start += ["--num_processes", count, *(["--multi_gpu"] if count != "1" else [])]
         if "OMP_NUM_THREADS" not in os.environ:
-            from deepfashion_training.prepare import usable_cores
-
             start += ["--num_cpu_threads_per_process", str(usable_cores())]
     elif count != "1":
         start = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", count]
