@@ -75,6 +75,20 @@ def drawn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., tupl
     return draw
 
 
+def test_processes_share_the_pictures_that_are_missing(tmp_path: Path) -> None:
+    sets = [[Case(row, row, 1, "", "", "", False) for row in rows] for rows in (range(7), range(10, 15))]
+    plan: Any = SimpleNamespace(
+        sets=sets, drawing=("base", "lora"), picture=lambda name, case: tmp_path / f"{name}-{case.row}"
+    )
+    for name in ("base-3", "base-11", "lora-11"):
+        (tmp_path / name).touch()
+    shares = [draw_cases.missing_cases(plan, rank, 3) for rank in range(3)]
+    found = {case.row: names for share in shares for case, names in share}
+    assert [len(share) for share in shares] == [5, 3, 3]
+    assert found.pop(3) == ["lora"] and sorted(found) == [0, 1, 2, 4, 5, 6, 10, 12, 13, 14]
+    assert all(names == ["base", "lora"] for names in found.values())
+
+
 EVERYTHING = {f"{name}/{row:06d}.png" for name in ("base", "lora") for row in range(ROWS)}
 
 

@@ -218,11 +218,18 @@ def test_too_little_gpu_memory_names_what_helps(model, recipe, monkeypatch, erro
         FillModel(recipe, [PROMPT])
 
 
-def test_the_vae_takes_one_picture_at_a_time(model, monkeypatch):
-    vae, seen = model._pipeline.vae, []
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+def test_on_a_gpu_the_vae_takes_one_picture_at_a_time(model, recipe, monkeypatch, device):
+    pipeline = copy.copy(model._pipeline)
+    pipeline.vae = copy.deepcopy(model._pipeline.vae)
+    monkeypatch.setattr(fill.FluxFillPipeline, "from_pretrained", lambda *_, **__: pipeline)
+    monkeypatch.setattr(pipeline.vae, "to", lambda device: pipeline.vae)
+    other = copy.copy(model)
+    other.device = torch.device(device)
+    vae, seen = other._load_pipeline().vae, []
     monkeypatch.setattr(vae, "_decode", lambda z, *a, _of=vae._decode, **k: (seen.append(len(z)), _of(z, *a, **k))[1])
-    draw(model, samples=(7, 9, 8), seeds=(1, 2, 3))
-    assert seen == [1, 1, 1]
+    drawn = vae.decode(torch.ones(3, vae.config.latent_channels, 8, 12))[0]
+    assert seen == ([1, 1, 1] if device == "cuda" else [3]) and len(drawn) == 3
 
 
 def test_a_result_that_is_not_finite(recipe, loras):
