@@ -53,7 +53,7 @@ from torch.utils.data import default_collate  # noqa: E402
 import train_flux_inpaint as trainer  # noqa: E402
 from benchmarks.train_step import EMBEDDED, NoiseRows, random_models, transformer_config  # noqa: E402
 from deepfashion_training import train_deepfashion_lora, tryon  # noqa: E402
-from training_run import speed  # noqa: E402
+from training_run import guards, speed  # noqa: E402
 from training_run.atomic import write_file  # noqa: E402
 from training_run.flags import QUANTIZED_BY, number  # noqa: E402
 from training_run.flops import FLUX_FILL, matmul_ceiling, useful_flops  # noqa: E402
@@ -176,7 +176,7 @@ def row_of(check: Check, facts: dict[str, Any], seconds: float) -> dict[str, Any
 
 def table_row(row: dict[str, Any]) -> str:
     """A row for people, at most ``WIDTH`` columns wide."""
-    left_out = f"left out, as there is no GPU: {', '.join(row['left_out'])}" if row["left_out"] else ""
+    left_out = f"left out: {', '.join(row['left_out'])}" if row["left_out"] else ""
     text = "; ".join(part for part in (row["why"], row["said"], left_out) if part)
     head = TABLE.format(row["name"], row["result"], f"{row['seconds']:.0f}")
     return textwrap.fill(text or "-", WIDTH, initial_indent=head, subsequent_indent=" " * len(head))
@@ -252,6 +252,11 @@ def on_gpu() -> bool:
     return torch.cuda.is_available()
 
 
+def no_gpu(*facts: str) -> list[str]:
+    """What a check leaves out without a GPU."""
+    return [] if on_gpu() else [f"{', '.join(facts)} (no GPU)"]
+
+
 def training(trial: Trial, *words: object, small: bool = False) -> argparse.Namespace:
     """Arguments of a training of the embedded model, as the training command reads ``words``.
 
@@ -269,6 +274,20 @@ def training(trial: Trial, *words: object, small: bool = False) -> argparse.Name
     for name in train_deepfashion_lora.MODELS:
         setattr(args, name, str(EMBEDDED))
     return args
+
+
+def do_without(args: argparse.Namespace) -> list[str]:
+    """Leave out of ``args`` what is no matter of the GPU and not to be had on this machine; returns what, and why."""
+    lacking, without = [], {"compile_blocks": False, "dataloader_num_workers": 0}
+    checks: tuple[Callable[[], str], ...] = (guards.check_compiler, functools.partial(guards.check_shared_memory, args))
+    for (flag, value), check in zip(without.items(), checks, strict=True):
+        try:
+            if getattr(args, flag):
+                check()
+        except ValueError as error:
+            setattr(args, flag, value)
+            lacking.append(f"--{flag} ({error})")
+    return lacking
 
 
 @contextlib.contextmanager
@@ -294,6 +313,7 @@ def preset_step(trial: Trial, name: str, flags: Sequence[str] = (), beside: str 
     if trial.size == "full" and "--quantize_base" not in flags and need > card:
         raise CannotRunError(f"the preset needs a GPU of {need:g} GiB, and this one has {card:.1f}")
     args = training(trial, "--preset", name, "--max_train_steps", STEPS[trial.size], *flags)
+    lacking = do_without(args)
     if (package := QUANTIZED_BY.get(args.quantize_base)) and importlib.util.find_spec(package) is None:
         raise CannotRunError(f"the package {package} is missing")
     with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as beside_it:
@@ -321,7 +341,7 @@ def preset_step(trial: Trial, name: str, flags: Sequence[str] = (), beside: str 
         said += f"; {facts['times_other']:.2f} times the pairs/s of {beside}"
     asked = [flag for flag, value in load_preset(name).flags.items() if flag in GPU_FLAGS and value != "false"]
     unseen = [f"--{flag}" for flag in asked if f"--no-{flag}" not in flags]
-    trial.note(**facts, said=said, left_out=[] if on_gpu() else ["memory", "share of the ceiling", *unseen])
+    trial.note(**facts, said=said, left_out=no_gpu("memory", "share of the ceiling", *unseen) + lacking)
     if trial.size == "full":
         apart = facts["peak_gib"] / facts["predicted_gib"] - 1
         require(abs(apart) <= 0.1, f"the peak differs from the prediction by {apart:+.0%}, more than 10%")
@@ -349,7 +369,7 @@ def quantized(trial: Trial, kind: str) -> None:
 def compiled(trial: Trial) -> None:
     """Compiled and recomputed blocks give loss and gradient of the plain ones, and compile once.
 
-    Four blocks of FLUX's width. The difference of gradients is that of their norms over all weights.
+    Blocks of the model's width, few of them. The difference of gradients is that of their norms over all weights.
     """
     shallow = (
         {**FLUX_FILL, "num_layers": 2, "num_single_layers": 2} if trial.size == "full" else transformer_config("tiny")
@@ -373,7 +393,7 @@ def compiled(trial: Trial) -> None:
     bounds = (1e-2, 5e-2) if args.mixed_precision == "bf16" else (1e-4, 1e-3)
     said = f"loss differs by {losses_apart:.1e} of {bounds[0]:g}, gradient by {apart:.1e} of {bounds[1]:g}"
     trial.note(loss_differs=losses_apart, gradient_differs=apart, first_step_s=took)
-    trial.note(said=f"{said}; compiled in {took:.0f} s, and not again", left_out=[] if on_gpu() else ["its kernels"])
+    trial.note(said=f"{said}; compiled in {took:.0f} s, and not again", left_out=no_gpu("its kernels"))
     require(losses_apart <= bounds[0] and apart <= bounds[1], "compiled blocks compute something else")
 
 
@@ -425,7 +445,7 @@ def waits(trial: Trial) -> None:
         reads = Awaited.waits / run.step
         require(reads == 2, f"a step reads {reads:g} results, and should 2")
     trial.note(said="two results read a step, with and without cached latents")
-    trial.note(left_out=[] if on_gpu() else ["any other wait"])
+    trial.note(left_out=no_gpu("any other wait"))
 
 
 def watch(run: trainer.Run, mode: Callable[[str], None]) -> None:
@@ -506,14 +526,15 @@ def pictures(trial: Trial) -> None:
         drawn.extend(found := draw(run))
         return found
 
-    words = "--validation_steps 1 --num_validation_images 1 --num_inference_steps 4 --gradient_accumulation_steps 1"
+    words = "--validation_steps 1 --num_validation_images 1 --num_inference_steps 4 --gradient_accumulation_steps 1 "
+    words += "--no-compile_blocks --dataloader_num_workers 0"
     args = training(trial, "--preset", "full", "--max_train_steps", 1, *words.split())
     with models(trial, args), mock.patch.object(trainer.Run, "draw_results", kept):
         run = trained(args)
     sheets = sorted(path.name for path in Path(args.output_dir, "validation").glob("*.png"))
     peak = run.get("peak_gpu_memory_gib")
     said = f"{args.height}x{args.width}, 4 denoising steps" + (f"; peak {peak:.1f} GiB" if peak else "")
-    trial.note(peak_gib=peak, said=said, left_out=[] if on_gpu() else ["memory"])
+    trial.note(peak_gib=peak, said=said, left_out=no_gpu("memory"))
     require(sheets == ["step-0.png", "step-1.png"], f"the pictures are {sheets}")
     require(all(low < high for picture in drawn for low, high in picture.getextrema()), "a picture has one colour")
 
@@ -529,7 +550,7 @@ def tryon_offload(trial: Trial) -> None:
     words += [f"--output={folder}/result.png", "--num_inference_steps=4", *(["--offload"] if on_gpu() else [])]
     with contextlib.ExitStack() as made:
         if trial.size == "full":
-            require_memory(2 * 24)
+            require_memory(30)
             pipeline = made.enter_context(random_models(FLUX_FILL))
             words += [f"--pipeline={pipeline}", f"--base={pipeline}"]
             load = trainer.load_transformer
@@ -541,7 +562,7 @@ def tryon_offload(trial: Trial) -> None:
         peak = torch.cuda.max_memory_allocated() / GIB
         trial.note(peak_gib=peak, host_gib=host, said=f"peak {peak:.1f} GiB; main memory {host:.1f} GiB")
     else:
-        trial.note(said="drawn without --offload", left_out=["--offload"])
+        trial.note(said="drawn without --offload", left_out=no_gpu("--offload"))
 
 
 def require_memory(gib: float) -> None:

@@ -143,10 +143,10 @@ def random_models(config: dict[str, Any], base: Path | None = None) -> Iterator[
     """
 
     def load_transformer(args: argparse.Namespace, dtype: torch.dtype, device: torch.device | None = None) -> Any:
-        device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        quickly = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
         if args.quantize_base:
-            return quantized_transformer(config, args.quantize_base, device, dtype)
-        return random_transformer(config, device, dtype)
+            return quantized_transformer(config, args.quantize_base, quickly, dtype)
+        return random_transformer(config, quickly, dtype).to(device or "cpu")
 
     def encode_prompts(
         args: argparse.Namespace, prompts: list[str], device: torch.device, dtype: torch.dtype, hidden: bool = True

@@ -191,6 +191,7 @@ def full_trial(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Trial:
     monkeypatch.setattr(gpu_check, "on_gpu", lambda: True)
     monkeypatch.setattr(gpu_check, "trained", lambda _: run | {"peak_gpu_memory_gib": 48.5, "recomputed_blocks": 0})
     monkeypatch.setattr(gpu_check, "predict", memory_of_a_step)
+    monkeypatch.setattr(gpu_check, "do_without", lambda _: [])
     monkeypatch.setattr(gpu_check, "models", lambda *_: contextlib.nullcontext())
     return Trial("full", tmp_path, {"machine": {"memory_gib": 79.1, "ceiling_tflops": 800.0}})
 
@@ -224,6 +225,20 @@ def test_h100_has_to_be_faster_than_plain(full_trial: Trial, h100: float, holds_
         gpu_check.preset_step(full_trial, "h100", gpu_check.PLAIN, "h100")
 
 
+def test_what_is_no_matter_of_the_gpu_is_done_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lacks(*_: object) -> str:
+        raise ValueError("there is none")
+
+    args = SimpleNamespace(compile_blocks=True, dataloader_num_workers=8)
+    monkeypatch.setattr(gpu_check.guards, "check_compiler", lambda: "gcc")
+    monkeypatch.setattr(gpu_check.guards, "check_shared_memory", lacks)
+    assert gpu_check.do_without(args) == ["--dataloader_num_workers (there is none)"]  # type: ignore[arg-type]
+    assert (args.compile_blocks, args.dataloader_num_workers) == (True, 0)
+    monkeypatch.setattr(gpu_check.guards, "check_compiler", lacks)
+    assert gpu_check.do_without(args) == ["--compile_blocks (there is none)"]  # type: ignore[arg-type]
+    assert args.compile_blocks is False
+
+
 def test_missing_packages_are_named(tmp_path: Path) -> None:
     source = Path(gpu_check.__file__).read_text().replace('NEEDED = "', 'NEEDED = "no_such_package no_other ')
     (tmp_path / "benchmarks").mkdir()
@@ -245,7 +260,7 @@ def test_all_of_tiny_on_a_cpu(tmp_path: Path) -> None:
     if not torch.cuda.is_available():
         refused = {name for name, row in rows.items() if row["result"] == "cannot run"}
         assert {"nf4", "fp16", "gpu tests"} <= refused <= {"nf4", "fp16", "gpu tests", "int8"}
-        assert rows["h100"]["left_out"] == ["memory", "share of the ceiling", "--compile_blocks"]
+        assert rows["h100"]["left_out"] == ["memory, share of the ceiling, --compile_blocks (no GPU)"]
         assert rows["resume"]["facts"]["losses_differ"] == 0
     assert rows["quick_test"]["facts"]["pairs_per_second"] > 0
     assert list(tmp_path.iterdir()) == [report]
