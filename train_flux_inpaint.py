@@ -858,6 +858,7 @@ def main(args: argparse.Namespace) -> None:
     A signal ends it with ``StoppedError``, exit code 143 or 130, after the checkpoint of the last whole step.
     """
     guards.check_packages(args)
+    guards.check_compiler(args)
     guards.check_shared_memory(args)
     models = (args.pretrained_model_name_or_path, args.pretrained_inpaint_model_name_or_path)
     bases.check_base(*models, args.revision, args.inpaint_revision, args.cache_dir)

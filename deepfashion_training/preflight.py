@@ -59,11 +59,14 @@ class Preflight:
         self.script = script
         self.pairs_dir = pairs_dir
         known = self.is_ours or script.gets_lora  # of another script nothing is known
+        # With --check alone there is one process, and a run has one for each GPU.
+        launched = os.environ.get("LOCAL_WORLD_SIZE") or (torch.cuda.device_count() if args.check else 1)
+        self.processes = max(1, int(launched))
         self.checks: dict[str, Callable[[], str]] = {
             "GPU": self.gpu,
-            "flags": self.flags,
-            **({"compiler": self.compiler} if self.is_ours else {}),
-            **({"shared memory": lambda: guards.check_shared_memory(args)} if known else {}),
+            **({"packages": self.packages} if known else {}),
+            **({"compiler": lambda: guards.check_compiler(args)} if self.is_ours else {}),
+            **({"shared memory": lambda: guards.check_shared_memory(args, self.processes)} if known else {}),
             **({"GPU memory": self.gpu_memory} if self.is_ours else {}),
             "main memory": self.main_memory,
             "output": self.output,
@@ -72,6 +75,7 @@ class Preflight:
             "data": check_data,
             "disk": self.disk,
         }
+        self.failed: set[str] = set()
         self.downloads: dict[str, tuple[Path, int]] = {}
 
     def run(self, say: Callable[[str], object] | None = None) -> None:
@@ -83,6 +87,7 @@ class Preflight:
             except ValueError as error:
                 verdict, found = "FAILS", str(error)
                 faults.append(found)
+                self.failed.add(name)
             if say is not None:
                 say(f"{verdict:7}{name:15}{' '.join(found.split())}")
         if faults:
@@ -100,21 +105,19 @@ class Preflight:
         names = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
         return f"{', '.join(names)}; PyTorch {torch.__version__} for CUDA {torch.version.cuda}"
 
-    def flags(self) -> str:
+    def packages(self) -> str:
         """Packages and devices that flags need, and flags that do not go together."""
         args = self.args
-        upstream.check_before(self.script, args)
         for name in (*_HUB_FLAGS, "variant"):
             if args.evaluate_samples and getattr(args, name, None):
                 raise ValueError(
                     f"--{name} and --evaluate_samples do not go together: the comparison would load the base without "
                     "it; add --evaluate_samples 0"
                 )
-        return "packages and earlier run: nothing in the way"
-
-    def compiler(self) -> str:
-        """What ``--compile_blocks`` compiles with."""
-        return guards.check_compiler() if self.args.compile_blocks else "not needed: --no-compile_blocks"
+        if "GPU" in self.failed:
+            return "not looked at without a GPU"
+        guards.check_packages(args)
+        return "what the flags need is here"
 
     @functools.cached_property
     def shape(self) -> dict[str, Any] | None:
@@ -146,10 +149,9 @@ class Preflight:
     def main_memory(self) -> str:
         """What processes take beside weights, in the memory that the machine or its container has left."""
         args, free = self.args, guards.available_memory()
-        processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         needed = 0
         if not args.embedded and torch.cuda.is_available():
-            needed = processes * PROCESS_BYTES
+            needed = self.processes * PROCESS_BYTES
             needed += 2 * self.checkpoint_bytes  # tensors that leave the GPU, and the file that is made of them
         beside = (
             f"{needed / GIB:.1f} GiB (estimate); {free / GIB:.1f} are free" if needed else f"{free / GIB:.1f} GiB free"
@@ -176,8 +178,9 @@ class Preflight:
     # ---- places and names
 
     def output(self) -> str:
-        """Where results go."""
+        """Where results go: nothing is in the way there, and it can be written to."""
         folder = Path(self.args.output_dir)
+        upstream.check_before(self.script, self.args)
         access.check_writable(folder)
         if (folder / "README.md").exists() and not (folder / "run.json").exists():
             raise ValueError(f"--output_dir {folder} has a README.md that the model card would replace: choose another")

@@ -238,20 +238,20 @@ def test_compiled_blocks_need_a_compiler_and_pythons_headers(tiny_args, tmp_path
     (tmp_path / "Python.h").touch()
     tools = {"clang": "/bin/clang"} if gpu else {"g++": "/bin/g++"}
     monkeypatch.setattr(shutil, "which", tools.get)
-    assert guards.check_compiler() in tools.values()
+    args = tiny_args(*SHORT, "--compile_blocks")
+    assert guards.check_compiler(args) in tools.values()
     monkeypatch.setenv("CC" if gpu else "CXX", "mine-14 -O2")  # which wins, there or not
     with pytest.raises(ValueError, match="mine-14"):
-        guards.check_compiler()
+        guards.check_compiler(args)
     tools["mine-14"] = "/bin/mine-14"
-    assert guards.check_compiler() == "/bin/mine-14"
+    assert guards.check_compiler(args) == "/bin/mine-14"
     (tmp_path / "Python.h").unlink()
-    args = tiny_args(*SHORT, "--compile_blocks")
     with pytest.raises(ValueError, match=f"{tmp_path}/Python.h.*--no-compile_blocks") as told:
         run(args)
     assert "mine-14" not in str(told.value) and not Path(args.output_dir).exists()
     tools.clear()
     with pytest.raises(ValueError, match=f"mine-14.*{tmp_path}/Python.h"):
-        guards.check_compiler()
+        guards.check_compiler(args)
 
 
 def test_what_a_worker_sends_is_counted_as_it_is(tiny_args):

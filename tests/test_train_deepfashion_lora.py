@@ -77,7 +77,7 @@ def test_processes_share_the_pairs_of_a_step_of_the_small_model(
     monkeypatch.setenv("WORLD_SIZE", processes)
     assert parsed(tmp_path, *QUICK).train_batch_size == each
     assert parsed(tmp_path, *QUICK, "--train_batch_size", "6").train_batch_size == 6  # the user's is that of each
-    assert parsed(tmp_path, "--preset", "h100").train_batch_size == 4
+    assert parsed(tmp_path, "--preset", "h100").train_batch_size == 2
 
 
 def test_the_default_dataset_is_the_one_on_the_hub(tmp_path: Path) -> None:

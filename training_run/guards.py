@@ -163,11 +163,13 @@ def check_quantization(kind: str) -> None:
     check_package(f"--quantize_base {kind}", QUANTIZED_BY[kind], ", or choose int8")
 
 
-def check_compiler() -> str:
-    """The compiler that ``--compile_blocks`` needs, which also needs Python.h; raises ``ValueError`` where one lacks.
+def check_compiler(args: Any) -> str:
+    """The compiler of ``--compile_blocks``, in words; raises ``ValueError`` where it or Python.h is not there.
 
     On a GPU Triton builds a small launcher in C, by $CC, gcc or clang; on a CPU Inductor writes C++, for $CXX or g++.
     """
+    if not args.compile_blocks:
+        return "not needed: --no-compile_blocks"
     kind, variable, usual = ("C", "CC", ("gcc", "clang")) if torch.cuda.is_available() else ("C++", "CXX", ("g++",))
     named = os.environ.get(variable)
     found = next(filter(None, map(shutil.which, [named.split()[0]] if named else usual)), None)
@@ -192,17 +194,17 @@ def loaded_bytes(args: Any) -> int:
     return 4 * (pairs + single) * pixels * int(args.train_batch_size)
 
 
-def check_shared_memory(args: Any) -> str:
+def check_shared_memory(args: Any, processes: int | None = None) -> str:
     """How much of the shared memory loading takes, in words; raises ``ValueError`` where it is not there.
 
-    Workers of all processes of this machine hand batches over in it: those that they have ready, and the one that is
-    being read. Docker gives it 64 MiB.
+    Workers of all ``processes`` of this machine, by default those that were launched, hand batches over in it: those
+    that they have ready, and the one that is being read. Docker gives it 64 MiB.
     """
     folder, workers = SHARED_MEMORY, int(args.dataloader_num_workers)
     if not workers or not folder.is_dir():
         return "not needed: no workers" if not workers else f"no {folder} on this machine"
     prefetch = int(getattr(args, "dataloader_prefetch_factor", None) or 2)  # PyTorch's own
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    processes = processes or int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     batch = loaded_bytes(args)
     needed, free = processes * (workers * prefetch + 1) * batch, shutil.disk_usage(folder).free
     if needed > free:
@@ -230,5 +232,3 @@ def check_packages(args: Any) -> None:
         check_quantization(args.quantize_base)
     if args.mixed_precision == "fp16":
         check_gpu("--mixed_precision fp16 needs a CUDA GPU, and none is visible", "use bf16 or no")
-    if args.compile_blocks:
-        check_compiler()

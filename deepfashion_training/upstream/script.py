@@ -31,7 +31,6 @@ from deepfashion_training.upstream.adapter import AdapterTransformer
 from deepfashion_training.upstream.driven_run import DrivenRun, checkpoint_of
 from deepfashion_training.upstream.imports import ScriptImports, is_missing
 from deepfashion_training.upstream.pipeline import PipelineOnDemand
-from training_run.guards import check_packages
 from training_run.output_dir import refuse_earlier_run
 from training_run.stopping import StoppedError, Stopping
 
@@ -135,13 +134,12 @@ def _makes_lora(file: Path) -> bool:
 
 
 def check_before(script: ModuleType | Script, args: argparse.Namespace) -> None:
-    """Raise ``ValueError`` for a missing package or device, an earlier run in the way, or an unusable checkpoint.
+    """Raise ``ValueError`` for an earlier run in the way, or an unusable checkpoint.
 
     Of a script that trains in its own way nothing is known beforehand. ``script`` is our own trainer or another one.
     """
     if isinstance(script, Script) and not script.gets_lora:
         return
-    check_packages(args)
     refuse_earlier_run(args)
     if isinstance(script, Script) and args.resume_from_checkpoint != "latest":  # which is looked for in the run
         checkpoint_of(args)
