@@ -57,7 +57,9 @@ class Preflight:
         self.args = args
         self.is_ours = isinstance(script, ModuleType)
         self.script = script
+        self.check_data = check_data
         self.pairs_dir = pairs_dir
+        self.raw_bytes = 0  # of rows that pairs are made of
         known = self.is_ours or script.gets_lora  # of another script nothing is known
         # With --check alone there is one process, and a run has one for each GPU.
         launched = os.environ.get("LOCAL_WORLD_SIZE") or (torch.cuda.device_count() if args.check else 1)
@@ -72,7 +74,7 @@ class Preflight:
             "output": self.output,
             **({"publishing": self.publishing} if args.publish else {}),
             "models": self.models,
-            "data": check_data,
+            "data": self.data,
             "disk": self.disk,
         }
         self.failed: set[str] = set()
@@ -204,20 +206,25 @@ class Preflight:
         self.downloads["models"] = (Path(hub["cache_dir"] or constants.HF_HUB_CACHE), missing)
         return f"{pipeline} and {transformer}: " + (f"{in_words(missing)} to download" if missing else "all here")
 
+    def data(self) -> str:
+        """What the rows are; of those on the Hub, whether they may be read."""
+        args, found = self.args, self.check_data()
+        source = Path(args.dataset_name).expanduser()
+        if not is_hub_id(args.dataset_name):
+            self.raw_bytes = sum(file.stat().st_size for file in source.rglob("*.parquet"))
+            return found
+        self.raw_bytes = access.dataset_bytes(args.dataset_name, args.dataset_revision)
+        self.downloads["data"] = (Path(constants.HF_HUB_CACHE), self.raw_bytes)
+        self.downloads["data, unpacked"] = (Path(datasets_config.HF_DATASETS_CACHE), self.raw_bytes)
+        return f"{found}: {in_words(self.raw_bytes)} to download"
+
     # ---- disks
 
     def disk(self) -> str:
         """What will be written, file system by file system."""
         args, needs = self.args, [(what, *need) for what, need in self.downloads.items()]
-        raw = 0
-        if is_hub_id(args.dataset_name):
-            raw = access.dataset_bytes(args.dataset_name, args.dataset_revision)
-            cached = Path(datasets_config.HF_DATASETS_CACHE)
-            needs += [("data", Path(constants.HF_HUB_CACHE), raw), ("data, unpacked", cached, raw)]
-        elif self.pairs_dir is not None:
-            raw = sum(file.stat().st_size for file in Path(args.dataset_name).expanduser().rglob("*.parquet"))
         if self.pairs_dir is not None and not (self.pairs_dir / "report.json").exists():
-            needs.append(("pairs", self.pairs_dir, PAIRS_FOR_RAW * raw))
+            needs.append(("pairs", self.pairs_dir, PAIRS_FOR_RAW * self.raw_bytes))
         output = Path(args.output_dir)
         if self.trained and args.max_train_steps:
             kept = checkpoints_kept(args, 0.0) * self.checkpoint_bytes + 4 * self.trained

@@ -296,7 +296,7 @@ def check_data(args: argparse.Namespace) -> str:
     if draws_wardrobe(args):
         return "drawn for this run"
     if is_hub_id(args.dataset_name):
-        return f"{args.dataset_name} on the Hub, read when the run starts"
+        return f"{args.dataset_name}, whose rows are read when the run starts"
     if not needs_preparation(args):
         check_rows(args)
         return f"{args.dataset_name}: garment/person pairs"

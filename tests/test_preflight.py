@@ -74,7 +74,7 @@ def test_all_faults_are_said_together_and_the_gpus_first(
     told = capsys.readouterr()
     named = {
         "GPU": "driver 550.54", "compiler": "--no-compile_blocks", "shared memory": "--shm-size", "output": "README.md",
-        "models": "FLUX.1-Fill-dev", "disk": "deepFashion-with-masks",
+        "models": "FLUX.1-Fill-dev", "data": "deepFashion-with-masks", "disk": "checkpoints",
     }  # fmt: skip
     found = lines_of(told.out)
     assert {name for name, (verdict, _) in found.items() if verdict == "FAILS"} == set(named)
@@ -153,6 +153,7 @@ def test_what_a_run_writes_is_counted(make, tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(preflight.access, "dataset_bytes", lambda name, revision: 7)
     checks = make("--low-vram", "--no-use_8bit_adam", pairs=tmp_path / "pairs")
     checks.downloads["models"] = (tmp_path, 5)
+    checks.data()
     checks.disk()
     needs = {what: count for what, _, count in seen[0]}
     assert (needs["models"], needs["data"], needs["data, unpacked"], needs["pairs"]) == (5, 7, 7, 14)
