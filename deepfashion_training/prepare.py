@@ -91,8 +91,11 @@ def work(argv: list[str]) -> None:
     """The whole command."""
     from deepfashion_training.preparation.account import closing_lines
     from deepfashion_training.preparation.make_pairs import prepare
+    from training_run.guards import gpu_fault
 
     args = build_parser().parse_args(argv)
+    if args.parser is None and (fault := gpu_fault()):  # else pairs would be made without a parser, and nobody told
+        raise ValueError(f"{fault}, or say with --parser what to do without: none, or a model to run on the CPU")
     try:
         settings = settings_of(args)
     except ValueError as error:

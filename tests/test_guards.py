@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from torch.utils.data import default_collate
 
 import train_flux_inpaint as tfi
+from deepfashion_training import prepare
 from training_run import bases, guards
 from training_run.state import read_state
 
@@ -216,6 +217,13 @@ def test_what_keeps_pytorch_from_a_gpu_is_said(unusable_gpu, monkeypatch, smi, e
         assert all(what in message for what in [*named, torch.__version__, cuda or "without CUDA"])
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # hidden on purpose
     assert guards.gpu_fault() is None
+
+
+def test_pairs_are_not_made_without_a_parser_because_a_driver_is_old(unusable_gpu, tmp_path, capsys):
+    unusable_gpu("echo 550.54.15", "driver is too old (found version 12040)")
+    assert prepare.main(["--dataset_name", str(tmp_path), "--output_dir", str(tmp_path / "pairs")]) == 1
+    said = capsys.readouterr().err
+    assert "12040" in said and "--parser" in said and said.count("\n") == 1
 
 
 @pytest.mark.parametrize("smi", ["echo No devices were found; exit 6", ""])
