@@ -1,6 +1,6 @@
 """What would stop a training run later and can be known before anything is downloaded or prepared.
 
-``--check`` prints a line for every check; at the start of a run what fails is said, all of it together.
+What fails is said, all of it together; where nothing does, ``--check`` prints a line for every check.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import functools
 import json
 import os
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -80,20 +79,18 @@ class Preflight:
         self.failed: set[str] = set()
         self.downloads: dict[str, tuple[Path, int]] = {}
 
-    def run(self, say: Callable[[str], object] | None = None) -> None:
-        """Make all checks, saying a line of each. Raises ``FaultsError`` with all that fail."""
-        faults = []
+    def run(self) -> list[str]:
+        """Make all checks, and say a line of each. Raises ``FaultsError`` with all that fail."""
+        lines, faults = [], []
         for name, look in self.checks.items():
             try:
-                verdict, found = "ok", look()
+                lines.append(f"ok  {name:15}{look()}")
             except ValueError as error:
-                verdict, found = "FAILS", str(error)
-                faults.append(found)
+                faults.append(str(error))
                 self.failed.add(name)
-            if say is not None:
-                say(f"{verdict:7}{name:15}{' '.join(found.split())}")
         if faults:
             raise FaultsError(faults)
+        return lines
 
     # ---- the machine
 
@@ -257,13 +254,3 @@ def check_disks(needs: list[tuple[str, Path, int]]) -> str:
             f"disk: {'; '.join(lines)}: make room, or name a larger disk with HF_HOME, --pairs_dir and --output_dir"
         )
     return "; ".join(lines) or "nothing of note"
-
-
-def preflight(args: argparse.Namespace, script: Any, check_data: Callable[[], str], pairs_dir: Path | None) -> None:
-    """Make the checks of ``Preflight``; with ``--check`` say a line of each on stdout."""
-
-    def say(line: str) -> None:
-        sys.stdout.write(f"{line}\n")
-        sys.stdout.flush()
-
-    Preflight(args, script, check_data, pairs_dir).run(say if args.check else None)

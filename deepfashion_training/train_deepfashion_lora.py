@@ -276,9 +276,9 @@ def process_state() -> Any:
 def check(args: argparse.Namespace, script: Any) -> None:
     """Raise ``ValueError`` for anything that would stop the run later and can be known before models are loaded.
 
-    With ``--check`` every check says a line on stdout.
+    All of it is said together. Where there is nothing, ``--check`` prints a line for every check.
     """
-    from deepfashion_training.preflight import preflight
+    from deepfashion_training.preflight import Preflight
     from training_run.hub import is_hub_id
 
     raw = args.dataset_name == HUB_DATASET  # of another dataset on the Hub it is known when it is loaded
@@ -286,7 +286,9 @@ def check(args: argparse.Namespace, script: Any) -> None:
         with contextlib.suppress(ValueError):  # which the check of the data says
             raw = needs_preparation(args)
     pairs = pairs_dir(args, preparation_settings(args)) if raw else None
-    preflight(args, script, functools.partial(check_data, args), pairs)
+    lines = Preflight(args, script, functools.partial(check_data, args), pairs).run()
+    if args.check:
+        sys.stdout.write("".join(f"{line}\n" for line in lines))
 
 
 def check_data(args: argparse.Namespace) -> str:
