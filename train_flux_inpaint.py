@@ -62,7 +62,7 @@ from training_run.row_order import PairStream, seed_for, validation_rows
 from training_run.sheets import to_picture, write_sheet
 from training_run.state import random_state, read_state, set_random_state, write_state
 from training_run.stopping import RANKS_WAIT, StoppedError, Stopping, settle_gloo, worker_ignores_signals
-from training_run.transfer import collate, to_floats
+from training_run.transfer import bytes_of_pair, collate, to_floats
 
 logger = get_logger(__name__)
 
@@ -859,7 +859,7 @@ def main(args: argparse.Namespace) -> None:
     """
     guards.check_packages(args)
     guards.check_compiler(args)
-    guards.check_shared_memory(args)
+    guards.check_shared_memory(args, bytes_of_pair(args.height, args.width))
     models = (args.pretrained_model_name_or_path, args.pretrained_inpaint_model_name_or_path)
     bases.check_base(*models, args.revision, args.inpaint_revision, args.cache_dir)
     output_dir.refuse_earlier_run(args)

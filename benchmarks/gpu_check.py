@@ -61,6 +61,7 @@ from training_run.memory import predict  # noqa: E402
 from training_run.record import package_versions  # noqa: E402
 from training_run.sheets import to_picture  # noqa: E402
 from training_run.stopping import Stopping  # noqa: E402
+from training_run.transfer import bytes_of_pair  # noqa: E402
 
 GIB = 2**30
 #: Optimizer steps by size; the first one also starts workers, compiles and chooses kernels, and is not counted.
@@ -279,11 +280,12 @@ def training(trial: Trial, *words: object, small: bool = False) -> argparse.Name
 def do_without(args: argparse.Namespace) -> list[str]:
     """Leave out of ``args`` what is no matter of the GPU and not to be had on this machine; returns what, and why."""
     lacking, without = [], {"compile_blocks": False, "dataloader_num_workers": 0}
-    checks: tuple[Callable[[], str], ...] = (guards.check_compiler, functools.partial(guards.check_shared_memory, args))
-    for (flag, value), check in zip(without.items(), checks, strict=True):
+    for flag, value in without.items():
         try:
-            if getattr(args, flag):
-                check()
+            if flag == "compile_blocks":
+                guards.check_compiler(args)
+            else:
+                guards.check_shared_memory(args, bytes_of_pair(args.height, args.width))
         except ValueError as error:
             setattr(args, flag, value)
             lacking.append(f"--{flag} ({error})")

@@ -31,11 +31,15 @@ from training_run.bases import folder_of
 from training_run.flops import FLUX_FILL
 from training_run.hub import is_hub_id, transformer_in
 from training_run.memory import predict, state_bytes
+from training_run.transfer import bytes_of_pair
 
 GIB = 2**30
 #: Main memory of a process that trains a 12B model on a GPU, beside weights and checkpoints: Python, CUDA's libraries
 #: and pictures on their way (estimate). Weights in bf16 take none: they go to the GPU from the mapped file.
 PROCESS_BYTES = 3 * GIB
+#: A sample dict for each pixel of a half, in fp32: image, im_mask and inpaint_mask are pairs, cloth_pure and cloth_mask
+#: are not.
+SAMPLE_BYTES = 4 * (2 * (3 + 3 + 1) + 3 + 1)
 #: What pairs take on the disk while they are made, for a byte of raw rows: finished batches, and the result that is
 #: written from them (1.8 measured, on 120 drawn rows of which 99 became pairs).
 PAIRS_FOR_RAW = 2
@@ -67,7 +71,7 @@ class Preflight:
             "GPU": self.gpu,
             **({"packages": self.packages} if known else {}),
             **({"compiler": lambda: guards.check_compiler(args)} if self.is_ours else {}),
-            **({"shared memory": lambda: guards.check_shared_memory(args, self.processes)} if known else {}),
+            **({"shared memory": self.shared_memory} if known else {}),
             **({"GPU memory": self.gpu_memory} if self.is_ours else {}),
             "main memory": self.main_memory,
             "output": self.output,
@@ -117,6 +121,12 @@ class Preflight:
             return "not looked at without a GPU"
         guards.check_packages(args)
         return "what the flags need is here"
+
+    def shared_memory(self) -> str:
+        """What workers hand over: bytes to our own trainer, the whole sample dict to another script."""
+        args = self.args
+        pair = bytes_of_pair(args.height, args.width) if self.is_ours else SAMPLE_BYTES * args.height * args.width
+        return guards.check_shared_memory(args, pair, self.processes)
 
     @functools.cached_property
     def shape(self) -> dict[str, Any] | None:

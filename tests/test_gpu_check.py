@@ -229,12 +229,13 @@ def test_what_is_no_matter_of_the_gpu_is_done_without(monkeypatch: pytest.Monkey
     def lacks(*_: object) -> str:
         raise ValueError("there is none")
 
-    args = SimpleNamespace(compile_blocks=True, dataloader_num_workers=8)
-    monkeypatch.setattr(gpu_check.guards, "check_compiler", lambda: "gcc")
+    args = SimpleNamespace(compile_blocks=True, dataloader_num_workers=8, height=64, width=48)
+    monkeypatch.setattr(gpu_check.guards, "check_compiler", lambda args: "gcc")
     monkeypatch.setattr(gpu_check.guards, "check_shared_memory", lacks)
     assert gpu_check.do_without(args) == ["--dataloader_num_workers (there is none)"]  # type: ignore[arg-type]
     assert (args.compile_blocks, args.dataloader_num_workers) == (True, 0)
     monkeypatch.setattr(gpu_check.guards, "check_compiler", lacks)
+    monkeypatch.setattr(gpu_check.guards, "check_shared_memory", lambda *_: "there")
     assert gpu_check.do_without(args) == ["--compile_blocks (there is none)"]  # type: ignore[arg-type]
     assert args.compile_blocks is False
 

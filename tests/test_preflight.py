@@ -11,11 +11,14 @@ from typing import Any
 import pytest
 import torch
 from huggingface_hub import constants
+from torch.utils.data import default_collate
 
+import train_flux_inpaint as trainer
 from deepfashion_training import preflight
 from deepfashion_training import train_deepfashion_lora as wrapper
 from deepfashion_training.embedded import TINY_FLUX_FILL
 from training_run import guards
+from training_run.transfer import collate
 
 GIB = 2**30
 CHECKS = "GPU packages compiler shared memory GPU memory main memory output models data disk"
@@ -101,6 +104,24 @@ def test_memory_of_the_gpu_is_held_beside_the_prediction(make, gpu, monkeypatch:
     assert asked == [(False, 19), (False, 19), (True, 19)]
     make("--h100", "--embedded").gpu_memory()  # a small model fits anywhere
     assert len(asked) == 3
+
+
+def test_what_a_worker_hands_over_is_counted_as_it_is(make, tiny_args, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bytes to our own trainer, the whole sample to a script that we drive."""
+    seen: list[int] = []
+    monkeypatch.setattr(guards, "check_shared_memory", lambda args, pair, processes: seen.append(pair) or "")
+    args = tiny_args()
+    samples = [trainer.build_datasets(args)[0][row] for row in range(2)]
+    sent = [
+        sum(part.nbytes for name, part in batch.items() if isinstance(part, torch.Tensor) and name != "cloth_type")
+        for batch in (collate(samples), default_collate(samples))
+    ]
+    checks = make("--embedded")
+    checks.args = args
+    for checks.is_ours in (True, False):
+        checks.processes = 1
+        checks.shared_memory()
+    assert [2 * pair for pair in seen] == sent
 
 
 def test_main_memory_is_what_processes_and_checkpoints_take(make, gpu, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -187,25 +187,18 @@ def check_compiler(args: Any) -> str:
     return found
 
 
-def loaded_bytes(args: Any) -> int:
-    """Bytes of a batch as a worker sends it: the tensors of a sample dict, float32, of ``--train_batch_size`` pairs."""
-    pixels = args.height * args.width
-    pairs, single = 2 * (3 + 3 + 1), 3 + 1  # image, im_mask and inpaint_mask twice as wide as cloth_pure and cloth_mask
-    return 4 * (pairs + single) * pixels * int(args.train_batch_size)
-
-
-def check_shared_memory(args: Any, processes: int | None = None) -> str:
+def check_shared_memory(args: Any, pair: int, processes: int | None = None) -> str:
     """How much of the shared memory loading takes, in words; raises ``ValueError`` where it is not there.
 
     Workers of all ``processes`` of this machine, by default those that were launched, hand batches over in it: those
-    that they have ready, and the one that is being read. Docker gives it 64 MiB.
+    that they have ready, and the one that is being read. ``pair`` is the bytes of a pair there. Docker gives 64 MiB.
     """
     folder, workers = SHARED_MEMORY, int(args.dataloader_num_workers)
     if not workers or not folder.is_dir():
         return "not needed: no workers" if not workers else f"no {folder} on this machine"
     prefetch = int(getattr(args, "dataloader_prefetch_factor", None) or 2)  # PyTorch's own
     processes = processes or int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    batch = loaded_bytes(args)
+    batch = pair * int(args.train_batch_size)
     needed, free = processes * (workers * prefetch + 1) * batch, shutil.disk_usage(folder).free
     if needed > free:
         each = f"{workers} workers x {prefetch} batches of {batch / 2**20:.0f} MiB"

@@ -112,7 +112,7 @@ def cached_rows(
     # A batch ends where its shard does, so that what is encoded together does not depend on which shards were missing.
     batches = {n: [shards[n][begin : begin + size] for begin in range(0, len(shards[n]), size)] for n in own}
     loader = DataLoader(
-        data, batch_sampler=[batch for shard in batches.values() for batch in shard], collate_fn=collate,
+        data, batch_sampler=[list(batch) for shard in batches.values() for batch in shard], collate_fn=collate,
         num_workers=workers, prefetch_factor=args.dataloader_prefetch_factor if workers else None,
         pin_memory=accelerator.device.type == "cuda", worker_init_fn=worker_ignores_signals if workers else None,
     )  # fmt: skip
