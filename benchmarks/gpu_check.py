@@ -38,16 +38,28 @@ NEEDED = "torch diffusers transformers accelerate peft safetensors huggingface_h
 if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
     sys.exit(f"gpu_check: these packages are missing: {', '.join(missing)}; pip install -r requirements.txt")
 os.environ["HF_HUB_OFFLINE"] = "1"
-# Libraries ask while they are imported whether there is a GPU. So they are answered without CUDA, which would not work
-# any more in the processes that this one forks.
+# All checks are forked from this process, which imports the libraries once. CUDA must not begin in it, as it would not
+# work in any of them. So PyTorch asks the driver's own library whether there is a GPU.
 os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
 
 from deepfashion_training.cli import describe, load_preset, quiet_libraries  # noqa: E402
 
+
+def capability(_: Any = None) -> tuple[int, int]:
+    """Compute capability of the first GPU, as ``torch.cuda.get_device_capability`` has it, without CUDA."""
+    command = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader", "--id=0"]
+    major, _, minor = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip().partition(".")
+    return int(major), int(minor)
+
+
+import torch  # noqa: E402
+
+if importlib.util.find_spec("bitsandbytes"):  # diffusers imports it, and it asks while it is imported
+    with mock.patch.object(torch.cuda, "get_device_capability", capability):
+        importlib.import_module("bitsandbytes")
 quiet_libraries()  # before they are imported, which is when torchao tells what it cannot load
 
 import psutil  # noqa: E402
-import torch  # noqa: E402
 from torch.utils.data import default_collate  # noqa: E402
 
 import train_flux_inpaint as trainer  # noqa: E402

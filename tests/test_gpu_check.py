@@ -123,6 +123,14 @@ def test_where_an_import_has_begun_cuda_nothing_is_forked(monkeypatch: pytest.Mo
     assert asked == [("machine", "fork"), ("machine", "spawn"), ("after", "spawn")]
 
 
+def test_the_capability_is_known_without_cuda(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Importing bitsandbytes asks for it, and CUDA begun by that would fail in every check."""
+    (tmp_path / "nvidia-smi").write_text('#!/bin/sh\n[ "$1" = --query-gpu=compute_cap ] && echo 12.1\n')
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    assert gpu_check.capability(torch.device("cuda")) == (12, 1)
+
+
 def test_the_file_is_there_after_every_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     report = tmp_path / "report.json"
 
