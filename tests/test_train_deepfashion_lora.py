@@ -151,7 +151,10 @@ def test_check_tells_a_mistyped_path_from_a_hub_id(tmp_path: Path, capsys: pytes
         assert f"no such folder: {missing}" in capsys.readouterr().err
 
 
-def test_check_names_a_missing_package(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_names_a_missing_package(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training_run.guards.importlib.util.find_spec", lambda name: None)
     argv = [*QUICK, "--check", f"--output_dir={tmp_path / 'out'}", "--optimizer", "prodigy"]
     assert wrapper.main(argv) == 1
     assert "--optimizer prodigy needs the package prodigyopt: pip install prodigyopt" in capsys.readouterr().err
