@@ -309,7 +309,7 @@ def make_trainable(transformer: FluxTransformer2DModel, args: argparse.Namespace
     transformer.train()  # for dropout, which the base does without
     flow.cast_training_params(transformer, dtype=torch.float32)
     if args.mixed_precision != "no":
-        blocks.keep_precision_of_norms(transformer)
+        blocks.in_one_precision(transformer)
     if args.gradient_checkpointing != "auto":  # which is decided when there is a step to measure
         total = len(transformer.transformer_blocks) + len(transformer.single_transformer_blocks)
         speed.recompute(transformer, speed.recomputed_by(args.gradient_checkpointing, total))

@@ -7,6 +7,7 @@ import contextlib
 import pytest
 import torch
 from diffusers import FluxTransformer2DModel
+from peft import get_peft_model_state_dict
 from torch.nn import functional
 
 import train_flux_inpaint as tfi
@@ -44,17 +45,22 @@ def transformer(args, dtype: torch.dtype) -> FluxTransformer2DModel:
     return model
 
 
-def step(model: FluxTransformer2DModel, dtype: torch.dtype) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """What it makes of fixed inputs under autocast, and the gradients of what is trained."""
+def forward(model: FluxTransformer2DModel, dtype: torch.dtype) -> torch.Tensor:
+    """What it makes of fixed inputs under autocast."""
     draw = torch.Generator().manual_seed(1)
     given = {"hidden_states": (2, 12, 384), "encoder_hidden_states": (2, 5, 48), "pooled_projections": (2, 24)}
     inputs = {name: torch.randn(size, generator=draw).to(dtype) for name, size in given.items()}
     more = {"timestep": torch.tensor([0.2, 0.7]), "guidance": torch.ones(2), "return_dict": False}
     ids = {"txt_ids": torch.zeros(5, 3), "img_ids": torch.arange(36.0).reshape(12, 3)}
     with torch.autocast("cpu", dtype) if dtype != torch.float32 else contextlib.nullcontext():
-        made = model(**inputs, **ids, **more)[0]
+        return model(**inputs, **ids, **more)[0].float()
+
+
+def step(model: FluxTransformer2DModel, dtype: torch.dtype) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """What it makes of fixed inputs, and the gradients of what is trained."""
+    made = forward(model, dtype)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return made.float(), list(torch.autograd.grad((made.float() ** 2).mean(), trained))
+    return made, list(torch.autograd.grad((made**2).mean(), trained))
 
 
 def apart(found: list[torch.Tensor], exact: list[torch.Tensor]) -> float:
@@ -63,13 +69,36 @@ def apart(found: list[torch.Tensor], exact: list[torch.Tensor]) -> float:
     return float(sum(((a - b) ** 2).sum() for a, b in pairs) / sum((b**2).sum() for _, b in pairs)) ** 0.5
 
 
-def test_norms_leave_bf16_as_it_is_and_are_no_less_exact(tiny_args, norms_as_on_cuda, monkeypatch):
+@pytest.fixture
+def plain(monkeypatch):
+    """A context in which models stay as diffusers and peft make them."""
+
+    @contextlib.contextmanager
+    def as_they_were():
+        with monkeypatch.context() as patch:
+            patch.setattr(blocks, "in_one_precision", lambda _: None)
+            yield
+
+    return as_they_were
+
+
+@pytest.mark.parametrize("flags", [[], ["--lora_alpha", "7", "--use_rslora"], ["--lora_target_modules", "to_q,to_k"]])
+def test_the_same_up_to_rounding_in_fp32(flags, tiny_args):
+    made, gradients = step(transformer(tiny_args(*flags), torch.float32), torch.float32)
+    model = transformer(tiny_args(*flags), torch.float32)
+    keys = list(get_peft_model_state_dict(model))
+    blocks.in_one_precision(model)
+    ours_made, ours = step(model, torch.float32)
+    assert not torch.equal(ours_made, made), "nothing was changed, so nothing is compared"
+    assert apart([ours_made], [made]) < 1e-6 and apart(ours, gradients) < 1e-5
+    assert list(get_peft_model_state_dict(model)) == keys
+
+
+def test_bf16_stays_bf16_and_is_no_less_exact(tiny_args, norms_as_on_cuda, plain):
     exact_made, exact = step(transformer(tiny_args(), torch.float32), torch.float32)
     found = {}
     for kept in (True, False):
-        with monkeypatch.context() as patch:
-            if not kept:
-                patch.setattr(blocks, "keep_precision_of_norms", lambda _: None)
+        with contextlib.nullcontext() if kept else plain():
             model = transformer(tiny_args("--mixed_precision", "bf16"), torch.bfloat16)
         norms = [module for module in model.modules() if isinstance(module, (torch.nn.LayerNorm, torch.nn.RMSNorm))]
         dtypes = set()
@@ -78,8 +107,8 @@ def test_norms_leave_bf16_as_it_is_and_are_no_less_exact(tiny_args, norms_as_on_
         made, gradients = step(model, torch.bfloat16)
         assert dtypes == {torch.bfloat16 if kept else torch.float32}
         found[kept] = (apart([made], [exact_made]), apart(gradients, exact))
-    for ours, plain in zip(found[True], found[False], strict=True):
-        assert plain / 3 < ours < 1.5 * plain < 0.05
+    for ours, theirs in zip(found[True], found[False], strict=True):
+        assert theirs / 3 < ours < 1.5 * theirs < 0.05
 
 
 def test_norms_that_are_trained_get_their_gradient(tiny_args, norms_as_on_cuda):
@@ -88,3 +117,63 @@ def test_norms_that_are_trained_get_their_gradient(tiny_args, norms_as_on_cuda):
     assert model.transformer_blocks[0].attn.norm_q.weight.requires_grad
     exact.load_state_dict(model.state_dict())
     assert apart(step(model, torch.bfloat16)[1], step(exact, torch.float32)[1]) < 0.05
+
+
+def test_compiled_as_it_is(tiny_args):
+    model = transformer(tiny_args("--mixed_precision", "bf16"), torch.bfloat16)
+    made, gradients = step(model, torch.bfloat16)
+    for block in (*model.transformer_blocks, *model.single_transformer_blocks):
+        block.compile(fullgraph=True, dynamic=False, backend="aot_eager")
+    compiled, found = step(model, torch.bfloat16)
+    assert apart([compiled], [made]) < 0.01 and apart(found, gradients) < 0.02
+
+
+def test_fewer_bytes_are_kept_for_the_backward_pass(tiny_args, norms_as_on_cuda, plain):
+    def kept(model: FluxTransformer2DModel) -> int:
+        weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+        sizes: dict[int, int] = {}
+
+        def note(tensor: torch.Tensor) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in weights:
+                sizes[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            step(model, torch.bfloat16)
+        return sum(sizes.values())
+
+    args = tiny_args("--mixed_precision", "bf16")
+    with plain():
+        before = kept(transformer(args, torch.bfloat16))
+    assert kept(transformer(args, torch.bfloat16)) < 0.85 * before
+
+
+def test_what_is_not_a_plain_lora_stays_with_peft(tiny_args):
+    model = transformer(tiny_args("--use_dora"), torch.float32)
+    made, gradients = step(model, torch.float32)
+    blocks.in_one_precision(model)
+    assert not any(type(module) is blocks._LoraLinear for module in model.modules())
+    ours, found = step(model, torch.float32)
+    assert apart([ours], [made]) < 1e-6 and apart(found, gradients) < 1e-5
+
+
+@pytest.mark.parametrize("change", ["disable_adapters", "fuse_lora", "second_adapter"])
+def test_adapters_that_are_switched_off_merged_or_joined_by_another(change, tiny_args):
+    args = tiny_args()
+    made = []
+    for ours in (True, False):
+        model = transformer(args, torch.float32)
+        if ours:
+            blocks.in_one_precision(model)
+        if change == "second_adapter":
+            model.add_adapter(tfi.lora_config(args, model), "second")
+            model.set_adapters(["default", "second"], [1.0, 0.5])
+            for name, weight in model.named_parameters():
+                if ".second." in name:
+                    weight.data.fill_(0.02)
+        else:
+            getattr(model, change)()
+        with torch.no_grad():
+            made.append(forward(model, torch.float32))
+    assert apart([made[0]], [made[1]]) < 1e-6
