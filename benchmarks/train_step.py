@@ -15,6 +15,7 @@ import argparse
 import contextlib
 import json
 import platform
+import random
 import re
 import shutil
 import statistics
@@ -260,7 +261,7 @@ def compiled_calls(run: trainer.Run) -> dict[torch.nn.Module, Any]:
 
 
 def measure(run: trainer.Run, args: argparse.Namespace) -> tuple[dict[str, list[float]], dict[str, float], float]:
-    """Time all variants in turn, the order changing from round to round, so that disturbances meet all alike.
+    """Time all variants in turn, in an order drawn for each round, so that disturbances and neighbours meet all alike.
 
     Returns by variant the seconds of every step, those of the first warm-up step first, and the highest memory in GiB;
     and the seconds of encoding a batch. Raises ``ValueError`` when a loss is not finite: nothing that was timed would
@@ -293,7 +294,7 @@ def measure(run: trainer.Run, args: argparse.Namespace) -> tuple[dict[str, list[
     times: dict[str, list[float]] = {name: [] for name in steps}
     peaks, losses = dict.fromkeys(steps, 0.0), dict[str, torch.Tensor]()
     for number in range(WARM_UP + args.steps):
-        for name in sorted(steps, reverse=number % 2 == 1):
+        for name in random.Random(number).sample(sorted(steps), len(steps)):
             run.vae = None if "cached" in name else vae
             speed.recompute(run.model, blocks if name == "plain" else recomputed)
             for block, call in compiled.items():

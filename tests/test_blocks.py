@@ -8,10 +8,10 @@ import pytest
 import torch
 from diffusers import FluxTransformer2DModel
 from peft import get_peft_model_state_dict
-from torch.nn import functional
 
 import train_flux_inpaint as tfi
 from training_run import blocks
+from training_run.memory import as_on_cuda
 
 SHAPE = {
     "num_layers": 1, "num_single_layers": 1, "num_attention_heads": 2, "attention_head_dim": 32,
@@ -21,19 +21,10 @@ SHAPE = {
 
 
 @pytest.fixture
-def norms_as_on_cuda(monkeypatch):
+def norms_as_on_cuda():
     """Under autocast norms give fp32, as they do on CUDA and not on a CPU."""
-    for name in ("layer_norm", "rms_norm"):
-        norm = getattr(functional, name)
-
-        def call(hidden, shape, *more, norm=norm):
-            if not torch.is_autocast_enabled("cpu"):
-                return norm(hidden, shape, *more)
-            with torch.autocast("cpu", enabled=False):
-                exact = (value.float() if isinstance(value, torch.Tensor) else value for value in more)
-                return norm(hidden.float(), shape, *exact)
-
-        monkeypatch.setattr(functional, name, call)
+    with as_on_cuda():
+        yield
 
 
 def transformer(args, dtype: torch.dtype) -> FluxTransformer2DModel:

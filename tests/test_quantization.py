@@ -132,7 +132,7 @@ def test_blocks_hand_on_bf16(kind, available, tiny_args):
     given = {"hidden_states": (1, 24, 384), "encoder_hidden_states": (1, 8, 32), "pooled_projections": (1, 32)}
     given = {name: torch.randn(shape, dtype=torch.bfloat16) for name, shape in given.items()}
     given |= {"timestep": torch.ones(1), "guidance": torch.ones(1)}
-    with torch.autocast("cpu", torch.bfloat16), memory._as_on_cuda():
+    with torch.autocast("cpu", torch.bfloat16), memory.as_on_cuda():
         base(**given, txt_ids=torch.zeros(8, 3), img_ids=torch.zeros(24, 3))[0].float().sum().backward()
     assert handed_on == {torch.bfloat16}
 

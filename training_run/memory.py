@@ -157,7 +157,7 @@ def saved_by_blocks(
     model = _on_meta(args, make_trainable, {**config, "num_layers": 1, "num_single_layers": 1})
     found = []
     with FakeTensorMode(allow_non_fake_inputs=True):
-        _make_fake(model, args)
+        _make_fake(model)
         weights = {weight.untyped_storage()._cdata for weight in model.parameters()}
         rotary = model.pos_embed(torch.empty(tokens + words, 3))
         for block in (model.transformer_blocks[0], model.single_transformer_blocks[0]):
@@ -181,7 +181,7 @@ def saved_by_blocks(
                 torch._functorch.config.patch(activation_memory_budget=args.activation_memory_budget),
                 torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
                 torch.autocast("cpu", dtype, enabled=dtype != torch.float32),
-                _as_on_cuda(),
+                as_on_cuda(),
             ):
                 called(
                     hidden_states=picture,
@@ -205,10 +205,10 @@ def trace_step(
     batch, words, dtype = args.train_batch_size, args.max_sequence_length, _dtype(args)
     model = _on_meta(args, make_trainable, config)
     with FakeTensorMode():
-        _make_fake(model, args)
+        _make_fake(model)
         recompute(model, recomputed)
         resident = [tensor for weight in model.parameters() for tensor in (weight, weight.grad) if tensor is not None]
-        with _LiveStorages(resident) as live, _as_on_cuda():
+        with _LiveStorages(resident) as live, as_on_cuda():
             with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
                 prediction = model(
                     hidden_states=torch.empty(batch, rows * columns, config["in_channels"], dtype=dtype),
@@ -258,7 +258,7 @@ class _LiveStorages(TorchDispatchMode):
 
 
 @contextlib.contextmanager
-def _as_on_cuda() -> Iterator[None]:
+def as_on_cuda() -> Iterator[None]:
     """Let norms compute in fp32 under autocast and give fp32, as autocast on CUDA does and on a CPU does not."""
     layer_norm, rms_norm = functional.layer_norm, functional.rms_norm
 
@@ -304,12 +304,14 @@ def _on_meta(args: argparse.Namespace, make_trainable: MakeTrainable, config: Ma
     plain = argparse.Namespace(**vars(args) | {"compile_blocks": False, "gradient_checkpointing": 0})
     with torch.device("meta"), _made_in(_dtype(args)):
         model = FluxTransformer2DModel(**config)
+    for _, _, layer in layers_of_blocks(model) if args.quantize_base else ():
+        layer.__class__ = _PackedLinear
     with torch.device("meta"):
         make_trainable(model, plain)
     return model.train()
 
 
-def _make_fake(model: torch.nn.Module, args: argparse.Namespace) -> None:
+def _make_fake(model: torch.nn.Module) -> None:
     """Give a model from ``_on_meta`` fake weights, and those that are trained gradients."""
     for module in model.modules():
         for name, weight in list(module._parameters.items()):
@@ -317,25 +319,14 @@ def _make_fake(model: torch.nn.Module, args: argparse.Namespace) -> None:
                 fake = torch.nn.Parameter(torch.empty(weight.shape, dtype=weight.dtype), weight.requires_grad)
                 fake.grad = torch.empty_like(fake) if weight.requires_grad else None
                 module._parameters[name] = fake
-    for layer in _quantized(model, args):
-        layer.__dict__["forward"] = _QuantizedProduct(layer)
 
 
-def _quantized(model: torch.nn.Module, args: argparse.Namespace) -> set[torch.nn.Linear]:
-    """Layers that ``--quantize_base`` packs."""
-    layers = [layer for _, _, layer in layers_of_blocks(model)] if args.quantize_base else []
-    return {layer for layer in layers if not layer.weight.requires_grad}
-
-
-class _QuantizedProduct:
+class _PackedLinear(torch.nn.Linear):
     """A linear layer whose frozen weight is unpacked for each product and never kept unpacked."""
 
-    def __init__(self, layer: torch.nn.Linear) -> None:
-        self.layer = layer
-
-    def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
-        made = _Product.apply(inputs.to(self.layer.weight.dtype), self.layer.weight)
-        return made if self.layer.bias is None else made + self.layer.bias
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        made = _Product.apply(inputs.to(self.weight.dtype), self.weight)
+        return made if self.bias is None else made + self.bias
 
 
 class _Product(torch.autograd.Function):
@@ -352,10 +343,9 @@ class _Product(torch.autograd.Function):
 def frozen_bytes(model: torch.nn.Module, args: argparse.Namespace) -> int:
     """Bytes of the frozen weights of ``model`` as ``--quantize_base`` keeps them."""
     found = 0.0
-    quantized = _quantized(model, args)
     for module in model.modules():
         for name, weight in module.named_parameters(recurse=False):
-            packed = name == "weight" and module in quantized
+            packed = name == "weight" and type(module) is _PackedLinear
             if not weight.requires_grad:
                 found += weight.numel() * (WEIGHT_BYTES[args.quantize_base] if packed else weight.itemsize)
     return int(found)

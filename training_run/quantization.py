@@ -19,7 +19,7 @@ def quantize(transformer: Any, kind: str, device: torch.device | None = None) ->
     is: ``x_embedder``, ``context_embedder``, ``time_text_embed``, ``norm_out`` and ``proj_out``, 0.5% of FLUX.1's
     weights. Each layer is packed on ``device``, where it stays; None leaves all where they are.
 
-    Such layers give what they are given: fp32 for fp32, under autocast too. See ``blocks.keep_precision_of_norms``.
+    Such layers give what they are given: fp32 for fp32, under autocast too. See ``blocks.in_one_precision``.
     """
     pack = _packed_in_4_bits if kind == "nf4" else functools.partial(_packed_in_8_bits, kind=kind)
     for part, name, layer in layers_of_blocks(transformer):
