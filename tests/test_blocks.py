@@ -11,6 +11,7 @@ from peft import get_peft_model_state_dict
 
 import train_flux_inpaint as tfi
 from training_run import blocks
+from training_run.lora import lora_config
 from training_run.memory import as_on_cuda
 
 SHAPE = {
@@ -144,9 +145,36 @@ def test_what_is_not_a_plain_lora_stays_with_peft(tiny_args):
     model = transformer(tiny_args("--use_dora"), torch.float32)
     made, gradients = step(model, torch.float32)
     blocks.in_one_precision(model)
-    assert not any(type(module) is blocks._LoraLinear for module in model.modules())
+    assert not any(type(module) is blocks._PlainLora for module in model.modules())
     ours, found = step(model, torch.float32)
     assert apart([ours], [made]) < 1e-6 and apart(found, gradients) < 1e-5
+
+
+def test_over_a_layer_of_another_kind_inputs_are_not_cast_to_and_fro(tiny_args, monkeypatch):
+    class Packed(torch.nn.Linear):
+        pass
+
+    def packed(args, model):
+        for block in (*model.transformer_blocks, *model.single_transformer_blocks):
+            for layer in block.modules():
+                if type(layer) is torch.nn.Linear:
+                    layer.__class__ = Packed
+        return lora_config(args, model)
+
+    args = tiny_args("--mixed_precision", "bf16")
+    made, gradients = step(transformer(args, torch.bfloat16), torch.bfloat16)
+    monkeypatch.setattr(tfi, "lora_config", packed)
+    model = transformer(args, torch.bfloat16)
+    seen = set()
+    for module in model.modules():
+        if type(module) is blocks._Lora:
+            module.lora_A["default"].register_forward_pre_hook(lambda _, given: seen.add(given[0].dtype))
+    ours, found = step(model, torch.bfloat16)
+    assert seen == {torch.bfloat16}
+    assert apart([ours], [made]) < 0.02 and apart(found, gradients) < 0.05
+    block, given = model.transformer_blocks[0], torch.randn(3, 64, dtype=torch.bfloat16)
+    with torch.no_grad():
+        assert block.attn.to_q(given).dtype == torch.bfloat16  # without autocast they are
 
 
 @pytest.mark.parametrize("change", ["disable_adapters", "fuse_lora", "second_adapter"])

@@ -17,15 +17,15 @@ def in_one_precision(transformer: torch.nn.Module) -> None:
 
     Norms compute in fp32 whatever they read. Under autocast on CUDA they also give fp32: then modulation and rotation
     take twice the bytes, every layer casts back, and one that keeps its input's precision, such as that of
-    bitsandbytes, turns the residual stream to fp32. The base was made in bf16 and draws so, without autocast. A plain
-    LoRA over a plain frozen layer becomes part of that layer's products; others stay peft's.
+    bitsandbytes, turns the residual stream to fp32. The base was made in bf16 and draws so, without autocast. A
+    plain LoRA over a plain frozen layer becomes part of that layer's products; others stay peft's.
     """
     for module in transformer.modules():
         for kind in (_LayerNorm, _RMSNorm):
             if type(module) is kind.__base__:
                 module.__class__ = kind
-        if type(module) is lora.Linear and _is_plain(module):
-            module.__class__ = _LoraLinear
+        if type(module) is lora.Linear and not module.lora_variant:
+            module.__class__ = _PlainLora if _is_plain(module) else _Lora
         if type(processor := getattr(module, "processor", None)) is FluxAttnProcessor:
             processor.__class__ = _Attention
 
@@ -51,8 +51,15 @@ def _as(hidden: torch.Tensor, weight: torch.Tensor | None) -> torch.Tensor | Non
     return None if weight is None else weight.to(hidden.dtype)
 
 
-class _LoraLinear(lora.Linear):
-    """A plain LoRA over a plain frozen layer."""
+class _Lora(lora.Linear):
+    """As its parent; the input stays as it is where autocast would cast it back."""
+
+    def _cast_input_dtype(self, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        return x if torch.is_autocast_enabled(x.device.type) else super()._cast_input_dtype(x, dtype)
+
+
+class _PlainLora(_Lora):
+    """A LoRA that ``_Products`` computes with its layer."""
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         if args or kwargs or not _joins(self):
@@ -61,11 +68,10 @@ class _LoraLinear(lora.Linear):
 
 
 def _is_plain(layer: lora.Linear) -> bool:
-    """Whether a LoRA layer is what ``_Products`` computes: without dropout and variants such as DoRA."""
+    """Whether a LoRA layer without a variant is what ``_Products`` computes: no dropout, over a plain frozen layer."""
     base, (name, *others) = layer.base_layer, layer.lora_A
     return (
         not others
-        and not layer.lora_variant
         and not layer.lora_bias[name]
         and isinstance(layer.lora_dropout[name], torch.nn.Identity)
         and type(base) is torch.nn.Linear
@@ -76,7 +82,7 @@ def _is_plain(layer: lora.Linear) -> bool:
 
 def _joins(layer: Any) -> bool:
     """Whether a layer now takes part in ``_products``: its one adapter is neither merged nor switched off."""
-    alone = type(layer) is _LoraLinear and len(layer.lora_A) == len(layer.active_adapters) == 1
+    alone = type(layer) is _PlainLora and len(layer.lora_A) == len(layer.active_adapters) == 1
     return alone and not (layer.disable_adapters or layer.merged)
 
 
@@ -85,7 +91,7 @@ def _project(hidden: torch.Tensor, layers: Sequence[Any]) -> Sequence[torch.Tens
     return _products(layers, hidden) if all(map(_joins, layers)) else [layer(hidden) for layer in layers]
 
 
-def _products(layers: Sequence[_LoraLinear], hidden: torch.Tensor) -> tuple[torch.Tensor, ...]:
+def _products(layers: Sequence[_PlainLora], hidden: torch.Tensor) -> tuple[torch.Tensor, ...]:
     scales, weights = [], []
     for layer in layers:
         (name,) = layer.lora_A
@@ -170,6 +176,7 @@ class _Attention(FluxAttnProcessor):
             names = "add_q_proj add_k_proj add_v_proj norm_added_q norm_added_k"
             parts.insert(0, self._heads(attn, encoder_hidden_states, names))
         query, key, value = (torch.cat(each, 1) if len(each) > 1 else each[0] for each in zip(*parts, strict=True))
+        del parts  # what is joined in attention would else be kept meanwhile
         if image_rotary_emb is not None:
             query, key = _Rotation.apply(query, *image_rotary_emb), _Rotation.apply(key, *image_rotary_emb)
         seen = dispatch_attention_fn(query, key, value, attn_mask=attention_mask, backend=self._attention_backend)
@@ -206,4 +213,4 @@ def _rotated(hidden: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torc
     turned = hidden.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
     half = sin[:, None, ::2]
     signed = torch.stack([-half, half], -1).flatten(-2)
-    return torch.addcmul(hidden * cos[:, None], turned, signed).to(hidden.dtype)
+    return (hidden * cos[:, None]).addcmul_(turned, signed).to(hidden.dtype)
