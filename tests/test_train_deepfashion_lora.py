@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import io
 import json
 import os
@@ -154,7 +155,10 @@ def test_check_tells_a_mistyped_path_from_a_hub_id(tmp_path: Path, capsys: pytes
 def test_check_names_a_missing_package(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("training_run.guards.importlib.util.find_spec", lambda name: None)
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *at: None if name == "prodigyopt" else find(name, *at)
+    )
     argv = [*QUICK, "--check", f"--output_dir={tmp_path / 'out'}", "--optimizer", "prodigy"]
     assert wrapper.main(argv) == 1
     assert "--optimizer prodigy needs the package prodigyopt: pip install prodigyopt" in capsys.readouterr().err
