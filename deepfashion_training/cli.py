@@ -168,8 +168,9 @@ def quiet_libraries() -> None:
     """Keep the libraries' progress bars out of the bar of the training, and a warning that no user can act on away."""
     import warnings
 
-    # Where torchao is installed diffusers imports it for every model, and it tells what it cannot load on this machine.
-    for name in ("torchao", "torch.utils._pytree", "diffusers.quantizers.torchao.torchao_quantizer"):
+    # Where they are installed diffusers imports these for every model, and they tell what they cannot load on this
+    # machine.
+    for name in ("bitsandbytes", "torchao", "torch.utils._pytree", "diffusers.quantizers.torchao.torchao_quantizer"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
     from diffusers.utils import logging as diffusers_logging
