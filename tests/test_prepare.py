@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import json
+import multiprocessing
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from multiprocessing.connection import Connection, Listener
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
+import psutil
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -36,6 +41,7 @@ from deepfashion_training.preparation.garment_views import DRESSED_BY
 from deepfashion_training.preparation.make_pairs import prepare
 from deepfashion_training.preparation.pair_plan import PlannedRow, Settings
 
+ROOT = Path(__file__).resolve().parents[1]
 ROWS, SIZE = 120, (192, 144)
 #: The drawn pictures here are small, so that garments are too.
 SMALL = Gates(min_garment_px=18)
@@ -306,6 +312,96 @@ def test_a_killed_worker_is_one_line_with_the_flag(raw, tmp_path, monkeypatch):
         prepare(str(raw), tmp_path / "out", SETTINGS, num_proc=2)
 
 
+PARSED = replace(SETTINGS, parser=str(DRAWN_PARSER), limit=48)
+
+
+@pytest.fixture(scope="module")
+def parsed(raw, tmp_path_factory) -> dict[str, bytes]:
+    """What one process makes of rows with a parser, in batches of 12."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pair_plan, "BATCH_ROWS", 12)
+        return data_bytes(prepare(str(raw), tmp_path_factory.mktemp("parsed") / "out", PARSED)[0])
+
+
+def fake_gpus(monkeypatch, *devices: str) -> None:
+    """Devices in the place of GPUs, and batches small enough for each of them."""
+    monkeypatch.setattr(workers, "parser_devices", lambda: list(devices))
+    monkeypatch.setattr(pair_plan, "BATCH_ROWS", 12)
+
+
+def noted_serving(model: str, revision: str | None, device: str, parent: Connection) -> None:
+    Path(os.environ["NOTES"], f"gpu-{os.getpid()}").write_text(device)
+    workers.serve_parser(model, revision, device, parent)
+
+
+def noted_batch(*args: Any) -> int:
+    rows = workers.do_batch(*args)
+    loaded = workers.load_human_parser.cache_info().currsize
+    Path(os.environ["NOTES"], f"worker-{os.getpid()}-{args[-1].replace('/', '_')}").write_text(str(loaded))
+    return rows
+
+
+@pytest.mark.long
+def test_a_parser_on_each_gpu_serves_all_workers_and_the_rows_are_the_same(raw, parsed, tmp_path, monkeypatch):
+    fake_gpus(monkeypatch, "cpu", "cpu:0")
+    monkeypatch.setattr(workers, "serve_parser", noted_serving)
+    monkeypatch.setattr(workers, "do_batch", noted_batch)
+    monkeypatch.setenv("NOTES", str(tmp_path))
+    prepare(str(raw), tmp_path / "out", PARSED, num_proc=2)
+    assert data_bytes(tmp_path / "out") == parsed
+    served = {path.name: path.read_text() for path in tmp_path.glob("gpu-*")}
+    assert sorted(served.values()) == ["cpu", "cpu:0"]
+    loaded = {path.name: path.read_text() for path in tmp_path.glob("worker-*")}
+    assert len({name.split("-", 2)[2] for name in loaded}) == 2 and set(loaded.values()) == {"0"}
+    for name in (*served, *loaded):
+        assert not psutil.pid_exists(int(name.split("-")[1])), "its memory, and the GPU's, is free before training"
+
+
+def dying_at_the_first_photo(model: str, revision: str | None, device: str, parent: Connection) -> None:
+    listener = Listener(authkey=bytes(multiprocessing.current_process().authkey))
+    parent.send(listener.address)
+    listener.accept().recv()
+    killed()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("serve", [dying_at_the_first_photo, killed])
+def test_a_killed_parser_is_one_line_and_the_next_run_goes_on(raw, parsed, tmp_path, monkeypatch, serve):
+    with monkeypatch.context() as patch:
+        fake_gpus(patch, "cpu")
+        patch.setattr(workers, "serve_parser", serve)
+        with pytest.raises(OSError, match="human parser's process"):
+            prepare(str(raw), tmp_path / "out", PARSED, num_proc=2)
+    fake_gpus(monkeypatch, "cpu")
+    prepare(str(raw), tmp_path / "out", PARSED, num_proc=2)
+    assert data_bytes(tmp_path / "out") == parsed
+
+
+@contextlib.contextmanager
+def served(device: str) -> Iterator[workers._DistantParser]:
+    """A parser that this process serves to itself."""
+    ours, theirs = multiprocessing.Pipe()
+    serving = threading.Thread(target=workers.serve_parser, args=(str(DRAWN_PARSER), None, device, theirs))
+    serving.start()
+    yield workers._DistantParser(str(DRAWN_PARSER), None, ours.recv())
+    ours.close()
+    serving.join(timeout=60)
+    assert not serving.is_alive()
+
+
+def test_a_parser_elsewhere_gives_the_same_labels_and_ends_with_its_parent():
+    photos = [Image.effect_noise(size, 90).convert("RGB") for size in [(48, 64)] * 9 + [(30, 50)]]
+    with served("cpu") as parser:
+        found = parser.parse(photos)
+    own = workers.load_human_parser(str(DRAWN_PARSER)).parse(photos)
+    assert len(found) == 10 and all(map(np.array_equal, found, own))
+
+
+def test_what_goes_wrong_on_a_gpu_is_told_with_its_name():
+    with served("cuda:99") as parser, pytest.raises(RuntimeError, match=r"--parser .* cuda:99"):
+        parser.parse([Image.new("RGB", (48, 64))])
+
+
 def test_two_runs_at_once(raw, tmp_path):
     out = tmp_path / "out"
     with make_pairs._working_folder(out, wait=False), pytest.raises(ValueError, match="another process is preparing"):
@@ -456,14 +552,28 @@ def test_a_parser_that_is_not_there_is_an_error_before_any_work(raw, tmp_path, c
     assert str(tmp_path / "gone") in capfd.readouterr().err and not (tmp_path / "out").exists()
 
 
+#: The command, on a machine with two GPUs.
+WITH_GPUS = """
+import sys
+from deepfashion_training import prepare
+from deepfashion_training.preparation import workers
+if __name__ == "__main__":
+    workers.parser_devices = lambda: ["cpu", "cpu"]
+    sys.exit(prepare.main())
+"""
+
+
 @pytest.mark.long
-def test_ctrl_c_stops_workers_without_their_tracebacks_and_the_next_run_goes_on(raw, prepared, tmp_path):
-    flags = ["--dataset_name", raw, "--output_dir", tmp_path / "out", "--num_proc", 2, "--parser", "none"]
-    flags += ["--min_garment_px", 18, "--validation_share", 0.15, "--test_share", 0.15]
+@pytest.mark.parametrize("parser", ["none", DRAWN_PARSER])
+def test_ctrl_c_stops_workers_without_their_tracebacks_and_the_next_run_goes_on(raw, prepared, tmp_path, parser):
+    flags = ["--dataset_name", raw, "--output_dir", tmp_path / "out", "--num_proc", 2, "--parser", parser]
+    flags += ["--min_garment_px", 18, "--validation_share", 0.15, "--test_share", 0.15, "--no-mine_lower_body"]
+    (tmp_path / "with_gpus.py").write_text(WITH_GPUS)
+    start = ["-m", "deepfashion_training.prepare"] if parser == "none" else [str(tmp_path / "with_gpus.py")]
     running = subprocess.Popen(
-        [sys.executable, "-m", "deepfashion_training.prepare", *map(str, flags)],
-        stderr=subprocess.PIPE, text=True, start_new_session=True, cwd=Path(__file__).resolve().parents[1],
-        env={**os.environ, "HF_DATASETS_CACHE": str(datasets.config.HF_DATASETS_CACHE)},
+        [sys.executable, *start, *map(str, flags)],
+        stderr=subprocess.PIPE, text=True, start_new_session=True, cwd=ROOT,
+        env={**os.environ, "HF_DATASETS_CACHE": str(datasets.config.HF_DATASETS_CACHE), "PYTHONPATH": str(ROOT)},
         preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.default_int_handler),  # nohup ignores it
     )  # fmt: skip
     while not any((tmp_path / ".out.preparing").glob("*/*.parquet")):
@@ -474,7 +584,10 @@ def test_ctrl_c_stops_workers_without_their_tracebacks_and_the_next_run_goes_on(
     assert running.returncode == 130 and not (tmp_path / "out").exists()
     assert "the same command continues" in said and "Traceback" not in said
     assert run(*flags) == 0
-    assert data_bytes(tmp_path / "out") == data_bytes(prepared)
+    whole = prepared
+    if parser != "none":
+        whole = prepare(str(raw), tmp_path / "whole", replace(SETTINGS, parser=str(parser)))[0]
+    assert data_bytes(tmp_path / "out") == data_bytes(whole)
 
 
 def test_five_bare_columns_are_enough_where_there_is_a_garment_picture(tmp_path):

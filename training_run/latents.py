@@ -110,7 +110,7 @@ def cached_rows(
     accelerator.wait_for_everyone()  # every rank has looked before the first one writes
     own = missing[accelerator.process_index :: accelerator.num_processes]
     # A batch ends where its shard does, so that what is encoded together does not depend on which shards were missing.
-    batches = {n: [shards[n][begin : begin + size] for begin in range(0, len(shards[n]), size)] for n in own}
+    batches = {n: [list(shards[n][begin : begin + size]) for begin in range(0, len(shards[n]), size)] for n in own}
     loader = DataLoader(
         data, batch_sampler=[list(batch) for shard in batches.values() for batch in shard], collate_fn=collate,
         num_workers=workers, prefetch_factor=args.dataloader_prefetch_factor if workers else None,

@@ -22,7 +22,30 @@ _FLAG = "--parser"
 _BATCH = 8
 
 
-class HumanParser:
+class PhotoParser:
+    """Photos in, the ATR label of every pixel out; a subclass knows where the network between them is.
+
+    ``model`` and ``revision`` are those of ``HumanParser``.
+    """
+
+    def __init__(self, model: str, revision: str | None = None) -> None:
+        self._prepare = _Preprocessing(model_folder(_FLAG, model, DEFAULT_PARSER, revision), model)
+
+    def label(self, pixels: np.ndarray, sizes: list[tuple[int, int]]) -> list[np.ndarray]:
+        """Labels uint8 [h, w], an array for each of ``sizes``, of photos prepared as float32 [n, 3, height, width]."""
+        raise NotImplementedError
+
+    def parse(self, photos: Sequence[Image.Image]) -> list[np.ndarray]:
+        """The ATR label of every pixel: one uint8 array [h, w] per photo, of that photo's size; EXIF is not applied."""
+        maps: list[np.ndarray] = []
+        for start in range(0, len(photos), _BATCH):
+            batch = photos[start : start + _BATCH]
+            pixels = np.stack([self._prepare(photo) for photo in batch])
+            maps += self.label(pixels, [(photo.height, photo.width) for photo in batch])
+        return maps
+
+
+class HumanParser(PhotoParser):
     """A semantic segmentation model with the 18 ATR labels, loaded through transformers from safetensors.
 
     ``model`` is a local folder or a Hub id, ``device`` a torch device (a CUDA GPU where there is one, else the CPU).
@@ -34,6 +57,7 @@ class HumanParser:
         import torch
         from transformers import AutoModelForSemanticSegmentation
 
+        super().__init__(model, revision)
         folder = model_folder(_FLAG, model, DEFAULT_PARSER, revision)
         self.revision = revision_of(model, folder)
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -41,26 +65,21 @@ class HumanParser:
         if self.device.type == "cuda":
             self.dtype = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
         self._numbers = _atr_numbers(folder, model)
-        self._prepare = _Preprocessing(folder, model)
         network = AutoModelForSemanticSegmentation.from_pretrained(
             folder, use_safetensors=True, trust_remote_code=False, local_files_only=True
         )
         self._network = network.to(self.device, self.dtype).eval().requires_grad_(False)
 
-    def parse(self, photos: Sequence[Image.Image]) -> list[np.ndarray]:
-        """The ATR label of every pixel: one uint8 array [h, w] per photo, of that photo's size; EXIF is not applied."""
-        starts = range(0, len(photos), _BATCH)
-        return [labels for start in starts for labels in self._parse_batch(photos[start : start + _BATCH])]
-
-    def _parse_batch(self, photos: Sequence[Image.Image]) -> list[np.ndarray]:
+    def label(self, pixels: np.ndarray, sizes: list[tuple[int, int]]) -> list[np.ndarray]:
+        """As of ``PhotoParser``; on a GPU it may depend a little on which photos are labelled together."""
         import torch
 
-        pixels = torch.from_numpy(np.stack([self._prepare(photo) for photo in photos]))
         maps = []
+        values = torch.from_numpy(pixels).to(self.device, self.dtype)
         with torch.inference_mode():
-            logits = self._network(pixel_values=pixels.to(self.device, self.dtype)).logits.float()  # [n, 18, h/4, w/4]
-            for one, photo in zip(logits, photos, strict=True):
-                full = torch.nn.functional.interpolate(one[None], (photo.height, photo.width), mode="bilinear")
+            logits = self._network(pixel_values=values).logits.float()  # [n, 18, h/4, w/4]
+            for one, size in zip(logits, sizes, strict=True):
+                full = torch.nn.functional.interpolate(one[None], size, mode="bilinear")
                 maps.append(self._numbers[full[0].argmax(dim=0).cpu().numpy()])
         return maps
 
@@ -69,6 +88,18 @@ class HumanParser:
 def load_human_parser(model: str, revision: str | None = None) -> HumanParser:
     """The human parser, loaded once in each process."""
     return HumanParser(model, revision)
+
+
+def parser_revision(model: str, revision: str | None = None) -> str | None:
+    """``HumanParser.revision`` of a model that is not loaded for it."""
+    return revision_of(model, model_folder(_FLAG, model, DEFAULT_PARSER, revision))
+
+
+def parser_devices() -> list[str]:
+    """The CUDA GPUs that torch can use, as names of torch devices."""
+    import torch
+
+    return [f"cuda:{number}" for number in range(torch.cuda.device_count())]
 
 
 def default_human_parser() -> str | None:

@@ -30,7 +30,7 @@ from deepfashion_training.preparation.garment_views import Candidate, Choice, ch
 from deepfashion_training.preparation.pair_plan import PlannedRow, Settings
 
 if TYPE_CHECKING:
-    from deepfashion_training.models.human_parser import HumanParser
+    from deepfashion_training.models.human_parser import PhotoParser
 
 #: JPEG quality of cut-outs: above the photos' own, so that they lose nothing that a photo had.
 _CUT_OUT_QUALITY = 95
@@ -76,7 +76,7 @@ def prepare_batch(
     planned: Sequence[PlannedRow],
     pictures: Mapping[str, Sequence[bytes | str]],
     settings: Settings,
-    parser: HumanParser | None = None,
+    parser: PhotoParser | None = None,
 ) -> list[dict[str, Any]]:
     """Turn rows into pairs.
 
@@ -93,7 +93,7 @@ def prepare_batch(
     return out
 
 
-def _outfit_rows(photos: list[_Photo], settings: Settings, parser: HumanParser | None) -> Iterator[dict[str, Any]]:
+def _outfit_rows(photos: list[_Photo], settings: Settings, parser: PhotoParser | None) -> Iterator[dict[str, Any]]:
     for photo in photos:
         photo.finding = _open(photo, settings)
     worn = [photo for photo in photos if photo.finding is None and not photo.garment_only]

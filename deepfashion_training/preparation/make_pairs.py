@@ -22,7 +22,7 @@ from tqdm import tqdm
 from deepfashion_training.data.schema import map_columns
 from deepfashion_training.data.source_rows import SourceRows
 from deepfashion_training.data.sources import open_splits, source_fingerprint
-from deepfashion_training.models.human_parser import check_human_parser, load_human_parser
+from deepfashion_training.models.human_parser import check_human_parser, parser_revision
 from deepfashion_training.preparation import account, output, workers
 from deepfashion_training.preparation.mask_leak import measure_leak
 from deepfashion_training.preparation.pair_plan import PlannedRow, Settings, batches_of, make_plan
@@ -80,11 +80,10 @@ def prepare(
         facts = {"source": source, "key": key, **account.summary(notes, len(planned))}
         if facts["pairs"] + facts["mined"] == 0:
             raise ValueError(f"no row of {source} became a pair: {account.why_none(notes)}")
-        parser = settings.parser and load_human_parser(settings.parser, settings.parser_revision)
         facts |= {
             "mask_policy": settings.mask_policy,
             "parser": settings.parser,
-            "parser_revision": parser.revision if parser else None,
+            "parser_revision": settings.parser and parser_revision(settings.parser, settings.parser_revision),
             "settings": settings.as_json(),
         }
         result = working / "result"
