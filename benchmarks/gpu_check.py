@@ -54,10 +54,10 @@ def capability(_: Any = None) -> tuple[int, int]:
 
 import torch  # noqa: E402
 
-if importlib.util.find_spec("bitsandbytes"):  # diffusers imports it, and it asks while it is imported
-    with mock.patch.object(torch.cuda, "get_device_capability", capability):
+with mock.patch.object(torch.cuda, "get_device_capability", capability):  # bitsandbytes asks while it is imported
+    quiet_libraries()  # imports diffusers, which imports bitsandbytes where it is there
+    if importlib.util.find_spec("bitsandbytes"):
         importlib.import_module("bitsandbytes")
-quiet_libraries()  # before they are imported, which is when torchao tells what it cannot load
 
 import psutil  # noqa: E402
 from torch.utils.data import default_collate  # noqa: E402

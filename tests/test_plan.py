@@ -260,11 +260,9 @@ class OutOfMemory:
 
     def __call__(self, args: argparse.Namespace, train: object, state: object) -> MeasuredRun:
         self.asked.append(args)
-        try:
-            if (seconds := self.fits(args)) is None:
-                raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
-        except RuntimeError as error:
-            raise ValueError("the GPU's memory was too small at step 1. What lowers it: ...") from error
+        if (seconds := self.fits(args)) is None:
+            library = RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+            raise ValueError("the GPU's memory was too small at step 1. What lowers it: ...") from library
         return measured(seconds, peak=20.0)
 
 
