@@ -20,13 +20,13 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # `python benchmarks/predict_memory.py` has only this folder on its path
 from deepfashion_training import train_deepfashion_lora as wrapper  # noqa: E402
-from deepfashion_training.cli import load_preset, quiet_libraries  # noqa: E402
+from deepfashion_training.cli import load_cards, load_preset, quiet_libraries  # noqa: E402
 
 quiet_libraries()
 from diffusers.training_utils import cast_training_params  # noqa: E402
 
 import train_flux_inpaint as trainer  # noqa: E402
-from deepfashion_training.plan import executed_tflop, load_cards, on_card, pairs_per_step, useful_tflop  # noqa: E402
+from deepfashion_training.plan import executed_tflop, on_card, pairs_per_step, useful_tflop  # noqa: E402
 from training_run.lora import lora_config  # noqa: E402
 from training_run.memory import predict, saved_by_blocks  # noqa: E402
 

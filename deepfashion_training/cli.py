@@ -131,6 +131,14 @@ def load_preset(name: str) -> Preset:
     )
 
 
+def load_cards() -> list[dict[str, Any]]:
+    """The entries of ``cards.yaml``: what cards are taken to do where none is here to be measured."""
+    import yaml
+
+    cards: list[dict[str, Any]] = yaml.safe_load(Path(__file__).with_name("cards.yaml").read_text("utf-8"))
+    return cards
+
+
 def run_command(command: str, argv: list[str] | None, work: Callable[[list[str]], int | None], stopped: str) -> int:
     """Do ``work`` on the words of the command line and return the exit code.
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from deepfashion_training.cli import FlagParser, number, quiet_libraries, run_command
+from deepfashion_training.cli import FlagParser, load_cards, number, quiet_libraries, run_command
 from deepfashion_training.garment_types import TYPE_NAMES, type_list
 from deepfashion_training.inference.choice import add_drawing_flags, add_model_flags
 
@@ -145,7 +145,8 @@ def _opening_lines(plan: EvaluationPlan) -> list[str]:
     lines += plan.choice.lines(plan.drawing["base"], plan.settings["seed"])
     drawn = len(plan.drawing) * sum(map(len, plan.sets))
     garments = ", in own and other garments" if len(plan.sets) > 1 else ""
-    lines.append(f"pictures  {drawn} by {' and '.join(plan.drawing)}{garments}; the time is said when some are drawn")
+    lines.append(f"pictures  {drawn} by {' and '.join(plan.drawing)}{garments}")
+    lines.append(f"time      {_estimate(plan, drawn)}the time that is left is said when some are drawn")
     if plan.against:
         lines.append(f"against   {plan.against.path}")
     if cases.same_photo:
@@ -153,6 +154,20 @@ def _opening_lines(plan: EvaluationPlan) -> list[str]:
     if cases.split == "train":
         lines.append("note      a LoRA may have seen the people of this split: take test for a fair comparison")
     return lines
+
+
+def _estimate(plan: EvaluationPlan, pictures: int) -> str:
+    """How long so many pictures take on the cards of ``cards.yaml``; nothing is said of another model than FLUX.1."""
+    from deepfashion_training.embedded import is_embedded
+    from training_run.flops import FLUX_FILL, duration, useful_flops
+
+    if is_embedded(plan.choice.recipe.transformer):
+        return ""
+    drawing, tokens = plan.drawing["base"], plan.drawing["base"].size[0] // 16 * (plan.drawing["base"].size[1] // 8)
+    forward = useful_flops(FLUX_FILL, tokens, plan.choice.recipe.max_sequence_length, rank=16).forward / 1e12
+    work = pictures * drawing.num_inference_steps * forward
+    each = (f"{duration(work / card['share'] / card['ceiling_tflops'])} on {card['card']}" for card in load_cards())
+    return f"about {', '.join(each)} (estimates); "
 
 
 def main(argv: list[str] | None = None) -> int:

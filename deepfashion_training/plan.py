@@ -18,10 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from accelerate.utils import broadcast_object_list
 
-from deepfashion_training.cli import describe
+from deepfashion_training.cli import describe, load_cards
 from deepfashion_training.deepfashion_dataset import DatasetOptions, DeepFashionDataset
 from deepfashion_training.embedded import is_embedded
 from deepfashion_training.embedded.wardrobe import write_wardrobe
@@ -311,12 +310,6 @@ def measured_lines(
             f"price     {hours * args.gpu_hour_price:.2f}, as {hours:.2f} GPU hours at {args.gpu_hour_price:g}"
         )
     return lines
-
-
-def load_cards() -> list[dict[str, Any]]:
-    """The entries of ``cards.yaml``."""
-    cards: list[dict[str, Any]] = yaml.safe_load(Path(__file__).with_name("cards.yaml").read_text("utf-8"))
-    return cards
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,7 @@ from transformers import Dinov2Config, Dinov2Model
 
 import train_flux_inpaint as trainer
 from deepfashion_training import evaluate as command
+from deepfashion_training.embedded import TINY_FLUX_FILL
 from deepfashion_training.embedded.wardrobe import write_wardrobe
 from deepfashion_training.evaluation.cases import Cases
 from deepfashion_training.images.paste import feathered, seam_of
@@ -664,6 +666,7 @@ def test_the_lora_goes_to_the_hub_with_its_figures(
 WATCHED = """
 import json, os, sys
 from pathlib import Path
+from types import SimpleNamespace
 from deepfashion_training import evaluate
 from deepfashion_training.models.fill import FillModel
 
@@ -708,3 +711,14 @@ def test_two_processes_draw_and_measure_what_one_does(
     assert done.facts["models"] == first.facts["models"] and done.facts["difference"] == first.facts["difference"]
     assert done.rows == first.rows
     assert ran.stdout.count("report    ") == 1 and ran.stderr.count("LoRA      ") == 1
+
+
+def test_the_estimate_of_the_real_model_is_said_first() -> None:
+    """720 pictures of 30 steps and 62.7 TFLOP: 66 minutes at 43% of 794 TFLOP/s."""
+    recipe = SimpleNamespace(transformer="owner/flux", max_sequence_length=512)
+    settings = SimpleNamespace(size=(768, 576), num_inference_steps=30)
+    planned = SimpleNamespace(choice=SimpleNamespace(recipe=recipe), drawing={"base": settings})
+    said = command._estimate(planned, 720)
+    assert said.startswith("about 66 min on H100 80 GB, ") and "L40S 48 GB" in said and "(estimates)" in said
+    recipe.transformer = str(TINY_FLUX_FILL)
+    assert command._estimate(planned, 720) == ""

@@ -19,7 +19,7 @@ import yaml
 
 from deepfashion_training import plan
 from deepfashion_training import train_deepfashion_lora as wrapper
-from deepfashion_training.cli import PRESETS
+from deepfashion_training.cli import PRESETS, load_cards
 from deepfashion_training.plan import GIB, MeasuredRun
 from training_run.flops import FLUX_FILL, useful_flops
 from training_run.memory import StepMemory
@@ -189,7 +189,7 @@ def test_an_estimate_says_that_it_is_one_and_where_it_comes_from(
     monkeypatch.setattr(plan, "predict", pretended)
     assert wrapper.main(["--preset", preset, "--plan", "--gpu_hour_price", "2", f"--output_dir={tmp_path / 'o'}"]) == 0
     said, error = capsys.readouterr()
-    lines, cards = said.splitlines(), plan.load_cards()
+    lines, cards = said.splitlines(), load_cards()
     assert error == "" and not (tmp_path / "o").exists()
     assert "no GPU is visible here and nothing was measured" in lines[1]
     rows = {card["card"]: next(line for line in lines[4:] if line.startswith(card["card"])) for card in cards}
@@ -218,7 +218,7 @@ def test_an_estimate_says_that_it_is_one_and_where_it_comes_from(
 
 
 def test_estimates_agree_with_what_the_presets_say() -> None:
-    rates = {card["card"]: card["share"] * card["ceiling_tflops"] for card in plan.load_cards()}
+    rates = {card["card"]: card["share"] * card["ceiling_tflops"] for card in load_cards()}
     for preset, card in (
         ("full", "H100 80 GB"), ("full", "L40S 48 GB"), ("h100", "H100 80 GB"), ("low_vram", "RTX 4090 24 GB"),
     ):  # fmt: skip
@@ -236,7 +236,7 @@ def test_batches_become_smaller_and_steps_keep_their_pairs() -> None:
 
 
 def test_where_figures_come_from() -> None:
-    for card in plan.load_cards():
+    for card in load_cards():
         assert set(card) == {"card", "memory_gib", "ceiling_tflops", "ceiling_source", "share", "share_source"}
         assert 0 < card["share"] < 1
         for source in (card["ceiling_source"], card["share_source"]):
