@@ -10,6 +10,7 @@ from diffusers import FluxTransformer2DModel
 from peft import get_peft_model_state_dict
 
 import train_flux_inpaint as tfi
+from benchmarks import step_traffic
 from training_run import blocks
 from training_run.lora import lora_config
 from training_run.memory import as_on_cuda
@@ -196,3 +197,14 @@ def test_adapters_that_are_switched_off_merged_or_joined_by_another(change, tiny
         with torch.no_grad():
             made.append(forward(model, torch.float32))
     assert apart([made[0]], [made[1]]) < 1e-6
+
+
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.long)])
+def test_fewer_bytes_are_moved_between_products(compiled):
+    moved = [
+        [block.bytes for block in step_traffic.count(make_trainable, compiled, SHAPE)]
+        for make_trainable in (step_traffic.as_peft_makes_it, tfi.make_trainable)
+    ]
+    for peft, ours in zip(*moved, strict=True):
+        assert ours["others"] < (0.85 if compiled else 0.6) * peft["others"]
+        assert ours["products"] < 1.15 * peft["products"]

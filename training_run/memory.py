@@ -145,6 +145,36 @@ class _Linear:
         return self.rest + blocks[0] * self.of_block[0] + blocks[1] * self.of_block[1]
 
 
+@contextlib.contextmanager
+def fake_blocks(
+    args: argparse.Namespace, make_trainable: MakeTrainable, config: Mapping[str, Any] = FLUX_FILL
+) -> Iterator[list[tuple[torch.nn.Module, dict[str, Any]]]]:
+    """A double and a single block without content, each with what it is called with; ``FakeTensorMode`` is on."""
+    tokens = args.height // 16 * (2 * args.width // 16)
+    words, dtype = args.max_sequence_length, _dtype(args)
+    model = _on_meta(args, make_trainable, {**config, "num_layers": 1, "num_single_layers": 1})
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        _make_fake(model)
+        rotary = model.pos_embed(torch.empty(tokens + words, 3))
+        found = []
+        for block in (model.transformer_blocks[0], model.single_transformer_blocks[0]):
+            inputs: dict[str, Any] = {"image_rotary_emb": rotary}
+            for name, count in {"hidden_states": tokens, "encoder_hidden_states": words}.items():
+                size = (args.train_batch_size, count, model.inner_dim)
+                inputs[name] = torch.empty(size, dtype=dtype, requires_grad=True)
+            inputs["temb"] = torch.empty(args.train_batch_size, model.inner_dim, dtype=dtype)
+            found.append((block, inputs))
+        yield found
+
+
+@contextlib.contextmanager
+def autocast_as_on_cuda(args: argparse.Namespace) -> Iterator[None]:
+    """Autocast of ``--mixed_precision`` as CUDA has it."""
+    dtype = _dtype(args)
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32), as_on_cuda():
+        yield
+
+
 def saved_by_blocks(
     args: argparse.Namespace, make_trainable: MakeTrainable, config: Mapping[str, Any] = FLUX_FILL
 ) -> tuple[int, int]:
@@ -152,43 +182,28 @@ def saved_by_blocks(
 
     With ``--compile_blocks`` as PyTorch's partitioner decides, within ``--activation_memory_budget``.
     """
-    tokens = args.height // 16 * (2 * args.width // 16)
-    words, dtype = args.max_sequence_length, _dtype(args)
-    model = _on_meta(args, make_trainable, {**config, "num_layers": 1, "num_single_layers": 1})
     found = []
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        _make_fake(model)
-        weights = {weight.untyped_storage()._cdata for weight in model.parameters()}
-        rotary = model.pos_embed(torch.empty(tokens + words, 3))
-        for block in (model.transformer_blocks[0], model.single_transformer_blocks[0]):
+    with fake_blocks(args, make_trainable, config) as blocks:
+        for block, inputs in blocks:
+            weights = {weight.untyped_storage()._cdata for weight in block.parameters()}
             sizes: dict[int, int] = {}
 
-            def note(tensor: torch.Tensor, sizes: dict[int, int] = sizes) -> torch.Tensor:
+            def note(tensor: torch.Tensor, sizes: dict[int, int] = sizes, weights: set[int] = weights) -> torch.Tensor:
                 storage = tensor.untyped_storage()
                 if storage._cdata not in weights:
                     sizes[storage._cdata] = storage.nbytes()
                 return tensor
 
-            picture, text = (
-                torch.empty(args.train_batch_size, count, model.inner_dim, dtype=dtype, requires_grad=True)
-                for count in (tokens, words)
-            )
-            called = block
+            called: Callable[..., Any] = block
             if args.compile_blocks:  # what is compiled for CUDA is partitioned as this is; nothing is made to run
                 torch._dynamo.reset()
                 called = torch.compile(block, backend="aot_eager_decomp_partition", dynamic=False)
             with (
                 torch._functorch.config.patch(activation_memory_budget=args.activation_memory_budget),
                 torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
-                torch.autocast("cpu", dtype, enabled=dtype != torch.float32),
-                as_on_cuda(),
+                autocast_as_on_cuda(args),
             ):
-                called(
-                    hidden_states=picture,
-                    encoder_hidden_states=text,
-                    temb=torch.empty(args.train_batch_size, model.inner_dim, dtype=dtype),
-                    image_rotary_emb=rotary,
-                )
+                called(**inputs)
             found.append(sum(sizes.values()))
     double, single = found
     return double, single
@@ -208,8 +223,8 @@ def trace_step(
         _make_fake(model)
         recompute(model, recomputed)
         resident = [tensor for weight in model.parameters() for tensor in (weight, weight.grad) if tensor is not None]
-        with _LiveStorages(resident) as live, as_on_cuda():
-            with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        with _LiveStorages(resident) as live:
+            with autocast_as_on_cuda(args):
                 prediction = model(
                     hidden_states=torch.empty(batch, rows * columns, config["in_channels"], dtype=dtype),
                     timestep=torch.empty(batch),
