@@ -31,8 +31,11 @@ def test_every_preset_holds_in_the_script(name: str) -> None:
     args, script = resolve("--preset", name, "--dataset_name", "some/rows")
     flags = wrapper.load_preset(name).values(wrapper.build_parser())
     # A script compiles or it does not, and recomputes every block or none.
-    assert ("--compile_blocks True" in script.notes[-1]) == (name == "h100")
-    script_has = {"gradient_checkpointing": True, "compile_blocks": False} if name == "h100" else {}
+    compiles = name in ("full", "h100")
+    assert ("--compile_blocks True" in script.notes[-1]) == compiles
+    assert ("--activation_memory_budget" in script.notes[-1]) == (name == "full")
+    script_has = {"gradient_checkpointing": True} | ({"compile_blocks": False} if compiles else {})
+    script_has |= {"activation_memory_budget": 1.0} if name == "full" else {}
     assert {flag: getattr(args, flag) for flag in flags} == flags | script_has
     assert (args.height, args.width) == SIZES[name]
     assert args.dataroot == args.instance_data_dir == "some/rows"

@@ -29,7 +29,8 @@ class PhotoParser:
     """
 
     def __init__(self, model: str, revision: str | None = None) -> None:
-        self._prepare = _Preprocessing(model_folder(_FLAG, model, DEFAULT_PARSER, revision), model)
+        self.folder = model_folder(_FLAG, model, DEFAULT_PARSER, revision)
+        self._prepare = _Preprocessing(self.folder, model)
 
     def label(self, pixels: np.ndarray, sizes: list[tuple[int, int]]) -> list[np.ndarray]:
         """Labels uint8 [h, w], an array for each of ``sizes``, of photos prepared as float32 [n, 3, height, width]."""
@@ -58,15 +59,14 @@ class HumanParser(PhotoParser):
         from transformers import AutoModelForSemanticSegmentation
 
         super().__init__(model, revision)
-        folder = model_folder(_FLAG, model, DEFAULT_PARSER, revision)
-        self.revision = revision_of(model, folder)
+        self.revision = revision_of(model, self.folder)
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.dtype = torch.float32
         if self.device.type == "cuda":
             self.dtype = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-        self._numbers = _atr_numbers(folder, model)
+        self._numbers = _atr_numbers(self.folder, model)
         network = AutoModelForSemanticSegmentation.from_pretrained(
-            folder, use_safetensors=True, trust_remote_code=False, local_files_only=True
+            self.folder, use_safetensors=True, trust_remote_code=False, local_files_only=True
         )
         self._network = network.to(self.device, self.dtype).eval().requires_grad_(False)
 
