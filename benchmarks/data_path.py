@@ -1,11 +1,11 @@
-"""What a sample costs, beside the least that it can cost and beside a reader like upstream's, in one process.
+"""What a sample costs, beside bare decoding and resizing and a reader like upstream's; exit 1 when a bound is missed.
 
     python benchmarks/data_path.py [--rows 24] [--rounds 7] [--json F]
 
 Rows of 1024x768 pixels (photo and garment JPEG, mask PNG) become samples of 768x576. ``bare`` decodes and resizes the
-three pictures with the same filters and stops there. ``upstream`` works like the public script's reader: five pictures
-(the agnostic photo and the garment's mask besides) and float arithmetic on each. Variants take turns. ``workers``
-compares a loader of two processes with one of one.
+three pictures by Pillow, with the same filters, and stops there. ``upstream`` works like the public script's reader:
+five pictures (the agnostic photo and the garment's mask besides) and float arithmetic on each. Variants take turns, in
+one process. ``two workers`` is the rate of the trainer's loader with two processes over that with one.
 """
 
 from __future__ import annotations
@@ -30,10 +30,13 @@ from torch.utils.data import DataLoader
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run by path, only this folder is on its path
 from deepfashion_training.deepfashion_dataset import DatasetOptions, DeepFashionDataset
 from deepfashion_training.embedded.wardrobe import write_wardrobe
+from training_run.transfer import collate
 
 STORED, SIZE = (1024, 768), (768, 576)
 LANCZOS, NEAREST = Image.Resampling.LANCZOS, Image.Resampling.NEAREST
 PICTURES = ("image", "cloth", "mask")
+#: What a figure may be at most, and at least.
+AT_MOST, AT_LEAST = {"dataset / bare": 1.15, "dataset / upstream": 0.45}, {"two workers": 1.8}
 
 
 def stored_rows(folder: Path, rows: int) -> list[dict[str, bytes]]:
@@ -94,7 +97,7 @@ def upstream(cells: dict[str, bytes]) -> dict[str, torch.Tensor]:
 def rate(rows: DeepFashionDataset, workers: int) -> float:
     """Samples per second of a loader over the rows, four times, once its workers have begun."""
     batches = [[row, (row + 1) % len(rows)] for row in range(0, len(rows), 2)] * 4
-    loader = iter(DataLoader(rows, batch_sampler=batches, num_workers=workers))
+    loader = iter(DataLoader(rows, batch_sampler=batches, num_workers=workers, collate_fn=collate))
     next(loader)
     began, count = time.perf_counter(), sum(1 for _ in loader)
     return 2 * count / (time.perf_counter() - began)
@@ -131,18 +134,24 @@ def measure(row_count: int, rounds: int) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    """Run the command."""
+def main() -> int:
+    """Run the command; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--rows", type=int, default=24, help="different rows")
     parser.add_argument("--rounds", type=int, default=7, help="how often each is read")
     parser.add_argument("--json", type=Path, help="write the figures here")
     args = parser.parse_args()
-    text = json.dumps(measure(args.rows, args.rounds), indent=1)
+    figures = measure(args.rows, args.rounds)
+    missed = {name: bound for name, bound in AT_MOST.items() if figures[name] > bound}
+    missed |= {name: bound for name, bound in AT_LEAST.items() if figures[name] < bound}
+    text = json.dumps(figures, indent=1)
     print(text)
     if args.json:
         args.json.write_text(text + "\n", "utf-8")
+    for name, bound in missed.items():
+        print(f"missed: {name} {figures[name]}, bound {bound}")
+    return 1 if missed else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -57,7 +57,9 @@ def decode_mask(mask: Image.Image, cloth_type: int | None = None) -> np.ndarray:
     if largest > 1 and is_label_map(values, float(largest)):
         chosen = values == cloth_type if largest <= 3 and cloth_type is not None else values > 0
         return (chosen if chosen.any() else values > 0).view(np.uint8)
-    return (values > scale_of(float(largest)) / 2).view(np.uint8)
+    scale = scale_of(float(largest))
+    # Whole numbers are above the half when they are above the whole number below it; floats would take as long again.
+    return (values > (scale // 2 if values.dtype.kind in "iu" else scale / 2)).view(np.uint8)
 
 
 def align_mask(photo: Image.Image, mask: Image.Image, cloth_type: int | None = None) -> tuple[Image.Image, np.ndarray]:
