@@ -1,21 +1,24 @@
 """Does another training script learn from our pairs as our own trainer does? The loss of every step, side by side.
 
-    python benchmarks/upstream_losses.py --upstream PATH [--steps N] [--mixed_precision no|bf16]
+    python benchmarks/upstream_losses.py --upstream PATH [--steps N] [--mixed_precision no|bf16] [--rounds N]
 
 Both train the embedded model on one drawn wardrobe with the same settings, rows, seed and LoRA. What the script draws
 at random (VAE posteriors, noise, timesteps) it takes from one global generator, our trainer from one per forward
 pass. So the script runs twice: with its own draws, and with its draws replayed from our generators, which
-leaves rounding as the only difference. Exit 1 when the replayed losses differ by more than rounding may make.
+leaves rounding as the only difference. Exit 1 when the replayed losses differ by more than rounding may make. With
+``--rounds`` both are timed, too, run by run in turn.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import logging
 import statistics
 import sys
 import tempfile
+import time
 from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType
@@ -25,6 +28,7 @@ from unittest import mock
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import train_flux_inpaint as trainer
 from deepfashion_training import train_deepfashion_lora as wrapper
@@ -37,8 +41,8 @@ TOLERANCE = {"no": 1e-5, "bf16": 2e-3}
 PLAIN = ["--optimizer=adamw", "--mask_loss_weight=1", "--garment_loss_weight=1", "--no-cache_latents"]
 
 
-def losses_of(flags: list[str], replay: bool = False) -> list[float]:
-    """Loss of every step of a run with ``flags``."""
+def train(flags: list[str], replay: bool = False) -> Path:
+    """A run with ``flags``; the folder that it wrote."""
     from accelerate.state import AcceleratorState, GradientState
 
     AcceleratorState._reset_state(reset_partial_state=True)
@@ -47,8 +51,39 @@ def losses_of(flags: list[str], replay: bool = False) -> list[float]:
     wrapper.check(args, script)
     with mock.patch.multiple(script.module, **replayed(script.module, args.seed)) if replay else nullcontext():
         wrapper.run(args, script)
-    lines = (Path(args.output_dir) / "logs" / "losses.jsonl").read_text(encoding="utf-8").splitlines()
+    return Path(args.output_dir)
+
+
+def losses_of(flags: list[str], replay: bool = False) -> list[float]:
+    """Loss of every step of a run with ``flags``."""
+    lines = (train(flags, replay) / "logs" / "losses.jsonl").read_text(encoding="utf-8").splitlines()
     return [json.loads(line)["loss"] for line in lines]
+
+
+def time_in_turn(flags: list[str], theirs: str, rounds: int, folder: str) -> None:
+    """Print how fast the script, our trainer, and ours with cached latents take steps; ``rounds`` runs each, in turn.
+
+    From one optimizer step to the next, without the first: by the clock, and in processor time, which other processes
+    disturb less. Ratios are medians over the rounds.
+    """
+    cached = [flag for flag in PLAIN if "cache" not in flag] + [f"--latents_dir={folder}/latents"]
+    ways = {"script": [theirs], "ours": PLAIN, "ours, cached latents": cached}
+    took: dict[str, list[list[float]]] = {way: [] for way in ways}
+    for number in range(rounds):
+        for way, more in ways.items():
+            ticks: list[tuple[float, float]] = []
+            hook = register_optimizer_step_post_hook(
+                lambda *_, ticks=ticks: ticks.append((time.perf_counter(), time.process_time()))
+            )
+            train([*flags, *more, f"--output_dir={folder}/{number}-{way}"])
+            hook.remove()
+            steps = [[b - a for a, b in zip(*pair, strict=True)] for pair in itertools.pairwise(ticks)]
+            took[way].append([statistics.median(each) for each in zip(*steps, strict=True)])
+    for place, clock in enumerate(("seconds", "processor seconds")):
+        for way, found in took.items():
+            ratio = statistics.median(a[place] / b[place] for a, b in zip(took["script"], found, strict=True))
+            seconds = statistics.median(each[place] for each in found)
+            print(f"{way:22}{seconds:8.3f} {clock} a step, {ratio:.2f} times as fast as the script")
 
 
 def replayed(module: ModuleType, seed: int) -> dict[str, Any]:
@@ -95,6 +130,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--upstream", required=True, metavar="PATH", help="the other training script")
     parser.add_argument("--steps", type=int, default=20, help="optimizer steps of each run")
     parser.add_argument("--mixed_precision", choices=list(TOLERANCE), default="no")
+    parser.add_argument("--rounds", type=int, default=0, help="also time so many runs of each; 0 times none")
     parser.add_argument("--learning_rate", type=float, default=1e-3)
     args = parser.parse_args(argv)
     tolerance = TOLERANCE[args.mixed_precision]
@@ -105,10 +141,13 @@ def main(argv: list[str] | None = None) -> int:
         flags = ["--preset=quick_test", "--embedded", f"--dataset_name={folder}/pairs", "--validation_steps=0"]
         flags += [f"--max_train_steps={args.steps}", "--checkpointing_steps=0", "--gradient_accumulation_steps=2"]
         flags += [f"--mixed_precision={args.mixed_precision}", f"--learning_rate={args.learning_rate}"]
+        flags += ["--evaluate_samples=0"]
         theirs = f"--upstream={args.upstream}"
         ours = losses_of([*flags, *PLAIN, f"--output_dir={folder}/ours"])
         replay = losses_of([*flags, theirs, f"--output_dir={folder}/replayed"], replay=True)
         own = losses_of([*flags, theirs, f"--output_dir={folder}/own"])
+        if args.rounds:
+            time_in_turn(flags, theirs, args.rounds, folder)
     print(f"{'step':>4} {'ours':>10} {'replayed':>10} {'difference':>11} {'own draws':>10}")
     for step, (a, b, c) in enumerate(zip(ours, replay, own, strict=True), start=1):
         print(f"{step:>4} {a:>10.6f} {b:>10.6f} {b - a:>+11.1e} {c:>10.6f}")
