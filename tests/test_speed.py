@@ -113,10 +113,10 @@ def one_rank(monkeypatch):
     """A process group of this process alone; DDP's gradients of a small block already fill a bucket."""
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     monkeypatch.setattr(torch.distributed, "_DEFAULT_FIRST_BUCKET_BYTES", 1000)
-    monkeypatch.setattr(torch._dynamo.config, "optimize_ddp", True)  # PyTorch's default, set back at the end
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    yield
+    with torch._dynamo.config.patch(optimize_ddp=True):  # PyTorch's default, set back at the end
+        yield
     torch.distributed.destroy_process_group()
     torch._dynamo.reset()
 
