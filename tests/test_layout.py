@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from deepfashion_training.images import layout
 from deepfashion_training.images.layout import Box, fit_box, garment_mask, pair_tensors, place_mask, place_picture
 from deepfashion_training.images.masks import align_mask
 from deepfashion_training.images.pictures import PictureError
@@ -91,6 +92,13 @@ def test_resized_photos_are_pillows_but_for_rounding(stored, size):
     theirs = planes(photo.resize(size[::-1], Image.Resampling.LANCZOS))
     apart = levels_apart(place_picture(photo, size, "stretch"), theirs)
     assert (apart > 0).mean() < 1e-2 and (apart > 1).mean() < 2e-5 and apart.max() <= 2
+
+
+def test_a_pytorch_without_lanczos_leaves_it_to_pillow(monkeypatch):
+    monkeypatch.setattr(layout, "TORCH_RESIZES", False)
+    photo = noise(40, 60)
+    assert (place_picture(photo, (30, 20)) == planes(photo.resize((20, 30), Image.Resampling.LANCZOS))).all()
+    assert (place_picture(photo, (60, 40)) == planes(photo)).all()
 
 
 def test_a_resized_picture_keeps_its_place_under_padding():
