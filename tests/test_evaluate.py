@@ -35,6 +35,7 @@ import train_flux_inpaint as trainer
 from deepfashion_training import evaluate as command
 from deepfashion_training.embedded import TINY_FLUX_FILL
 from deepfashion_training.embedded.wardrobe import write_wardrobe
+from deepfashion_training.images.layout import place_picture
 from deepfashion_training.evaluation.cases import Cases
 from deepfashion_training.images.paste import feathered, seam_of
 from deepfashion_training.inference.choice import ModelChoice
@@ -196,7 +197,8 @@ def test_figures_are_those_of_the_pictures_and_the_photos(first: Done, wardrobe:
         if not row["ssim"]:
             continue
         cells = {name: Image.open(io.BytesIO(table[int(row["row"])][name]["bytes"])) for name in ("image", "mask")}
-        photo = np.asarray(cells["image"].convert("RGB").resize((WIDTH, HEIGHT), Image.Resampling.LANCZOS)) / 255
+        resized = place_picture(cells["image"].convert("RGB"), (HEIGHT, WIDTH), "stretch")
+        photo = resized.transpose(1, 2, 0) / 255
         mask = np.asarray(cells["mask"].convert("L").resize((WIDTH, HEIGHT), Image.Resampling.NEAREST)) > 127
         with Image.open(first.folder / f"pictures/paired/{row['model']}/{int(row['row']):06d}.png") as file:
             drawn = np.asarray(file) / 255
