@@ -35,8 +35,8 @@ import train_flux_inpaint as trainer
 from deepfashion_training import evaluate as command
 from deepfashion_training.embedded import TINY_FLUX_FILL
 from deepfashion_training.embedded.wardrobe import write_wardrobe
-from deepfashion_training.images.layout import place_picture
 from deepfashion_training.evaluation.cases import Cases
+from deepfashion_training.images.layout import place_picture
 from deepfashion_training.images.paste import feathered, seam_of
 from deepfashion_training.inference.choice import ModelChoice
 from deepfashion_training.models.fill import FillModel
