@@ -26,7 +26,7 @@ from deepfashion_training.data.documented_rows import DocumentedRows
 from deepfashion_training.data.schema import check_documented
 from deepfashion_training.data.sources import open_splits
 from deepfashion_training.garment_types import TYPE_NAMES
-from deepfashion_training.images.layout import ResizeMode, pair_tensors
+from deepfashion_training.images.layout import TORCH_RESIZES, ResizeMode, pair_tensors
 from deepfashion_training.images.pictures import PictureError
 
 logger = logging.getLogger(__name__)
@@ -313,7 +313,7 @@ class DeepFashionDataset(Dataset[dict[str, Any]]):
 
     def content_key(self) -> str:
         """Changes with anything that a sample's tensors and texts are made of, and with nothing else."""
-        made_of = (self.fingerprint, self._rows, self._garment_rows, self.options.resize_mode)
+        made_of = (self.fingerprint, self._rows, self._garment_rows, self.options.resize_mode, TORCH_RESIZES)
         return hashlib.sha256(repr(made_of).encode()).hexdigest()
 
 

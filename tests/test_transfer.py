@@ -52,6 +52,7 @@ def test_pictures_travel_as_bytes_and_what_no_step_reads_stays(samples):
         ("image", lambda image: torch.full_like(image, torch.nan)),
         ("im_mask", lambda masked: masked + 2**-12),
         ("inpaint_mask", lambda mask: mask / 2),
+        ("inpaint_mask", lambda mask: mask * 255),
         ("inpaint_mask", lambda mask: mask.bool()),
     ],
 )

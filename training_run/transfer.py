@@ -65,8 +65,12 @@ def to_floats(samples: dict[str, Any], device: torch.device) -> dict[str, Any]:
 
 def _bits(mask: torch.Tensor) -> torch.Tensor | None:
     """``mask`` in {0,1} as bytes; None where it has other values."""
-    bits = mask.to(torch.uint8)
-    return bits if mask.dtype == torch.float32 and torch.equal(bits.float(), mask) else None
+    if mask.dtype != torch.float32:
+        return None
+    with np.errstate(invalid="ignore"):
+        bits = mask.numpy().astype(np.uint8)
+    same = bits.max(initial=0) <= 1 and np.array_equal(bits, mask.numpy())
+    return torch.from_numpy(bits) if same else None
 
 
 def _levels(image: torch.Tensor) -> torch.Tensor | None:

@@ -52,8 +52,8 @@ def fit_box(source: tuple[int, int], size: tuple[int, int], resize_mode: ResizeM
 def _resized(picture: Image.Image, size: tuple[int, int]) -> np.ndarray:
     """An RGB picture as uint8 ``[3, h, w]`` of ``size``, by LANCZOS; one of that size bit for bit.
 
-    PyTorch resizes bytes in a quarter of Pillow's time, by the same filter with weights of 16 bits instead of 32: a
-    value in a hundred, at most, lies one level beside Pillow's, one in 50,000 two.
+    PyTorch resizes bytes in a quarter of Pillow's time, by the same filter with weights of 16 bits instead of 32: up to
+    1.6% of the values lie one level beside Pillow's, up to 1 in 50,000 two.
     """
     height, width = size
     if picture.size != (width, height) and not TORCH_RESIZES:
