@@ -55,6 +55,7 @@ from training_run.flags import DEFAULT_PROMPT as DEFAULT_PROMPT  # for wrappers 
 from training_run.flags import OneLineParser, add_trainer_flags, refuse_contradictions
 from training_run.hub import subfolder_of_transformer
 from training_run.lora import load_transformer_weights, lora_config, read_lora, save_lora
+from training_run.memory import state_bytes
 from training_run.optimizers import check_optimizer_state, make_optimizer, optimizer_settings
 from training_run.output_dir import LORA_FILE as LORA_FILE  # for wrappers of this script
 from training_run.record import RunRecord
@@ -749,8 +750,10 @@ class Run:
             finally:
                 self.optimizer.zero_grad()
 
-        moments = 2 * sum(parameter.numel() * 4 for parameter in self.parameters)
-        return speed.choose_recomputed(self.model, attempt, moments, self.accelerator)
+        state = 0  # of a run that is continued, it is there already
+        if self.step == 0:
+            state = state_bytes(self.args) * sum(parameter.numel() for parameter in self.parameters)
+        return speed.choose_recomputed(self.model, attempt, state, self.accelerator)
 
 
 def build_run(args: argparse.Namespace, accelerator: Accelerator, stopping: Stopping) -> tuple[Run, RunRecord]:

@@ -381,7 +381,7 @@ def quantized(trial: Trial, kind: str) -> None:
 
 
 def compiled(trial: Trial) -> None:
-    """Compiled and recomputed blocks give loss and gradient of the plain ones, and compile once.
+    """Compiled and recomputed blocks give loss and gradient of the plain ones, and compile once for each use.
 
     Blocks of the model's width, few of them. The difference of gradients is that of their norms over all weights.
     """
@@ -396,13 +396,18 @@ def compiled(trial: Trial) -> None:
         first, second = (run.encode(default_collate([run.rows[row]]), row) for row in (0, 1))
         plain, plain_loss = gradient(run, first)
         speed.recompute(run.model, len(run.model.transformer_blocks) + len(run.model.single_transformer_blocks))
-        backend = "inductor" if on_gpu() else "aot_eager_decomp_partition"  # the same graphs, without minutes in g++
-        run.model.compile_repeated_blocks(fullgraph=True, dynamic=False, backend=backend)
+        speed.compile_blocks(run.model)
+        if not on_gpu():  # the same graphs, without minutes in g++
+            run.model.compile_repeated_blocks(fullgraph=True, dynamic=False, backend="aot_eager_decomp_partition")
         began = time.perf_counter()
         found, loss = gradient(run, first)
+        speed.recompute(run.model, 0)
+        gradient(run, first)
+        look(run, first)
         took = time.perf_counter() - began
         with torch.compiler.set_stance("fail_on_recompile"):
             gradient(run, second)
+            look(run, second)
     apart, losses_apart = float((found - plain).norm() / plain.norm()), abs(loss - plain_loss) / plain_loss
     bounds = (1e-2, 5e-2) if args.mixed_precision == "bf16" else (1e-4, 1e-3)
     said = f"loss differs by {losses_apart:.1e} of {bounds[0]:g}, gradient by {apart:.1e} of {bounds[1]:g}"
@@ -418,6 +423,14 @@ def gradient(run: trainer.Run, batch: trainer.FillBatch) -> tuple[torch.Tensor, 
     found = torch.cat([parameter.grad.flatten() for parameter in run.parameters if parameter.grad is not None])
     run.optimizer.zero_grad()
     return found, float(loss.detach())
+
+
+def look(run: trainer.Run, batch: trainer.FillBatch) -> None:
+    """A forward pass as for a validation picture, between two steps."""
+    run.model.eval()
+    with torch.no_grad():
+        run.loss_of(batch)
+    run.model.train()
 
 
 class Awaited:

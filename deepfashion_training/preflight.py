@@ -31,6 +31,7 @@ from training_run.bases import folder_of
 from training_run.flops import FLUX_FILL
 from training_run.hub import is_hub_id, transformer_in
 from training_run.memory import predict, state_bytes
+from training_run.speed import FILL
 from training_run.transfer import bytes_of_pair
 
 GIB = 2**30
@@ -151,7 +152,7 @@ class Preflight:
         least = predict(traced, self.script.make_trainable, self.shape).least(args.gradient_checkpointing)
         free, total = torch.cuda.mem_get_info()
         beside = f"{least / GIB:.1f} GiB at least, by a simulated step; {free / GIB:.1f} of {total / GIB:.1f} are free"
-        if least > free:
+        if least > free * (FILL if args.gradient_checkpointing == "auto" else 1):  # as ``auto`` will see it
             raise ValueError(f"GPU memory: {beside}: end other programs on it, or see with --plan which flags fit")
         return beside
 

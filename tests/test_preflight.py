@@ -93,10 +93,10 @@ def test_memory_of_the_gpu_is_held_beside_the_prediction(make, gpu, monkeypatch:
         return SimpleNamespace(least=lambda setting: {"auto": 29 * GIB, 0: 84 * GIB}[setting])
 
     monkeypatch.setattr(preflight, "predict", predicted)
-    gpu(30, 80)
+    gpu(31, 80)
     assert "29.0 GiB" in make("--h100").gpu_memory()
-    gpu(28, 80)
-    with pytest.raises(ValueError, match=r"29\.0 GiB.*28\.0 of 80\.0.*--plan"):
+    gpu(30, 80)  # of which auto fills 95%
+    with pytest.raises(ValueError, match=r"29\.0 GiB.*30\.0 of 80\.0.*--plan"):
         make("--h100").gpu_memory()
     gpu(79, 80)
     with pytest.raises(ValueError, match=r"84\.0 GiB"):

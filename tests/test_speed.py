@@ -220,6 +220,17 @@ def test_a_card_that_is_too_small_for_all_blocks_is_an_error():
         speed.fewest_recomputed(lambda count: 81, 57, 80)
 
 
+def test_room_is_kept_for_the_optimizers_state_until_it_is_there(run, monkeypatch):
+    """AdamW's two moments in fp32 come with the first step, and are there in a run that is continued."""
+    kept = []
+    monkeypatch.setattr(speed, "choose_recomputed", lambda model, step, spare, accelerator: kept.append(spare))
+    monkeypatch.setattr(run, "rows", tfi.build_datasets(run.args)[0])
+    run.fit_memory()
+    run.step = 5
+    run.fit_memory()
+    assert kept == [8 * sum(parameter.numel() for parameter in run.parameters), 0]
+
+
 @pytest.fixture
 def card(monkeypatch):
     """A pretended GPU of 80 GiB, of which another process holds 30 and PyTorch has reserved 10."""

@@ -205,6 +205,8 @@ def saved_by_blocks(
             ):
                 called(**inputs)
             found.append(sum(sizes.values()))
+    if args.compile_blocks:
+        torch._dynamo.reset()  # a run that follows in this process begins anew
     double, single = found
     return double, single
 

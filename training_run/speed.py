@@ -53,6 +53,9 @@ def compile_blocks(transformer: Any) -> None:
     that are compiled one by one overlap without it, and halves lose what the compiler gains across the cut.
     """
     torch._dynamo.config.optimize_ddp = False
+    # All blocks of a kind share one code: trained and drawn with, recomputed and kept, after another block or first in
+    # their row they are compiled apart. More than dynamo's 8 variants would end the run, as blocks must be whole.
+    torch._dynamo.config.recompile_limit = 64
     transformer.compile_repeated_blocks(fullgraph=True, dynamic=False)
 
 
