@@ -146,7 +146,8 @@ def _opening_lines(plan: EvaluationPlan) -> list[str]:
     drawn = len(plan.drawing) * sum(map(len, plan.sets))
     garments = ", in own and other garments" if len(plan.sets) > 1 else ""
     lines.append(f"pictures  {drawn} by {' and '.join(plan.drawing)}{garments}")
-    lines.append(f"time      {_estimate(plan, drawn)}the time that is left is said when some are drawn")
+    if estimate := _estimate(plan, drawn):
+        lines.append(f"time      {estimate}")
     if plan.against:
         lines.append(f"against   {plan.against.path}")
     if cases.same_photo:
@@ -167,7 +168,7 @@ def _estimate(plan: EvaluationPlan, pictures: int) -> str:
     forward = useful_flops(FLUX_FILL, tokens, plan.choice.recipe.max_sequence_length, rank=16).forward / 1e12
     work = pictures * drawing.num_inference_steps * forward
     each = (f"{duration(work / card['share'] / card['ceiling_tflops'])} on {card['card']}" for card in load_cards())
-    return f"about {', '.join(each)} (estimates); "
+    return f"about {', '.join(each)} (estimates)"
 
 
 def main(argv: list[str] | None = None) -> int:
