@@ -290,7 +290,7 @@ def training(trial: Trial, *words: object, small: bool = False) -> argparse.Name
 
 
 def do_without(args: argparse.Namespace) -> list[str]:
-    """Leave out of ``args`` what is no matter of the GPU and not to be had on this machine; returns what, and why."""
+    """Switch off compilation without a compiler, and workers without shared memory; returns what is off, and why."""
     lacking, without = [], {"compile_blocks": False, "dataloader_num_workers": 0}
     for flag, value in without.items():
         try:

@@ -68,9 +68,9 @@ def plan(args: argparse.Namespace, script: Any, state: Any) -> None:
         access.check_models(
             args.pretrained_model_name_or_path,
             args.pretrained_inpaint_model_name_or_path,
-            args.revision,
-            args.inpaint_revision,
-            args.cache_dir,
+            revision=args.revision,
+            inpaint_revision=args.inpaint_revision,
+            cache_dir=args.cache_dir,
         )
         lines = answer(args, script, state)
     else:

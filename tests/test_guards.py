@@ -148,7 +148,7 @@ def test_too_little_gpu_memory_names_the_flags_that_lower_it(tiny_args, monkeypa
     for flag in ("--train_batch_size below 2", "--gradient_checkpointing", "--mixed_precision bf16", "--use_8bit_adam"):
         assert flag in str(told.value)
     assert "\n" not in str(told.value)
-    # What another library said may have another cause, and is told too.
+    # The words of other libraries are shown, as their errors can have other causes.
     assert (str(NO_MEMORY[kind]).splitlines()[0] in str(told.value)) == (kind != "allocator")
     assert guards.is_out_of_memory(told.value)  # for who catches it later
     facts = json.loads((Path(args.output_dir) / "run.json").read_text())

@@ -1,4 +1,4 @@
-"""What a run needs of pictures, packages and memory, in one line for the user where it is not there."""
+"""What a run needs of the machine (GPU, driver, memory, compiler, packages) and of pictures, or one line on the fix."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import HfApi, constants, try_to_load_from_cache
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
@@ -29,16 +30,9 @@ TRAINING_FLAGS = ("--pretrained_model_name_or_path", "--pretrained_inpaint_model
 USING_FLAGS = ("--pipeline", "--base")
 
 
-def check_models(
-    pipeline: str,
-    transformer: str,
-    revision: str | None = None,
-    inpaint_revision: str | None = None,
-    cache_dir: str | None = None,
-    flags: tuple[str, str] = TRAINING_FLAGS,
-) -> None:
-    """Raise ``ValueError`` as ``bytes_to_download`` does, and when the disk has no room for the download."""
-    needed = bytes_to_download(pipeline, transformer, revision, inpaint_revision, cache_dir, flags)
+def check_models(pipeline: str, transformer: str, cache_dir: str | None = None, **others: Any) -> None:
+    """Raise ``ValueError`` as ``bytes_to_download`` does, which has the arguments, and for a disk too small."""
+    needed = bytes_to_download(pipeline, transformer, cache_dir=cache_dir, **others)
     cache = cache_dir or constants.HF_HUB_CACHE
     free = shutil.disk_usage(existing(Path(cache))).free
     if needed > free:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import functools
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +23,7 @@ _FLAG = "--parser"
 _BATCH = 8
 
 
-class PhotoParser:
+class PhotoParser(abc.ABC):
     """Photos in, the ATR label of every pixel out; a subclass knows where the network between them is.
 
     ``model`` and ``revision`` are those of ``HumanParser``.
@@ -32,9 +33,9 @@ class PhotoParser:
         self.folder = model_folder(_FLAG, model, DEFAULT_PARSER, revision)
         self._prepare = _Preprocessing(self.folder, model)
 
+    @abc.abstractmethod
     def label(self, pixels: np.ndarray, sizes: list[tuple[int, int]]) -> list[np.ndarray]:
         """Labels uint8 [h, w], an array for each of ``sizes``, of photos prepared as float32 [n, 3, height, width]."""
-        raise NotImplementedError
 
     def parse(self, photos: Sequence[Image.Image]) -> list[np.ndarray]:
         """The ATR label of every pixel: one uint8 array [h, w] per photo, of that photo's size; EXIF is not applied."""
