@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import re
 from collections.abc import Mapping
+from typing import Any
 
 UPPER, LOWER, FULL = 1, 2, 3
 
@@ -34,16 +36,29 @@ CATEGORY_TYPES: dict[str, int | None] = {
     "Tees_Tanks": UPPER,
 }
 
+#: Other words for each type, spelled as in ``_key``: those of VITON-HD (tops alone, in a folder ``cloth``), DressCode
+#: (``upper_body``, ``lower_body``, ``dresses``) and the try-on tools that train on them. Categories are words, too.
+TYPE_WORDS: dict[int, str] = {
+    UPPER: "upper upperbody top tops uppercloth upperclothes upperclothing uppergarment cloth inner outer",
+    LOWER: "lower lowerbody bottom bottoms lowercloth lowerclothes lowerclothing lowergarment",
+    FULL: "full fullbody dress overall overalls onepiece onepieces whole wholebody",
+}
+
 #: Tops that may well end at the knees or below.
 LONG_TOPS = ("Cardigans", "Jackets_Coats")
 
 
-def type_list(text: str) -> str:
-    """Converter for argparse: a comma-separated list of garment types, in ascending order and without repeats."""
+def one_type(text: str) -> int:
+    """Converter for argparse: the number of one garment type, in any form of ``parse_cloth_type``."""
     try:
-        return ",".join(TYPE_NAMES[number] for number in parse_cloth_types(text))
+        return parse_cloth_type(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def type_list(text: str) -> str:
+    """Converter for argparse: a comma-separated list of garment types, in ascending order and without repeats."""
+    return ",".join(TYPE_NAMES[number] for number in sorted({one_type(name) for name in text.split(",")}))
 
 
 def parse_cloth_types(names: str) -> tuple[int, ...]:
@@ -54,19 +69,46 @@ def parse_cloth_types(names: str) -> tuple[int, ...]:
     return tuple(sorted({parse_cloth_type(name) for name in names.split(",")}))
 
 
-def parse_cloth_type(value: object) -> int:
-    """Number of the garment type that a dataset cell holds: 1, 2, 3, the same as floats, or a type name.
+def parse_cloth_type(value: Any, caption: str = "") -> int:
+    """Number of the garment type that a cell or a flag names: what ``coded_type`` knows, and the 17 categories.
 
-    Raises ``ValueError`` that names anything else, booleans and missing values included.
+    ``caption`` decides for Denim and Suiting. Raises ``ValueError`` that names anything else, booleans and missing
+    values included, with what there is and the nearest of it.
     """
-    if isinstance(value, str):
-        for number, name in TYPE_NAMES.items():
-            if value.strip().lower() == name:
-                return number
-    elif isinstance(value, (int, float)) and not isinstance(value, bool) and value in TYPE_NAMES:
-        return int(value)
-    known = ", ".join(f"{number} ({name})" for number, name in TYPE_NAMES.items())
-    raise ValueError(f"unknown garment type {value!r}: use {known}")
+    if number := coded_type(value):
+        return number
+    key = _key(value) if isinstance(value, str) else ""
+    if key in _TYPES_BY_KEY:
+        if number := _captioned_type(key, caption) if _TYPES_BY_KEY[key] is None else _TYPES_BY_KEY[key]:
+            return number
+        raise ValueError(f"garment type {value!r} may be any: give upper, lower or full")
+    near = difflib.get_close_matches(key, _TYPES_BY_KEY, n=1)
+    shown = repr(value) if len(repr(value)) <= 80 else f"{repr(value)[:80]}..."
+    raise ValueError(
+        f"unknown garment type {shown}: use 1 (upper), 2 (lower), 3 (full), a word such as upper_body, "
+        f"lower_body, dresses, or a category such as Skirts{f'; the nearest is {near[0]!r}' if near else ''}"
+    )
+
+
+def coded_type(value: Any, overrides: Mapping[str, int] | None = None) -> int | None:
+    """Number of a garment type that is given as a number, in whatever type or text, or by a word of ``TYPE_WORDS``.
+
+    None for anything else: categories, the keys of ``overrides`` (category -> type), booleans, missing values. Raises
+    ``ValueError`` for 0: in DressCode's code, which begins there, 1 and 2 would be other types than here.
+    """
+    if value is None or isinstance(value, bool):
+        return None
+    text = str(value).strip()
+    if overrides and _key(text) in {_key(name) for name in overrides}:
+        return None
+    if number := re.fullmatch(r"0*([0-3])(?:\.0*)?", text, re.ASCII):
+        if number[1] == "0":
+            raise ValueError(
+                f"unknown garment type {value!r}: use 1 (upper), 2 (lower), 3 (full); a code that begins at 0, like "
+                "DressCode's, is another one: its 1 is lower and its 2 full, so add 1, or give upper_body and the like"
+            )
+        return int(number[1])
+    return _TYPES_BY_WORD.get(_key(text)) if isinstance(value, str) else None
 
 
 #: Words of a caption for garments of each type, singular. "upper clothing", "lower clothing" and "outer clothing"
@@ -111,8 +153,8 @@ def type_of(category: str, caption: str, overrides: Mapping[str, int] | None = N
 
     ``overrides`` (category -> type) come first, then ``CATEGORY_TYPES``, then, for Denim and Suiting, the caption. It
     describes the whole outfit, so a garment counts only when it is called by the category's word. Categories are
-    compared without regard to capitals, spaces, hyphens, ``_``, ``&`` and "and"; the names of the types are categories
-    too. Raises ``UnknownCategoryError`` for any other.
+    compared without regard to capitals, spaces, hyphens, ``_``, ``&`` and "and"; ``TYPE_WORDS`` are categories too.
+    Raises ``UnknownCategoryError`` for any other.
     """
     key = _key(category)
     types = _TYPES_BY_KEY | {_key(name): number for name, number in (overrides or {}).items()}
@@ -126,9 +168,10 @@ def _key(category: str) -> str:
     return "".join(word for word in re.findall(r"[^\W_]+", category.casefold()) if word != "and")
 
 
+_TYPES_BY_WORD = {word: number for number, words in TYPE_WORDS.items() for word in words.split()}
 _TYPES_BY_KEY: dict[str, int | None] = {
+    **_TYPES_BY_WORD,
     **{_key(name): number for name, number in CATEGORY_TYPES.items()},
-    **{_key(f"{name}{suffix}"): number for number, name in TYPE_NAMES.items() for suffix in ("", " body")},
 }
 
 

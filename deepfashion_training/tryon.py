@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deepfashion_training.cli import FlagParser, number, quiet_libraries, run_command
+from deepfashion_training.garment_types import one_type
 from deepfashion_training.inference.choice import (
     add_drawing_flags,
     add_model_flags,
@@ -42,7 +43,7 @@ def build_parser() -> FlagParser:
     add("--person", type=Path, metavar="P", help="photo of the person")
     add("--garment", type=Path, metavar="G", help="picture of the garment")
     add("--mask", type=Path, metavar="M", help="area to repaint, white, on the person's photo")
-    add("--garment_type", choices=("upper", "lower", "full"), help="without a mask, make one for this type")
+    add("--garment_type", type=one_type, metavar="TYPE", help="without a mask, make one for upper, lower or full")
     add("--caption", default="", help="text of the garment, for a LoRA that was trained with captions")
     add("--batch", type=Path, metavar="CSV", help="columns person, garment and mask, garment_type, caption, output")
     add_parser_flag(group)
@@ -128,17 +129,15 @@ def _notes_on_colours(requests: Sequence[TryOnRequest], repaint: bool) -> list[s
 
 def requests_of(args: argparse.Namespace) -> list[TryOnRequest]:
     """What is to be drawn; ``ValueError`` for pictures that are missing or cannot be used."""
-    from deepfashion_training.garment_types import parse_cloth_type
     from deepfashion_training.inference.picture_files import check_there
     from deepfashion_training.inference.requests import TryOnRequest, default_name, read_requests
 
-    cloth_type = parse_cloth_type(args.garment_type) if args.garment_type else None
     if args.batch is not None:
-        return read_requests(args.batch, args.output, cloth_type)
+        return read_requests(args.batch, args.output, args.garment_type)
     output = args.output
     if output.suffix.lower() not in SUFFIXES:
         output = output / default_name(args.person, args.garment)
-    request = TryOnRequest(args.person, args.garment, args.mask, cloth_type, args.caption, output)
+    request = TryOnRequest(args.person, args.garment, args.mask, args.garment_type, args.caption, output)
     for what, path in request.files().items():
         check_there(path, f"--{what}")
     return [request]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from decimal import Decimal
 
+import numpy as np
 import pytest
 
 from deepfashion_training.embedded.rows import raw_specs
@@ -11,8 +13,11 @@ from deepfashion_training.garment_types import (
     CATEGORY_TYPES,
     TYPE_NAMES,
     UnknownCategoryError,
+    coded_type,
+    one_type,
     parse_cloth_type,
     parse_cloth_types,
+    type_list,
     type_of,
 )
 
@@ -20,6 +25,9 @@ from deepfashion_training.garment_types import (
 def test_names_on_a_command_line():
     assert parse_cloth_types("full,lower") == (2, 3)
     assert parse_cloth_types(" Upper ,upper") == (1,)
+    assert parse_cloth_types("2,dresses, lower body") == (2, 3)
+    assert type_list("3,lower_body,2.0") == "lower,full"
+    assert one_type("Skirts") == 2
 
 
 @pytest.mark.parametrize("names", ["", "upper,", "skirt"])
@@ -28,18 +36,57 @@ def test_unknown_or_no_name_is_an_error(names):
         parse_cloth_types(names)
 
 
-@pytest.mark.parametrize(("value", "number"), [(1, 1), (2.0, 2), (3, 3), ("upper", 1), ("lower", 2), (" Full ", 3)])
+@pytest.mark.parametrize(
+    ("value", "number"),
+    [
+        (1, 1), (2.0, 2), (3, 3), ("upper", 1), ("lower", 2), (" Full ", 3), ("1", 1), (" 2 ", 2), ("3.0", 3),
+        (np.int8(2), 2), (np.float32(3), 3), (Decimal("2.00"), 2),
+        ("lower_body", 2), ("Lower Body", 2), ("lower-body", 2), ("upper_body", 1), ("full_body", 3), ("fullbody", 3),
+        ("dresses", 3), ("dress", 3), ("overall", 3), ("top", 1), ("cloth", 1), ("bottoms", 2), ("one-pieces", 3),
+        ("Skirts", 2), ("Tees_Tanks", 1), ("rompers & jumpsuits", 3), ("upper clothes", 1),
+    ],
+)  # fmt: skip
 def test_cells_of_a_dataset(value, number):
     parsed = parse_cloth_type(value)
     assert parsed == number
     assert type(parsed) is int
 
 
-@pytest.mark.parametrize("value", [0, 4, 2.5, math.nan, True, None, "1", "Skirts", "", [1], b"upper"])
+@pytest.mark.parametrize(
+    "value", [4, -1, 2.5, math.nan, True, None, "-1", "1.5", "12", "1,2", "upper+lower", "ober", "", [1], b"upper"]
+)
 def test_anything_else_is_named(value):
     with pytest.raises(ValueError) as caught:
         parse_cloth_type(value)
     assert f"unknown garment type {value!r}" in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [0, 0.0, "0", " 0.0"])
+def test_a_code_that_begins_at_0_is_refused_with_the_reason(value):
+    with pytest.raises(ValueError, match="DressCode"):
+        parse_cloth_type(value)
+
+
+def test_a_misspelt_type_gets_the_nearest_one():
+    with pytest.raises(ValueError, match="nearest is 'lowerbody'"):
+        parse_cloth_type("lower_bdy")
+    with pytest.raises(ValueError, match="nearest is 'skirts'"):
+        parse_cloth_type("Skirt")
+    with pytest.raises(ValueError, match=r"\.\.\.: use") as caught:
+        parse_cloth_type("x" * 5000)
+    assert len(str(caught.value)) < 400
+
+
+def test_the_caption_decides_for_categories_that_may_be_any():
+    assert parse_cloth_type("Denim", "A denim jacket.") == 1
+    with pytest.raises(ValueError, match="'Denim'"):
+        parse_cloth_type("Denim")
+
+
+def test_categories_and_overridden_words_are_no_codes():
+    assert coded_type("Dresses") is None
+    assert coded_type("top") == 1
+    assert coded_type("Top", {"top": 3}) is None
 
 
 def test_there_are_17_categories_and_each_has_a_type_or_is_left_to_the_caption():

@@ -50,6 +50,21 @@ def test_a_cloth_type_is_a_type_or_as_on_the_hub_a_category():
     assert [(row.cloth_type, row.category) for row in plan[1:]] == [(3, "Socks"), (0, "Socks"), (2, "Pants")]
 
 
+def test_types_in_other_tools_forms_and_an_override_of_a_word():
+    words = ["2", "3.0", "lower_body", "dresses", "top"]
+    cells = {"pid": ["a"] * 5, "view": ["front"] * 5, "cloth_type": words}
+    plan = make_plan(cells, Settings(category_types={"top": 3}))
+    assert [(row.cloth_type, row.category) for row in plan] == [
+        (2, ""), (3, ""), (2, ""), (3, "dresses"), (3, "top"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("zero", [0, "0"])
+def test_a_code_that_begins_at_0_stops_all_since_1_and_2_would_be_other_types(zero):
+    with pytest.raises(ValueError, match=r"row 1\b.*DressCode"):
+        make_plan({"pid": ["a"] * 2, "view": ["front"] * 2, "cloth_type": [1, zero]}, Settings())
+
+
 def test_named_values():
     assert named_values("image=photo, cloth = product") == {"image": "photo", "cloth": "product"}
     assert named_values("mask=a=b") == {"mask": "a=b"}

@@ -53,6 +53,12 @@ def test_two_columns_are_enough_in_any_order_with_blanks_and_a_byte_order_mark(s
     assert [request.person.name for request in read_requests(path, shop, UPPER)] == ["p.png"]
 
 
+@pytest.mark.parametrize("kind", ["2", "2.0", "lower_body", "Lower Body", "Skirts"])
+def test_types_in_any_form(shop, kind):
+    (request,) = read_requests(table(shop, f"p.png,g.png,,{kind},,"), shop, None)
+    assert request.cloth_type == LOWER
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [

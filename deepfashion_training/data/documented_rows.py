@@ -38,14 +38,13 @@ class DocumentedRows:
         self._rows = SourceRows([split], columns, source, cache_dir)
         self._texts = self._rows.texts()
         self.types = []
-        for row, value in enumerate(self._texts["cloth_type"]):
-            try:
-                self.types.append(parse_cloth_type(value))
-            except ValueError as error:
-                raise ValueError(f"cloth_type in row {row} of {source}: {error}") from None
         for row, caption in enumerate(self._texts["caption"]):
             if not (caption is None or isinstance(caption, str)):
                 raise ValueError(f"caption in row {row} of {source} is {caption!r}: a text is needed")
+            try:
+                self.types.append(parse_cloth_type(self._texts["cloth_type"][row], caption or ""))
+            except ValueError as error:
+                raise ValueError(f"cloth_type in row {row} of {source}: {error}") from None
 
     def __len__(self) -> int:
         return len(self.types)

@@ -36,13 +36,14 @@ class SourceRows:
         self._roots = picture_roots(source, cache_dir)
 
     def texts(self) -> dict[str, list[Any]]:
-        """Every column that holds no picture; class labels by their names."""
+        """Every column that holds no picture; class labels by their names, where they have one."""
         # Selecting first keeps Arrow from touching a single picture.
         cells = self._rows.select_columns(list(dict.fromkeys(self._texts.values())))[:]
         for column, values in cells.items():
             feature = self._rows.features[column]
             if isinstance(feature, datasets.ClassLabel):
-                cells[column] = [None if value is None else feature.int2str(value) for value in values]
+                names = dict(enumerate(feature.names))
+                cells[column] = [names.get(value, value) for value in values]
         return {name: cells[column] for name, column in self._texts.items()}
 
     def pictures(self, rows: Sequence[int], names: Collection[str] = PICTURES) -> dict[str, list[bytes | str]]:

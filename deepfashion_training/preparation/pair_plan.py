@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from deepfashion_training.data.sampling import split_of, unit_hash
 from deepfashion_training.data.schema import INPUT_COLUMNS
-from deepfashion_training.garment_types import TYPE_NAMES, UnknownCategoryError, parse_cloth_type, type_of
+from deepfashion_training.garment_types import TYPE_NAMES, UnknownCategoryError, coded_type, type_of
 from deepfashion_training.images.masks import MaskPolicy
 from deepfashion_training.images.quality import Gates
 from deepfashion_training.preparation.garment_views import SOURCES, VIEWS, parse_pose
@@ -126,7 +126,7 @@ def make_plan(texts: Mapping[str, Sequence[Any]], settings: Settings, *, has_clo
 
     With ``has_cloth`` the rows bring a garment picture, so neither person nor view has to be known.
 
-    Raises ``ValueError`` when no row at all has a known garment type.
+    Raises ``ValueError`` when no row at all has a known garment type, and for one whose number is 0.
     """
     cells = (dict(zip(texts, row, strict=True)) for row in zip(*texts.values(), strict=True))
     rows = [_planned(row, text, settings, has_cloth) for row, text in enumerate(cells)]
@@ -155,10 +155,12 @@ def _planned(row: int, texts: Mapping[str, Any], settings: Settings, has_cloth: 
         pid, problem = f"row {row}", ("no_pid", "the row does not say who is in the photo")
     if has_cloth:
         problem = ("", "")
-    cloth_type = 0
     try:
-        cloth_type = parse_cloth_type(texts.get("cloth_type"))
-    except ValueError:  # on the Hub, cloth_type is the category
+        cloth_type = coded_type(texts.get("cloth_type"), settings.category_types) or 0
+    except ValueError as error:
+        fix = "or name another column: --column cloth_type=NAME"
+        raise ValueError(f"cloth_type in row {row}: {error}, {fix}") from None
+    if cloth_type == 0:  # on the Hub, cloth_type is the category
         category = category or cells.get("cloth_type", "")
         try:
             cloth_type = type_of(category, caption, settings.category_types) or 0
