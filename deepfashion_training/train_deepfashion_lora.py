@@ -71,6 +71,7 @@ def build_parser() -> FlagParser:
     add("--embedded", action="store_true", help="small model and drawn wardrobe: no network, no GPU, no account")
     add("--upstream", metavar="PATH", help="training script to drive (default: the project's train_flux_inpaint.py)")
     add("--upstream_check", metavar="PATH", help="say how a training script can be driven, and train nothing")
+    add("--upstream_dataset", metavar="NAME", help="its dataset's class, where it is not VitonHDTestDataset")
     add("--gpu_hour_price", type=number(float, 0), help="with --plan: the price of a GPU hour")
     add = group.add_mutually_exclusive_group().add_argument
     add("--check", action="store_true", help="check arguments, models, disk and data, and train nothing")
@@ -149,7 +150,10 @@ def parse(argv: list[str], parser: FlagParser | None = None, *, load: bool = Tru
     args.dataset_name = args.dataset_name or (str(Path(args.output_dir) / "wardrobe") if args.embedded else HUB_DATASET)
     args.dataroot = args.dataset_name
     script = None
-    if not args.upstream or Path(args.upstream).resolve() == REPOSITORY / "train_flux_inpaint.py":
+    ours = not args.upstream or Path(args.upstream).resolve() == REPOSITORY / "train_flux_inpaint.py"
+    if args.upstream_dataset and ours and not args.upstream_check:
+        parser.error("--upstream_dataset does nothing without a script of others in --upstream or --upstream_check")
+    if ours:
         if rest:
             parser.refuse(rest[0])
         refuse_contradictions(parser, args, typed)
@@ -192,7 +196,7 @@ def _for_other_script(
     from deepfashion_training.upstream.arguments import parse_arguments, parser_of
     from deepfashion_training.upstream.script import open_script
 
-    script, ours = open_script(args.upstream), OneLineParser(prog="train_flux_inpaint")
+    script, ours = open_script(args.upstream, args.upstream_dataset), OneLineParser(prog="train_flux_inpaint")
     add_trainer_flags(ours)
     parser.refuse_unknown(rest, (parser_of(script) or ours)._option_string_actions)
     own = _of_groups(parser, _OWN)
@@ -551,6 +555,7 @@ def larger_run(args: argparse.Namespace) -> str:
     words = ["bash", str(Path(__file__).resolve().with_suffix(".sh"))]
     if args.upstream:
         words += ["--upstream", str(Path(args.upstream).absolute())]
+        words += ["--upstream_dataset", args.upstream_dataset] if args.upstream_dataset else []
     source = getattr(args, "raw_dataset_name", args.dataset_name)
     if source != HUB_DATASET and not draws_wardrobe(args):
         words += ["--dataset_name", from_anywhere(source)]
@@ -569,7 +574,7 @@ def work(argv: list[str]) -> int:
         if args.upstream_check is not None:
             from deepfashion_training.upstream.script import open_script
 
-            sys.stdout.write("\n".join(open_script(args.upstream_check).notes) + "\n")
+            sys.stdout.write("\n".join(open_script(args.upstream_check, args.upstream_dataset).notes) + "\n")
             return 0
         if args.plan:
             from deepfashion_training.plan import plan

@@ -7,6 +7,7 @@ import ast
 import builtins
 import contextlib
 import importlib.util
+import shlex
 import sys
 import textwrap
 from pathlib import Path
@@ -99,6 +100,44 @@ def test_a_script_that_does_not_load_is_one_line_and_leaves_nothing(tmp_path: Pa
     assert state() == before
 
 
+@pytest.mark.parametrize(
+    ("line", "files", "named"),
+    [
+        ("import einopsy", [], "pip install einopsy"),
+        ("import yaml_absent.part", [], "pip install yaml_absent"),
+        ("import flux", [], "checkout"),
+        ("from src.flux_absent import x", [], "checkout"),
+        ("from utils.text import x", [], "checkout"),
+        ("import my_utils", [], "checkout"),
+        ("from flags_elsewhere import parse_args", [], "checkout"),
+        ("from rows_elsewhere.cp import VitonHDTestDataset", [], "checkout"),
+        ("import shelf", ["shelf.py"], "shelf.py"),
+        ("import shelf", ["shelf/box.py"], "shelf"),
+        ("import lpips_absent", ["train/losses/lpips_absent.py"], "pip install lpips_absent"),
+        ("from shelf.box import x", ["src/shelf/box.py"], "src/shelf"),
+    ],
+)
+def test_pip_is_named_for_no_file_of_the_scripts_own_repository(
+    line: str, files: list[str], named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "[a] check out"
+    for file in [".git/config", *files]:
+        (root / file).parent.mkdir(parents=True, exist_ok=True)
+        (root / file).touch()
+    path = write(root / "train", f"{CONTRACT}    {line}")
+    with pytest.raises(upstream.UpstreamError, match="ModuleNotFoundError") as error:
+        upstream.open_script(path)
+    said = str(error.value)
+    assert named in said and ("pip install" in said) == ("pip" in named)
+    if files and "pip" not in named:  # what it says to do works
+        folder = shlex.split(said.partition("PYTHONPATH=")[2])[0]
+        monkeypatch.syspath_prepend(folder)
+        (root / files[0]).write_text("x = 3", encoding="utf-8")
+        assert upstream.open_script(path).module
+        sys.modules.pop("shelf", None)
+        sys.modules.pop("shelf.box", None)
+
+
 def test_ctrl_c_while_loading_leaves_nothing(tmp_path: Path) -> None:
     path, before = write(tmp_path, CONTRACT + "    import helper\n    raise KeyboardInterrupt", helper=""), state()
     with pytest.raises(KeyboardInterrupt):
@@ -155,6 +194,52 @@ def test_names_may_come_from_a_star_import(tmp_path: Path) -> None:
         upstream.open_script(write(tmp_path, "from other_here import *", name="another", other_here=""))
 
 
+@pytest.mark.parametrize("name", ["no_main", "other_signature", "no_argument", "renamed_dataset"])
+def test_the_contract_comes_before_packages(name: str, tmp_path: Path) -> None:
+    text = f"import absent_a, flux, utils\n{(SCRIPTS / f'{name}.py').read_text('utf-8')}"
+    with pytest.raises(upstream.UpstreamError, match=BROKEN[name]) as error:
+        upstream.open_script(write(tmp_path, text))
+    assert "absent_a" not in str(error.value) and "pip" not in str(error.value)
+
+
+def test_the_contract_is_checked_where_a_name_comes_from_a_file_beside_the_script(tmp_path: Path) -> None:
+    text = "import absent_a\nfrom flags_here import parse_args\nclass VitonHDTestDataset: pass\n"
+    text += "def main(args): VitonHDTestDataset"
+    path = write(tmp_path, text, flags_here="def parse_args(): pass")
+    with pytest.raises(upstream.UpstreamError, match="parse_args does not take one argument"):
+        upstream.open_script(path)
+
+
+def test_names_below_name_is_main_are_none(tmp_path: Path) -> None:
+    text = CONTRACT.replace("def main", "if __name__ == '__main__':\n     def main")
+    with pytest.raises(upstream.UpstreamError, match="no main"):
+        upstream.open_script(write(tmp_path, text + "    import absent_a"))
+
+
+@pytest.mark.parametrize("line", ["*", "VitonHDTestDataset, main, parse_args"])
+def test_a_main_of_another_file_gets_our_dataset_too(line: str, tmp_path: Path) -> None:
+    there = CONTRACT.replace("return VitonHDTestDataset", "args.seen = VitonHDTestDataset")
+    script = upstream.open_script(write(tmp_path, f"from all_here import {line}", all_here=there))
+    args = argparse.Namespace()
+    upstream.train(script, args, "ours")
+    assert args.seen == "ours" != script.home.VitonHDTestDataset and script.home is not script.module
+
+
+def test_another_class_can_be_named_as_the_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = CONTRACT.replace("VitonHDTestDataset", "ShopDataset").replace("return Shop", "args.seen = Shop")
+    path = write(tmp_path, text + "    class OtherDataset: pass")
+    code, _, error = check(path, capsys)
+    assert code == 1 and "--upstream_dataset ShopDataset" in error and "OtherDataset" not in error
+    assert wrapper.main(["--upstream_check", str(path), "--upstream_dataset", "ShopDataset"]) == 0
+    assert wrapper.main(["--upstream_check", str(path), "--upstream_dataset", "OtherDataset"]) == 1
+    assert "main never builds OtherDataset" in capsys.readouterr().err
+    args = argparse.Namespace()
+    upstream.train(upstream.open_script(path, "ShopDataset"), args, "ours")
+    assert args.seen == "ours"
+    assert wrapper.main(["--upstream_dataset", "ShopDataset", "--embedded"]) == 2
+    assert "--upstream_dataset does nothing" in capsys.readouterr().err
+
+
 def test_a_name_that_cannot_be_called_is_refused(tmp_path: Path) -> None:
     with pytest.raises(upstream.UpstreamError, match="parse_args does not take one argument"):
         upstream.open_script(write(tmp_path, CONTRACT + "    parse_args = 3"))
@@ -200,10 +285,12 @@ def test_a_script_with_a_lora_of_its_own_gets_none(path: Path, capsys: pytest.Ca
 
 
 def test_a_call_in_a_sibling_makes_a_lora_and_a_comment_does_not(tmp_path: Path) -> None:
-    names = "    FluxTransformer2DModel = FluxFillPipeline = Accelerator = object  # add_adapter()\n"
+    names = "        return FluxTransformer2DModel, Accelerator\n"
+    names += "    FluxTransformer2DModel = FluxFillPipeline = Accelerator = object  # add_adapter()\n"
+    contract = CONTRACT.replace("return VitonHDTestDataset", "print(VitonHDTestDataset)") + names
     makes = "def f(model):\n    model.add_adapter(None)"
-    uses = CONTRACT + names + "    import makes_lora"
-    assert upstream.open_script(write(tmp_path, CONTRACT + names, name="without")).gets_lora
+    uses = contract + "    import makes_lora"
+    assert upstream.open_script(write(tmp_path, contract, name="without")).gets_lora
     assert not upstream.open_script(write(tmp_path, uses, makes_lora=makes)).gets_lora
 
 
@@ -254,11 +341,18 @@ def test_patched_names_are_the_originals_again(tmp_path: Path, failure: type[Bas
 
 
 def test_a_script_that_stops_itself_has_failed(tmp_path: Path) -> None:
-    text = CONTRACT.replace("return VitonHDTestDataset", "raise SystemExit(args)")
+    text = CONTRACT.replace("return VitonHDTestDataset", "raise SystemExit(VitonHDTestDataset and args)")
     script = upstream.open_script(write(tmp_path, text))
     with pytest.raises(ValueError, match=r"some_trainer\.py has stopped itself: 3"):
         upstream.train(script, 3, "ours")  # type: ignore[arg-type]
     upstream.train(script, 0, "ours")  # type: ignore[arg-type]
+
+
+def test_a_key_that_only_the_run_shows_is_named_with_its_place(tmp_path: Path) -> None:
+    text = CONTRACT.replace("return VitonHDTestDataset", "return VitonHDTestDataset()[args.key]")
+    script = upstream.open_script(write(tmp_path, text))
+    with pytest.raises(ValueError, match=r"some_trainer\.py, line 10 looks 'flat' up"):
+        upstream.train(script, argparse.Namespace(key="flat"), lambda: {"image": 1})
 
 
 def test_the_trainer_imports_nothing_of_the_package() -> None:

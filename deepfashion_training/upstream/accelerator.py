@@ -41,9 +41,11 @@ class DrivenAccelerator(Accelerator):
         """Check that the optimizer holds the LoRA and nothing else, then prepare as ever.
 
         The loader of training rows keeps to their order, and gets worker processes. Raises ``ValueError`` when the
-        optimizer holds anything else.
+        optimizer holds anything else, or the script has no transformer of ours.
         """
         run = self.run
+        if run.model is None:
+            raise ValueError("this script has not loaded a FluxTransformer2DModel, so its transformer gets no LoRA")
         run.parameters = list(run.model.parameters())
         wanted = {id(parameter) for parameter in run.parameters}
         for optimizer in (each for each in objects if isinstance(each, torch.optim.Optimizer)):

@@ -6,10 +6,12 @@ So stubs never enter ``sys.modules``; ``__import__`` is replaced while the scrip
 
 from __future__ import annotations
 
+import ast
 import builtins
 import contextlib
 import functools
 import importlib.util
+import shlex
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,15 +19,78 @@ from types import ModuleType
 from typing import Any
 from unittest import mock
 
+from deepfashion_training.upstream.reading import ScriptText
+
 #: Packages that a script of this family can do without: its dataset is replaced, and of deepspeed and wandb it only
 #: asks whether they are in use.
 HARMLESS = ("cv2", "deepspeed", "pandas", "torchvision", "wandb")
+#: Packages whose name for pip is another than that of the import.
+PIP_NAMES = {
+    "PIL": "Pillow", "bs4": "beautifulsoup4", "cleanfid": "clean-fid", "dotenv": "python-dotenv", "git": "GitPython",
+    "pkg_resources": "setuptools", "skimage": "scikit-image", "sklearn": "scikit-learn", "yaml": "PyYAML",
+}  # fmt: skip
+#: Names that repositories give to files of their own, and of projects that are installed from their repository alone;
+#: pip knows something else by them.
+NOT_PIPS = frozenset(
+    "annotator apex api app apps args arguments attention base blocks catvton clip common conf config configs "
+    "constants core cp_dataset data dataloader dataloaders dataset densepose detectron2 diffusion engine eval "
+    "evaluation extern external flux generation helper helpers image_datasets infer inference layers ldm lib library "
+    "libs loader loaders logger loss losses main mask masks metrics misc model models module modules network networks "
+    "nodes openpose options parser parsers paser_helper pipeline pipelines preprocess preprocessing processing "
+    "project resources runner sampling schedulers script scripts settings sgm shared source src taming task tasks "
+    "test tests tool tools train trainer trainers training transformer tryon unet util utilities utils vae "
+    "visualization visualizer viton vton".split()
+)
+#: Ends of names of files that hold what one repository needs.
+_OWN_ENDS = ("_utils", "_util", "_helper", "_helpers", "_dataset", "_datasets", "_config", "_lib", "_args")
 
 
 def is_missing(name: str) -> bool:
     """Whether no package ``name`` is installed. A folder ``wandb``, such as runs leave behind, is none."""
     spec = importlib.util.find_spec(name)
     return spec is None or spec.origin is None
+
+
+def advice(error: ImportError, text: ScriptText) -> str:
+    """What to do about a module that the script cannot import, with ``"; "`` before it; nothing where that is unclear.
+
+    pip is named only for what is no file of the script's own repository, neither one that is there nor one that its
+    name tells of.
+    """
+    assert error.name is not None
+    top = error.name.partition(".")[0]
+    if (held := _held_in(error.name, text.script.path) or _held_in(top, text.script.path)) is not None:
+        folder, found = held
+        if folder != text.script.path.parent:
+            path = shlex.quote(str(folder))
+            return f"; {top} is {found} of the script's own repository: put PYTHONPATH={path} before the command"
+    wanted = ("parse_args", "main", *text.dataset_classes())  # no package has them
+    nodes = [node for name in wanted for node in text.script.bound().get(name, [])]
+    own = {str(node.module).partition(".")[0] for node in nodes if isinstance(node, ast.ImportFrom)}
+    if held is not None or top in NOT_PIPS or top in own or top.endswith(_OWN_ENDS):
+        return (
+            f"; {top} is no package of pip's: keep the script in its checkout, beside the files of its repository, and "
+            "install what comes from elsewhere as its README says"
+        )
+    if not isinstance(error, ModuleNotFoundError) or "." in error.name:
+        return ""
+    return f"; install it: pip install {PIP_NAMES.get(top, top)}"
+
+
+def _held_in(name: str, file: Path) -> tuple[Path, Path] | None:
+    """The file or folder of a module in the repository that ``file`` lies in, after the folder to find it from.
+
+    It is looked for from the folders above ``file``, up to the root of its checkout, and from ``src`` in them.
+    """
+    root = next((folder for folder in file.parents if (folder / ".git").exists()), file.parent)
+    for above in (folder for folder in file.parents if folder.is_relative_to(root)):
+        for folder in (above, above / "src"):
+            whole = folder.joinpath(*name.split("."))
+            if (module := whole.with_name(f"{whole.name}.py")).is_file() and module != file:
+                return folder, module
+            if any(True for pattern in ("*.py", "*/*.py") for _ in whole.glob(pattern)):
+                return folder, whole
+    return None
 
 
 class StubType(type):

@@ -24,6 +24,8 @@ class PipelineOnDemand:
     """
 
     def __init__(self, run: DrivenRun, source: str | Path, **parts: Any) -> None:
+        if run.model is None and "transformer" not in parts:
+            raise ValueError(f"this script takes its transformer out of a pipeline ({source}), where it gets no LoRA")
         if Path(source).resolve() == run.folder.resolve():  # what the script believes to have saved there
             source, parts = run.settings.pretrained_model_name_or_path, {"torch_dtype": parts.get("torch_dtype")}
         self._run, self._source, self._parts = run, source, {"transformer": run.model, **parts}

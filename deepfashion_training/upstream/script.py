@@ -1,8 +1,8 @@
 """Load a third-party training script by path, check its contract, patch it, run it, restore it.
 
-Such a script is any Python file with module-level ``VitonHDTestDataset``, ``parse_args(input_args=None)`` and
-``main(args)``, its siblings beside it. Its bytes are never changed, and every name that was patched is the original
-again afterwards. A script that trains no LoRA by itself gets one to train.
+Such a script is any Python file with module-level ``VitonHDTestDataset``, or another class that the user names,
+``parse_args(input_args=None)`` and ``main(args)``, its siblings beside it. Its bytes are never changed, and every name
+that was patched is the original again afterwards. A script that trains no LoRA by itself gets one to train.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import hashlib
 import importlib.util
 import inspect
 import logging
-import symtable
 import sys
-from collections.abc import Collection
+import traceback
+from collections.abc import Collection, Sequence
 from functools import cache, partial
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -28,18 +28,20 @@ from diffusers.utils import logging as diffusers_logging
 # At the top, because the folder of a script, which may have a file of this name, comes first on the path later.
 from deepfashion_training.upstream.accelerator import DrivenAccelerator
 from deepfashion_training.upstream.adapter import AdapterTransformer
+from deepfashion_training.upstream.batch_keys import DATASET_ARGUMENTS, SAMPLE_KEYS, DatasetUse
 from deepfashion_training.upstream.driven_run import DrivenRun, checkpoint_of
-from deepfashion_training.upstream.imports import ScriptImports, is_missing
+from deepfashion_training.upstream.imports import ScriptImports, advice, is_missing
 from deepfashion_training.upstream.pipeline import PipelineOnDemand
+from deepfashion_training.upstream.reading import ScriptText
 from training_run.output_dir import refuse_earlier_run
 from training_run.stopping import StoppedError, Stopping
 
 logger = logging.getLogger(__name__)
 
-#: Packages whose name for pip is another than that of the import.
-PIP_NAMES = {"PIL": "Pillow", "skimage": "scikit-image", "sklearn": "scikit-learn", "yaml": "PyYAML"}
-#: What every script must have.
-CONTRACT = ("VitonHDTestDataset", "parse_args", "main")
+#: What every script must have, beside its dataset.
+CONTRACT = ("parse_args", "main")
+#: How a script of this family calls its dataset.
+DATASET_CLASS = "VitonHDTestDataset"
 #: Names that are replaced so that a script that trains no LoRA trains one.
 REPLACED = ("FluxTransformer2DModel", "FluxFillPipeline", "Accelerator")
 #: Calls by which a script makes a LoRA of its own.
@@ -51,11 +53,21 @@ class UpstreamError(ValueError):
 
 
 class Script:
-    """A third-party script: its ``module``, and whether it trains no LoRA by itself and so ``gets_lora``."""
+    """A third-party script: its ``module``, the class ``dataset`` that is replaced, and whether it ``gets_lora``.
 
-    def __init__(self, module: ModuleType, imports: ScriptImports, gets_lora: bool) -> None:
-        self.module, self.imports, self.gets_lora = module, imports, gets_lora
-        if gets_lora:
+    It gets one when it trains none by itself.
+    """
+
+    def __init__(self, module: ModuleType, imports: ScriptImports, dataset: str) -> None:
+        self.module, self.imports, self.dataset = module, imports, dataset
+        self.home = imports.siblings.get(module.main.__module__, module)
+        """The module that ``main`` looks names up in: where it comes from a file beside the script, that file's."""
+        makes_lora = any(_makes_lora(ast.parse(file.read_bytes())) for file in imports.files)
+        lacking = [name for name in REPLACED if not hasattr(self.home, name)]
+        if lacking and not makes_lora and b"FluxTransformer2DModel" in imports.file.read_bytes():
+            raise UpstreamError(f"trains no LoRA and cannot be given one: no {', '.join(lacking)} at module level")
+        self.gets_lora = not makes_lora and not lacking
+        if self.gets_lora:
             lora = "trains no LoRA: its transformer gets one, the only weights that it can train; see docs/upstream.md"
         else:
             lora = "trains in its own way: only its dataset is replaced"
@@ -67,43 +79,82 @@ class Script:
 # ---- loading and checking
 
 
-def open_script(path: str | Path) -> Script:
-    """The script at ``path``, loaded and checked.
+def open_script(path: str | Path, dataset: str | None = None) -> Script:
+    """The script at ``path``, loaded and checked; ``dataset`` is its dataset's class, else ``VitonHDTestDataset``.
 
-    Raises ``UpstreamError`` when there is no such file, it does not compile, a name of the contract is missing (before
-    it runs), its module level fails, or it can be given no LoRA.
+    Raises ``UpstreamError`` when there is no such file or it does not compile; when, before it runs, its text tells
+    that it cannot be driven; when its module level fails, or it can be given no LoRA.
     """
     file = Path(path).resolve()
     if not file.is_file() or file.suffix != ".py":
         raise UpstreamError(f"--upstream {path}: no Python file there")
     try:
-        source = file.read_text(encoding="utf-8")
-        symbols = symtable.symtable(source, str(file), "exec").get_symbols()
-    except (SyntaxError, ValueError) as error:
+        text = ScriptText(file)
+    except (SyntaxError, ValueError, RecursionError) as error:
         raise UpstreamError(f"--upstream {path} is no valid Python: {error}") from error
-    names = {symbol.get_name() for symbol in symbols if symbol.is_assigned() or symbol.is_imported()}
-    if "import *" not in source:
-        _check_names(path, names)
-    module, imports = _imported(file)
-    _check_names(path, vars(module).keys())
-    for name in ("parse_args", "main"):
-        try:
-            inspect.signature(getattr(module, name)).bind([])
-        except TypeError as error:
-            raise UpstreamError(f"--upstream {path} cannot be driven: {name} does not take one argument") from error
-    if any(map(_makes_lora, imports.files)):
-        return Script(module, imports, gets_lora=False)
-    lacking = [name for name in REPLACED if not hasattr(module, name)]
-    if lacking and "FluxTransformer2DModel" in source:
-        raise UpstreamError(
-            f"--upstream {path} trains no LoRA and cannot be given one: no {', '.join(lacking)} at module level"
-        )
-    return Script(module, imports, gets_lora=not lacking)
+    try:
+        check_text(text, dataset or DATASET_CLASS)
+        module, imports = _imported(file)
+        _check_names(text, vars(module).keys(), dataset or DATASET_CLASS)
+        for name in CONTRACT:
+            try:
+                inspect.signature(getattr(module, name)).bind([])
+            except TypeError as error:
+                raise UpstreamError(f"cannot be driven: {name} does not take one argument") from error
+        return Script(module, imports, dataset or DATASET_CLASS)
+    except UpstreamError as error:
+        raise UpstreamError(f"--upstream {path} {error}") from error.__cause__
 
 
-def _check_names(path: str | Path, names: Collection[str]) -> None:
-    if missing := [name for name in CONTRACT if name not in names]:
-        raise UpstreamError(f"--upstream {path} cannot be driven: no {', no '.join(missing)}")
+def check_text(text: ScriptText, dataset: str) -> None:
+    """Raise ``UpstreamError`` for a script that cannot be driven, as far as its text tells for certain."""
+    if text.names is not None:
+        _check_names(text, text.names, dataset)
+    for name in CONTRACT:
+        _, function = text.definition(name) or (None, None)
+        if function is not None and not function.decorator_list and not _takes_one(function.args):
+            raise UpstreamError(f"cannot be driven: {name} does not take one argument")
+    faults = []
+    if not text.looks_up(dataset, dataset):
+        others = [name for name in text.dataset_classes() if name != dataset and text.looks_up(name, dataset)]
+        faults.append(f"main never builds {dataset}{_which_dataset(others)}")
+    use = DatasetUse(text, dataset)
+    if arguments := use.foreign_arguments():
+        faults.append(f"it gives its dataset {', '.join(arguments)}, and ours takes {', '.join(DATASET_ARGUMENTS)}")
+    if keys := use.foreign_keys():
+        faults.append(f"it reads {', '.join(keys)} from a batch, and a sample has {', '.join(SAMPLE_KEYS)}")
+    lacks_lora = not any(_makes_lora(file.tree) for file in text.files.values())
+    if lacks_lora and text.names is not None and text.names.issuperset(REPLACED):
+        # A pipeline that is loaded whole brings a transformer of its own.
+        ours = [name for name in ("FluxTransformer2DModel", "Accelerator") if not text.looks_up(name, dataset)]
+        faults += [
+            f"it trains no LoRA and cannot be given one, as main never makes a {name} of its own" for name in ours
+        ]
+    if faults:
+        raise UpstreamError(f"cannot be driven: {'; '.join(faults)}; see docs/upstream.md")
+
+
+def _takes_one(arguments: ast.arguments) -> bool:
+    """Whether a function can be called with one argument and no keyword."""
+    places = [*arguments.posonlyargs, *arguments.args]
+    needed = len(places) - len(arguments.defaults)
+    return needed <= 1 and bool(places or arguments.vararg) and all(arguments.kw_defaults)
+
+
+def _check_names(text: ScriptText, names: Collection[str], dataset: str) -> None:
+    if missing := [name for name in (dataset, *CONTRACT) if name not in names]:
+        hint = ""
+        if missing == [dataset]:
+            classes = [name for name in text.dataset_classes() if name in names]
+            hint = _which_dataset([name for name in classes if text.looks_up(name, dataset)] or classes)
+        raise UpstreamError(f"cannot be driven: no {', no '.join(missing)}{hint}")
+
+
+def _which_dataset(names: Sequence[str]) -> str:
+    """The question whether one of these classes is the script's dataset, and the answer that it waits for."""
+    if not names:
+        return ""
+    return f"; is its dataset {' or '.join(names)}? Then add --upstream_dataset {names[0]}"
 
 
 @cache
@@ -122,14 +173,14 @@ def _imported(file: Path) -> tuple[ModuleType, ScriptImports]:
         if isinstance(error, KeyboardInterrupt):
             raise
         said = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        if isinstance(error, ModuleNotFoundError) and error.name and "." not in error.name:
-            said += f"; install it: pip install {PIP_NAMES.get(error.name, error.name)}"
-        raise UpstreamError(f"--upstream {file} failed while it was loaded: {said}") from error
+        if isinstance(error, ImportError) and error.name:
+            said += advice(error, ScriptText(file))
+        raise UpstreamError(f"failed while it was loaded: {said}") from error
     return module, imports
 
 
-def _makes_lora(file: Path) -> bool:
-    calls = (node.func for node in ast.walk(ast.parse(file.read_bytes())) if isinstance(node, ast.Call))
+def _makes_lora(tree: ast.AST) -> bool:
+    calls = (node.func for node in ast.walk(tree) if isinstance(node, ast.Call))
     return any(getattr(called, "attr", getattr(called, "id", None)) in LORA_CALLS for called in calls)
 
 
@@ -155,19 +206,22 @@ def train(script: ModuleType | Script, args: argparse.Namespace, dataset: Any) -
     the user can fix, and whatever the script raises; every name is the original again then.
     """
     if isinstance(script, ModuleType):
-        with mock.patch.object(script, "VitonHDTestDataset", dataset):
+        with mock.patch.object(script, DATASET_CLASS, dataset):
             script.main(args)
     elif script.gets_lora:
         _train_lora(script, args, dataset)
     else:
-        _call(script, args, {"VitonHDTestDataset": dataset})
+        _call(script, args, {script.dataset: dataset})
 
 
 def _call(script: Script, args: argparse.Namespace, replacements: dict[str, Any]) -> None:
-    """``main`` with names of the script replaced; ``ValueError`` when it leaves by ``sys.exit`` with an error."""
+    """``main`` with names of the script replaced.
+
+    Raises ``ValueError`` when it leaves by ``sys.exit`` with an error, and for a key that a sample does not have.
+    """
     module = script.module
     # A global that some functions read, and that is set under __main__ only.
-    patches = mock.patch.multiple(module, create=True, args=args, **replacements)
+    patches = mock.patch.multiple(script.home, create=True, args=args, **replacements)
     with script.imports.importable(), patches:
         try:
             module.main(args)
@@ -176,6 +230,14 @@ def _call(script: Script, args: argparse.Namespace, replacements: dict[str, Any]
         except SystemExit as stop:
             if stop.code not in (None, 0):
                 raise ValueError(f"{module.__file__} has stopped itself: {stop.code}") from stop
+        except KeyError as error:
+            at = traceback.extract_tb(error.__traceback__)[-1]
+            if Path(at.filename) not in script.imports.files:
+                raise
+            raise ValueError(
+                f"{at.filename}, line {at.lineno} looks {error} up, which is not there; a sample has "
+                f"{', '.join(SAMPLE_KEYS)}"
+            ) from error
 
 
 def _train_lora(script: Script, settings: argparse.Namespace, dataset: Any) -> None:
@@ -188,7 +250,7 @@ def _train_lora(script: Script, settings: argparse.Namespace, dataset: Any) -> N
     quiet = mock.patch.object(diffusers_logging, "set_verbosity_info", diffusers_logging.set_verbosity_warning)
     try:
         with quiet, Stopping() as run.stopping:
-            _call(script, run.script_args, _replacements(script.module, run))
+            _call(script, run.script_args, _replacements(script, run))
             run.finish()
         status = "done"
     except StoppedError as stopped:
@@ -199,16 +261,16 @@ def _train_lora(script: Script, settings: argparse.Namespace, dataset: Any) -> N
         run.end(status)
 
 
-def _replacements(module: ModuleType, run: DrivenRun) -> dict[str, Any]:
+def _replacements(script: Script, run: DrivenRun) -> dict[str, Any]:
     """Names of a script that gets a LoRA, and what they are while ``run`` lasts."""
     names = {
-        "VitonHDTestDataset": run.build_dataset,
+        script.dataset: run.build_dataset,
         "FluxTransformer2DModel": type("AdapterTransformer", (AdapterTransformer,), {"run": run}),
         "FluxFillPipeline": type("Pipeline", (FluxFillPipeline,), {"from_pretrained": partial(PipelineOnDemand, run)}),
         "Accelerator": type("DrivenAccelerator", (DrivenAccelerator,), {"run": run}),
         "print": lambda *values, **_: logger.debug(" ".join(map(str, values))),  # a line for every weight
     }
-    if callable(encode_prompt := getattr(module, "encode_prompt", None)):
+    if callable(encode_prompt := getattr(script.home, "encode_prompt", None)):
         names["encode_prompt"] = run.noting_prompts(encode_prompt)
     if is_missing("wandb"):  # whose settings are made all the same
         names["wandb"] = SimpleNamespace(Settings=dict)
