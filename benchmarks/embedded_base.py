@@ -27,8 +27,8 @@ from deepfashion_training.evaluation.metrics import ciede2000_masked, ssim
 from deepfashion_training.garment_types import TYPE_NAMES
 from deepfashion_training.images.layout import pair_tensors
 from deepfashion_training.models.fill import FillModel, Recipe
-from deepfashion_training.models.lora_files import find_lora, read_lora
 from training_run.cores import usable_cores
+from training_run.lora_formats import find_lora, read_lora
 
 HEIGHT, WIDTH = SIZE = (128, 96)
 #: No training draws people of this seed.

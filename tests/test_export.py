@@ -10,13 +10,14 @@ import peft
 import pytest
 import torch
 from diffusers import FluxFillPipeline, FluxTransformer2DModel
-from diffusers.loaders import lora_conversion_utils, lora_pipeline
+from diffusers.loaders import lora_conversion_utils, lora_pipeline, single_file_utils
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import train_flux_inpaint as tfi
 from deepfashion_training import export as command
 from deepfashion_training.models import lora_files
+from training_run import lora_formats
 from training_run.lora import LORA_TARGETS
 
 RANK, ALPHA = 4, 8
@@ -138,9 +139,25 @@ def test_kohya_names_and_sizes(loras, tmp_path):
     assert metadata["prompt"] == tfi.DEFAULT_PROMPT and "lora_adapter_metadata" not in metadata
 
 
+def test_kohya_has_no_room_for_layers_without_a_lora(loras, tmp_path):
+    """Attention alone: linear1 joins q, k and v of rank 4 in rank 12, the lowest that holds them."""
+    run(loras["attention"], "kohya", tmp_path / "k.safetensors")
+    weights = load_file(tmp_path / "k.safetensors")
+    assert weights["lora_unet_single_blocks_2_linear1.lora_down.weight"].shape == (12, 192)
+    assert weights["lora_unet_single_blocks_2_linear1.lora_up.weight"].shape == (1344, 12)
+    assert weights["lora_unet_single_blocks_2_linear1.alpha"] == 24
+    back = lora_formats.read_lora(tmp_path / "k.safetensors")
+    stored = lora_formats.read_lora(loras["attention"] / tfi.LORA_FILE)
+    assert back.config.r == RANK and back.config.lora_alpha == ALPHA and set(back.weights) == set(stored.weights)
+    assert all(torch.equal(back.weights[name], stored.weights[name]) for name in stored.weights)
+    assert back.metadata["prompt"] == tfi.DEFAULT_PROMPT and back.notes == ()
+    assert run(loras["attention"], "kohya", tmp_path / "half.safetensors", "--dtype", "bf16") == 0
+    assert (tmp_path / "half.safetensors").stat().st_size < 0.55 * (tmp_path / "k.safetensors").stat().st_size
+
+
 def test_kohya_adds_the_same_to_the_joined_weights(loras):
     """ComfyUI and kohya add alpha / rank of the file x up down to the weight of q, k, v (and the MLP) in one."""
-    lora = lora_files.read_lora(loras["rslora"] / tfi.LORA_FILE)
+    lora = lora_formats.read_lora(loras["rslora"] / tfi.LORA_FILE)
     file = lora_files.to_kohya(lora)
     block = "transformer_blocks.1"
     for name, parts in (
@@ -176,7 +193,7 @@ def test_kohya_is_the_inverse_of_diffusers_converter(dtype, tmp_path):
     layers = [f"transformer_blocks.{i}.{end}" for i in (0, 18) for end in ends]
     single = ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp", "proj_out", "norm.linear")
     layers += [f"single_transformer_blocks.{i}.{end}" for i in (0, 37) for end in single]
-    lora = lora_files.read_lora(flux_sized(tmp_path, layers, dtype))
+    lora = lora_formats.read_lora(flux_sized(tmp_path, layers, dtype))
     back = lora_conversion_utils._convert_kohya_flux_lora_to_diffusers(lora_files.to_kohya(lora))
     assert {name.removeprefix("transformer.") for name in back} == set(lora.weights)
     for name, stored in lora.weights.items():
@@ -229,6 +246,107 @@ def test_fused_keeps_the_precision_of_the_base_and_takes_another(loras, tiny_flu
     assert {path.name for path in tmp_path.iterdir()} == {"half", "f"}
 
 
+def bfl_model(folder: Path, config: dict[str, object]) -> Path:
+    """A transformer with random weights, in files of 100 KB at most."""
+    torch.manual_seed(2)
+    FluxTransformer2DModel.from_config(config).save_pretrained(folder, max_shard_size="100KB")
+    return folder
+
+
+def converted_back(file: Path, width: int) -> dict[str, torch.Tensor]:
+    """diffusers' reader of such files, with another hidden size in place of FLUX's 3072; it wants all tensors."""
+    source = inspect.getsource(single_file_utils.convert_flux_transformer_checkpoint_to_diffusers)
+    assert source.count("inner_dim = 3072") == 1
+    space = dict(vars(single_file_utils))
+    exec(source.replace("inner_dim = 3072", f"inner_dim = {width}"), space)
+    stored = load_file(file)
+    back = space["convert_flux_transformer_checkpoint_to_diffusers"](stored)
+    assert not stored
+    return back
+
+
+@pytest.mark.parametrize("name", ["all", "dora"])
+def test_a_single_file_has_the_weights_of_the_folder(name, loras, tiny_flux_fill, tmp_path, capsys):
+    file = tmp_path / "flux.safetensors"
+    assert run(loras[name], "fused", file, "--single_file", "--dtype", "bf16") == 0
+    assert "ComfyUI (models/diffusion_models)" in capsys.readouterr().out
+    assert run(loras[name], "fused", tmp_path / "f", "--dtype", "bf16") == 0
+    folder = load_file(tmp_path / "f" / "diffusion_pytorch_model.safetensors")
+    back = converted_back(file, 192)
+    assert set(back) == set(folder)
+    assert all(torch.equal(back[key], folder[key]) and back[key].dtype == torch.bfloat16 for key in folder)
+    assert (file.stat().st_mode & 0o777) == (tmp_path / "f" / "config.json").stat().st_mode & 0o777
+    capsys.readouterr()
+    assert "exists" in refused(capsys, "--lora", loras[name], "--format", "fused", "--single_file", "--output", file)
+    assert run(loras[name], "fused", file, "--single_file", "--overwrite") == 0
+
+
+def comfyui_names(double: int, single: int) -> set[str]:
+    """The tensors of FLUX in ComfyUI, by how its model is built: a linear layer has weight and bias, a norm a scale."""
+    linear = ["img_in", "txt_in", "final_layer.linear", "final_layer.adaLN_modulation.1"]
+    linear += [f"{name}_in.{end}_layer" for name in ("time", "vector", "guidance") for end in ("in", "out")]
+    norms = []
+    for i in range(double):
+        for stream in ("img", "txt"):
+            block = f"double_blocks.{i}.{stream}"
+            linear += [f"{block}_{end}" for end in ("mod.lin", "attn.qkv", "attn.proj", "mlp.0", "mlp.2")]
+            norms += [f"{block}_attn.norm.{end}_norm.scale" for end in ("query", "key")]
+    for i in range(single):
+        linear += [f"single_blocks.{i}.{end}" for end in ("linear1", "linear2", "modulation.lin")]
+        norms += [f"single_blocks.{i}.norm.{end}_norm.scale" for end in ("query", "key")]
+    return {f"{name}.{kind}" for name in linear for kind in ("weight", "bias")} | set(norms)
+
+
+def test_a_single_file_of_as_many_blocks_as_flux_has_780_tensors(tmp_path):
+    """And what ComfyUI tells the model by: 96 channels of 2x2 patches are Fill, guidance_in is FLUX.1-dev's."""
+    config = {
+        "in_channels": 384,
+        "out_channels": 64,
+        "num_layers": 19,
+        "num_single_layers": 38,
+        "attention_head_dim": 8,
+        "num_attention_heads": 1,
+        "joint_attention_dim": 16,
+        "pooled_projection_dim": 16,
+        "guidance_embeds": True,
+        "axes_dims_rope": (2, 2, 4),
+    }
+    base = bfl_model(tmp_path / "base", config)
+    assert (base / "diffusion_pytorch_model.safetensors.index.json").is_file()
+    ends = ("transformer_blocks.18.attn.to_k", "single_transformer_blocks.37.proj_out")
+    weights = {}
+    for layer, into in zip(ends, (8, 40), strict=True):
+        weights[f"transformer.{layer}.lora_A.weight"] = torch.randn(2, into)
+        weights[f"transformer.{layer}.lora_B.weight"] = torch.randn(8, 2)
+    save_file(weights, tmp_path / "l.safetensors")
+    flags = ("--base", base, "--dtype", "fp32")
+    assert run(tmp_path / "l.safetensors", "fused", tmp_path / "flux.safetensors", "--single_file", *flags) == 0
+    stored = load_file(tmp_path / "flux.safetensors")
+    assert len(stored) == 780 and set(stored) == comfyui_names(19, 38)
+    assert stored["img_in.weight"].shape == (8, 384) and "guidance_in.in_layer.weight" in stored
+
+    assert run(tmp_path / "l.safetensors", "fused", tmp_path / "f", *flags) == 0
+    folder = FluxTransformer2DModel.from_pretrained(tmp_path / "f").state_dict()
+    bare = FluxTransformer2DModel.from_pretrained(base).state_dict()
+    back = converted_back(tmp_path / "flux.safetensors", 8)
+    assert {key for key in bare if not torch.equal(bare[key], folder[key])} == {f"{layer}.weight" for layer in ends}
+    assert set(back) == set(folder) and all(torch.equal(back[key], folder[key]) for key in back)
+    for layer in ends:
+        added = weights[f"transformer.{layer}.lora_B.weight"] @ weights[f"transformer.{layer}.lora_A.weight"]
+        torch.testing.assert_close(folder[f"{layer}.weight"], bare[f"{layer}.weight"] + added)
+
+
+def test_names_of_a_single_file_at_the_size_of_flux():
+    with torch.device("meta"):
+        names = FluxTransformer2DModel(in_channels=384, guidance_embeds=True).state_dict().keys()
+    plan = lora_files.single_file_plan(names)
+    assert set(plan) == comfyui_names(19, 38) and sorted(name for parts in plan.values() for name in parts) == sorted(
+        names
+    )
+    with pytest.raises(ValueError, match=r"transformer_blocks\.0\.attn\.to_k\.weight"):
+        lora_files.single_file_plan([name for name in names if name != "transformer_blocks.0.attn.to_k.weight"])
+
+
 # --------------------------------------------------------------------------------------------------------- refusals
 
 
@@ -253,15 +371,13 @@ def test_a_file_that_is_not_our_lora(loras, tmp_path, capsys):
     file.write_bytes(b"not safetensors")
     assert "is not a safetensors file" in refused(capsys, *rest)
     weights = load_file(loras["all"] / tfi.LORA_FILE)
-    save_file(weights, file)
-    assert "does not say a rank and alpha" in refused(capsys, *rest)
     save_file(weights, file, {"lora_adapter_metadata": json.dumps({"transformer.r": 4})})
     assert "does not say a rank and alpha" in refused(capsys, *rest)
     settings = {"transformer.r": 8, "transformer.lora_alpha": 8, "transformer.target_modules": ["to_q"]}
     save_file(weights, file, {"lora_adapter_metadata": json.dumps(settings)})
-    assert "is not of the rank 8" in refused(capsys, *rest)
+    assert "settings say 8" in refused(capsys, *rest)
     save_file({"x_embedder.weight": torch.zeros(2)}, file)
-    assert "it holds x_embedder.weight" in refused(capsys, *rest)
+    assert "its x_embedder.weight" in refused(capsys, *rest)
     assert not out.exists()
 
 
@@ -284,15 +400,13 @@ def test_a_rank_or_alpha_that_is_no_number_to_scale_by(key, value, loras, tmp_pa
     assert str(file) in refused(capsys, "--lora", file, "--format", "kohya", "--output", output)
     assert not output.exists()
     with pytest.raises(ValueError, match="lora_adapter_metadata"):
-        lora_files.read_lora(file, assume_alpha=True)
+        lora_formats.read_lora(file)
 
 
 def test_what_kohya_cannot_hold(loras, tmp_path, capsys):
     output = tmp_path / "k.safetensors"
     rest = ("--format", "kohya", "--output", output)
     assert "DoRA" in refused(capsys, "--lora", loras["dora"], *rest)
-    lora = flux_sized(tmp_path, ["x_embedder"], torch.float32)
-    assert "no name for the layer x_embedder" in refused(capsys, "--lora", lora, *rest)
     assert not output.exists()
 
 
@@ -359,8 +473,13 @@ def test_nothing_is_left_of_a_failed_export(loras, tmp_path, capsys, monkeypatch
         (["--format", "kohya", "--output", "k.safetensors", "--lora-scale", "2"], "did you mean --lora_scale?"),
         (["--format", "onnx", "--output", "k"], "'onnx'"),
         (["--format", "kohya", "--output", "k"], "ends in .safetensors"),
-        (["--format", "peft", "--output", "k", "--dtype", "bf16"], "--dtype goes with --format fused, not peft"),
+        (
+            ["--format", "peft", "--output", "k", "--dtype", "bf16"],
+            "--dtype goes with --format fused or kohya, not peft",
+        ),
         (["--format", "peft", "--output", "k", "--lora_scale", "nan"], "nan is not a finite number"),
+        (["--format", "peft", "--output", "k", "--single_file"], "--single_file goes with --format fused, not peft"),
+        (["--format", "fused", "--output", "k", "--single_file"], "--single_file writes one file"),
         (["--format", "peft"], "--output"),
     ],
 )

@@ -20,8 +20,8 @@ from deepfashion_training.images.layout import pair_tensors
 from deepfashion_training.models import fill
 from deepfashion_training.models.access import CATVTON_FLUX_ALPHA
 from deepfashion_training.models.fill import FLUX_FILL, FillModel, Recipe, check_means, same_model
-from deepfashion_training.models.lora_files import LoraFile, read_lora
 from training_run import flops, guards
+from training_run.lora_formats import LoraFile, read_lora
 
 PROMPT, OTHER_PROMPT = "a person in trousers", "a coat"
 STEPS, GUIDANCE = 2, 3.5

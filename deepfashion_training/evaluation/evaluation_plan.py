@@ -22,8 +22,9 @@ from deepfashion_training.models.access import check_writable
 from deepfashion_training.models.features import DEFAULT_DINO, find_dino
 from deepfashion_training.models.fill import Recipe, same_model
 from deepfashion_training.models.human_parser import check_human_parser, default_human_parser, load_human_parser
-from deepfashion_training.models.lora_files import LoraFile, check_fits, find_lora, read_lora
+from deepfashion_training.models.lora_files import fitted
 from training_run.atomic import SAVING, write_file
+from training_run.lora_formats import LoraFile, find_lora, read_lora
 
 SETTINGS = "settings.json"
 METRICS, TABLE, REPORT, BEFORE_AFTER = "metrics.json", "metrics.csv", "report.html", "before_after.png"
@@ -72,8 +73,7 @@ def make_plan(args: argparse.Namespace, state: PartialState) -> EvaluationPlan:
         choice = choose(args)
         against = None
         if args.against is not None:
-            against = read_lora(find_lora(args.against), assume_alpha=True)
-            check_fits(against, choice.recipe.transformer)
+            against = fitted(read_lora(find_lora(args.against)), choice.recipe.transformer)
         dino, left_out = _find_dino(args.dino_model)
         parser = _find_parser(args)
     source = args.dataset_name

@@ -16,7 +16,7 @@ from training_run.flags import MOST_INFERENCE_STEPS, QUANTIZED_BY
 if TYPE_CHECKING:
     from deepfashion_training.inference.dress import DrawingSettings
     from deepfashion_training.models.fill import FillModel, Recipe
-    from deepfashion_training.models.lora_files import LoraFile
+    from training_run.lora_formats import LoraFile
 
 #: What a LoRA's metadata should say.
 _TRAINED_WITH = ("transformer", "height", "width", "prompt", "guidance_scale", "num_inference_steps", "resize_mode")
@@ -25,7 +25,7 @@ _TRAINED_WITH = ("transformer", "height", "width", "prompt", "guidance_scale", "
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
     """Flags that choose the models."""
     add = parser.add_argument_group("models").add_argument
-    add("--lora", metavar="LORA", help="output folder of a training, LoRA file, or Hub id; without one the bare base")
+    add("--lora", metavar="LORA", help="folder or file of any usual format, or Hub id; without one the bare base")
     add("--lora_scale", type=number(float), default=1.0, metavar="X", help="multiplies what the LoRA changes")
     add("--base", metavar="BASE", help="transformer, folder or Hub id (default: the one that the LoRA was trained on)")
     add("--pipeline", metavar="P", help="VAE, text encoders and scheduler, folder or Hub id (default: the LoRA's)")
@@ -76,7 +76,7 @@ class ModelChoice:
     @property
     def notes(self) -> list[str]:
         """What a user should know before it is drawn, in lines."""
-        notes = []
+        notes = [] if self.lora is None else list(self.lora.notes)
         silent = [] if self.lora is None else [name for name in _TRAINED_WITH if name not in self.lora.metadata]
         if silent:
             notes.append(
@@ -160,24 +160,26 @@ def choose(args: argparse.Namespace) -> ModelChoice:
     what this machine cannot run.
     """
     from deepfashion_training.embedded import is_embedded
-    from deepfashion_training.models import fill, lora_files
+    from deepfashion_training.models import fill
     from deepfashion_training.models.access import USING_FLAGS, check_models
+    from deepfashion_training.models.lora_files import fitted
     from training_run import guards
     from training_run.hub import is_hub_id
+    from training_run.lora_formats import find_lora, read_lora
 
     fill.check_means(args.quantize_base, args.offload)
     if args.lora is None and args.lora_scale != 1:
         raise ValueError(f"--lora_scale {args.lora_scale:g} scales nothing: name a LoRA with --lora, or leave it out")
     lora = None
     if args.lora is not None:
-        lora = lora_files.read_lora(lora_files.find_lora(args.lora), assume_alpha=True)
+        lora = read_lora(find_lora(args.lora))
     trained = fill.Recipe() if lora is None else fill.Recipe.of(lora)
     recipe = dataclasses.replace(trained, **_asked(args, {} if lora is None else lora.metadata))
     if is_hub_id(recipe.transformer) or (not is_embedded(recipe.transformer) and guards.gpu_fault()):
         guards.check_gpu(guards.NO_GPU, "add --embedded to try it on this machine")
     check_models(recipe.pipeline, recipe.transformer, flags=USING_FLAGS)
     if lora is not None:
-        lora_files.check_fits(lora, recipe.transformer)
+        lora = fitted(lora, recipe.transformer)
     if args.offload:
         fill.plan_offload(recipe.transformer)
     return ModelChoice(recipe, lora, args.lora_scale, args.quantize_base, args.offload)

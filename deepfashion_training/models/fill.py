@@ -17,9 +17,10 @@ from diffusers import FluxFillPipeline
 import train_flux_inpaint as trainer
 from deepfashion_training.images.layout import ResizeMode
 from deepfashion_training.models.access import CATVTON_FLUX_ALPHA
-from deepfashion_training.models.lora_files import LoraFile, without_weights
+from deepfashion_training.models.lora_files import without_weights
 from training_run import guards
 from training_run.hub import transformer_in
+from training_run.lora_formats import LoraFile
 
 FLUX_FILL = "black-forest-labs/FLUX.1-Fill-dev"
 #: Guidance of catvton-flux-alpha without a LoRA: what its own training script draws its validation pictures with.
