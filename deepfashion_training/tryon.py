@@ -110,16 +110,13 @@ def tryon(args: argparse.Namespace) -> None:
 
 def _notes_on_colours(requests: Sequence[TryOnRequest], repaint: bool) -> list[str]:
     """Where a result has not quite the values that its photo stores: other colour profiles, and JPEG."""
-    from PIL import Image
-
     from training_run.colour import profile_name
+    from training_run.decoding import open_picture
 
     profiles: dict[str, Path] = {}
     for request in requests:
-        # One that cannot be opened is named when it is read.
-        unreadable = suppress(OSError, ValueError, SyntaxError, Image.DecompressionBombError)
-        with unreadable, Image.open(request.person) as photo:
-            if name := profile_name(photo):
+        with suppress(OSError, ValueError):  # one that cannot be opened is named when it is drawn
+            if name := profile_name(open_picture(request.person.read_bytes(), decode=False)):
                 profiles.setdefault(name, request.person)
     notes = [f"{path.name} has the colour profile {name!r}: its result is in sRGB" for name, path in profiles.items()]
     if repaint and requests[0].output.suffix.lower() in (".jpg", ".jpeg"):

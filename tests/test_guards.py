@@ -383,7 +383,7 @@ def test_a_damaged_file_in_the_cache_of_the_hub_is_named(tiny_args, tmp_path, re
     bases.check_base("acme/fill", "acme/none", other, None, tmp_path)
 
 
-@pytest.mark.parametrize("kind", ["garbage", "eps", "bomb", "short"])
+@pytest.mark.parametrize("kind", ["garbage", "eps", "bomb", "short", "pointer"])
 def test_a_picture_that_is_none_is_named(tmp_path, kind):
     file, sink = tmp_path / "person.jpg", io.BytesIO()
     Image.new("L", (9000, 9000)).save(sink, "PNG")  # 81 million pixels in 80 kB
@@ -391,9 +391,10 @@ def test_a_picture_that_is_none_is_named(tmp_path, kind):
     whole = io.BytesIO()
     Image.effect_noise((60, 80), 50).save(whole, "PNG")
     content = {"garbage": b"garbage", "eps": eps, "bomb": sink.getvalue(), "short": whole.getvalue()[:2000]}
+    content["pointer"] = b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 12\n"
     file.write_bytes(content[kind])
-    why = {"bomb": "9000x9000 pixels are too many", "short": "truncated"}.get(kind, "cannot identify")
-    with pytest.raises(ValueError, match=f"{file} cannot be read as a picture: [^\n]*{why}[^\n]*$"):
+    why = {"bomb": "9000x9000 pixels", "short": "truncated", "pointer": "git lfs pull"}.get(kind, "none of")
+    with pytest.raises(ValueError, match=f"{file}: [^\n]*{why}[^\n]*$"):
         guards.read_picture(file, "RGB")
 
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import io
+import sys
+import zlib
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from icc import rgb_profile
+from PIL import Image, ImageOps, features
 
 from deepfashion_training.images.pictures import (
     PictureError,
+    TooManyPixelsError,
     border_colour,
     box_of,
     opacity,
@@ -19,6 +23,7 @@ from deepfashion_training.images.pictures import (
     turn,
     upright,
 )
+from training_run.decoding import formats
 
 
 def encoded(picture: Image.Image, format_: str = "PNG", **options: object) -> bytes:
@@ -112,6 +117,130 @@ def test_a_truncated_picture_is_an_error(format_, share):
     open_picture(data)
     with pytest.raises(PictureError, match="not readable as a picture"):
         open_picture(data[: int(len(data) * share)])
+
+
+# PNGs with much beside the pixels ----------------------------------------------------------------------------------
+
+
+def chunk(name: bytes, content: bytes, wrong_checksum: bool = False) -> bytes:
+    checksum = zlib.crc32(name + content) ^ wrong_checksum
+    return len(content).to_bytes(4, "big") + name + content + checksum.to_bytes(4, "big")
+
+
+def png_with(*chunks: bytes, late: bool = False) -> bytes:
+    """``noise`` with further chunks, behind its head or, ``late``, behind its pixels."""
+    data = encoded(noise())
+    place = len(data) - 12 if late else 33
+    return data[:place] + b"".join(chunks) + data[place:]
+
+
+MUCH = b"workflow " * 10_000_000
+CHUNKS = {
+    "plain text": chunk(b"tEXt", b"prompt\0" + MUCH[:3_000_000]),
+    "packed text": chunk(b"zTXt", b"prompt\0\0" + zlib.compress(MUCH, 1)),
+    "text of any language": chunk(b"iTXt", b"prompt\0\1\0\0\0" + zlib.compress(MUCH, 1)),
+    "text that is no text": chunk(b"iTXt", b"\xff\0"),
+    "text with a wrong checksum": chunk(b"tEXt", b"a\0b", wrong_checksum=True),
+    "ImageMagick's copy of a profile": chunk(b"zTXt", b"Raw profile type icc\0\0" + zlib.compress(MUCH[:2_000_000])),
+    "EXIF": chunk(b"eXIf", b"MM\0*\0\0\0\x08\0\0\0\0\0\0" + bytes(3_000_000)),
+    "EXIF that is none": chunk(b"eXIf", b"junk"),
+    "ImageMagick's copy of EXIF that is none": chunk(b"tEXt", b"Raw profile type exif\0\nexif\n 4\nzz"),
+    "profile that is none": chunk(b"iCCP", b"junk\0\0" + zlib.compress(bytes(2_000_000))),
+    "unknown": chunk(b"prVt", bytes(2_000_000)),
+    "many": chunk(b"tEXt", b"k\0" + bytes(60_000)) * 2_000,
+}
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("name", CHUNKS)
+def test_a_png_is_read_whatever_it_has_beside_its_pixels(name, late):
+    assert upright(open_picture(png_with(CHUNKS[name], late=late))).tobytes() == noise().tobytes()
+
+
+@pytest.mark.parametrize("length", [60, 300, 3_000_000])
+def test_a_png_that_is_cut_short_in_or_behind_its_text_is_an_error(length):
+    with pytest.raises(PictureError):
+        open_picture(png_with(chunk(b"tEXt", b"k\0" + bytes(3_000_000)))[:length])
+
+
+def test_a_large_profile_of_a_png_is_applied():
+    profile = rgb_profile("ProPhoto")
+    large = profile + bytes(3_000_000 - len(profile))
+    packed = chunk(b"iCCP", b"wide\0\0" + zlib.compress(large))
+    assert to_rgb(open_picture(png_with(packed))).tobytes() != noise().tobytes()
+
+
+def test_which_way_is_up_is_read_beside_large_texts():
+    way_up = b'XML:com.adobe.xmp\0\0\0\0\0<x tiff:Orientation="6"/>'
+    assert orientation(open_picture(png_with(CHUNKS["packed text"], chunk(b"iTXt", way_up)))) == 6
+
+
+# Formats -------------------------------------------------------------------------------------------------------------
+
+HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(40)
+
+
+@pytest.mark.parametrize("brand", [b"heic", b"mif1"])
+def test_where_pillow_heif_is_missing_a_heic_picture_names_it(monkeypatch, brand):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)  # importing it fails
+    formats.cache_clear()
+    try:
+        with pytest.raises(PictureError, match=r"HEIC.*requirements-heif\.txt"):
+            open_picture(HEIC.replace(b"ftypheic", b"ftyp" + brand))
+        assert "HEIF" not in formats()
+    finally:
+        formats.cache_clear()
+
+
+def test_where_pillow_has_no_avif_the_picture_names_it(monkeypatch):
+    monkeypatch.setattr(features, "check", lambda name: False)
+    formats.cache_clear()
+    try:
+        with pytest.raises(PictureError, match=r"AVIF.*Pillow"):
+            open_picture(b"\0\0\0\x18ftypmif1\0\0\0\0mif1avif" + bytes(40))
+    finally:
+        formats.cache_clear()
+
+
+def halves() -> Image.Image:
+    """Red on the left, blue on the right; 64x48."""
+    picture = Image.new("RGB", (64, 48), (220, 30, 30))
+    picture.paste((30, 30, 220), (32, 0, 64, 48))
+    return picture
+
+
+@pytest.mark.parametrize("format_", ["HEIF", "AVIF"])
+def test_heic_and_avif_are_read_upright_and_refused_when_cut_short(format_):
+    if format_ not in formats():
+        pytest.skip(f"{format_}: pillow-heif is not installed, or this Pillow has no AVIF")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # what is stored on the left is seen above
+    data = encoded(halves(), format_, exif=exif.tobytes(), quality=95)
+    seen = upright(open_picture(data))
+    assert seen.size == (48, 64)
+    assert seen.getpixel((24, 10)) == pytest.approx((220, 30, 30), abs=12)
+    assert seen.getpixel((24, 54)) == pytest.approx((30, 30, 220), abs=12)
+    with pytest.raises(TooManyPixelsError):
+        open_picture(data, max_pixels=64 * 48 - 1)
+    with pytest.raises(PictureError, match="damaged"):
+        open_picture(data[: len(data) * 2 // 3])
+
+
+def test_of_several_pictures_in_a_file_the_first_is_read():
+    for format_ in ("MPO", "GIF", "WEBP", "PNG", "TIFF"):
+        frames = {"save_all": True, "append_images": [Image.new("RGB", (64, 48))], "duration": 100}
+        seen = upright(open_picture(encoded(halves(), format_, **frames)))
+        assert seen.getpixel((10, 10)) == pytest.approx((220, 30, 30), abs=12), format_
+
+
+def test_pixels_are_not_decoded_where_only_the_head_is_asked_for():
+    data = encoded(noise(), icc_profile=rgb_profile("ProPhoto"))
+    assert open_picture(data[: len(data) - 40], decode=False).info["icc_profile"] == rgb_profile("ProPhoto")
+
+
+def test_a_git_lfs_pointer_is_named_as_that():
+    with pytest.raises(PictureError, match="git lfs pull"):
+        open_picture(b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 12\n")
 
 
 @pytest.mark.parametrize("data", [b"", b"no picture", encoded(noise(), "PPM")], ids=["empty", "text", "format"])

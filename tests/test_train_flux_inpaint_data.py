@@ -95,6 +95,15 @@ def test_pictures_may_be_grey_have_alpha_or_a_palette(viton_copy):
     assert torch.equal(sample["inpaint_mask"][..., WIDTH:], box_map(MASK_BOX))
 
 
+def test_sixteen_bits_are_scaled_in_pictures_and_masks(viton_copy):
+    grey = np.full((HEIGHT, WIDTH), 51 * 257, np.uint16)
+    Image.fromarray(grey).save(viton_copy / "train/image/000_00.jpg", "PNG")
+    Image.fromarray(grey).save(viton_copy / "train/agnostic-mask/000_00_mask.png")
+    sample = VitonHDTestDataset(str(viton_copy), "train", size=SIZE)[0]
+    torch.testing.assert_close(sample["image"][..., WIDTH:], flat((51, 51, 51)))
+    assert not sample["inpaint_mask"].any()
+
+
 def test_blank_lines_are_no_pairs(viton_copy):
     (viton_copy / "train_pairs.txt").write_text("\n000_00.jpg 001_00.jpg\n\n  \n002_00.jpg\t000_00.jpg\n\n")
     data = VitonHDTestDataset(str(viton_copy), "train", "unpaired", SIZE)

@@ -19,6 +19,7 @@ from accelerate.utils import parse_flag_from_env
 from PIL import Image
 
 from training_run.colour import to_srgb
+from training_run.decoding import PictureError, eight_bit, open_picture
 from training_run.flags import BACKENDS, QUANTIZED_BY, refuse_other_trainers
 
 #: The oldest driver branch for a major version of CUDA (NVIDIA, "CUDA Compatibility", minor version compatibility).
@@ -54,16 +55,13 @@ def is_out_of_memory(error: BaseException | None) -> bool:
 def read_picture(path: Path, mode: str) -> Image.Image:
     """The picture at ``path`` in a ``mode`` of Pillow, RGB as sRGB. Raises ``ValueError``, one line, for none.
 
-    JPEG, PNG, WebP and BMP alone: other readers start programs. More than 64 million pixels are taken for an attack on
-    memory and not decoded.
+    More than 64 million pixels are taken for an attack on memory and not decoded.
     """
     try:
-        with Image.open(path, formats=("JPEG", "PNG", "WEBP", "BMP")) as picture:
-            if picture.width * picture.height > 64_000_000:
-                raise ValueError(f"{picture.width}x{picture.height} pixels are too many")
-            return (to_srgb(picture) if mode == "RGB" else picture).convert(mode)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} cannot be read as a picture: {error}") from error
+        picture = eight_bit(open_picture(path.read_bytes(), 64_000_000))
+        return (to_srgb(picture) if mode == "RGB" else picture).convert(mode)
+    except (OSError, PictureError) as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def out_of_memory(error: BaseException, lowers: str) -> ValueError:

@@ -1,21 +1,24 @@
-"""Pictures: from stored bytes to upright 8-bit sRGB."""
+"""Pictures: upright 8-bit sRGB, and what their edges and transparent parts tell."""
 
 from __future__ import annotations
 
-import io
+import logging
 
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image
 
-from training_run.colour import to_srgb
+# What modules above need of these they take from here.
+from training_run.decoding import WHITE as WHITE
+from training_run.decoding import PictureError as PictureError
+from training_run.decoding import TooManyPixelsError as TooManyPixelsError
+from training_run.decoding import open_picture as open_picture
+from training_run.decoding import over as over
+from training_run.decoding import to_rgb as to_rgb
 
-#: Formats that are opened. Pillow knows more, but some of them call other programs (EPS starts Ghostscript).
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
+logger = logging.getLogger(__name__)
 
 #: Shortest side of a stored picture that shows anything: a dot would be blown up into a whole person or mask.
 MIN_SIDE = 8
-
-WHITE = (255, 255, 255)
 
 #: EXIF orientation -> what brings the stored pixels upright. 1 is upright already.
 _TO_UPRIGHT = {
@@ -29,46 +32,14 @@ _TO_UPRIGHT = {
 }
 
 
-class PictureError(ValueError):
-    """A picture that cannot be used: what is wrong with it, in one line."""
-
-
-class TooManyPixelsError(PictureError):
-    """A picture with more pixels than ``PIL.Image.MAX_IMAGE_PIXELS``: perhaps a decompression bomb."""
-
-
-def open_picture(data: bytes | str, max_pixels: int | None = None, min_side: int = 1) -> Image.Image:
-    """The picture in ``data``, decoded to its last pixel, in the mode in which it was stored.
-
-    Raises ``PictureError`` for anything that Pillow cannot read completely, for formats beyond ``FORMATS``, for a side
-    under ``min_side`` and for a ``str``, which says why there are no bytes; ``TooManyPixelsError`` above
-    ``max_pixels``, by default ``PIL.Image.MAX_IMAGE_PIXELS`` (Pillow itself refuses only twice as many).
-    """
-    if isinstance(data, str):
-        raise PictureError(data)
-    try:
-        picture = Image.open(io.BytesIO(data), formats=FORMATS)
-        limit = Image.MAX_IMAGE_PIXELS if max_pixels is None else max_pixels
-        if limit is not None and picture.width * picture.height > limit:
-            raise TooManyPixelsError(f"{picture.width}x{picture.height} pixels, above the limit of {limit}")
-        if min(picture.size) < min_side:
-            raise PictureError(f"{picture.width}x{picture.height} pixels, a side under {min_side}")
-        picture.load()
-    except PictureError:
-        raise
-    except Image.DecompressionBombError as error:
-        raise TooManyPixelsError(str(error)) from error
-    except UnidentifiedImageError as error:  # whose message is an address in memory
-        raise PictureError(f"not readable as a picture: none of {', '.join(FORMATS)}") from error
-    except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, zlib.error and others
-        raise PictureError(f"not readable as a picture: {type(error).__name__}: {error}") from error
-    return picture
-
-
 def orientation(picture: Image.Image) -> int:
-    """EXIF orientation of ``picture``, 1 to 8; 1 (upright) when there is none or it is out of range."""
-    value = picture.getexif().get(ExifTags.Base.Orientation, 1)
-    return value if value in _TO_UPRIGHT else 1
+    """EXIF orientation of ``picture``, 1 to 8; 1 (upright) when there is none, or none that can be read."""
+    try:
+        value = picture.getexif().get(ExifTags.Base.Orientation, 1)
+        return value if value in _TO_UPRIGHT else 1
+    except Exception as error:  # damaged EXIF: SyntaxError, ValueError, struct.error and others
+        logger.warning("EXIF cannot be read (%s): the picture is taken as upright", error)
+        return 1
 
 
 def turn(picture: Image.Image, exif_orientation: int) -> Image.Image:
@@ -80,33 +51,6 @@ def turn(picture: Image.Image, exif_orientation: int) -> Image.Image:
 def upright(picture: Image.Image) -> Image.Image:
     """``picture`` as it is meant to be seen, by its EXIF, in 8-bit sRGB; see ``to_rgb``."""
     return turn(to_rgb(picture), orientation(picture))
-
-
-def to_rgb(picture: Image.Image) -> Image.Image:
-    """``picture`` as 8-bit sRGB, transparent parts over white. Stored pixels: see ``turn`` for EXIF.
-
-    A colour profile is applied and left out of the result, see ``training_run.colour``. 16-bit grey is scaled by 1/257,
-    so that 65535 becomes 255. Raises ``PictureError`` for floating-point pictures, whose scale nobody knows.
-    """
-    if picture.mode == "F":
-        raise PictureError("floating-point picture (mode F): save it with 8 or 16 bits")
-    if picture.mode.startswith("I"):
-        values = np.clip(np.asarray(picture, dtype=np.int32), 0, 65535)
-        grey = Image.fromarray(((values + 128) // 257).astype(np.uint8))
-        grey.info = {name: value for name, value in picture.info.items() if name == "icc_profile"}
-        picture = grey
-    picture = to_srgb(picture)
-    if picture.has_transparency_data:
-        return over(WHITE, picture)
-    return picture if picture.mode == "RGB" else picture.convert("RGB")
-
-
-def over(colour: tuple[int, int, int], picture: Image.Image) -> Image.Image:
-    """``picture`` over an even ``colour``, as RGB."""
-    rgba = picture.convert("RGBA")
-    canvas = Image.new("RGB", rgba.size, colour)
-    canvas.paste(rgba, mask=rgba)
-    return canvas
 
 
 def box_of(mask: np.ndarray, room: int = 0) -> tuple[int, int, int, int] | None:
