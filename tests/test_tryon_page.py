@@ -242,6 +242,9 @@ def test_events_wait_in_one_queue_and_take_uploads_only(
         blocks.has_launched = True  # before that Gradio trusts every path
         value, _ = await blocks.preprocess_data(make_mask, [field(tmp_path / "mine.png"), 1], None)
         assert value == str(tmp_path / "mine.png")  # the file itself, not decoded and saved again
+        (tmp_path / "mine.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")  # which Gradio cannot open
+        value, _ = await blocks.preprocess_data(make_mask, [field(tmp_path / "mine.heic"), 1], None)
+        assert value == str(tmp_path / "mine.heic")
         for path in ("/etc/passwd", str(tmp_path / ".." / "x.png")):
             with pytest.raises(gr.exceptions.InvalidPathError):
                 await blocks.preprocess_data(make_mask, [field(path), 1], None)

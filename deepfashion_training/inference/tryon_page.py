@@ -233,19 +233,14 @@ def _about(choice: ModelChoice) -> str:
     return about
 
 
-class _PictureFile(gr.Image):
-    """A field that hands on the file as it is: ``read_picture`` opens more than Gradio does, and says what is wrong."""
-
-    is_template = True  # in the browser it is an Image
-
-    def preprocess(self, payload: Any) -> Any:
-        return payload.path if payload is not None and payload.path else super().preprocess(payload)
-
-
 def _upload(name: str) -> gr.Image:
     """A field for a picture, handed on as the file that it is."""
     how: dict[str, Any] = {"sources": ["upload", "clipboard"], "type": "filepath", "image_mode": None}
-    return _PictureFile(label=name, show_label=False, height=250, elem_id=name, **how)
+    field = gr.Image(label=name, show_label=False, height=250, elem_id=name, **how)
+    opened = field.preprocess
+    # ``read_picture`` opens more than Gradio does, and says what is wrong. A subclass would make Gradio write a .pyi.
+    vars(field)["preprocess"] = lambda sent: sent.path if sent is not None and sent.path else opened(sent)
+    return field
 
 
 def _numbers(choice: ModelChoice, seed: int) -> list[gr.components.Component]:
