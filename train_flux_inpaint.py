@@ -24,6 +24,7 @@ import hashlib
 import json
 import logging
 import math
+import os
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -54,6 +55,7 @@ from training_run.cores import usable_cores
 from training_run.flags import DEFAULT_PROMPT as DEFAULT_PROMPT  # for wrappers of this script
 from training_run.flags import OneLineParser, add_trainer_flags, refuse_contradictions
 from training_run.hub import subfolder_of_transformer
+from training_run.lock import only_writer
 from training_run.lora import load_transformer_weights, lora_config, read_lora, save_lora
 from training_run.memory import state_bytes
 from training_run.optimizers import check_optimizer_state, make_optimizer, optimizer_settings
@@ -865,8 +867,12 @@ def main(args: argparse.Namespace) -> None:
     guards.check_shared_memory(args, bytes_of_pair(args.height, args.width))
     models = (args.pretrained_model_name_or_path, args.pretrained_inpaint_model_name_or_path)
     bases.check_base(*models, args.revision, args.inpaint_revision, args.cache_dir)
-    output_dir.refuse_earlier_run(args)
-    with Stopping(args.save_every_minutes) as stopping:
+    first = os.environ.get("RANK", "0") == "0"
+    with (
+        only_writer(Path(args.output_dir)) if first else contextlib.nullcontext(),
+        Stopping(args.save_every_minutes) as stopping,
+    ):
+        output_dir.refuse_earlier_run(args)
         accelerator = start(args)
         try:
             run, record = build_run(args, accelerator, stopping)

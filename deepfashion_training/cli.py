@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 
 from training_run.flags import OneLineParser
 from training_run.flags import number as number  # commands take it from here
+from training_run.stopping import TerminatedError, end_with_launcher, outlive_terminal, terminable
 
 PRESETS = Path(__file__).resolve().parent / "presets"
 _WORDS = {**dict.fromkeys(("true", "yes", "on"), True), **dict.fromkeys(("false", "no", "off"), False)}
@@ -143,16 +144,19 @@ def run_command(command: str, argv: list[str] | None, work: Callable[[list[str]]
     """Do ``work`` on the words of the command line and return the exit code.
 
     ``argv`` takes the place of what was typed. The code is that of ``work``, 1 after an error, 2 for wrong use, 130
-    after Ctrl-C. An error is one line on stderr, each fault of a ``FaultsError`` one, with its traceback before it
-    after ``--debug``; ``stopped`` says what Ctrl-C leaves behind.
+    after Ctrl-C and 143 after SIGTERM or SIGHUP. An error is one line on stderr, each fault of a ``FaultsError`` one,
+    with its traceback before it after ``--debug``; ``stopped`` says what is left behind when it is stopped.
     """
     words = sys.argv[1:] if argv is None else argv
+    outlive_terminal()
+    end_with_launcher()
     try:
-        return work(words) or 0
-    except KeyboardInterrupt:
+        with terminable():
+            return work(words) or 0
+    except KeyboardInterrupt as stop:
         close_progress_bars()
         sys.stderr.write(f"\n{command}: stopped; {stopped}\n")
-        return 130
+        return 143 if isinstance(stop, TerminatedError) else 130
     except WrongUseError as error:
         sys.stderr.write(f"{command}: {in_one_line(str(error))} (see --help)\n")
         return 2

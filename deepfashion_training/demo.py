@@ -3,7 +3,7 @@
     python -m deepfashion_training.demo [--lora DIR] [--port 7860] [--embedded]
 
 The page is served to this machine alone unless --host says otherwise, and asks nobody else for anything. Exit codes:
-1 failed, 2 wrong use, 130 stopped by Ctrl-C, which is the usual end, 143 by SIGTERM.
+1 failed, 2 wrong use, 130 stopped by Ctrl-C, which is the usual end, 143 by SIGTERM or SIGHUP.
 """
 
 # Nothing heavy is imported up here, so that --help answers at once.
@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import os
-import signal
 import socket
 import sys
 import tempfile
@@ -59,7 +58,6 @@ def demo(args: argparse.Namespace) -> None:
     quiet_libraries()
     choice = choose(args)
     parser = choose_parser(args.parser, choice)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # without this, uploads would be left behind
     # Gradio's own folder is one for everybody on the machine, and stays.
     parent = Path(os.environ.get("GRADIO_TEMP_DIR") or tempfile.gettempdir())
     parent.mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,7 @@
 Writes metrics.json, metrics.csv, pictures/, report.html and before_after.png. A run that is stopped continues when the
 same command is given again (without --overwrite). On several GPUs, where all draw and the first measures:
 ``accelerate launch -m deepfashion_training.evaluate ...``. Exit codes: 0 done, 1 failed, 2 wrong use, 130 stopped by
-Ctrl-C.
+Ctrl-C, 143 by SIGTERM or SIGHUP.
 """
 
 # Nothing heavy is imported up here, so that --help answers at once.
@@ -23,9 +23,11 @@ from typing import TYPE_CHECKING, Any
 from deepfashion_training.cli import FlagParser, load_cards, number, quiet_libraries, run_command
 from deepfashion_training.garment_types import TYPE_NAMES, type_list
 from deepfashion_training.inference.choice import add_drawing_flags, add_model_flags
+from training_run.lock import only_writer
 
 if TYPE_CHECKING:
     import torch
+    from accelerate import PartialState
 
     from deepfashion_training.evaluation.evaluation_plan import EvaluationPlan
 
@@ -113,6 +115,13 @@ def evaluate(args: argparse.Namespace, processes: Any = None) -> None:
     from accelerate import PartialState
     from accelerate.utils import parse_flag_from_env
 
+    state = processes or PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=_PATIENCE)
+    with only_writer(args.output_dir) if state.is_main_process else nullcontext():
+        _evaluate(args, state)
+
+
+def _evaluate(args: argparse.Namespace, state: PartialState) -> None:
+    """``evaluate`` on the processes ``state``, with the output directory to themselves."""
     from deepfashion_training.evaluation.draw_cases import draw_missing
     from deepfashion_training.evaluation.evaluation_plan import make_plan
     from deepfashion_training.evaluation.measure_cases import measure
@@ -120,7 +129,6 @@ def evaluate(args: argparse.Namespace, processes: Any = None) -> None:
     from deepfashion_training.models.features import Dino
     from deepfashion_training.models.publish import push
 
-    state = processes or PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=_PATIENCE)
     plan = make_plan(args, state)
     dino = None
     if state.is_main_process:

@@ -5,7 +5,7 @@
 ``kohya`` is one .safetensors for ComfyUI and kohya's sd-scripts, ``peft`` a folder for ``PeftModel.from_pretrained``,
 ``fused`` the transformer that has the LoRA added in: a folder, or with ``--single_file`` one file for ComfyUI. A
 ``LORA`` of another tool is read, too, so that this converts one format into another. Exit codes: 0 done, 1 failed,
-2 wrong use, 130 stopped by Ctrl-C.
+2 wrong use, 130 stopped by Ctrl-C, 143 by SIGTERM or SIGHUP.
 """
 
 # Nothing heavy is imported up here, so that --help answers at once.

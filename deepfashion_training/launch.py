@@ -8,7 +8,6 @@ short for a checkpoint.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import importlib.metadata
 import json
 import os
@@ -30,6 +29,7 @@ if __name__ == "__main__":  # run by path: the package is found from here, and i
 from deepfashion_training.cli import PRESETS, FlagParser, Preset, load_preset, run_command  # noqa: E402
 from deepfashion_training.train_deepfashion_lora import PRESET_FLAGS, build_parser, parse  # noqa: E402
 from training_run.cores import usable_cores  # noqa: E402
+from training_run.stopping import LAUNCHER  # noqa: E402
 
 TRAIN = HERE / "train_deepfashion_lora.py"
 ACCELERATE_CONFIG = HERE / "accelerate.yaml"
@@ -42,10 +42,9 @@ ON_CPU = {
     "MALLOC_TRIM_THRESHOLD_": str(2**29),
 }
 #: Exit codes of a process that a signal has stopped: by itself, after saving, or at once.
-STOPPED = (130, 143, -signal.SIGINT, -signal.SIGTERM)
+STOPPED = (130, 143, -signal.SIGINT, -signal.SIGTERM, -signal.SIGHUP)
 #: Seconds that other processes have to end after one has failed.
 PATIENCE = 30.0
-_PR_SET_PDEATHSIG = 1
 
 EXAMPLES = """examples:
   bash train_deepfashion_lora.sh --quick-test
@@ -221,14 +220,12 @@ def supervise(command: list[str], environments: list[dict[str, str]]) -> int:
         if signal.getsignal(signum) != signal.SIG_IGN:  # as under nohup
             signal.signal(signum, note)
     # In sessions of their own: Ctrl-C in a terminal comes through here, and once.
+    inherited = {**os.environ, LAUNCHER: str(os.getpid())}  # by which they see it end
     children = [
-        subprocess.Popen(
-            command, env={**os.environ, **environment}, stdin=subprocess.DEVNULL, start_new_session=True,
-            preexec_fn=_end_with_launcher,
-        )
+        subprocess.Popen(command, env={**inherited, **environment}, stdin=subprocess.DEVNULL, start_new_session=True)
         for environment in environments
         if not told
-    ]  # fmt: skip
+    ]
     handed_on, failed, ended_at = 0, 0, 0.0
     while running := [child for child in children if child.poll() is None]:
         codes = [child.returncode for child in children if child.returncode]
@@ -255,12 +252,6 @@ def supervise(command: list[str], environments: list[dict[str, str]]) -> int:
         return 1
     code = failed or (codes[0] if codes else -told[0])
     return code if code >= 0 else 128 - code
-
-
-def _end_with_launcher() -> None:
-    """In a new process: SIGTERM when the launcher is killed, so that no run goes on unseen. Linux only."""
-    if sys.platform.startswith("linux"):
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def main(argv: list[str] | None = None) -> int:

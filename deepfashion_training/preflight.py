@@ -30,6 +30,7 @@ from training_run import guards
 from training_run.bases import folder_of
 from training_run.flops import FLUX_FILL
 from training_run.hub import is_hub_id, transformer_in
+from training_run.lock import only_writer
 from training_run.memory import predict, state_bytes
 from training_run.speed import FILL
 from training_run.transfer import bytes_of_pair
@@ -190,8 +191,9 @@ class Preflight:
     def output(self) -> str:
         """Where results go: nothing is in the way there, and it can be written to."""
         folder = Path(self.args.output_dir)
-        upstream.check_before(self.script, self.args)
         access.check_writable(folder)
+        with only_writer(folder, patience=0):  # of a run that is to begin, this process is that already
+            upstream.check_before(self.script, self.args)
         if (folder / "README.md").exists() and not (folder / "run.json").exists():
             raise ValueError(f"--output_dir {folder} has a README.md that the model card would replace: choose another")
         return str(folder)

@@ -3,7 +3,7 @@
     python -m deepfashion_training.prepare --dataset_name SRC --output_dir OUT
 
 ``OUT`` loads with ``datasets.load_dataset(OUT)``. A run that is stopped continues when the same command is given again.
-Exit codes: 0 done, 1 failed, 2 wrong use, 130 stopped by Ctrl-C.
+Exit codes: 0 done, 1 failed, 2 wrong use, 130 stopped by Ctrl-C, 143 by SIGTERM or SIGHUP.
 """
 
 # Nothing heavy is imported up here, so that --help answers at once.

@@ -3,7 +3,7 @@
     accelerate launch deepfashion_training/train_deepfashion_lora.py --preset quick_test --embedded
 
 A value is taken from the command line, else from the preset, else from the trainer's own default. Exit codes: 0 done,
-1 failed, 2 wrong use, 143 stopped by SIGTERM and 130 by Ctrl-C, both after saving a checkpoint.
+1 failed, 2 wrong use, 143 stopped by SIGTERM or SIGHUP and 130 by Ctrl-C, after saving a checkpoint.
 """
 
 # Nothing heavy is imported up here, so that a command line is answered at once.
@@ -581,11 +581,15 @@ def work(argv: list[str]) -> int:
 
             plan(args, script, process_state())
             return 0
-        if first:
-            check(args, script)
-        process_state().wait_for_everyone()  # where the first fails, whoever started the others ends them
-        if not args.check:
-            run(args, script)
+        from training_run.lock import only_writer
+
+        writes = first and not args.check
+        with only_writer(Path(args.output_dir)) if writes else contextlib.nullcontext():
+            if first:
+                check(args, script)
+            process_state().wait_for_everyone()  # where the first fails, whoever started the others ends them
+            if not args.check:
+                run(args, script)
         return 0
     except KeyboardInterrupt:
         if not first:
@@ -607,7 +611,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    from training_run.stopping import end_with_launcher
-
-    end_with_launcher()
     sys.exit(main())

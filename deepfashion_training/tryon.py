@@ -3,7 +3,7 @@
     python -m deepfashion_training.tryon --person P --garment G --garment_type lower --lora outputs/full --output O
 
 Size, prompt, guidance and steps are those that the LoRA was trained with. The result has the person's own size. Exit
-codes: 0 done, 1 failed, 2 wrong use, 130 stopped by Ctrl-C.
+codes: 0 done, 1 failed, 2 wrong use, 130 stopped by Ctrl-C, 143 by SIGTERM or SIGHUP.
 """
 
 # Nothing heavy is imported up here, so that --help answers at once.
@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ from deepfashion_training.inference.choice import (
     choose,
     choose_parser,
 )
+from training_run.lock import only_writer
 
 if TYPE_CHECKING:
     from deepfashion_training.inference.choice import ModelChoice
@@ -84,6 +85,11 @@ def parse(argv: list[str]) -> argparse.Namespace:
 def tryon(args: argparse.Namespace) -> None:
     """Draw what the flags ask for. Raises ``ValueError``, one line, before models are loaded where that is possible."""
     quiet_libraries()
+    with nullcontext() if args.batch is None else only_writer(args.output, "--output"):
+        _tryon(args)
+
+
+def _tryon(args: argparse.Namespace) -> None:
     from deepfashion_training.models.access import check_writable
 
     requests = requests_of(args)

@@ -9,8 +9,11 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports a Hugging Face lib
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import argparse
+import contextlib
 import io
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -116,6 +119,18 @@ def tiny_args(tiny_flags: Callable[..., list[str]]) -> Callable[..., argparse.Na
         return train_flux_inpaint.parse_args(tiny_flags(*more))
 
     return parsed
+
+
+@contextlib.contextmanager
+def writing(file: Path) -> Iterator[int]:
+    """Another process, by its number, that writes the folder of the lock ``file``."""
+    words = "import sys, time; from pathlib import Path; from training_run.lock import only_writer\n"
+    words += "with only_writer(Path(), file=Path(sys.argv[1]), patience=0): print(flush=True); time.sleep(600)"
+    command, environment = [sys.executable, "-c", words, str(file)], {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as process:
+        assert process.stdout is not None and process.stdout.readline()
+        yield process.pid
+        process.kill()
 
 
 def forget_accelerator() -> None:

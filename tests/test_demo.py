@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import signal
 import socket
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,6 @@ def test_uploads_lie_in_a_private_folder_that_goes(tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
     monkeypatch.setattr(demo.importlib.util, "find_spec", lambda name: object())
     monkeypatch.setattr(demo, "check_port", lambda host, port: None)
-    monkeypatch.setattr(demo.signal, "signal", lambda *_: None)
     seen: list[Path] = []
 
     def serve(args: object, choice: object, parser: object, folder: Path) -> None:
@@ -59,9 +59,10 @@ def test_uploads_lie_in_a_private_folder_that_goes(tmp_path: Path, monkeypatch: 
         assert os.environ["GRADIO_TEMP_DIR"] == str(folder)
         (folder / "upload").touch()
         seen.append(folder)
+        os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(demo, "serve", serve)
-    demo.demo(demo.build_parser().parse_args(["--embedded"]))
+    assert demo.main(["--embedded"]) == 143
     assert len(seen) == 1 and not seen[0].exists()
 
 

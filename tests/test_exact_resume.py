@@ -609,7 +609,7 @@ def test_two_ranks_of_which_one_is_stopped(tiny_flags, tmp_path):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("receiver", ["agent", "group", "rank 0", "rank 1"])
+@pytest.mark.parametrize("receiver", ["agent", "hung up", "group", "rank 0", "rank 1"])
 def test_two_ranks_are_told_to_stop(tiny_flags, tmp_path, receiver):
     """By the agent that accelerate starts several ranks with, by Ctrl-C, or one alone: both save the same step."""
     script, folder = tmp_path / "slow.py", tmp_path / "out"
@@ -630,8 +630,8 @@ def test_two_ranks_are_told_to_stop(tiny_flags, tmp_path, receiver):
     told = time.monotonic()
     if receiver == "group":
         os.killpg(launched.pid, signal.SIGINT)
-    elif receiver == "agent":
-        launched.send_signal(signal.SIGTERM)
+    elif receiver in ("agent", "hung up"):
+        launched.send_signal(signal.SIGTERM if receiver == "agent" else signal.SIGHUP)
     else:
         ranks[int(receiver[-1])].terminate()
     said = launched.communicate(timeout=60)[1]

@@ -443,7 +443,7 @@ def ended(pid: int) -> bool:
     [
         ("launcher", signal.SIGTERM), ("launcher", signal.SIGHUP), ("launcher", signal.SIGINT),
         ("group", signal.SIGINT),  # Ctrl-C in a terminal
-        ("launcher", signal.SIGKILL), ("trainer", signal.SIGTERM),
+        ("trainer", signal.SIGTERM),
     ],
 )  # fmt: skip
 def test_a_signal_reaches_every_process_once(
@@ -457,12 +457,7 @@ def test_a_signal_reaches_every_process_once(
         os.kill(run.launcher.pid if receiver == "launcher" else pids[0], signum)
     code, said = run.end()
     arrives = signal.SIGINT if signum == signal.SIGINT else signal.SIGTERM
-    if signum == signal.SIGKILL:  # whoever was started hears of it
-        until = time.monotonic() + 10
-        while not all(map(ended, pids)) and time.monotonic() < until:
-            time.sleep(0.05)
-    else:
-        assert code == 128 + arrives, said
+    assert code == 128 + arrives, said
     assert [(run.folder / f"saved-{rank}").read_text() for rank in (0, 1)] == [str(int(arrives))] * 2
     assert all(map(ended, pids)) and said == ""
 
@@ -506,23 +501,3 @@ def test_a_signal_before_anything_is_loaded_leaves_nothing_behind(tmp_path: Path
     said = launcher.communicate(timeout=20)[1]
     assert launcher.returncode == 143 and "Traceback" not in said
     assert all(ended(child.pid) for child in children) and not (tmp_path / "out").exists()
-
-
-@pytest.mark.slow
-def test_accelerate_without_the_launcher_is_told_to_stop(tmp_path: Path) -> None:
-    """It hands no signal on and ends at once; the trainer hears of it, saves and ends."""
-    script = tmp_path / "script.py"
-    begin = f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nfrom training_run.stopping import end_with_launcher\n"
-    script.write_text(f"{begin}end_with_launcher()\n{PATIENT}\ntime.sleep(60)")
-    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--quiet", "--cpu"]
-    command += [*"--num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no".split(), str(script)]
-    launched = subprocess.Popen(command, cwd=tmp_path)
-    note, until = tmp_path / "started-0", time.monotonic() + 60
-    while not note.exists() and time.monotonic() < until:
-        time.sleep(0.05)
-    trainer = int(note.read_text())
-    launched.terminate()
-    launched.wait(timeout=20)
-    while not ended(trainer) and time.monotonic() < until:
-        time.sleep(0.05)
-    assert (tmp_path / "saved-0").read_text() == str(int(signal.SIGTERM))

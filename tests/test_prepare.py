@@ -26,6 +26,7 @@ import numpy as np
 import psutil
 import pyarrow.parquet as pq
 import pytest
+from conftest import writing
 from PIL import Image
 
 from deepfashion_training import prepare as command
@@ -40,6 +41,7 @@ from deepfashion_training.preparation import make_pairs, pair_plan, workers
 from deepfashion_training.preparation.garment_views import DRESSED_BY
 from deepfashion_training.preparation.make_pairs import prepare
 from deepfashion_training.preparation.pair_plan import PlannedRow, Settings
+from training_run import lock
 
 ROOT = Path(__file__).resolve().parents[1]
 ROWS, SIZE = 120, (192, 144)
@@ -402,10 +404,27 @@ def test_what_goes_wrong_on_a_gpu_is_told_with_its_name():
         parser.parse([Image.new("RGB", (48, 64))])
 
 
-def test_two_runs_at_once(raw, tmp_path):
+def test_two_runs_at_once(raw, tmp_path, monkeypatch):
     out = tmp_path / "out"
-    with make_pairs._working_folder(out, wait=False), pytest.raises(ValueError, match="another process is preparing"):
+    monkeypatch.setattr(lock, "PATIENCE", 0.2)
+    with writing(tmp_path / ".out.preparing.lock") as other, pytest.raises(ValueError, match=rf"{out} .* {other} "):
         prepare(str(raw), out, SETTINGS)
+    assert not out.exists()
+
+
+def test_what_has_come_into_the_folder_meanwhile_is_not_replaced(raw, tmp_path, monkeypatch):
+    """As when a training was begun there."""
+    out, write = tmp_path / "out", make_pairs._write
+
+    def write_slowly(*args: Any) -> None:
+        write(*args)
+        out.mkdir()
+        (out / "run.json").touch()
+
+    monkeypatch.setattr(make_pairs, "_write", write_slowly)
+    with pytest.raises(ValueError, match=r"run\.json"):
+        prepare(str(raw), out, SETTINGS)
+    assert [path.name for path in out.iterdir()] == ["run.json"]
 
 
 def spoilt() -> tuple[list[dict[str, Any]], dict[int, str]]:

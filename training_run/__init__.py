@@ -1,10 +1,10 @@
 """What a training run needs around the loop of ``train_flux_inpaint.py``.
 
-Files: ``atomic`` writes, ``checkpoints`` and their ``state``, ``output_dir``, the ``record`` in run.json, ``latents``
-cached on disk, the ``lora`` file. Memory and speed: ``speed`` (activation checkpointing, FSDP2), ``blocks`` in mixed
-precision, ``quantization``, ``optimizers``, ``transfer`` of batches, ``memory`` and ``flops`` of a step. Order and
-input: ``flags``, ``row_order``, ``colour``, ``hub`` and ``bases``. ``guards`` names what is missing, ``cores`` counts
-processor cores, ``stopping`` handles signals, ``sheets`` draws validation pictures.
+Files: ``atomic`` writes, ``checkpoints`` and their ``state``, ``output_dir`` and its ``lock``, the ``record`` in
+run.json, ``latents`` cached on disk, the ``lora`` file. Memory and speed: ``speed`` (activation checkpointing, FSDP2),
+``blocks`` in mixed precision, ``quantization``, ``optimizers``, ``transfer`` of batches, ``memory`` and ``flops`` of a
+step. Order and input: ``flags``, ``row_order``, ``colour``, ``hub`` and ``bases``. ``guards`` names what is missing,
+``cores`` counts processor cores, ``stopping`` ends processes, ``sheets`` draws validation pictures.
 Nothing here knows try-on data or imports ``deepfashion_training``.
 """
 

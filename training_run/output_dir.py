@@ -91,13 +91,21 @@ def find_checkpoint(args: Namespace) -> Path | None:
 def refuse_finished(args: Namespace, step: int) -> None:
     """Raise ``ValueError`` when the checkpoint at ``step`` leaves nothing to do.
 
-    At the last step there is something to do as long as the weights that come after it are not there.
+    At the last step there is something to do until ``run.json`` says that the weights that come after it are there: a
+    run may have been killed while it wrote them.
     """
-    if step > args.max_train_steps or (step == args.max_train_steps and trained_in(Path(args.output_dir))):
+    if step > args.max_train_steps or (step == args.max_train_steps and _is_finished(Path(args.output_dir))):
         found = args.resume_from_checkpoint
         raise ValueError(
             f"--resume_from_checkpoint {found} is at step {step} of {args.max_train_steps}: raise --max_train_steps"
         )
+
+
+def _is_finished(folder: Path) -> bool:
+    """Whether the run in ``folder`` has written its weights and said so."""
+    record = folder / "run.json"
+    facts = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {"status": "done"}
+    return bool(trained_in(folder)) and facts.get("status") == "done"
 
 
 def is_done(args: Namespace, own: frozenset[str]) -> bool:

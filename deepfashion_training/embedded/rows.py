@@ -15,6 +15,7 @@ from deepfashion_training.embedded.body import PERSON_VIEWS, VIEW_NUMBERS, Perso
 from deepfashion_training.embedded.figure import Drawing, Mask, draw_flat, draw_person
 from deepfashion_training.embedded.garments import Garment, Outfit, caption, describe, random_category, random_outfit
 from deepfashion_training.garment_types import FULL, LOWER, UPPER
+from training_run.stopping import end_with_parent
 
 #: How often each of ``PERSON_VIEWS`` comes, roughly as on the Hub.
 VIEW_SHARES = (0.36, 0.18, 0.12, 0.22, 0.12)
@@ -151,7 +152,7 @@ def draw_all(draw: Callable[[RowSpec], Any], specs: Iterable[RowSpec], num_proc:
         yield from map(draw, specs)
         return
     # Spawned, because a fork would copy the threads of whatever else the process has loaded.
-    with multiprocessing.get_context("spawn").Pool(num_proc) as pool:
+    with multiprocessing.get_context("spawn").Pool(num_proc, end_with_parent) as pool:
         yield from pool.imap(draw, specs, chunksize=4)
 
 

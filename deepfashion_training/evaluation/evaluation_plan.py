@@ -24,6 +24,7 @@ from deepfashion_training.models.fill import Recipe, same_model
 from deepfashion_training.models.human_parser import check_human_parser, default_human_parser, load_human_parser
 from deepfashion_training.models.lora_files import fitted
 from training_run.atomic import SAVING, write_file
+from training_run.lock import LOCK
 from training_run.lora_formats import LoraFile, find_lora, read_lora
 
 SETTINGS = "settings.json"
@@ -172,7 +173,7 @@ def _check_folder(folder: Path) -> None:
     check_writable(folder)
     if not (folder / SETTINGS).exists():
         for path in folder.iterdir() if folder.exists() else ():
-            if path.name != "wardrobe" and not path.name.startswith(SAVING):
+            if path.name not in ("wardrobe", LOCK) and not path.name.startswith(SAVING):
                 raise ValueError(
                     f"--output_dir {folder} holds something else ({path.name}): name a new or empty folder"
                 )

@@ -10,13 +10,13 @@ import contextlib
 import functools
 import hashlib
 import json
+import math
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import datasets
-import filelock
 from tqdm import tqdm
 
 from deepfashion_training.data.schema import map_columns
@@ -29,6 +29,7 @@ from deepfashion_training.preparation.pair_plan import PlannedRow, Settings, bat
 from deepfashion_training.preparation.selection import select
 from deepfashion_training.reports.pairs_report import write_pairs_card, write_pairs_report
 from training_run.atomic import put_in_place
+from training_run.lock import LOCK, only_writer
 
 Say = Callable[[str], object]
 
@@ -56,7 +57,13 @@ def prepare(
     target = Path(output_dir).expanduser().resolve()
     _check_target(target, source)
     local = Path(source).expanduser().resolve()
-    with _working_folder(target, wait) as working:
+    working = target.with_name(f".{target.name}.preparing")
+    with contextlib.ExitStack() as alone:
+        # Beside the target, which is moved to its place in one step; whoever can write there sees the same lock.
+        patience = math.inf if wait else None
+        alone.enter_context(only_writer(target, file=Path(f"{working}.lock"), patience=patience))
+        if target.is_dir():
+            alone.enter_context(only_writer(target))
         splits = None if local.is_dir() else _open(source, revision, settings)
         name = str(local) if local.is_dir() else source
         key = settings.key(name, source_fingerprint(source, splits))
@@ -90,6 +97,7 @@ def prepare(
         shutil.rmtree(result, ignore_errors=True)
         result.mkdir()
         _write(result, files, notes, facts, settings)
+        _check_target(target, source)  # again, as this may have taken hours
         put_in_place(result, target)
         shutil.rmtree(working)
     return target, facts, True
@@ -99,25 +107,6 @@ def check_source(source: str, output_dir: str | Path, settings: Settings, *, rev
     """Raise ``ValueError`` for what would stop ``prepare`` and shows in the rows' texts alone."""
     _check_target(Path(output_dir).expanduser().resolve(), source)
     _plan(_open(source, revision, settings), source, settings)
-
-
-@contextlib.contextmanager
-def _working_folder(target: Path, wait: bool) -> Iterator[Path]:
-    """The folder beside ``target`` to work in, locked. ``ValueError`` when another process has it, unless ``wait``."""
-    working = target.with_name(f".{target.name}.preparing")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    # Beside the target, so that whoever can write there sees the same lock.
-    lock = filelock.FileLock(f"{working}.lock", timeout=-1 if wait else 0)
-    try:
-        lock.acquire()
-    except filelock.Timeout:
-        raise ValueError(f"another process is preparing {target}: wait for it, or choose another folder") from None
-    try:
-        yield working
-    finally:
-        # A process that waits for the removed file is let in later, finds the work done, and leaves it as it is.
-        Path(lock.lock_file).unlink(missing_ok=True)
-        lock.release()
 
 
 def _open(source: str, revision: str | None, settings: Settings) -> dict[str, datasets.Dataset]:
@@ -188,7 +177,8 @@ def _check_target(target: Path, source: str) -> None:
 
 
 def _files(folder: Path) -> set[str]:
-    return {file.relative_to(folder).as_posix() for file in folder.rglob("*") if not file.is_dir()}
+    names = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if not file.is_dir()}
+    return names - {LOCK}
 
 
 def _report(target: Path) -> dict[str, Any] | None:

@@ -12,7 +12,6 @@ import multiprocessing
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -31,6 +30,7 @@ from deepfashion_training.preparation.output import writing_options
 from deepfashion_training.preparation.pair_plan import PlannedRow, Settings
 from training_run.atomic import replacing
 from training_run.cores import usable_cores
+from training_run.stopping import end_with_parent
 
 _AGAIN = "run the same command again, it continues where it stopped"
 
@@ -71,7 +71,7 @@ def do_batches(
         return
     with _parsers(settings) as addresses:
         threads = max(1, usable_cores() // num_proc)
-        pool = ProcessPoolExecutor(num_proc, _SPAWN, _begin_worker, (os.getpid(), threads))
+        pool = ProcessPoolExecutor(num_proc, _SPAWN, _begin_worker, (threads,))
         try:
             with _ignoring_interrupts():
                 jobs = [
@@ -94,24 +94,19 @@ _SPAWN = multiprocessing.get_context("spawn")
 
 @contextlib.contextmanager
 def _ignoring_interrupts() -> Iterator[None]:
-    """Let processes that are started meanwhile ignore Ctrl-C, which then reaches this process alone."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Let processes that are started meanwhile ignore Ctrl-C and SIGHUP, which then reach this process alone."""
+    before = {signum: signal.signal(signum, signal.SIG_IGN) for signum in (signal.SIGINT, signal.SIGHUP)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
 
 
-def _begin_worker(parent: int, threads: int) -> None:
-    """Let this process, and a parser in it, use ``threads`` threads, and end it when ``parent`` is killed."""
+def _begin_worker(threads: int) -> None:
+    """Let this process, and a parser in it, use ``threads`` threads, and end with the one that reads its results."""
     os.environ["OMP_NUM_THREADS"] = str(threads)  # read when torch is loaded
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os._exit(1)  # nobody is left to read its results
-
-    threading.Thread(target=watch, daemon=True).start()
+    end_with_parent()
 
 
 @contextlib.contextmanager

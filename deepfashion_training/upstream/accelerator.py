@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from deepfashion_training.upstream.driven_run import DrivenRun, TrainingRows
 from training_run import checkpoints
 from training_run.output_dir import prepare_output_dir
-from training_run.stopping import settle_gloo
+from training_run.stopping import settle_gloo, worker_ignores_signals
 
 
 class DrivenAccelerator(Accelerator):
@@ -63,7 +63,7 @@ class DrivenAccelerator(Accelerator):
         return DataLoader(
             part.dataset, batch_size=part.batch_size, collate_fn=part.collate_fn, num_workers=workers,
             prefetch_factor=self.run.settings.dataloader_prefetch_factor if workers else None,
-            pin_memory=self.device.type == "cuda",
+            pin_memory=self.device.type == "cuda", worker_init_fn=worker_ignores_signals if workers else None,
         )  # fmt: skip
 
     def init_trackers(self, project_name: str, config: Any = None, init_kwargs: Any = None) -> None:
