@@ -158,6 +158,7 @@ def _opening_lines(plan: EvaluationPlan) -> list[str]:
         lines.append(f"time      {estimate}")
     if plan.against:
         lines.append(f"against   {plan.against.path}")
+        lines += [f"note      {note}" for note in plan.against.notes]
     if cases.same_photo:
         lines.append(f"note      {cases.same_photo} rows whose garment was cut out of the same photo are left out")
     if cases.split == "train":

@@ -355,7 +355,7 @@ OTHERS: dict[str, Tensors] = {
     "LoHa": {"lora_unet_double_blocks_0_img_attn_qkv.hada_w1_a": torch.ones(2, 2)},
     "OneTrainer": pair("lora_transformer_transformer_blocks_0_attn_to_q", names=KOHYA),
     "Control LoRA": pair("img_in") | {"double_blocks.0.img_attn.norm.query_norm.scale": torch.ones(2)},
-    "whole model": {"double_blocks.0.img_attn.qkv.weight": torch.ones(6, 2)},
+    "whole transformer": {"double_blocks.0.img_attn.qkv.weight": torch.ones(6, 2)},
     "text encoders only": {name: TEXT[name] for name in TEXT},
     "no part of a LoRA": pair("x_embedder") | {"x_embedder.weight": torch.ones(2, 2)},
     "transformer_blocks.0.attn.to_z": pair("transformer.transformer_blocks.0.attn.to_z"),
@@ -505,11 +505,85 @@ def test_every_format_draws_the_picture_that_the_lora_draws(name, reference, dra
     check_picture(draws, reference, FORMATS[name](tmp_path / "l", reference), tmp_path)
 
 
+@pytest.mark.long
+def test_a_dora_of_kohya_draws_what_it_draws_in_diffusers(save_random_lora, draws, tmp_path):
+    """Its magnitudes are ``dora_scale`` [out, 1] of joined layers there."""
+    file = save_random_lora("--lora_rank", "4", "--lora_target_modules", "all", "--use_dora")
+    weights = {name.removeprefix("transformer."): tensor for name, tensor in load_file(file).items()}
+    plain = {name: tensor for name, tensor in weights.items() if "magnitude" not in name}
+    lora = LoraFile(file, plain, _config(), {})
+    stored = {name: tensor for name, tensor in to_kohya(lora).items() if not name.endswith("alpha")}
+    for layer in lora.layers:
+        joined, parts = joined_layer(layer)
+        key = f"lora_unet_{joined.replace('.', '_')}.dora_scale"
+        stored[key] = torch.cat([weights[f"{part}.lora_magnitude_vector"] for part in parts])[:, None]
+    # Without alpha keys a joined layer of n parts of rank r has the scale 1, as each of them alone.
+    wanted = draws(lora_of(tmp_path / "d.safetensors", renamed_dora(weights)))
+    without = draws(lora_of(tmp_path / "p.safetensors", renamed(plain, "transformer.NAME")))
+    assert abs(wanted - without).max() > 3
+    assert abs(draws(lora_of(tmp_path / "k.safetensors", stored)) - wanted).max() <= 1
+
+
+def renamed_dora(weights: Tensors) -> Tensors:
+    return {f"transformer.{name}": tensor for name, tensor in weights.items()}
+
+
+@pytest.mark.long
+def test_xlabs_draws_what_diffusers_makes_of_it(draws, tmp_path):
+    draw, weights = torch.Generator().manual_seed(6), {}
+    for block, layer, rows, columns in (
+        *((f"double_blocks.{i}", f"qkv_lora{n}", 3 * WIDTH, WIDTH) for i in range(2) for n in (1, 2)),
+        *((f"double_blocks.{i}", f"proj_lora{n}", WIDTH, WIDTH) for i in range(2) for n in (1, 2)),
+        *((f"single_blocks.{i}", "qkv_lora", 3 * WIDTH, WIDTH) for i in range(4)),
+        *((f"single_blocks.{i}", "proj_lora", WIDTH, 5 * WIDTH) for i in range(4)),
+    ):
+        weights[f"{block}.processor.{layer}.down.weight"] = torch.randn(4, columns, generator=draw) / columns**0.5
+        weights[f"{block}.processor.{layer}.up.weight"] = 0.2 * torch.randn(rows, 4, generator=draw)
+    wanted = draws(lora_of(tmp_path / "d.safetensors", FluxLoraLoaderMixin.lora_state_dict(dict(weights))))
+    assert abs(wanted - draws(None)).max() > 20
+    assert abs(draws(lora_of(tmp_path / "x.safetensors", weights)) - wanted).max() <= 1
+
+
+@pytest.mark.long
+def test_mixed_ranks_and_alphas_draw_what_they_do_with_alpha_in_b(reference, draws, tmp_path):
+    mixed, alphas = dict(reference), {}
+    for number, layer in enumerate(layers_of(reference)):
+        rank = 1 + number % 4
+        mixed[f"{layer}.lora_A.weight"] = reference[f"{layer}.lora_A.weight"][:rank]
+        mixed[f"{layer}.lora_B.weight"] = reference[f"{layer}.lora_B.weight"][:, :rank]
+        alphas[f"{layer}.alpha"] = torch.tensor(0.5 + number % 3)
+    scaled = dict(mixed)
+    for layer in layers_of(mixed):
+        rank = len(mixed[f"{layer}.lora_A.weight"])
+        scaled[f"{layer}.lora_B.weight"] = mixed[f"{layer}.lora_B.weight"] * alphas[f"{layer}.alpha"] / rank
+    wanted = draws(lora_of(tmp_path / "s.safetensors", renamed(scaled, "transformer.NAME")))
+    got = draws(lora_of(tmp_path / "m.safetensors", renamed(mixed, "transformer.NAME") | renamed_dora(alphas)))
+    assert abs(wanted - draws(None)).max() > 20 and abs(got - wanted).max() <= 1
+
+    back = read_lora(lora_of(tmp_path / "k.safetensors", to_kohya(read_lora(tmp_path / "m.safetensors"))))
+    wanted_updates = updates(scaled, lambda _: 1.0)
+    for layer, update in updates(back.weights, back.scaling).items():
+        torch.testing.assert_close(update, wanted_updates[layer], rtol=1e-5, atol=1e-6)
+    assert abs(draws(tmp_path / "k.safetensors") - wanted).max() <= 1
+
+
 def test_tryon_refuses_in_one_line(tryon_run, person, tmp_path):
     said = {name: lora_of(tmp_path / f"{number}.safetensors", OTHERS[name]) for number, name in enumerate(OTHERS)}
     for name in ("SDXL", "LoKr", "OneTrainer"):
         out = tryon_run(*person, "--lora", said[name], "--embedded", "--output", tmp_path / "o.png", code=1)
         assert name in out.splitlines()[-1] and not (tmp_path / "o.png").exists()
+
+
+def test_models_with_layers_of_the_same_names_are_known_by_blocks_and_width(tiny_flux_fill, tmp_path):
+    for model, layer, width in (
+        ("SD3", "transformer_blocks.23.attn.to_q", 1536),
+        ("Qwen-Image", "transformer_blocks.59.attn.to_q", 3072),
+        ("HunyuanVideo", "single_transformer_blocks.39.attn.to_q", 3072),
+    ):
+        lora = read_lora(lora_of(tmp_path / "l.safetensors", pair(f"transformer.{layer}", width, width)))
+        with pytest.raises(ValueError, match=model) as error:
+            fitted(lora, str(tiny_flux_fill))
+        assert layer in str(error.value)
 
 
 def test_a_lora_of_flux_on_the_embedded_model(tryon_run, person, tmp_path):

@@ -95,12 +95,12 @@ _XLABS: dict[str, dict[str, tuple[str, ...]]] = {
 
 #: What tools put before a layer's name, and what compiled or wrapped modules put into it.
 _PREFIX = re.compile(r"(?:(?:base_model|model|transformer|diffusion_model|unet|module)\.)+|lora_unet[_.]|lycoris_")
-_WRAPPER = re.compile(r"(?:_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)\.")
+_WRAPPER = re.compile(r"(?:_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module|processor(?=\.(?:to|add)_))\.")
 _FACTOR = re.compile(r"(?P<layer>.+?)(?:[._]lora(?:_linear_layer)?)?[._](?P<part>A|B|down|up)(?:\.[\w-]+)?\.weight")
 _EXTRA = re.compile(r"(?P<layer>.+)\.(?P<part>alpha|dora_scale|lora_magnitude_vector)(?:\.[\w-]+)*")
 _PARTS = {"down": "A", "up": "B", "dora_scale": "magnitude", "lora_magnitude_vector": "magnitude"}
 _TEXT_ENCODER = re.compile(
-    r"(?:base_model\.model\.)?(?:lora_te\d?_|text_encoders?(?:_\d)?\.|text_model\.|clip_[lg]\.|t5(?:xxl)?\.)"
+    r"(?:base_model\.model\.)?(?:lora_te\d?_|text_encoders?(?:_\d)?\.|text_model\.|clip_[lg]\.|te\d?\.|t5(?:xxl)?\.)"
 )
 #: Tensors that some tools add and that are no LoRA: differences of biases and norms. diffusers leaves them out, too.
 _DIFFERENCE = re.compile(r".+\.(?:diff|diff_b|w_norm|b_norm)")
@@ -122,7 +122,7 @@ _OTHER_MODELS = {
     r"blocks_\d+_(?:self_attn|cross_attn|attn1|attn2|ffn)_": "Wan",
     r"transformer_blocks_\d+_attn[12]_": "LTX-Video, CogVideoX, PixArt, Sana or SD3.5 medium",
     r"(?:layers|noise_refiner|context_refiner)_\d+_(?:attention|feed_forward|adaLN)_": "Z-Image or Lumina 2",
-    r"(?:model_)?(?:layers|h|blocks?)_\d+_(?:self_attn|mlp|attn|attention)_": "a language model",
+    r"(?:.*_)?(?:layers|h)_\d+_(?:self_attn|mlp|attn)_": "a language model",
 }
 #: Width of the texts that a UNet's cross-attention reads, and whose it is.
 _TEXT_WIDTHS = {768: "Stable Diffusion 1", 1024: "Stable Diffusion 2", 2048: "Stable Diffusion XL (SDXL)"}
@@ -227,7 +227,7 @@ def find_lora(name: str) -> Path:
         return path.absolute()
     match = re.fullmatch(r"(\w[\w.-]*/\w[\w.-]*)((?:/\w[^/\\]*)*)/?", name)
     if match is None:
-        raise ValueError(f"LoRA {name}: there is no such file or folder")
+        raise _NoLoraError(f"LoRA {name}: there is no such file or folder; on the Hub it would be OWNER/NAME/FILE")
     repository, inside = match[1], match[2].removeprefix("/")
     try:
         files_there = _files_on_hub(repository)
@@ -393,7 +393,10 @@ def _refuse_others(path: Path, file: Any, names: list[str], has_text: bool) -> N
                 "exists: train one, or name one that was trained on FLUX.1"
             )
     if not any(part in ("A", "B") for _, part in keys.values()):
-        raise ValueError(f"{path} is not a LoRA of a FLUX transformer but, with its {names[0]}, perhaps a whole model")
+        raise ValueError(
+            f"{path} is not a LoRA of a FLUX transformer: it holds {names[0]} and no LoRA at all. A whole transformer "
+            "goes with --base, as a folder"
+        )
     if any(name.endswith("_norm.scale") for name in names):
         raise ValueError(f"{path} is a Control LoRA (FLUX.1 Depth or Canny), for other inputs than Fill has")
     for name, (_, part) in keys.items():
@@ -462,9 +465,11 @@ def _said_settings(path: Path, metadata: dict[str, str]) -> LoraConfig | None:
             # NaN compares as false.
             if wrong := [value for value in values if not least <= value < math.inf or value == 0]:
                 raise ValueError(f"{name} {wrong[0]}")
+        for pattern in (*patterns["rank_pattern"], *patterns["alpha_pattern"]):
+            re.compile(pattern)
         flags = {name: bool(said.get(name)) for name in ("use_dora", "use_rslora")}
         return LoraConfig(r=said["r"], lora_alpha=said["lora_alpha"], **patterns, **flags)
-    except (KeyError, ValueError, TypeError, AttributeError) as error:
+    except (KeyError, ValueError, TypeError, AttributeError, re.error) as error:
         raise ValueError(
             f"{path} does not say a rank and alpha to use ({where}: {error!r}): correct it, or save the LoRA again "
             "with the tool that trained it"

@@ -52,13 +52,16 @@ class Recipe:
 
     @classmethod
     def of(cls, lora: LoraFile) -> Recipe:
-        """From the metadata of a LoRA."""
+        """From the metadata of a LoRA; ``ValueError`` for a word in the place of a number."""
         recorded: dict[str, Any] = {}
         for field in dataclasses.fields(cls):
             text = lora.metadata.get("base_model" if field.name == "pipeline" else field.name)
             if text is not None:
                 kind: Any = type(field.default)
-                recorded[field.name] = text == "True" if kind is bool else kind(text)
+                try:
+                    recorded[field.name] = text == "True" if kind is bool else kind(text)
+                except ValueError as error:
+                    raise ValueError(f"the metadata of {lora.path} says {field.name} {text}: {error}") from error
         return cls(**recorded)
 
     def prompt_of(self, caption: str = "") -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -34,8 +35,15 @@ _WEIGHTS = "diffusion_pytorch_model.safetensors"
 _INDEX = f"{_WEIGHTS}.index.json"
 #: Width of images that FLUX.1-dev takes in, which are the first of Fill's channels; masks follow.
 _DEV_CHANNELS = 64
-#: Widths of other transformers with layers of FLUX.1's names.
-_WIDTHS = {1536: "Stable Diffusion 3 medium", 2432: "Stable Diffusion 3.5 large", 3072: "FLUX.1", 6144: "FLUX.2-dev"}
+#: Transformers with layers of FLUX.1's names: double blocks, single blocks and width. Source: their configurations.
+_MODELS = {
+    "FLUX.1": (19, 38, 3072),
+    "HunyuanVideo": (20, 40, 3072),
+    "Qwen-Image": (60, 0, 3072),
+    "Stable Diffusion 3 (SD3) medium": (24, 0, 1536),
+    "Stable Diffusion 3.5 (SD3) large": (38, 0, 2432),
+    "FLUX.2-dev": (8, 48, 6144),
+}
 
 
 def to_kohya(lora: LoraFile) -> dict[str, torch.Tensor]:
@@ -156,13 +164,23 @@ def fitted(lora: LoraFile, transformer: str) -> LoraFile:
             weights[f"{layer}.lora_A.weight"] = down = torch.nn.functional.pad(down, (0, more))
         if there is None or there.shape != (rows, down.shape[1]):
             here = "is missing" if there is None else f"has {tuple(there.shape)}"
-            width = next((weights[f"{name}.lora_A.weight"].shape[1] for name in lora.layers if "attn.to_q" in name), 0)
-            model = f", which is the width of {_WIDTHS[width]}" if width in _WIDTHS else ""
             raise ValueError(
-                f"the LoRA is for another transformer than {transformer}: its {layer} is for {(rows, down.shape[1])}"
-                f"{model}, there it {here}; name the right one with --base. Nothing converts a LoRA of another model"
+                f"the LoRA is for another transformer than {transformer}{_likely_model(lora)}: its {layer} is for "
+                f"{(rows, down.shape[1])}, there it {here}; name the right one with --base. Nothing converts a LoRA "
+                "of another model"
             )
     return replace(lora, weights=weights)
+
+
+def _likely_model(lora: LoraFile) -> str:
+    """In words, the first model that has the blocks of a LoRA and its width; nothing where there is none."""
+    blocks = [re.match(r"(single_)?transformer_blocks\.(\d+)\.attn\.to_q", layer) for layer in lora.layers]
+    found = [(match[0], bool(match[1]), int(match[2]) + 1) for match in blocks if match]
+    double, single = (max((number for _, kind, number in found if kind == single), default=0) for single in (0, 1))
+    widths = {lora.weights[f"{layer}.lora_A.weight"].shape[1] for layer, _, _ in found}
+    fitting = (name for name, has in _MODELS.items() if double <= has[0] and single <= has[1] and widths == {has[2]})
+    model = next(fitting, None)
+    return f", {model} by its blocks and width" if model else ""
 
 
 def stored_dtype(transformer: Path) -> torch.dtype:
