@@ -83,15 +83,17 @@ def test_pictures_are_resized_with_lanczos_and_masks_with_nearest():
 
 
 @pytest.mark.parametrize(
-    ("stored", "size"), [((1024, 768), (768, 576)), ((512, 384), (768, 576)), ((900, 600), (256, 192))]
+    ("stored", "size"),
+    [((1024, 768), (768, 576)), ((512, 384), (768, 576)), ((900, 600), (256, 192)), ((1101, 750), (1152, 768))],
 )
-def test_resized_photos_are_pillows_but_for_rounding(stored, size):
-    """Shares of the values: one level apart below 1%, two below 0.002%, more never."""
-    grain = np.random.default_rng(1).normal(0, 25, (*stored, 3))
+@pytest.mark.parametrize("spread", [25, 2000])
+def test_resized_photos_are_pillows_but_for_rounding(stored, size, spread):
+    """At most one level apart, and that in less than 1% of the values; a wide spread is black and white grain."""
+    grain = np.random.default_rng(1).normal(0, spread, (*stored, 3))
     photo = Image.fromarray((np.linspace(40, 220, stored[1])[:, None] + grain).clip(0, 255).astype(np.uint8))
     theirs = planes(photo.resize(size[::-1], Image.Resampling.LANCZOS))
     apart = levels_apart(place_picture(photo, size, "stretch"), theirs)
-    assert (apart > 0).mean() < 1e-2 and (apart > 1).mean() < 2e-5 and apart.max() <= 2
+    assert (apart > 0).mean() < 1e-2 and apart.max() <= 1
 
 
 def test_a_pytorch_without_lanczos_leaves_it_to_pillow(monkeypatch):

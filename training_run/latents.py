@@ -29,7 +29,7 @@ from training_run.stopping import worker_ignores_signals
 from training_run.transfer import collate
 
 #: Raised whenever the content of a shard changes its meaning.
-FORMAT = 4
+FORMAT = 5
 #: Rows of a shard; at 768x1152 they take 60 MB.
 ROWS = 32
 #: What is left free on the disk.
