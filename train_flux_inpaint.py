@@ -189,10 +189,12 @@ def make_loader(dataset: Any, args: argparse.Namespace, accelerator: Accelerator
     )  # fmt: skip
 
 
-def load_vae(args: argparse.Namespace, device: torch.device) -> AutoencoderKL:
-    """The frozen VAE of the base pipeline."""
+def load_vae(args: argparse.Namespace, device: torch.device, compiled: bool = False) -> AutoencoderKL:
+    """The frozen VAE of the base pipeline, its encoder ``compiled`` when it is first called."""
     options = pipeline_options(args, DTYPES[args.mixed_precision])
     vae = AutoencoderKL.from_pretrained(args.pretrained_model_name_or_path, subfolder="vae", **options)
+    if compiled:
+        vae.encoder.compile(fullgraph=True, dynamic=False)
     return vae.to(device, memory_format=torch.channels_last).requires_grad_(False)
 
 
@@ -364,7 +366,7 @@ def cache_latents(args: argparse.Namespace, data: Any, accelerator: Accelerator)
 
     Encodes what the cache lacks; the VAE leaves memory then.
     """
-    vae = load_vae(args, accelerator.device)
+    vae = load_vae(args, accelerator.device, args.compile_blocks)
     facts = {"vae": bases.pipeline_facts(args, ["vae"]), "variant": args.variant, "dtype": str(vae.dtype)}
     facts["size"] = [args.height, args.width]
     return latents.cached_rows(data, args, facts, functools.partial(encode_rows, vae), accelerator), vae.config
@@ -503,7 +505,7 @@ class Run:
         self.scheduler = FlowScheduler.from_pretrained(
             base, subfolder="scheduler", revision=args.revision, cache_dir=args.cache_dir
         )
-        self.vae = load_vae(args, accelerator.device) if vae_config is None else None
+        self.vae = load_vae(args, accelerator.device, args.compile_blocks) if vae_config is None else None
         self.vae_config = vae_config if self.vae is None else self.vae.config
         # With --shard_base it goes there in parts.
         transformer = load_transformer(args, dtype, None if args.shard_base else accelerator.device)

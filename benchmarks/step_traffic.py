@@ -1,10 +1,11 @@
-"""Count what the blocks of FLUX.1-Fill do in a training step of one 768x1152 pair, without a GPU and without weights.
+"""Count what FLUX.1-Fill does in a training step of one 768x1152 pair, without a GPU and without weights.
 
     python benchmarks/step_traffic.py [--json F]
 
 A double and a single block of the real size go forward and backward with tensors that have a shape and no content,
-as diffusers and peft make them and as the trainer does, as they are and compiled. Counted are kernels, and the bytes
-that they read and write: of products (matrices, attention), and of all others, which only move bytes. Autocast is as
+as diffusers and peft make them and as the trainer does, as they are and compiled, and the VAE encodes. Counted are
+kernels, and the bytes that they read and write: of products (matrices, attention, convolutions), and of all others,
+which only move bytes. Autocast is as
 on CUDA; an RMS norm is made of several kernels, as on a CPU, where CUDA has one. What a compiled block does is what
 PyTorch's compiler plans for a CPU; on CUDA it joins alike.
 """
@@ -32,9 +33,9 @@ from torch.utils._pytree import tree_leaves
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # `python benchmarks/...` has only this folder there
 from benchmarks.predict_memory import as_peft_makes_it, trainer
 from training_run.flops import FLUX_FILL
-from training_run.memory import autocast_as_on_cuda, fake_blocks
+from training_run.memory import FLUX_VAE, autocast_as_on_cuda, fake_blocks, fake_vae
 
-PRODUCTS = ("mm", "addmm", "bmm", "_scaled_dot_product")
+PRODUCTS = ("mm", "addmm", "bmm", "_scaled_dot_product", "convolution")
 BLOCKS = (FLUX_FILL["num_layers"], FLUX_FILL["num_single_layers"])
 
 
@@ -75,6 +76,22 @@ class Traffic(TorchDispatchMode):
         return compile_fx.make_boxed_func(module.forward)
 
 
+def compiled_by(traffic: Traffic, module: Any) -> Any:
+    """``module``, which counts when it is called what its compiled form would do."""
+    torch._dynamo.reset()
+    backend = functools.partial(compile_fx.compile_fx, inner_compile=traffic.plan)
+    return torch.compile(module, backend=backend, fullgraph=True, dynamic=False)
+
+
+def count_encoding(compiled: bool, config: Mapping[str, Any] = FLUX_VAE) -> Traffic:
+    """Of the VAE's encoder on one pair; the step encodes two, the pair and the masked pair."""
+    traffic = Traffic()
+    args = trainer.parse_args(["--dataroot=.", "--mixed_precision=bf16"])
+    with fake_vae(args, config) as (vae, pair), contextlib.nullcontext() if compiled else traffic:
+        (compiled_by(traffic, vae.encoder) if compiled else vae.encoder)(pair)
+    return traffic
+
+
 def count(make_trainable: Any, compiled: bool, config: Mapping[str, Any] = FLUX_FILL) -> list[Traffic]:
     """Of a double and a single block."""
     args = trainer.parse_args(["--dataroot=.", "--mixed_precision=bf16"])
@@ -82,11 +99,7 @@ def count(make_trainable: Any, compiled: bool, config: Mapping[str, Any] = FLUX_
     with fake_blocks(args, make_trainable, config) as blocks:
         for block, inputs in blocks:
             traffic = Traffic()
-            called: Any = block
-            if compiled:
-                torch._dynamo.reset()
-                backend = functools.partial(compile_fx.compile_fx, inner_compile=traffic.plan)
-                called = torch.compile(block, backend=backend, fullgraph=True, dynamic=False)
+            called = compiled_by(traffic, block) if compiled else block
             with contextlib.nullcontext() if compiled else traffic:
                 with autocast_as_on_cuda(args):
                     made = called(**inputs)
@@ -100,24 +113,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--json", type=Path, metavar="F", help="also write the figures to F")
     args = parser.parse_args()
-    rows = []
-    print(f"{'':30}{'kernels':>16}{'GB':>16}{'all blocks, GB':>18}")
-    print(f"{'':30}{'products others':>16}{'products others':>16}{'products others':>18}")
+    rows: list[dict[str, Any]] = []
+
+    def tell(how: str, part: str, traffic: Traffic, times: int) -> None:
+        """A line, and a row of the file; ``times`` a step does it."""
+        rows.append({"how": how, "part": part, "kernels": dict(traffic.kernels), "gb": {}, "gb_of_step": {}})
+        cells = [f"{how:30}{part:10}"]
+        for kind in ("products", "others"):
+            rows[-1]["gb"][kind] = gb = traffic.bytes[kind] / 1e9
+            rows[-1]["gb_of_step"][kind] = times * gb
+            cells.append(f"{traffic.kernels[kind]:>8} kernels{gb:>7.2f} GB{times * gb:>6.0f} GB a step")
+        print("".join(cells))
+
+    print(f"{'':40}{'products':>36}{'others':>36}")
     for compiled in (False, True):
         for whose, make_trainable in {
             "diffusers with peft": as_peft_makes_it,
             "trainer": trainer.make_trainable,
         }.items():
-            how = f"{whose}{', compiled' * compiled}"
             two = count(make_trainable, compiled)
-            whole = {kind: sum(n * t.bytes[kind] for n, t in zip(BLOCKS, two, strict=True)) for kind in two[0].bytes}
-            for name, traffic in zip(("double", "single"), two, strict=True):
-                kernels, gb = traffic.kernels, {kind: size / 1e9 for kind, size in traffic.bytes.items()}
-                rows.append({"how": how, "block": name, "kernels": dict(kernels), "gb": gb})
-                line = (
-                    f"{how:30}{kernels['products']:>9}{kernels['others']:>7}{gb['products']:>9.2f}{gb['others']:>7.2f}"
-                )
-                print(f"{line}{whole['products'] / 1e9:>11.0f}{whole['others'] / 1e9:>7.0f}")
+            for part, traffic, times in zip(("double", "single"), two, BLOCKS, strict=True):
+                tell(f"{whose}{', compiled' * compiled}", part, traffic, times)
+        tell(f"VAE{', compiled' * compiled}", "encoder", count_encoding(compiled), 2)
     if args.json:
         args.json.write_text(json.dumps(rows, indent=1) + "\n", "utf-8")
 

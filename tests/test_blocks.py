@@ -13,7 +13,7 @@ import train_flux_inpaint as tfi
 from benchmarks import step_traffic
 from training_run import blocks
 from training_run.lora import lora_config
-from training_run.memory import as_on_cuda
+from training_run.memory import FLUX_VAE, as_on_cuda
 
 SHAPE = {
     "num_layers": 1, "num_single_layers": 1, "num_attention_heads": 2, "attention_head_dim": 32,
@@ -197,6 +197,14 @@ def test_adapters_that_are_switched_off_merged_or_joined_by_another(change, tiny
         with torch.no_grad():
             made.append(forward(model, torch.float32))
     assert apart([made[0]], [made[1]]) < 1e-6
+
+
+@pytest.mark.long
+def test_a_compiled_encoder_moves_fewer_bytes_between_convolutions():
+    small = {**FLUX_VAE, "block_out_channels": (32, 32, 32, 32), "layers_per_block": 1}
+    plain, compiled = (step_traffic.count_encoding(how, small).bytes for how in (False, True))
+    assert compiled["others"] < 0.8 * plain["others"]
+    assert compiled["products"] == pytest.approx(plain["products"], rel=0.05)
 
 
 @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.long)])

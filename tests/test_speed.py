@@ -98,6 +98,9 @@ def test_recomputed_blocks_change_no_bit_and_run_twice(run, batch, count, chosen
 )
 def test_compiled_blocks_give_the_same_up_to_rounding(run, batch):
     plain = gradients(run, batch)
+    pair = torch.rand(1, 3, 64, 96) * 2 - 1
+    encoded = tfi.encode_posterior(tfi.load_vae(run.args, run.model.device, compiled=True), pair)
+    torch.testing.assert_close(encoded, tfi.encode_posterior(run.vae, pair), rtol=1e-4, atol=1e-4)
     speed.compile_blocks(run.model)
     speed.recompute(run.model, 2)
     compiled = gradients(run, batch)

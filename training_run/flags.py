@@ -219,7 +219,8 @@ def add_trainer_flags(parser: argparse.ArgumentParser) -> None:
         "(default: none)")
     add("--attention_backend", choices=list(BACKENDS), default="native",
         help="diffusers' name of an implementation of attention")
-    add("--compile_blocks", action=SWITCH, default=False, help="compile the repeated blocks: minutes once, then faster")
+    add("--compile_blocks", action=SWITCH, default=False,
+        help="compile blocks and the VAE's encoder: minutes once, then faster")
     add("--activation_memory_budget", type=SHARE, default=1.0,
         help="with --compile_blocks: share of what a block would keep for the backward pass that it may keep; below 1 "
         "the cheapest of it is computed again")

@@ -368,13 +368,22 @@ def frozen_bytes(model: torch.nn.Module, args: argparse.Namespace) -> int:
     return int(found)
 
 
-def _encoding(args: argparse.Namespace) -> tuple[int, int]:
-    """Bytes of the VAE, and most bytes that it needs while it encodes a batch of pairs."""
+@contextlib.contextmanager
+def fake_vae(
+    args: argparse.Namespace, config: Mapping[str, Any] = FLUX_VAE
+) -> Iterator[tuple[AutoencoderKL, torch.Tensor]]:
+    """A frozen VAE without content and a batch of pairs for it [B,3,H,2W]; ``FakeTensorMode`` is on."""
     dtype = _dtype(args)
     with FakeTensorMode(), torch.no_grad():
         with _made_in(dtype):
-            vae = AutoencoderKL(**FLUX_VAE)
+            vae = AutoencoderKL(**config)
+        yield vae, torch.empty(args.train_batch_size, 3, args.height, 2 * args.width, dtype=dtype)
+
+
+def _encoding(args: argparse.Namespace) -> tuple[int, int]:
+    """Bytes of the VAE, and most bytes that it needs while it encodes a batch of pairs."""
+    with fake_vae(args) as (vae, pairs):
         weights = list(vae.parameters())
-        with _LiveStorages(weights) as live:
-            vae.encode(torch.empty(args.train_batch_size, 3, args.height, 2 * args.width, dtype=dtype))
-    return sum(weight.nbytes for weight in weights), live.peak
+        with _LiveStorages([*weights, pairs]) as live:
+            vae.encode(pairs)
+    return sum(weight.nbytes for weight in weights), live.peak + pairs.nbytes
