@@ -6,6 +6,7 @@ Knows nothing of the project but the trainer's parser, and imports nothing heavy
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import os
 import sys
@@ -148,6 +149,9 @@ def run_command(command: str, argv: list[str] | None, work: Callable[[list[str]]
     with its traceback before it after ``--debug``; ``stopped`` says what is left behind when it is stopped.
     """
     words = sys.argv[1:] if argv is None else argv
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that cannot show a sign gets its escape
+            stream.reconfigure(errors="backslashreplace")
     outlive_terminal()
     end_with_launcher()
     try:

@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from fnmatch import fnmatch
 from pathlib import Path
@@ -76,9 +77,11 @@ def export(args: argparse.Namespace) -> None:
     from deepfashion_training.models import lora_files
     from deepfashion_training.models.access import check_writable
     from training_run.atomic import replacing
+    from training_run.hub import local_path
     from training_run.lora_formats import find_lora, read_lora
 
-    target = Path(args.output).expanduser().resolve()
+    target = local_path(args.output).resolve()
+    path = _in_python(target)
     source = find_lora(args.lora)
     _check_target(target, args.format, source.resolve(), _is_file(args), args.overwrite)
     check_writable(target.parent)
@@ -89,12 +92,12 @@ def export(args: argparse.Namespace) -> None:
     elif args.format == "kohya":
         with replacing(target) as draft:
             lora_files.write_kohya(lora, draft, precision)
-        use = f'ComfyUI (models/loras), or pipeline.load_lora_weights("{target}"); '
+        use = f"ComfyUI (models/loras), or pipeline.load_lora_weights({path}); "
         use += "kohya's networks/flux_merge_lora.py adds it to a model, sd-scripts itself does not draw with Fill"
     else:
         with replacing(target) as draft:
             lora_files.write_peft(lora, draft)
-        use = f'PeftModel.from_pretrained(transformer, "{target}")'
+        use = f"PeftModel.from_pretrained(transformer, {path})"
         if lora.config.use_dora:
             use += "; other tools ignore the magnitudes of a DoRA: export it with --format fused for them"
     sys.stdout.write("".join(f"note: {note}\n" for note in lora.notes))
@@ -118,11 +121,17 @@ def _export_fused(args: argparse.Namespace, lora: LoraFile, precision: torch.dty
     with replacing(target) as draft:
         write(lora, transformer, precision, draft)
     pipeline = lora.metadata.get("base_model", "black-forest-labs/FLUX.1-Fill-dev")
+    path = _in_python(target)
     if args.single_file:
-        loading = f'from_single_file("{target}", config="{pipeline}", subfolder="transformer", torch_dtype={precision})'
+        loading = f'from_single_file({path}, config="{pipeline}", subfolder="transformer", torch_dtype={precision})'
         return f"ComfyUI (models/diffusion_models), or FluxTransformer2DModel.{loading}"
-    loading = f'from_pretrained("{target}", torch_dtype={precision})'
+    loading = f"from_pretrained({path}, torch_dtype={precision})"
     return f'FluxFillPipeline.from_pretrained("{pipeline}", transformer=FluxTransformer2DModel.{loading})'
+
+
+def _in_python(path: Path) -> str:
+    """``path`` as one writes it in Python."""
+    return json.dumps(str(path), ensure_ascii=False)
 
 
 def _check_target(target: Path, kind: str, source: Path, is_file: bool, overwrite: bool) -> None:

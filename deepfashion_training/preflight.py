@@ -29,7 +29,7 @@ from deepfashion_training.upstream import script as upstream
 from training_run import guards
 from training_run.bases import folder_of
 from training_run.flops import FLUX_FILL
-from training_run.hub import is_hub_id, transformer_in
+from training_run.hub import is_hub_id, local_path, transformer_in
 from training_run.lock import only_writer
 from training_run.memory import predict, state_bytes
 from training_run.speed import FILL
@@ -219,7 +219,7 @@ class Preflight:
     def data(self) -> str:
         """What the rows are; of those on the Hub, whether they may be read."""
         args, found = self.args, self.check_data()
-        source = Path(args.dataset_name).expanduser()
+        source = local_path(args.dataset_name)
         if not is_hub_id(args.dataset_name):
             self.raw_bytes = sum(file.stat().st_size for file in source.rglob("*.parquet"))
             return found

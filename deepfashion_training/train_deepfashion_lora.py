@@ -283,10 +283,10 @@ def check(args: argparse.Namespace, script: Any) -> None:
     All of it is said together. Where there is nothing, ``--check`` prints a line for every check.
     """
     from deepfashion_training.preflight import Preflight
-    from training_run.hub import is_hub_id
+    from training_run.hub import is_hub_id, local_path
 
     raw = args.dataset_name == HUB_DATASET  # of another dataset on the Hub it is known when it is loaded
-    if not is_hub_id(args.dataset_name) and not draws_wardrobe(args) and Path(args.dataset_name).expanduser().is_dir():
+    if not is_hub_id(args.dataset_name) and not draws_wardrobe(args) and local_path(args.dataset_name).is_dir():
         with contextlib.suppress(ValueError):  # which the check of the data says
             raw = needs_preparation(args)
     pairs = pairs_dir(args, preparation_settings(args)) if raw else None
@@ -360,9 +360,11 @@ def preparation_settings(args: argparse.Namespace) -> Any:
 
 def pairs_dir(args: argparse.Namespace, settings: Any) -> Path:
     """``--pairs_dir``, or a folder in ``outputs/pairs`` named after the dataset and the settings."""
+    from training_run.hub import local_path
+
     if args.pairs_dir:
         return Path(args.pairs_dir)
-    local = Path(args.dataset_name).expanduser()
+    local = local_path(args.dataset_name)
     source = str(local.resolve()) if local.is_dir() else args.dataset_name
     name = re.sub(r"[^A-Za-z0-9.-]+", "-", local.resolve().name if local.is_dir() else args.dataset_name)
     return REPOSITORY / "outputs" / "pairs" / f"{name}-{settings.key(source, args.dataset_revision or '')[:8]}"

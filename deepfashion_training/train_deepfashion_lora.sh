@@ -3,6 +3,8 @@
 #
 # Finds Python and hands everything to launch.py beside this file. It installs nothing and changes no directory, so
 # relative paths stay the user's.
+# The next line is for any shell: `sh` may be one that does not know what follows.
+[ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@"
 set -euo pipefail
 
 die() {

@@ -27,6 +27,7 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 from conftest import writing
+from huggingface_hub import DatasetCard
 from PIL import Image
 
 from deepfashion_training import prepare as command
@@ -198,8 +199,24 @@ def test_report_and_card_lie_beside_the_data(prepared):
     assert str(facts["pairs"]) in page and "http://" not in page.replace("http://www.w3.org", "")
     card = (prepared / "README.md").read_text()
     assert "non-commercial" in card and f"{facts['pairs']} pairs" in card
-    assert "configs:" not in card  # or `datasets` takes another folder of this name from its cache
+    assert str(prepared.parent) not in card
     assert not [file for file in prepared.parent.iterdir() if file != prepared]  # no working folder is left
+
+
+def test_the_card_has_what_the_hub_reads_and_loads_these_rows_and_no_others(raw, prepared, tmp_path):
+    card = DatasetCard.load(prepared / "README.md")
+    facts, data = facts_of(prepared), card.data.to_dict()
+    splits = [split for split in ("train", "validation", "test") if facts["by_split"].get(split)]
+    (config,) = data["configs"]
+    assert config["data_files"] == [{"split": split, "path": f"data/{split}-*.parquet"} for split in splits]
+    assert (data["task_categories"], data["language"], data["license"]) == (["image-to-image"], ["en"], "other")
+    assert data["size_categories"] == ["n<1K"] and "virtual-try-on" in data["tags"] and data["license_name"]
+    assert raw.name in card.text and str(raw) not in card.text
+    # A folder of the same name with other rows: `datasets` would take the first one's out of its cache.
+    for name, limit in (("a", 60), ("b", 90)):
+        folder = prepare(str(raw), tmp_path / name / "pairs", replace(SETTINGS, limit=limit))[0]
+        loaded = datasets.load_dataset(str(folder), cache_dir=str(tmp_path / "cache"))
+        assert {split: len(rows) for split, rows in loaded.items()} == facts_of(folder)["by_split"]
 
 
 def test_a_second_run_finds_it_done(raw, prepared):

@@ -18,6 +18,17 @@ from huggingface_hub.errors import (
 _OWNER_AND_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
+def local_path(name: str | Path) -> Path:
+    """The file or folder that a user names: as it stands where it is there, else with ``~`` for a home directory."""
+    path = Path(name)
+    if path.exists():
+        return path
+    try:
+        return path.expanduser()
+    except RuntimeError:  # the beginning of a name, and nobody's home
+        return path
+
+
 def is_hub_id(text: str) -> bool:
     """Whether ``text`` looks like ``owner/name`` on the Hub and is no path on this machine."""
     return bool(_OWNER_AND_NAME.fullmatch(text)) and not Path(text).exists()
@@ -28,7 +39,7 @@ def subfolder_of_transformer(model: str, revision: str | None = None, cache_dir:
 
     Of a repository that is not in the cache the configuration is downloaded. None also where nothing can be found.
     """
-    folder = Path(model).expanduser()
+    folder = local_path(model)
     if folder.is_dir():
         return None if transformer_in(folder) == folder else "transformer"
     try:

@@ -47,7 +47,9 @@ def only_writer(
     names the other process, or says why the folder cannot be written to.
     """
     name = f"{flag} {folder}"
-    file = (file or folder / LOCK).expanduser().absolute()
+    from training_run.hub import local_path  # which takes its time, and commands answer at once
+
+    file = (file or local_path(folder) / LOCK).absolute()
     if file in _held:
         yield
         return

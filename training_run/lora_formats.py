@@ -27,7 +27,7 @@ from peft import LoraConfig
 from peft.utils.other import get_pattern_key
 from safetensors import SafetensorError, safe_open
 
-from training_run.hub import why_not_loaded
+from training_run.hub import local_path, why_not_loaded
 
 #: What peft calls an adapter's weights and settings, which lie in one folder.
 PEFT_WEIGHTS, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -219,7 +219,7 @@ def find_lora(name: str) -> Path:
     The last three are on the Hub. Of a folder it is the file by diffusers' or by peft's name, else the only
     .safetensors. Raises ``ValueError`` where there is none.
     """
-    path = Path(name).expanduser()
+    path = local_path(name)
     if path.is_dir():
         files = [file for file in (*path.iterdir(), *path.glob("*/*.safetensors")) if file.is_file()]
         return (path / _choose(name, [file.relative_to(path).as_posix() for file in files])).absolute()

@@ -10,6 +10,7 @@ import datasets
 from huggingface_hub import constants
 
 from deepfashion_training.images.pictures import PictureError
+from training_run.hub import local_path
 
 #: Columns that hold pictures.
 PICTURES = ("image", "cloth", "mask")
@@ -77,11 +78,11 @@ def undecoded(split: datasets.Dataset, columns: Sequence[str], source: str) -> d
 
 def picture_roots(source: str, cache_dir: str | None = None) -> tuple[Path, ...]:
     """Folders that picture files of ``source`` may lie in: its own, or the caches of a Hub dataset."""
-    folder = Path(source).expanduser()
+    folder = local_path(source)
     if folder.is_dir():
         return (folder.resolve(),)
     caches = (cache_dir, datasets.config.HF_DATASETS_CACHE, constants.HF_HUB_CACHE)
-    return tuple(Path(cache).expanduser().resolve() for cache in caches if cache)
+    return tuple(local_path(cache).resolve() for cache in caches if cache)
 
 
 def stored_bytes(cell: dict[str, Any] | None, roots: Sequence[Path]) -> bytes:

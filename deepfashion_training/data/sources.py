@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
+import re
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -11,7 +14,12 @@ import datasets
 import pyarrow.parquet
 from datasets.exceptions import DatasetsError
 
-from training_run.hub import is_hub_id, why_not_loaded
+from training_run.hub import is_hub_id, local_path, why_not_loaded
+
+#: Paths that mean themselves: nothing of a pattern, a shell's variable or an address is in them.
+_PLAIN = re.compile(r"[\w ./+,=@-]*")
+#: Endings of the files that it reads of a folder: rows, cards, and what save_to_disk notes.
+_READ_BY_DATASETS = frozenset({".parquet", ".arrow", ".json", ".md", ".yaml"})
 
 
 def open_splits(
@@ -32,7 +40,7 @@ def open_splits(
     known = _columns_before_loading(source, revision, cache_dir)
     if known:
         check_columns(known, source)
-    folder = Path(source).expanduser()
+    folder = local_path(source)
     if folder.is_dir():
         loaded = _load_folder(folder, cache_dir)
     else:
@@ -59,7 +67,7 @@ def source_fingerprint(source: str, splits: Mapping[str, datasets.Dataset] | Non
     A local folder: names, sizes and times of its files. A Hub dataset, opened as ``splits``: the addresses of the
     files that were downloaded, which hold the commit.
     """
-    folder = Path(source).expanduser()
+    folder = local_path(source)
     if folder.is_dir():
         files = sorted(file for file in folder.rglob("*") if file.is_file() and file.suffix in (".parquet", ".arrow"))
         stats = [(file, file.stat()) for file in files]
@@ -67,12 +75,12 @@ def source_fingerprint(source: str, splits: Mapping[str, datasets.Dataset] | Non
     else:
         checksums = [split.info.download_checksums or {} for split in (splits or {}).values()]
         content = repr(sorted(file for files in checksums for file in files))
-    return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
+    return _digest(content.encode())
 
 
 def _columns_before_loading(source: str, revision: str | None, cache_dir: str | None) -> list[str] | None:
     """Column names as a parquet file or the Hub tells them; None where only loading the dataset does."""
-    folder = Path(source).expanduser()
+    folder = local_path(source)
     if folder.is_dir():
         return None if _is_saved(folder) else _parquet_columns(folder)
     if not is_hub_id(source):
@@ -94,24 +102,55 @@ def _parquet_columns(folder: Path) -> list[str]:
             f"{folder} holds no dataset: neither parquet files (or a folder 'data' of them) nor what save_to_disk wrote"
         )
     try:
-        columns = [pyarrow.parquet.read_schema(file).names for file in files]  # all, to find a broken one early
+        columns = []
+        for file in files:  # all, to find a broken one early
+            with file.open("rb") as opened:  # pyarrow would read an address or a home directory into a path
+                columns.append(pyarrow.parquet.read_schema(opened).names)
     except (OSError, ValueError) as error:
         raise ValueError(f"cannot read the dataset in {folder}: {_first_line(error)}") from error
     return columns[0]
 
 
 def _load_folder(folder: Path, cache_dir: str | None) -> datasets.Dataset | datasets.DatasetDict:
+    # datasets 5.2 knows a folder whose card names data files by the folder's name alone, and takes the rows of another
+    # folder, or those of yesterday, from its cache. So each content gets a cache of its own.
+    cache = Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / f"local-{source_fingerprint(str(folder))}"
     try:
         if _is_saved(folder):
-            return datasets.load_from_disk(str(folder))
-        # datasets 5.2 knows a folder whose card names data files by the folder's name alone, and takes the rows of
-        # another folder, or those of yesterday, from its cache. So each content gets a cache of its own.
-        cache = Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / f"local-{source_fingerprint(str(folder))}"
-        return datasets.load_dataset(str(folder), cache_dir=str(cache))
+            return datasets.load_from_disk(_plainly_named(folder, cache))
+        return datasets.load_dataset(_plainly_named(folder, cache), cache_dir=str(cache))
     except Exception as error:  # datasets does not check what its files hold: TypeError, KeyError and others
         raise ValueError(
             f"cannot read the dataset in {folder}, in which a split may be empty: {_first_line(error)}"
         ) from error
+
+
+def _plainly_named(folder: Path, cache: Path) -> str:
+    """``folder`` where ``datasets`` takes its paths as they stand; else a folder of links to its files that is so.
+
+    It reads patterns, shell variables and addresses into paths. The links are the same ones each time, since their
+    names are part of what rows are cached by.
+    """
+    folder = folder.absolute()
+    files = [file for file in folder.rglob("*") if file.suffix in _READ_BY_DATASETS and file.is_file()]
+    if all(_PLAIN.fullmatch(str(file)) for file in files):
+        return str(folder)
+    places = [place for place in (cache, Path(tempfile.gettempdir())) if _PLAIN.fullmatch(str(place.absolute()))]
+    links = (places or [cache])[0].absolute() / f"links-{_digest(os.fsencode(folder))}"
+    for file in files:
+        link = links / file.relative_to(folder)
+        if not _PLAIN.fullmatch(str(file.relative_to(folder))):
+            stem = re.sub("[^a-zA-Z0-9-]", "_", file.stem)  # which names the split
+            link = links / "data" / f"{stem}-{_digest(os.fsencode(file))}{file.suffix}"
+        link.parent.mkdir(parents=True, exist_ok=True)
+        draft = link.with_name(f".{os.getpid()}-{link.name}")
+        draft.symlink_to(file)
+        draft.replace(link)  # whatever was there, and whoever else is about to
+    return str(links)
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
 @contextlib.contextmanager

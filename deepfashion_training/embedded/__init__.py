@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from training_run.hub import transformer_in
+from training_run.hub import local_path, transformer_in
 
 #: A FLUX-Fill pipeline folder of a few MB, which knows tops only.
 TINY_FLUX_FILL = Path(__file__).parent / "tiny_flux_fill"
@@ -13,5 +13,5 @@ DRAWN_PARSER = Path(__file__).parent / "drawn_parser"
 
 def is_embedded(transformer: str) -> bool:
     """Whether a transformer's folder holds the small model, of this checkout or of another one."""
-    ours, given = (transformer_in(Path(name).expanduser()) / "config.json" for name in (TINY_FLUX_FILL, transformer))
+    ours, given = (transformer_in(local_path(name)) / "config.json" for name in (TINY_FLUX_FILL, transformer))
     return given.is_file() and json.loads(given.read_text("utf-8")) == json.loads(ours.read_text("utf-8"))

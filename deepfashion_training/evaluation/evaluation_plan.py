@@ -24,6 +24,7 @@ from deepfashion_training.models.fill import Recipe, same_model
 from deepfashion_training.models.human_parser import check_human_parser, default_human_parser, load_human_parser
 from deepfashion_training.models.lora_files import fitted
 from training_run.atomic import SAVING, write_file
+from training_run.hub import local_path
 from training_run.lock import LOCK
 from training_run.lora_formats import LoraFile, find_lora, read_lora
 
@@ -68,7 +69,7 @@ def make_plan(args: argparse.Namespace, state: PartialState) -> EvaluationPlan:
 
     ``state`` are the processes that evaluate together: the first goes ahead, what it downloads is there for the others.
     """
-    folder = args.output_dir.expanduser().resolve()
+    folder = local_path(args.output_dir).resolve()
     with state.main_process_first():
         _check_folder(folder)
         choice = choose(args)

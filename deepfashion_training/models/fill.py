@@ -8,7 +8,6 @@ import dataclasses
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +18,7 @@ from deepfashion_training.images.layout import ResizeMode
 from deepfashion_training.models.access import CATVTON_FLUX_ALPHA
 from deepfashion_training.models.lora_files import without_weights
 from training_run import guards
-from training_run.hub import transformer_in
+from training_run.hub import local_path, transformer_in
 from training_run.lora_formats import LoraFile
 
 FLUX_FILL = "black-forest-labs/FLUX.1-Fill-dev"
@@ -269,7 +268,7 @@ def precision_of(transformer: str, device: torch.device) -> torch.dtype:
 
     The embedded model would lose by it: its VAE carries colours on an offset.
     """
-    file = transformer_in(Path(transformer).expanduser()) / "config.json"
+    file = transformer_in(local_path(transformer)) / "config.json"
     config = json.loads(file.read_text("utf-8")) if file.is_file() else {}
     width = config.get("num_attention_heads", SMALL) * config.get("attention_head_dim", 1)
     return torch.bfloat16 if device.type == "cuda" and width >= SMALL else torch.float32
@@ -279,7 +278,7 @@ def same_model(one: str, other: str) -> bool:
     """Whether two names, folders or Hub ids, mean one model; a pipeline's folder and its transformer's are the same."""
 
     def plain(name: str) -> str:
-        folder = Path(name).expanduser()
+        folder = local_path(name)
         return str(transformer_in(folder).resolve()) if folder.is_dir() else name.rstrip("/")
 
     return plain(one) == plain(other)

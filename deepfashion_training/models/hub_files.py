@@ -9,7 +9,7 @@ from typing import Any
 
 from huggingface_hub import snapshot_download
 
-from training_run.hub import is_hub_id, why_not_loaded
+from training_run.hub import is_hub_id, local_path, why_not_loaded
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
@@ -23,7 +23,7 @@ def model_folder(flag: str, model: str, example: str, revision: str | None = Non
     is its commit. Raises ``ValueError``, one line with the fix, that begins with ``flag``, by which the user named the
     model; ``example`` is a Hub id.
     """
-    folder = Path(model).expanduser()
+    folder = local_path(model)
     if not folder.is_dir():
         if not is_hub_id(model):
             raise ValueError(f"{flag} {model}: no such folder, and not a Hub id such as {example}")
@@ -46,7 +46,7 @@ def read_json(flag: str, model: str, file: Path) -> dict[str, Any]:
 
 def revision_of(model: str, folder: Path) -> str:
     """For the record: the commit of a Hub model, or ``sha256:`` and 16 digits over a local folder's loaded files."""
-    if not Path(model).expanduser().is_dir():
+    if not local_path(model).is_dir():
         return folder.name
     digest = hashlib.sha256()
     for file in sorted(file for name in _LOADED for file in folder.glob(name)):

@@ -22,7 +22,7 @@ from safetensors.torch import save as serialize
 from safetensors.torch import save_file
 
 from training_run.bases import check_files
-from training_run.hub import is_hub_id, subfolder_of_transformer, transformer_in, why_not_loaded
+from training_run.hub import is_hub_id, local_path, subfolder_of_transformer, transformer_in, why_not_loaded
 from training_run.lora_formats import PEFT_WEIGHTS, SWAPPED, LoraFile, joined_layer
 
 #: Precisions that an export can have, by their names in flags; and safetensors' names of them.
@@ -122,7 +122,7 @@ def find_transformer(name: str) -> Path:
 
     Downloads what the Hub cache lacks.
     """
-    folder = Path(name).expanduser()
+    folder = local_path(name)
     if not folder.is_dir():
         if not is_hub_id(name):
             raise ValueError(f"the base {name}: no such folder; name the transformer with --base")

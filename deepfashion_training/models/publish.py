@@ -78,7 +78,8 @@ def push(folder: Path, repo_id: str, private: bool = False) -> str:
     except Exception as error:  # each HTTP library has its own classes; whatever it is, what was trained is safe
         # One command for each file: what --include means with several names depends on the version of hf.
         flag = " --private" if private else ""
-        later = [f"cd {shlex.quote(str(folder))}", *(f"hf upload {repo_id} {name} {name}{flag}" for name in names)]
+        uploads = [f"hf upload {repo_id} {shlex.join([name, name])}{flag}" for name in names]
+        later = [f"cd {shlex.quote(str(folder))}", *uploads]
         raise ValueError(
             f"the LoRA was trained and is in {folder}, but it was not uploaded to {repo_id}: {error}. "
             f"Upload it later with: {' && '.join(later)}"

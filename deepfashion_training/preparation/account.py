@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -101,6 +102,6 @@ def closing_lines(folder: Path, facts: Mapping[str, Any], *, made: bool = True) 
             f"leak      told from the mask alone: {', '.join(leaks) or 'not measured, too few people'}",
             *(f"warning   {line}" for line in facts["warnings"]),
             f"look at   {folder / 'report.html'}",
-            f"train     --dataset_name {folder}\n",
+            f"train     --dataset_name {shlex.quote(str(folder))}\n",
         ]
     )

@@ -29,6 +29,7 @@ from deepfashion_training.preparation.pair_plan import PlannedRow, Settings, bat
 from deepfashion_training.preparation.selection import select
 from deepfashion_training.reports.pairs_report import write_pairs_card, write_pairs_report
 from training_run.atomic import put_in_place
+from training_run.hub import local_path
 from training_run.lock import LOCK, only_writer
 
 Say = Callable[[str], object]
@@ -54,9 +55,9 @@ def prepare(
     Raises ``ValueError``, one line, for a source that cannot be prepared and for an ``output_dir`` that holds something
     else; ``OSError`` when a worker process was killed.
     """
-    target = Path(output_dir).expanduser().resolve()
+    target = local_path(output_dir).resolve()
     _check_target(target, source)
-    local = Path(source).expanduser().resolve()
+    local = local_path(source).resolve()
     working = target.with_name(f".{target.name}.preparing")
     with contextlib.ExitStack() as alone:
         # Beside the target, which is moved to its place in one step; whoever can write there sees the same lock.
@@ -105,7 +106,7 @@ def prepare(
 
 def check_source(source: str, output_dir: str | Path, settings: Settings, *, revision: str | None = None) -> None:
     """Raise ``ValueError`` for what would stop ``prepare`` and shows in the rows' texts alone."""
-    _check_target(Path(output_dir).expanduser().resolve(), source)
+    _check_target(local_path(output_dir).resolve(), source)
     _plan(_open(source, revision, settings), source, settings)
 
 
@@ -165,7 +166,7 @@ def _write(result: Path, files: list[Path], notes: list[output.Row], facts: dict
 
 def _check_target(target: Path, source: str) -> None:
     """Raise ``ValueError`` for an output folder that cannot be written or that holds what must not be replaced."""
-    folder = Path(source).expanduser().resolve()
+    folder = local_path(source).resolve()
     if folder.is_dir() and (target == folder or target in folder.parents or folder in target.parents):
         raise ValueError(f"--output_dir {target} and the source {folder} lie in one another: name another folder")
     facts = _report(target)

@@ -12,7 +12,7 @@ from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 
 from deepfashion_training.reports.figures import Figure, figure_of, figures_in, verdict
 from deepfashion_training.reports.page import write_page
-from training_run.hub import is_hub_id, subfolder_of_transformer
+from training_run.hub import is_hub_id, local_path, subfolder_of_transformer
 
 #: Arguments that a reader of the card wants to know, in this order.
 SHOWN_ARGUMENTS = (
@@ -57,7 +57,7 @@ def write_model_card(output_dir: Path, repo_id: str | None = None) -> Path:
 
 def local_name(source: str) -> str:
     """``source`` as others may read it: a repository by its id, a path by its last part alone."""
-    return _hub_id(source) or Path(source).name
+    return _hub_id(source) or local_path(source).resolve().name
 
 
 def _hub_id(source: str) -> str | None:

@@ -12,6 +12,7 @@ from PIL import Image
 from deepfashion_training.garment_types import TYPE_NAMES
 from deepfashion_training.images.pictures import open_picture, upright
 from deepfashion_training.images.quality import REASONS, UNPAIRED_REASONS
+from deepfashion_training.reports.model_card import local_name
 from deepfashion_training.reports.page import PICTURE_HEIGHT, picture_uri, write_page
 
 #: A mask policy whose leak score lies within this of chance hides the garment's form.
@@ -28,6 +29,9 @@ SECTIONS = {
     "unpaired": "Rows without a pair",
     "leak": "What the mask tells",
 }
+
+#: The Hub's words for the number of rows of a dataset, by what it is below.
+_SIZES = {1_000: "n<1K", 10_000: "1K<n<10K", 100_000: "10K<n<100K"}
 
 _TINT = np.array([224, 38, 140])  # of the area to repaint: a colour that clothes, skin and studios rarely have
 
@@ -62,11 +66,22 @@ def write_pairs_report(
 def write_pairs_card(file: Path, facts: Mapping[str, Any]) -> None:
     """Write the README of a prepared folder, which the Hub reads as well; ``facts`` are those of ``report.json``.
 
-    It names no data files, as cards may: `datasets` would then take other folders of the same name for this one. The
-    files' own names tell the splits.
+    A local source is named by its folder alone. `datasets` knows a folder whose card names its files by the folder's
+    name and what the card says, and not by where it is or what the files hold; so the card holds a text that is these
+    pairs' own.
     """
     splits = [split for split in facts["by_split_and_type"] if facts["by_split"].get(split)]
-    write_page(file, "pairs_card.md.jinja", facts=facts, splits=splits)
+    size = sum(path.stat().st_size for path in file.parent.glob("data/*.parquet"))
+    pairs = facts["pairs"] + facts["mined"]
+    write_page(
+        file,
+        "pairs_card.md.jinja",
+        facts=facts,
+        splits=splits,
+        source=local_name(facts["source"]),
+        content=f"{pairs} pairs in {size} bytes, {facts['key']}",
+        size_category=next((name for most, name in _SIZES.items() if pairs < most), "100K<n<1M"),
+    )
 
 
 def _uri(stored: Mapping[str, Any]) -> str:
