@@ -136,13 +136,15 @@ def _in_python(path: Path) -> str:
 
 def _check_target(target: Path, kind: str, source: Path, is_file: bool, overwrite: bool) -> None:
     """Raise ``ValueError`` where writing to ``target`` would replace the LoRA, or something unasked."""
+    from training_run.not_data import is_left_behind
+
     if target == source or target in source.parents:
         raise ValueError(f"--output {target} would replace the LoRA {source}: name another")
     if not target.exists():
         return
     if target.is_dir() == is_file:
         raise ValueError(f"--output {target} is a {'folder' if target.is_dir() else 'file'}: name another")
-    names = sorted(path.name for path in target.iterdir()) if target.is_dir() else []
+    names = sorted(path.name for path in target.iterdir() if not is_left_behind(path)) if target.is_dir() else []
     if other := [name for name in names if not any(fnmatch(name, pattern) for pattern in _FILES[kind])]:
         raise ValueError(f"--output {target} holds other files ({other[0]}): name a new or empty folder")
     if not overwrite and (names or target.is_file()):

@@ -221,7 +221,7 @@ class Preflight:
         args, found = self.args, self.check_data()
         source = local_path(args.dataset_name)
         if not is_hub_id(args.dataset_name):
-            self.raw_bytes = sum(file.stat().st_size for file in source.rglob("*.parquet"))
+            self.raw_bytes = sum(file.stat().st_size for file in source.rglob("[!.]*.parquet"))
             return found
         self.raw_bytes = access.dataset_bytes(args.dataset_name, args.dataset_revision)
         self.downloads["data"] = (Path(constants.HF_HUB_CACHE), self.raw_bytes)

@@ -13,6 +13,7 @@ from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError, safe_open
 
 from training_run.hub import transformer_in
+from training_run.not_data import check_no_pointer
 
 #: Parts of a pipeline that only prompts need.
 TEXT_PARTS = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
@@ -56,8 +57,8 @@ def _facts(model: str, revision: str | None, cache_dir: str | None, folders: Ite
     if not Path(model).is_dir():
         snapshot = folder_of(model, revision, cache_dir)
         return {"commit": snapshot.name} if snapshot else {}
-    files = [path for folder in folders for path in sorted(folder.glob("*")) if path.suffix in READ and path.is_file()]
-    return {path.relative_to(model).as_posix(): _digest(path) for path in files}
+    files = [path for folder in folders for path in sorted(folder.glob("[!.]*")) if path.suffix in READ]
+    return {path.relative_to(model).as_posix(): _digest(path) for path in files if path.is_file()}
 
 
 def _digest(path: Path) -> str:
@@ -83,7 +84,7 @@ def check_base(
             check_files(folder, "fetch it again; in the Hub's cache, delete it first with what it links to")
     parts = [Path(pipeline, name) for name in ("vae", "text_encoder", "text_encoder_2")]
     for part in [*parts, transformer_in(Path(transformer))]:
-        if (part / "config.json").is_file() and not any(part.glob("*.safetensors")):
+        if (part / "config.json").is_file() and not any(part.glob("[!.]*.safetensors")):
             raise ValueError(f"{part} has no weights (*.safetensors): fetch or copy them again")
 
 
@@ -92,8 +93,10 @@ def check_files(folder: Path, fix: str) -> None:
 
     Looks into ``folder`` and the folders in it, as a pipeline has them. Hidden files belong to other programs.
     """
-    files = sorted(path for ending in ("*", "*/*") for path in folder.glob(ending) if not path.name.startswith("."))
+    files = sorted(path for ending in ("[!.]*", "[!.]*/[!.]*") for path in folder.glob(ending))
     for path in files:
+        if path.suffix in READ and path.is_file():
+            check_no_pointer(path)
         try:
             if path.suffix == ".safetensors":
                 with safe_open(path, "pt"):

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from training_run.atomic import remove, replacing, write_file
+from training_run.not_data import is_left_behind
 
 logger = logging.getLogger(__name__)
 
@@ -34,9 +35,10 @@ def checkpoints_in(folder: Path) -> list[Path]:
 
 
 def _listing(folder: Path) -> dict[str, dict[str, int | str]]:
-    """Size and SHA-256 of every file below ``folder``, apart from the manifest."""
+    """Size and SHA-256 of every file below ``folder``, apart from the manifest and what other programs left there."""
     found: dict[str, dict[str, int | str]] = {}
-    for path in sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST):
+    files = (path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST)
+    for path in sorted(path for path in files if not is_left_behind(path, folder)):
         digest = hashlib.sha256()
         with path.open("rb") as source:
             while block := source.read(2**20):

@@ -115,6 +115,6 @@ def read_lora(transformer: Any, args: argparse.Namespace, folder: Path) -> dict[
 def load_transformer_weights(model: torch.nn.Module, folder: Path) -> None:
     """Put the weights that ``--train_base_model`` has saved to ``folder`` into ``model``; others raise."""
     weights: dict[str, torch.Tensor] = {}
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in sorted(folder.glob("[!.]*.safetensors")):
         weights |= load_file(file)
     model.load_state_dict(weights)

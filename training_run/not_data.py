@@ -5,18 +5,28 @@ from __future__ import annotations
 import re
 from pathlib import Path, PurePath
 
-#: Files and folders, in lower case, that file managers, servers and notebooks leave beside data. Names that begin with
-#: a dot (``.DS_Store``, ``._photo.png``, ``.ipynb_checkpoints``) are theirs, too.
-_LEFT_BEHIND = {"thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "__macosx", "$recycle.bin", "#recycle"}
+#: Files and folders, in lower case, that file managers, servers and notebooks leave wherever they look. macOS puts
+#: ``._photo.png`` beside ``photo.png`` on disks of other systems.
+_LEFT_BEHIND = set(
+    ".ds_store .ipynb_checkpoints .localized .directory thumbs.db ehthumbs.db desktop.ini @eadir __macosx".split()
+)
 #: How every pointer begins, and where it says the size of the file that it stands for (git-lfs, docs/spec.md). A
 #: pointer has less than 1,024 bytes.
 _POINTER = re.compile(rb"version https://(?:git-lfs\.github|hawser\.github)\.com/spec/v1\r?\n(?:.*\n)*?size (\d+)")
 
 
 def is_left_behind(path: PurePath, below: PurePath | None = None) -> bool:
-    """Whether another program left ``path``, or a folder of it under ``below``, beside the data."""
-    names = (path if below is None else path.relative_to(below)).parts[0 if below else -1 :]
-    return any(name.startswith(".") or name.lower() in _LEFT_BEHIND for name in names)
+    """Whether another program left ``path``, or a folder of it under ``below``; nobody misses what is so called."""
+    return any(name.startswith("._") or name.lower() in _LEFT_BEHIND for name in _names(path, below))
+
+
+def is_no_data(path: PurePath, below: PurePath | None = None) -> bool:
+    """Whether ``path``, or a folder of it under ``below``, is hidden or ``is_left_behind``."""
+    return any(name.startswith(".") for name in _names(path, below)) or is_left_behind(path, below)
+
+
+def _names(path: PurePath, below: PurePath | None) -> tuple[str, ...]:
+    return (path.name,) if below is None else path.relative_to(below).parts
 
 
 def pointer_fault(stored: bytes) -> str | None:
@@ -25,6 +35,17 @@ def pointer_fault(stored: bytes) -> str | None:
     if found is None:
         return None
     return f"a git-lfs pointer to {int(found[1]):,} bytes that were never fetched: run `git lfs pull` in its repository"
+
+
+def why_damaged(path: Path) -> str | None:
+    """What is in the place of the binary file at ``path``: a git-lfs pointer, nothing or a web page; None for else."""
+    with path.open("rb") as file:
+        head = file.read(1024)
+    if not head:
+        return "empty: it was cut short when it was copied or downloaded"
+    if head.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
+        return "a web page, such as a login or an error, that was saved in its place: download it again"
+    return pointer_fault(head)
 
 
 def check_no_pointer(path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import os
 import re
 import tempfile
@@ -15,11 +16,15 @@ import pyarrow.parquet
 from datasets.exceptions import DatasetsError
 
 from training_run.hub import is_hub_id, local_path, why_not_loaded
+from training_run.not_data import is_no_data, why_damaged
 
 #: Paths that mean themselves: nothing of a pattern, a shell's variable or an address is in them.
 _PLAIN = re.compile(r"[\w ./+,=@-]*")
 #: Endings of the files that it reads of a folder: rows, cards, and what save_to_disk notes.
 _READ_BY_DATASETS = frozenset({".parquet", ".arrow", ".json", ".md", ".yaml"})
+
+# It prints whole schemas about a file that does not fit the others, which is said here in one line.
+logging.getLogger("datasets.packaged_modules.parquet.parquet").setLevel(logging.CRITICAL)
 
 
 def open_splits(
@@ -69,8 +74,7 @@ def source_fingerprint(source: str, splits: Mapping[str, datasets.Dataset] | Non
     """
     folder = local_path(source)
     if folder.is_dir():
-        files = sorted(file for file in folder.rglob("*") if file.is_file() and file.suffix in (".parquet", ".arrow"))
-        stats = [(file, file.stat()) for file in files]
+        stats = [(file, file.stat()) for file in _files(folder, "**/*.parquet") + _files(folder, "**/*.arrow")]
         content = repr([(str(file.relative_to(folder)), (at.st_size, at.st_mtime_ns)) for file, at in stats])
     else:
         checksums = [split.info.download_checksums or {} for split in (splits or {}).values()]
@@ -95,20 +99,52 @@ def _is_saved(folder: Path) -> bool:
     return (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
 
 
+def _files(folder: Path, pattern: str) -> list[Path]:
+    """Files of ``folder``, in order, without those that other programs left there."""
+    return sorted(file for file in folder.glob(pattern) if not file.is_dir() and not is_no_data(file, folder))
+
+
 def _parquet_columns(folder: Path) -> list[str]:
-    files = sorted(folder.glob("data/*.parquet")) or sorted(folder.glob("*.parquet"))
+    """Column names of the parquet files; ``ValueError`` names the first that is broken, or has other columns."""
+    files = _files(folder, "data/*.parquet") or _files(folder, "*.parquet")
     if not files:
         raise ValueError(
             f"{folder} holds no dataset: neither parquet files (or a folder 'data' of them) nor what save_to_disk wrote"
         )
-    try:
-        columns = []
-        for file in files:  # all, to find a broken one early
+    schemas = {}
+    for file in files:  # all, to find a broken one early
+        try:
             with file.open("rb") as opened:  # pyarrow would read an address or a home directory into a path
-                columns.append(pyarrow.parquet.read_schema(opened).names)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"cannot read the dataset in {folder}: {_first_line(error)}") from error
-    return columns[0]
+                schemas[file] = pyarrow.parquet.read_schema(opened)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"cannot read the dataset in {folder}: {_fault_of(file, error)}") from error
+    card = folder / "README.md"
+    several = card.is_file() and card.read_bytes().count(b"config_name:") > 1  # datasets, each of files of its own
+    if not several and (other := _difference(schemas, names_only=True)):  # datasets would make up what a file lacks
+        raise ValueError(f"cannot read the dataset in {folder}: {other}")
+    return list(schemas[files[0]].names)
+
+
+def _fault_of(file: Path, error: Exception) -> str:
+    """What is wrong with a file that pyarrow cannot read."""
+    if not file.is_file():
+        return f"{file} is a link to nothing: fetch what it leads to"
+    return f"{file} is {why_damaged(file) or f'damaged or cut short ({_first_line(error)}): fetch or write it again'}"
+
+
+def _difference(schemas: Mapping[Path, pyarrow.Schema], *, names_only: bool = False) -> str | None:
+    """The first file whose columns, or their types, are not those of the first, and which; None where all agree."""
+    first, *others = schemas
+    wanted = {field.name: field.type for field in schemas[first]}
+    for file in others:
+        found = {field.name: field.type for field in schemas[file]}
+        fix = "the files of a dataset need the same columns: write this one anew, or move it away"
+        for name in sorted(wanted.keys() ^ found.keys()):
+            return f"{file} {'lacks' if name in wanted else 'has'} the column {name!r}, unlike {first.name}: {fix}"
+        for name in () if names_only else wanted:
+            if wanted[name] != found[name]:
+                return f"the column {name!r} is {found[name]} in {file} and {wanted[name]} in {first.name}: {fix}"
+    return None
 
 
 def _load_folder(folder: Path, cache_dir: str | None) -> datasets.Dataset | datasets.DatasetDict:
@@ -120,9 +156,26 @@ def _load_folder(folder: Path, cache_dir: str | None) -> datasets.Dataset | data
             return datasets.load_from_disk(_plainly_named(folder, cache))
         return datasets.load_dataset(_plainly_named(folder, cache), cache_dir=str(cache))
     except Exception as error:  # datasets does not check what its files hold: TypeError, KeyError and others
-        raise ValueError(
-            f"cannot read the dataset in {folder}, in which a split may be empty: {_first_line(error)}"
-        ) from error
+        why = _why_not_read(folder) or f"a split of it may be empty: {_first_line(error)}"
+        raise ValueError(f"cannot read the dataset in {folder}: {why}") from error
+
+
+def _why_not_read(folder: Path) -> str | None:
+    """Which file of ``folder`` cannot be read, or differs from the others, and in what; None where none does."""
+    schemas = {}
+    for file in _files(folder, "**/*.json") + _files(folder, "**/*.arrow") + _files(folder, "**/*.parquet"):
+        try:
+            if why := why_damaged(file):
+                return f"{file} is {why}"
+            if file.suffix == ".parquet":
+                with file.open("rb") as opened:
+                    rows = pyarrow.parquet.ParquetFile(opened)
+                    for _ in rows.iter_batches(64):
+                        pass
+                    schemas[file] = rows.schema_arrow
+        except (OSError, ValueError) as error:
+            return _fault_of(file, error)
+    return _difference(schemas) if schemas else None
 
 
 def _plainly_named(folder: Path, cache: Path) -> str:
@@ -132,8 +185,12 @@ def _plainly_named(folder: Path, cache: Path) -> str:
     names are part of what rows are cached by.
     """
     folder = folder.absolute()
-    files = [file for file in folder.rglob("*") if file.suffix in _READ_BY_DATASETS and file.is_file()]
-    if all(_PLAIN.fullmatch(str(file)) for file in files):
+    there = list(folder.rglob("*"))
+    files = [file for file in there if file.suffix in _READ_BY_DATASETS and file.is_file()]
+    files = [file for file in files if not is_no_data(file, folder)]
+    # Hidden files datasets leaves out itself; in a folder of a Synology disk it would look for rows.
+    others = any(is_no_data(file, folder) and not file.name.startswith(".") for file in there)
+    if not others and all(_PLAIN.fullmatch(str(file)) for file in files):
         return str(folder)
     places = [place for place in (cache, Path(tempfile.gettempdir())) if _PLAIN.fullmatch(str(place.absolute()))]
     links = (places or [cache])[0].absolute() / f"links-{_digest(os.fsencode(folder))}"
@@ -164,5 +221,7 @@ def _hub_errors(name: str, revision: str | None, cache_dir: str | None) -> Itera
         raise ValueError(f"--dataset_name {name}: {why} (and {Path(name).absolute()} is no folder)") from error
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
+    if isinstance(error, DatasetsError) and error.__cause__ is not None:  # which says no more than that it happened
+        return _first_line(error.__cause__)
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -29,6 +29,7 @@ from deepfashion_training.embedded.rows import (
 )
 from training_run.atomic import replacing
 from training_run.cores import usable_cores
+from training_run.not_data import is_left_behind
 
 if TYPE_CHECKING:
     import datasets
@@ -71,7 +72,7 @@ def write_wardrobe(
     from tqdm import tqdm
 
     target = Path(output_dir).absolute()
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+    if target.exists() and (not target.is_dir() or not all(map(is_left_behind, target.iterdir()))):
         raise FileExistsError(f"{target} is not an empty folder: choose another --output_dir or remove it")
     specs: dict[str, list[RowSpec]] = {"train": [], "validation": [], "test": []}
     specs_of, draw = SCHEMAS[schema]

@@ -27,6 +27,7 @@ from training_run.atomic import SAVING, write_file
 from training_run.hub import local_path
 from training_run.lock import LOCK
 from training_run.lora_formats import LoraFile, find_lora, read_lora
+from training_run.not_data import is_left_behind
 
 SETTINGS = "settings.json"
 METRICS, TABLE, REPORT, BEFORE_AFTER = "metrics.json", "metrics.csv", "report.html", "before_after.png"
@@ -174,7 +175,8 @@ def _check_folder(folder: Path) -> None:
     check_writable(folder)
     if not (folder / SETTINGS).exists():
         for path in folder.iterdir() if folder.exists() else ():
-            if path.name not in ("wardrobe", LOCK) and not path.name.startswith(SAVING):
+            ours = path.name in ("wardrobe", LOCK) or path.name.startswith(SAVING)
+            if not ours and not is_left_behind(path):
                 raise ValueError(
                     f"--output_dir {folder} holds something else ({path.name}): name a new or empty folder"
                 )

@@ -18,6 +18,7 @@ from deepfashion_training.images.pictures import PictureError, opacity
 from deepfashion_training.inference.dress import DrawingSettings, check_left, mask_given, mask_of_type
 from deepfashion_training.inference.picture_files import check_there, read_picture, without_exif
 from deepfashion_training.models.human_parser import HumanParser
+from training_run.not_data import check_no_pointer
 
 COLUMNS = ("person", "garment", "mask", "garment_type", "caption", "output")
 
@@ -63,6 +64,7 @@ def read_requests(table: Path, folder: Path, garment_type: int | None) -> list[T
     """
     if not table.is_file():
         raise ValueError(f"--batch {table}: no such file")
+    check_no_pointer(table)
     try:
         with table.open(newline="", encoding="utf-8-sig") as lines:
             reader = csv.DictReader(lines)

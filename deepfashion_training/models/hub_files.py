@@ -10,6 +10,7 @@ from typing import Any
 from huggingface_hub import snapshot_download
 
 from training_run.hub import is_hub_id, local_path, why_not_loaded
+from training_run.not_data import check_no_pointer
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
@@ -31,8 +32,11 @@ def model_folder(flag: str, model: str, example: str, revision: str | None = Non
             folder = Path(snapshot_download(model, revision=revision, allow_patterns=[*_LOADED]))
         except Exception as error:  # each HTTP library has its own classes
             raise ValueError(f"{flag} {why_not_loaded(model, error, revision)}") from error
-    if not any(any(folder.glob(name)) for name in _WEIGHTS):
+    weights = [file for name in _WEIGHTS for file in folder.glob(name)]
+    if not weights:
         raise ValueError(f"{flag} {model}: no model.safetensors in it; save it with safe_serialization=True")
+    for file in weights:
+        check_no_pointer(file)
     return folder
 
 

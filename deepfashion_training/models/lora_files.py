@@ -136,7 +136,7 @@ def find_transformer(name: str) -> Path:
     check_files(folder, "fetch it again")
     config = folder / "config.json"
     kind = json.loads(config.read_text("utf-8")).get("_class_name") if config.is_file() else None
-    if kind != "FluxTransformer2DModel" or not any(folder.glob("*.safetensors")):
+    if kind != "FluxTransformer2DModel" or not any(folder.glob("[!.]*.safetensors")):
         raise ValueError(f"the base {name} holds no FluxTransformer2DModel with .safetensors weights")
     return folder
 
@@ -185,7 +185,7 @@ def _likely_model(lora: LoraFile) -> str:
 
 def stored_dtype(transformer: Path) -> torch.dtype:
     """Precision of the weights in a transformer's folder; bf16 for one that ``DTYPES`` lacks, such as 8-bit floats."""
-    with safe_open(min(transformer.glob("*.safetensors")), "pt") as file:
+    with safe_open(min(transformer.glob("[!.]*.safetensors")), "pt") as file:
         stored: torch.dtype = file.get_tensor(next(iter(file.keys()))).dtype
     return stored if stored in _STORED_AS else torch.bfloat16
 

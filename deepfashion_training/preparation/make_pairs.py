@@ -31,6 +31,7 @@ from deepfashion_training.reports.pairs_report import write_pairs_card, write_pa
 from training_run.atomic import put_in_place
 from training_run.hub import local_path
 from training_run.lock import LOCK, only_writer
+from training_run.not_data import is_left_behind
 
 Say = Callable[[str], object]
 
@@ -178,8 +179,8 @@ def _check_target(target: Path, source: str) -> None:
 
 
 def _files(folder: Path) -> set[str]:
-    names = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if not file.is_dir()}
-    return names - {LOCK}
+    files = (file for file in folder.rglob("*") if not file.is_dir() and not is_left_behind(file, folder))
+    return {file.relative_to(folder).as_posix() for file in files} - {LOCK}
 
 
 def _report(target: Path) -> dict[str, Any] | None:
