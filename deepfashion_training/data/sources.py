@@ -156,8 +156,9 @@ def _load_folder(folder: Path, cache_dir: str | None) -> datasets.Dataset | data
             return datasets.load_from_disk(_plainly_named(folder, cache))
         return datasets.load_dataset(_plainly_named(folder, cache), cache_dir=str(cache))
     except Exception as error:  # datasets does not check what its files hold: TypeError, KeyError and others
-        why = _why_not_read(folder) or f"a split of it may be empty: {_first_line(error)}"
-        raise ValueError(f"cannot read the dataset in {folder}: {why}") from error
+        why = _why_not_read(folder)
+        why = f": {why}" if why else f", in which a split may be empty: {_first_line(error)}"
+        raise ValueError(f"cannot read the dataset in {folder}{why}") from error
 
 
 def _why_not_read(folder: Path) -> str | None:
