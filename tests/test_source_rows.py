@@ -128,14 +128,8 @@ def test_what_other_programs_leave_beside_rows_is_no_data(folder, place):
         (folder / "data").rmdir()
     before = source_fingerprint(str(folder))
     name = "train-00000-of-00002.parquet"
-    for left in (
-        f"._{name}",
-        ".DS_Store",
-        "Thumbs.db",
-        "desktop.ini",
-        f".ipynb_checkpoints/{name}",
-        *([f"@eaDir/{name}/x"] if place == "data" else []),
-    ):
+    shadows = (f"._{name}", f".ipynb_checkpoints/{name}", f"@eaDir/{name}/x", f"@eaDir/1/{name}")
+    for left in (*shadows, ".DS_Store", "Thumbs.db", "desktop.ini"):
         (folder / place / left).parent.mkdir(parents=True, exist_ok=True)
         (folder / place / left).write_bytes(b"\0\5\x16\7")
     (folder / ".DS_Store").write_bytes(b"Bud1")
