@@ -27,6 +27,10 @@ HEAD = """
         return batch["flat"] * scale
     def collate(samples):
         return {"pixels": [sample["flat"] for sample in samples]}
+    def build(data, model):
+        return model, loader_of(data)
+    def same(batch):
+        return same(batch) if batch is None else batch
     def loader_of(data, **more):
         return DataLoader(data, **more)
     def main(args):
@@ -49,6 +53,8 @@ READ = {
     "next": "        x = next(iter(loader))['flat']",
     "the dataset": "        x = data[0]['flat']",
     "a function of its own": "        loader = loader_of(data, shuffle=True)\n" + LOOP + "x = batch['flat']",
+    "a function of several": "        model, loader = build(data, 3)\n" + LOOP + "x = batch['flat']",
+    "its own": LOOP + "x = same(batch)['flat']",
     "collate": "        loader = DataLoader(data, collate_fn=collate)\n" + LOOP + "x = batch['pixels']",
     "moved": LOOP + "batch = {k: v.to(0) for k, v in batch.items()}\n            x = batch['flat']",
     "try": LOOP + "try:\n                x = batch['flat']\n            except RuntimeError:\n                pass",

@@ -12,8 +12,10 @@ import datasets
 import pytest
 
 from deepfashion_training import train_deepfashion_lora as wrapper
+from deepfashion_training.cli import load_preset
 from deepfashion_training.data.sources import open_splits, source_columns
 from deepfashion_training.embedded.wardrobe import write_wardrobe
+from deepfashion_training.inference.requests import read_requests
 from deepfashion_training.preparation.account import closing_lines
 from training_run.hub import local_path
 
@@ -94,6 +96,18 @@ def test_what_is_printed_to_be_typed_is_quoted(tmp_path: Path) -> None:
     assert shlex.split(wrapper.larger_run(args), comments=True)[2:8] == script
     command = shlex.split(wrapper.evaluate_command(args, folder, "test"))
     assert command[command.index("--lora") + 1] == str(folder)
+
+
+def test_tables_and_presets_of_other_systems_are_read(tmp_path: Path) -> None:
+    for name in ("p [1]?.png", "$HOME ~.png"):
+        (tmp_path / name).touch()
+    table = tmp_path / "t [2].csv"
+    table.write_bytes(b"\xef\xbb\xbfperson,garment,garment_type\r\np [1]?.png,$HOME ~.png,lower\r\n")
+    (request,) = read_requests(table, tmp_path / "out", None)
+    assert (request.person.name, request.garment.name, request.cloth_type) == ("p [1]?.png", "$HOME ~.png", 2)
+    preset = tmp_path / "my [3].yaml"
+    preset.write_bytes(b"\xef\xbb\xbfabout: mine\r\nflags:\r\n  seed: 7\r\n")
+    assert load_preset(str(preset)).flags == {"seed": "7"}
 
 
 # ---- terminals and shells

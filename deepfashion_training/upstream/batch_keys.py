@@ -153,6 +153,9 @@ class DatasetUse:
                 values = value.elts
             elif isinstance(value, ast.Call) and called(value) == "prepare":
                 values = value.args
+            elif isinstance(value, ast.Call) and (own := self._own(value.func)) and len(_returned(own)) == 1:
+                (result,) = _returned(own)
+                values = result.elts if isinstance(result, ast.Tuple) else []
             same = len(values) == len(target.elts) and not any(isinstance(part, ast.Starred) for part in values)
             for place, part in enumerate(target.elts):
                 self._assign(function, part, values[place] if same else None)
@@ -263,8 +266,7 @@ class DatasetUse:
         if name == "copy" and isinstance(call.func, ast.Attribute) and first is None:
             return self._kind(call.func.value, function)
         if own := self._own(call.func):
-            returns = [node.value for node in own_nodes(own) if isinstance(node, ast.Return)]
-            return _joined({self._kind(value, own) if value is not None else None for value in returns})
+            return self._kind_of_result(own)
         if first is None:
             return None
         if name == "ConcatDataset" and isinstance(first, (ast.List, ast.Tuple)):
@@ -273,6 +275,18 @@ class DatasetUse:
             return _element(self._kind(first, function))
         many = len(call.args) > (1 if name == "prepare" else 2)
         return self._kind(first, function) if name in _SAME and not many else None
+
+    def _kind_of_result(self, function: Function) -> str | None:
+        """What a function of the script returns."""
+        key = (id(function), "return")  # no variable's name
+        if key in self._asked:
+            return "same"
+        self._asked.add(key)
+        try:
+            returns = _returned(function)
+            return _joined({self._kind(value, function) if value is not None else None for value in returns})
+        finally:
+            self._asked.discard(key)
 
     # ---- keys
 
@@ -336,6 +350,10 @@ class DatasetUse:
         changes = isinstance(call.func, ast.Attribute) and self._kind(call.func.value, function) == BATCH
         plain = all(isinstance(word, (ast.Constant, ast.Dict)) for word in call.args[:1])
         return changes and (not plain or any(not key.arg for key in call.keywords))
+
+
+def _returned(function: Function) -> list[ast.expr | None]:
+    return [node.value for node in own_nodes(function) if isinstance(node, ast.Return)]
 
 
 def certain_nodes(function: Function) -> Iterator[ast.AST]:

@@ -23,7 +23,7 @@ class OwnFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        source = path.read_bytes()
+        self.source = source = path.read_bytes()
         self.tree = ast.parse(source, str(path))
         self.tables = dict[tuple[str, int], symtable.SymbolTable]()
         """Tables of functions by their name and line."""

@@ -63,10 +63,10 @@ class Script:
         self.home = imports.siblings.get(module.main.__module__, module)
         """The module that ``main`` looks names up in: where it comes from a file beside the script, that file's."""
         makes_lora = any(_makes_lora(ast.parse(file.read_bytes())) for file in imports.files)
-        lacking = [name for name in REPLACED if not hasattr(self.home, name)]
-        if lacking and not makes_lora and b"FluxTransformer2DModel" in imports.file.read_bytes():
+        lacking = _lacking(imports.file.read_bytes(), vars(self.home).keys())
+        if lacking and not makes_lora:
             raise UpstreamError(f"trains no LoRA and cannot be given one: no {', '.join(lacking)} at module level")
-        self.gets_lora = not makes_lora and not lacking
+        self.gets_lora = not makes_lora and all(hasattr(self.home, name) for name in REPLACED)
         if self.gets_lora:
             lora = "trains no LoRA: its transformer gets one, the only weights that it can train; see docs/upstream.md"
         else:
@@ -123,15 +123,29 @@ def check_text(text: ScriptText, dataset: str) -> None:
         faults.append(f"it gives its dataset {', '.join(arguments)}, and ours takes {', '.join(DATASET_ARGUMENTS)}")
     if keys := use.foreign_keys():
         faults.append(f"it reads {', '.join(keys)} from a batch, and a sample has {', '.join(SAMPLE_KEYS)}")
-    lacks_lora = not any(_makes_lora(file.tree) for file in text.files.values())
-    if lacks_lora and text.names is not None and text.names.issuperset(REPLACED):
-        # A pipeline that is loaded whole brings a transformer of its own.
-        ours = [name for name in ("FluxTransformer2DModel", "Accelerator") if not text.looks_up(name, dataset)]
-        faults += [
-            f"it trains no LoRA and cannot be given one, as main never makes a {name} of its own" for name in ours
-        ]
+    faults += _lora_faults(text, dataset)
     if faults:
         raise UpstreamError(f"cannot be driven: {'; '.join(faults)}; see docs/upstream.md")
+
+
+def _lora_faults(text: ScriptText, dataset: str) -> list[str]:
+    """Why a script that trains no LoRA can be given none, as far as its text tells."""
+    files = text.files.values()
+    # A file that is found through a changed path may make a LoRA: that is known when the script is loaded.
+    if text.names is None or any(_makes_lora(file.tree) or b"sys.path" in file.source for file in files):
+        return []
+    if lacking := _lacking(text.script.source, text.names):
+        return [f"it trains no LoRA and cannot be given one: no {', '.join(lacking)} at module level"]
+    if not text.names.issuperset(REPLACED):  # it has no FLUX transformer
+        return []
+    # A pipeline that is loaded whole brings a transformer of its own, which is none of these.
+    unused = [name for name in ("FluxTransformer2DModel", "Accelerator") if not text.looks_up(name, dataset)]
+    return [f"it trains no LoRA and cannot be given one, as main never makes a {name} of its own" for name in unused]
+
+
+def _lacking(source: bytes, names: Collection[str]) -> list[str]:
+    """What a script with a FLUX transformer lacks among ``names`` to be given a LoRA."""
+    return [name for name in REPLACED if name not in names] if b"FluxTransformer2DModel" in source else []
 
 
 def _takes_one(arguments: ast.arguments) -> bool:
