@@ -198,7 +198,11 @@ class DeepFashionDataset(Dataset[dict[str, Any]]):
         try:
             held_out = sampling.held_out(groups, options.validation_fraction, options.split_seed)
         except ValueError as error:
-            raise ValueError(f"{missing}: {error}") from error
+            raise ValueError(
+                f"{missing}, and none can be held out of the {len(data)} row(s) of {self.split!r}, which are of one "
+                "person: add rows of another person (pid), or validate on the same rows with --validation_split "
+                f"{self.split}"
+            ) from error
         logger.info("%s: %d rows of %r are held out by pid, else by row", missing, sum(held_out), self.split)
         return [row for row, out in enumerate(held_out) if out == (self.phase == "test")]
 

@@ -13,6 +13,7 @@ from huggingface_hub import constants
 
 from deepfashion_training.embedded import TINY_FLUX_FILL
 from deepfashion_training.models import access
+from training_run.hub import why_not_loaded
 
 TINY = str(TINY_FLUX_FILL)
 GIB = 2**30
@@ -92,6 +93,25 @@ def test_a_licence_that_is_not_accepted(hub: str, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("HF_TOKEN", "hf_canary")
     answer = refused("acme/gated")
     assert "acme/gated is gated" in answer and "log in" not in answer
+
+
+@pytest.mark.parametrize("named", ["HF_HUB_CACHE", "HF_HOME"])
+def test_a_cache_that_cannot_be_written_to(
+    hub: str, nothing_cached: Path, monkeypatch: pytest.MonkeyPatch, named: str
+) -> None:
+    file = nothing_cached / "file"
+    file.touch()
+    monkeypatch.delenv("HF_HUB_CACHE", raising=False)
+    monkeypatch.setenv(named, "somewhere")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(file / "hub"))
+    assert str(file / "hub") in (answer := refused("acme/fill")) and answer.endswith(named)
+    with pytest.raises(ValueError, match=f"{file}.*{named}"):
+        access.dataset_bytes("acme/rows")
+    with pytest.raises(ValueError, match=f"{file}.*--cache_dir"):
+        access.check_models("acme/fill", TINY, cache_dir=str(file / "mine"))
+    assert str(file / "hub") in why_not_loaded("acme/lora", NotADirectoryError(20, "Not a directory", str(file)))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(nothing_cached / "not yet" / "there"))
+    assert "written" not in why_not_loaded("acme/lora", OSError("no network"))
 
 
 def test_a_repository_that_is_not_there(hub: str) -> None:

@@ -550,7 +550,25 @@ def test_no_row_of_the_chosen_types(tmp_path):
 
 def test_one_person_cannot_be_split(tmp_path):
     source = write(tmp_path, train=rows((1, 1)))
-    assert "has no split 'validation': cannot hold out a part of 1 group" in error_of(lambda: build(source))
+    message = error_of(lambda: build(source))
+    assert "2 row(s)" in message and "another person (pid)" in message
+    assert message.endswith("--validation_split train")
+    assert len(build(source, validation_split="train")) == len(build(source, "test", validation_split="train")) == 2
+
+
+@pytest.mark.parametrize("saved", [False, True])
+def test_a_cache_that_cannot_be_written_to_is_named_as_that(tmp_path, monkeypatch, saved):
+    source = write(tmp_path / "rows", train=rows((1, 3)), validation=rows((2,)))
+    if saved:  # such a folder is read as it is
+        datasets.load_dataset(source, cache_dir=str(tmp_path / "cache")).save_to_disk(tmp_path / "saved")
+    (tmp_path / "file").touch()
+    monkeypatch.delenv("HF_DATASETS_CACHE", raising=False)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "file" / "datasets")
+    if saved:
+        assert len(build(str(tmp_path / "saved"))) == 2
+    else:
+        message = error_of(lambda: build(source))
+        assert message.startswith(f"the cache {tmp_path / 'file' / 'datasets'} ") and message.endswith("HF_HOME")
 
 
 @pytest.mark.parametrize("value", [4, "Hats", None, 1.5])

@@ -535,7 +535,7 @@ def test_without_a_lora_the_base_is_measured_alone(
 @pytest.mark.parametrize(
     ("flags", "code", "said"),
     [
-        (["--split", "holdout"], 1, "has no split 'holdout': it has "),
+        (["--split", "holdout"], 1, "has no split 'holdout', only "),
         (["--dataset_name", "/nowhere/pairs"], 1, "no such folder: /nowhere/pairs"),
         (["--lora", "/nowhere/lora"], 1, "/nowhere/lora"),
         (["--cloth_types", "hats"], 2, "hats"),

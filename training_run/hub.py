@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import tempfile
 from pathlib import Path
 
 from huggingface_hub import constants, get_token, hf_hub_download, try_to_load_from_cache
@@ -58,8 +60,28 @@ def transformer_in(folder: Path) -> Path:
     return inner if (inner / "config.json").is_file() else folder
 
 
+def cache_fault(
+    cache_dir: str | None = None, variable: str = "HF_HUB_CACHE", default: str | Path | None = None
+) -> str | None:
+    """Why nothing can be written to a cache of Hugging Face's libraries, with the fix; None where it can.
+
+    It is ``cache_dir``, or the ``default`` that the environment ``variable`` or HF_HOME names; by default models'.
+    """
+    default = default or constants.HF_HUB_CACHE
+    folder = Path(cache_dir or default)
+    try:
+        with tempfile.TemporaryFile(dir=next(path for path in (folder, *folder.absolute().parents) if path.exists())):
+            return None
+    except OSError as error:
+        fix = variable if variable in os.environ else "HF_HOME"
+        fix = "--cache_dir" if folder != Path(default) else f"the environment variable {fix}"
+        return f"the cache {folder} cannot be written to ({error.strerror or error}): name another with {fix}"
+
+
 def why_not_loaded(name: str, error: Exception, revision: str | None = None, cache_dir: str | None = None) -> str:
     """One line on a Hub repository that ``error`` kept from being loaded, with how to fix it."""
+    if isinstance(error, OSError) and error.errno and (fault := cache_fault(cache_dir)):
+        return f"{name} cannot be fetched: {fault}"
     if isinstance(error, GatedRepoError):
         login = "" if get_token() else "log in with `hf auth login` and "
         return f"{name} is gated: {login}accept its terms at {constants.ENDPOINT}/{name}, then run again"

@@ -15,7 +15,7 @@ import datasets
 import pyarrow.parquet
 from datasets.exceptions import DatasetsError
 
-from training_run.hub import is_hub_id, local_path, why_not_loaded
+from training_run.hub import cache_fault, is_hub_id, local_path, why_not_loaded
 from training_run.not_data import is_no_data, why_damaged
 
 #: Paths that mean themselves: nothing of a pattern, a shell's variable or an address is in them.
@@ -46,6 +46,8 @@ def open_splits(
     if known:
         check_columns(known, source)
     folder = local_path(source)
+    if not (folder.is_dir() and _is_saved(folder)):
+        _check_cache(cache_dir)
     if folder.is_dir():
         loaded = _load_folder(folder, cache_dir)
     else:
@@ -89,9 +91,16 @@ def _columns_before_loading(source: str, revision: str | None, cache_dir: str | 
         return None if _is_saved(folder) else _parquet_columns(folder)
     if not is_hub_id(source):
         raise ValueError(f"no such folder: {source} (and a Hub id looks like 'owner/name')")
+    _check_cache(cache_dir)
     with _hub_errors(source, revision, cache_dir):
         features = datasets.load_dataset_builder(source, revision=revision, cache_dir=cache_dir).info.features
     return list(features) if features else None
+
+
+def _check_cache(cache_dir: str | None) -> None:
+    """Raise ``ValueError`` where ``datasets`` could not write what it makes of a dataset."""
+    if fault := cache_fault(cache_dir, "HF_DATASETS_CACHE", datasets.config.HF_DATASETS_CACHE):
+        raise ValueError(fault)
 
 
 def _is_saved(folder: Path) -> bool:

@@ -78,7 +78,9 @@ class Cases:
     ) -> None:
         splits = open_splits(source, check_columns=check_documented, revision=revision)
         if split not in splits:
-            raise ValueError(f"--dataset_name {source} has no split {split!r}: it has {', '.join(splits)}")
+            raise ValueError(
+                f"--dataset_name {source} has no split {split!r}, only {', '.join(splits)}: name one with --split"
+            )
         self.source, self.split, self.size, self.resize_mode = source, split, size, resize_mode
         #: Finds the worn garment where the rows have no column ``parse``; may be set before cases are read.
         self.parser: HumanParser | None = None

@@ -12,7 +12,7 @@ from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
 from deepfashion_training.models.lora_files import find_transformer
 from training_run.bases import check_base
-from training_run.hub import is_hub_id, why_not_loaded
+from training_run.hub import cache_fault, is_hub_id, why_not_loaded
 
 #: What is downloaded of a FLUX pipeline and of a transformer: names of files begin so. A transformer's own name counts
 #: at the root of its repository only.
@@ -54,7 +54,8 @@ def bytes_to_download(
 
     ``pipeline`` and ``transformer`` are folders or Hub ids, ``flags`` how the user names them. Raises ``ValueError``,
     one line with the fix, when one cannot be loaded: a transformer given as the pipeline, missing folders, damaged
-    files and missing weights, a licence that is not accepted, a missing token, a repository that is not there.
+    files and missing weights, a licence that is not accepted, a missing token, a repository that is not there, a cache
+    that cannot be written to.
     """
     for name, flag in zip((pipeline, transformer), flags, strict=True):
         if not Path(name).is_dir() and not is_hub_id(name):
@@ -70,12 +71,18 @@ def bytes_to_download(
         find_transformer(transformer)
     cache = cache_dir or constants.HF_HUB_CACHE
     needed = _bytes_to_download(pipeline, revision, cache, PIPELINE_PARTS)
-    return needed + _bytes_to_download(transformer, inpaint_revision, cache, TRANSFORMER_PARTS)
+    needed += _bytes_to_download(transformer, inpaint_revision, cache, TRANSFORMER_PARTS)
+    if needed and (fault := cache_fault(cache_dir)):
+        raise ValueError(fault)
+    return needed
 
 
 def dataset_bytes(name: str, revision: str | None = None) -> int:
     """Bytes of a Hub dataset's files that the cache lacks. Raises ``ValueError`` when it cannot be read."""
-    return _bytes_to_download(name, revision, constants.HF_HUB_CACHE, ("",), "dataset")
+    needed = _bytes_to_download(name, revision, constants.HF_HUB_CACHE, ("",), "dataset")
+    if needed and (fault := cache_fault()):
+        raise ValueError(fault)
+    return needed
 
 
 def _bytes_to_download(
