@@ -53,6 +53,9 @@ def test_a_checkpoint_has_its_files_and_a_manifest_of_them(tmp_path):
         "sha256": "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a",  # sha256sum of {}
     }
     checkpoints.verify(made)
+    (made / ".DS_Store").write_bytes(b"Bud1")  # somebody looked into it
+    (made / "transformer" / "._config.json").write_bytes(b"\0\5\x16\7")
+    checkpoints.verify(made)
     assert checkpoints.newest_whole(tmp_path) == made
 
 

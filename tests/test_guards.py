@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 
 import train_flux_inpaint as tfi
 from deepfashion_training import prepare
+from deepfashion_training.models.lora_files import stored_dtype
 from training_run import bases, guards
 from training_run.state import read_state
 
@@ -358,6 +359,32 @@ def test_a_transformer_of_its_own_without_weights_is_named(tiny_flux_fill, tmp_p
     next(alone.glob("*.safetensors")).unlink()
     with pytest.raises(ValueError, match=f"^{alone} has no weights"):
         bases.check_base(str(tiny_flux_fill), str(alone))
+
+
+@pytest.mark.parametrize("name", ["vae/diffusion_pytorch_model.safetensors", "tokenizer/tokenizer.json"])
+def test_a_git_lfs_pointer_in_a_base_is_named(tiny_flux_fill, tmp_path, name):
+    base = Path(shutil.copytree(tiny_flux_fill, tmp_path / "base"))
+    (base / name).write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 12\n")
+    with pytest.raises(ValueError, match=f"^{base / name} is .*git lfs pull"):
+        bases.check_base(str(base), str(tiny_flux_fill))
+
+
+def test_what_a_mac_leaves_beside_weights_changes_nothing(tiny_flux_fill, tmp_path):
+    base = Path(shutil.copytree(tiny_flux_fill, tmp_path / "base"))
+    args = argparse.Namespace(
+        pretrained_model_name_or_path=str(base), pretrained_inpaint_model_name_or_path=str(base), cache_dir=None,
+        revision=None, inpaint_revision=None,
+    )  # fmt: skip
+    before, dtype = bases.base_facts(args), stored_dtype(base / "transformer")
+    for file in [path for path in base.rglob("*") if path.is_file()]:
+        file.with_name(f"._{file.name}").write_bytes(b"\0\5\x16\7")
+    (base / ".DS_Store").write_bytes(b"Bud1")
+    bases.check_base(str(base), str(base))
+    assert (bases.base_facts(args), stored_dtype(base / "transformer")) == (before, dtype)
+    for weights in (base / "vae").glob("diffusion*.safetensors"):
+        weights.unlink()
+    with pytest.raises(ValueError, match="has no weights"):
+        bases.check_base(str(base), str(base))
 
 
 @pytest.mark.parametrize("revision", [None, "v2"])

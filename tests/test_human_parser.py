@@ -139,6 +139,13 @@ def test_a_folder_that_lacks_a_file_is_refused(copy: Path, name: str) -> None:
         check_human_parser(str(copy))
 
 
+def test_a_git_lfs_pointer_is_named(copy: Path) -> None:
+    (copy / "model.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 12\n")
+    with pytest.raises(ValueError, match="git lfs pull") as caught:
+        check_human_parser(str(copy))
+    assert str(copy / "model.safetensors") in str(caught.value)
+
+
 def test_a_pickled_model_is_never_opened(copy: Path) -> None:
     (copy / "model.safetensors").rename(copy / "pytorch_model.bin")
     with pytest.raises(ValueError, match=r"no model\.safetensors"):

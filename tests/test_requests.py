@@ -53,6 +53,12 @@ def test_two_columns_are_enough_in_any_order_with_blanks_and_a_byte_order_mark(s
     assert [request.person.name for request in read_requests(path, shop, UPPER)] == ["p.png"]
 
 
+def test_a_table_that_is_a_git_lfs_pointer_is_named(shop):
+    pointer = table(shop, "oid sha256:ab", "size 12", head="version https://git-lfs.github.com/spec/v1")
+    with pytest.raises(ValueError, match=r"t\.csv .*git lfs pull"):
+        read_requests(pointer, shop, None)
+
+
 @pytest.mark.parametrize("kind", ["2", "2.0", "lower_body", "Lower Body", "Skirts"])
 def test_types_in_any_form(shop, kind):
     (request,) = read_requests(table(shop, f"p.png,g.png,,{kind},,"), shop, None)
