@@ -378,8 +378,8 @@ def _refuse_others(path: Path, file: Any, names: list[str], has_text: bool) -> N
             )
     if any(name.startswith(("lora_transformer_", "bundle_emb.")) for name in names):
         raise ValueError(
-            f"{path} is in the legacy format of OneTrainer (it holds {names[0]}): convert it with OneTrainer, which "
-            "writes LoRAs as Diffusers or Kohya, too"
+            f"{path} is in the legacy format of OneTrainer (it holds {names[0]}): convert it with OneTrainer's "
+            "scripts/convert_model.py, to its Diffusers or Kohya format"
         )
     keys = {name: _key(name) or (name, "") for name in names if not _DIFFERENCE.fullmatch(name)}
     stems = {name: layer.replace(".", "_") for name, (layer, _) in keys.items()}
