@@ -187,6 +187,26 @@ def test_a_file_with_a_column_of_another_type_is_named_with_column_and_types(fol
     assert "huggingface" not in capfd.readouterr().err  # no schemas on the screen
 
 
+@pytest.mark.parametrize("other", ["column", "type"])
+def test_a_file_of_a_hub_dataset_that_differs_is_named(folder, monkeypatch, capfd, other):
+    load, build = datasets.load_dataset, datasets.load_dataset_builder
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, cache_dir, **__: load(str(folder), cache_dir=cache_dir))
+    monkeypatch.setattr(datasets, "load_dataset_builder", lambda *_, cache_dir, **__: build(str(folder)))
+    file = folder / "data" / "train-00001-of-00002.parquet"
+    rows = dataset([1]).remove_columns("cloth_type").add_column("cloth_type", [1])
+    rows.to_parquet(folder / "data" / "train-00000-of-00002.parquet")
+    changed = rows.add_column("rating", [0.5])
+    if other == "type":
+        changed = rows.remove_columns("cloth_type").add_column("cloth_type", ["full"])
+    changed.to_parquet(file)
+    capfd.readouterr()
+    with pytest.raises(ValueError) as caught:
+        open_splits("some/rows", check_columns=lambda *_: None, cache_dir=str(folder.parent / "cache"))
+    said = str(caught.value)
+    assert str(file) in said and {"column": "'rating'", "type": "'cloth_type'"}[other] in said and "\n" not in said
+    assert "huggingface" not in capfd.readouterr().err
+
+
 def test_types_that_become_one_another_are_no_difference(folder):
     wide = dataset([1]).remove_columns("cloth_type").add_column("cloth_type", [1])
     wide.to_parquet(folder / "data" / "train-00000-of-00002.parquet")

@@ -23,8 +23,8 @@ _PLAIN = re.compile(r"[\w ./+,=@-]*")
 #: Endings of the files that it reads of a folder: rows, cards, and what save_to_disk notes.
 _READ_BY_DATASETS = frozenset({".parquet", ".arrow", ".json", ".md", ".yaml"})
 
-# It prints whole schemas about a file that does not fit the others, which is said here in one line.
-logging.getLogger("datasets.packaged_modules.parquet.parquet").setLevel(logging.CRITICAL)
+#: What it logs of a file that it cannot read: the file's name, and perhaps a screenful of columns.
+_parquet_log = logging.getLogger("datasets.packaged_modules.parquet.parquet")
 
 
 def open_splits(
@@ -163,7 +163,8 @@ def _load_folder(folder: Path, cache_dir: str | None) -> datasets.Dataset | data
     try:
         if _is_saved(folder):
             return datasets.load_from_disk(_plainly_named(folder, cache))
-        return datasets.load_dataset(_plainly_named(folder, cache), cache_dir=str(cache))
+        with _noting([]):
+            return datasets.load_dataset(_plainly_named(folder, cache), cache_dir=str(cache))
     except Exception as error:  # datasets does not check what its files hold: TypeError, KeyError and others
         why = _why_not_read(folder)
         why = f": {why}" if why else f", in which a split may be empty: {_first_line(error)}"
@@ -223,12 +224,32 @@ def _digest(content: bytes) -> str:
 @contextlib.contextmanager
 def _hub_errors(name: str, revision: str | None, cache_dir: str | None) -> Iterator[None]:
     """Errors of loading a Hub dataset as ``ValueError``, one line with the fix."""
+    unread: list[Path] = []
     try:
-        yield
+        with _noting(unread):
+            yield
     except (OSError, ValueError, DatasetsError) as error:
         cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
         why = why_not_loaded(name, cause, revision, cache_dir) if isinstance(cause, OSError) else _first_line(error)
+        if unread:  # its neighbours in the cache tell which column is another one
+            why = _why_not_read(unread[0].parent) or f"{unread[0]}: {why}"
         raise ValueError(f"--dataset_name {name}: {why} (and {Path(name).absolute()} is no folder)") from error
+
+
+@contextlib.contextmanager
+def _noting(unread: list[Path]) -> Iterator[None]:
+    """Collect the parquet files that ``datasets`` cannot read, and keep what it says of them off the screen."""
+
+    def note(record: logging.LogRecord) -> bool:
+        if found := re.search(r"Failed to read (?:file|schema from) '(.+?)' with", record.getMessage()):
+            unread.append(Path(found[1]))
+        return found is None
+
+    _parquet_log.addFilter(note)
+    try:
+        yield
+    finally:
+        _parquet_log.removeFilter(note)
 
 
 def _first_line(error: BaseException) -> str:
