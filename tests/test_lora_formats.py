@@ -8,7 +8,9 @@ import pickle
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
+import httpx
 import huggingface_hub
 import numpy as np
 import pytest
@@ -16,10 +18,12 @@ import torch
 from conftest import noise
 from diffusers import FluxTransformer2DModel
 from diffusers.loaders.lora_pipeline import FluxLoraLoaderMixin
+from huggingface_hub.errors import GatedRepoError
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from deepfashion_training.models.lora_files import fitted, to_kohya
+from training_run import lora_formats
 from training_run.lora_formats import LoraFile, find_lora, joined_layer, read_lora
 
 Tensors = dict[str, torch.Tensor]
@@ -454,6 +458,39 @@ def test_folders_and_files_of_a_hub_repository(reference, tmp_path, monkeypatch)
     ):
         with pytest.raises(ValueError, match=f"LoRA {name}: .*{said}"):
             find_lora(name)
+
+
+def test_of_a_reachable_repository_only_what_is_needed_is_downloaded(tmp_path, monkeypatch):
+    there = [
+        "README.md",
+        "a/adapter_model.safetensors",
+        "a/adapter_config.json",
+        "b/lora.safetensors",
+        "big.safetensors",
+    ]
+    siblings = [SimpleNamespace(rfilename=name) for name in there]
+    monkeypatch.setattr(lora_formats.HfApi, "model_info", lambda *_, **__: SimpleNamespace(siblings=siblings))
+    fetched: list[str] = []
+
+    def download(repository: str, name: str) -> str:
+        fetched.append(name)
+        return str(tmp_path / name)
+
+    monkeypatch.setattr(lora_formats, "hf_hub_download", download)
+    assert find_lora("me/loras/a") == tmp_path / "a" / "adapter_model.safetensors"
+    assert sorted(fetched) == ["a/adapter_config.json", "a/adapter_model.safetensors"]
+    for name, file in (("me/loras", "big.safetensors"), ("me/loras/b/", "b/lora.safetensors")):
+        fetched.clear()
+        assert find_lora(name) == tmp_path / file and fetched == [file]
+
+    def gated(*_: object, **__: object) -> None:
+        raise GatedRepoError(
+            "terms", response=httpx.Response(403, request=httpx.Request("GET", "https://huggingface.co"))
+        )
+
+    monkeypatch.setattr(lora_formats, "hf_hub_download", gated)
+    with pytest.raises(ValueError, match="me/loras is gated"):
+        find_lora("me/loras/b")
 
 
 # ------------------------------------------------------------------------------------------------------ whole pictures
