@@ -212,6 +212,11 @@ def in_one_line(text: str) -> str:
 
 def describe(error: Exception) -> str:
     """One line that says what went wrong; the type's name is given where the message is not meant for users."""
+    if isinstance(error, UnicodeEncodeError) and error.reason == "surrogates not allowed":
+        name = "".join(sign if sign.isprintable() else "?" for sign in error.object)
+        return (
+            f"{name} is no name in UTF-8: rename that file or folder, or set PYTHONUTF8=1 where the locale is another"
+        )
     lines = [line for line in str(error).splitlines() if line.strip()]
     # A data loader puts the worker's traceback before the message, so the message is the last line.
     message = (lines[-1] if "Traceback" in str(error) else " ".join(lines)) if lines else "no message"

@@ -146,6 +146,12 @@ def test_a_workers_traceback_is_described_by_its_last_line() -> None:
     assert describe(wrapped) == "row 3 is empty"
 
 
+def test_a_name_that_is_no_utf_8_is_shown() -> None:
+    with pytest.raises(UnicodeEncodeError) as error:
+        "out/caf\udce9".encode()
+    assert "out/caf? is no name in UTF-8" in describe(error.value)
+
+
 def test_a_message_neither_fills_the_screen_nor_steers_the_terminal() -> None:
     line = in_one_line("\x1b[2J" + "a" * 5000 + "\nfix it")
     assert len(line) < 1300 and "\x1b" not in line and "\\x1b" in line and line.endswith("fix it")

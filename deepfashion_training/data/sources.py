@@ -204,7 +204,7 @@ def _plainly_named(folder: Path, cache: Path) -> str:
     if not others and all(_PLAIN.fullmatch(str(file)) for file in files):
         return str(folder)
     places = [place for place in (cache, Path(tempfile.gettempdir())) if _PLAIN.fullmatch(str(place.absolute()))]
-    links = (places or [cache])[0].absolute() / f"links-{_digest(os.fsencode(folder))}"
+    links = (places or [cache])[0].absolute() / f"links-{os.getuid()}-{_digest(os.fsencode(folder))}"
     for file in files:
         link = links / file.relative_to(folder)
         if not _PLAIN.fullmatch(str(file.relative_to(folder))):
