@@ -14,7 +14,7 @@ import dataclasses
 import sys
 from typing import TYPE_CHECKING
 
-from deepfashion_training.cli import FlagParser, WrongUseError, number, run_command
+from deepfashion_training.cli import FlagParser, WrongUseError, number, quiet_libraries, run_command
 from training_run.cores import usable_cores
 
 if TYPE_CHECKING:
@@ -89,11 +89,12 @@ def chosen_parser(named: str | None) -> str | None:
 
 def work(argv: list[str]) -> None:
     """The whole command."""
+    args = build_parser().parse_args(argv)
+    quiet_libraries()
     from deepfashion_training.preparation.account import closing_lines
     from deepfashion_training.preparation.make_pairs import prepare
     from training_run.guards import gpu_fault
 
-    args = build_parser().parse_args(argv)
     if args.parser is None and (fault := gpu_fault()):  # else pairs would be made without a parser, and nobody told
         raise ValueError(f"{fault}, or say with --parser what to do without: none, or a model to run on the CPU")
     try:
