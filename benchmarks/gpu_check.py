@@ -72,7 +72,7 @@ from training_run.flops import FLUX_FILL, matmul_ceiling, useful_flops  # noqa: 
 from training_run.memory import predict  # noqa: E402
 from training_run.record import package_versions  # noqa: E402
 from training_run.sheets import to_picture  # noqa: E402
-from training_run.stopping import Stopping  # noqa: E402
+from training_run.stopping import Stopping, TerminatedError, end_with_parent, terminable  # noqa: E402
 from training_run.transfer import bytes_of_pair  # noqa: E402
 
 GIB = 2**30
@@ -129,7 +129,9 @@ class Check:
 def in_its_process(check: Check, trial: Trial) -> None:
     """Work on a check, note how it ended, and write what is printed meanwhile to the log in its folder."""
     os.setsid()  # so that it ends with all that it has started
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for signum in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(signum, signal.SIG_DFL)
+    end_with_parent()
     log = (trial.folder / "log.txt").open("w", buffering=1, encoding="utf-8")
     for stream in (1, 2):  # for what is written by processes that this one starts
         os.dup2(log.fileno(), stream)
@@ -649,7 +651,6 @@ def main(input_args: Sequence[str] | None = None) -> int:
     add("--minutes", type=number(float, 0, above=True), default=9.0, help="for all checks together (default: 9)")
     add("--json", type=Path, metavar="F", help="write what is known to F, after every check")
     args = parser.parse_args(input_args)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the check at work ends too
 
     def write(rows: list[dict[str, Any]]) -> None:
         pending = [check.name for check in CHECKS[len(rows) :]]
@@ -658,7 +659,11 @@ def main(input_args: Sequence[str] | None = None) -> int:
             write_file(args.json, json.dumps(report, indent=2) + "\n")
 
     write([])
-    return settle(CHECKS, args.size, args.minutes, write)
+    try:
+        with terminable():  # so that the check at work ends too
+            return settle(CHECKS, args.size, args.minutes, write)
+    except TerminatedError:
+        return 143
 
 
 if __name__ == "__main__":

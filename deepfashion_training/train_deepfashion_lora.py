@@ -164,7 +164,7 @@ def parse(argv: list[str], parser: FlagParser | None = None, *, load: bool = Tru
             script = train_flux_inpaint
     elif args.plan:
         parser.error("--plan measures the project's own trainer: leave out --upstream")
-    elif load or rest:
+    elif load or rest or not Path(args.upstream).is_file():
         follows |= {"output_dir": args.output_dir, "dataroot": args.dataset_name}
         args, script = _for_other_script(parser, args, (preset, follows, typed), rest)
     for name in MODELS:  # seen from elsewhere, a folder named from here would look like a repository on the Hub

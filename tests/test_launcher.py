@@ -172,6 +172,8 @@ def test_flags_of_another_script_are_known_in_a_dry_run(machine: Machine, tmp_pa
     assert machine.run(*flags, "--dropout_prob", "0.25")[0] == 0
     code, _, err = machine.run(*flags, "--dropout_prop", "0.25")
     assert code == 2 and "did you mean --dropout_prob?" in err
+    code, out, err = machine.run("--embedded", "--upstream", "no-such.py", "--dry-run")
+    assert (code, out) == (1, "") and "no-such.py" in err
 
 
 # ---- GPUs
@@ -256,7 +258,8 @@ def test_two_processes_share_a_cpu_but_for_a_script_of_the_users(machine: Machin
     assert [one["OMP_NUM_THREADS"] for one in machine.starts("--embedded")[1]] == ["1", "1"]
     machine.patch.setenv("OMP_NUM_THREADS", "3")
     assert [one["OMP_NUM_THREADS"] for one in machine.starts("--embedded")[1]] == ["3", "3"]
-    ((alone),) = machine.starts("--embedded", "--upstream", "mine.py")[1]
+    script = ROOT / "tests" / "scripts" / "catvton_flux" / "train_flux_inpaint.py"
+    ((alone),) = machine.starts("--embedded", "--upstream", str(script))[1]
     assert alone["ACCELERATE_USE_CPU"] == "true" and "RANK" not in alone
 
 
