@@ -58,6 +58,7 @@ from training_run.hub import subfolder_of_transformer
 from training_run.lock import only_writer
 from training_run.lora import load_transformer_weights, lora_config, read_lora, save_lora
 from training_run.memory import state_bytes
+from training_run.not_data import check_no_pointer
 from training_run.optimizers import check_optimizer_state, make_optimizer, optimizer_settings
 from training_run.output_dir import LORA_FILE as LORA_FILE  # for wrappers of this script
 from training_run.record import RunRecord
@@ -112,6 +113,7 @@ class VitonHDTestDataset(Dataset):
         pair_list = self._inside(data_list or f"{phase}_pairs.txt")
         if not pair_list.is_file():
             raise ValueError(f"no pair list {pair_list}: a VITON-HD folder has one of 'person.jpg cloth.jpg' lines")
+        check_no_pointer(pair_list)
         self.pairs: list[tuple[str, str]] = []
         for number, line in enumerate(pair_list.read_text("utf-8-sig").splitlines(), start=1):
             names = line.split()

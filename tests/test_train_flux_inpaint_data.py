@@ -135,6 +135,12 @@ def test_a_missing_file_is_named_before_training(file, viton_copy):
         VitonHDTestDataset(str(viton_copy), "train", size=SIZE)
 
 
+def test_a_list_that_is_a_git_lfs_pointer_is_named(viton_copy):
+    (viton_copy / "train_pairs.txt").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 12\n")
+    with pytest.raises(ValueError, match=r"train_pairs\.txt .*git lfs pull"):
+        VitonHDTestDataset(str(viton_copy), "train", size=SIZE)
+
+
 def test_a_missing_or_empty_list_is_named(viton_copy):
     with pytest.raises(ValueError, match=r"no pair list .*absent\.txt"):
         VitonHDTestDataset(str(viton_copy), "train", size=SIZE, data_list="absent.txt")
