@@ -500,7 +500,7 @@ def test_ranks_of_an_evaluation_wait_while_the_first_measures(
 
     monkeypatch.setattr(evaluation_plan, "make_plan", stop)
     with pytest.raises(ValueError, match="planned"):
-        evaluate.evaluate(argparse.Namespace())
+        evaluate.evaluate(argparse.Namespace(output_dir=tmp_path / "out"))
     assert waits() == timedelta(days=2)
 
 
