@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from conftest import writing
 
+from deepfashion_training.embedded.wardrobe import write_wardrobe
 from training_run import lock
 from training_run.lock import LOCK, only_writer
 
@@ -75,6 +76,17 @@ def test_a_lock_ends_with_its_process_and_not_with_those_that_it_has_forked(tmp_
         assert not (tmp_path / "out" / LOCK).exists() and (tmp_path / "out").exists()
     finally:
         end(first)
+
+
+def test_a_lock_that_was_left_is_in_nobodys_way(tmp_path: Path) -> None:
+    """Of a run that was killed; what another user wrote into it is shown as it can be printed."""
+    (tmp_path / LOCK).touch()
+    assert write_wardrobe(tmp_path, rows=3, size=(64, 64)) == tmp_path
+    file = tmp_path / "other" / LOCK
+    file.parent.mkdir()
+    file.write_text('{"pid": 7, "host": "a", "since": "b", "command": "x\\u001b[2J\\ny"}')
+    with file.open("rb") as opened:
+        assert lock._holder(opened.fileno()) == r"process 7 on a (since b: x\x1b[2J\ny)"
 
 
 def test_a_process_that_is_ending_is_waited_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

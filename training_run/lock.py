@@ -120,6 +120,7 @@ def _holder(handle: int) -> str:
         facts = json.loads(os.pread(handle, 2**16, 0))
         command = str(facts["command"])
         shown = command if len(command) <= _SHOWN else f"{command[:_SHOWN]}..."
-        return f"process {facts['pid']} on {facts['host']} (since {facts['since']}: {shown})"
+        said = f"process {facts['pid']} on {facts['host']} (since {facts['since']}: {shown})"
+        return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in said)  # others write it
     except (OSError, ValueError, KeyError, TypeError):
         return "another process"

@@ -5,11 +5,14 @@ from __future__ import annotations
 import re
 from pathlib import Path, PurePath
 
+from training_run.lock import LOCK
+
 #: Files and folders, in lower case, that file managers, servers and notebooks leave wherever they look. macOS puts
-#: ``._photo.png`` beside ``photo.png`` on disks of other systems.
-_LEFT_BEHIND = set(
-    ".ds_store .ipynb_checkpoints .localized .directory thumbs.db ehthumbs.db desktop.ini @eadir __macosx".split()
-)
+#: ``._photo.png`` beside ``photo.png`` on disks of other systems. A run that was killed leaves its lock.
+_LEFT_BEHIND = {
+    *".ds_store .ipynb_checkpoints .localized .directory thumbs.db ehthumbs.db desktop.ini @eadir __macosx".split(),
+    LOCK,
+}
 #: How every pointer begins, and where it says the size of the file that it stands for (git-lfs, docs/spec.md). A
 #: pointer has less than 1,024 bytes.
 _POINTER = re.compile(rb"version https://(?:git-lfs\.github|hawser\.github)\.com/spec/v1\r?\n(?:.*\n)*?size (\d+)")

@@ -25,7 +25,6 @@ from deepfashion_training.models.human_parser import check_human_parser, default
 from deepfashion_training.models.lora_files import fitted
 from training_run.atomic import SAVING, write_file
 from training_run.hub import local_path
-from training_run.lock import LOCK
 from training_run.lora_formats import LoraFile, find_lora, read_lora
 from training_run.not_data import is_left_behind
 
@@ -175,7 +174,7 @@ def _check_folder(folder: Path) -> None:
     check_writable(folder)
     if not (folder / SETTINGS).exists():
         for path in folder.iterdir() if folder.exists() else ():
-            ours = path.name in ("wardrobe", LOCK) or path.name.startswith(SAVING)
+            ours = path.name == "wardrobe" or path.name.startswith(SAVING)
             if not ours and not is_left_behind(path):
                 raise ValueError(
                     f"--output_dir {folder} holds something else ({path.name}): name a new or empty folder"

@@ -30,7 +30,7 @@ from deepfashion_training.preparation.selection import select
 from deepfashion_training.reports.pairs_report import write_pairs_card, write_pairs_report
 from training_run.atomic import put_in_place
 from training_run.hub import local_path
-from training_run.lock import LOCK, only_writer
+from training_run.lock import only_writer
 from training_run.not_data import is_left_behind
 
 Say = Callable[[str], object]
@@ -180,7 +180,7 @@ def _check_target(target: Path, source: str) -> None:
 
 def _files(folder: Path) -> set[str]:
     files = (file for file in folder.rglob("*") if not file.is_dir() and not is_left_behind(file, folder))
-    return {file.relative_to(folder).as_posix() for file in files} - {LOCK}
+    return {file.relative_to(folder).as_posix() for file in files}
 
 
 def _report(target: Path) -> dict[str, Any] | None:
