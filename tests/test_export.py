@@ -377,7 +377,7 @@ def test_a_file_that_is_not_our_lora(loras, tmp_path, capsys):
     save_file(weights, file, {"lora_adapter_metadata": json.dumps(settings)})
     assert "settings say 8" in refused(capsys, *rest)
     save_file({"x_embedder.weight": torch.zeros(2)}, file)
-    assert "its x_embedder.weight" in refused(capsys, *rest)
+    assert "holds x_embedder.weight" in refused(capsys, *rest)
     assert not out.exists()
 
 

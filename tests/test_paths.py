@@ -6,6 +6,7 @@ import os
 import shlex
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import datasets
@@ -66,6 +67,42 @@ def test_files_of_any_name_are_opened_and_name_their_split(rows: Path, tmp_path:
     assert {split: len(data) for split, data in splits.items()} == {"train": 5, "validation": 1}
 
 
+@pytest.mark.parametrize("name", ["[x] two", "plain"])
+@pytest.mark.parametrize("files", [("train.parquet", "Thumbs.db"), ("rows [1].parquet",), ("data/train-0.parquet",)])
+def test_rows_are_the_same_however_often_a_folder_is_opened(
+    name: str, files: tuple[str, ...], rows: Path, tmp_path: Path
+) -> None:
+    (stored,) = rows.glob("data/train*.parquet")
+    for file in files:
+        path = tmp_path / name / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(stored.read_bytes() if file.endswith("parquet") else b"")
+    for _ in range(4):
+        splits = open_splits(str(tmp_path / name), check_columns=lambda *_: None, cache_dir=str(tmp_path / "cache"))
+        assert {split: len(data) for split, data in splits.items()} == {"train": 5}
+
+
+@pytest.mark.parametrize("name", ["[x] y", "plain"])
+def test_a_card_is_followed_while_it_is_there(name: str, rows: Path, tmp_path: Path) -> None:
+    file = tmp_path / name / "data" / "pairs (1) & more.parquet"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(next(iter(rows.glob("data/validation*.parquet"))).read_bytes())
+    card = tmp_path / name / "README.md"
+    files = f"[{{split: test, path: {file.relative_to(tmp_path / name)}}}]"
+    card.write_text(f"---\nconfigs: [{{config_name: default, data_files: {files}}}]\n---\n", "utf-8")
+    for split in ("test", "train"):
+        splits = open_splits(str(tmp_path / name), check_columns=lambda *_: None, cache_dir=str(tmp_path / "cache"))
+        assert {split: len(data) for split, data in splits.items()} == {split: 1}
+        card.unlink(missing_ok=True)
+
+
+def test_no_plain_folder_for_links_is_told(rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "[a]").symlink_to(rows)
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path / "t [m]"))
+    with pytest.raises(ValueError, match="HF_DATASETS_CACHE"):
+        open_splits(str(tmp_path / "[a]"), check_columns=lambda *_: None, cache_dir=str(tmp_path / "c*"))
+
+
 def test_two_folders_of_other_rows_are_told_apart(rows: Path, tmp_path: Path) -> None:
     for count, name in ((2, "[a]"), (3, "[b]")):
         (tmp_path / name).mkdir()
@@ -91,6 +128,8 @@ def test_what_is_printed_to_be_typed_is_quoted(tmp_path: Path) -> None:
     facts |= {name: {} for name in ("quarantined", "unpaired_reasons", "by_type", "by_source", "by_split")}
     line = closing_lines(folder, facts).splitlines()[-1]
     assert shlex.split(line) == ["train", "--dataset_name", str(folder)]
+    folder.mkdir()
+    (folder / "x.py").touch()
     script = ["--upstream", str(folder / "x.py"), "--upstream_dataset", "Shop", "--dataset_name", str(folder)]
     args, _ = wrapper.parse(["--embedded", "--output_dir", str(folder), *script], load=False)
     assert shlex.split(wrapper.larger_run(args), comments=True)[2:8] == script

@@ -281,7 +281,7 @@ def outside_of_code(markdown: str) -> str:
 def test_names_cannot_leave_the_code_of_cards(tmp_path):
     counts = dict.fromkeys(("upper", "lower", "full"), 1)
     facts = {"pairs": 3, "mined": 0, "rows_in": 3, "source": f"/data/{HOSTILE_NAME}", "mask_policy": "agnostic"}
-    facts |= {"by_split": {"train": 3}, "by_split_and_type": {"train": counts}}
+    facts |= {"by_split": {"train": 3}, "by_split_and_type": {"train": counts}, "key": "5f1d"}
     write_pairs_card(tmp_path / "README.md", facts)
     assert "<img" not in outside_of_code((tmp_path / "README.md").read_text("utf-8"))
 

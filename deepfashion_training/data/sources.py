@@ -19,7 +19,7 @@ from training_run.hub import cache_fault, is_hub_id, local_path, why_not_loaded
 from training_run.not_data import is_no_data, why_damaged
 
 #: Paths that mean themselves: nothing of a pattern, a shell's variable or an address is in them.
-_PLAIN = re.compile(r"[\w ./+,=@-]*")
+_PLAIN = re.compile(r"[^*?\[\]{}$:~%\\\x00-\x1f]*")
 #: Endings of the files that it reads of a folder: rows, cards, and what save_to_disk notes.
 _READ_BY_DATASETS = frozenset({".parquet", ".arrow", ".json", ".md", ".yaml"})
 
@@ -160,14 +160,17 @@ def _load_folder(folder: Path, cache_dir: str | None) -> datasets.Dataset | data
     # datasets 5.2 knows a folder whose card names data files by the folder's name alone, and takes the rows of another
     # folder, or those of yesterday, from its cache. So each content gets a cache of its own.
     cache = Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / f"local-{source_fingerprint(str(folder))}"
+    named = folder
     try:
+        named = _plainly_named(folder, cache)
         if _is_saved(folder):
-            return datasets.load_from_disk(_plainly_named(folder, cache))
+            return datasets.load_from_disk(str(named))
         with _noting([]):
-            return datasets.load_dataset(_plainly_named(folder, cache), cache_dir=str(cache))
+            return datasets.load_dataset(str(named), cache_dir=str(cache))
     except Exception as error:  # datasets does not check what its files hold: TypeError, KeyError and others
         why = _why_not_read(folder)
-        why = f": {why}" if why else f", in which a split may be empty: {_first_line(error)}"
+        said = _first_line(error).replace(str(named), str(folder))
+        why = f": {why}" if why else f", in which a split may be empty: {said}"
         raise ValueError(f"cannot read the dataset in {folder}{why}") from error
 
 
@@ -189,22 +192,30 @@ def _why_not_read(folder: Path) -> str | None:
     return _difference(schemas) if schemas else None
 
 
-def _plainly_named(folder: Path, cache: Path) -> str:
+def _plainly_named(folder: Path, cache: Path) -> Path:
     """``folder`` where ``datasets`` takes its paths as they stand; else a folder of links to its files that is so.
 
-    It reads patterns, shell variables and addresses into paths. The links are the same ones each time, since their
-    names are part of what rows are cached by.
+    It reads patterns, shell variables and addresses into paths. The links lie beside ``cache``, as ``datasets`` would
+    take for rows what it writes into it. Other files, or another card, get another folder; the same ones get the same
+    each time, since its name is part of what rows are cached by. Raises ``ValueError`` where no folder will do.
     """
     folder = folder.absolute()
     there = list(folder.rglob("*"))
     files = [file for file in there if file.suffix in _READ_BY_DATASETS and file.is_file()]
-    files = [file for file in files if not is_no_data(file, folder)]
+    files = sorted(file for file in files if not is_no_data(file, folder))
     # Hidden files datasets leaves out itself; in a folder of a Synology disk it would look for rows.
     others = any(is_no_data(file, folder) and not file.name.startswith(".") for file in there)
     if not others and all(_PLAIN.fullmatch(str(file)) for file in files):
-        return str(folder)
-    places = [place for place in (cache, Path(tempfile.gettempdir())) if _PLAIN.fullmatch(str(place.absolute()))]
-    links = (places or [cache])[0].absolute() / f"links-{os.getuid()}-{_digest(os.fsencode(folder))}"
+        return folder
+    places = [place.absolute() for place in (cache.parent, Path(tempfile.gettempdir()))]
+    plain = next((place for place in places if _PLAIN.fullmatch(str(place))), None)
+    if plain is None:
+        raise ValueError(
+            f"its name, or one in it, means something else to the library that reads it, and so do {places[0]} and "
+            f"{places[1]}, where links to it would lie: set HF_DATASETS_CACHE or TMPDIR to a folder of a plain name"
+        )
+    content = [(str(file), file.read_bytes() if file.suffix in (".md", ".yaml") else b"") for file in files]
+    links = plain / f"links-{os.getuid()}-{_digest(os.fsencode(repr(content)))}"
     for file in files:
         link = links / file.relative_to(folder)
         if not _PLAIN.fullmatch(str(file.relative_to(folder))):
@@ -214,7 +225,7 @@ def _plainly_named(folder: Path, cache: Path) -> str:
         draft = link.with_name(f".{os.getpid()}-{link.name}")
         draft.symlink_to(file)
         draft.replace(link)  # whatever was there, and whoever else is about to
-    return str(links)
+    return links
 
 
 def _digest(content: bytes) -> str:
