@@ -355,6 +355,21 @@ def test_a_key_that_only_the_run_shows_is_named_with_its_place(tmp_path: Path) -
         upstream.train(script, argparse.Namespace(key="flat"), lambda: {"image": 1})
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_key_that_a_collate_function_misses_is_named_with_its_place(workers: int, tmp_path: Path) -> None:
+    text = CONTRACT.replace("return VitonHDTestDataset", "next(iter(loader_of(VitonHDTestDataset(), args.workers)))")
+    text += """
+    from torch.utils.data import DataLoader
+    def collate(samples):
+        return [sample["flat"] for sample in samples]
+    def loader_of(data, workers):
+        return DataLoader(data, collate_fn=collate, num_workers=workers)
+    """
+    script = upstream.open_script(write(tmp_path, text))
+    with pytest.raises(ValueError, match=r"some_trainer\.py, line 14 looks 'flat' up"):
+        upstream.train(script, argparse.Namespace(workers=workers), lambda: [{"image": 1}])
+
+
 def test_the_trainer_imports_nothing_of_the_package() -> None:
     tree = ast.parse(Path(train_flux_inpaint.__file__).read_text("utf-8"))
     names = [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]

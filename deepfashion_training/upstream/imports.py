@@ -65,7 +65,7 @@ def advice(error: ImportError, text: ScriptText) -> str:
             path = shlex.quote(str(folder))
             return f"; {top} is {found} of the script's own repository: put PYTHONPATH={path} before the command"
     wanted = ("parse_args", "main", *text.dataset_classes())  # no package has them
-    nodes = [node for name in wanted for node in text.script.bound().get(name, [])]
+    nodes = [node for name in wanted for node in text.script.bound.get(name, [])]
     own = {str(node.module).partition(".")[0] for node in nodes if isinstance(node, ast.ImportFrom)}
     if held is not None or top in NOT_PIPS or top in own or top.endswith(_OWN_ENDS):
         return (

@@ -1,4 +1,4 @@
-"""What a training script's text tells before anything of it runs: its names, its own files, what ``main`` reaches.
+"""What a training script's text tells before anything of it runs: its names, its own files, what ``main`` looks up.
 
 So a script that cannot be driven is told so whatever is not installed.
 """
@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import symtable
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
-_DEFINED = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
-#: By the first of these a name can be looked up that stands nowhere in the text, by the others one that is a text.
-_ANY_NAME, _NAMED = frozenset({"globals", "eval", "exec"}), frozenset({"vars", "getattr"})
+_FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+_RUN_LATER = (*_FUNCTIONS, ast.Lambda)
+#: By these a name can be looked up that stands nowhere in the text.
+_ANY_NAME = frozenset({"globals", "eval", "exec"})
 
 
 class OwnFile:
@@ -23,50 +23,26 @@ class OwnFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.source = source = path.read_bytes()
-        self.tree = ast.parse(source, str(path))
-        self.tables = dict[tuple[str, int], symtable.SymbolTable]()
-        """Tables of functions by their name and line."""
-        waiting = [symtable.symtable(source, str(path), "exec")]  # type: ignore[arg-type]  # bytes, as their cookie says
-        while waiting:
-            table = waiting.pop()
-            self.tables.setdefault((table.get_name(), table.get_lineno()), table)
-            waiting += table.get_children()
+        self.source = path.read_bytes()
+        self.tree = ast.parse(self.source, str(path))
+        compile(self.tree, str(path), "exec", dont_inherit=True)  # finds what parsing lets pass: return at module level
         main_only = ast.dump(ast.parse("__name__ == '__main__'", mode="eval").body)
         self.body = [
             node for node in self.tree.body if not (isinstance(node, ast.If) and ast.dump(node.test) == main_only)
         ]
         """Its statements, without those that only run when it is no import."""
+        self.bound = bound(self.body)
+        """The names of its module level, each with the nodes that bind it."""
 
-    def imports(self) -> Iterator[tuple[str, ast.Import | ast.ImportFrom]]:
+    def imports(self) -> Iterator[str]:
         """Dotted names of all modules that it imports, wherever; relative ones begin with their dots."""
         for node in ast.walk(self.tree):
             if isinstance(node, ast.Import):
-                yield from ((alias.name, node) for alias in node.names)
+                yield from (alias.name for alias in node.names)
             elif isinstance(node, ast.ImportFrom):
                 module = "." * node.level + (node.module or "")
-                yield module, node
-                yield from ((f"{module}.{alias.name}" if node.module else module + alias.name, node)
-                            for alias in node.names)  # fmt: skip
-
-    def bound(self) -> dict[str, list[ast.AST]]:
-        """The names of its module level, each with the statements that bind it."""
-        found: dict[str, list[ast.AST]] = {}
-        waiting: list[ast.AST] = list(self.body)
-        while waiting:
-            node = waiting.pop(0)
-            names: list[str] = []
-            if isinstance(node, _DEFINED):
-                names = [node.name]
-            elif isinstance(node, (ast.Import, ast.ImportFrom)):
-                names = [alias.asname or alias.name.partition(".")[0] for alias in node.names]
-            elif isinstance(node, ast.Name):
-                names = [node.id] if isinstance(node.ctx, ast.Store) else []
-            for name in names:
-                found.setdefault(name, []).append(node)
-            if not isinstance(node, (*_DEFINED, ast.Lambda)):
-                waiting += ast.iter_child_nodes(node)
-        return found
+                yield module
+                yield from (f"{module}.{alias.name}" if node.module else module + alias.name for alias in node.names)
 
 
 class ScriptText:
@@ -78,7 +54,7 @@ class ScriptText:
         waiting = [self.script]
         while waiting:
             importing = waiting.pop()
-            for module, _ in importing.imports():
+            for module in importing.imports():
                 found = self._file_of(module, importing.path)
                 if found is None or found in self.files:
                     continue
@@ -95,6 +71,10 @@ class ScriptText:
             (file for file in (whole.with_name(f"{whole.name}.py"), whole / "__init__.py") if file.is_file()), None
         )
 
+    def _imported_from(self, node: ast.ImportFrom, file: OwnFile) -> OwnFile | None:
+        found = self._file_of("." * node.level + (node.module or ""), file.path)
+        return self.files.get(found) if found else None
+
     # ---- names
 
     @cached_property
@@ -103,138 +83,110 @@ class ScriptText:
         return self._names(self.script, ())
 
     def _names(self, file: OwnFile, above: tuple[OwnFile, ...]) -> set[str] | None:
-        bound = file.bound()
-        for star in bound.pop("*", []):
-            assert isinstance(star, ast.ImportFrom)
-            found = self._file_of("." * star.level + (star.module or ""), file.path)
-            if found not in self.files or self.files[found] in above:
-                return None
-            more = self._names(self.files[found], (*above, file))
+        names = set(file.bound) - {"*"}
+        for star in file.bound.get("*", []):
+            found = self._imported_from(star, file) if isinstance(star, ast.ImportFrom) else None
+            more = None if found is None or found in above else self._names(found, (*above, file))
             if more is None:
                 return None
-            bound |= {name: [] for name in more}
-        return set(bound)
+            names |= more
+        return names
 
-    def definition(self, name: str, file: OwnFile | None = None) -> tuple[OwnFile, Function] | None:
-        """The function that ``name`` is at the script's module level, wherever it is written; None if unclear."""
-        file = file or self.script
-        bound = file.bound()
-        nodes = bound.get(name) or bound.get("*", [])
-        if len(nodes) != 1:
+    def definition(self, name: str, file: OwnFile, above: tuple[OwnFile, ...] = ()) -> tuple[OwnFile, Function] | None:
+        """The function that ``name`` is at the module level of ``file``, wherever it is written; None if unclear."""
+        nodes = file.bound.get(name) or file.bound.get("*", [])
+        if len(nodes) != 1 or file in above:
             return None
-        node = nodes[0]
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+        (node,) = nodes
+        if isinstance(node, _FUNCTIONS):
             return file, node
-        if not isinstance(node, ast.ImportFrom):
+        found = self._imported_from(node, file) if isinstance(node, ast.ImportFrom) else None
+        if found is None or not isinstance(node, ast.ImportFrom):
             return None
-        found = self._file_of("." * node.level + (node.module or ""), file.path)
-        there = next((alias.name for alias in node.names if name in (alias.asname, alias.name)), name)
-        return self.definition(there, self.files[found]) if found in self.files and found != file.path else None
+        there = next((alias.name for alias in node.names if name == (alias.asname or alias.name)), name)
+        return self.definition(there, found, (*above, file))
 
     def dataset_classes(self) -> list[str]:
         """Names of the script's module level that look like its own dataset's class."""
-        found = []
-        for name, nodes in self.script.bound().items():
-            for node in nodes:
-                if isinstance(node, ast.ClassDef):
-                    likely = any(ast.unparse(base).endswith("Dataset") for base in node.bases) or name.endswith(
-                        "Dataset"
-                    )
-                elif isinstance(node, ast.ImportFrom):
-                    home = self._file_of("." * node.level + (node.module or ""), self.script.path)
-                    likely = name.endswith("Dataset") and home in self.files
-                else:
-                    likely = False
-                found += [name] if likely else []
-        return found
+        return [
+            name for name, nodes in self.script.bound.items() if any(self._is_dataset(name, node) for node in nodes)
+        ]
 
-    # ---- what main reaches
+    def _is_dataset(self, name: str, node: ast.AST) -> bool:
+        if isinstance(node, ast.ImportFrom):
+            return name.endswith("Dataset") and self._imported_from(node, self.script) is not None
+        names = [name, *map(ast.unparse, node.bases)] if isinstance(node, ast.ClassDef) else []
+        return any(each.endswith("Dataset") for each in names)
+
+    # ---- what main looks up
 
     @cached_property
     def main(self) -> tuple[OwnFile, Function] | None:
         """``main``, and the file whose names it looks up; None where that is unclear."""
-        return self.definition("main")
+        return self.definition("main", self.script)
 
-    def reached(self, dataset: str) -> list[tuple[OwnFile, ast.AST]]:
-        """Functions and classes by whose names ``main`` may come to them, itself first; not those of ``dataset``.
+    def looks_up(self, name: str) -> bool:
+        """Whether ``main`` may look ``name`` up in its file, itself or by functions there: rather too many of them.
 
-        Too many rather than too few: a name stands for all that have it. Functions that are only handed to a
-        ``register_..._hook`` are not among them: they read checkpoints.
+        A name, attribute or text stands for all functions that have it. All that a class has is among them, and
+        all that is decorated or stands in a statement of the module level: it may be registered somewhere.
         """
         if self.main is None:
-            return []
-        named: dict[str, list[tuple[OwnFile, ast.AST]]] = {}
-        for file in self.files.values():
-            for node in ast.walk(file.tree):
-                if isinstance(node, _DEFINED):
-                    named.setdefault(node.name, []).append((file, node))
-            for name, nodes in file.bound().items():
-                named.setdefault(name, []).extend((file, node) for node in self._assignments(file, nodes))
-        found: list[tuple[OwnFile, ast.AST]] = []
-        waiting: list[tuple[OwnFile, ast.AST]] = [self.main]
-        while waiting:
-            place = waiting.pop()
-            if place in found:
-                continue
-            found.append(place)
-            for name in identifiers(place[1]) - {dataset}:
-                waiting += named.get(name, [])
-        return found
-
-    @staticmethod
-    def _assignments(file: OwnFile, nodes: list[ast.AST]) -> Iterator[ast.AST]:
-        names = {id(node) for node in nodes if isinstance(node, ast.Name)}
-        for statement in ast.walk(file.tree) if names else ():
-            if isinstance(statement, (ast.Assign, ast.AnnAssign)) and names & {
-                id(node) for node in ast.walk(statement)
-            }:
-                yield statement
-
-    def looks_up(self, name: str, dataset: str) -> bool:
-        """Whether what ``main`` reaches may look ``name`` up where a replacement is seen: in its own file's globals."""
-        if self.main is None:
             return True
-        home = self.main[0]
-        for file, place in self.reached(dataset):
-            if file is not home or not isinstance(place, (*_DEFINED, ast.Lambda)):
-                continue
-            for function in functions_in(place):
-                plain = loaded(function)
-                if plain & _ANY_NAME or (plain & _NAMED and name in _texts(function)):
-                    return True
-                if name not in plain:
-                    continue
-                table = file.tables.get((function.name, function.lineno))
-                if table is None or name not in table.get_identifiers() or table.lookup(name).is_global():
-                    return True
-        return False
+        home, main = self.main
+        others = (file.tree for file in self.files.values() if file is not home)
+        words = {_word(node) for tree in others for node in ast.walk(tree)}
+        functions = [node for node in ast.walk(home.tree) if isinstance(node, _FUNCTIONS)]
+        reached: list[ast.AST] = [main, *(node for node in functions if node.decorator_list and node in home.body)]
+        for node in (*home.body, *(part for part in ast.walk(home.tree) if isinstance(part, ast.ClassDef))):
+            if not isinstance(node, _FUNCTIONS) and getattr(node, "name", "") != name:  # not the class itself
+                reached += [node, *(part for part in ast.walk(node) if isinstance(part, _RUN_LATER))]
+        for place in reached:
+            words |= {_word(node) for node in own_nodes(place)}
+            reached += [each for each in functions if each.name in words and each not in reached]
+        return any(_looks_up(place, name) for place in reached if isinstance(place, _RUN_LATER))
 
 
-def functions_in(place: ast.AST) -> list[Function]:
-    """A function itself; of a class its methods."""
-    if isinstance(place, (ast.FunctionDef, ast.AsyncFunctionDef)):
-        return [place]
-    return [node for node in ast.walk(place) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
+def bound(statements: Iterable[ast.AST]) -> dict[str, list[ast.AST]]:
+    """The names that statements bind where they stand, each with the nodes that do so."""
+    found: dict[str, list[ast.AST]] = {}
+    waiting = list(statements)
+    while waiting:
+        node = waiting.pop(0)
+        names: list[str] = []
+        if isinstance(node, (*_FUNCTIONS, ast.ClassDef)):
+            names = [node.name]
+        elif isinstance(node, (ast.Import, ast.ImportFrom)):
+            names = [alias.asname or alias.name.partition(".")[0] for alias in node.names]
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names = [node.id]
+        for name in names:
+            found.setdefault(name, []).append(node)
+        if not isinstance(node, (*_RUN_LATER, ast.ClassDef)):
+            waiting += ast.iter_child_nodes(node)
+    return found
 
 
 def own_nodes(place: ast.AST) -> Iterator[ast.AST]:
-    """The nodes that run with a function, class or statement: not its annotations, nor functions inside it."""
-    waiting: list[ast.AST] = [*place.body] if isinstance(place, _DEFINED) else [place]
-    waiting += place.bases if isinstance(place, ast.ClassDef) else []
+    """The nodes that run with a function or statement, in their order: no annotations, no plain functions inside.
+
+    Nor what an ``isinstance`` compares with, and functions that ``register_..._hook`` gets: they read checkpoints.
+    """
+    waiting = [place]
     while waiting:
-        node = waiting.pop(0)
+        node = waiting.pop()
         yield node
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-            waiting += [*node.decorator_list, *node.args.defaults, *(part for part in node.args.kw_defaults if part)]
-            waiting += node.body if isinstance(place, ast.ClassDef) else []
+        inside = list(ast.iter_child_nodes(node))
+        if isinstance(node, _FUNCTIONS):
+            inside = [*node.decorator_list, *node.args.defaults, *filter(None, node.args.kw_defaults)]
+            inside += node.body if node is place or node.decorator_list else []
         elif isinstance(node, ast.AnnAssign):
-            waiting += [part for part in (node.target, node.value) if part is not None]
+            inside = [part for part in (node.target, node.value) if part is not None]
         elif isinstance(node, ast.Call) and called(node).startswith("register_") and called(node).endswith("_hook"):
-            waiting.append(node.func)
+            inside = [node.func]
         elif isinstance(node, ast.Call) and called(node) in ("isinstance", "issubclass"):
-            waiting += node.args[:1]
-        else:
-            waiting += ast.iter_child_nodes(node)
+            inside = [*node.args[:1]]
+        waiting += reversed(inside)
 
 
 def called(call: ast.Call) -> str:
@@ -242,15 +194,19 @@ def called(call: ast.Call) -> str:
     return getattr(call.func, "attr", getattr(call.func, "id", ""))
 
 
-def loaded(place: ast.AST) -> set[str]:
-    """Plain names that are looked up."""
-    return {node.id for node in own_nodes(place) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
+def _word(node: ast.AST) -> object:
+    """A name, an attribute or a constant."""
+    if isinstance(node, ast.Constant):
+        return node.value
+    return getattr(node, "id", getattr(node, "attr", None))
 
 
-def identifiers(place: ast.AST) -> set[str]:
-    """Names and attributes that are looked up, and texts, by which something may be looked up."""
-    return {getattr(node, "attr", getattr(node, "id", "")) for node in own_nodes(place)} | _texts(place)
-
-
-def _texts(place: ast.AST) -> set[str]:
-    return {node.value for node in own_nodes(place) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+def _looks_up(function: ast.AST, name: str) -> bool:
+    """Whether a function may look the global ``name`` up by itself: not where it imports the name for itself."""
+    nodes = list(own_nodes(function))
+    names = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
+    texts = {ast.unparse(node) for node in nodes if isinstance(node, (ast.Attribute, ast.Constant))}
+    if names & _ANY_NAME or texts & {repr(name), "sys.modules"}:
+        return True
+    imports = [node for node in nodes if isinstance(node, (ast.Import, ast.ImportFrom))]
+    return name in names and name not in bound(imports)

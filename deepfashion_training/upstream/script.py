@@ -13,6 +13,7 @@ import hashlib
 import importlib.util
 import inspect
 import logging
+import re
 import sys
 import traceback
 from collections.abc import Collection, Sequence
@@ -111,24 +112,24 @@ def check_text(text: ScriptText, dataset: str) -> None:
     if text.names is not None:
         _check_names(text, text.names, dataset)
     for name in CONTRACT:
-        _, function = text.definition(name) or (None, None)
+        _, function = text.definition(name, text.script) or (None, None)
         if function is not None and not function.decorator_list and not _takes_one(function.args):
             raise UpstreamError(f"cannot be driven: {name} does not take one argument")
     faults = []
-    if not text.looks_up(dataset, dataset):
-        others = [name for name in text.dataset_classes() if name != dataset and text.looks_up(name, dataset)]
+    if not text.looks_up(dataset):
+        others = [name for name in text.dataset_classes() if name != dataset and text.looks_up(name)]
         faults.append(f"main never builds {dataset}{_which_dataset(others)}")
     use = DatasetUse(text, dataset)
-    if arguments := use.foreign_arguments():
+    if arguments := use.foreign_arguments:
         faults.append(f"it gives its dataset {', '.join(arguments)}, and ours takes {', '.join(DATASET_ARGUMENTS)}")
-    if keys := use.foreign_keys():
+    if keys := use.foreign_keys:
         faults.append(f"it reads {', '.join(keys)} from a batch, and a sample has {', '.join(SAMPLE_KEYS)}")
-    faults += _lora_faults(text, dataset)
+    faults += _lora_faults(text)
     if faults:
         raise UpstreamError(f"cannot be driven: {'; '.join(faults)}; see docs/upstream.md")
 
 
-def _lora_faults(text: ScriptText, dataset: str) -> list[str]:
+def _lora_faults(text: ScriptText) -> list[str]:
     """Why a script that trains no LoRA can be given none, as far as its text tells."""
     files = text.files.values()
     # A file that is found through a changed path may make a LoRA: that is known when the script is loaded.
@@ -139,7 +140,7 @@ def _lora_faults(text: ScriptText, dataset: str) -> list[str]:
     if not text.names.issuperset(REPLACED):  # it has no FLUX transformer
         return []
     # A pipeline that is loaded whole brings a transformer of its own, which is none of these.
-    unused = [name for name in ("FluxTransformer2DModel", "Accelerator") if not text.looks_up(name, dataset)]
+    unused = [name for name in ("FluxTransformer2DModel", "Accelerator") if not text.looks_up(name)]
     return [f"it trains no LoRA and cannot be given one, as main never makes a {name} of its own" for name in unused]
 
 
@@ -160,7 +161,7 @@ def _check_names(text: ScriptText, names: Collection[str], dataset: str) -> None
         hint = ""
         if missing == [dataset]:
             classes = [name for name in text.dataset_classes() if name in names]
-            hint = _which_dataset([name for name in classes if text.looks_up(name, dataset)] or classes)
+            hint = _which_dataset([name for name in classes if text.looks_up(name)] or classes)
         raise UpstreamError(f"cannot be driven: no {', no '.join(missing)}{hint}")
 
 
@@ -245,13 +246,21 @@ def _call(script: Script, args: argparse.Namespace, replacements: dict[str, Any]
             if stop.code not in (None, 0):
                 raise ValueError(f"{module.__file__} has stopped itself: {stop.code}") from stop
         except KeyError as error:
-            at = traceback.extract_tb(error.__traceback__)[-1]
-            if Path(at.filename) not in script.imports.files:
+            file, line, key = _place(error)
+            if Path(file) not in script.imports.files:
                 raise
             raise ValueError(
-                f"{at.filename}, line {at.lineno} looks {error} up, which is not there; a sample has "
-                f"{', '.join(SAMPLE_KEYS)}"
+                f"{file}, line {line} looks {key} up, which is not there; a sample has {', '.join(SAMPLE_KEYS)}"
             ) from error
+
+
+def _place(error: KeyError) -> tuple[str, str, str]:
+    """File and line that have looked a key up, and the key; of one in a loader's process as its text says."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    text = str(error.args[0]) if error.args else ""
+    if places := re.findall(r'File "(.+)", line (\d+)', text):
+        return *places[-1], text.rpartition("KeyError: ")[2].strip()
+    return last.filename, str(last.lineno), str(error)
 
 
 def _train_lora(script: Script, settings: argparse.Namespace, dataset: Any) -> None:
