@@ -70,10 +70,11 @@ def parse_cloth_types(names: str) -> tuple[int, ...]:
 
 
 def parse_cloth_type(value: Any, caption: str = "") -> int:
-    """Number of the garment type that a cell or a flag names: what ``coded_type`` knows, and the 17 categories.
+    """Number of the garment type that a cell or a flag names: what ``coded_type`` knows, categories, garments.
 
-    ``caption`` decides for Denim and Suiting. Raises ``ValueError`` that names anything else, booleans and missing
-    values included, with what there is and the nearest of it.
+    Garments are the words of ``GARMENT_WORDS``, one or many. ``caption`` decides for Denim and suits. Raises
+    ``ValueError`` that names anything else, booleans and missing values included, with what there is and the nearest
+    of it.
     """
     if number := coded_type(value):
         return number
@@ -82,11 +83,12 @@ def parse_cloth_type(value: Any, caption: str = "") -> int:
         if number := _captioned_type(key, caption) if _TYPES_BY_KEY[key] is None else _TYPES_BY_KEY[key]:
             return number
         raise ValueError(f"garment type {value!r} may be any: give upper, lower or full")
-    near = difflib.get_close_matches(key, _TYPES_BY_KEY, n=1)
+    garments = [word for word in _TYPES_BY_GARMENT if key.endswith(word)]  # "trenchcoat"
+    near = sorted(garments, key=len)[-1:] or difflib.get_close_matches(key, _TYPES_BY_KEY, n=1, cutoff=0.8)
     shown = repr(value) if len(repr(value)) <= 80 else f"{repr(value)[:80]}..."
     raise ValueError(
         f"unknown garment type {shown}: use 1 (upper), 2 (lower), 3 (full), a word such as upper_body, "
-        f"lower_body, dresses, or a category such as Skirts{f'; the nearest is {near[0]!r}' if near else ''}"
+        f"lower_body, dresses, or a garment such as skirt or trousers{f'; the nearest is {near[0]!r}' if near else ''}"
     )
 
 
@@ -153,7 +155,8 @@ def type_of(category: str, caption: str, overrides: Mapping[str, int] | None = N
 
     ``overrides`` (category -> type) come first, then ``CATEGORY_TYPES``, then, for Denim and Suiting, the caption. It
     describes the whole outfit, so a garment counts only when it is called by the category's word. Categories are
-    compared without regard to capitals, spaces, hyphens, ``_``, ``&`` and "and"; ``TYPE_WORDS`` are categories too.
+    compared without regard to capitals, spaces, hyphens, ``_``, ``&`` and "and"; ``TYPE_WORDS`` are categories too,
+    and so is a garment of ``GARMENT_WORDS``.
     Raises ``UnknownCategoryError`` for any other.
     """
     key = _key(category)
@@ -169,7 +172,13 @@ def _key(category: str) -> str:
 
 
 _TYPES_BY_WORD = {word: number for number, words in TYPE_WORDS.items() for word in words.split()}
+#: One garment and many; a suit's parts are of several types.
+_TYPES_BY_GARMENT: dict[str, int | None] = {
+    **{_key(word) + end: number for word, number in GARMENT_WORDS.items() for end in ("", "s", "es")},
+    **dict.fromkeys(("suit", "suits"), None),
+}
 _TYPES_BY_KEY: dict[str, int | None] = {
+    **_TYPES_BY_GARMENT,
     **_TYPES_BY_WORD,
     **{_key(name): number for name, number in CATEGORY_TYPES.items()},
 }
