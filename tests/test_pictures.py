@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import io
+import subprocess
 import sys
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 from icc import rgb_profile
-from PIL import Image, ImageOps, features
+from PIL import ExifTags, Image, ImageOps, features
 
 from deepfashion_training.images.pictures import (
     PictureError,
@@ -148,6 +150,10 @@ CHUNKS = {
     "profile that is none": chunk(b"iCCP", b"junk\0\0" + zlib.compress(bytes(2_000_000))),
     "unknown": chunk(b"prVt", bytes(2_000_000)),
     "many": chunk(b"tEXt", b"k\0" + bytes(60_000)) * 2_000,
+    "large XMP": chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(MUCH, 1)),
+    "two of the largest XMP": chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(MUCH[:40_000_000], 1)) * 2,
+    "ImageMagick's copy of large EXIF": chunk(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(MUCH, 1)),
+    "large profile": chunk(b"iCCP", b"large\0\0" + zlib.compress(MUCH, 1)),
 }
 
 
@@ -173,6 +179,42 @@ def test_a_large_profile_of_a_png_is_applied():
 def test_which_way_is_up_is_read_beside_large_texts():
     way_up = b'XML:com.adobe.xmp\0\0\0\0\0<x tiff:Orientation="6"/>'
     assert orientation(open_picture(png_with(CHUNKS["packed text"], chunk(b"iTXt", way_up)))) == 6
+
+
+SIX = Image.Exif()
+SIX[ExifTags.Base.Orientation] = 6
+XMP = b'<x tiff:Orientation="6"/>'
+
+
+@pytest.mark.parametrize(
+    ("kind", "raw"),
+    [("exif", SIX.tobytes()), ("APP1", SIX.tobytes()), ("APP1", b"http://ns.adobe.com/xap/1.0/\0" + XMP), ("xmp", XMP)],
+)
+@pytest.mark.parametrize("late", [False, True])
+def test_which_way_is_up_is_read_as_imagemagick_keeps_it(kind, raw, late):
+    text = f"\n{kind}\n{len(raw):8}\n{raw.hex()}\n".encode()
+    packed = chunk(b"zTXt", f"Raw profile type {kind}\0\0".encode() + zlib.compress(text))
+    assert orientation(open_picture(png_with(packed, late=late))) == 6
+
+
+def test_a_profile_above_the_limit_is_said_once(caplog):
+    data = png_with(chunk(b"iCCP", b"said once\0\0" + zlib.compress(MUCH, 1)))
+    for _ in range(2):
+        assert "icc_profile" not in open_picture(data).info
+    assert caplog.text.count("sRGB is assumed") == 1
+
+
+def test_damaged_exif_is_said_in_one_line(tmp_path):
+    broken = b"Exif\0\0II*\0\x08\0\0\0\xff\xff\xff\xff"
+    (tmp_path / "a.jpg").write_bytes(encoded(noise(), "JPEG", exif=broken + bytes(8)))
+    code = (
+        "import sys; from deepfashion_training.images.pictures import open_picture, orientation; "
+        "print(orientation(open_picture(open(sys.argv[1], 'rb').read())))"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "a.jpg")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1])
+    assert done.stdout == "1\n"
+    assert done.stderr.count("\n") == 1 and "EXIF cannot be read" in done.stderr
 
 
 # Formats -------------------------------------------------------------------------------------------------------------
@@ -243,6 +285,15 @@ def test_a_git_lfs_pointer_is_named_as_that():
         open_picture(b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 12\n")
 
 
+@pytest.mark.parametrize(
+    ("data", "what"),
+    [(b"\xef\xbb\xbf\n<!DOCTYPE html><html>", "web page"), (b'<?xml version="1.0"?><svg xmlns="x"/>', "SVG")],
+)
+def test_a_web_page_or_drawing_in_a_pictures_place_is_named(data, what):
+    with pytest.raises(PictureError, match=what):
+        open_picture(data)
+
+
 @pytest.mark.parametrize("data", [b"", b"no picture", encoded(noise(), "PPM")], ids=["empty", "text", "format"])
 def test_what_is_no_picture_is_an_error(data):
     with pytest.raises(PictureError, match="not readable as a picture"):
@@ -263,7 +314,7 @@ def test_a_decompression_bomb_is_an_error(monkeypatch, limit):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 32 * 24)
     open_picture(data)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
-    with pytest.raises(PictureError, match="limit of"):
+    with pytest.raises(PictureError, match=f"^(768|32x24) pixels, above the limit of {limit}: make it smaller$"):
         open_picture(data)
 
 

@@ -5,13 +5,18 @@ from __future__ import annotations
 import functools
 import importlib
 import io
+import logging
+import re
 import warnings
+import zlib
 
 import numpy as np
 from PIL import Image, PngImagePlugin, UnidentifiedImageError, features
 
 from training_run.colour import to_srgb
-from training_run.not_data import pointer_fault
+from training_run.not_data import what_else
+
+logger = logging.getLogger(__name__)
 
 #: Formats that are opened. Pillow knows more, but some of them call other programs (EPS starts Ghostscript).
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
@@ -26,16 +31,20 @@ _NEEDS = {
     "AVIF": "an AVIF picture, which this build of Pillow cannot read: pip install Pillow==12.3.0, or save it as PNG",
 }
 
-#: Largest colour profile or EXIF that a PNG may unpack to, in bytes. Pillow's own limit of 1 MiB is below what some
-#: scanners and printers have for a profile.
+#: Largest colour profile that a PNG may unpack to, and most that its EXIF and XMP may have, in bytes; what is larger is
+#: left out. Pillow's own limit of 1 MiB is below what some scanners and printers have for a profile.
 _MOST_METADATA = 64 * 2**20
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = _MOST_METADATA
 # Where Pillow warns, ``open_picture`` refuses.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+# Of EXIF that is damaged, with the path of Pillow; ``images.pictures.orientation`` says it in one line.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
-#: Chunks of text in a PNG, and how those begin in which some programs keep EXIF and XMP: which way is up.
+#: Chunks of text in a PNG, and how those begin in which programs keep EXIF and XMP: which way is up. Older editions of
+#: ImageMagick call either "APP1".
 _TEXTS = (b"tEXt", b"zTXt", b"iTXt")
-_WAY_UP = (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")
+_WAY_UP = re.compile(rb"(?:Raw profile type (exif|APP1|xmp)|XML:com\.adobe\.xmp)\0")
+_XMP_IN_APP1 = b"http://ns.adobe.com/xap/1.0/\0"
 
 WHITE = (255, 255, 255)
 
@@ -73,11 +82,11 @@ def open_picture(
     """
     if isinstance(data, str):
         raise PictureError(data)
+    limit = Image.MAX_IMAGE_PIXELS if max_pixels is None else max_pixels
     try:
         picture = Image.open(io.BytesIO(_without_texts(data)), formats=formats())
-        limit = Image.MAX_IMAGE_PIXELS if max_pixels is None else max_pixels
         if limit is not None and picture.width * picture.height > limit:
-            raise TooManyPixelsError(f"{picture.width}x{picture.height} pixels, above the limit of {limit}")
+            raise TooManyPixelsError(_too_many(f"{picture.width}x{picture.height}", limit))
         if min(picture.size) < min_side:
             raise PictureError(f"{picture.width}x{picture.height} pixels, a side under {min_side}")
         if decode:
@@ -85,7 +94,8 @@ def open_picture(
     except PictureError:
         raise
     except Image.DecompressionBombError as error:
-        raise TooManyPixelsError(str(error)) from error
+        pixels = re.search(r"\d+", str(error))  # of the size, Pillow says the product alone
+        raise TooManyPixelsError(_too_many(pixels[0] if pixels else "too many", limit)) from error
     except UnidentifiedImageError as error:  # whose message is an address in memory
         raise PictureError(_why_unknown(data)) from error
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, zlib.error and others
@@ -93,22 +103,78 @@ def open_picture(
     return picture
 
 
+def _too_many(size: str, limit: int | None) -> str:
+    return f"{size} pixels, above the limit of {limit}: make it smaller"
+
+
 def _without_texts(data: bytes) -> bytes:
-    """A PNG without its texts, which may be of any size and say nothing of its pixels; other data as it is."""
-    if not data.startswith(b"\x89PNG\r\n\x1a\n") or not any(name in data for name in _TEXTS):
+    """A PNG without what may be of any size and says nothing of its pixels, or is above ``_MOST_METADATA``.
+
+    That are texts, but for those that say which way is up, in the form that Pillow reads. Other data stays as it is.
+    """
+    if not data.startswith(b"\x89PNG\r\n\x1a\n") or not any(name in data for name in (*_TEXTS, b"iCCP")):
         return data
-    kept, start = [data[:8]], 8
+    kept, start, room = [data[:8]], 8, _MOST_METADATA
     while start < len(data):  # length, name, content and checksum of each chunk
         end = start + 12 + int.from_bytes(data[start : start + 4], "big")
-        if data[start + 4 : start + 8] not in _TEXTS or data.startswith(_WAY_UP, start + 8):
-            kept.append(data[start:end])
+        name, content, chunk = data[start + 4 : start + 8], data[start + 8 : end - 4], data[start:end]
         start = end
+        found = _WAY_UP.match(content) if name in _TEXTS else None
+        if end <= len(data) and (found or name == b"iCCP"):
+            value = _unpacked(name, content, room if found else _MOST_METADATA)
+            if found and value is not None:
+                room -= len(value)
+                kept.append(_way_up(found[1], value))
+            elif value is not None:
+                kept.append(chunk)
+            elif not found:
+                _say_left_out(zlib.crc32(content))
+        elif name not in _TEXTS or found:
+            kept.append(chunk)
     return b"".join(kept)
+
+
+def _unpacked(name: bytes, content: bytes, most: int) -> bytes | None:
+    """The text or profile in a chunk of a PNG; None for one of more than ``most`` bytes and one that is damaged."""
+    value, packed = content.partition(b"\0")[2], name != b"tEXt"
+    if name == b"iTXt":  # whether it is packed and how, language, keyword in that language
+        packed, value = value[:1] != b"\0", value[2:].split(b"\0", 2)[-1]
+    elif packed:  # how
+        value = value[1:]
+    if not packed:
+        return value if len(value) <= most else None
+    unpacker = zlib.decompressobj()
+    try:
+        value = unpacker.decompress(value, most)
+    except zlib.error:
+        return None
+    return None if unpacker.unconsumed_tail else value
+
+
+def _way_up(kind: bytes | None, value: bytes) -> bytes:
+    """Chunk of a PNG in which Pillow looks for EXIF or XMP. ``kind`` is ImageMagick's, whose text has hex digits."""
+    name, content = b"tEXt", b"Raw profile type exif\0" + value
+    if kind in (b"APP1", b"xmp"):
+        try:  # an empty line, the kind, the length
+            raw = bytes.fromhex(b"".join(value.split(b"\n")[3:]).decode("ascii"))
+        except ValueError:
+            raw = b""  # which Pillow cannot read, either
+        if kind == b"xmp" or raw.startswith(_XMP_IN_APP1):
+            kind, value = None, raw.removeprefix(_XMP_IN_APP1)
+    if kind is None:
+        name, content = b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + value
+    return len(content).to_bytes(4, "big") + name + content + zlib.crc32(name + content).to_bytes(4, "big")
+
+
+@functools.lru_cache(maxsize=64)
+def _say_left_out(profile: int) -> None:
+    """Warn of a profile, which its checksum tells from others: once, as pictures are opened several times."""
+    logger.warning("a colour profile is damaged or of more than %d bytes: sRGB is assumed", _MOST_METADATA)
 
 
 def _why_unknown(data: bytes) -> str:
     """What to say of data in which Pillow knows no picture."""
-    if fault := pointer_fault(data):
+    if data and (fault := what_else(data)):
         return fault
     kind = _BRANDS.get(data[8:12], "") if data[4:8] == b"ftyp" else ""
     if kind == "HEIF" and b"avif" in data[16 : int.from_bytes(data[:4], "big")]:

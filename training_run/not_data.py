@@ -41,14 +41,21 @@ def pointer_fault(stored: bytes) -> str | None:
 
 
 def why_damaged(path: Path) -> str | None:
-    """What is in the place of the binary file at ``path``: a git-lfs pointer, nothing or a web page; None for else."""
+    """What is in the place of the binary file at ``path``: see ``what_else``."""
     with path.open("rb") as file:
-        head = file.read(1024)
-    if not head:
+        return what_else(file.read(1024))
+
+
+def what_else(stored: bytes) -> str | None:
+    """What these are in the place of a binary file's bytes: a git-lfs pointer, nothing or a web page; None for else."""
+    if not stored:
         return "empty: it was cut short when it was copied or downloaded"
-    if head.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
+    head = stored[:1024].removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    if b"<svg" in head and head.startswith(b"<"):
+        return "an SVG drawing, which has no pixels: save it as PNG"
+    if head.startswith((b"<!doctype", b"<html", b"<head", b"<?xml")):
         return "a web page, such as a login or an error, that was saved in its place: download it again"
-    return pointer_fault(head)
+    return pointer_fault(stored)
 
 
 def check_no_pointer(path: Path) -> None:

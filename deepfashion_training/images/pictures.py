@@ -31,11 +31,17 @@ _TO_UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
+#: Bytes of an EXIF without entries: its name, the header of a TIFF, 0 as the number of entries and of a next table.
+_EMPTY_EXIF = 6 + 8 + 2 + 4
+
 
 def orientation(picture: Image.Image) -> int:
     """EXIF orientation of ``picture``, 1 to 8; 1 (upright) when there is none, or none that can be read."""
     try:
-        value = picture.getexif().get(ExifTags.Base.Orientation, 1)
+        exif = picture.getexif()
+        if not exif and len(picture.info.get("exif") or b"") > _EMPTY_EXIF:
+            raise ValueError("none of its entries is whole")
+        value = exif.get(ExifTags.Base.Orientation, 1)
         return value if value in _TO_UPRIGHT else 1
     except Exception as error:  # damaged EXIF: SyntaxError, ValueError, struct.error and others
         logger.warning("EXIF cannot be read (%s): the picture is taken as upright", error)
