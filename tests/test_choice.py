@@ -85,6 +85,37 @@ def test_steps_and_resizing_are_the_loras(trained, lora_with, save_random_lora, 
     assert chosen("--lora", earlier).drawing().resize_mode == "pad"
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "right"),
+    [
+        ("num_inference_steps", "0", "3"),
+        ("height", "tall", "64"),
+        ("width", "1024x", "48"),
+        ("width", "-48", "48"),
+        ("guidance_scale", "nan", "2"),
+        ("guidance_scale", "3,5", "2"),
+        ("resize_mode", "crop", "pad"),
+    ],
+)
+def test_metadata_that_no_flag_would_take_and_the_flag_in_its_place(name, value, right, lora_with, trained):
+    path = lora_with(**{name: value})
+    said = refused("--lora", path)
+    assert all(word in said for word in (str(path), name, value, f"--{name}"))
+    assert str(getattr(chosen("--lora", path, f"--{name}", right).recipe, name)).removesuffix(".0") == right
+
+
+def test_metadata_without_a_flag(lora_with):
+    for name, value in (("use_captions", "perhaps"), ("max_sequence_length", "0")):
+        assert f"{name} '{value}'" in refused("--lora", lora_with(**{name: value}))
+
+
+def test_metadata_of_another_tool_are_not_ours(trained, tmp_path):
+    foreign = {"transformer": "some", "height": "tall", "num_inference_steps": "many", "prompt": "mine"}
+    save_file(load_file(trained), tmp_path / "foreign.safetensors", foreign)
+    choice = chosen("--lora", tmp_path / "foreign.safetensors", "--embedded")
+    assert choice.recipe == chosen("--embedded").recipe and "prompt" in choice.notes[-1]
+
+
 def test_flags_win(trained):
     choice = chosen(*f"--lora {trained} --height 128 --width 96 --prompt other --guidance_scale 1".split())
     recipe = choice.recipe

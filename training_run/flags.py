@@ -140,6 +140,7 @@ SHARE, FINITE = number(float, 0, 1), number(float)
 SEED, SWITCH = number(int, 0, 2**32 - 1), argparse.BooleanOptionalAction
 #: Most denoising steps of a picture: FLUX's scheduler has as many timesteps.
 MOST_INFERENCE_STEPS = 1000
+STEPS, TOKENS, DRAWN_SIDE = number(int, 1, MOST_INFERENCE_STEPS), number(int, 1, 512), number(int, 16, 4096, step=16)
 
 
 def recompute_stride(text: str) -> int | str:
@@ -181,7 +182,7 @@ def add_trainer_flags(parser: argparse.ArgumentParser) -> None:
     add("--instance_prompt", default=DEFAULT_PROMPT, help="prompt of every pair")
     add("--use_captions", action=SWITCH, default=False, help="append the row's caption to the prompt")
     add("--caption_dropout", type=SHARE, default=0.0, help="share of rows with the bare prompt under --use_captions")
-    add("--max_sequence_length", type=number(int, 1, 512), default=512, help="T5 tokens per prompt, at most 512")
+    add("--max_sequence_length", type=TOKENS, default=512, help="T5 tokens per prompt, at most 512")
     add = parser.add_argument_group("what is trained").add_argument
     add("--lora_rank", type=COUNT, default=16, help="rank of the LoRA matrices")
     add("--lora_alpha", type=POSITIVE, help="LoRA alpha; the update is scaled by alpha / rank (default: the rank)")
@@ -247,7 +248,7 @@ def add_trainer_flags(parser: argparse.ArgumentParser) -> None:
     add("--checkpoints_total_limit", type=COUNT, help="how many of the newest checkpoints are kept (default: all)")
     add("--validation_steps", type=FROM_ZERO, default=500, help="steps between validation pictures; 0: none at all")
     add("--num_validation_images", type=COUNT, default=6, help="rows in the validation picture")
-    add("--num_inference_steps", type=number(int, 1, MOST_INFERENCE_STEPS), default=28,
+    add("--num_inference_steps", type=STEPS, default=28,
         help="denoising steps of validation pictures")
     add("--report_to", default="tensorboard", choices=["tensorboard", "wandb", "none"], help="where curves are logged")
     add("--logging_steps", type=COUNT, default=1, help="optimizer steps between two points of the curves")

@@ -147,7 +147,11 @@ def _trained_folder(choice: ModelChoice, against: LoraFile | None, split: str) -
     lora = choice.lora
     if lora is None or against is not None or choice.lora_scale != 1 or choice.quantize_base or split == "train":
         return None
-    trained, used = Recipe.of(lora), choice.recipe
+    used = choice.recipe
+    try:
+        trained = Recipe.of(lora)
+    except ValueError:  # flags stand in for metadata that cannot be used
+        return None
     same = ("height", "width", "prompt", "use_captions", "max_sequence_length", "resize_mode")
     as_trained = (
         same_model(trained.transformer, used.transformer)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deepfashion_training.cli import load_preset, number
-from training_run.flags import MOST_INFERENCE_STEPS, QUANTIZED_BY
+from training_run.flags import AMOUNT, DRAWN_SIDE, QUANTIZED_BY, STEPS
 
 if TYPE_CHECKING:
     from deepfashion_training.inference.dress import DrawingSettings
@@ -41,14 +41,9 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
 def add_drawing_flags(parser: argparse.ArgumentParser) -> None:
     """Flags that say how a picture is drawn."""
     add = parser.add_argument_group("drawing").add_argument
-    add(
-        "--num_inference_steps",
-        type=number(int, 1, MOST_INFERENCE_STEPS),
-        metavar="N",
-        help="denoising steps (default: the LoRA's)",
-    )
-    add("--guidance_scale", type=number(float, 0), metavar="X", help="embedded guidance (default: the LoRA's)")
-    side: dict[str, Any] = {"type": number(int, 16, 4096, step=16), "metavar": "PIXELS"}
+    add("--num_inference_steps", type=STEPS, metavar="N", help="denoising steps (default: the LoRA's)")
+    add("--guidance_scale", type=AMOUNT, metavar="X", help="embedded guidance (default: the LoRA's)")
+    side: dict[str, Any] = {"type": DRAWN_SIDE, "metavar": "PIXELS"}
     add("--height", **side, help="height that the model draws at, a multiple of 16 (default: the LoRA's)")
     add("--width", **side, help="width of one half of the pair, a multiple of 16 (default: the LoRA's)")
     add("--resize_mode", choices=("pad", "stretch"), help="how photos fit that size (default: as the LoRA was trained)")
@@ -173,8 +168,8 @@ def choose(args: argparse.Namespace) -> ModelChoice:
     lora = None
     if args.lora is not None:
         lora = read_lora(find_lora(args.lora))
-    trained = fill.Recipe() if lora is None else fill.Recipe.of(lora)
-    recipe = dataclasses.replace(trained, **_asked(args, {} if lora is None else lora.metadata))
+    asked = _asked(args, {} if lora is None else lora.metadata)
+    recipe = fill.Recipe(**asked) if lora is None else fill.Recipe.of(lora, **asked)
     if is_hub_id(recipe.transformer) or (not is_embedded(recipe.transformer) and guards.gpu_fault()):
         guards.check_gpu(guards.NO_GPU, "add --embedded to try it on this machine")
     check_models(recipe.pipeline, recipe.transformer, flags=USING_FLAGS)

@@ -18,6 +18,7 @@ from deepfashion_training.images.layout import ResizeMode
 from deepfashion_training.models.access import CATVTON_FLUX_ALPHA
 from deepfashion_training.models.lora_files import without_weights
 from training_run import guards
+from training_run.flags import AMOUNT, DRAWN_SIDE, STEPS, TOKENS
 from training_run.hub import local_path, transformer_in
 from training_run.lora_formats import LoraFile
 
@@ -28,6 +29,27 @@ BASE_GUIDANCE = 30.0
 SMALL = 1024
 #: Main memory that ``--offload`` takes beside the weights: a block on its way, the VAE, the process. An estimate.
 BESIDE_WEIGHTS = 2 * 2**30
+
+
+def _one_of(**words: Any) -> Callable[[str], Any]:
+    def read(text: str) -> Any:
+        if text not in words:
+            raise argparse.ArgumentTypeError(f"it is one of {', '.join(words)}")
+        return words[text]
+
+    return read
+
+
+#: What reads values of a LoRA's metadata, as flags are read; the others are texts.
+_READERS: dict[str, Callable[[str], Any]] = {
+    "height": DRAWN_SIDE,
+    "width": DRAWN_SIDE,
+    "guidance_scale": AMOUNT,
+    "num_inference_steps": STEPS,
+    "max_sequence_length": TOKENS,
+    "use_captions": _one_of(**{"True": True, "False": False}),
+    "resize_mode": _one_of(pad="pad", stretch="stretch"),
+}
 
 
 @dataclass(frozen=True)
@@ -50,18 +72,26 @@ class Recipe:
     resize_mode: ResizeMode = "pad"
 
     @classmethod
-    def of(cls, lora: LoraFile) -> Recipe:
-        """From the metadata of a LoRA; ``ValueError`` for a word in the place of a number."""
+    def of(cls, lora: LoraFile, **asked: Any) -> Recipe:
+        """From the metadata of a LoRA and the fields that are ``asked`` for, which come first.
+
+        Raises ``ValueError`` for a value of the metadata that the flag of its name would not take.
+        """
         recorded: dict[str, Any] = {}
         for field in dataclasses.fields(cls):
             text = lora.metadata.get("base_model" if field.name == "pipeline" else field.name)
-            if text is not None:
-                kind: Any = type(field.default)
-                try:
-                    recorded[field.name] = text == "True" if kind is bool else kind(text)
-                except ValueError as error:
-                    raise ValueError(f"the metadata of {lora.path} says {field.name} {text}: {error}") from error
-        return cls(**recorded)
+            if text is None or field.name in asked:
+                continue
+            try:
+                recorded[field.name] = _READERS.get(field.name, str)(text)
+            except (ValueError, argparse.ArgumentTypeError) as error:
+                limits = f": {' '.join(str(error).split())}" if isinstance(error, argparse.ArgumentTypeError) else ""
+                has_flag = field.name not in ("use_captions", "max_sequence_length")
+                fix = f"say what is right with --{field.name}" if has_flag else "save the LoRA again"
+                raise ValueError(
+                    f"{lora.path}: its metadata says {field.name} {text!r}, which cannot be used{limits}; {fix}"
+                ) from error
+        return cls(**recorded | asked)
 
     def prompt_of(self, caption: str = "") -> str:
         """The prompt of a garment, with its caption where the LoRA was trained with captions."""
