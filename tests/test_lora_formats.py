@@ -161,6 +161,21 @@ FORMATS: dict[str, Callable[[Path, Tensors], Path]] = {
         p / "l.safetensors", by_bfl_names(w, "base_model.model.NAME", "lora_{}.weight")
     ),
     "peft": lambda p, w: peft_folder(p / "adapter", w),
+    "lora.alpha": lambda p, w: lora_of(
+        p / "l.safetensors",
+        renamed(w, "transformer.NAME", "lora.down.weight", "lora.up.weight")
+        | {f"transformer.{layer}.lora.alpha": torch.tensor(ALPHA) for layer in layers_of(w)},
+    ),
+    "lora_A.alpha and lora_B.alpha": lambda p, w: lora_of(
+        p / "l.safetensors",
+        renamed(w, "transformer.NAME")
+        | {f"transformer.{layer}.lora_{part}.alpha": torch.tensor(ALPHA) for layer in layers_of(w) for part in "AB"},
+    ),
+    "alpha in kohya's metadata": lambda p, w: lora_of(
+        p / "l.safetensors",
+        renamed(w, "transformer.NAME"),
+        {"ss_network_alpha": str(2 * ALPHA), "ss_network_dim": str(2 * RANK)},
+    ),
     "twice": lambda p, w: lora_of(
         p / "l.safetensors",
         with_alphas(renamed(w, "transformer.NAME")) | {"lora_unet_img_in.lora_down.weight": torch.ones(3, 3)},
@@ -178,6 +193,7 @@ def test_a_format_changes_weights_as_the_lora_does(name, reference, tmp_path):
         torch.testing.assert_close(got[layer], update, rtol=1e-5, atol=1e-6, msg=layer)
     assert lora.config.r == RANK and not lora.config.rank_pattern
     assert lora.ranks == "4" and lora.config.lora_alpha == ALPHA and not lora.config.alpha_pattern
+    assert not any("alpha" in note for note in lora.notes)
 
 
 @pytest.mark.parametrize("rank", [6, 8, 64])
@@ -322,6 +338,53 @@ def test_what_is_left_out_is_said_once(reference, tmp_path):
     assert len(lora.notes) == 3 and "alpha" in said and "text encoders (3 tensors)" in said and "diff_b" in said
 
 
+@pytest.mark.parametrize(
+    "name", ["clip_l", "clip_g", "t5xxl", "conditioner.embedders.0.x.lora_A.weight", "cond_stage_model.x.lora_A.weight"]
+)
+def test_text_encoders_by_other_names(name, reference, tmp_path):
+    more = {name: torch.ones(2, 3), "iteration": torch.tensor(5)}
+    lora = read_lora(lora_of(tmp_path / "l.safetensors", renamed(reference, "transformer.NAME") | more))
+    said = "\n".join(lora.notes)
+    assert set(lora.weights) == set(reference) and "text encoders (1 tensors)" in said and "iteration" in said
+
+
+def test_a_changed_weight_beside_the_lora_is_said_to_be_left_out(reference, tmp_path):
+    name = "diffusion_model.double_blocks.0.img_attn.qkv.diff"
+    more = {name: torch.ones(3 * WIDTH, WIDTH)}
+    lora = read_lora(lora_of(tmp_path / "l.safetensors", renamed(reference, "transformer.NAME") | more))
+    assert any(name in note and "left out" in note for note in lora.notes)
+
+
+@pytest.mark.parametrize("said", [{"ss_network_alpha": "Dynamic"}, {"ss_network_alpha": "0", "ss_network_dim": "4"}])
+def test_kohyas_metadata_without_an_alpha(said, reference, tmp_path):
+    lora = read_lora(lora_of(tmp_path / "l.safetensors", renamed(reference, "transformer.NAME"), said))
+    assert lora.config.lora_alpha == RANK and "alpha" in lora.notes[0]
+
+
+def test_alphas_that_contradict_one_another(reference, tmp_path):
+    alphas = {
+        f"transformer.proj_out.lora_{part}.alpha": torch.tensor(value) for part, value in (("A", 1.0), ("B", 2.0))
+    }
+    with pytest.raises(ValueError, match=r"holds proj_out twice"):
+        read_lora(lora_of(tmp_path / "l.safetensors", renamed(reference, "transformer.NAME") | alphas))
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe{}", b""])
+def test_settings_of_peft_that_cannot_be_read(content, reference, tmp_path):
+    folder = peft_folder(tmp_path / "a", reference)
+    (folder / "adapter_config.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"adapter_config\.json: .*save the LoRA again") as error:
+        read_lora(find_lora(str(folder)))
+    assert "\n" not in str(error.value)
+
+
+def test_a_lora_in_bf16_is_not_rounded_again(reference, tmp_path):
+    stored = to_kohya(LoraFile(tmp_path, reference, _config(), {}))
+    half = {name: tensor.bfloat16() for name, tensor in stored.items()}
+    lora = read_lora(lora_of(tmp_path / "l.safetensors", half))
+    assert all(torch.equal(tensor, reference[name].bfloat16()) for name, tensor in lora.weights.items())
+
+
 def test_a_lora_of_dev_fits_fill(reference, tiny_flux_fill, tmp_path):
     """The 64 channels of dev are the first of Fill's."""
     weights = renamed(reference, "transformer.NAME")
@@ -359,11 +422,17 @@ OTHERS: dict[str, Tensors] = {
     "LoHa": {"lora_unet_double_blocks_0_img_attn_qkv.hada_w1_a": torch.ones(2, 2)},
     "OneTrainer": pair("lora_transformer_transformer_blocks_0_attn_to_q", names=KOHYA),
     "Control LoRA": pair("img_in") | {"double_blocks.0.img_attn.norm.query_norm.scale": torch.ones(2)},
-    "whole transformer": {"double_blocks.0.img_attn.qkv.weight": torch.ones(6, 2)},
+    "A whole transformer": {"double_blocks.0.img_attn.qkv.weight": torch.ones(6, 2)},
     "text encoders only": {name: TEXT[name] for name in TEXT},
     "no part of a LoRA": pair("x_embedder") | {"x_embedder.weight": torch.ones(2, 2)},
     "transformer_blocks.0.attn.to_z": pair("transformer.transformer_blocks.0.attn.to_z"),
     "holds nothing": {},
+    "VeRA": {"base_model.vera_A": torch.ones(2, 3), "transformer_blocks.0.attn.to_q.vera_lambda_b": torch.ones(2)},
+    "IP-Adapter": {"double_blocks.0.processor.ip_adapter_double_stream_k_proj.weight": torch.ones(3, 3)},
+    "does not end in .weight": {"transformer.x_embedder.lora_A": torch.ones(2, 2)},
+    "img_attn.qkv.diff and no LoRA": {"diffusion_model.double_blocks.0.img_attn.qkv.diff": torch.ones(2, 2)},
+    "biases in its LoRA": pair("transformer.x_embedder") | {"transformer.x_embedder.lora_B.bias": torch.ones(8)},
+    "is a Control LoRA": pair("transformer.x_embedder", 8, 128),
 }
 
 
@@ -394,6 +463,22 @@ def test_files_that_are_something_else(content, what, tmp_path):
     with pytest.raises(ValueError, match=what) as error:
         read_lora(path)
     assert str(path) in str(error.value)
+
+
+def test_only_a_whole_transformer_is_sent_to_base(tmp_path):
+    for what in OTHERS:
+        file = lora_of(tmp_path / "other.safetensors", OTHERS[what])
+        with pytest.raises(ValueError) as error:
+            read_lora(file)
+        assert ("whole transformer goes" in str(error.value)) == (what == "A whole transformer")
+
+
+@pytest.mark.parametrize("alpha", [0.0, -2.0])
+def test_an_alpha_of_zero_or_less_is_not_called_damage(alpha, reference, tmp_path):
+    stored = renamed(reference, "transformer.NAME") | {"transformer.proj_out.alpha": torch.tensor(alpha)}
+    with pytest.raises(ValueError, match=r"alpha of proj_out is -?\d, 0 or negative") as error:
+        read_lora(lora_of(tmp_path / "l.safetensors", stored))
+    assert "damaged" not in str(error.value)
 
 
 def test_damaged_weights(reference, tmp_path):

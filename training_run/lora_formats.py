@@ -93,21 +93,38 @@ _XLABS: dict[str, dict[str, tuple[str, ...]]] = {
     "": {},
 }
 
+#: A key of metadata that no other tool writes.
+_OURS = "use_captions"
+
 #: What tools put before a layer's name, and what compiled or wrapped modules put into it.
 _PREFIX = re.compile(r"(?:(?:base_model|model|transformer|diffusion_model|unet|module)\.)+|lora_unet[_.]|lycoris_")
 _WRAPPER = re.compile(r"(?:_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module|processor(?=\.(?:to|add)_))\.")
 _FACTOR = re.compile(r"(?P<layer>.+?)(?:[._]lora(?:_linear_layer)?)?[._](?P<part>A|B|down|up)(?:\.[\w-]+)?\.weight")
-_EXTRA = re.compile(r"(?P<layer>.+)\.(?P<part>alpha|dora_scale|lora_magnitude_vector)(?:\.[\w-]+)*")
+_EXTRA = re.compile(
+    r"(?P<layer>.+?)(?:[._]lora(?:_linear_layer|_A|_B|_down|_up|\.down|\.up)?)?"
+    r"\.(?P<part>alpha|dora_scale|lora_magnitude_vector)(?:\.[\w-]+)*"
+)
 _PARTS = {"down": "A", "up": "B", "dora_scale": "magnitude", "lora_magnitude_vector": "magnitude"}
 _TEXT_ENCODER = re.compile(
-    r"(?:base_model\.model\.)?(?:lora_te\d?_|text_encoders?(?:_\d)?\.|text_model\.|clip_[lg]\.|te\d?\.|t5(?:xxl)?\.)"
+    r"(?:base_model\.model\.)?(?:lora_te\d?_|text_encoders?(?:_\d)?\.|text_model\.|te\d?\."
+    r"|(?:clip_[lg]|t5(?:xxl)?)(?:\.|$)|conditioner\.embedders\.|cond_stage_model\.)"
 )
-#: Tensors that some tools add and that are no LoRA: differences of biases and norms. diffusers leaves them out, too.
+#: Tensors that some tools add beside a LoRA: differences of whole weights, biases and norms.
 _DIFFERENCE = re.compile(r".+\.(?:diff|diff_b|w_norm|b_norm)")
 
+#: Channels that the first layer of FLUX.1 Depth and Canny takes in.
+_CONTROL_CHANNELS = 128
 #: Adapters that are no LoRA, by a part of their keys.
-_NO_LORA = re.compile(r"[._](lokr|hada|oft|boft|ia3)_|\.(a1)\.weight")
-_NO_LORA_NAMES = {"lokr": "LoKr", "hada": "LoHa", "oft": "OFT", "boft": "BOFT", "ia3": "IA3", "a1": "GLoRA"}
+_NO_LORA = re.compile(r"[._](lokr|hada|oft|boft|ia3|vera)_|\.(a1)\.weight")
+_NO_LORA_NAMES = {
+    "lokr": "LoKr",
+    "hada": "LoHa",
+    "oft": "OFT",
+    "boft": "BOFT",
+    "ia3": "IA3",
+    "vera": "VeRA",
+    "a1": "GLoRA",
+}
 #: Models of which there are LoRAs, by the names of their layers, dots as underscores. The first that fits is said.
 _OTHER_MODELS = {
     r"(?:down_blocks|up_blocks|mid_block|input_blocks|output_blocks|middle_block)_": "Stable Diffusion 1, 2 or XL",
@@ -133,8 +150,8 @@ class LoraFile:
     """A LoRA of a FLUX transformer: ``weights`` by ``<layer>.lora_A.weight`` and ``<layer>.lora_B.weight``.
 
     A DoRA also has ``<layer>.lora_magnitude_vector``. Rank and alpha of each layer follow from ``config``, which peft
-    and diffusers take as it is. ``metadata`` is what our trainer and diffusers write and is empty for other files,
-    whose words may mean other things. ``notes`` are lines on what was assumed or left out.
+    and diffusers take as it is. ``metadata`` is what our trainer writes and is empty for other files, whose words may
+    mean other things. ``notes`` are lines on what was assumed or left out.
     """
 
     path: Path
@@ -306,10 +323,11 @@ def _what_else(path: Path, error: Exception) -> str:
 def read_lora(path: Path) -> LoraFile:
     """The LoRA in ``path``, whichever tool wrote it; ``ValueError``, with what it is, for a file that holds none.
 
-    Rank and alpha are those of ``.alpha`` keys, of diffusers' metadata, or of peft's ``adapter_config.json``. Where
-    there is none of them, alpha is the rank, as every tool takes it, which ``notes`` says. Weights keep their
-    precision (8-bit floats become float32) and are not scaled. Layers that a tool has joined (q, k and v) are taken
-    apart: a part gets those columns of B, and rows of A, in which its rows of B are not all zero.
+    Rank and alpha are those of ``.alpha`` keys, of diffusers' or kohya's metadata, or of peft's
+    ``adapter_config.json``. Where there is none of them, alpha is the rank, as every tool takes it, which ``notes``
+    says. Weights keep their precision (8-bit floats become float32) and are not scaled. Layers that a tool has joined
+    (q, k and v) are taken apart: a part gets those columns of B, and rows of A, in which its rows of B are not all
+    zero.
     """
     try:
         with safe_open(path, "pt") as file:
@@ -322,6 +340,8 @@ def read_lora(path: Path) -> LoraFile:
     weights: dict[str, torch.Tensor] = {}
     sizes: dict[str, tuple[int, float]] = {}
     for layer, tensors in layers.items():
+        if "alpha" not in tensors and said is None and (alpha := _alpha_of_kohya(metadata, len(tensors["A"]))):
+            tensors["alpha"] = torch.tensor(alpha)
         if "alpha" not in tensors and said is None:
             notes["alpha"] = "the LoRA does not say its alpha: it is taken to be the rank"
         rank, alpha = _rank_and_alpha(path, layer, tensors, said)
@@ -332,8 +352,7 @@ def read_lora(path: Path) -> LoraFile:
             share = len(split["A.weight"]) / rank
             sizes[part] = len(split["A.weight"]), alpha * (math.sqrt(share) if said and said.use_rslora else share)
     config = _config(path, sizes, weights, said)
-    ours = LORA_ADAPTER_METADATA_KEY in metadata or "transformer" in metadata
-    return LoraFile(path, weights, config, metadata if ours else {}, tuple(notes.values()))
+    return LoraFile(path, weights, config, metadata if _OURS in metadata else {}, tuple(notes.values()))
 
 
 def _key(name: str) -> tuple[str, str] | None:
@@ -342,10 +361,14 @@ def _key(name: str) -> tuple[str, str] | None:
     match = _FACTOR.fullmatch(name) or _EXTRA.fullmatch(name)
     if match is None:
         return None
-    layer = match["layer"]
+    return _bare(match["layer"]), _PARTS.get(match["part"], match["part"])
+
+
+def _bare(layer: str) -> str:
+    """A layer's name without prefixes."""
     while prefix := _PREFIX.match(layer):
         layer = layer[prefix.end() :]
-    return layer, _PARTS.get(match["part"], match["part"])
+    return layer
 
 
 def _of_the_transformer(path: Path, file: Any) -> tuple[list[str], dict[str, str]]:
@@ -357,10 +380,14 @@ def _of_the_transformer(path: Path, file: Any) -> tuple[list[str], dict[str, str
     if all(any(name.startswith(prefix) for name in rest) for prefix in ("transformer.", "lora_unet_")):
         notes["both"] = "the LoRA is in the file by two sets of names: those of diffusers are read, not lora_unet_"
         rest = [name for name in rest if not name.startswith("lora_unet_")]
+    if counters := [name for name in rest if "." not in name and file.get_slice(name).get_shape() in ([], [1])]:
+        notes["counters"] = f"numbers that belong to no layer are left out: {', '.join(counters)}"
+        rest = [name for name in rest if name not in set(counters)]
     _refuse_others(path, file, rest, bool(text))
     if differences := [name for name in rest if _DIFFERENCE.fullmatch(name)]:
         notes["differences"] = (
-            f"{len(differences)} tensors of the file are left out, as by diffusers: {differences[0]} is no LoRA"
+            f"a part of what the file changes is left out, so pictures can differ from those of tools that use it: "
+            f"{len(differences)} differences of whole weights, biases or norms, such as {differences[0]}"
         )
     return [name for name in rest if name not in set(differences)], notes
 
@@ -393,16 +420,34 @@ def _refuse_others(path: Path, file: Any, names: list[str], has_text: bool) -> N
                 "exists: train one, or name one that was trained on FLUX.1"
             )
     if not any(part in ("A", "B") for _, part in keys.values()):
-        raise ValueError(
-            f"{path} is not a LoRA of a FLUX transformer: it holds {names[0]} and no LoRA at all. A whole transformer "
-            "goes with --base, as a folder"
-        )
-    if any(name.endswith("_norm.scale") for name in names):
+        raise ValueError(f"{path} is not a LoRA of a FLUX transformer: {_without_factors(names)}")
+    inputs = (name for name, (_, part) in keys.items() if part == "A" and stems[name] in ("img_in", "x_embedder"))
+    channels = {file.get_slice(name).get_shape()[-1] for name in inputs}
+    if _CONTROL_CHANNELS in channels or any(name.endswith("_norm.scale") for name in names):
         raise ValueError(f"{path} is a Control LoRA (FLUX.1 Depth or Canny), for other inputs than Fill has")
     for name, (_, part) in keys.items():
+        if name.endswith(".bias") and _key(f"{name.removesuffix('bias')}weight"):
+            raise ValueError(
+                f"{path} has biases in its LoRA (lora_bias; it holds {name}), which are not read: train it without them"
+            )
         if not part or not _parts_of(stems[name]):
             what = "a layer that FLUX.1 does not have" if part else "no part of a LoRA"
             raise ValueError(f"{path} is not a LoRA of a FLUX transformer: it holds {name}, {what}")
+
+
+def _without_factors(names: list[str]) -> str:
+    """What a file holds that has no A and no B of a LoRA, with what to do."""
+    for name in names:
+        layer, _, kind = name.rpartition(".")
+        if "ip_adapter" in name:
+            return f"it is an IP-Adapter (it holds {name}), which is not used here"
+        if re.search(r"[._]lora_(?:A|B|down|up)$", name):
+            return f"{name} does not end in .weight as in every known format: rename its tensors, or save it again"
+        if kind in ("weight", "bias", "scale") and _parts_of(_bare(layer).replace(".", "_")):
+            return f"it holds {name} and no LoRA at all. A whole transformer goes with --base, as a folder"
+        if _DIFFERENCE.fullmatch(name):
+            return f"it holds {name} and no LoRA: add its differences to the model, and name that with --base"
+    return f"it holds {names[0]} and no LoRA at all: name another file"
 
 
 def _tensor(path: Path, file: Any, name: str) -> torch.Tensor:
@@ -422,7 +467,8 @@ def _by_layer(path: Path, stored: dict[str, torch.Tensor]) -> dict[str, dict[str
     layers: dict[str, dict[str, torch.Tensor]] = defaultdict(dict)
     for name, tensor in stored.items():
         layer, part = _key(name) or ("", "")
-        if part in layers[layer]:
+        there = layers[layer].get(part)
+        if there is not None and not (part == "alpha" and torch.equal(there, tensor)):
             raise ValueError(f"{path} holds {layer} twice, once as {name}: which is meant cannot be told")
         layers[layer][part] = tensor
     for layer, tensors in layers.items():
@@ -445,14 +491,13 @@ def _by_layer(path: Path, stored: dict[str, torch.Tensor]) -> dict[str, dict[str
 def _said_settings(path: Path, metadata: dict[str, str]) -> LoraConfig | None:
     """Rank and alpha as diffusers writes them into a file, or peft beside it; None where nothing says them."""
     beside = path.with_name(PEFT_CONFIG)
-    if LORA_ADAPTER_METADATA_KEY in metadata:
-        text, where = metadata[LORA_ADAPTER_METADATA_KEY], f"{LORA_ADAPTER_METADATA_KEY} in its metadata"
-    elif path.name == PEFT_WEIGHTS and beside.is_file():
-        text, where = beside.read_text("utf-8"), str(beside)
-    else:
-        return None
+    text, where = metadata.get(LORA_ADAPTER_METADATA_KEY), f"{LORA_ADAPTER_METADATA_KEY} in its metadata"
+    if text is None:
+        if path.name != PEFT_WEIGHTS or not beside.is_file():
+            return None
+        where = str(beside)
     try:
-        stored = json.loads(text)
+        stored = json.loads(beside.read_text("utf-8-sig") if text is None else text)
         said = {name.rpartition(".")[2]: value for name, value in stored.items() if not name.startswith("text_enc")}
         if (kind := said.get("peft_type") or "LORA") != "LORA":
             raise ValueError(f"its adapter is a {kind} and no LoRA")
@@ -471,9 +516,19 @@ def _said_settings(path: Path, metadata: dict[str, str]) -> LoraConfig | None:
         return LoraConfig(r=said["r"], lora_alpha=said["lora_alpha"], **patterns, **flags)
     except (KeyError, ValueError, TypeError, AttributeError, re.error) as error:
         raise ValueError(
-            f"{path} does not say a rank and alpha to use ({where}: {error!r}): correct it, or save the LoRA again "
-            "with the tool that trained it"
+            f"{path} does not say a rank and alpha to use ({where}: {type(error).__name__}: {error}): correct it, or "
+            "save the LoRA again with the tool that trained it"
         ) from error
+
+
+def _alpha_of_kohya(metadata: dict[str, str], rank: int) -> float | None:
+    """Alpha of a layer of ``rank`` as sd-scripts' metadata say it; None without one, or with a word such as Dynamic."""
+    said = metadata.get("ss_network_alpha", ""), metadata.get("ss_network_dim", str(rank))
+    try:
+        alpha, of_rank = map(float, said)
+    except ValueError:
+        return None
+    return alpha * rank / of_rank if 0 < alpha < math.inf and 0 < of_rank < math.inf else None
 
 
 def _rank_and_alpha(
@@ -488,8 +543,13 @@ def _rank_and_alpha(
         )
     if "alpha" in tensors:
         alpha = tensors["alpha"]
-        if alpha.numel() != 1 or not alpha.item() > 0:
-            raise ValueError(f"{path}: the alpha of {layer} is {alpha.tolist()}: the file is damaged")
+        if alpha.numel() != 1:
+            raise ValueError(f"{path}: the alpha of {layer} is {alpha.tolist()} and no number: the file is damaged")
+        if not alpha.item() > 0:
+            raise ValueError(
+                f"{path}: the alpha of {layer} is {alpha.item():g}, 0 or negative, so that the layer does nothing or "
+                "the opposite of what it learned: save the LoRA again with a positive alpha"
+            )
         # What it scales by is alpha / rank for every tool that writes it.
         return rank, alpha.item() * (1 / math.sqrt(rank) if said is not None and said.use_rslora else 1)
     return rank, float(rank) if said is None else _of_layer(said, layer)[1]
