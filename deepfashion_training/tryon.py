@@ -161,15 +161,20 @@ def outputs_of(request: TryOnRequest, args: argparse.Namespace) -> dict[int, dic
 
 
 def check_outputs(requests: Sequence[TryOnRequest], args: argparse.Namespace) -> None:
-    """Raise ``ValueError`` where a result would replace a picture that is read, or another result."""
-    taken = {
-        path.resolve(): f"the {what} that is read" for request in requests for what, path in request.files().items()
-    }
+    """Raise ``ValueError`` where a result would replace a picture that is read, or another result.
+
+    Names that differ in capitals alone are one file on many disks.
+    """
+
+    def place(path: Path) -> Path:
+        return path.resolve().with_name(path.resolve().name.casefold())
+
+    taken = {place(path): f"the {what} that is read" for request in requests for what, path in request.files().items()}
     for request in requests:
         for path in (path for files in outputs_of(request, args).values() for path in files.values()):
-            if path.resolve() in taken or path.is_dir():
-                raise ValueError(f"--output {path} would replace {taken.get(path.resolve(), 'a folder')}: name another")
-            taken[path.resolve()] = "another result"
+            if place(path) in taken or path.is_dir():
+                raise ValueError(f"--output {path} would replace {taken.get(place(path), 'a folder')}: name another")
+            taken[place(path)] = "another result"
 
 
 def _missing(

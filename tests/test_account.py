@@ -5,7 +5,9 @@ from typing import Any
 import pytest
 from test_selection import pair
 
+from deepfashion_training.images.quality import FIXES, REASONS, UNPAIRED_REASONS
 from deepfashion_training.preparation.account import summary, warnings, why_none
+from deepfashion_training.prepare import build_parser
 
 
 def row(number: int, split: str = "train", cloth_type: int = 2, **other: Any) -> dict[str, Any]:
@@ -59,3 +61,12 @@ def test_warnings_name_what_is_missing_or_suspicious():
 def test_why_no_row_became_a_pair_counts_reasons_with_an_example():
     rows = [row(0, reason="mask_empty", detail="no pixel"), row(1, reason="mask_empty", detail="other")]
     assert why_none(rows) == "mask_empty 2 (no pixel)"
+
+
+def test_why_there_is_no_pair_names_the_flag_that_lets_rows_pass():
+    flags = {flag for flag in build_parser().format_help().split() if flag.startswith("--")}
+    assert {flag.split()[0] for flag in FIXES.values()} <= flags
+    assert FIXES.keys() <= (REASONS | UNPAIRED_REASONS).keys()
+    small = row(0, outcome="quarantined", reason="garment_too_small", detail="66x36 pixels")
+    assert "--min_garment_px" in why_none([small])
+    assert "--max_same_photo_share" in why_none([row(0, outcome="unpaired", reason="same_photo_share", detail="")])

@@ -77,7 +77,7 @@ def test_types_in_any_form(shop, kind):
         ("p.png,g.png,m.png,,,a.jpg", "a file name without folders"),
         ("p.png,g.png,m.png,,,../a.png", "a file name without folders"),
         ("p.png,g.png,m.png,,,/tmp/a.png", "a file name without folders"),
-        ("p.png,g.png,m.png,,,.png", "a file name without folders"),
+        *((f"p.png,g.png,m.png,,,{name}", "a file name without folders") for name in (".png", "..png", ".a.png")),
     ],
 )
 def test_rows_that_are_refused_by_their_line(row, message, shop):
@@ -93,9 +93,14 @@ def test_rows_that_are_refused_by_their_line(row, message, shop):
         ("person,garment\n", "has no rows"),
         ("", "names the columns none"),
         ("person,cloth\np.png,g.png\n", "names the columns person, cloth"),
-        ("person;garment\np.png;g.png\n", "with commas between them"),
+        ("person;garment\np.png;g.png\n", 'semicolons .*"CSV UTF-8'),
+        ("person\tgarment\np.png\tg.png\n", 'tabs .*"CSV UTF-8'),
+        ("person garment\n", "with commas between them"),
+        ("person,garment,mask,garment\np.png,g.png,m.png,g.png\n", "column garment twice"),
+        *(("person,garment\np.png,g.png\n".encode(name), 'UTF-16.*"CSV UTF-8') for name in ("utf-16", "utf-16-be")),
+        ("person,garment\np.png,gr\u00fcn.png\n".encode("latin-1"), 'Latin-1.*line 2.*"CSV UTF-8'),
         ("person,garment,size\np.png,g.png,1\n", "mask, garment_type, caption, output may be there"),
-        (b"person,garment\n\xff\xfe\n", "no CSV in UTF-8"),
+        (b"person,garment\n\xff\xfe\n", "another encoding"),
     ],
 )
 def test_tables_that_are_refused(text, message, shop):

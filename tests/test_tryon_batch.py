@@ -152,6 +152,7 @@ def test_tables_that_are_refused(wardrobe_copy, tryon_refused, tryon_misused):
     assert f"--output {wardrobe_copy / 'out' / 'a.png'} would replace another result" in told(
         f"{row}a.png", f"{row}a.png"
     )
+    assert f"--output {wardrobe_copy / 'out' / 'A.png'} would replace another" in told(f"{row}a.png", f"{row}A.png")
     message = told(f"{row}a.png", f"{row}a-pair.png", more=("--save_pair",))
     assert f"--output {wardrobe_copy / 'out' / 'a-pair.png'} would replace another result" in message
     assert "line 2: neither mask nor garment_type" in told("upper-person.png,upper-garment.png,,,,")

@@ -34,6 +34,18 @@ REASONS: dict[str, str] = {
     "union_mask": "The mask covers all clothes and cannot be restricted to the named garment.",
 }
 
+#: Flag of preparation that lets more rows pass, by the reason.
+FIXES: dict[str, str] = {
+    "decompression_bomb": "--max_megapixels",
+    "mask_too_large": "--max_mask_share",
+    "garment_too_small": "--min_garment_px",
+    "blank_garment": "--min_garment_contrast",
+    "unknown_category": "--category_type NAME=TYPE",
+    "undecided_type": "--category_type NAME=TYPE",
+    "no_garment_picture": "--garment_sources",
+    "same_photo_share": "--max_same_photo_share",
+}
+
 #: Why a good row is no pair of its own -> a sentence for people.
 UNPAIRED_REASONS: dict[str, str] = {
     "garment_picture": "The photo shows the garment alone: it serves other rows as their garment picture.",

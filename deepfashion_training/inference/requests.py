@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -66,17 +67,21 @@ def read_requests(table: Path, folder: Path, garment_type: int | None) -> list[T
         raise ValueError(f"--batch {table}: no such file")
     check_no_pointer(table)
     try:
-        with table.open(newline="", encoding="utf-8-sig") as lines:
-            reader = csv.DictReader(lines)
-            reader.fieldnames = columns = [name.strip() for name in reader.fieldnames or ()]
-            rows = [(reader.line_num, row) for row in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"--batch {table} is no CSV in UTF-8: {error}") from error
+        text = _text_of(table.read_bytes())
+        reader = csv.DictReader(io.StringIO(text, newline=""))
+        reader.fieldnames = columns = [name.strip() for name in reader.fieldnames or ()]
+        rows = [(reader.line_num, row) for row in reader]
+    except (OSError, csv.Error) as error:
+        raise ValueError(f"--batch {table} is no CSV that can be read: {error}") from error
+    except ValueError as error:
+        raise ValueError(f'--batch {table} {error}: save it as "CSV UTF-8 (comma)"') from error
     if not {"person", "garment"} <= set(columns) <= set(COLUMNS):
         raise ValueError(
             f"--batch {table}: its first line names the columns {', '.join(columns) or 'none'}; person and garment are "
             f"needed, {', '.join(COLUMNS[2:])} may be there, with commas between them"
         )
+    if twice := [name for number, name in enumerate(columns) if name in columns[:number]]:
+        raise ValueError(f"--batch {table}: its first line names the column {twice[0]} twice: leave one of them")
     if not rows:
         raise ValueError(f"--batch {table} has no rows")
     requests = []
@@ -86,6 +91,23 @@ def read_requests(table: Path, folder: Path, garment_type: int | None) -> list[T
         except ValueError as error:
             raise ValueError(f"--batch {table} line {line}: {error}") from error
     return requests
+
+
+def _text_of(stored: bytes) -> str:
+    """A CSV's text, which is UTF-8 with commas. Raises ``ValueError`` that says what else spreadsheets have saved."""
+    if b"\0" in stored[:2] or stored.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise ValueError("is in UTF-16")
+    try:
+        text = stored.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        place = stored[: error.start].count(b"\n") + 1
+        raise ValueError(
+            f"is in another encoding, such as Latin-1 (byte {stored[error.start]:#04x} in line {place})"
+        ) from error
+    head = text.partition("\n")[0]
+    if other := [name for sign, name in ((";", "semicolons"), ("\t", "tabs")) if sign in head and "," not in head]:
+        raise ValueError(f"has {other[0]} between its columns")
+    return text
 
 
 def _request(line: int, row: Mapping[Any, Any], home: Path, folder: Path, garment_type: int | None) -> TryOnRequest:
@@ -101,8 +123,8 @@ def _request(line: int, row: Mapping[Any, Any], home: Path, folder: Path, garmen
     if "mask" not in paths and cloth_type is None:
         raise ValueError("neither mask nor garment_type: give one in the table, or --garment_type for all rows")
     name = cells["output"] or f"{line}-{default_name(paths['person'], paths['garment'])}"
-    if Path(name).name != name or Path(name).suffix.lower() != ".png":
-        raise ValueError(f"output {name!r}: a file name without folders is needed that ends in .png")
+    if Path(name).name != name or Path(name).suffix.lower() != ".png" or name.startswith("."):
+        raise ValueError(f"output {name!r}: a file name without folders, not hidden, is needed that ends in .png")
     return TryOnRequest(
         paths["person"], paths["garment"], paths.get("mask"), cloth_type, cells["caption"], folder / name
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from deepfashion_training.garment_types import TYPE_NAMES
+from deepfashion_training.images.quality import FIXES, REASONS, UNPAIRED_REASONS
 from deepfashion_training.preparation.selection import SPLITS, Row
 from deepfashion_training.reports.pairs_report import LEAK_TOLERANCE
 
@@ -73,10 +74,12 @@ def warnings(facts: Mapping[str, Any]) -> list[str]:
 
 
 def why_none(rows: list[Row]) -> str:
-    """Why no row became a pair: each reason with its count and the details of one row."""
-    examples = {row["reason"]: row["detail"] or "no details" for row in reversed(rows)}
+    """Why no row became a pair: each reason with its count, the details of one row, and the flag that lets it pass."""
+    about = REASONS | UNPAIRED_REASONS
+    details = {row["reason"]: row["detail"] or about[row["reason"]].rstrip(".") for row in reversed(rows)}
+    fixes = {reason: f"; see {FIXES[reason]}" if reason in FIXES else "" for reason in details}
     counts = _counts(row["reason"] for row in rows)
-    return ", ".join(f"{reason} {count} ({examples[reason]})" for reason, count in counts.items())
+    return ", ".join(f"{reason} {count} ({details[reason]}{fixes[reason]})" for reason, count in counts.items())
 
 
 def listed(counts: Mapping[str, int]) -> str:
