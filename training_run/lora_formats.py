@@ -107,12 +107,12 @@ _EXTRA = re.compile(
 _PARTS = {"down": "A", "up": "B", "dora_scale": "magnitude", "lora_magnitude_vector": "magnitude"}
 _TEXT_ENCODER = re.compile(
     r"(?:base_model\.model\.)?(?:lora_te\d?_|text_encoders?(?:_\d)?\.|text_model\.|te\d?\."
-    r"|(?:clip_[lg]|t5(?:xxl)?)(?:\.|$)|conditioner\.embedders\.|cond_stage_model\.)"
+    r"|(?:clip_[lg]|t5(?:xxl)?)(?:\.|$)|conditioner\.embedders\.|cond_stage_model\.|emb_params$)"
 )
 #: Tensors that some tools add beside a LoRA: differences of whole weights, biases and norms.
 _DIFFERENCE = re.compile(r".+\.(?:diff|diff_b|w_norm|b_norm)")
 
-#: Channels that the first layer of FLUX.1 Depth and Canny takes in.
+#: Channels that the first layer of FLUX.1 Depth and Canny takes in; that of FLUX.2, too.
 _CONTROL_CHANNELS = 128
 #: Adapters that are no LoRA, by a part of their keys.
 _NO_LORA = re.compile(r"[._](lokr|hada|oft|boft|ia3|vera)_|\.(a1)\.weight")
@@ -421,10 +421,14 @@ def _refuse_others(path: Path, file: Any, names: list[str], has_text: bool) -> N
             )
     if not any(part in ("A", "B") for _, part in keys.values()):
         raise ValueError(f"{path} is not a LoRA of a FLUX transformer: {_without_factors(names)}")
-    inputs = (name for name, (_, part) in keys.items() if part == "A" and stems[name] in ("img_in", "x_embedder"))
-    channels = {file.get_slice(name).get_shape()[-1] for name in inputs}
-    if _CONTROL_CHANNELS in channels or any(name.endswith("_norm.scale") for name in names):
-        raise ValueError(f"{path} is a Control LoRA (FLUX.1 Depth or Canny), for other inputs than Fill has")
+    inputs = [name for name, (_, part) in keys.items() if part == "A" and stems[name] in ("img_in", "x_embedder")]
+    norms = [name for name in names if name.endswith("_norm.scale")]
+    if norms or any(file.get_slice(name).get_shape()[-1] == _CONTROL_CHANNELS for name in inputs):
+        or_else = "" if norms else " or one of FLUX.2"
+        raise ValueError(
+            f"{path} is a Control LoRA (FLUX.1 Depth or Canny){or_else}, for other inputs than Fill has (it holds "
+            f"{(norms + inputs)[0]}): name another one"
+        )
     for name, (_, part) in keys.items():
         if name.endswith(".bias") and _key(f"{name.removesuffix('bias')}weight"):
             raise ValueError(
@@ -547,8 +551,8 @@ def _rank_and_alpha(
             raise ValueError(f"{path}: the alpha of {layer} is {alpha.tolist()} and no number: the file is damaged")
         if not alpha.item() > 0:
             raise ValueError(
-                f"{path}: the alpha of {layer} is {alpha.item():g}, 0 or negative, so that the layer does nothing or "
-                "the opposite of what it learned: save the LoRA again with a positive alpha"
+                f"{path}: the alpha of {layer} is {alpha.item():g}: 0 does nothing, and a negative one the "
+                "opposite of what was learned. Save the LoRA again with a positive alpha"
             )
         # What it scales by is alpha / rank for every tool that writes it.
         return rank, alpha.item() * (1 / math.sqrt(rank) if said is not None and said.use_rslora else 1)
