@@ -218,15 +218,16 @@ def test_names_below_name_is_main_are_none(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("line", ["*", "VitonHDTestDataset, main, parse_args"])
 def test_a_main_of_another_file_gets_our_dataset_too(line: str, tmp_path: Path) -> None:
-    there = CONTRACT.replace("return VitonHDTestDataset", "args.seen = VitonHDTestDataset")
+    there = CONTRACT.replace("return VitonHDTestDataset", "args.seen = VitonHDTestDataset()")
     script = upstream.open_script(write(tmp_path, f"from all_here import {line}", all_here=there))
     args = argparse.Namespace()
-    upstream.train(script, args, "ours")
+    upstream.train(script, args, lambda: "ours")
     assert args.seen == "ours" != script.home.VitonHDTestDataset and script.home is not script.module
 
 
 def test_another_class_can_be_named_as_the_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    text = CONTRACT.replace("VitonHDTestDataset", "ShopDataset").replace("return Shop", "args.seen = Shop")
+    text = CONTRACT.replace("return VitonHDTestDataset", "args.seen = VitonHDTestDataset()")
+    text = text.replace("VitonHDTestDataset", "ShopDataset")
     path = write(tmp_path, text + "    class OtherDataset: pass")
     code, _, error = check(path, capsys)
     assert code == 1 and "--upstream_dataset ShopDataset" in error and "OtherDataset" not in error
@@ -234,7 +235,7 @@ def test_another_class_can_be_named_as_the_dataset(tmp_path: Path, capsys: pytes
     assert wrapper.main(["--upstream_check", str(path), "--upstream_dataset", "OtherDataset"]) == 1
     assert "main never builds OtherDataset" in capsys.readouterr().err
     args = argparse.Namespace()
-    upstream.train(upstream.open_script(path, "ShopDataset"), args, "ours")
+    upstream.train(upstream.open_script(path, "ShopDataset"), args, lambda: "ours")
     assert args.seen == "ours"
     assert wrapper.main(["--upstream_dataset", "ShopDataset", "--embedded"]) == 2
     assert "--upstream_dataset does nothing" in capsys.readouterr().err
@@ -322,30 +323,61 @@ def test_a_script_that_can_be_given_none_is_refused(text: str, message: str, tmp
 # ---- patching
 
 
+@pytest.mark.parametrize("checkout", [True, False])
+def test_a_main_from_a_folder_above_gets_our_dataset(tmp_path: Path, checkout: bool) -> None:
+    (tmp_path / ".git").mkdir() if checkout else None
+    text = f"""
+        import sys
+        sys.path.insert(0, {str(tmp_path)!r})
+        from common_{checkout}.core import VitonHDTestDataset, main, parse_args
+    """
+    core = CONTRACT.replace("return VitonHDTestDataset", "args.built.append(VitonHDTestDataset())")
+    write(tmp_path, core, name=f"common_{checkout}__core")
+    script = upstream.open_script(write(tmp_path / "scripts", text, name="train"))
+    args = argparse.Namespace(built=[])
+    upstream.train(script, args, lambda: "ours")
+    assert args.built == ["ours"] and script.home.VitonHDTestDataset is not None
+    assert (script.home.__name__ not in sys.modules) == checkout
+
+
+def test_a_run_without_our_rows_is_no_success(tmp_path: Path) -> None:
+    script = upstream.open_script(write(tmp_path, CONTRACT + "\n    def other(): VitonHDTestDataset()"))
+    with pytest.raises(ValueError, match="never built VitonHDTestDataset"):
+        upstream.train(script, argparse.Namespace(), object)
+
+
+@pytest.mark.parametrize(
+    "change", [("def main", "async def main"), ("return VitonHDTestDataset", "yield VitonHDTestDataset()")]
+)
+def test_a_main_that_does_nothing_when_called_is_refused(tmp_path: Path, change: tuple[str, str]) -> None:
+    with pytest.raises(upstream.UpstreamError, match="main is a coroutine or a generator"):
+        upstream.open_script(write(tmp_path, CONTRACT.replace(*change)))
+
+
 @pytest.mark.parametrize("failure", [None, RuntimeError, KeyboardInterrupt])
 def test_patched_names_are_the_originals_again(tmp_path: Path, failure: type[BaseException] | None) -> None:
     script = upstream.open_script(write(tmp_path, CONTRACT))
     module, seen = script.module, []
 
     def main(args: argparse.Namespace) -> None:
-        seen.extend([module.VitonHDTestDataset, vars(module)["args"]])
+        seen.extend([module.VitonHDTestDataset(), vars(module)["args"]])
         if failure:
             raise failure
 
     module.main = main  # type: ignore[attr-defined]
     before = state(), dict(vars(module))
     with contextlib.suppress(RuntimeError, KeyboardInterrupt):
-        upstream.train(script, argparse.Namespace(x=1), "ours")
+        upstream.train(script, argparse.Namespace(x=1), lambda: "ours")
     assert seen == ["ours", argparse.Namespace(x=1)]
     assert (state(), dict(vars(module))) == before
 
 
 def test_a_script_that_stops_itself_has_failed(tmp_path: Path) -> None:
-    text = CONTRACT.replace("return VitonHDTestDataset", "raise SystemExit(VitonHDTestDataset and args)")
+    text = CONTRACT.replace("return VitonHDTestDataset", "raise SystemExit(VitonHDTestDataset() and args)")
     script = upstream.open_script(write(tmp_path, text))
     with pytest.raises(ValueError, match=r"some_trainer\.py has stopped itself: 3"):
-        upstream.train(script, 3, "ours")  # type: ignore[arg-type]
-    upstream.train(script, 0, "ours")  # type: ignore[arg-type]
+        upstream.train(script, 3, lambda: "ours")  # type: ignore[arg-type]
+    upstream.train(script, 0, lambda: "ours")  # type: ignore[arg-type]
 
 
 def test_a_key_that_only_the_run_shows_is_named_with_its_place(tmp_path: Path) -> None:

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from collections import Counter, defaultdict
 from dataclasses import replace
+from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -427,3 +429,22 @@ def test_half_of_the_patterned_garments_are_in_plain_and_nothing_else_changes() 
         assert other in (one, one.in_plain())
     # A row's own garment follows from the row, whatever is worn beside it.
     assert after == [spec.garment() for spec in reversed(specs)][::-1]
+
+
+def test_a_folder_that_another_process_writes_is_left_to_it(tmp_path):
+    target = tmp_path / "w"
+    code = "import sys; from pathlib import Path; from training_run.lock import only_writer\n"
+    code += f"with only_writer(Path({str(target)!r})): print('held', flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        cwd=Path(wardrobe.__file__).parents[2],
+    ) as other:
+        assert other.stdout.readline() == b"held\n"
+        with mock.patch("training_run.lock.PATIENCE", 0.2), pytest.raises(ValueError, match=f"process {other.pid} "):
+            wardrobe.write_wardrobe(target, rows=3, size=(64, 64))
+        assert [path.name for path in target.iterdir()] == [".lock"]
+        other.stdin.close()
+    wardrobe.write_wardrobe(target, rows=3, size=(64, 64))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["w"] and not (target / ".lock").exists()

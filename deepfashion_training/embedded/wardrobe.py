@@ -13,6 +13,7 @@ import argparse
 import functools
 import re
 import sys
+from contextlib import ExitStack
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,7 @@ from deepfashion_training.embedded.rows import (
 )
 from training_run.atomic import replacing
 from training_run.cores import usable_cores
+from training_run.lock import only_writer
 from training_run.not_data import is_left_behind
 
 if TYPE_CHECKING:
@@ -84,7 +86,12 @@ def write_wardrobe(
     options = {"compression": "none", "use_dictionary": False, "write_statistics": False}
     arrow_schema = wardrobe_features(schema).arrow_schema
     drawn = iter(tqdm(draw_all(draw, chain(*specs.values()), num_proc), total=rows, desc="drawing", unit="row"))
-    with replacing(target) as draft:
+    beside = target.with_name(f".{target.name}.drawing.lock")  # as the folder itself is put in its place in one step
+    with ExitStack() as alone:
+        alone.enter_context(only_writer(target, file=beside))
+        if target.is_dir():
+            alone.enter_context(only_writer(target))
+        draft = alone.enter_context(replacing(target))
         (draft / "data").mkdir(parents=True)
         for split, of_split in specs.items():
             if not of_split:

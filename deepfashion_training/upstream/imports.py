@@ -26,7 +26,8 @@ from deepfashion_training.upstream.reading import ScriptText
 HARMLESS = ("cv2", "deepspeed", "pandas", "torchvision", "wandb")
 #: Packages whose name for pip is another than that of the import.
 PIP_NAMES = {
-    "PIL": "Pillow", "bs4": "beautifulsoup4", "cleanfid": "clean-fid", "dotenv": "python-dotenv", "git": "GitPython",
+    "PIL": "Pillow", "bs4": "beautifulsoup4", "cleanfid": "clean-fid", "cv2": "opencv-python-headless",
+    "dotenv": "python-dotenv", "git": "GitPython",
     "pkg_resources": "setuptools", "skimage": "scikit-image", "sklearn": "scikit-learn", "yaml": "PyYAML",
 }  # fmt: skip
 #: Names that repositories give to files of their own, and of projects that are installed from their repository alone;
@@ -77,12 +78,18 @@ def advice(error: ImportError, text: ScriptText) -> str:
     return f"; install it: pip install {PIP_NAMES.get(top, top)}"
 
 
+def checkout_of(file: Path) -> Path:
+    """The root of the checkout that a script lies in; its folder where there is none, or where it is our own."""
+    root = next((folder for folder in file.parents if (folder / ".git").exists()), file.parent)
+    return file.parent if root == Path(__file__).resolve().parents[2] else root
+
+
 def _held_in(name: str, file: Path) -> tuple[Path, Path] | None:
     """The file or folder of a module in the repository that ``file`` lies in, after the folder to find it from.
 
     It is looked for from the folders above ``file``, up to the root of its checkout, and from ``src`` in them.
     """
-    root = next((folder for folder in file.parents if (folder / ".git").exists()), file.parent)
+    root = checkout_of(file)
     for above in (folder for folder in file.parents if folder.is_relative_to(root)):
         for folder in (above, above / "src"):
             whole = folder.joinpath(*name.split("."))
@@ -115,17 +122,17 @@ def make_stub(path: str) -> StubType:
 
 
 class ScriptImports:
-    """The files beside the script ``file`` that it imports, and stubs for packages; those ``used`` are noted."""
+    """The files of its checkout that the script ``file`` imports, and stubs for packages; those ``used`` are noted."""
 
     def __init__(self, file: Path) -> None:
-        self.file = file
+        self.file, self.root = file, checkout_of(file)
         self.stubs = {name: make_stub(name) for name in HARMLESS if is_missing(name)}
         self.used: set[str] = set()
         self.siblings: dict[str, ModuleType] = {}
 
     @property
     def files(self) -> list[Path]:
-        """The script and the files beside it that it has imported."""
+        """The script and the files of its checkout that it has imported."""
         return [self.file, *(Path(str(module.__file__)) for module in self.siblings.values())]
 
     @contextlib.contextmanager
@@ -158,4 +165,6 @@ class ScriptImports:
     def _is_own(self, namespace: Mapping[str, object]) -> bool:
         """Whether a module's file is one of the script's; a virtual environment may lie in its folder."""
         file = Path(str(namespace.get("__file__")))
-        return file.is_relative_to(self.file.parent) and "site-packages" not in file.parts
+        python = Path(sys.base_prefix)  # which may lie in a checkout, such as that of a home directory
+        installed = "site-packages" in file.parts or (python.is_relative_to(self.root) and file.is_relative_to(python))
+        return file.is_relative_to(self.root) and not installed

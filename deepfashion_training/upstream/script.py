@@ -41,6 +41,8 @@ logger = logging.getLogger(__name__)
 
 #: What every script must have, beside its dataset.
 CONTRACT = ("parse_args", "main")
+#: What runs nothing when it is called.
+NO_FUNCTIONS = (inspect.iscoroutinefunction, inspect.isgeneratorfunction, inspect.isasyncgenfunction)
 #: How a script of this family calls its dataset.
 DATASET_CLASS = "VitonHDTestDataset"
 #: Names that are replaced so that a script that trains no LoRA trains one.
@@ -61,8 +63,9 @@ class Script:
 
     def __init__(self, module: ModuleType, imports: ScriptImports, dataset: str) -> None:
         self.module, self.imports, self.dataset = module, imports, dataset
-        self.home = imports.siblings.get(module.main.__module__, module)
-        """The module that ``main`` looks names up in: where it comes from a file beside the script, that file's."""
+        name = module.main.__module__
+        self.home = imports.siblings.get(name) or sys.modules.get(name, module)
+        """The module that ``main`` looks names up in: where it comes from another file, that file's."""
         makes_lora = any(_makes_lora(ast.parse(file.read_bytes())) for file in imports.files)
         lacking = _lacking(imports.file.read_bytes(), vars(self.home).keys())
         if lacking and not makes_lora:
@@ -102,6 +105,10 @@ def open_script(path: str | Path, dataset: str | None = None) -> Script:
                 inspect.signature(getattr(module, name)).bind([])
             except TypeError as error:
                 raise UpstreamError(f"cannot be driven: {name} does not take one argument") from error
+            if any(is_none(getattr(module, name)) for is_none in NO_FUNCTIONS):
+                raise UpstreamError(
+                    f"cannot be driven: {name} is a coroutine or a generator, and does nothing when called"
+                )
         return Script(module, imports, dataset or DATASET_CLASS)
     except UpstreamError as error:
         raise UpstreamError(f"--upstream {path} {error}") from error.__cause__
@@ -226,7 +233,18 @@ def train(script: ModuleType | Script, args: argparse.Namespace, dataset: Any) -
     elif script.gets_lora:
         _train_lora(script, args, dataset)
     else:
-        _call(script, args, {script.dataset: dataset})
+        built: list[Any] = []
+
+        def building(*given: Any, **named: Any) -> Any:
+            built.append(dataset(*given, **named))
+            return built[-1]
+
+        _call(script, args, {script.dataset: building})
+        if not built:
+            raise ValueError(
+                f"{script.module.__file__} has ended and has never built {script.dataset}: whatever it did, it did "
+                "without the rows of --dataset_name; see docs/upstream.md"
+            )
 
 
 def _call(script: Script, args: argparse.Namespace, replacements: dict[str, Any]) -> None:
