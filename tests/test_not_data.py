@@ -33,7 +33,7 @@ def test_other_files_are_no_pointers(stored: bytes):
 
 
 @pytest.mark.parametrize(
-    "name", "._a.parquet .DS_Store Thumbs.db desktop.ini Desktop.ini .ipynb_checkpoints/a.parquet @eaDir/a.png".split()
+    "name", "._a.parquet ~$a.parquet .DS_Store Thumbs.db Desktop.ini .ipynb_checkpoints/a.parquet @eaDir/a.png".split()
 )
 def test_what_other_programs_leave_is_told_from_data(name: str):
     assert is_left_behind(Path("data", name), Path("data"))

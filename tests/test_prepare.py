@@ -254,6 +254,7 @@ def test_what_the_user_has_there_is_never_touched(raw, tmp_path):
     for target, why in (
         (tmp_path / "mine", "holds other files"),
         (tmp_path / "mine" / "thesis.txt", "holds other files"),
+        (tmp_path / "gr\udcfcn", "PYTHONUTF8=1"),
         (raw, "lie in one another"),
         (raw / "data" / "out", "lie in one another"),
         (raw.parent, "lie in one another"),

@@ -8,7 +8,7 @@ from pathlib import Path, PurePath
 from training_run.lock import LOCK
 
 #: Files and folders, in lower case, that file managers, servers and notebooks leave wherever they look. macOS puts
-#: ``._photo.png`` beside ``photo.png`` on disks of other systems. A run that was killed leaves its lock.
+#: ``._photo.png`` beside ``photo.png`` on disks of other systems, Office ``~$photo.png``. A killed run leaves its lock.
 _LEFT_BEHIND = {
     *".ds_store .ipynb_checkpoints .localized .directory thumbs.db ehthumbs.db desktop.ini @eadir __macosx".split(),
     LOCK,
@@ -20,7 +20,7 @@ _POINTER = re.compile(rb"version https://(?:git-lfs\.github|hawser\.github)\.com
 
 def is_left_behind(path: PurePath, below: PurePath | None = None) -> bool:
     """Whether another program left ``path``, or a folder of it under ``below``; nobody misses what is so called."""
-    return any(name.startswith("._") or name.lower() in _LEFT_BEHIND for name in _names(path, below))
+    return any(name.startswith(("._", "~$")) or name.lower() in _LEFT_BEHIND for name in _names(path, below))
 
 
 def is_no_data(path: PurePath, below: PurePath | None = None) -> bool:

@@ -11,6 +11,7 @@ import functools
 import hashlib
 import json
 import math
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -167,6 +168,11 @@ def _write(result: Path, files: list[Path], notes: list[output.Row], facts: dict
 
 def _check_target(target: Path, source: str) -> None:
     """Raise ``ValueError`` for an output folder that cannot be written or that holds what must not be replaced."""
+    if str(target).encode("utf-8", "replace") != os.fsencode(target):  # pyarrow writes to names in UTF-8 alone
+        raise ValueError(
+            f"--output_dir {target} is no name in UTF-8: name another folder, or set PYTHONUTF8=1 where the locale is "
+            "another"
+        )
     folder = local_path(source).resolve()
     if folder.is_dir() and (target == folder or target in folder.parents or folder in target.parents):
         raise ValueError(f"--output_dir {target} and the source {folder} lie in one another: name another folder")
