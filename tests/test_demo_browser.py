@@ -216,7 +216,7 @@ def test_uploads_that_cannot_be_used_are_refused_and_the_page_lives_on(
     (tmp_path / "text.png").write_text("this is no picture")
     Image.new("1", (20_000, 20_000)).save(tmp_path / "huge.png")
     with opened(browser, server) as page:
-        for name, message in (("text", "cannot identify image file"), ("huge", "exceeds limit")):
+        for name, message in (("text", "not readable as a picture"), ("huge", "above the limit")):
             page.set_input_files("#person input[type=file]", tmp_path / f"{name}.png")
             told(page, message)
             page.get_by_role("button", name="Clear").first.click()
