@@ -442,7 +442,7 @@ def test_a_decompression_bomb_is_a_bad_row(tmp_path, monkeypatch):
     cells[2]["image"] = encoded((0, 0, 0), (0, 0, 0, 0), (0, 0, 0), (240, 320))
     dataset = build(write(tmp_path, train=cells, validation=rows()), max_bad_rows=0.5)
     assert dataset[2]["caption_cloth"] == "garment 3"
-    assert "exceeds limit" in dataset.skipped_rows[0]["reason"]
+    assert "above the limit of 768" in dataset.skipped_rows[0]["reason"]
 
 
 def test_unpaired_names_the_row_that_owns_the_broken_garment(tmp_path):

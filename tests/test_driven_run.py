@@ -710,6 +710,7 @@ def test_gradients_that_are_not_finite_are_never_saved(
 def test_a_script_that_does_not_train_is_no_success(
     main: Callable[..., Any], message: str, wardrobe: Path, module: ModuleType, before: dict[str, Any], tmp_path: Path
 ) -> None:
+    main.__module__ = module.__name__  # it looks names up in the script
     with mock.patch.object(module, "main", main):
         done = train(wardrobe, tmp_path / "out", "--max_train_steps", 1)
     assert done.code == 1 and done.problem.endswith(message)
