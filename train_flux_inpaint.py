@@ -56,7 +56,7 @@ from training_run.flags import DEFAULT_PROMPT as DEFAULT_PROMPT  # for wrappers 
 from training_run.flags import OneLineParser, add_trainer_flags, refuse_contradictions
 from training_run.hub import subfolder_of_transformer
 from training_run.lock import only_writer
-from training_run.lora import load_transformer_weights, lora_config, read_lora, save_lora
+from training_run.lora import load_transformer_weights, lora_config, read_checkpoint_lora, save_lora
 from training_run.memory import state_bytes
 from training_run.not_data import check_no_pointer
 from training_run.optimizers import check_optimizer_state, make_optimizer, optimizer_settings
@@ -725,7 +725,7 @@ class Run:
         if args.train_base_model:
             load_transformer_weights(self.model, checkpoint / "transformer")
         else:
-            set_peft_model_state_dict(self.model, read_lora(self.model, args, checkpoint))
+            set_peft_model_state_dict(self.model, read_checkpoint_lora(self.model, args, checkpoint))
         check_optimizer_state(self.optimizer, saved["optimizer"], checkpoint)
         for name, part in self.stateful().items():
             part.load_state_dict(saved[name])

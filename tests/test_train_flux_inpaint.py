@@ -321,7 +321,7 @@ def test_a_published_lora_means_the_same_to_every_reader(variant, tiny_flux_fill
     assert (adapter["transformer.lora_alpha"], adapter["transformer.use_rslora"]) == (4, False)
     # What training goes on from keeps alpha and B as they are, and the model in memory is left alone.
     assert transformer.peft_config["default"].lora_alpha == (args.lora_alpha or 4)
-    again = tfi.read_lora(transformer, args, tfi.save_lora(transformer, args, tmp_path).parent)
+    again = tfi.read_checkpoint_lora(transformer, args, tfi.save_lora(transformer, args, tmp_path).parent)
     tfi.set_peft_model_state_dict(transformer, again)
     assert torch.equal(forward(transformer), trained)
 

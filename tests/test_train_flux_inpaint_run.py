@@ -342,7 +342,7 @@ def test_a_lora_of_another_form_or_scale_is_refused(straight, tiny_args, flags):
     transformer = tfi.load_transformer(args, torch.float32)
     tfi.make_trainable(transformer, args)
     with pytest.raises(ValueError, match="another LoRA than these flags make"):
-        tfi.read_lora(transformer, args, straight.folder / "checkpoint-4")
+        tfi.read_checkpoint_lora(transformer, args, straight.folder / "checkpoint-4")
 
 
 @pytest.mark.long

@@ -4,7 +4,7 @@ It is a POSIX record lock on a file in the directory. Such a lock belongs to one
 started (loaders of rows, workers) neither keep it alive nor let it go. On NFS all hosts see it: version 4 keeps it at
 the server, which forgets it one lease (90 s by default) after a host has crashed; version 3 needs lockd on both sides,
 and a mount with ``nolock`` or ``local_lock`` keeps only the processes of one host apart. Where a file system takes no
-locks, the user is told so.
+locks, a warning on stderr says so.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def only_writer(
     """Inside, no other process that asks for it writes to ``folder``, which is made if need be.
 
     ``flag`` is how the user names the folder, ``file`` the lock where it cannot lie in it. A lock that another process
-    has is waited for, ``patience`` seconds (None: ``PATIENCE``), as that process may be about to end; the user is told
+    has is waited for, ``patience`` seconds (None: ``PATIENCE``), as that process may be about to end; a note says so
     unless the wait is endless. Within one process the lock may be taken again. Raises ``ValueError``, one line that
     names the other process, or says why the folder cannot be written to.
     """

@@ -97,7 +97,7 @@ def save_lora(transformer: Any, args: argparse.Namespace, folder: Path, publishe
     return path
 
 
-def read_lora(transformer: Any, args: argparse.Namespace, folder: Path) -> dict[str, torch.Tensor]:
+def read_checkpoint_lora(transformer: Any, args: argparse.Namespace, folder: Path) -> dict[str, torch.Tensor]:
     """The LoRA that ``save_lora`` wrote to ``folder``; ``ValueError`` where it is not of the adapter's form."""
     with safe_open(folder / LORA_FILE, "pt") as file:
         weights = {name.removeprefix("transformer."): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

@@ -28,6 +28,7 @@ from peft.utils.other import get_pattern_key
 from safetensors import SafetensorError, safe_open
 
 from training_run.hub import local_path, why_not_loaded
+from training_run.not_data import what_else
 
 #: What peft calls an adapter's weights and settings, which lie in one folder.
 PEFT_WEIGHTS, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -300,10 +301,8 @@ _PICKLE = (
     "a pickle of PyTorch, which can run code and so is not read: convert it with the Hub's Space safetensors/convert, "
     "or with torch.load(FILE, weights_only=True) and safetensors.torch.save_file"
 )
-#: How files begin that lie in the place of a LoRA, what they are, and what to do.
+#: How other files begin that lie in the place of a LoRA, what they are, and what to do; see also ``what_else``.
 _BEGINNINGS = {
-    (b"version https://git-lfs",): "a pointer of git-lfs: run `git lfs pull` in its repository",
-    (b"<!doctype", b"<html", b"<?xml"): "an HTML page: download the file itself (on the Hub /resolve/, not /blob/)",
     (b"{", b"["): "a JSON text, perhaps a server's message: look into it, and fetch the file again",
     (b"pk\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"): _PICKLE,
     (b"gguf",): "a GGUF file, which is for whole models: name a LoRA as safetensors",
@@ -313,11 +312,10 @@ _BEGINNINGS = {
 def _what_else(path: Path, error: Exception) -> str:
     """What a file is that safetensors cannot read, and how to fix it."""
     with path.open("rb") as file:
-        head = file.read(512).lstrip(b"\xef\xbb\xbf \r\n\t").lower()
-    found = next((what for starts, what in _BEGINNINGS.items() if head.startswith(starts)), None)
-    if found is None:
-        found = f"cut short, or something else: fetch it again ({error})" if head else "empty: fetch it again"
-    return f"is not a safetensors file but {found}"
+        stored = file.read(1024)
+    head = stored.lstrip(b"\xef\xbb\xbf \r\n\t").lower()
+    found = what_else(stored) or next((what for starts, what in _BEGINNINGS.items() if head.startswith(starts)), None)
+    return f"is not a safetensors file but {found or f'cut short, or something else: fetch it again ({error})'}"
 
 
 def read_lora(path: Path) -> LoraFile:

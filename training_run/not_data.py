@@ -54,7 +54,10 @@ def what_else(stored: bytes) -> str | None:
     if b"<svg" in head and head.startswith(b"<"):
         return "an SVG drawing, which has no pixels: save it as PNG"
     if head.startswith((b"<!doctype", b"<html", b"<head", b"<?xml")):
-        return "a web page, such as a login or an error, that was saved in its place: download it again"
+        return (
+            "a web page (an HTML page, such as a login or an error) that was saved in its place: download the file "
+            "itself, on the Hub from /resolve/ and not from /blob/"
+        )
     return pointer_fault(stored)
 
 

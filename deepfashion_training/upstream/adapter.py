@@ -12,7 +12,7 @@ from peft import set_peft_model_state_dict
 
 import train_flux_inpaint as trainer
 from deepfashion_training.upstream.driven_run import DrivenRun
-from training_run.lora import read_lora, save_lora
+from training_run.lora import read_checkpoint_lora, save_lora
 from training_run.output_dir import LORA_FILE
 
 
@@ -37,7 +37,7 @@ class AdapterTransformer(FluxTransformer2DModel):
         """
         folder = Path(pretrained_model_name_or_path)
         if (folder / LORA_FILE).is_file():
-            set_peft_model_state_dict(cls.run.model, read_lora(cls.run.model, cls.run.settings, folder))
+            set_peft_model_state_dict(cls.run.model, read_checkpoint_lora(cls.run.model, cls.run.settings, folder))
             return cls.run.model
         settings = cls.run.settings
         settings.pretrained_inpaint_model_name_or_path = str(pretrained_model_name_or_path)  # goes on record too

@@ -1,6 +1,6 @@
 """What a training script's text tells before anything of it runs: its names, its own files, what ``main`` looks up.
 
-So a script that cannot be driven is told so whatever is not installed.
+So a script that cannot be driven is refused before its packages are imported, whichever of them are missing.
 """
 
 from __future__ import annotations
