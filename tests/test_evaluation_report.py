@@ -15,6 +15,7 @@ from test_pairs_report import HOSTILE, Page
 from deepfashion_training.reports.evaluation_report import (
     SECTIONS,
     ShownCase,
+    change_bars,
     model_labels,
     save_before_after,
     write_evaluation_report,
@@ -72,7 +73,7 @@ def case(
 
 
 def written(folder: Path, given: dict[str, Any] | None = None, **shown: Any) -> Page:
-    cases: dict[str, Any] = {"best": [case()], "worst": [case()], "unpaired": [], **shown}
+    cases: dict[str, Any] = {"typical": [], "best": [case()], "worst": [case()], "unpaired": [], **shown}
     write_evaluation_report(folder / "report.html", facts() if given is None else given, cases)
     return Page((folder / "report.html").read_text(encoding="utf-8"))
 
@@ -124,7 +125,30 @@ def test_in_short_every_type_has_a_verdict(tmp_path: Path) -> None:
     words = page.words("headline")
     assert "Upper body no clear difference Lower body better by CIEDE2000, DINO similarity Full body worse by" in words
     assert "All better by DINO similarity" in words
-    assert (page.classes()["better"], page.classes()["worse"]) == (2 + 3, 1 + 1)  # in short, and in the tables
+    # In short, in the bars (which "all" has not), and in the tables.
+    assert (page.classes()["better"], page.classes()["worse"]) == (2 + 2 + 3, 1 + 1 + 1)
+
+
+def test_bars_are_changes_of_the_error_in_percent(tmp_path: Path) -> None:
+    given = facts()
+    given["difference"]["upper"]["ciede2000_masked"] = change(-0.2, -0.5, 0.1, "neither")
+    bars = change_bars(given)
+    assert list(bars) == ["upper", "lower", "full"]
+    kept, _ = bars["upper"]
+    assert (kept.word, kept.change, kept.low, kept.high) == ("kept", *map(pytest.approx, (-2, -5, 1)))
+    assert kept.margin == pytest.approx(10)  # 1 of 10 CIEDE2000
+    colour, dino = bars["lower"]
+    assert (colour.word, colour.change) == ("better", pytest.approx(-100 * 3.125 / 12.25))
+    # A similarity of 0.7 lacks 0.3: a gain of 0.05 takes a sixth of that.
+    assert (dino.word, dino.change, dino.low, dino.high) == ("better", *map(pytest.approx, (-100 / 6, -20, -40 / 3)))
+    words = written(tmp_path, given).words("changes")
+    assert "CIEDE2000 -2% kept" in words and "DINO similarity -17% better" in words
+
+
+def test_typical_cases_come_before_the_tables_and_say_how_they_are_shown(tmp_path: Path) -> None:
+    words = written(tmp_path, typical=[case("row-1"), case("row-2")]).words("typical")
+    assert "in the photo" in words and re.findall(r"row-\d", words) == ["row-1", "row-2"]
+    assert list(SECTIONS)[:4] == ["headline", "typical", "changes", "figures"]
 
 
 def test_what_is_left_out_has_its_reason(tmp_path: Path) -> None:

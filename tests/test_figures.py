@@ -26,7 +26,7 @@ def change(low: float, high: float, better: str | None = None, people: int = 40)
     return {"n": 60, "people": people, "mean": (low + high) / 2, "ci": [low, high], "better": better}
 
 
-NOTHING, UNCLEAR = change(0, 0), change(-1, 2)
+NOTHING, UNCLEAR, KEPT = change(0, 0), change(-1, 2), change(-0.01, 0, "neither")
 
 
 @pytest.mark.parametrize(
@@ -46,12 +46,30 @@ NOTHING, UNCLEAR = change(0, 0), change(-1, 2)
         ({"ciede2000_masked": change(-1, 2, people=10)}, "no clear difference"),
         # Figures that are not decisive do not count: drift is about what was to stay.
         ({"ciede2000_masked": UNCLEAR, "drift": change(1, 2, "base")}, "no clear difference"),
+        # Within the margins nothing that matters has changed; one figure that is not sure is enough to say less.
+        ({"ciede2000_masked": KEPT, "ssim_masked": KEPT, "drift": change(1, 2, "base")}, "kept"),
+        ({"ciede2000_masked": KEPT, "ssim_masked": UNCLEAR}, "no clear difference"),
+        ({"ciede2000_masked": KEPT, "ssim_masked": change(0.1, 0.2, "lora")}, "better by SSIM in the mask"),
         # Of one person there is no interval.
         ({"ciede2000_masked": {**UNCLEAR, "ci": None, "people": 1}}, "too few people (1) to say"),
     ],
 )
 def test_what_is_said(changes: dict[str, Any], expected: str) -> None:
     assert verdict(changes) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "low", "high", "side"),
+    [
+        ("ssim", -0.007, -0.003, "neither"), ("ssim_masked", -0.011, -0.001, "neither"),
+        ("dino", -0.02, 0.02, "neither"),
+        ("ssim_masked", -0.021, -0.001, "base"), ("ssim_masked", 0.001, 0.03, "lora"), ("ssim", -0.03, 0.01, None),
+        ("ciede2000_masked", -0.9, 1, "neither"), ("ciede2000_masked", -1.1, -0.1, "lora"),
+        ("ciede2000_masked", 0.1, 1.1, "base"), ("psnr", -0.001, 0.001, None), ("drift", 0.001, 0.002, "base"),
+    ],
+)  # fmt: skip
+def test_what_stays_within_its_margin_is_kept(name: str, low: float, high: float, side: str | None) -> None:
+    assert figure_of(name).side(low, high) == side
 
 
 def test_the_table_lines_up_and_ends_in_verdicts() -> None:

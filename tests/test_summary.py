@@ -102,10 +102,10 @@ def change(base: Sequence[float], lora: Sequence[float], name: str = "ssim", gro
 @pytest.mark.parametrize(("name", "better"), [("ssim", "lora"), ("ciede2000_masked", "base"), ("drift", "base")])
 def test_a_difference_on_one_side_of_0_has_a_better_side(name: str, better: str) -> None:
     count = len(PEOPLE)
-    base, lora = [0.1] * count, [0.2 + number / 100 for number in range(count)]
+    base, lora = [0.1] * count, [2.1 + number / 100 for number in range(count)]
     up, down = change(base, lora, name), change(lora, base, name)
-    assert up["mean"] == pytest.approx(0.1 + (count - 1) / 200) and up["mean"] == -down["mean"]
-    assert 0.1 < up["ci"][0] < up["mean"] < up["ci"][1]
+    assert up["mean"] == pytest.approx(2 + (count - 1) / 200) and up["mean"] == -down["mean"]
+    assert 2 < up["ci"][0] < up["mean"] < up["ci"][1]
     assert up["better"] == better and {up["better"], down["better"]} == {"base", "lora"}
     assert up["n"] == up["people"] == count
 
@@ -113,6 +113,12 @@ def test_a_difference_on_one_side_of_0_has_a_better_side(name: str, better: str)
 def test_a_difference_that_chance_makes_has_none() -> None:
     found = change([0.5] * len(PEOPLE), [0.4, 0.6] * (len(PEOPLE) // 2))
     assert found["ci"][0] < 0 < found["ci"][1] and found["better"] is None
+
+
+def test_a_loss_of_0005_ssim_is_none_that_matters() -> None:
+    base = [0.7 + number / 100 for number in range(len(PEOPLE))]
+    found = change(base, [value - 0.005 for value in base])
+    assert found["ci"][1] < 0 and found["better"] == "neither"
 
 
 def test_few_people_have_no_verdict_however_many_pictures_of_them() -> None:

@@ -196,7 +196,9 @@ def test_validation_pictures_show_garment_masked_person_result_and_truth(straigh
             assert (truth == (200, 10 * row, 50)).all()
             assert (masked[80:200, 48:144] == 128).all()  # the mask box, twice as large
             assert (masked[:80] == (200, 10 * row, 50)).all()
-            assert result.std() > 0
+            outside = np.ones(result.shape[:2], bool)
+            outside[80:200, 48:144] = False
+            assert (result[outside] == truth[outside]).all() and (result != truth).any()  # in the photo, as by tryon
     results = [cell(sheet, 0, 2).astype(int) for sheet in sheets]
     assert np.abs(results[2] - results[0]).mean() > 1  # four steps at a high rate show
 
@@ -212,7 +214,7 @@ def test_text_says_what_the_columns_are(straight, monkeypatch, tmp_path):
     monkeypatch.setattr(straight.run, "pictures", [sample])
     straight.run.validate()
     _, columns, labels = seen[0]
-    assert columns == ["garment", "masked person", "result, step 4", "truth"]
+    assert columns == ["garment", "masked person", "step 4, in the photo", "photo"]
     assert labels[0].strip() == "001_00.jpg"
 
 

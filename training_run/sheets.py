@@ -21,15 +21,17 @@ def write_sheet(
 ) -> Image.Image:
     """Write ``validation/step-<step>.png`` to a run's ``folder``, and return it.
 
-    A row is a sample: garment, masked person, the person of the same size in ``results``, truth.
+    A row is a sample: garment, masked person, the person of the same size in ``results`` pasted into the photo where
+    the mask is, as try-on gives it, and the photo itself.
     """
     rows = []
     for sample, result in zip(samples, results, strict=True):
         known = (sample["cloth_pure"], sample["im_mask"][..., result.width :], sample["image"][..., result.width :])
         garment, masked, truth = map(to_picture, known)
-        rows.append([garment, masked, result, truth])
+        mask = Image.fromarray(sample["inpaint_mask"][0, :, result.width :].bool().numpy())
+        rows.append([garment, masked, Image.composite(result, truth, mask), truth])
     labels = [f"{sample['im_name']}  {sample['caption_cloth']}" for sample in samples]
-    sheet = labelled_grid(rows, ["garment", "masked person", f"result, step {step}", "truth"], labels)
+    sheet = labelled_grid(rows, ["garment", "masked person", f"step {step}, in the photo", "photo"], labels)
     path = folder / "validation" / f"step-{step}.png"
     path.parent.mkdir(exist_ok=True)
     sheet.save(path)

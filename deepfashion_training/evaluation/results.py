@@ -17,6 +17,7 @@ from deepfashion_training.evaluation.evaluation_plan import BEFORE_AFTER, METRIC
 from deepfashion_training.evaluation.measure_cases import MeasuredCases
 from deepfashion_training.evaluation.summary import differences, summarise
 from deepfashion_training.garment_types import TYPE_NAMES
+from deepfashion_training.images.paste import repainted
 from deepfashion_training.models.features import Dino
 from deepfashion_training.reports.evaluation_report import (
     RANKED_BY,
@@ -30,8 +31,8 @@ from deepfashion_training.reports.model_card import EVALUATION_FILE, local_name,
 from training_run.atomic import write_file
 from training_run.record import package_versions
 
-#: Cases of each garment type in ``before_after.png``, and unpaired ones in the report.
-_BEFORE_AFTER, _UNPAIRED = 2, 4
+#: Typical cases of each garment type, and unpaired ones, in the report.
+_TYPICAL, _UNPAIRED = 2, 4
 #: Best and worst cases that the report shows; of fewer than twice as many, half are best and half worst.
 _SHOWN = 10
 
@@ -48,6 +49,7 @@ def write_results(plan: EvaluationPlan, dino: Dino | None, measured: Sequence[Me
     paired, order = measured[0], ordered(measured[0])
     many = min(_SHOWN, max(1, len(order) // 2))
     shown = {
+        "typical": [_shown(plan, paired, case) for case in _of_each_type(order, _TYPICAL)],
         "best": [_shown(plan, paired, case) for case in order[:many]],
         "worst": [_shown(plan, paired, case) for case in order[: -many - 1 : -1]],
         "unpaired": [_shown(plan, one, case) for one in measured[1:] for case in _of_each_type(one.cases, _UNPAIRED)],
@@ -59,8 +61,7 @@ def write_results(plan: EvaluationPlan, dino: Dino | None, measured: Sequence[Me
         lines.append(f"card      {_write_card(plan, plan.trained_folder, facts)}")
     lines.append(f"report    {plan.folder / REPORT}, figures in {plan.folder / METRICS}")
     if plan.choice.lora is not None:
-        typical = [_shown(plan, paired, case) for case in _of_each_type(order, _BEFORE_AFTER)]
-        save_before_after(plan.folder / BEFORE_AFTER, typical)
+        save_before_after(plan.folder / BEFORE_AFTER, [_shown(plan, paired, case) for case in _of_each_type(order, 1)])
         lines.append(f"picture   {plan.folder / BEFORE_AFTER}")
     return "\n".join([*lines, ""])
 
@@ -134,13 +135,17 @@ def _of_each_type(cases: Sequence[Case], count: int) -> list[Case]:
 
 
 def _shown(plan: EvaluationPlan, measured: MeasuredCases, case: Case) -> ShownCase:
+    """A case to look at, with its results in the photo, as try-on gives them."""
     truth, labels = plan.cases.truth(case), model_labels(plan.settings)
     masked = truth.photo.copy()
     masked[truth.mask] = 127
     pictures = {"garment": plan.cases.garment(case), "person": Image.fromarray(masked)}
     for model in plan.drawing:
         with Image.open(plan.picture(model, case)) as picture:
-            pictures[labels[model]] = picture.convert("RGB")
+            drawn = picture.convert("RGB")
+        if not plan.settings["repaint"]:
+            drawn = repainted(Image.fromarray(truth.photo), drawn, truth.mask)
+        pictures[labels[model]] = drawn
     if case.unpaired:
         return ShownCase(case.name, case.type_name, f"garment of {case.garment_name}", pictures)
     pictures["photo"] = Image.fromarray(truth.photo)

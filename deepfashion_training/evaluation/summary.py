@@ -71,9 +71,9 @@ def _means(rows: Sequence[Row], count: int, seed: int) -> dict[str, Any]:
 def differences(rows: Sequence[Row], seed: int) -> dict[str, dict[str, dict[str, Any]]]:
     """What the LoRA changed: ``{type or "all": {figure: {"n", "people", "mean", "ci", "better"}}}``.
 
-    ``mean`` is that of LoRA minus base, case by case, with its interval over ``people``. ``better`` is ``"lora"`` or
-    ``"base"`` where the interval lies on one side of 0. It is None where it does not, and for fewer than
-    ``FEWEST_FOR_VERDICT`` people. Cases of which one figure is infinite and the other not do not count.
+    ``mean`` is that of LoRA minus base, case by case, with its interval over ``people``. ``better`` is what
+    ``Figure.side`` makes of the interval, and None for fewer than ``FEWEST_FOR_VERDICT`` people. Cases of which one
+    figure is infinite and the other not do not count.
     """
     figures = [(row, name, value) for row in rows for name, value in row["figures"].items()]
     after = {(row["row"], name): value for row, name, value in figures if row["model"] == "lora"}
@@ -93,7 +93,6 @@ def differences(rows: Sequence[Row], seed: int) -> dict[str, dict[str, dict[str,
 
 def _change(name: str, of_cases: Sequence[tuple[float, str]], seed: int) -> dict[str, Any]:
     changes, people = zip(*of_cases, strict=True)
-    interval, count, better = bootstrap_interval(changes, people, seed), len(set(people)), None
-    if interval is not None and count >= FEWEST_FOR_VERDICT and (interval[0] > 0 or interval[1] < 0):
-        better = "lora" if (interval[0] > 0) == (figure_of(name).better == "higher") else "base"
+    interval, count = bootstrap_interval(changes, people, seed), len(set(people))
+    better = figure_of(name).side(*interval) if interval is not None and count >= FEWEST_FOR_VERDICT else None
     return {"n": len(changes), "people": count, "mean": float(np.mean(changes)), "ci": interval, "better": better}

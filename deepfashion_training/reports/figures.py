@@ -15,19 +15,25 @@ FEWEST_FOR_SETS = 500
 FEWEST_FOR_VERDICT = 10
 #: The figures that a verdict is made of: colour, form, what a network sees of the garment.
 DECISIVE = ("ciede2000_masked", "ssim_masked", "dino")
-#: Which model a difference favours, and what that makes of the LoRA.
-SIDES = {"lora": "better", "base": "worse"}
+#: What a difference says: which model it favours, or that both do as well, and what that makes of the LoRA.
+SIDES = {"lora": "better", "base": "worse", "neither": "kept"}
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure by its name in ``metrics.json``; ``says`` is what it measures, its unit and its range, in one line."""
+    """A figure by its name in ``metrics.json``; ``says`` is what it measures, its unit and its range, in one line.
+
+    A difference whose whole interval lies within ``margin`` to both sides of 0 is none that matters: what was there is
+    kept. ``best`` is the value of a perfect result.
+    """
 
     name: str
     label: str
     better: Literal["higher", "lower"]
     digits: int
     says: str
+    margin: float | None = None
+    best: float = 0.0
 
     @property
     def heading(self) -> str:
@@ -43,25 +49,43 @@ class Figure:
         shown = round(change, self.digits)
         return f"{shown:+.{self.digits}f}" if shown else self.written(0.0)
 
+    def side(self, low: float, high: float) -> str | None:
+        """The key of ``SIDES`` for an interval of LoRA minus base; None where chance may explain the difference."""
+        if self.margin is not None and -self.margin <= low and high <= self.margin:
+            return "neither"
+        if low > 0 or high < 0:
+            return "lora" if (low > 0) == (self.better == "higher") else "base"
+        return None
+
     def interval(self, ends: list[float] | None, sign: bool = False) -> str:
         """``low to high``; nothing for None."""
         return " to ".join(self.signed(end) if sign else self.written(end) for end in ends or ())
 
 
+# Of the margins, 1 CIEDE2000 is a difference in colour that is just noticeable, and 0.02 SSIM is near what JPEG of
+# quality 90 takes from a drawn photo of 176x132 pixels (0.018); that of DINO similarity is a judgement.
+# fmt: off
 _LISTED = (
-    Figure("ssim", "SSIM", "higher", 3, "structural similarity to the photo, at most 1"),
-    Figure("ssim_masked", "SSIM in the mask", "higher", 3, "structural similarity in the repainted area, at most 1"),
+    Figure("ssim", "SSIM", "higher", 3, "structural similarity to the photo, at most 1", margin=0.02, best=1),
+    Figure(
+        "ssim_masked", "SSIM in the mask", "higher", 3, "structural similarity in the repainted area, at most 1",
+        margin=0.02, best=1,
+    ),
     Figure("psnr", "PSNR", "higher", 2, "peak signal-to-noise ratio over the picture, in dB"),
     Figure("psnr_masked", "PSNR in the mask", "higher", 2, "peak signal-to-noise ratio in the repainted area, in dB"),
-    Figure("ciede2000_masked", "CIEDE2000", "lower", 2, "mean colour difference on the garment, 0 to 100"),
+    Figure("ciede2000_masked", "CIEDE2000", "lower", 2, "mean colour difference on the garment, 0 to 100", margin=1),
     Figure("drift", "Drift", "lower", 2, "mean change outside the mask, in 8-bit levels from 0 to 255"),
-    Figure("dino", "DINO similarity", "higher", 3, "cosine of the garment areas' DINOv2 features, -1 to 1"),
+    Figure(
+        "dino", "DINO similarity", "higher", 3, "cosine of the garment areas' DINOv2 features, -1 to 1",
+        margin=0.02, best=1,
+    ),
     Figure("fd_dinov2", "FD-DINOv2", "lower", 1, "Fréchet distance of the results' and the photos' DINOv2 features"),
     Figure("kd_dinov2", "KD-DINOv2", "lower", 3, "kernel distance of the results' and the photos' DINOv2 features"),
     Figure("lpips", "LPIPS", "lower", 3, "difference to the photo in the features of SqueezeNet, 0 for none"),
     Figure("fid", "FID", "lower", 2, "Fréchet distance of Inception features, by clean-fid"),
     Figure("kid", "KID x1000", "lower", 2, "kernel distance of Inception features x 1000, by clean-fid"),
 )
+# fmt: on
 
 #: Every figure by its name, in the order in which tables show them.
 FIGURES: dict[str, Figure] = {figure.name: figure for figure in _LISTED}
@@ -83,14 +107,23 @@ def figures_in(facts: Mapping[str, Any]) -> list[Figure]:
 def verdict(changes: Mapping[str, Mapping[str, Any]]) -> str:
     """What ``changes`` say of one garment type: ``{figure: {"people", "better", ...}}`` of ``metrics.json``.
 
-    Names every decisive figure whose difference chance does not explain.
+    ``better``, ``worse`` or both, with every decisive figure of which that is so; ``kept`` where none is and all stay
+    within their margins; else that nothing is clear.
     """
     decisive = {figure_of(name).label: changes[name] for name in DECISIVE if name in changes}
     moved = {side: [label for label, change in decisive.items() if change["better"] == side] for side in SIDES}
-    if any(moved.values()):
-        return "; ".join(f"{word} by {', '.join(moved[side])}" for side, word in SIDES.items() if moved[side])
+    if moved["lora"] or moved["base"]:
+        return "; ".join(f"{SIDES[side]} by {', '.join(moved[side])}" for side in ("lora", "base") if moved[side])
+    if len(moved["neither"]) == len(decisive):
+        return SIDES["neither"]
     people = max(change["people"] for change in decisive.values())
     return "no clear difference" if people >= FEWEST_FOR_VERDICT else f"too few people ({people}) to say"
+
+
+def margins() -> str:
+    """What ``kept`` means, in words."""
+    known = (FIGURES[name] for name in DECISIVE)
+    return ", ".join(f"{figure.margin:g} {figure.label}" for figure in known)
 
 
 def _compared(figure: Figure, values: list[float]) -> str:

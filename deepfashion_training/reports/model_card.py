@@ -87,7 +87,7 @@ def _cell(figure: Figure, facts: Mapping[str, Any], kind: str) -> str:
     """The base's value and the LoRA's with the interval of the change; the better one in bold, unless by chance."""
     shown = {model: figure.written(kinds[kind].get(figure.name)) for model, kinds in facts["models"].items()}
     change = facts["difference"][kind].get(figure.name)
-    if change and change["better"]:
+    if change and change["better"] in shown:
         shown[change["better"]] = f"**{shown[change['better']]}**"
     interval = figure.interval(change["ci"], sign=True) if change else ""
     return f"{shown['base']} → {shown['lora']}" + (f" ({interval})" if interval else "")
