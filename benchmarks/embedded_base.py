@@ -84,7 +84,8 @@ def judge(lora_folder: Path | None, people: int) -> dict[str, Any]:
         for first in range(0, len(given), 16):
             some = given[first : first + 16]
             seeds = list(range(first, first + len(some)))
-            parts.append(model.draw(some, seeds, prompts=[prompt] * len(some), steps=1, guidance_scale=1, lora=name))
+            loras = {name: 1.0} if name else None
+            parts.append(model.draw(some, seeds, prompts=[prompt] * len(some), steps=1, guidance_scale=1, loras=loras))
         return torch.cat(parts)
 
     vae = AutoencoderKL.from_pretrained(base, subfolder="vae")

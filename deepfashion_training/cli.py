@@ -28,6 +28,37 @@ class WrongUseError(Exception):
     """A command line that cannot be understood: exit code 2."""
 
 
+class LoraFlag(argparse.Action):
+    """``--lora`` and ``--lora_scale``, which may be repeated: a scale is that of the LoRA before it.
+
+    ``lora`` becomes the names in their order, ``lora_scale`` the scales by the number of LoRAs before them; both stay
+    None where they are not given. A scale in front, 0, is that of the only LoRA; see ``lora_scales``.
+    """
+
+    def __call__(self, parser: Any, namespace: Any, value: Any, option_string: str | None = None) -> None:
+        """Add ``value``; ``argparse.ArgumentError`` where it cannot be told which LoRA a scale is of."""
+        names, scales = list(namespace.lora or ()), dict(namespace.lora_scale or {})
+        if self.dest == "lora":
+            names.append(value)
+        elif len(names) in scales or (len(names) == 1 and 0 in scales):
+            of = f"--lora {names[-1]}" if names else "the LoRA that follows"
+            raise argparse.ArgumentError(self, f"{of} has two scales: leave one of them out")
+        else:
+            scales[len(names)] = value
+        if 0 in scales and len(names) > 1:
+            raise argparse.ArgumentError(
+                self,
+                f"--lora_scale {scales[0]:g} comes before any --lora: put each scale behind the --lora that it is for",
+            )
+        namespace.lora, namespace.lora_scale = names, scales
+
+
+def lora_scales(args: argparse.Namespace) -> list[float]:
+    """The scale of each LoRA in ``args.lora``: 1 where none was given."""
+    scales = args.lora_scale or {}
+    return [scales.get(number + 1, scales.get(0, 1.0)) for number in range(len(args.lora or ()))]
+
+
 class FaultsError(ValueError):
     """Several things to fix, each said in a line of its own."""
 
@@ -201,6 +232,7 @@ def quiet_libraries() -> None:
     logging.getLogger("diffusers.pipelines.flux").setLevel(logging.ERROR)
     # diffusers before 0.38 knows this argument by no other name, so the trainer has to use it.
     warnings.filterwarnings("ignore", message=".*torch_dtype.*", category=FutureWarning)
+    warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # with a second LoRA, which is meant
 
 
 def in_one_line(text: str) -> str:

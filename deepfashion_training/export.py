@@ -18,7 +18,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deepfashion_training.cli import FlagParser, number, quiet_libraries, run_command
+from deepfashion_training.cli import FlagParser, LoraFlag, lora_scales, number, quiet_libraries, run_command
 
 if TYPE_CHECKING:
     import torch
@@ -37,10 +37,10 @@ def build_parser() -> FlagParser:
     """The command line."""
     parser = FlagParser("export", "Write a LoRA in the formats that other tools load.")
     add = parser.add_argument
-    add("--lora", metavar="LORA", required=True, help="folder or file of any usual format, or Hub id")
+    add("--lora", action=LoraFlag, metavar="LORA", required=True, help="folder or file of any usual format, or Hub id")
     add("--format", choices=FORMATS, required=True, help="kohya is for ComfyUI too; fused is the base with the LoRA in")
     add("--output", metavar="F", required=True, help="a .safetensors for kohya and --single_file, else a folder")
-    add("--lora_scale", type=number(float), default=1.0, metavar="X", help="multiplies what the LoRA changes")
+    add("--lora_scale", action=LoraFlag, type=number(float), metavar="X", help="multiplies its update (default: 1)")
     add("--base", metavar="BASE", help="fused: transformer, folder or Hub id; by default the one it was trained on")
     add("--single_file", action="store_true", help="fused: one file with the names that ComfyUI loads")
     add("--dtype", choices=("bf16", "fp16", "fp32"), help="fused, kohya: precision (default: as it is stored)")
@@ -52,6 +52,11 @@ def parse(argv: list[str]) -> argparse.Namespace:
     """The flags in ``argv``; ``WrongUseError`` for some that do not go together."""
     parser = build_parser()
     args = parser.parse_args(argv)
+    if len(args.lora) > 1:
+        parser.error(
+            f"--lora {args.lora[1]}: one LoRA is written; to join two, write the first with --format fused, and give "
+            "what comes out to the second as --base"
+        )
     if args.format != "fused" and (args.base or args.single_file):
         parser.error(f"{'--base' if args.base else '--single_file'} goes with --format fused, not {args.format}")
     if args.format == "peft" and args.dtype:
@@ -82,10 +87,10 @@ def export(args: argparse.Namespace) -> None:
 
     target = local_path(args.output).resolve()
     path = _in_python(target)
-    source = find_lora(args.lora)
+    source = find_lora(args.lora[0])
     _check_target(target, args.format, source.resolve(), _is_file(args), args.overwrite)
     check_writable(target.parent)
-    lora = read_lora(source).scaled(args.lora_scale)
+    lora = read_lora(source).scaled(*lora_scales(args))
     precision = lora_files.DTYPES[args.dtype] if args.dtype else None
     if args.format == "fused":
         use = _export_fused(args, lora, precision, target)

@@ -494,7 +494,7 @@ def compare_with_base(args: argparse.Namespace, folder: Path, split: str | None)
         torch.set_num_threads(min(torch.get_num_threads() * launched_processes(), usable_cores()))
     evaluate_trained(
         process_state().device,
-        lora=str(folder),
+        lora=[str(folder)],
         dataset_name=args.dataset_name,
         dataset_revision=args.dataset_revision,
         split=split,

@@ -295,7 +295,7 @@ def tryon_run(
 
     def load_once(choice: ModelChoice, prompts: Iterable[str]) -> Any:
         prompts = tuple(prompts)
-        key = (choice.recipe, None if choice.lora is None else choice.lora.sha256, frozenset(prompts))
+        key = (choice.recipe, tuple(lora.sha256 for lora in choice.loras), frozenset(prompts))
         if key not in loaded_models:
             loaded_models[key] = load(choice, prompts)
         return loaded_models[key]

@@ -59,7 +59,7 @@ def test_size_prompt_and_guidance_are_the_loras(trained, tiny_flux_fill):
     assert recipe.use_captions and recipe.max_sequence_length == 96 and choice.notes == []
     assert chosen("--lora", trained.parent).described() == choice.described()
     look = choice.drawing(num_inference_steps=7, repaint=False)
-    assert look == DrawingSettings((64, 48), 7, 3.5, "lora", 1.0, False, "stretch")
+    assert look == DrawingSettings((64, 48), 7, 3.5, {"lora": 1.0}, False, "stretch")
     described = choice.described()
     assert described["lora"] == str(trained) and len(described["lora_sha256"]) == 64
     assert json.loads(json.dumps(described)) == described
@@ -201,14 +201,47 @@ def test_a_lora_for_another_size_of_model(trained, lora_with, tiny_flux_fill, tm
 
 def test_a_scale_without_a_lora_is_refused(trained):
     assert refused("--embedded", "--lora_scale", "0.5").startswith("--lora_scale 0.5 scales nothing")
-    assert chosen("--embedded", "--lora_scale", "1").lora is None
+    assert chosen("--embedded", "--lora_scale", "1").loras == ()
     choice = chosen("--lora", trained, "--lora_scale", "-0.5")
-    assert choice.drawing(num_inference_steps=1).lora_scale == choice.described()["lora_scale"] == -0.5
+    assert choice.drawing(num_inference_steps=1).loras == {"lora": -0.5} and choice.described()["lora_scale"] == -0.5
+
+
+def test_two_loras(trained, lora_with, save_random_lora, tmp_path):
+    """Size, prompt and guidance by the first that says them, steps by the one that says fewest; records name all."""
+    turbo = tmp_path / "turbo.safetensors"
+    save_file(load_file(trained), turbo, {"num_inference_steps": "8", "height": "1024"})  # of another tool
+    words = "--lora {} --lora_scale 1 --lora {} --lora_scale 0.125"
+    for first, second in ((trained, turbo), (turbo, trained)):
+        choice = chosen(*words.format(first, second).split())
+        recipe = choice.recipe
+        assert (recipe.height, recipe.prompt, recipe.guidance_scale, recipe.num_inference_steps) == (64, "mine", 3.5, 8)
+        described = choice.described()
+        assert described["lora"] == [str(first), str(second)] and described["lora_scale"] == [1.0, 0.125]
+        assert choice.drawing().loras == {"lora": 1.0, "lora_2": 0.125}
+        assert choice.record(choice.drawing([2, 3]))["lora_scale"] == [2, 3]
+        assert any(f"num_inference_steps is 8: the LoRAs say 28 by {trained}" in note for note in choice.notes) == (
+            first == trained
+        )
+    assert described["lora_sha256"] == chosen("--lora", turbo, "--lora", trained).described()["lora_sha256"]
+    assert chosen("--lora", trained, "--lora", turbo, "--num_inference_steps", 4).recipe.num_inference_steps == 4
+    other = chosen("--lora", trained, "--lora", lora_with(height="128")).notes
+    assert any(note.startswith("height is 64") for note in other)
+    doras = [save_random_lora("--use_dora", seed=seed) for seed in (1, 2)]
+    assert str(doras[1]) in refused("--lora", doras[0], "--lora", doras[1])
+
+
+def test_which_scale_is_whose(trained):
+    assert chosen("--lora_scale", 0.5, "--lora", trained).scales == (0.5,)
+    assert chosen("--lora", trained, "--lora", trained, "--lora_scale", 0.5).scales == (1.0, 0.5)
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
+        (["--lora_scale", "2", "--lora", "a", "--lora", "b"], "--lora_scale 2 comes before any --lora"),
+        (["--lora", "a", "--lora_scale", "1", "--lora_scale", "2"], "--lora a has two scales"),
+        (["--lora_scale", "1", "--lora", "a", "--lora_scale", "2"], "--lora a has two scales"),
+        (["--lora_scale", "1", "--lora_scale", "2"], "has two scales"),
         (["--num_inference_steps", "0"], "0 is not from 1 to 1000"),
         (["--num_inference_steps", "9" * 400], "is not from 1 to 1000"),
         (["--height", "100"], "100 is not from 16 to 4096 and a multiple of 16"),

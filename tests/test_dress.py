@@ -182,12 +182,12 @@ def test_dress_puts_the_result_where_the_mask_is():
     photo, garment = Image.new("RGB", (501, 400), (200, 10, 10)), Image.new("RGB", (50, 50), (0, 0, 255))
     mask = np.zeros((400, 501), np.uint8)
     mask[100:300, 150:350] = 1
-    look = DrawingSettings((128, 96), 4, 2.5, "lora", 0.7)
+    look = DrawingSettings((128, 96), 4, 2.5, {"lora": 0.7})
     painter = Painter()
     picture, pair = dress(painter, photo, garment, mask, look, "p", 5, on_step=print)
     assert picture.size == (501, 400) and pair.size == (192, 128)
     seeds, how = painter.asked[0]
-    assert seeds == [5] and how["prompts"] == ["p"] and (how["lora"], how["lora_scale"]) == ("lora", 0.7)
+    assert seeds == [5] and how["prompts"] == ["p"] and how["loras"] == {"lora": 0.7}
     assert (how["steps"], how["guidance_scale"], how["on_step"]) == (4, 2.5, print)
     got = np.asarray(picture)
     assert (got[feathered(mask, 3) == 0] == (200, 10, 10)).all() and (got[120:280, 170:330] == (0, 255, 0)).all()

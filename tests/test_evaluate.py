@@ -239,7 +239,8 @@ def test_the_card_gets_the_table_and_no_path(first: Done, lora: Path, wardrobe: 
 
 
 @pytest.mark.parametrize(
-    "other", [["--prompt", "a cat"], ["--split", "train"], ["--height", 80], ["--lora_scale", 0.5]]
+    "other",
+    [["--prompt", "a cat"], ["--split", "train"], ["--height", 80], ["--lora_scale", 0.5], ["--lora", "the same"]],
 )
 def test_figures_of_other_circumstances_are_not_the_cards(
     other: list[str], lora: Path, wardrobe: Path, tmp_path: Path
@@ -251,7 +252,12 @@ def test_figures_of_other_circumstances_are_not_the_cards(
     flags = ["--embedded", "--dataset_name", str(wardrobe), "--lora", str(lora)]
     plain = command.build_parser().parse_args([*flags, "--output_dir", str(tmp_path / "plain")])
     assert make_plan(plain, PartialState()).trained_folder == lora
-    parts = [*flags, "--output_dir", str(tmp_path / "other"), *map(str, other)]
+    parts = [
+        *flags,
+        "--output_dir",
+        str(tmp_path / "other"),
+        *(str(lora) if word == "the same" else str(word) for word in other),
+    ]
     assert make_plan(command.build_parser().parse_args(parts), PartialState()).trained_folder is None
 
 

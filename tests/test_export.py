@@ -481,6 +481,7 @@ def test_nothing_is_left_of_a_failed_export(loras, tmp_path, capsys, monkeypatch
         (["--format", "peft", "--output", "k", "--single_file"], "--single_file goes with --format fused, not peft"),
         (["--format", "fused", "--output", "k", "--single_file"], "--single_file writes one file"),
         (["--format", "peft"], "--output"),
+        (["--lora", "y", "--format", "peft", "--output", "k"], "--lora y: one LoRA is written"),
     ],
 )
 def test_wrong_use(flags, message, capsys):

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import FluxFillPipeline
+from peft import LoraConfig
 from PIL import Image
 
 import train_flux_inpaint as tfi
@@ -20,6 +21,7 @@ from deepfashion_training.images.layout import pair_tensors
 from deepfashion_training.models import fill
 from deepfashion_training.models.access import CATVTON_FLUX_ALPHA
 from deepfashion_training.models.fill import FLUX_FILL, FillModel, Recipe, check_means, same_model
+from deepfashion_training.models.lora_files import write_fused
 from training_run import flops, guards
 from training_run.lora_formats import LoraFile, read_lora
 
@@ -68,8 +70,7 @@ def draw(model: FillModel, *, samples=(7,), seeds=(11,), lora=None, scale=1.0, p
         prompts=[prompt] * len(samples),
         steps=STEPS,
         guidance_scale=GUIDANCE,
-        lora=lora,
-        lora_scale=scale,
+        loras={lora: scale} if isinstance(lora, str) else lora,
     )
 
 
@@ -161,6 +162,42 @@ def plain(lora: LoraFile | None, scale: float, where: Path, seed: int = 11) -> t
 def test_diffusers_alone_draws_the_same(name, scale, model, loras, tiny_flux_fill):
     wanted = plain(loras[name] if name else None, scale, tiny_flux_fill)
     torch.testing.assert_close(draw(model, lora=name, scale=scale), wanted, rtol=0, atol=1e-5)
+
+
+def joined(one: LoraFile, other: LoraFile, share: float) -> LoraFile:
+    """One LoRA whose update is that of ``one`` and ``share`` of that of ``other``: their ranks side by side."""
+    weights = {}
+    for layer in one.layers:
+        names = [f"{layer}.lora_{part}.weight" for part in "AB"]
+        downs, ups = ([lora.weights[name].float() for lora in (one, other)] for name in names)
+        ups = [one.scaling(layer) * ups[0], share * other.scaling(layer) * ups[1]]
+        weights |= dict(zip(names, (torch.cat(downs), torch.cat(ups, 1)), strict=True))
+    rank = len(downs[0]) + len(downs[1])
+    return dataclasses.replace(
+        one, weights=weights, config=LoraConfig(r=rank, lora_alpha=rank, target_modules=one.layers)
+    )
+
+
+@pytest.mark.parametrize("second", ["second", "rslora"])
+def test_the_updates_of_two_loras_add_up(second, model, loras, recipe):
+    """With ranks of their own, and one after the other."""
+    both = draw(model, lora={"lora": 1.0, second: 0.125})
+    one = FillModel(recipe, [PROMPT], loras={"it": joined(loras["lora"], loras[second], 0.125)})
+    torch.testing.assert_close(both, draw(one, lora="it"), rtol=0, atol=1e-5)
+    assert (both - draw(model, lora="lora")).abs().max() > 1 / 255
+    assert torch.equal(draw(model, lora={"lora": 1.0, second: 0.0}), draw(model, lora="lora"))
+    for lora in (loras["lora"], loras[second]):  # alone it draws what it draws in a model without the other
+        alone = FillModel(recipe, [PROMPT], loras={"it": lora})
+        assert torch.equal(draw(model, lora="lora" if lora is loras["lora"] else second), draw(alone, lora="it"))
+
+
+def test_a_dora_and_another_lora_add_up_in_any_order(model, loras, recipe, tiny_flux_fill, tmp_path):
+    """peft would let the DoRA resize what the other one adds."""
+    write_fused(loras["dora"], tiny_flux_fill / "transformer", torch.float32, tmp_path / "fused")
+    fused = dataclasses.replace(recipe, transformer=str(tmp_path / "fused"))
+    wanted = draw(FillModel(fused, [PROMPT], loras={"it": loras["lora"]}), lora="it")
+    for order in (["dora", "lora"], ["lora", "dora"]):
+        torch.testing.assert_close(draw(model, lora=dict.fromkeys(order, 1.0)), wanted, rtol=0, atol=1e-5)
 
 
 def test_noise_follows_from_the_seed_alone(model, monkeypatch):

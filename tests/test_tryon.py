@@ -13,6 +13,7 @@ import pytest
 import torch
 from conftest import ROOT, TYPES, pieces, pixels
 from PIL import ExifTags, Image
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import train_flux_inpaint as tfi
@@ -185,6 +186,34 @@ def test_a_zero_lora_is_the_base_bit_for_bit(tryon_loras, wardrobe, tryon_run, t
     assert (pixels(tmp_path / "off.png") == pixels(tmp_path / "base--no-repaint.png")).all()
     tryon_run(*scaled, 1, "--output", tmp_path / "on.png")
     assert (pixels(tmp_path / "on.png") != pixels(tmp_path / "off.png")).any()
+
+
+def test_two_loras_draw_what_one_with_the_sum_of_their_updates_draws(
+    tryon_loras, save_random_lora, wardrobe, tryon_run, tmp_path
+):
+    """Other ranks, other layers, a scale of its own; a batch tells one second LoRA from another."""
+    first = tryon_loras["lora"] / "pytorch_lora_weights.safetensors"
+    second = save_random_lora(*"--lora_target_modules attention --lora_rank 8 --lora_alpha 2".split(), seed=9, size=0.4)
+    weights, other = load_file(first), load_file(second)
+    scale = 0.125 * 2 / 8
+    for name, tensor in other.items():
+        down = ".lora_A." in name
+        weights[name] = torch.cat([weights[name], tensor if down else scale * tensor], 0 if down else 1)
+    with safe_open(first, "pt") as file:
+        said = {key: value for key, value in file.metadata().items() if key != "lora_adapter_metadata"}
+    save_file(weights, tmp_path / "sum.safetensors", said)
+    drawn = {}
+    for name, words in {
+        "both": ["--lora", first, "--lora_scale", 1, "--lora", second, "--lora_scale", 0.125],
+        "sum": ["--lora", tmp_path / "sum.safetensors"],
+        "first": ["--lora", first],
+    }.items():
+        said = tryon_run(*pieces(wardrobe), *words, "--output", tmp_path / f"{name}.png")
+        drawn[name] = pixels(tmp_path / f"{name}.png").astype(int)
+    assert np.abs(drawn["both"] - drawn["sum"]).max() <= 1 < np.abs(drawn["both"] - drawn["first"]).max()
+    record = read_record(tmp_path / "both.png")
+    assert record["lora"] == [str(first), str(second)] and record["lora_scale"] == [1.0, 0.125]
+    assert len(set(record["lora_sha256"])) == 2
 
 
 def test_a_lora_draws_as_it_was_trained_and_the_picture_says_so(

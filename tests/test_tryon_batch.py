@@ -101,6 +101,7 @@ def test_other_settings_are_refused(batch, wardrobe_copy, tryon_run, tryon_refus
         ["--lora", tryon_loras["lora"], "--no-repaint"],
         ["--lora", tryon_loras["lora"], "--lora_scale", 0.5],
         ["--lora", tryon_loras["zero"]],
+        ["--lora", tryon_loras["lora"], "--lora", tryon_loras["zero"]],
     ):
         assert f"--output {a} exists and was made otherwise" in tryon_refused(*batch, *flags)
     # The same LoRA in another place is the same LoRA.

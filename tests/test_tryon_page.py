@@ -177,7 +177,7 @@ def test_a_run_draws_base_and_lora_from_the_same_noise(
     mask = tryon_page.mask_of(asked["canvas"], asked["person"], photo)
     prompt = page.choice.recipe.prompt_of()
     changes = {"num_inference_steps": STEPS, "guidance_scale": 1.5}
-    for file, how in ((base, {"lora": None}), (with_lora, {"lora_scale": 0.5})):
+    for file, how in ((base, {"loras": {}}), (with_lora, {"scales": [0.5]})):
         made = dress(page.model, photo, cloth, mask, page.choice.drawing(**changes, **how), prompt, 7)
         np.testing.assert_array_equal(pixels(file), np.asarray(made[0]))
     assert not np.array_equal(pixels(base), pixels(with_lora))
@@ -189,6 +189,23 @@ def test_a_run_draws_base_and_lora_from_the_same_noise(
         facts = ("seed", "num_inference_steps", "guidance_scale", "garment_type", "repaint")
         assert [record[name] for name in facts] == [7, STEPS, 1.5, 2, True]
         assert set(record["pictures"]) == {"person", "garment"} and "painted" in record["mask"]
+
+
+def test_each_lora_has_a_slider(page: TryOnPage, asked: dict[str, Any], lora: Path, save_random_lora: Any) -> None:
+    second = save_random_lora("--use_captions", name="second", seed=5)
+    words = f"--embedded --lora {lora} --lora {second} --lora_scale 0.125".split()
+    choice = choose(command.build_parser().parse_args(words))
+    sliders = [one for one in tryon_page._numbers(choice, 0) if one.label.startswith("Scale of")]
+    assert [(one.label, one.value) for one in sliders] == [("Scale of bold", 1.0), ("Scale of second", 0.125)]
+    assert all(one.value / one.step == pytest.approx(round(one.value / one.step)) for one in sliders)
+    both = TryOnPage(choice, choice.load([choice.recipe.prompt_of()]), page.parser, page.folder)
+    # In Gradio's order: what it puts in for itself stands before the other scales.
+    text, _, drawn = both.dress(*asked.values(), lambda *_, **__: None, 0.25)
+    assert "LoRA scale 0.5 and 0.25" in text and read_record(Path(drawn))["lora_scale"] == [0.5, 0.25]
+    *_, without = both.dress(*asked.values(), lambda *_, **__: None, 0)
+    assert np.array_equal(pixels(without), pixels(run(page, asked)[2])) and not np.array_equal(
+        pixels(drawn), pixels(without)
+    )
 
 
 def test_scale_zero_is_the_base_and_repaint_keeps_the_photo(page: TryOnPage, asked: dict[str, Any]) -> None:

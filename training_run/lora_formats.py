@@ -96,6 +96,8 @@ _XLABS: dict[str, dict[str, tuple[str, ...]]] = {
 
 #: A key of metadata that no other tool writes.
 _OURS = "use_captions"
+#: diffusers' name of denoising steps: a LoRA that was made for few (Turbo) may say it.
+_STEPS = "num_inference_steps"
 
 #: What tools put before a layer's name, and what compiled or wrapped modules put into it.
 _PREFIX = re.compile(r"(?:(?:base_model|model|transformer|diffusion_model|unet|module)\.)+|lora_unet[_.]|lycoris_")
@@ -151,8 +153,8 @@ class LoraFile:
     """A LoRA of a FLUX transformer: ``weights`` by ``<layer>.lora_A.weight`` and ``<layer>.lora_B.weight``.
 
     A DoRA also has ``<layer>.lora_magnitude_vector``. Rank and alpha of each layer follow from ``config``, which peft
-    and diffusers take as it is. ``metadata`` is what our trainer writes and is empty for other files, whose words may
-    mean other things. ``notes`` are lines on what was assumed or left out.
+    and diffusers take as it is. ``metadata`` is what our trainer writes; of other files, whose words may mean other
+    things, a number of ``num_inference_steps`` alone. ``notes`` are lines on what was assumed or left out.
     """
 
     path: Path
@@ -350,7 +352,9 @@ def read_lora(path: Path) -> LoraFile:
             share = len(split["A.weight"]) / rank
             sizes[part] = len(split["A.weight"]), alpha * (math.sqrt(share) if said and said.use_rslora else share)
     config = _config(path, sizes, weights, said)
-    return LoraFile(path, weights, config, metadata if _OURS in metadata else {}, tuple(notes.values()))
+    if _OURS not in metadata:
+        metadata = {name: text for name, text in metadata.items() if name == _STEPS and text.isdecimal()}
+    return LoraFile(path, weights, config, metadata, tuple(notes.values()))
 
 
 def _key(name: str) -> tuple[str, str] | None:

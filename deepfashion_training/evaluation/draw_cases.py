@@ -137,8 +137,7 @@ def _drawn(plan: EvaluationPlan, model: FillModel, opened: Sequence[_Opened]) ->
                 prompts=[_prompt(plan, one.case) for one in missing],
                 steps=look.num_inference_steps,
                 guidance_scale=look.guidance_scale,
-                lora=look.lora,
-                lora_scale=look.lora_scale,
+                loras=look.loras,
             )
         except ValueError as error:
             if len(opened) == 1 or not is_out_of_memory(error):

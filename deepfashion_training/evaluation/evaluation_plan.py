@@ -124,13 +124,13 @@ def make_plan(args: argparse.Namespace, state: PartialState) -> EvaluationPlan:
             if parser is not None and not cases.has_parse:
                 cases.parser = load_human_parser(parser)
             _take_folder(folder, settings, args.overwrite)
-    drawing = {"base": dataclasses.replace(look, lora="against" if against else None, lora_scale=1.0)}
+    drawing = {"base": dataclasses.replace(look, loras={"against": 1.0} if against else {})}
     return EvaluationPlan(
         folder=folder,
         choice=choice,
         against=against,
         cases=cases,
-        drawing=drawing if choice.lora is None else {**drawing, "lora": look},
+        drawing={**drawing, "lora": look} if choice.loras else drawing,
         settings=settings,
         batch_size=args.batch_size,
         sets=[cases.paired, cases.unpaired] if args.unpaired and cases.unpaired else [cases.paired],
@@ -144,9 +144,9 @@ def make_plan(args: argparse.Namespace, state: PartialState) -> EvaluationPlan:
 
 def _trained_folder(choice: ModelChoice, against: LoraFile | None, split: str) -> Path | None:
     """The folder of a LoRA that is evaluated as it was trained, beside its own base, on people whom it has not seen."""
-    lora = choice.lora
-    if lora is None or against is not None or choice.lora_scale != 1 or choice.quantize_base or split == "train":
+    if choice.scales != (1,) or against is not None or choice.quantize_base or split == "train":
         return None
+    (lora,) = choice.loras
     used = choice.recipe
     try:
         trained = Recipe.of(lora)

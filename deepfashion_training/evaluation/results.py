@@ -60,7 +60,7 @@ def write_results(plan: EvaluationPlan, dino: Dino | None, measured: Sequence[Me
     if plan.trained_folder is not None:
         lines.append(f"card      {_write_card(plan, plan.trained_folder, facts)}")
     lines.append(f"report    {plan.folder / REPORT}, figures in {plan.folder / METRICS}")
-    if plan.choice.lora is not None:
+    if plan.choice.loras:
         save_before_after(plan.folder / BEFORE_AFTER, [_shown(plan, paired, case) for case in _of_each_type(order, 1)])
         lines.append(f"picture   {plan.folder / BEFORE_AFTER}")
     return "\n".join([*lines, ""])
@@ -87,7 +87,7 @@ def _facts(
             "garment_area": "the column parse" if plan.cases.has_parse else plan.parser or "the mask",
         },
         "models": models,
-        "difference": differences(rows, seed) if plan.choice.lora is not None else {},
+        "difference": differences(rows, seed) if plan.choice.loras else {},
         "left_out": plan.left_out,
         "left_out_cases": left_out_cases,
         "same_photo_rows_left_out": plan.cases.same_photo,

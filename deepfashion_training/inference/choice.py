@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deepfashion_training.cli import load_preset, number
+from deepfashion_training.cli import LoraFlag, load_preset, lora_scales, number
 from training_run.flags import AMOUNT, DRAWN_SIDE, QUANTIZED_BY, STEPS
 
 if TYPE_CHECKING:
@@ -25,8 +25,10 @@ _TRAINED_WITH = ("transformer", "height", "width", "prompt", "guidance_scale", "
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
     """Flags that choose the models."""
     add = parser.add_argument_group("models").add_argument
-    add("--lora", metavar="LORA", help="folder or file of any usual format, or Hub id; without one the bare base")
-    add("--lora_scale", type=number(float), default=1.0, metavar="X", help="multiplies what the LoRA changes")
+    about = "folder or file of any usual format, or Hub id; repeat it to add another; without any the bare base"
+    add("--lora", action=LoraFlag, metavar="LORA", help=about)
+    about = "multiplies what the LoRA before it changes (default: 1)"
+    add("--lora_scale", action=LoraFlag, type=number(float), metavar="X", help=about)
     add("--base", metavar="BASE", help="transformer, folder or Hub id (default: the one that the LoRA was trained on)")
     add("--pipeline", metavar="P", help="VAE, text encoders and scheduler, folder or Hub id (default: the LoRA's)")
     add("--embedded", action="store_true", help="the small model that comes with the project: no network, no GPU")
@@ -63,20 +65,26 @@ class ModelChoice:
     """Models that are there and fit one another, yet to be loaded, and how to draw with them."""
 
     recipe: Recipe
-    lora: LoraFile | None
-    lora_scale: float
+    loras: tuple[LoraFile, ...]
+    """Their updates add up."""
+    scales: tuple[float, ...]
     quantize_base: Any
     offload: bool
 
     @property
     def notes(self) -> list[str]:
         """What a user should know before it is drawn, in lines."""
-        notes = [] if self.lora is None else list(self.lora.notes)
-        silent = [] if self.lora is None else [name for name in _TRAINED_WITH if name not in self.lora.metadata]
-        if silent:
+        notes = [note for lora in self.loras for note in lora.notes]
+        silent = [name for name in _TRAINED_WITH if not any(name in lora.metadata for lora in self.loras)]
+        if silent and self.loras:
             notes.append(
                 f"the LoRA does not say its {', '.join(silent)} in training: usual values or your flags are used"
             )
+        for name in _TRAINED_WITH:
+            said = [(lora.metadata[name], lora.path) for lora in self.loras if name in lora.metadata]
+            if len({value for value, _ in said}) > 1 or (said and said[0][1] != self.loras[0].path):
+                each = ", ".join(f"{value} by {path}" for value, path in said)
+                notes.append(f"{name} is {getattr(self.recipe, name)}: the LoRAs say {each}")
         if self.offload:
             from deepfashion_training.models.fill import plan_offload
 
@@ -86,10 +94,10 @@ class ModelChoice:
     def lines(self, settings: DrawingSettings, seed: int) -> list[str]:
         """What is about to be drawn, and with what."""
         height, width = settings.size
-        lora = f"{self.lora.path}, scale {self.lora_scale:g}" if self.lora else "none: the bare base"
+        loras = [f"{lora.path}, scale {scale:g}" for lora, scale in zip(self.loras, self.scales, strict=True)]
         return [
             f"base      {self.recipe.transformer}",
-            f"LoRA      {lora}",
+            *(f"LoRA      {lora}" for lora in loras or ["none: the bare base"]),
             f"drawing   {height}x{width} (height x width), {settings.num_inference_steps} steps, "
             f"guidance {settings.guidance_scale:g}, seed {seed}",
             f"repaint   {'on: beyond the mask the photo stays' if settings.repaint else 'off: as the model drew it'}",
@@ -97,16 +105,21 @@ class ModelChoice:
         ]
 
     def load(self, prompts: Iterable[str], *, device: Any = None, **others: LoraFile) -> FillModel:
-        """The model, with the LoRA under the name ``lora`` and ``others`` under theirs; see ``FillModel``."""
+        """The model, with the LoRAs by the names that ``drawing`` has and ``others`` by theirs; see ``FillModel``."""
         from deepfashion_training.models.fill import FillModel
 
-        loras = others | ({} if self.lora is None else {"lora": self.lora})
+        loras = others | dict(zip(self._names, self.loras, strict=True))
         return FillModel(
             self.recipe, prompts, loras=loras, quantize_base=self.quantize_base, offload=self.offload, device=device
         )
 
-    def drawing(self, **changes: Any) -> DrawingSettings:
-        """Settings that the recipe gives, with the LoRA at its scale; ``changes`` replace fields by name."""
+    @property
+    def _names(self) -> list[str]:
+        """What the model knows the LoRAs by."""
+        return ["lora", *(f"lora_{number}" for number in range(2, len(self.loras) + 1))][: len(self.loras)]
+
+    def drawing(self, scales: Sequence[float] | None = None, **changes: Any) -> DrawingSettings:
+        """Settings that the recipe gives, with the LoRAs at ``scales`` or their own; ``changes`` replace fields."""
         from deepfashion_training.inference.dress import DrawingSettings
 
         recipe = self.recipe
@@ -114,23 +127,22 @@ class ModelChoice:
             size=(recipe.height, recipe.width),
             num_inference_steps=recipe.num_inference_steps,
             guidance_scale=recipe.guidance_scale,
-            lora=None if self.lora is None else "lora",
-            lora_scale=self.lora_scale,
+            loras=dict(zip(self._names, self.scales if scales is None else scales, strict=True)),
             resize_mode=recipe.resize_mode,
         )
         return dataclasses.replace(settings, **changes)
 
     def described(self) -> dict[str, Any]:
-        """What a record of the pictures has to say about the models, ready for JSON."""
+        """What a record of the pictures has to say about the models, ready for JSON: lists where LoRAs are several."""
         import torch
 
         from deepfashion_training.models.fill import precision_of
 
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         return {
-            "lora": None if self.lora is None else str(self.lora.path),
-            "lora_sha256": None if self.lora is None else self.lora.sha256,
-            "lora_scale": None if self.lora is None else self.lora_scale,
+            "lora": _plain([str(lora.path) for lora in self.loras]),
+            "lora_sha256": _plain([lora.sha256 for lora in self.loras]),
+            "lora_scale": _plain(self.scales),
             "transformer": _full_name(self.recipe.transformer),
             "pipeline": _full_name(self.recipe.pipeline),
             "quantize_base": self.quantize_base,
@@ -142,17 +154,19 @@ class ModelChoice:
 
     def record(self, settings: DrawingSettings, parser: str | None = None) -> dict[str, Any]:
         """What the record of a picture drawn with ``settings`` says; ``parser`` is the one that made its mask."""
-        models = (self if settings.lora else dataclasses.replace(self, lora=None)).described()
+        loras = self.loras if settings.loras else ()
+        models = dataclasses.replace(self, loras=loras, scales=tuple(settings.loras.values())).described()
         drawing = dataclasses.asdict(settings)
-        del drawing["lora"]  # a name inside this program
-        return {**models, **drawing, "parser": parser}
+        del drawing["loras"]  # by names inside this program
+        scale = models["lora_scale"] if loras else 1.0  # as records have always had it
+        return {**models, **drawing, "lora_scale": scale, "parser": parser}
 
 
 def choose(args: argparse.Namespace) -> ModelChoice:
     """What the flags of ``add_model_flags`` and ``add_drawing_flags`` ask for.
 
-    Raises ``ValueError``, one line, for a LoRA or base that is missing, for a LoRA that does not fit the base, and for
-    what this machine cannot run.
+    Raises ``ValueError``, one line, for a LoRA or base that is missing, for a LoRA that does not fit the base, for two
+    DoRAs, and for what this machine cannot run.
     """
     from deepfashion_training.embedded import is_embedded
     from deepfashion_training.models import fill
@@ -163,21 +177,23 @@ def choose(args: argparse.Namespace) -> ModelChoice:
     from training_run.lora_formats import find_lora, read_lora
 
     fill.check_means(args.quantize_base, args.offload)
-    if args.lora is None and args.lora_scale != 1:
-        raise ValueError(f"--lora_scale {args.lora_scale:g} scales nothing: name a LoRA with --lora, or leave it out")
-    lora = None
-    if args.lora is not None:
-        lora = read_lora(find_lora(args.lora))
-    asked = _asked(args, {} if lora is None else lora.metadata)
-    recipe = fill.Recipe(**asked) if lora is None else fill.Recipe.of(lora, **asked)
+    if not args.lora and args.lora_scale and args.lora_scale[0] != 1:
+        scale = args.lora_scale[0]
+        raise ValueError(f"--lora_scale {scale:g} scales nothing: name a LoRA with --lora, or leave it out")
+    loras = [read_lora(find_lora(name)) for name in args.lora or ()]
+    if len(doras := [str(lora.path) for lora in loras if lora.config.use_dora]) > 1:
+        raise ValueError(
+            f"--lora {' and '.join(doras)} are DoRAs, whose updates do not add up: write the first into the base with "
+            "export --format fused, and name that with --base"
+        )
+    recipe = fill.Recipe.of(*loras, **_asked(args, {name for lora in loras for name in lora.metadata}))
     if is_hub_id(recipe.transformer) or (not is_embedded(recipe.transformer) and guards.gpu_fault()):
         guards.check_gpu(guards.NO_GPU, "add --embedded to try it on this machine")
     check_models(recipe.pipeline, recipe.transformer, flags=USING_FLAGS)
-    if lora is not None:
-        lora = fitted(lora, recipe.transformer)
+    loras = [fitted(lora, recipe.transformer) for lora in loras]
     if args.offload:
         fill.plan_offload(recipe.transformer)
-    return ModelChoice(recipe, lora, args.lora_scale, args.quantize_base, args.offload)
+    return ModelChoice(recipe, tuple(loras), tuple(lora_scales(args)), args.quantize_base, args.offload)
 
 
 def choose_parser(named: str | None, choice: ModelChoice) -> str:
@@ -194,8 +210,8 @@ def choose_parser(named: str | None, choice: ModelChoice) -> str:
     return named or DEFAULT_PARSER
 
 
-def _asked(args: argparse.Namespace, said: dict[str, str]) -> dict[str, Any]:
-    """Fields of the recipe that the flags change; ``said`` is the LoRA's metadata."""
+def _asked(args: argparse.Namespace, said: set[str]) -> dict[str, Any]:
+    """Fields of the recipe that the flags change; ``said`` are the names in the metadata of the LoRAs."""
     from deepfashion_training.embedded import TINY_FLUX_FILL
 
     asked: dict[str, Any] = {}
@@ -215,6 +231,11 @@ def _asked(args: argparse.Namespace, said: dict[str, str]) -> dict[str, Any]:
         if value is not None:
             asked[name] = value
     return asked
+
+
+def _plain(values: Sequence[Any]) -> Any:
+    """A single value, None for none, or the list."""
+    return (values[0] if values else None) if len(values) < 2 else list(values)
 
 
 def _full_name(name: str) -> str:

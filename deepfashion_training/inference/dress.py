@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -27,15 +27,14 @@ LARGEST_MASK_SHARE = 0.9
 class DrawingSettings:
     """How to draw: ``size`` (height, width) of one half of the pair, and what ``FillModel.draw`` takes.
 
-    ``lora`` is a name among the model's LoRAs or None for the bare base. ``repaint`` pastes the result into the photo,
-    so that nothing beyond the feathered mask changes.
+    ``loras`` are names among the model's LoRAs with their scales; without any it is the bare base. ``repaint`` pastes
+    the result into the photo, so that nothing beyond the feathered mask changes.
     """
 
     size: tuple[int, int]
     num_inference_steps: int
     guidance_scale: float
-    lora: str | None = None
-    lora_scale: float = 1.0
+    loras: dict[str, float] = field(default_factory=dict)
     repaint: bool = True
     resize_mode: ResizeMode = "pad"
 
@@ -107,8 +106,7 @@ def dress(
         prompts=[prompt],
         steps=settings.num_inference_steps,
         guidance_scale=settings.guidance_scale,
-        lora=settings.lora,
-        lora_scale=settings.lora_scale,
+        loras=settings.loras,
         on_step=on_step,
     )[0]
     pair = picture_of(drawn)

@@ -79,6 +79,7 @@ class TryOnPage:
         lora_scale: float,
         repaint: bool,
         progress: gr.Progress = _PROGRESS,
+        *more_scales: float,
     ) -> tuple[str, str, str | None]:
         """A line on what was drawn, and the PNG files of the base and, where there is one, of the LoRA.
 
@@ -91,11 +92,10 @@ class TryOnPage:
         cloth = read_picture(garment, "the garment")
         mask = mask_of(canvas, person, photo)
         seed, steps = seed or 0, int(steps)
-        settings = self.choice.drawing(
-            num_inference_steps=steps, guidance_scale=guidance, lora_scale=lora_scale, repaint=repaint
-        )
-        by_name = {"base": dataclasses.replace(settings, lora=None, lora_scale=1.0)}
-        if settings.lora is not None:
+        scales = [lora_scale, *more_scales][: len(self.choice.loras)]
+        settings = self.choice.drawing(scales, num_inference_steps=steps, guidance_scale=guidance, repaint=repaint)
+        by_name = {"base": dataclasses.replace(settings, loras={})}
+        if settings.loras:
             by_name["lora"] = settings
         folder = self.folder / secrets.token_hex(16)  # other users cannot guess it
         files = []
@@ -109,9 +109,9 @@ class TryOnPage:
             save_picture(picture, file, request.record(record, seed))
             files.append(str(file))
         text = f"Done in {time.monotonic() - began:.1f} s: seed {seed}, {steps} steps, guidance {guidance:g}"
-        if settings.lora is None:
+        if not settings.loras:
             return text, files[0], None
-        return f"{text}, LoRA scale {lora_scale:g}", files[0], files[1]
+        return f"{text}, LoRA scale {' and '.join(f'{scale:g}' for scale in scales)}", files[0], files[1]
 
 
 def _show_step(progress: gr.Progress, name: str, steps: int, done: int) -> None:
@@ -213,7 +213,7 @@ def build(page: TryOnPage, folder: Path, seed: int, max_upload_mb: int) -> gr.Bl
                 numbers = _numbers(page.choice, seed)
                 run = gr.Button("Dress", variant="primary", elem_id="run")
                 status = gr.Markdown("Look at the mask, then press “Dress”.", elem_id="status")
-            results = [_result("Base"), _result("LoRA", visible=page.choice.lora is not None)]
+            results = [_result("Base"), _result("LoRA", visible=bool(page.choice.loras))]
         changes = [person.change, cloth_type.change, make.click]
         gr.on(changes, page.make_mask, [person, cloth_type], canvas, **_QUEUED)
         inputs = [person, garment, canvas, cloth_type, *numbers]
@@ -221,10 +221,17 @@ def build(page: TryOnPage, folder: Path, seed: int, max_upload_mb: int) -> gr.Bl
     return blocks
 
 
+def _names(choice: ModelChoice) -> list[str]:
+    """What the page calls the LoRAs: their folders, or their files where some lie in one folder."""
+    folders = [lora.path.parent.name for lora in choice.loras]
+    return folders if len(set(folders)) == len(folders) else [lora.path.stem for lora in choice.loras]
+
+
 def _about(choice: ModelChoice) -> str:
     """What the page says of its models, in Markdown."""
     recipe = choice.recipe
-    lora = "" if choice.lora is None else f" and LoRA `{choice.lora.path.parent.name}` draw from the same noise"
+    names = "` and `".join(_names(choice))
+    lora = f" and LoRA `{names}` draw from the same noise" if choice.loras else ""
     about = f"Base `{Path(recipe.transformer).name}`{lora}. Drawn at {recipe.width}x{recipe.height}."
     if is_embedded(recipe.transformer):
         about += " This small model knows drawn people, and tops unless a LoRA taught it more; 1 step is best."
@@ -244,16 +251,27 @@ def _upload(name: str) -> gr.Image:
 
 
 def _numbers(choice: ModelChoice, seed: int) -> list[gr.components.Component]:
-    """Seed, steps, guidance, LoRA scale and repaint, in the order of ``TryOnPage.dress``."""
-    steps, guidance, scale = choice.recipe.num_inference_steps, choice.recipe.guidance_scale, choice.lora_scale
+    """Seed, steps, guidance, LoRA scale, repaint and the scales of other LoRAs, as ``TryOnPage.dress`` takes them."""
+    steps, guidance = choice.recipe.num_inference_steps, choice.recipe.guidance_scale
+    labels = [f"Scale of {name}" for name in _names(choice)] if len(choice.loras) > 1 else ["LoRA scale"]
+    first, *others = [
+        gr.Slider(
+            min(0, scale),
+            max(2, scale),
+            value=scale,
+            label=label,
+            visible=bool(choice.loras),
+            step=0.05 if round(scale / 0.05, 6).is_integer() else 0.005,  # a browser moves values onto the steps
+        )
+        for label, scale in zip(labels, choice.scales or (1.0,), strict=True)
+    ]
     return [
         gr.Number(seed, label="Seed", precision=0, minimum=0, maximum=MAX_SEED, elem_id="seed"),
         gr.Slider(1, max(MAX_STEPS, steps), value=steps, step=1, label="Steps"),
         gr.Slider(0, max(MAX_GUIDANCE, guidance), value=guidance, step=0.5, label="Guidance"),
-        gr.Slider(
-            min(0, scale), max(2, scale), value=scale, step=0.05, label="LoRA scale", visible=choice.lora is not None
-        ),
+        first,
         gr.Checkbox(True, label="Keep the photo outside the mask", elem_id="repaint"),
+        *others,
     ]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -72,18 +73,23 @@ class Recipe:
     resize_mode: ResizeMode = "pad"
 
     @classmethod
-    def of(cls, lora: LoraFile, **asked: Any) -> Recipe:
-        """From the metadata of a LoRA and the fields that are ``asked`` for, which come first.
+    def of(cls, *loras: LoraFile, **asked: Any) -> Recipe:
+        """From the metadata of LoRAs and the fields that are ``asked`` for, which come first.
 
-        Raises ``ValueError`` for a value of the metadata that the flag of its name would not take.
+        Of several LoRAs the first that says a field is followed; in steps the one that says fewest, as a LoRA that was
+        made for few steps (Turbo) is what allows them. Raises ``ValueError`` for a value of the metadata that the flag
+        of its name would not take.
         """
         recorded: dict[str, Any] = {}
-        for field in dataclasses.fields(cls):
+        fields = [field for field in dataclasses.fields(cls) if field.name not in asked]
+        for field, lora in itertools.product(fields, loras):
             text = lora.metadata.get("base_model" if field.name == "pipeline" else field.name)
-            if text is None or field.name in asked:
+            fewest = field.name == "num_inference_steps"
+            if text is None or (field.name in recorded and not fewest):
                 continue
             try:
-                recorded[field.name] = _READERS.get(field.name, str)(text)
+                value = _READERS.get(field.name, str)(text)
+                recorded[field.name] = min(value, recorded.get(field.name, value)) if fewest else value
             except (ValueError, argparse.ArgumentTypeError) as error:
                 limits = f": {' '.join(str(error).split())}" if isinstance(error, argparse.ArgumentTypeError) else ""
                 has_flag = field.name not in ("use_captions", "max_sequence_length")
@@ -133,6 +139,7 @@ class FillModel:
         )
         self._saves = bool(quantize_base or offload)
         self._has_loras = bool(loras)
+        self._doras = {name for name, lora in (loras or {}).items() if lora.config.use_dora}
         with self._memory_told():
             distinct = list(dict.fromkeys(prompts))
             self._prompts = trainer.encode_prompts(self._loading, distinct, self.device, self.dtype)
@@ -149,21 +156,21 @@ class FillModel:
         prompts: Sequence[str],
         steps: int,
         guidance_scale: float,
-        lora: str | None = None,
-        lora_scale: float = 1.0,
+        loras: Mapping[str, float] | None = None,
         on_step: Callable[[int], object] | None = None,
     ) -> torch.Tensor:
         """The pairs of ``samples`` with their masked area repainted: float32 [B, 3, H, 2W] in [0, 1], on the CPU.
 
         ``samples`` are sample dicts of one size (see ``layout.pair_tensors``), of which ``im_mask`` and
-        ``inpaint_mask`` are read. ``prompts`` and ``lora`` are among those that the model was made with; None is the
-        bare base. The noise of each sample follows from its seed alone and is drawn on the CPU, so that it is the same
-        on every machine, in every batch, with and without a LoRA. But for rounding a picture does not depend on the
-        others of its batch. ``on_step`` is called with the number of steps done.
+        ``inpaint_mask`` are read. ``prompts`` and ``loras``, names with the scale of each, are among those that the
+        model was made with; without ``loras`` it is the bare base. The noise of each sample follows from its seed alone
+        and is drawn on the CPU, so that it is the same on every machine, in every batch, with and without a LoRA. But
+        for rounding a picture does not depend on the others of its batch. ``on_step`` is called with the number of
+        steps done.
 
         Raises ``ValueError`` for a result that is not finite.
         """
-        self._use_lora(lora, lora_scale)
+        self._use_loras(loras or {})
         masked = torch.stack([sample["im_mask"] for sample in samples])
         embeds, pooled = self._prompts.look_up(prompts, self.device)
 
@@ -187,7 +194,8 @@ class FillModel:
                 output_type="pt",
             ).images.float()
         if not drawn.isfinite().all():
-            what = f"the LoRA at scale {lora_scale:g}" if lora else "the base"
+            scales = " and ".join(f"{scale:g}" for scale in (loras or {}).values())
+            what = f"the LoRA at scale {scales}" if loras else "the base"
             raise ValueError(f"{what} draws values that are not finite: its weights, or the scale, are out of range")
         return drawn.cpu()
 
@@ -204,14 +212,16 @@ class FillModel:
                 error, f"{means}smaller --height and --width, and other programs on this GPU that end"
             ) from error
 
-    def _use_lora(self, lora: str | None, scale: float) -> None:
+    def _use_loras(self, scales: Mapping[str, float]) -> None:
         # DoRA at scale 0 would still set the magnitudes that it learned.
-        if lora is None or scale == 0:
-            if self._has_loras:
-                self._transformer.disable_adapters()
-        else:
+        active = [name for name, scale in scales.items() if scale != 0]
+        # peft lets a DoRA resize whatever the adapters before it have made of the base's output.
+        active.sort(key=lambda name: name not in self._doras)
+        if active:
             self._transformer.enable_adapters()
-            self._transformer.set_adapters([_adapter(lora)], weights=[scale])
+            self._transformer.set_adapters([*map(_adapter, active)], weights=[scales[name] for name in active])
+        elif self._has_loras:
+            self._transformer.disable_adapters()
 
     def _load_transformer(self, loras: Mapping[str, LoraFile], offload: bool) -> Any:
         transformer = trainer.load_transformer(self._loading, self.dtype, None if offload else self.device)

@@ -58,9 +58,10 @@ def write_evaluation_report(file: Path, facts: Mapping[str, Any], shown: Mapping
     write_page(
         file,
         "evaluation_report.html.jinja",
-        title=f"{_lora_name(settings['lora']) if settings['lora'] else 'The base'} by garment type",
+        title=f"{' and '.join(map(_lora_name, _listed(settings['lora']))) or 'The base'} by garment type",
         sections=SECTIONS,
         facts=facts,
+        lora_scales=" and ".join(f"{scale:g}" for scale in _listed(settings["lora_scale"])),
         labels=model_labels(settings) | TYPE_LABELS,
         verdicts={kind: verdict(changes) for kind, changes in facts["difference"].items()},
         margins=margins(),
@@ -71,6 +72,11 @@ def write_evaluation_report(file: Path, facts: Mapping[str, Any], shown: Mapping
         shown=shown,
         picture_uri=picture_uri,
     )
+
+
+def _listed(setting: Any) -> list[Any]:
+    """A setting that is one value, several, or None for none."""
+    return setting if isinstance(setting, list) else [] if setting is None else [setting]
 
 
 def _lora_name(file: str) -> str:
