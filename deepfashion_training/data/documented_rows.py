@@ -9,13 +9,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import datasets
+import numpy as np
 from PIL import Image
 
-from deepfashion_training.data.schema import PAIR_COLUMNS
-from deepfashion_training.data.source_rows import SourceRows
+from deepfashion_training.data.schema import PAIR_COLUMNS, PARSES
+from deepfashion_training.data.source_rows import MISSING, SourceRows
 from deepfashion_training.garment_types import parse_cloth_type
 from deepfashion_training.images.mask_check import mask_fault
-from deepfashion_training.images.masks import align_mask
+from deepfashion_training.images.masks import align_mask, mask_of_parse, read_parse
 from deepfashion_training.images.pictures import MIN_SIDE, PictureError, open_picture
 
 logger = logging.getLogger(__name__)
@@ -34,7 +35,10 @@ class DocumentedRows:
 
     def __init__(self, split: datasets.Dataset, source: str, cache_dir: str | None = None) -> None:
         self._source = source
-        columns = {name: name for name in PAIR_COLUMNS if name in split.column_names}
+        columns = {name: name for name in (*PAIR_COLUMNS, *PARSES) if name in split.column_names}
+        #: The column with label maps, where there is one.
+        self.parse_column = next((name for name in PARSES if name in columns), None)
+        self._has_mask = "mask" in columns
         self._rows = SourceRows([split], columns, source, cache_dir)
         self._texts = self._rows.texts()
         self.types = []
@@ -72,18 +76,40 @@ class DocumentedRows:
         return "/".join(part for part in ("" if pid is None else str(pid), seen, f"row-{row}") if part)
 
     def pictures(self, row: int, *columns: str) -> list[Image.Image]:
-        """The decoded pictures in ``columns`` of one row; ``PictureError`` names the first broken one."""
+        """The decoded pictures in ``columns`` of one row; ``PictureError`` names the first broken one.
+
+        Where the data has no masks, they are made from the label maps.
+        """
         stored, decoded = self._rows.pictures([row], columns), []
         for column in columns:
+            if column == "mask" and not self._has_mask:
+                if (parse := self.parse(row)) is None:
+                    raise PictureError(f"label map: {MISSING}")
+                decoded.append(Image.fromarray(mask_of_parse(parse, self.types[row]) * np.uint8(255)))
+                continue
             try:
                 decoded.append(open_picture(stored[column][0], min_side=MIN_SIDE))
             except PictureError as error:
                 raise PictureError(f"{column}: {error}") from error
         return decoded
 
+    def parse(self, row: int) -> np.ndarray | None:
+        """The map ``[h, w]`` of the 18 ATR labels of one row; None where it has none.
+
+        Raises ``PictureError`` for one that cannot be used.
+        """
+        if self.parse_column is None:
+            return None
+        ((stored,),) = self._rows.pictures([row], [self.parse_column]).values()
+        return None if stored == MISSING else read_parse(stored, lip=self.parse_column == "parse_lip")
+
     def stored_bytes(self, row: int) -> list[bytes]:
-        """What is stored for ``image``, ``cloth`` and ``mask``; nothing (``b""``) where it cannot be read."""
-        return [b"" if isinstance(cell, str) else cell for (cell,) in self._rows.pictures([row]).values()]
+        """What is stored for ``image``, ``cloth`` and ``mask``; nothing (``b""``) where it cannot be read.
+
+        Where the data has no masks, the label map takes the mask's place.
+        """
+        columns = ("image", "cloth", "mask" if self._has_mask else self.parse_column or "")
+        return [b"" if isinstance(cell, str) else cell for (cell,) in self._rows.pictures([row], columns).values()]
 
     def check_masks(self, rows: Sequence[int]) -> None:
         """Check a sample of the masks of ``rows``; unreadable rows are left to whoever reads all rows.

@@ -23,6 +23,10 @@ DOCUMENTED_COLUMNS: dict[str, str] = {
     "cloth_type": "int64",
 }
 
+#: Columns with a map of the person's parts, from which a mask is made where there is none: the 18 labels of ATR, or the
+#: 20 of LIP.
+PARSES = ("parse", "parse_lip")
+
 #: Columns that say where a documented pair came from. All are optional.
 PROVENANCE_COLUMNS: dict[str, str] = {
     "pid": "string",
@@ -94,9 +98,11 @@ def looks_raw(found: Collection[str]) -> bool:
 def check_documented(found: Collection[str], source: str) -> None:
     """Raise ``ValueError`` when documented columns are missing from ``found``, the columns of ``source``.
 
-    For raw rows it names ``prepare``.
+    A column of ``PARSES`` will do for ``mask``. For raw rows it names ``prepare``.
     """
     missing = [name for name in DOCUMENTED_COLUMNS if name not in found]
+    if "mask" in missing and set(PARSES) & set(found):
+        missing.remove("mask")
     if not missing:
         return
     problem = (
@@ -111,11 +117,14 @@ def check_documented(found: Collection[str], source: str) -> None:
     raise ValueError(problem)
 
 
-def map_columns(found: Collection[str], source: str, overrides: Mapping[str, str]) -> dict[str, str]:
+def map_columns(
+    found: Collection[str], source: str, overrides: Mapping[str, str], *, has_parser: bool = False
+) -> dict[str, str]:
     """Column of ``source`` for each of ``INPUT_COLUMNS`` that it has; other columns are ignored.
 
     ``found`` are its columns. ``overrides`` (input name -> column) win, and a column that they claim serves no other
-    name. The photo may be in ``images``, as on the Hub.
+    name. The photo may be in ``images``, as on the Hub. Where there is no mask, a column of ``PARSES`` will do, from
+    which masks are made, and with ``has_parser`` none is needed.
 
     Raises ``ValueError``, one line, for an override that names no column of ``found``, and when the columns do not
     suffice: a photo, a mask, ``category`` or ``cloth_type``, and ``cloth`` or what finds a garment picture (``pid``
@@ -129,6 +138,11 @@ def map_columns(found: Collection[str], source: str, overrides: Mapping[str, str
     columns |= {name: name for name in INPUT_COLUMNS if name in unclaimed}
     columns |= overrides
     missing = [name for name in ("image", "mask") if name not in columns]
+    if "mask" in missing:
+        parses = [name for name in PARSES if name in unclaimed][:1]
+        columns |= {name: name for name in parses}
+        if parses or has_parser:
+            missing.remove("mask")
     if not {"category", "cloth_type"} & set(columns):
         missing.append("category or cloth_type (what the garment is)")
     finds_garment = "pid" in columns and ("pose" in columns or {"variant", "view"} <= set(columns))

@@ -9,11 +9,14 @@ from typing import Any
 import datasets
 from huggingface_hub import constants
 
+from deepfashion_training.data.schema import PARSES
 from deepfashion_training.images.pictures import PictureError
 from training_run.hub import local_path
 
 #: Columns that hold pictures.
-PICTURES = ("image", "cloth", "mask")
+PICTURES = ("image", "cloth", "mask", *PARSES)
+#: What is said of a cell without a picture.
+MISSING = "missing: the row holds no bytes"
 #: Arrow types besides ``Image`` that can hold a picture: its bytes, or the path of its file.
 _PICTURE_VALUES = ("binary", "large_binary", "string", "large_string")
 
@@ -94,7 +97,7 @@ def stored_bytes(cell: dict[str, Any] | None, roots: Sequence[Path]) -> bytes:
     if cell is not None and cell["bytes"]:
         return cell["bytes"]
     if cell is None or cell["bytes"] is not None or not cell["path"]:
-        raise PictureError("missing: the row holds no bytes")
+        raise PictureError(MISSING)
     name = cell["path"]
     try:
         path = (roots[0] / name).resolve()

@@ -1,4 +1,4 @@
-"""Opening a dataset SRC: a Hub id, a local folder of parquet files, or a folder written by ``save_to_disk``."""
+"""Opening a dataset SRC: a Hub id, or a folder of parquet files, of ``save_to_disk``, or of ``pair_folders``."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import datasets
 import pyarrow.parquet
 from datasets.exceptions import DatasetsError
 
+from deepfashion_training.data.pair_folders import Lists, folder_fingerprint, read_folder
 from training_run.hub import cache_fault, is_hub_id, local_path, why_not_loaded
 from training_run.not_data import is_no_data, why_damaged
 
@@ -42,6 +43,13 @@ def open_splits(
 
     Raises ``ValueError``, one line, for a source that does not exist, is empty or cannot be loaded.
     """
+    if lists := listed_pairs(source):
+        for split in lists.splits.values():
+            try:
+                check_columns(split.column_names, source)
+            except ValueError as error:
+                raise ValueError(f"{error} {lists.lacking}".rstrip()) from error
+        return dict(lists.splits)
     known = _columns_before_loading(source, revision, cache_dir)
     if known:
         check_columns(known, source)
@@ -59,9 +67,17 @@ def open_splits(
     return splits
 
 
+def listed_pairs(source: str) -> Lists | None:
+    """What ``pair_folders`` reads of ``source``; None for any other dataset. Errors as of ``open_splits``."""
+    folder = local_path(source)
+    if not folder.is_dir() or _is_saved(folder) or _parquet_files(folder):
+        return None
+    return read_folder(folder)
+
+
 def source_columns(source: str, *, revision: str | None = None) -> list[str]:
     """Column names of ``source``, without reading its rows where possible. Errors as of ``open_splits``."""
-    known = _columns_before_loading(source, revision, cache_dir=None)
+    known = None if listed_pairs(source) else _columns_before_loading(source, revision, cache_dir=None)
     if known:
         return known
     splits = open_splits(source, check_columns=lambda *_: None, revision=revision)
@@ -71,10 +87,12 @@ def source_columns(source: str, *, revision: str | None = None) -> list[str]:
 def source_fingerprint(source: str, splits: Mapping[str, datasets.Dataset] | None = None) -> str:
     """A name for the content of ``source`` that changes with it, without reading pictures.
 
-    A local folder: names, sizes and times of its files. A Hub dataset, opened as ``splits``: the addresses of the
-    files that were downloaded, which hold the commit.
+    A local folder: names, sizes and times of its files; of one of ``pair_folders`` the files that its rows name. A Hub
+    dataset, opened as ``splits``: the addresses of the files that were downloaded, which hold the commit.
     """
     folder = local_path(source)
+    if lists := listed_pairs(source):
+        return folder_fingerprint(folder, lists)
     if folder.is_dir():
         stats = [(file, file.stat()) for file in _files(folder, "**/*.parquet") + _files(folder, "**/*.arrow")]
         content = repr([(str(file.relative_to(folder)), (at.st_size, at.st_mtime_ns)) for file, at in stats])
@@ -113,12 +131,17 @@ def _files(folder: Path, pattern: str) -> list[Path]:
     return sorted(file for file in folder.glob(pattern) if not file.is_dir() and not is_no_data(file, folder))
 
 
+def _parquet_files(folder: Path) -> list[Path]:
+    return _files(folder, "data/*.parquet") or _files(folder, "*.parquet")
+
+
 def _parquet_columns(folder: Path) -> list[str]:
     """Column names of the parquet files; ``ValueError`` names the first that is broken, or has other columns."""
-    files = _files(folder, "data/*.parquet") or _files(folder, "*.parquet")
+    files = _parquet_files(folder)
     if not files:
         raise ValueError(
-            f"{folder} holds no dataset: neither parquet files (or a folder 'data' of them) nor what save_to_disk wrote"
+            f"{folder} holds no dataset: neither parquet files (or a folder 'data' of them) nor what save_to_disk "
+            "wrote, nor train/image (VITON-HD), upper_body/images (DressCode), metadata.jsonl or metadata.csv"
         )
     schemas = {}
     for file in files:  # all, to find a broken one early

@@ -11,13 +11,12 @@ from PIL import Image
 from deepfashion_training.data import sampling
 from deepfashion_training.data.documented_rows import DocumentedRows
 from deepfashion_training.data.schema import check_documented
-from deepfashion_training.data.source_rows import picture_roots, stored_bytes, undecoded
 from deepfashion_training.data.sources import open_splits, source_fingerprint
 from deepfashion_training.evaluation.metrics import SSIM_WINDOW
 from deepfashion_training.garment_types import TYPE_NAMES
 from deepfashion_training.images.layout import Box, ResizeMode, fit_box, pair_tensors, place_mask, place_picture
 from deepfashion_training.images.masks import align_mask
-from deepfashion_training.images.pictures import PictureError, open_picture, orientation, turn, upright
+from deepfashion_training.images.pictures import PictureError, upright
 from deepfashion_training.images.regions import UnresolvedRegionError, garment_region
 from deepfashion_training.models.human_parser import HumanParser
 
@@ -86,9 +85,7 @@ class Cases:
         self.parser: HumanParser | None = None
         self.fingerprint = source_fingerprint(source, splits)
         self.rows = DocumentedRows(splits[split], source)
-        self._roots = picture_roots(source)
-        self.has_parse = "parse" in splits[split].column_names
-        self._parse = undecoded(splits[split], ("parse",), source) if self.has_parse else None
+        self.has_parse = self.rows.parse_column is not None
         #: The cases of both settings. People of a type with too few to find another garment have no unpaired case.
         self.paired, self.unpaired = self._choose(types, limit, seed)
 
@@ -162,15 +159,11 @@ class Cases:
 
         They come from the column ``parse`` (the 18 ATR labels), or from ``parser`` where the data has none.
         """
-        if self._parse is not None:
-            stored = self._parse[case.row]["parse"]
-            if stored is None:
-                return None
-            picture = open_picture(stored_bytes(stored, self._roots))
-            parse = np.asarray(turn(picture, orientation(picture)))
+        parse = self.rows.parse(case.row)
+        if parse is not None:
             if parse.shape != mask.shape:
                 raise PictureError(f"parse: {parse.shape[::-1]} pixels on a photo of {photo.size}")
-        elif self.parser is not None:
+        elif self.parser is not None and not self.has_parse:
             parse = self.parser.parse([photo])[0]
         else:
             return None

@@ -9,7 +9,7 @@ from PIL import Image
 from scipy import ndimage
 
 from deepfashion_training.garment_types import FULL, LOWER, UPPER
-from deepfashion_training.images.parts import Mask, protected
+from deepfashion_training.images.parts import ATR_OF_LIP, ON_THE_PERSON, Mask, protected
 from deepfashion_training.images.person import (
     ROWS,
     PersonFrame,
@@ -20,7 +20,8 @@ from deepfashion_training.images.person import (
     shrink,
     shrunk,
 )
-from deepfashion_training.images.pictures import PictureError, orientation, to_rgb, turn
+from deepfashion_training.images.pictures import PictureError, open_picture, orientation, to_rgb, turn
+from deepfashion_training.images.regions import UnresolvedRegionError, garment_region
 
 #: Modes whose values are read as they are; every other mode is brought to RGB or RGBA first.
 _SINGLE_CHANNEL_MODES = ("1", "L", "I", "I;16", "I;16B", "I;16L", "F")
@@ -170,6 +171,42 @@ def repaint_mask(
     if parse is not None:
         painted &= ~protected(parse)
     return painted.view(np.uint8)
+
+
+def read_parse(stored: bytes | str, size: tuple[int, int] | None = None, *, lip: bool = False) -> np.ndarray:
+    """A stored label map upright: ``[h, w]`` of the 18 ATR labels, with ``lip`` made of the 20 labels of LIP.
+
+    ``size`` (width, height) is that of the photo, to which a map of the same aspect is brought with NEAREST. Raises
+    ``PictureError`` for what is no map, or one of another aspect.
+    """
+    try:
+        picture = open_picture(stored)
+        picture = turn(picture, orientation(picture))
+    except PictureError as error:
+        raise PictureError(f"label map: {error}") from error
+    if size is not None and picture.size != size:
+        if not _same_aspect(picture.size, size):
+            raise PictureError(f"label map of {picture.size} on a photo of {size}: another aspect")
+        picture = picture.resize(size, Image.Resampling.NEAREST)
+    labels = np.asarray(picture)
+    if labels.ndim != 2 or (lip and labels.max() >= len(ATR_OF_LIP)):
+        raise PictureError("label map: it has no number of a label for each pixel")
+    return ATR_OF_LIP[labels] if lip else labels
+
+
+def mask_of_parse(parse: np.ndarray, cloth_type: int) -> np.ndarray:
+    """The area to repaint, uint8 ``[h, w]`` in {0, 1}, from a map ``[h, w]`` of the 18 ATR labels alone.
+
+    It is ``repaint_mask`` around the garment of the type that the person wears. Of a person in whom the map shows none
+    it is the area that such a garment could cover. Raises ``PictureError`` for a map without a person.
+    """
+    try:
+        region = garment_region(np.isin(parse, ON_THE_PERSON).view(np.uint8), cloth_type, "", None, None, parse).mask
+    except UnresolvedRegionError:
+        region = np.zeros(parse.shape, np.uint8)
+    if not region.any() and person_of_parse(parse) is None:
+        raise PictureError("the label map shows no person")
+    return repaint_mask(region, cloth_type, None, parse)
 
 
 #: Half widths of the stretch that each type repaints, by share of the standing height; both in standing heights.

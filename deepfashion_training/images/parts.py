@@ -17,6 +17,11 @@ LABELS: tuple[str, ...] = (
     "right-shoe", "face", "left-leg", "right-leg", "left-arm", "right-arm", "bag", "scarf",
 )  # fmt: skip
 
+#: The ATR number of each of the 20 LIP labels, as the label maps of VITON-HD have them: background, hat, hair, glove,
+#: sunglasses, upper clothes, dress, coat, socks, pants, neck (in LIP itself jumpsuits), scarf, skirt, face, left and
+#: right arm, left and right leg, left and right shoe. Gloves are arms here, socks a leg, and the neck is the face's.
+ATR_OF_LIP = np.array([0, 1, 2, 14, 3, 4, 7, 4, 12, 6, 11, 17, 5, 11, 14, 15, 12, 13, 9, 10], np.uint8)
+
 HAT, HAIR, SUNGLASSES, FACE, BAG = 1, 2, 3, 11, 16
 SHOES, LEGS, ARMS = (9, 10), (12, 13), (14, 15)
 HEAD_LABELS: tuple[int, ...] = (HAT, HAIR, SUNGLASSES, FACE)
@@ -27,6 +32,7 @@ PROTECTED_LABELS: tuple[int, ...] = (*HEAD_LABELS, *SHOES, BAG)
 
 #: Labels that a garment of each type has.
 GARMENT_LABELS: dict[int, tuple[int, ...]] = {UPPER: (4,), LOWER: (5, 6), FULL: (7,)}
+ALL_GARMENTS: tuple[int, ...] = tuple(label for labels in GARMENT_LABELS.values() for label in labels)
 
 #: Lengths of hand and foot (ankle to sole) as shares of the standing height: Drillis and Contini (1966) give .108 and
 #: .039. Of the hand it is the palm with curled fingers, as it shows beyond a long sleeve: keeping more of a bare

@@ -43,15 +43,16 @@ def garment_region(
     mask: np.ndarray,
     cloth_type: int,
     category: str,
-    photo: Image.Image,
+    photo: Image.Image | None,
     person: PersonFrame | None,
     parse: np.ndarray | None = None,
 ) -> Region:
     """The region of a garment of ``cloth_type`` (1, 2, 3) within ``mask``, uint8 ``[h, w]`` in {0, 1}.
 
     ``photo`` is upright RGB, perhaps shrunk, ``person`` what ``find_person`` found in it, ``parse`` a map
-    ``[h, w]`` of the 18 ATR labels. Raises ``UnresolvedRegionError`` when the mask is empty, when nothing of the
-    type is in the parse map, and when an upper or lower mask comes without a person to measure it against.
+    ``[h, w]`` of the 18 ATR labels, beside which both are not needed. Raises ``UnresolvedRegionError`` when the mask is
+    empty, when nothing of the type is in the parse map, and when an upper or lower mask comes without a person to
+    measure it against.
     """
     if not mask.any():
         raise UnresolvedRegionError("the mask is empty")
@@ -63,6 +64,7 @@ def garment_region(
         raise UnresolvedRegionError(
             f"no person found, so the mask may cover more than the {TYPE_NAMES[cloth_type]} garment"
         )
+    assert photo is not None
     rows = np.flatnonzero(mask.any(axis=1))
     first, last = person.share(rows[0] / len(mask)), person.share((rows[-1] + 1) / len(mask))
     cut, change = _cut(mask, photo, person)

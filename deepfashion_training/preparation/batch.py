@@ -16,12 +16,13 @@ import numpy as np
 from PIL import Image
 
 from deepfashion_training.data.near_duplicates import fingerprint
+from deepfashion_training.data.schema import PARSES
 from deepfashion_training.garment_types import LOWER, UPPER
 from deepfashion_training.images import quality
 from deepfashion_training.images.cutouts import cut_out, warped_cut_out
 from deepfashion_training.images.mask_check import area_fault, mask_fault
-from deepfashion_training.images.masks import align_mask, mask_features, repaint_mask
-from deepfashion_training.images.parts import LABELS
+from deepfashion_training.images.masks import align_mask, mask_features, read_parse, repaint_mask
+from deepfashion_training.images.parts import ALL_GARMENTS, LABELS
 from deepfashion_training.images.person import PersonFrame, find_person
 from deepfashion_training.images.pictures import MIN_SIDE, PictureError, TooManyPixelsError, open_picture, upright
 from deepfashion_training.images.quality import Finding
@@ -97,10 +98,14 @@ def _outfit_rows(photos: list[_Photo], settings: Settings, parser: PhotoParser |
     for photo in photos:
         photo.finding = _open(photo, settings)
     worn = [photo for photo in photos if photo.finding is None and not photo.garment_only]
-    if parser is not None and worn:
-        maps = parser.parse([photo.photo for photo in worn if photo.photo is not None])
-        for photo, parse in zip(worn, maps, strict=True):
+    unparsed = [photo for photo in worn if photo.parse is None]
+    if parser is not None and unparsed:
+        maps = parser.parse([photo.photo for photo in unparsed if photo.photo is not None])
+        for photo, parse in zip(unparsed, maps, strict=True):
             photo.parse = parse
+    for photo in worn:
+        if photo.mask is None and photo.parse is not None:  # rows without masks
+            photo.mask = np.isin(photo.parse, ALL_GARMENTS).view(np.uint8)
     for photo in photos:
         photo.finding = photo.finding or _examine(photo, settings)
     for photo in photos:
@@ -124,6 +129,10 @@ def _open(photo: _Photo, settings: Settings) -> Finding | None:
         if photo.garment_only:
             return None
         column = "mask"
+        for name in set(PARSES) & photo.stored.keys():
+            photo.parse = read_parse(photo.stored[name], photo.photo.size, lip=name == "parse_lip")
+        if "mask" not in photo.stored:
+            return photo.column if isinstance(photo.column, Finding) else None
         stored_mask = _opened(photo.stored["mask"], settings)
     except PictureError as error:
         return _unreadable(column, error)

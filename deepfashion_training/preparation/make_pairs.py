@@ -7,6 +7,7 @@ code, then the result, which is moved in one step. A run that is stopped continu
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import json
@@ -20,9 +21,9 @@ from typing import Any
 import datasets
 from tqdm import tqdm
 
-from deepfashion_training.data.schema import map_columns
+from deepfashion_training.data.schema import PARSES, map_columns
 from deepfashion_training.data.source_rows import SourceRows
-from deepfashion_training.data.sources import open_splits, source_fingerprint
+from deepfashion_training.data.sources import listed_pairs, open_splits, source_fingerprint
 from deepfashion_training.models.human_parser import check_human_parser, parser_revision
 from deepfashion_training.preparation import account, output, workers
 from deepfashion_training.preparation.mask_leak import measure_leak
@@ -80,8 +81,9 @@ def prepare(
                 "or replace them with --overwrite"
             )
         splits = splits or _open(source, revision, settings)
+        settings = _without_parser(splits, settings)
         rows, planned = _plan(splits, source, settings)
-        if len(splits) > 1:
+        if len(splits) > 1 and not listed_pairs(source):
             say(f"the splits {', '.join(splits)} are taken together and divided anew, by person")
         files = _do_batches(planned, rows, settings, working / f"{key}-{_code()}", num_proc, say)
         say("writing the data files and the report")
@@ -109,21 +111,32 @@ def prepare(
 def check_source(source: str, output_dir: str | Path, settings: Settings, *, revision: str | None = None) -> None:
     """Raise ``ValueError`` for what would stop ``prepare`` and shows in the rows' texts alone."""
     _check_target(local_path(output_dir).resolve(), source)
-    _plan(_open(source, revision, settings), source, settings)
+    splits = _open(source, revision, settings)
+    _plan(splits, source, _without_parser(splits, settings))
 
 
 def _open(source: str, revision: str | None, settings: Settings) -> dict[str, datasets.Dataset]:
-    check_columns = functools.partial(map_columns, overrides=settings.columns)
+    check_columns = functools.partial(map_columns, overrides=settings.columns, has_parser=settings.parser is not None)
     return open_splits(source, check_columns=check_columns, revision=revision)
+
+
+def _without_parser(splits: dict[str, datasets.Dataset], settings: Settings) -> Settings:
+    """``settings`` for these rows: where they have label maps in the place of masks, nothing is left to a parser."""
+    found = set(next(iter(splits.values())).column_names)
+    if "mask" in {*found, *settings.columns} or not found & set(PARSES):
+        return settings
+    return dataclasses.replace(settings, parser=None, parser_revision=None, mine_lower_body=False)
 
 
 def _plan(splits: dict[str, datasets.Dataset], source: str, settings: Settings) -> tuple[SourceRows, list[PlannedRow]]:
     """All rows, and the plan of each, after a look at the parser."""
     if settings.parser is not None:
         check_human_parser(settings.parser, settings.parser_revision)
-    columns = map_columns(next(iter(splits.values())).column_names, source, settings.columns)
+    found = next(iter(splits.values())).column_names
+    columns = map_columns(found, source, settings.columns, has_parser=settings.parser is not None)
     rows = SourceRows(list(splits.values()), columns, source)
-    planned = make_plan(rows.texts(), settings, has_cloth="cloth" in columns)
+    kept = [name for name, split in splits.items() for _ in range(len(split))] if listed_pairs(source) else None
+    planned = make_plan(rows.texts(), settings, has_cloth="cloth" in columns, kept=kept)
     if not planned:
         raise ValueError(f"{source} has no rows")
     return rows, planned

@@ -121,15 +121,33 @@ def named_values(text: str | None) -> dict[str, str]:
     return {name.strip(): value.strip() for name, _, value in pairs}
 
 
-def make_plan(texts: Mapping[str, Sequence[Any]], settings: Settings, *, has_cloth: bool = False) -> list[PlannedRow]:
+def make_plan(
+    texts: Mapping[str, Sequence[Any]],
+    settings: Settings,
+    *,
+    has_cloth: bool = False,
+    kept: Sequence[str] | None = None,
+) -> list[PlannedRow]:
     """Plan rows whose ``texts`` are given by input name, in the order of the source.
 
-    With ``has_cloth`` the rows bring a garment picture, so neither person nor view has to be known.
+    With ``has_cloth`` the rows bring a garment picture, so neither person nor view has to be known. ``kept`` are the
+    splits that a list puts the rows in: what others test on stays out of training, and only a split that is missing
+    is taken from ``train``.
 
     Raises ``ValueError`` when no row at all has a known garment type, and for one whose number is 0.
     """
     cells = (dict(zip(texts, row, strict=True)) for row in zip(*texts.values(), strict=True))
     rows = [_planned(row, text, settings, has_cloth) for row, text in enumerate(cells)]
+    if kept is not None:
+        there = {name for name in kept if name in ("validation", "test")}
+        validation, test = (
+            0.0 if name in there else share
+            for name, share in (("validation", settings.validation_share), ("test", settings.test_share))
+        )
+        rows = [
+            row._replace(split=name if name in there else split_of(row.pid, validation, test, settings.seed))
+            for row, name in zip(rows, kept, strict=True)
+        ]
     if settings.limit is not None:
         rows = _limited(rows, settings.limit, settings.seed)
     unknown = Counter(row.category for row in rows if row.reason == "unknown_category")
