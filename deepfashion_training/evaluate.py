@@ -150,6 +150,8 @@ def _opening_lines(plan: EvaluationPlan) -> list[str]:
     types = Counter(case.cloth_type for case in cases.paired)
     counts = ", ".join(f"{types[kind]} {TYPE_NAMES[kind]}" for kind in sorted(types))
     lines = [f"data      {cases.source}, split {cases.split}: {counts}"]
+    if cases.lists_unpaired:
+        lines.append(f"lists     the folder's: {len(cases.paired)} paired and {len(cases.unpaired)} unpaired lines")
     lines += plan.choice.lines(plan.drawing["base"], plan.settings["seed"])
     drawn = len(plan.drawing) * sum(map(len, plan.sets))
     garments = ", in own and other garments" if len(plan.sets) > 1 else ""

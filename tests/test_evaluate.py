@@ -23,16 +23,19 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
+import yaml
 from conftest import forget_accelerator
 from diffusers import FluxTransformer2DModel
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from test_metrics import asked, nothing_loaded, torchvision  # noqa: F401 (fixtures)
+from test_pair_folders import dresscode, names_of, of_type
 from test_publish import TOKEN, Hub, hub, no_token  # noqa: F401 (fixtures)
 from transformers import Dinov2Config, Dinov2Model
 
 import train_flux_inpaint as trainer
 from deepfashion_training import evaluate as command
+from deepfashion_training.data.pair_folders import CATEGORIES
 from deepfashion_training.embedded import TINY_FLUX_FILL
 from deepfashion_training.embedded.wardrobe import write_wardrobe
 from deepfashion_training.evaluation.cases import Cases
@@ -730,3 +733,93 @@ def test_the_estimate_of_the_real_model_is_said_first() -> None:
     assert said.startswith("about 66 min on H100 80 GB, ") and "L40S 48 GB" in said and "(estimates)" in said
     recipe.transformer = str(TINY_FLUX_FILL)
     assert command._estimate(planned, 720) == ""
+
+
+# ---- the benchmark of the field
+
+
+def listed(folder: Path, name: str) -> list[tuple[str, str]]:
+    """(person, garment) without their endings, of a list in all categories of a DressCode folder."""
+    files = [folder / category / f"{name}.txt" for category in CATEGORIES]
+    return [tuple(Path(word).stem for word in line.split()) for file in files for line in file.read_text().splitlines()]
+
+
+def benchmark(folder: Path, out: Path, *more: object) -> dict[str, Any]:
+    flags = f"--embedded --height {HEIGHT} --width {WIDTH} --num_inference_steps 1 --dino_model none".split()
+    forget_accelerator()
+    assert command.main([*flags, "--dataset_name", str(folder), "--output_dir", str(out), *map(str, more)]) == 0
+    return json.loads((out / "metrics.json").read_text(encoding="utf-8"))
+
+
+def test_a_dresscode_folder_is_evaluated_on_its_lists_beside_published_figures(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "dc"
+    dresscode(folder)
+    facts = benchmark(folder, tmp_path / "all", "--limit", "all", "--no-extras")
+    said = capsys.readouterr().out
+    rows = list(csv.DictReader((tmp_path / "all" / "metrics.csv").read_text().splitlines()))
+    cases = Cases(str(folder), "test", (HEIGHT, WIDTH))
+    assert [(c.name.split("/")[0], c.garment_name.split("/")[1]) for c in cases.paired] == listed(
+        folder, "test_pairs_paired"
+    )
+    crossed = [(c.name.split("/")[0], c.garment_name.split("/")[1]) for c in cases.unpaired]
+    assert crossed == listed(folder, "test_pairs_unpaired") and all(case.unpaired for case in cases.unpaired)
+    assert [(row["name"].split("/")[0], row["garment"].split("/")[1]) for row in rows] == [
+        *listed(folder, "test_pairs_paired"),
+        *crossed,
+    ]
+    assert [facts["models"]["base"][kind]["n"] for kind in ("upper", "lower", "full", "all")] == [2, 2, 2, 6]
+    tables = facts["published"]["tables"]
+    assert list(tables) == ["upper", "lower", "full", "all"]
+    leffa = next(row for row in tables["lower"] if row["method"] == "Leffa")
+    assert (leffa["fid_unpaired"], leffa["ssim"]) == (12.25, 0.941) and "2412.08486" in leffa["source"]
+    page = (tmp_path / "all" / "report.html").read_text(encoding="utf-8")
+    for shown in ("2407.15886", "FitDiT", "12.25", "1800"):
+        assert shown in said and shown in page
+    assert facts["settings"]["garment_area"] == "the column parse"
+
+
+def test_the_garment_of_the_unpaired_list_is_what_is_tried_on(tmp_path: Path) -> None:
+    dresscode(tmp_path / "dc", masks=True)
+    file = tmp_path / "dc" / "lower_body" / "test_pairs_unpaired.txt"
+    person, garment = names_of(2, 4)[0], names_of(2, 0)[1]  # a garment of the training people, and one person twice
+    file.write_text(f"{person} {garment}\n{person} {names_of(2, 5)[1]}\n")
+    cases = Cases(str(tmp_path / "dc"), "test", (96, 72), types=(2,))
+    stored = [Image.open(io.BytesIO(of_type(2)[number]["cloth"]["bytes"])).convert("RGB") for number in (0, 5)]
+    assert [cases.garment(case) == wanted for case, wanted in zip(cases.unpaired, stored, strict=True)] == [True, True]
+    photo = Image.open(io.BytesIO(of_type(2)[4]["image"]["bytes"])).convert("RGB")
+    assert [cases.rows.pictures(case.row, "image")[0].convert("RGB") == photo for case in cases.unpaired] == [
+        True,
+        True,
+    ]
+    assert len({case.file for case in cases.unpaired}) == 2 and len({case.group for case in cases.unpaired}) == 1
+
+
+def test_part_of_a_list_and_other_splits_stand_beside_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dresscode(tmp_path / "dc", unpaired=False)
+    facts = benchmark(tmp_path / "dc", tmp_path / "part", "--limit", 3, "--no-extras")
+    assert facts["published"]["tables"] == {} and "2407.15886" not in capsys.readouterr().out
+    assert any("--limit all" in note for note in facts["published"]["notes"])
+    assert any("permutation" in note for note in facts["published"]["notes"])
+    two = benchmark(tmp_path / "dc", tmp_path / "lower", "--limit", "all", "--cloth_types", "lower", "--no-extras")
+    assert list(two["published"]["tables"]) == ["lower"]
+    train = benchmark(
+        tmp_path / "dc", tmp_path / "train", "--limit", 3, "--split", "train", "--no-unpaired", "--no-extras"
+    )
+    assert "published" not in train
+
+
+def test_every_published_row_has_a_figure_and_a_source_and_belongs_to_a_list() -> None:
+    from deepfashion_training.evaluation import published
+
+    table = yaml.safe_load(Path(published.__file__).with_name("published.yaml").read_text(encoding="utf-8"))
+    for entry in table["tables"]:
+        assert entry["type"] in table["datasets"][entry["dataset"]]["lines"]
+        assert ("arXiv 2" in entry["source"] and "table" in entry["source"]) or "github.com" in entry["source"]
+        for _, size, *values in entry["rows"]:
+            assert len(values) == len(published.COLUMNS) and any(value is not None for value in values)
+            assert size in ("512x384", "1024x768", "not said")
+            assert all(value is None or 0 < value < 1 for value in values[:2])

@@ -92,9 +92,10 @@ def table_line(folder: Path, kind: str, heading: str) -> list[str]:
 
 def test_every_section_is_there_and_linked(tmp_path: Path) -> None:
     page = written(tmp_path)
-    assert list(page.sections) == list(SECTIONS)
+    sections = [name for name in SECTIONS if name != "published"]  # which is for the lists that papers use
+    assert list(page.sections) == sections
     links = [attrs["href"] for tag, attrs in page.tags if tag == "a"]
-    assert links == [f"#{name}" for name in SECTIONS]
+    assert links == [f"#{name}" for name in sections]
     assert "<h1>skirts by garment type</h1>" in (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "fewer than 500 pictures" in page.words("headline")
 

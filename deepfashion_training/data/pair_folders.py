@@ -84,6 +84,8 @@ def place_of(layout: str, what: str, name: str, which: int = 0) -> str:
 class Lists(NamedTuple):
     """What a folder holds: the splits of pairs, and the list of garments of others that the test people try on."""
 
+    layout: str
+    """A key of ``PLACES``, or ``metadata``."""
     splits: dict[str, datasets.Dataset]
     """Rows of paths relative to the folder, in the order of the lists."""
     lacking: str
@@ -118,7 +120,7 @@ def read_folder(folder: Path) -> Lists | None:
     if len(layouts) > 1:
         raise ValueError(f"{folder} looks like {' and like '.join(layouts)}: move one of them to a folder of its own")
     if metadata:
-        return Lists({split: _described(folder, file) for split, file in metadata.items()}, "", None)
+        return Lists("metadata", {split: _described(folder, file) for split, file in metadata.items()}, "", None)
     if layouts:
         return _ListReader(folder, VITON_HD if found["VITON-HD"] else DRESSCODE).read()
     if ((folder / "images").is_dir() and folder.name in CATEGORIES) or {"image", "cloth"} <= {*_subfolders(folder)}:
@@ -192,10 +194,11 @@ class _ListReader:
             raise ValueError(f"{self.folder} has no pair list: looked for {', '.join(dict.fromkeys(names))} in it")
         splits = {} if train is None else {"train": self._rows(train)}
         if test is None:
-            return Lists(splits, self.lacking, None)
+            return Lists(self.layout, splits, self.lacking, None)
         rows = self._rows([*test, *(unpaired or ())])  # together, so that they have the same columns
         splits["test"] = rows.select(range(len(test)))
-        return Lists(splits, self.lacking, rows.select(range(len(test), len(rows))) if unpaired else None)
+        others = rows.select(range(len(test), len(rows))) if unpaired else None
+        return Lists(self.layout, splits, self.lacking, others)
 
     def _viton_lines(self, name: str) -> list[_Line] | None:
         base = "train" if name == "train" else "test"

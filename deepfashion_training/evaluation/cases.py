@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import datasets
 import numpy as np
 from PIL import Image
 
 from deepfashion_training.data import sampling
 from deepfashion_training.data.documented_rows import DocumentedRows
 from deepfashion_training.data.schema import check_documented
-from deepfashion_training.data.sources import open_splits, source_fingerprint
+from deepfashion_training.data.sources import listed_pairs, open_splits, source_fingerprint
 from deepfashion_training.evaluation.metrics import SSIM_WINDOW
 from deepfashion_training.garment_types import TYPE_NAMES
 from deepfashion_training.images.layout import Box, ResizeMode, fit_box, pair_tensors, place_mask, place_picture
@@ -57,8 +60,9 @@ class Truth:
 class Cases:
     """The rows of ``split`` of a documented dataset, of ``types``, at most ``limit`` of them (as many of each type).
 
-    Garments are permuted within a type by ``seed``. Rows whose garment picture was cut out of the same photo are left
-    out: a model could copy its pixels. ``size`` is (height, width) of one half of the pair.
+    Garments are permuted within a type by ``seed``, or those of a VITON-HD or DressCode folder's unpaired list. Rows
+    whose garment picture was cut out of the same photo are left out: a model could copy its pixels. ``size`` is
+    (height, width) of one half of the pair.
 
     Raises ``ValueError``, one line, for data that cannot be opened or leaves nothing to evaluate.
     """
@@ -84,14 +88,27 @@ class Cases:
         #: Finds the worn garment where the rows have no column ``parse``; may be set before cases are read.
         self.parser: HumanParser | None = None
         self.fingerprint = source_fingerprint(source, splits)
-        self.rows = DocumentedRows(splits[split], source)
+        lists = listed_pairs(source)
+        #: VITON-HD's or DressCode's, where the rows are those of such a folder.
+        self.layout = lists.layout if lists else ""
+        unpaired = lists.unpaired if lists and split == "test" else None
+        self._count = len(splits[split])
+        #: After the rows of the split come the lines of its unpaired list: another person's garment each.
+        rows = splits[split] if unpaired is None else datasets.concatenate_datasets([splits[split], unpaired])
+        self.rows = DocumentedRows(rows, source)
+        self.lists_unpaired = unpaired is not None
+        #: Rows of the split by garment type and ``all``.
+        self.listed = Counter(TYPE_NAMES[kind] for kind in self.rows.types[: self._count])
+        self.listed["all"] = self._count
         self.has_parse = self.rows.parse_column is not None
         #: The cases of both settings. People of a type with too few to find another garment have no unpaired case.
         self.paired, self.unpaired = self._choose(types, limit, seed)
+        if unpaired is not None:
+            self.unpaired = self._listed_cases(rows["image"][:], types)
 
     def _choose(self, types: tuple[int, ...], limit: int | None, seed: int) -> tuple[list[Case], list[Case]]:
         data = self.rows
-        wanted = [row for row, kind in enumerate(data.types) if kind in types]
+        wanted = [row for row, kind in enumerate(data.types[: self._count]) if kind in types]
         rows = [row for row in wanted if data.provenance(row, "garment_source") != "same_photo"]
         self.same_photo = len(wanted) - len(rows)
         if not rows:
@@ -104,23 +121,39 @@ class Cases:
         people = [data.group(row) for row in rows]
         partners = sampling.unpaired_partners([data.types[row] for row in rows], people, seed)
 
-        def case(row: int, garment_row: int) -> Case:
-            return Case(
-                row=row,
-                garment_row=garment_row,
-                cloth_type=data.types[row],
-                name=data.name(row, "view"),
-                garment_name=data.name(garment_row, "garment_view"),
-                group=data.group(row),
-                unpaired=garment_row != row,
-            )
-
         crossed = [
-            case(row, rows[partner])
+            self._case(row, rows[partner], unpaired=True)
             for row, partner, person in zip(rows, partners, people, strict=True)
             if people[partner] != person
         ]
-        return [case(row, row) for row in rows], crossed
+        return [self._case(row, row, unpaired=False) for row in rows], crossed
+
+    def _listed_cases(self, photos: Sequence[str], types: tuple[int, ...]) -> list[Case]:
+        """The lines of the unpaired list whose people are among the paired cases, or in no line of that list.
+
+        ``photos`` are the paths of all rows. A case has the row of its person, from which its noise and its file's name
+        come; a further one of the same person has the row of its line.
+        """
+        first = {photo: row for row, photo in reversed(list(enumerate(photos[: self._count])))}
+        chosen, used, cases = {case.row for case in self.paired}, set[int](), []
+        for line in range(self._count, len(photos)):
+            row = first.get(photos[line], line)
+            if self.rows.types[line] in types and (row in chosen or row == line):
+                cases.append(self._case(line if row in used else row, line, unpaired=True))
+                used.add(row)
+        return cases
+
+    def _case(self, row: int, garment_row: int, *, unpaired: bool) -> Case:
+        data = self.rows
+        return Case(
+            row=row,
+            garment_row=garment_row,
+            cloth_type=data.types[row],
+            name=data.name(row, "view"),
+            garment_name=data.name(garment_row, "garment_view"),
+            group=data.group(row),
+            unpaired=unpaired,
+        )
 
     def sample(self, case: Case) -> tuple[dict[str, Any], Box]:
         """The tensors of ``pair_tensors``, and where the photo lies within its half of the pair; the rest is padding.

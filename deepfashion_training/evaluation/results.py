@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -15,6 +16,7 @@ from PIL import Image
 from deepfashion_training.evaluation.cases import Case
 from deepfashion_training.evaluation.evaluation_plan import BEFORE_AFTER, METRICS, REPORT, TABLE, EvaluationPlan
 from deepfashion_training.evaluation.measure_cases import MeasuredCases
+from deepfashion_training.evaluation.published import published_figures
 from deepfashion_training.evaluation.summary import differences, summarise
 from deepfashion_training.garment_types import TYPE_NAMES
 from deepfashion_training.images.paste import repainted
@@ -26,7 +28,7 @@ from deepfashion_training.reports.evaluation_report import (
     save_before_after,
     write_evaluation_report,
 )
-from deepfashion_training.reports.figures import FEWEST_FOR_SETS, comparison_table, figure_of
+from deepfashion_training.reports.figures import FEWEST_FOR_SETS, comparison_table, figure_of, published_table
 from deepfashion_training.reports.model_card import EVALUATION_FILE, local_name, write_model_card
 from training_run.atomic import write_file
 from training_run.record import package_versions
@@ -55,7 +57,12 @@ def write_results(plan: EvaluationPlan, dino: Dino | None, measured: Sequence[Me
         "unpaired": [_shown(plan, one, case) for one in measured[1:] for case in _of_each_type(one.cases, _UNPAIRED)],
     }
     write_evaluation_report(plan.folder / REPORT, facts, shown)
-    lines = ["", *comparison_table(facts), *(f"warning   {line}" for line in facts["warnings"])]
+    lines = [
+        "",
+        *comparison_table(facts),
+        *published_table(facts),
+        *(f"warning   {line}" for line in facts["warnings"]),
+    ]
     lines += [f"left out  {figure_of(name).label}: {why}" for name, why in facts["left_out"].items() if why[:2] != "--"]
     if plan.trained_folder is not None:
         lines.append(f"card      {_write_card(plan, plan.trained_folder, facts)}")
@@ -94,6 +101,10 @@ def _facts(
         "garment_areas_unknown": measured[0].areas_unknown,
         "versions": package_versions() | {name: version(name) for name in ("torchmetrics", "scikit-image")},
     }
+    counts = Counter(case.type_name for case in measured[0].cases)
+    counts["all"] = len(measured[0].cases)
+    if published := published_figures(plan.cases, plan.settings, counts):
+        facts["published"] = published
     return {**facts, "warnings": _warnings(facts)}
 
 

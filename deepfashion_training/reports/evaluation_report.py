@@ -9,7 +9,16 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from deepfashion_training.reports.figures import DECISIVE, FIGURES, SIDES, Figure, figures_in, margins, verdict
+from deepfashion_training.reports.figures import (
+    DECISIVE,
+    FIGURES,
+    SIDES,
+    Figure,
+    figures_in,
+    margins,
+    published_rows,
+    verdict,
+)
 from deepfashion_training.reports.page import picture_uri, write_page
 from training_run.atomic import replacing
 
@@ -19,6 +28,7 @@ SECTIONS = {
     "typical": "Before and after",
     "changes": "What the LoRA changed",
     "figures": "Figures by garment type",
+    "published": "Beside published figures",
     "best": "Best cases",
     "worst": "Worst cases",
     "unpaired": "Garments of other people",
@@ -59,7 +69,7 @@ def write_evaluation_report(file: Path, facts: Mapping[str, Any], shown: Mapping
         file,
         "evaluation_report.html.jinja",
         title=f"{' and '.join(map(_lora_name, _listed(settings['lora']))) or 'The base'} by garment type",
-        sections=SECTIONS,
+        sections={name: title for name, title in SECTIONS.items() if name != "published" or name in facts},
         facts=facts,
         lora_scales=" and ".join(f"{scale:g}" for scale in _listed(settings["lora_scale"])),
         labels=model_labels(settings) | TYPE_LABELS,
@@ -68,6 +78,7 @@ def write_evaluation_report(file: Path, facts: Mapping[str, Any], shown: Mapping
         bars=change_bars(facts),
         tables={kind: [(figure, _cells(facts, kind, figure)) for figure in figures] for kind in base},
         figures=figures,
+        published=published_rows(facts),
         ranked_by=RANKED_BY.label,
         shown=shown,
         picture_uri=picture_uri,

@@ -148,5 +148,42 @@ def comparison_table(facts: Mapping[str, Any]) -> list[str]:
         values = [_compared(figure, [kinds[kind][figure.name] for kinds in models.values()]) for figure in figures]
         changes = facts["difference"].get(kind)
         rows.append([kind, str(found["n"]), *values, verdict(changes) if changes else ""])
+    return _aligned(rows)
+
+
+def published_rows(facts: Mapping[str, Any]) -> dict[str, list[list[str]]]:
+    """What was measured above what others have published, as cells by garment type: a heading, then a row each.
+
+    The last cell says where a row comes from.
+    """
+    published = facts.get("published", {"tables": {}, "columns": []})
+    figures = [figure_of(name) for name in published["columns"]]
+    heading = ["", "size", *(figure.heading for figure in figures), "from"]
+    size, found = f"{facts['settings']['height']}x{facts['settings']['width']}", {}
+    for kind, theirs in published["tables"].items():
+        ours = [
+            [model, size, *(figure.written(kinds[kind].get(figure.name)) for figure in figures), "measured here"]
+            for model, kinds in facts["models"].items()
+        ]
+        others = [
+            [row["method"], row["size"], *(figure.written(row[figure.name]) for figure in figures), row["source"]]
+            for row in theirs
+        ]
+        found[kind] = [heading, *ours, *others]
+    return found
+
+
+def published_table(facts: Mapping[str, Any]) -> list[str]:
+    """Lines for the terminal: ``published_rows``, and what has to be known beside them; none for other data."""
+    if "published" not in facts:
+        return []
+    lines = ["", f"test list of {facts['published']['dataset']}, beside published figures"]
+    for kind, rows in published_rows(facts).items():
+        lines += ["", kind, *_aligned(rows)]
+    return [*lines, *(f"note      {note}" for note in facts["published"]["notes"]), ""]
+
+
+def _aligned(rows: list[list[str]]) -> list[str]:
+    """Lines of cells in columns."""
     widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
