@@ -2,15 +2,19 @@
 
     python benchmarks/embedded_base.py [--lora FOLDER] [--people 60] [--json F]
 
-Mean CIEDE2000 and 1-SSIM over the area to repaint, of people of another seed than any training. Beside them are a grey
-fill, the photo through the VAE, and results for another person's garment of the same type.
+Mean CIEDE2000 and 1-SSIM over the area to repaint, of people of another seed than any training, and over patterned
+garments how much of the pattern is there (see ``pattern_kept``). Beside them are a grey fill, the photo through the
+VAE, and results for another person's garment of the same type.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +22,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from PIL import Image
+from scipy import ndimage
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a command, from anywhere
 
@@ -35,14 +40,37 @@ HEIGHT, WIDTH = SIZE = (128, 96)
 SEED = 424242
 
 
-def drawn(spec: RowSpec) -> tuple[int, dict[str, Any]] | None:
-    """Garment type and sample of a row; None where nothing of the garment is to be repainted."""
+#: The patterns that are told apart; of the others too few are drawn, or they do not repeat.
+PATTERNS = {
+    **dict.fromkeys(("horizontal", "vertical", "diagonal"), "stripes"),
+    **dict.fromkeys(("check", "plaid"), "checks"),
+    "dots": "dots",
+}
+#: Standard deviation in pixels of the blur whose difference to a picture is its high-pass picture, and how far a
+#: pattern may lie beside the truth's.
+BLUR, REACH = 3.0, 3
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A row to draw: ``sample`` is that of ``pair_tensors``, ``area`` [H,W] is where the garment is to be drawn."""
+
+    kind: int
+    pattern: str | None  # of PATTERNS
+    sample: dict[str, Any]
+    area: np.ndarray
+
+
+def drawn(spec: RowSpec) -> Drawn | None:
+    """What is to be drawn of a row; None where nothing of the garment is to be repainted."""
     drawing = spec.draw(SIZE)
     mask = drawing.agnostic[spec.cloth_type]
-    if not (drawing.garment_mask(spec.cloth_type) & mask).any():
+    area = np.asarray(drawing.garment_mask(spec.cloth_type) & mask)
+    if not area.any():
         return None
     flat, _ = spec.draw_garment(SIZE)
-    return spec.cloth_type, pair_tensors(drawing.photo, flat, Image.fromarray(mask.astype(np.uint8) * 255), SIZE)
+    sample = pair_tensors(drawing.photo, flat, Image.fromarray(mask.astype(np.uint8) * 255), SIZE)
+    return Drawn(spec.cloth_type, PATTERNS.get(spec.garment().pattern.kind), sample, area)
 
 
 def in_garment(row: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
@@ -60,11 +88,44 @@ def errors(picture: torch.Tensor, truth: torch.Tensor, mask: torch.Tensor) -> tu
     return ciede2000_masked(one, other, inside), 1 - ssim(one, other)[1][inside].mean()
 
 
+def pattern_kept(picture: torch.Tensor, truth: torch.Tensor, area: np.ndarray) -> float:
+    """How much of the truth's pattern a picture has, at most 1: both [3,H,W] in [0,1], ``area`` bool [H,W].
+
+    The correlation in ``area`` of their high-pass pictures (what a blur of ``BLUR`` takes away), at the best of all
+    shifts of up to ``REACH`` pixels to each side. The best of 49 shifts lies above 0 for pictures that have nothing in
+    common, so a figure has to be read beside that of another garment. A pattern that is only paler counts as whole.
+    """
+    one, other = (tensor.double().numpy() for tensor in (picture, truth))
+    one, other = (values - ndimage.gaussian_filter(values, (0, BLUR, BLUR)) for values in (one, other))
+    wanted, best = other[:, area] - other[:, area].mean(), 0.0
+    rows, columns = np.nonzero(area)
+    for down in range(-REACH, REACH + 1):
+        for right in range(-REACH, REACH + 1):
+            found = one[:, (rows + down) % area.shape[0], (columns + right) % area.shape[1]]
+            found = found - found.mean()
+            size = np.sqrt((found**2).sum() * (wanted**2).sum())
+            best = max(best, float((found * wanted).sum() / size)) if size else best
+    return best
+
+
+def _by_pattern(rows: Sequence[Drawn], kept: np.ndarray, kind: int) -> dict[str, Any]:
+    """The mean of ``kept`` over the patterned garments of a type, all and apart, each with its number."""
+    found = {}
+    for name in ("patterns", *dict.fromkeys(PATTERNS.values())):
+        of_name = [row.kind == kind and row.pattern is not None and name in ("patterns", row.pattern) for row in rows]
+        if any(of_name):
+            found[name] = {"kept": round(float(kept[of_name].mean()), 4), "n": sum(of_name)}
+    return found
+
+
 @torch.inference_mode()
 def judge(lora_folder: Path | None, people: int) -> dict[str, Any]:
-    """Draw and measure ``people`` of each type: figures by result and garment type, and ``n`` by garment type."""
+    """Draw and measure ``people`` of each type: figures by result and garment type, and ``n`` by garment type.
+
+    Of results in the garment itself, ``patterns``, ``stripes``, ``checks`` and ``dots`` are ``{"kept", "n"}``.
+    """
     rows = [row for row in draw_all(drawn, documented_specs(3 * people, SEED), usable_cores()) if row]
-    kinds, samples = np.array([kind for kind, _ in rows]), [sample for _, sample in rows]
+    kinds, samples = np.array([row.kind for row in rows]), [row.sample for row in rows]
     partner = np.empty(len(rows), int)  # the next person of the same type
     for kind in TYPE_NAMES:
         places = np.flatnonzero(kinds == kind)
@@ -101,11 +162,17 @@ def judge(lora_folder: Path | None, people: int) -> dict[str, Any]:
     found: dict[str, Any] = {"n": {name: int((kinds == kind).sum()) for kind, name in TYPE_NAMES.items()}}
     persons = (pairs / 2 + 0.5)[..., WIDTH:], masks[..., WIDTH:]
     for result, pictures in made.items():
-        measured = np.array([errors(*one) for one in zip(pictures[..., WIDTH:], *persons, strict=True)])
+        halves = pictures[..., WIDTH:]
+        measured = np.array([errors(*one) for one in zip(halves, *persons, strict=True)])
+        kept = [
+            pattern_kept(half, photo, row.area) if row.pattern else math.nan
+            for half, photo, row in zip(halves, persons[0], rows, strict=True)
+        ]
         found[result] = {
             name: dict(
                 zip(("ciede2000_masked", "dssim_masked"), measured[kinds == kind].mean(axis=0).round(4), strict=True)
             )
+            | _by_pattern(rows, np.array(kept), kind)
             for kind, name in TYPE_NAMES.items()
         }
     return found
