@@ -64,6 +64,7 @@ from training_run.output_dir import LORA_FILE as LORA_FILE  # for wrappers of th
 from training_run.record import RunRecord
 from training_run.row_order import PairStream, seed_for, validation_rows
 from training_run.sheets import to_picture, write_sheet
+from training_run.start_lora import read_start, settings_of_start, start_from
 from training_run.state import random_state, read_state, set_random_state, write_state
 from training_run.stopping import RANKS_WAIT, StoppedError, Stopping, settle_gloo, worker_ignores_signals
 from training_run.transfer import bytes_of_pair, collate, to_floats
@@ -81,7 +82,10 @@ def parse_args(input_args: Sequence[str] | None = None) -> argparse.Namespace:
     parser = OneLineParser(description="Train FLUX.1-Fill on garment|person pairs.")
     add_trainer_flags(parser)
     args = parser.parse_args(input_args)
-    refuse_contradictions(parser, args, parser.given(input_args)[0])
+    typed = parser.given(input_args)[0]
+    if args.lora and not args.train_base_model:
+        vars(args).update(settings_of_start(args.lora, typed) | typed)
+    refuse_contradictions(parser, args, typed)
     return args
 
 
@@ -516,6 +520,7 @@ class Run:
                 transformer.set_attention_backend(args.attention_backend)
         set_seed(args.seed)  # whatever was loaded or encoded before, on every rank: the LoRA begins the same
         self.parameters = make_trainable(transformer, args)
+        self.start = start_from(transformer, args) if args.lora else None
         if args.shard_base:
             for parameter in self.parameters:
                 parameter.data = parameter.data.to(accelerator.device)
@@ -793,6 +798,8 @@ def build_run(args: argparse.Namespace, accelerator: Accelerator, stopping: Stop
     run.stopping = stopping
     if checkpoint and saved is not None:
         run.resume(checkpoint, saved)
+    elif run.start:
+        logger.info(run.start.line(args))
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         output_dir.prepare_output_dir(args)
@@ -871,6 +878,8 @@ def main(args: argparse.Namespace) -> None:
     guards.check_shared_memory(args, bytes_of_pair(args.height, args.width))
     models = (args.pretrained_model_name_or_path, args.pretrained_inpaint_model_name_or_path)
     bases.check_base(*models, args.revision, args.inpaint_revision, args.cache_dir)
+    if args.lora:
+        read_start(args)
     first = os.environ.get("RANK", "0") == "0"
     with (
         only_writer(Path(args.output_dir)) if first else contextlib.nullcontext(),

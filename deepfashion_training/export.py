@@ -113,6 +113,7 @@ def _export_fused(args: argparse.Namespace, lora: LoraFile, precision: torch.dty
     """Write the base with the LoRA in it to ``target``; returns what loads it. Raises ``ValueError`` as ``export``."""
     from deepfashion_training.models import lora_files
     from training_run.atomic import replacing
+    from training_run.lora_formats import fitted
 
     named = args.base or lora.metadata.get("transformer")
     if not named:
@@ -120,7 +121,7 @@ def _export_fused(args: argparse.Namespace, lora: LoraFile, precision: torch.dty
     transformer = lora_files.find_transformer(named)
     if target == transformer or target in transformer.parents or transformer in target.parents:
         raise ValueError(f"--output {target} and the base {transformer} lie in one another: name another folder")
-    lora = lora_files.fitted(lora, str(transformer))
+    lora = fitted(lora, str(transformer))
     precision = precision or lora_files.stored_dtype(transformer)
     write = lora_files.write_single_file if args.single_file else lora_files.write_fused
     with replacing(target) as draft:

@@ -33,6 +33,7 @@ from training_run.hub import is_hub_id, local_path, transformer_in
 from training_run.lock import only_writer
 from training_run.memory import predict, state_bytes
 from training_run.speed import FILL
+from training_run.start_lora import read_start
 from training_run.transfer import bytes_of_pair
 
 GIB = 2**30
@@ -79,6 +80,7 @@ class Preflight:
             "output": self.output,
             **({"publishing": self.publishing} if args.publish else {}),
             "models": self.models,
+            **({"LoRA": self.start} if known and args.lora else {}),
             "data": self.data,
             "disk": self.disk,
         }
@@ -215,6 +217,13 @@ class Preflight:
         missing = access.bytes_to_download(pipeline, transformer, **hub)
         self.downloads["models"] = (Path(hub["cache_dir"] or constants.HF_HUB_CACHE), missing)
         return f"{pipeline} and {transformer}: " + (f"{in_words(missing)} to download" if missing else "all here")
+
+    def start(self) -> str:
+        """The LoRA to start from: that it is there, and one of this transformer."""
+        if "models" in self.failed:
+            return "not looked at without the models"
+        lora = read_start(self.args)
+        return f"{lora.path}: rank {lora.ranks}, {len(lora.layers)} layers"
 
     def data(self) -> str:
         """What the rows are; of those on the Hub, whether they may be read."""

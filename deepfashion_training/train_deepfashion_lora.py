@@ -132,6 +132,7 @@ def parse(argv: list[str], parser: FlagParser | None = None, *, load: bool = Tru
     chosen = load_preset(typed.get("preset", "full"))
     preset = chosen.values(parser, typed_only)
     follows: dict[str, Any] = {}
+    ours = not typed.get("upstream") or Path(typed["upstream"]).resolve() == REPOSITORY / "train_flux_inpaint.py"
     if typed.get("embedded"):
         from deepfashion_training.embedded import TINY_FLUX_FILL
 
@@ -145,12 +146,13 @@ def parse(argv: list[str], parser: FlagParser | None = None, *, load: bool = Tru
     if "num_train_epochs" in typed:
         preset["max_train_steps"] = None  # the trainer lets steps win over epochs, the user wins over the preset
     preset = {name: value for name, value in preset.items() if value is not None}
+    if ours:
+        follows |= _of_start(preset | typed, typed)
     args = argparse.Namespace(**parser.defaults() | preset | follows | typed)
     args.output_dir = str(_output_dir(args))
     args.dataset_name = args.dataset_name or (str(Path(args.output_dir) / "wardrobe") if args.embedded else HUB_DATASET)
     args.dataroot = args.dataset_name
     script = None
-    ours = not args.upstream or Path(args.upstream).resolve() == REPOSITORY / "train_flux_inpaint.py"
     if args.upstream_dataset and ours and not args.upstream_check:
         parser.error("--upstream_dataset does nothing without a script of others in --upstream or --upstream_check")
     if ours:
@@ -167,7 +169,7 @@ def parse(argv: list[str], parser: FlagParser | None = None, *, load: bool = Tru
     elif load or rest or not Path(args.upstream).is_file():
         follows |= {"output_dir": args.output_dir, "dataroot": args.dataset_name}
         args, script = _for_other_script(parser, args, (preset, follows, typed), rest)
-    for name in MODELS:  # seen from elsewhere, a folder named from here would look like a repository on the Hub
+    for name in (*MODELS, "lora"):  # seen from elsewhere, a folder named from here would look like a repository
         if getattr(args, name, None):
             setattr(args, name, from_anywhere(getattr(args, name)))
     _refuse_together(parser, args)
@@ -175,8 +177,18 @@ def parse(argv: list[str], parser: FlagParser | None = None, *, load: bool = Tru
 
 
 def from_anywhere(name: str) -> str:
-    """A folder by its whole path; a Hub id as it is."""
-    return str(Path(name).absolute()) if Path(name).is_dir() else name
+    """A folder or file by its whole path; a Hub id as it is."""
+    return str(Path(name).absolute()) if Path(name).exists() else name
+
+
+def _of_start(values: dict[str, Any], typed: dict[str, Any]) -> dict[str, Any]:
+    """What follows from the LoRA that ``values`` start from; nothing where they start from none."""
+    if not values.get("lora") or values.get("train_base_model"):
+        return {}
+    quiet_libraries()
+    from training_run.start_lora import settings_of_start
+
+    return settings_of_start(values["lora"], typed)
 
 
 def _of_groups(parser: FlagParser, titles: tuple[str, ...]) -> set[str]:
@@ -201,6 +213,8 @@ def _for_other_script(
     parser.refuse_unknown(rest, (parser_of(script) or ours)._option_string_actions)
     own = _of_groups(parser, _OWN)
     preset, follows, typed = ({name: layer[name] for name in layer if name not in own} for layer in layers)
+    if script.gets_lora:
+        follows |= _of_start(preset | typed, typed)
     found = parse_arguments(script, ours, preset, follows, typed, rest)
     vars(found).update({name: value for name, value in vars(args).items() if name in own})
     return found, script

@@ -32,10 +32,12 @@ import train_flux_inpaint as trainer
 from deepfashion_training import train_deepfashion_lora as wrapper
 from deepfashion_training.embedded import TINY_FLUX_FILL
 from deepfashion_training.embedded.wardrobe import write_wardrobe
+from deepfashion_training.models.lora_files import write_fused
 from deepfashion_training.upstream import driven_run as run_module
 from deepfashion_training.upstream import pipeline as pipeline_module
 from deepfashion_training.upstream import script as upstream
 from training_run import checkpoints
+from training_run.lora_formats import fitted, read_lora
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = Path(__file__).parent / "scripts"
@@ -223,6 +225,23 @@ def resumed(begun: Trained, wardrobe: Path, tmp_path_factory: pytest.TempPathFac
     done = train(wardrobe, folder, *flags)
     assert done.code == 0, done.err
     return done
+
+
+@pytest.mark.long
+def test_a_run_that_starts_from_a_lora_begins_as_the_merged_model(
+    begun: Trained, wardrobe: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    lora = fitted(read_lora(begun.folder / LORA), str(TINY_FLUX_FILL))
+    write_fused(lora, TINY_FLUX_FILL / "transformer", torch.float32, tmp_path / "merged")
+    flags = [*SAME, "--max_train_steps", 1, *NO_PICTURES]
+    found = train(wardrobe, tmp_path / "out", *flags, "--lora", begun.folder)
+    base = ["--pretrained_inpaint_model_name_or_path", tmp_path / "merged"]
+    wanted = train(wardrobe, tmp_path / "wanted", *flags, *base)
+    assert found.code == wanted.code == 0, found.err
+    assert abs(found.losses[0][1] - wanted.losses[0][1]) < 1e-6 < abs(begun.losses[0][1] - wanted.losses[0][1])
+    assert found.record["started_from"]["sha256"] == lora.sha256 and "Starting from the LoRA" in caplog.text
+    own = train(wardrobe, tmp_path / "own", "--lora", begun.folder, script=SCRIPTS / "native_lora.py")
+    assert own.code == 2 and "--lora" in own.problem
 
 
 @pytest.fixture(scope="module")

@@ -536,7 +536,7 @@ def test_a_large_file_is_told_apart_by_pieces_of_it(tmp_path, monkeypatch):
 def test_a_base_on_the_hub_is_told_apart_by_its_commit(tmp_path):
     args = argparse.Namespace(
         pretrained_model_name_or_path="acme/fill", pretrained_inpaint_model_name_or_path=str(tmp_path / "none"),
-        revision=None, inpaint_revision=None, cache_dir=tmp_path,
+        revision=None, inpaint_revision=None, cache_dir=tmp_path, lora=None,
     )  # fmt: skip
     assert bases.base_facts(args) == {}
     cached = tmp_path / "models--acme--fill"

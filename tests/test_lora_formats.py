@@ -22,9 +22,9 @@ from huggingface_hub.errors import GatedRepoError
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from deepfashion_training.models.lora_files import fitted, to_kohya
+from deepfashion_training.models.lora_files import to_kohya
 from training_run import lora_formats
-from training_run.lora_formats import LoraFile, find_lora, joined_layer, read_lora
+from training_run.lora_formats import LoraFile, find_lora, fitted, joined_layer, read_lora
 
 Tensors = dict[str, torch.Tensor]
 WIDTH, RANK, ALPHA = 192, 4, 2.0

@@ -13,6 +13,7 @@ from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError, safe_open
 
 from training_run.hub import transformer_in
+from training_run.lora_formats import find_lora
 from training_run.not_data import check_no_pointer
 
 #: Parts of a pipeline that only prompts need.
@@ -44,7 +45,8 @@ def base_facts(args: Any) -> dict[str, str]:
         "pipeline": pipeline_facts(args, ("scheduler", *TEXT_PARTS, "vae")),
         "transformer": _facts(str(transformer), args.inpaint_revision, args.cache_dir, [transformer_in(transformer)]),
     }
-    return {f"{name} of the {which}": fact for which, facts in found.items() for name, fact in facts.items()}
+    lora = {"LoRA to start from": _digest(find_lora(args.lora))} if args.lora else {}
+    return lora | {f"{name} of the {which}": fact for which, facts in found.items() for name, fact in facts.items()}
 
 
 def pipeline_facts(args: Any, parts: Iterable[str]) -> dict[str, str]:

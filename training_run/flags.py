@@ -184,6 +184,9 @@ def add_trainer_flags(parser: argparse.ArgumentParser) -> None:
     add("--caption_dropout", type=SHARE, default=0.0, help="share of rows with the bare prompt under --use_captions")
     add("--max_sequence_length", type=TOKENS, default=512, help="T5 tokens per prompt, at most 512")
     add = parser.add_argument_group("what is trained").add_argument
+    add("--lora", metavar="LORA",
+        help="LoRA to start from, folder, file or Hub id of any usual format; rank, alpha, targets, DoRA and rsLoRA "
+        "are those of the file where they are not typed")
     add("--lora_rank", type=COUNT, default=16, help="rank of the LoRA matrices")
     add("--lora_alpha", type=POSITIVE, help="LoRA alpha; the update is scaled by alpha / rank (default: the rank)")
     add("--lora_target_modules", default="all",
@@ -284,6 +287,8 @@ def refuse_contradictions(parser: argparse.ArgumentParser, args: argparse.Namesp
         parser.error("--dataroot is needed: the folder to train on")
     if args.train_base_model and args.quantize_base:
         parser.error("--train_base_model cannot train a base that --quantize_base has quantized")
+    if args.train_base_model and args.lora:
+        parser.error("--train_base_model trains no LoRA that --lora could start: leave one of the two out")
     if args.compile_blocks and args.quantize_base in NOT_COMPILED:
         parser.error(
             f"--quantize_base {args.quantize_base}: add --no-compile_blocks (PyTorch cannot compile training in 8 bits)"

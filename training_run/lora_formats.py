@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import FluxTransformer2DModel
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY, LORA_WEIGHT_NAME_SAFE
 from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 from huggingface_hub.errors import RepositoryNotFoundError
@@ -27,7 +28,7 @@ from peft import LoraConfig
 from peft.utils.other import get_pattern_key
 from safetensors import SafetensorError, safe_open
 
-from training_run.hub import local_path, why_not_loaded
+from training_run.hub import local_path, subfolder_of_transformer, why_not_loaded
 from training_run.not_data import what_else
 
 #: What peft calls an adapter's weights and settings, which lie in one folder.
@@ -146,6 +147,18 @@ _OTHER_MODELS = {
 }
 #: Width of the texts that a UNet's cross-attention reads, and whose it is.
 _TEXT_WIDTHS = {768: "Stable Diffusion 1", 1024: "Stable Diffusion 2", 2048: "Stable Diffusion XL (SDXL)"}
+
+#: Width of images that FLUX.1-dev takes in, which are the first of Fill's channels; masks follow.
+_DEV_CHANNELS = 64
+#: Transformers with layers of FLUX.1's names: double blocks, single blocks and width. Source: their configurations.
+_MODELS = {
+    "FLUX.1": (19, 38, 3072),
+    "HunyuanVideo": (20, 40, 3072),
+    "Qwen-Image": (60, 0, 3072),
+    "Stable Diffusion 3 (SD3) medium": (24, 0, 1536),
+    "Stable Diffusion 3.5 (SD3) large": (38, 0, 2432),
+    "FLUX.2-dev": (8, 48, 6144),
+}
 
 
 @dataclass(frozen=True)
@@ -617,3 +630,49 @@ def _of_layer(config: LoraConfig, layer: str) -> tuple[int, float]:
     """Rank and alpha of a layer, as peft finds them."""
     rank = config.rank_pattern.get(get_pattern_key(config.rank_pattern.keys(), layer), config.r)
     return rank, config.alpha_pattern.get(get_pattern_key(config.alpha_pattern.keys(), layer), config.lora_alpha)
+
+
+def without_weights(transformer: str, **hub: Any) -> FluxTransformer2DModel:
+    """A transformer, a folder or a Hub id, of which the configuration alone is read, on the device "meta".
+
+    ``hub`` are ``revision`` and ``cache_dir``.
+    """
+    subfolder = subfolder_of_transformer(transformer, **hub)
+    config = FluxTransformer2DModel.load_config(transformer, subfolder=subfolder, **hub)
+    with torch.device("meta"):
+        return FluxTransformer2DModel.from_config(config)
+
+
+def fitted(lora: LoraFile, transformer: str, flag: str = "--base", **hub: Any) -> LoraFile:
+    """The LoRA for a transformer, which ``flag`` has named and of which ``without_weights`` is enough.
+
+    A LoRA of FLUX.1-dev gets zeros for the channels that Fill's first layer has beside those of dev. Raises
+    ``ValueError`` when a layer is missing in the transformer or has another size there.
+    """
+    modules = dict(without_weights(transformer, **hub).named_modules())
+    weights = dict(lora.weights)
+    for layer in lora.layers:
+        down, rows = weights[f"{layer}.lora_A.weight"], len(weights[f"{layer}.lora_B.weight"])
+        there = getattr(modules.get(layer), "weight", None)
+        more = 0 if there is None else there.shape[1] - down.shape[1]
+        if layer == "x_embedder" and down.shape[1] == _DEV_CHANNELS and more > 0:
+            weights[f"{layer}.lora_A.weight"] = down = torch.nn.functional.pad(down, (0, more))
+        if there is None or there.shape != (rows, down.shape[1]):
+            here = "is missing" if there is None else f"has {tuple(there.shape)}"
+            raise ValueError(
+                f"the LoRA is for another transformer than {transformer}{_likely_model(lora)}: its {layer} is for "
+                f"{(rows, down.shape[1])}, there it {here}; name the right one with {flag}. Nothing converts a LoRA "
+                "of another model"
+            )
+    return replace(lora, weights=weights)
+
+
+def _likely_model(lora: LoraFile) -> str:
+    """In words, the first model that has the blocks of a LoRA and its width; nothing where there is none."""
+    blocks = [re.match(r"(single_)?transformer_blocks\.(\d+)\.attn\.to_q", layer) for layer in lora.layers]
+    found = [(match[0], bool(match[1]), int(match[2]) + 1) for match in blocks if match]
+    double, single = (max((number for _, kind, number in found if kind == single), default=0) for single in (0, 1))
+    widths = {lora.weights[f"{layer}.lora_A.weight"].shape[1] for layer, _, _ in found}
+    fitting = (name for name, has in _MODELS.items() if double <= has[0] and single <= has[1] and widths == {has[2]})
+    model = next(fitting, None)
+    return f", {model} by its blocks and width" if model else ""

@@ -12,6 +12,7 @@ from accelerate.logging import get_logger
 from accelerate.utils import broadcast_object_list
 
 from training_run.atomic import clear_leftovers, remove, write_file
+from training_run.bases import base_facts
 from training_run.checkpoints import checkpoints_in, newest_whole, step_of, verify
 from training_run.state import FREE, changed
 
@@ -119,7 +120,7 @@ def is_done(args: Namespace, own: frozenset[str]) -> bool:
     run = json.loads(record.read_text(encoding="utf-8"))
     arguments = {name: value for name, value in vars(args).items() if name in own}
     finished = run.get("status") == "done" and run.get("step") == args.max_train_steps
-    return finished and not changed(run["arguments"], arguments, FREE)
+    return finished and not changed(run["arguments"], arguments, FREE) and not changed(run["base"], base_facts(args))
 
 
 def forget_future(folder: Path, step: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import logging
 import math
@@ -22,6 +23,7 @@ from accelerate import Accelerator
 
 from training_run.atomic import write_file
 from training_run.bases import base_facts
+from training_run.start_lora import Start
 from training_run.stopping import StoppedError
 
 logger = logging.getLogger(__name__)
@@ -65,6 +67,7 @@ class RecordedRun(Protocol):
     accelerator: Accelerator
     folder: Path
     parameters: list[torch.nn.Parameter]
+    start: Start | None
     step: int
     skipped_steps: int
 
@@ -86,6 +89,7 @@ class RunRecord:
             "versions": package_versions(),
             "git_revision": git_revision(),
             "base": base_facts(run.args),
+            **({"started_from": dataclasses.asdict(run.start)} if run.start else {}),
             "device": torch.cuda.get_device_name() if run.accelerator.device.type == "cuda" else "cpu",
             "world_size": run.accelerator.num_processes,
             "resumed_from_step": run.step or None,

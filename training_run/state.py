@@ -89,12 +89,12 @@ def set_random_state(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state_all(state["cuda"])
 
 
-#: Arguments that change nothing about what a run computes.
+#: Arguments that change nothing about what a run computes, or that other facts of a checkpoint tell apart.
 FREE = frozenset(
     "output_dir overwrite_output_dir resume_from_checkpoint allow_changed_arguments checkpointing_steps "
     "checkpoints_total_limit save_every_minutes validation_steps num_validation_images num_inference_steps report_to "
     "logging_steps dataloader_num_workers dataloader_prefetch_factor cache_dir dataroot max_skipped_steps "
-    "train_data_list validation_data_list num_train_epochs cache_latents latents_dir".split()
+    "train_data_list validation_data_list num_train_epochs cache_latents latents_dir lora".split()
 )
 
 

@@ -22,10 +22,9 @@ from deepfashion_training.models.access import check_writable
 from deepfashion_training.models.features import DEFAULT_DINO, find_dino
 from deepfashion_training.models.fill import Recipe, same_model
 from deepfashion_training.models.human_parser import check_human_parser, default_human_parser, load_human_parser
-from deepfashion_training.models.lora_files import fitted
 from training_run.atomic import SAVING, write_file
 from training_run.hub import local_path
-from training_run.lora_formats import LoraFile, find_lora, read_lora
+from training_run.lora_formats import LoraFile, find_lora, fitted, read_lora
 from training_run.not_data import is_left_behind
 
 SETTINGS = "settings.json"

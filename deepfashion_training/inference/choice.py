@@ -171,10 +171,9 @@ def choose(args: argparse.Namespace) -> ModelChoice:
     from deepfashion_training.embedded import is_embedded
     from deepfashion_training.models import fill
     from deepfashion_training.models.access import USING_FLAGS, check_models
-    from deepfashion_training.models.lora_files import fitted
     from training_run import guards
     from training_run.hub import is_hub_id
-    from training_run.lora_formats import find_lora, read_lora
+    from training_run.lora_formats import find_lora, fitted, read_lora
 
     fill.check_means(args.quantize_base, args.offload)
     if not args.lora and args.lora_scale and args.lora_scale[0] != 1:

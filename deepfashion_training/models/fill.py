@@ -17,11 +17,10 @@ from diffusers import FluxFillPipeline
 import train_flux_inpaint as trainer
 from deepfashion_training.images.layout import ResizeMode
 from deepfashion_training.models.access import CATVTON_FLUX_ALPHA
-from deepfashion_training.models.lora_files import without_weights
 from training_run import guards
 from training_run.flags import AMOUNT, DRAWN_SIDE, STEPS, TOKENS
 from training_run.hub import local_path, transformer_in
-from training_run.lora_formats import LoraFile
+from training_run.lora_formats import LoraFile, without_weights
 
 FLUX_FILL = "black-forest-labs/FLUX.1-Fill-dev"
 #: Guidance of catvton-flux-alpha without a LoRA: what its own training script draws its validation pictures with.

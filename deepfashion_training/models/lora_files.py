@@ -7,14 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import FluxTransformer2DModel
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
 from huggingface_hub import snapshot_download
 from safetensors import safe_open
@@ -22,7 +19,7 @@ from safetensors.torch import save as serialize
 from safetensors.torch import save_file
 
 from training_run.bases import check_files
-from training_run.hub import is_hub_id, local_path, subfolder_of_transformer, transformer_in, why_not_loaded
+from training_run.hub import is_hub_id, local_path, transformer_in, why_not_loaded
 from training_run.lora_formats import PEFT_WEIGHTS, SWAPPED, LoraFile, joined_layer
 
 #: Precisions that an export can have, by their names in flags; and safetensors' names of them.
@@ -33,17 +30,6 @@ _PEFT_PREFIX = "base_model.model"
 #: diffusers' names of a transformer's weights: in one file, or in several that an index lists.
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
 _INDEX = f"{_WEIGHTS}.index.json"
-#: Width of images that FLUX.1-dev takes in, which are the first of Fill's channels; masks follow.
-_DEV_CHANNELS = 64
-#: Transformers with layers of FLUX.1's names: double blocks, single blocks and width. Source: their configurations.
-_MODELS = {
-    "FLUX.1": (19, 38, 3072),
-    "HunyuanVideo": (20, 40, 3072),
-    "Qwen-Image": (60, 0, 3072),
-    "Stable Diffusion 3 (SD3) medium": (24, 0, 1536),
-    "Stable Diffusion 3.5 (SD3) large": (38, 0, 2432),
-    "FLUX.2-dev": (8, 48, 6144),
-}
 
 
 def to_kohya(lora: LoraFile) -> dict[str, torch.Tensor]:
@@ -139,48 +125,6 @@ def find_transformer(name: str) -> Path:
     if kind != "FluxTransformer2DModel" or not any(folder.glob("[!.]*.safetensors")):
         raise ValueError(f"the base {name} holds no FluxTransformer2DModel with .safetensors weights")
     return folder
-
-
-def without_weights(transformer: str) -> FluxTransformer2DModel:
-    """A transformer, a folder or a Hub id, of which the configuration alone is read, on the device "meta"."""
-    config = FluxTransformer2DModel.load_config(transformer, subfolder=subfolder_of_transformer(transformer))
-    with torch.device("meta"):
-        return FluxTransformer2DModel.from_config(config)
-
-
-def fitted(lora: LoraFile, transformer: str) -> LoraFile:
-    """The LoRA for a transformer, a folder or a Hub id, of which the configuration alone is read.
-
-    A LoRA of FLUX.1-dev gets zeros for the channels that Fill's first layer has beside those of dev. Raises
-    ``ValueError`` when a layer is missing in the transformer or has another size there.
-    """
-    modules = dict(without_weights(transformer).named_modules())
-    weights = dict(lora.weights)
-    for layer in lora.layers:
-        down, rows = weights[f"{layer}.lora_A.weight"], len(weights[f"{layer}.lora_B.weight"])
-        there = getattr(modules.get(layer), "weight", None)
-        more = 0 if there is None else there.shape[1] - down.shape[1]
-        if layer == "x_embedder" and down.shape[1] == _DEV_CHANNELS and more > 0:
-            weights[f"{layer}.lora_A.weight"] = down = torch.nn.functional.pad(down, (0, more))
-        if there is None or there.shape != (rows, down.shape[1]):
-            here = "is missing" if there is None else f"has {tuple(there.shape)}"
-            raise ValueError(
-                f"the LoRA is for another transformer than {transformer}{_likely_model(lora)}: its {layer} is for "
-                f"{(rows, down.shape[1])}, there it {here}; name the right one with --base. Nothing converts a LoRA "
-                "of another model"
-            )
-    return replace(lora, weights=weights)
-
-
-def _likely_model(lora: LoraFile) -> str:
-    """In words, the first model that has the blocks of a LoRA and its width; nothing where there is none."""
-    blocks = [re.match(r"(single_)?transformer_blocks\.(\d+)\.attn\.to_q", layer) for layer in lora.layers]
-    found = [(match[0], bool(match[1]), int(match[2]) + 1) for match in blocks if match]
-    double, single = (max((number for _, kind, number in found if kind == single), default=0) for single in (0, 1))
-    widths = {lora.weights[f"{layer}.lora_A.weight"].shape[1] for layer, _, _ in found}
-    fitting = (name for name, has in _MODELS.items() if double <= has[0] and single <= has[1] and widths == {has[2]})
-    model = next(fitting, None)
-    return f", {model} by its blocks and width" if model else ""
 
 
 def stored_dtype(transformer: Path) -> torch.dtype:

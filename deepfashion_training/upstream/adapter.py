@@ -14,6 +14,7 @@ import train_flux_inpaint as trainer
 from deepfashion_training.upstream.driven_run import DrivenRun
 from training_run.lora import read_checkpoint_lora, save_lora
 from training_run.output_dir import LORA_FILE
+from training_run.start_lora import start_from
 
 
 class AdapterTransformer(FluxTransformer2DModel):
@@ -48,6 +49,9 @@ class AdapterTransformer(FluxTransformer2DModel):
             base = {id(parameter) for parameter in model.parameters()}
             torch.manual_seed(settings.seed)
             trainer.make_trainable(model, settings)
+            cls.run.start = start_from(model, settings) if settings.lora else None
+        if cls.run.start and not cls.run.first_step:
+            trainer.logger.info(cls.run.start.line(settings))
         # Only now, because loading a base and adding an adapter need the whole model's parameters.
         model.__class__ = cls
         named = torch.nn.Module.named_parameters(model)

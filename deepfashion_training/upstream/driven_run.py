@@ -21,6 +21,7 @@ from training_run.lora import save_lora
 from training_run.output_dir import LORA_FILE, find_checkpoint, forget_future, refuse_finished
 from training_run.record import RunRecord
 from training_run.row_order import PairStream, seed_for, validation_rows
+from training_run.start_lora import Start
 from training_run.stopping import StoppedError, Stopping
 
 #: What the script's arguments for lists of pairs are set to, so that its three datasets can be told apart.
@@ -52,6 +53,7 @@ class DrivenRun:
         self.skipped_steps = 0
         self.accelerator: Any = None
         self.model: Any = None
+        self.start: Start | None = None
         self.parameters: list[torch.nn.Parameter] = []
         self.optimizer: Any = None
         self.datasets: dict[str, Any] = {}
