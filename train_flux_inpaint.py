@@ -265,30 +265,40 @@ def distinct_prompts(args: argparse.Namespace, captions: Sequence[str]) -> list[
 def encode_prompts(
     args: argparse.Namespace, prompts: list[str], device: torch.device, dtype: torch.dtype, hidden: bool = True
 ) -> PromptTable:
-    """Encode distinct ``prompts``, then let T5 and CLIP leave memory. The table is in main memory.
+    """Encode distinct ``prompts`` with T5, then with CLIP; each leaves memory. The table is in main memory.
 
-    ``hidden`` shows no progress. Raises ``ValueError`` when the table would take more than half of the main memory that
-    is free.
+    An encoder that does not fit what is free of the GPU runs in main memory. ``hidden`` shows no progress. Raises
+    ``ValueError`` when the table would take more than half of the main memory that is free.
     """
-    options = {"transformer": None, "vae": None, **pipeline_options(args, dtype)}
-    text_encoders = FluxFillPipeline.from_pretrained(args.pretrained_model_name_or_path, **options).to(device)
-    size = len(prompts) * args.max_sequence_length * text_encoders.text_encoder_2.config.d_model * dtype.itemsize
+    columns = []
+    for part, tokenizer in (("text_encoder_2", "tokenizer_2"), ("text_encoder", "tokenizer")):
+        options = dict.fromkeys({"transformer", "vae", *bases.TEXT_PARTS} - {part, tokenizer})
+        options |= pipeline_options(args, dtype)
+        pipeline = FluxFillPipeline.from_pretrained(args.pretrained_model_name_or_path, **options)
+        encoder, encode = speed.place_encoder(getattr(pipeline, part), device), pipeline._get_clip_prompt_embeds
+        if part == "text_encoder_2":
+            check_table_size(args, len(prompts), encoder.config.d_model * dtype.itemsize)
+            length = {"max_sequence_length": args.max_sequence_length, "dtype": dtype}
+            encode = functools.partial(pipeline._get_t5_prompt_embeds, **length)
+        column = []
+        for prompt in tqdm(prompts, desc="Encoding prompts", disable=hidden or len(prompts) < 16):
+            with torch.no_grad():
+                column.append(encode(prompt, device=encoder.device).to("cpu", dtype))
+        columns.append(torch.cat(column))
+        del pipeline, encoder, encode
+        speed.free_memory()
+    return PromptTable(prompts, *columns)
+
+
+def check_table_size(args: argparse.Namespace, prompts: int, bytes_of_token: int) -> None:
+    """Raise ``ValueError`` when embeddings of so many prompts take more than half of the main memory that is free."""
+    size = prompts * args.max_sequence_length * bytes_of_token
     free = guards.available_memory()
     if size > free / 2:
         raise ValueError(
-            f"the embeddings of {len(prompts)} distinct prompts need {size / 2**30:.1f} GiB of memory and "
+            f"the embeddings of {prompts} distinct prompts need {size / 2**30:.1f} GiB of memory and "
             f"{free / 2**30:.1f} GiB are free: lower --max_sequence_length, take fewer rows, or drop --use_captions"
         )
-    parts = []
-    for prompt in tqdm(prompts, desc="Encoding prompts", disable=hidden or len(prompts) < 16):
-        with torch.no_grad():
-            embeds, pooled, _ = text_encoders.encode_prompt(
-                prompt=prompt, prompt_2=None, device=device, max_sequence_length=args.max_sequence_length
-            )
-        parts.append([tensor.to("cpu", dtype) for tensor in (embeds, pooled)])
-    del text_encoders
-    speed.free_memory()
-    return PromptTable(prompts, *map(torch.cat, zip(*parts, strict=True)))
 
 
 def prompts_of_run(args: argparse.Namespace, prompts: list[str], accelerator: Accelerator) -> PromptTable:

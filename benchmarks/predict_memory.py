@@ -5,7 +5,7 @@
 Says what a block keeps for its backward pass, for one pair of 768x1152 and the trainer's default LoRA, and for each
 preset how much a step takes at its peak on the smallest card of ``cards.yaml`` with the memory that the preset asks
 for, with a twentieth of it to spare, and how many of the 57 blocks have to be recomputed for that. Exit 1 where a
-preset does not fit.
+preset does not fit. Then what drawing one picture takes, as ``tryon``, ``evaluate`` and ``demo`` do.
 """
 
 from __future__ import annotations
@@ -27,11 +27,15 @@ from diffusers.training_utils import cast_training_params  # noqa: E402
 
 import train_flux_inpaint as trainer  # noqa: E402
 from deepfashion_training.plan import executed_tflop, on_card, pairs_per_step, useful_tflop  # noqa: E402
+from training_run import memory  # noqa: E402
+from training_run.flops import FLUX_FILL  # noqa: E402
 from training_run.lora import lora_config  # noqa: E402
 from training_run.memory import predict, saved_by_blocks  # noqa: E402
 
 GIB = 2**30
 PRESETS = ["full", *wrapper.PRESET_FLAGS.values()]
+#: Of one half, in pixels.
+DRAWN = ((512, 384), (768, 576), (1024, 768))
 
 
 def as_peft_makes_it(transformer: Any, args: argparse.Namespace) -> list[Any]:
@@ -76,6 +80,30 @@ def figures_of(preset: str) -> dict[str, Any]:
     }
 
 
+def as_it_draws(transformer: Any, args: argparse.Namespace) -> list[Any]:
+    """Add the LoRA as ``models/fill.py`` does, in the precision of the base."""
+    transformer.requires_grad_(False)
+    transformer.add_adapter(lora_config(args, transformer))
+    return []
+
+
+def drawing_gib(height: int, width: int) -> dict[str, float]:
+    """GiB at the peak of drawing one pair with a LoRA, by how the base is held; the text encoders are gone by then."""
+    flags = ["--dataroot=.", "--mixed_precision=bf16", f"--height={height}", f"--width={width}"]
+    args = trainer.parse_args([*flags, "--quantize_base=nf4"])
+    depths = [{**FLUX_FILL, "num_layers": d, "num_single_layers": s} for d, s in memory._SHAPES]
+    step, (vae, decoding) = memory.trace_drawing(args, as_it_draws, depths[0]), memory.decoding(args)
+    beside = vae + max(step, decoding)
+    found = {}
+    for kind in ("nf4", None):
+        held = argparse.Namespace(**vars(args) | {"quantize_base": kind})
+        models = [memory._on_meta(held, as_it_draws, depth).requires_grad_(False) for depth in depths]
+        weights = memory._Linear.through([memory.frozen_bytes(model, held) for model in models])
+        found[kind or "bf16"] = weights.at((FLUX_FILL["num_layers"], FLUX_FILL["num_single_layers"])) + beside
+    found["offload"] = weights.rest + 2 * max(weights.of_block) + beside  # a block, and the next one on its way
+    return {name: round(count / GIB, 2) for name, count in found.items()}
+
+
 def main() -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
@@ -104,6 +132,10 @@ def main() -> None:
             f"{Path(preset).stem:12}{row['batch']:>6}{peak:>16}  {row['card']:18}{row['recomputed_blocks']:>11}"
             f"{row['useful_tflop_a_pair']:>12.1f}{row['executed_tflop_a_pair']:>10.1f}"
         )
+    found["drawing"] = {f"{height}x{width}": drawing_gib(height, width) for height, width in DRAWN}
+    print(f"\n{'drawing, GiB at peak':24}" + "".join(f"{size:>12}" for size in found["drawing"]))
+    for held, flag in {"bf16": "", "nf4": "--quantize_base nf4", "offload": "--offload"}.items():
+        print(f"{flag or 'as it is':24}" + "".join(f"{each[held]:>12.1f}" for each in found["drawing"].values()))
     print(f"\n{time.perf_counter() - began:.0f} s")
     if args.json:
         args.json.write_text(json.dumps(found, indent=1) + "\n", "utf-8")

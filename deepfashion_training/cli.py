@@ -96,15 +96,19 @@ class Preset:
     gpu_memory_gib: float | None = None
     """GPU memory that a run takes; None where the preset does not say."""
     disk_gib: float | None = None
+    smaller: tuple[dict[str, str], ...] = ()
+    """Flags for a GPU on which the run does not fit, each step beside those before it."""
 
-    def values(self, parser: FlagParser, typed_only: Collection[str] = ()) -> dict[str, Any]:
-        """The values of the flags, by their names in ``parser``; None for one that is left out.
+    def values(
+        self, parser: FlagParser, typed_only: Collection[str] = (), flags: dict[str, str] | None = None
+    ) -> dict[str, Any]:
+        """The values of the flags (None: ``self.flags``) by their names in ``parser``; None for one that is left out.
 
         Raises ``WrongUseError`` for a flag that ``parser`` does not know or would not take this value for, and for one
         of ``typed_only``, which belong on the command line.
         """
         values: dict[str, Any] = {}
-        for flag, text in self.flags.items():
+        for flag, text in (self.flags if flags is None else flags).items():
             try:
                 action = parser._option_string_actions.get(f"--{flag}") or parser.refuse(f"--{flag}")
                 if action.dest in typed_only:
@@ -147,20 +151,22 @@ def load_preset(name: str) -> Preset:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise WrongUseError(f"--preset {path} is no valid YAML: {in_one_line(str(error))}") from error
-    if isinstance(content, dict) and (unread := set(content) - {"about", "needs", "flags"}):
+    if isinstance(content, dict) and (unread := set(content) - {"about", "needs", "flags", "smaller"}):
         raise WrongUseError(
-            f"--preset {path}: {min(unread)!r} is not read: the keys are about, needs and flags, with flags below it"
+            f"--preset {path}: {min(unread)!r} is not read: the keys are about, needs, flags and smaller, with flags "
+            "below the last two"
         )
     try:
         flags, needs = content.get("flags", {}), content.get("needs") or {}
-        if all(isinstance(value, str) for value in flags.values()):
+        smaller = tuple(content.get("smaller", ()))
+        if all(isinstance(value, str) for step in (flags, *smaller) for value in step.values()):
             numbers = {need: float(gib) for need, gib in needs.items()}
-            return Preset(path.stem, path, str(content.get("about", "")), flags, **numbers)
+            return Preset(path.stem, path, str(content.get("about", "")), flags, smaller=smaller, **numbers)
     except (AttributeError, TypeError, ValueError):
         pass
     raise WrongUseError(
-        f"--preset {path}: its keys are about, a text; needs, with the numbers gpu_memory_gib and disk_gib; and flags, "
-        "with the names of flags and a single value for each"
+        f"--preset {path}: its keys are about, a text; needs, with the numbers gpu_memory_gib and disk_gib; flags, "
+        "with the names of flags and a single value for each; and smaller, a list of such flags"
     )
 
 

@@ -27,7 +27,13 @@ if __name__ == "__main__":  # run by path: the package is found from here, and i
     sys.path[0] = str(HERE.parent)
 
 from deepfashion_training.cli import PRESETS, FlagParser, Preset, load_preset, run_command  # noqa: E402
-from deepfashion_training.train_deepfashion_lora import PRESET_FLAGS, build_parser, parse  # noqa: E402
+from deepfashion_training.train_deepfashion_lora import (  # noqa: E402
+    PRESET_FLAGS,
+    build_parser,
+    parse,
+    say_what_fits,
+    smaller_steps,
+)
 from training_run.cores import usable_cores  # noqa: E402
 from training_run.stopping import LAUNCHER  # noqa: E402
 
@@ -166,6 +172,10 @@ def work(argv: list[str]) -> int:
     on_cpu = not gpus and not (fault and args.check)  # the check is to see what the launcher saw
     command, environments = [sys.executable, str(TRAIN), *words], processes(count, on_cpu=on_cpu)
     if args.dry_run:
+        if (steps := smaller_steps(words)) and not args.upstream:
+            args, script = parse(words)
+            args.check = True  # which is to say it for cards that are not here, too
+            say_what_fits(args, script, steps)
         sys.stdout.write(f"{as_one_command(command, environments)}\n")
         return 0
     return supervise(command, environments)

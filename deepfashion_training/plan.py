@@ -1,6 +1,7 @@
 """The answer to ``--plan``: some steps of the run, really taken where that is possible, else an estimate by a table.
 
-Steps are taken with the user's flags and, on one GPU, with others that may do better.
+Steps are taken with the user's flags and, on one GPU, with others that may do better. ``fit_to_gpu`` makes the run of a
+preset with smaller steps fit the GPU that is here.
 """
 
 from __future__ import annotations
@@ -12,13 +13,13 @@ import math
 import shutil
 import statistics
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 
 from deepfashion_training.cli import describe, load_cards
 from deepfashion_training.deepfashion_dataset import DatasetOptions, DeepFashionDataset
@@ -26,11 +27,15 @@ from deepfashion_training.embedded import is_embedded
 from deepfashion_training.embedded.wardrobe import write_wardrobe
 from deepfashion_training.models import access
 from deepfashion_training.upstream import script as upstream
+from training_run.bases import folder_of
+from training_run.checkpoints import newest_whole
 from training_run.flags import NOT_COMPILED
 from training_run.flops import FLUX_FILL, duration, recomputed_flops, useful_flops
 from training_run.guards import gpu_fault, is_out_of_memory
-from training_run.memory import MakeTrainable, StepMemory, predict, state_bytes
-from training_run.speed import FILL, free_memory
+from training_run.hub import transformer_in
+from training_run.memory import T5_BYTES, MakeTrainable, StepMemory, predict, state_bytes
+from training_run.speed import FILL, free_memory, free_to_use
+from training_run.state import FREE, read_state
 from training_run.stopping import Stopping
 
 GIB = 2**30
@@ -38,6 +43,11 @@ GIB = 2**30
 STEPS, WARM_UP = 6, 2
 #: Drawn rows: ten people. A run goes through them again and again.
 ROWS = 30
+
+#: What CUDA's context takes of a card that nothing else uses, with the kernels of PyTorch, cuBLAS and cuDNN (estimate).
+CONTEXT_GIB = 0.5
+#: Flags that make a run smaller, one step beside those before it.
+Steps = Sequence[dict[str, Any]]
 
 #: Trains as the arguments say, on what the dataset class reads.
 Train = Callable[[argparse.Namespace, Any], None]
@@ -58,11 +68,11 @@ def is_measured(args: argparse.Namespace, state: Any) -> bool:
     return state.device.type == "cuda" or is_embedded(args.pretrained_inpaint_model_name_or_path)
 
 
-def plan(args: argparse.Namespace, script: Any, state: Any) -> None:
+def plan(args: argparse.Namespace, script: Any, state: Any, steps: Steps = ()) -> None:
     """Say what the run of ``script`` will take; of the run itself nothing is done, and nothing stays on the disk.
 
-    Raises ``ValueError`` when it does not fit the GPU that is here, after the plan for flags that do, and for a GPU
-    that PyTorch cannot use. All ranks call this.
+    ``steps`` make it smaller for cards that it does not fit. Raises ``ValueError`` when it does not fit the GPU that is
+    here, after the plan for flags that do, and for a GPU that PyTorch cannot use. All ranks call this.
     """
     if is_measured(args, state):
         access.check_models(
@@ -76,7 +86,7 @@ def plan(args: argparse.Namespace, script: Any, state: Any) -> None:
     else:
         if fault := gpu_fault():
             raise ValueError(fault)
-        lines = iter(estimated_lines(args, script.make_trainable))
+        lines = iter(estimated_lines(args, script.make_trainable, steps))
     with Stopping():  # a signal is an exception here, so that what was measured in is removed
         for line in lines:
             state.print(line, flush=True)
@@ -222,6 +232,102 @@ def measure(args: argparse.Namespace, train: Train, state: Any) -> MeasuredRun |
     return MeasuredRun(steady, run.get("peak_gpu_memory_gib"), written, weights)
 
 
+# ---- a run that fits the GPU
+
+
+def fit(
+    args: argparse.Namespace, steps: Steps, budgets: Sequence[float], make_trainable: MakeTrainable, shape: Any = None
+) -> list[tuple[dict[str, Any], StepMemory, int | None]]:
+    """For each of ``budgets``, in bytes, the first of ``steps`` with which a step fits, if any is needed.
+
+    That is the flags of it and of those before, the memory, and how many blocks are recomputed: None where nothing
+    fits, with all steps taken. ``shape`` is the transformer's configuration.
+    """
+
+    @functools.cache
+    def way(count: int) -> tuple[dict[str, Any], StepMemory]:
+        changes = {name: value for step in steps[:count] for name, value in step.items()}
+        own = argparse.Namespace(**vars(args) | changes)
+        return changes, predict(own, make_trainable, shape) if shape else predict(own, make_trainable)
+
+    found = []
+    for budget in budgets:
+        for count in range(len(steps) + 1):
+            changes, memory = way(count)
+            recomputed = memory.recomputed(args.gradient_checkpointing, budget)
+            if recomputed is not None:
+                break
+        found.append((changes, memory, recomputed))
+    return found
+
+
+def fit_line(
+    args: argparse.Namespace, changes: dict[str, Any], memory: StepMemory, recomputed: int | None, free: float
+) -> str:
+    """What a step of ``fit`` takes of ``free`` bytes, or how much is missing."""
+    own = argparse.Namespace(**vars(args) | changes)
+    size_of_half = f"{own.height}x{own.width}" + (", cached latents" if changes.get("cache_latents") else "")
+    if recomputed is None:
+        least = memory.least(args.gradient_checkpointing)
+        missing = f"{(least / FILL - free) / GIB:.1f} GiB are missing"
+        return f"{size_of_half}: {least / GIB:.1f} GiB at least and {free / GIB:.1f} free (simulated): {missing}"
+    peak = f"{memory.peak(recomputed) / GIB:.1f} of {free / GIB:.1f} GiB free (simulated)"
+    is_flux = memory.blocks == (FLUX_FILL["num_layers"], FLUX_FILL["num_single_layers"])
+    in_memory = "; T5 runs in main memory" if is_flux and FILL * free < T5_BYTES else ""
+    return f"{size_of_half}: {peak}, {recomputed} of {sum(memory.blocks)} blocks recomputed{in_memory}"
+
+
+def free_on_gpu(state: Any) -> int | None:
+    """Bytes that this process may fill of its GPU; None without one."""
+    return free_to_use(state.device) if state.device.type == "cuda" else None
+
+
+def transformer_shape(args: argparse.Namespace) -> dict[str, Any]:
+    """The configuration of the transformer; of one that is on the Hub it is FLUX.1-Fill's."""
+    folder = folder_of(args.pretrained_inpaint_model_name_or_path, args.inpaint_revision, args.cache_dir)
+    config = transformer_in(folder) / "config.json" if folder else None
+    found = json.loads(config.read_text("utf-8")) if config and config.is_file() else FLUX_FILL
+    return {name: found.get(name, value) for name, value in FLUX_FILL.items()}
+
+
+def fit_to_gpu(args: argparse.Namespace, steps: Steps, make_trainable: MakeTrainable, state: Any) -> str | None:
+    """Change ``args`` by as many of ``steps`` as it takes to fit the GPU with the least free memory, and say it.
+
+    A run that is continued keeps what its checkpoint has of flags that change the result. All ranks call this and
+    decide alike; None on a CPU, where nothing is changed.
+    """
+    free = free_on_gpu(state)
+    if free is None:
+        return None
+    least_free = min(gather_object([free]))
+    decided: list[Any] = [{}, None]
+    if state.is_main_process:
+        asked = args.resume_from_checkpoint
+        checkpoint = newest_whole(Path(args.output_dir)) if asked == "latest" else asked and Path(asked)
+        before = read_state(checkpoint)["arguments"] if checkpoint else {}
+        kept = {name: before[name] for step in steps for name in step if name not in FREE and name in before}
+        own = argparse.Namespace(**vars(args) | kept)
+        left = [step for step in steps if not step.keys() & kept.keys()]
+        ((changes, memory, recomputed),) = fit(own, left, [FILL * least_free], make_trainable, transformer_shape(args))
+        line = fit_line(own, changes, memory, recomputed, least_free)
+        decided = [kept | changes, line + ("; the size is that of its checkpoint" if kept else "")]
+    changes, line = broadcast_object_list(decided)
+    vars(args).update(changes, fitted=line)
+    return f"{Path(args.preset).stem} on this GPU: {line}"
+
+
+def card_lines(args: argparse.Namespace, steps: Steps, make_trainable: MakeTrainable) -> list[str]:
+    """What ``fit`` finds for each card of ``cards.yaml``."""
+    cards = load_cards()
+    found = fit(args, steps, [FILL * free_on(card) for card in cards], make_trainable)
+    return [f"{card['card']:16}{fit_line(args, *way, free_on(card))}" for card, way in zip(cards, found, strict=True)]
+
+
+def free_on(card: dict[str, Any]) -> float:
+    """Bytes that are free on a card of ``cards.yaml`` when a run begins."""
+    return float((card["memory_gib"] - CONTEXT_GIB) * GIB)
+
+
 # ---- what is said
 
 
@@ -328,14 +434,15 @@ def on_card(
     """The quickest of some ways to run on ``card``, each with its flags and its memory; None where none fits."""
     found = []
     for changes, memory in memories:
-        recomputed = memory.recomputed(args.gradient_checkpointing, FILL * card["memory_gib"] * GIB)
+        recomputed = memory.recomputed(args.gradient_checkpointing, FILL * free_on(card))
         if recomputed is not None:
-            seconds = executed_tflop(args, recomputed) / (card["share"] * card["ceiling_tflops"])
+            own = argparse.Namespace(**vars(args) | changes)
+            seconds = executed_tflop(own, recomputed) / (card["share"] * card["ceiling_tflops"])
             found.append(OnCard(changes, recomputed, memory.peak(recomputed) / GIB, seconds))
     return min(found, key=lambda way: way.seconds, default=None)
 
 
-def estimated_lines(args: argparse.Namespace, make_trainable: MakeTrainable) -> list[str]:
+def estimated_lines(args: argparse.Namespace, make_trainable: MakeTrainable, steps: Steps = ()) -> list[str]:
     """The lines of a run of FLUX.1-Fill where there is no GPU to measure it on.
 
     Memory is that of simulated steps, time follows from a table; ``make_trainable`` is the trainer's.
@@ -347,6 +454,11 @@ def estimated_lines(args: argparse.Namespace, make_trainable: MakeTrainable) -> 
     ]
     cards = load_cards()
     ways = [on_card(args, card, memories) for card in cards]
+    short = [number for number, way in enumerate(ways) if way is None and steps]
+    fitted = fit(args, steps, [FILL * free_on(cards[number]) for number in short], make_trainable)
+    for number, (changes, memory, _) in zip(short, fitted, strict=True):
+        memories.append((changes, memory))
+        ways[number] = on_card(args, cards[number], memories[-1:])
     checkpoint = own.parameters * (4 + state_bytes(args))  # weights are fp32
     slowest = max((way.seconds for way in ways if way), default=0.0)
     lines = [

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
 import os
 import shutil
 from collections.abc import Callable
@@ -23,15 +22,14 @@ from huggingface_hub import constants
 from deepfashion_training.cli import FaultsError, load_preset
 from deepfashion_training.models import access
 from deepfashion_training.models.publish import check_push
-from deepfashion_training.plan import checkpoints_kept, latents_row_bytes
+from deepfashion_training.plan import checkpoints_kept, latents_row_bytes, transformer_shape
 from deepfashion_training.plan import size as in_words
 from deepfashion_training.upstream import script as upstream
 from training_run import guards
-from training_run.bases import folder_of
 from training_run.flops import FLUX_FILL
-from training_run.hub import is_hub_id, local_path, transformer_in
+from training_run.hub import is_hub_id, local_path
 from training_run.lock import only_writer
-from training_run.memory import predict, state_bytes
+from training_run.memory import T5_BYTES, predict, state_bytes
 from training_run.speed import FILL
 from training_run.start_lora import read_start
 from training_run.transfer import bytes_of_pair
@@ -135,13 +133,9 @@ class Preflight:
     @functools.cached_property
     def shape(self) -> dict[str, Any] | None:
         """The configuration of the transformer where it is of FLUX.1's size, else None; of one on the Hub it is."""
-        args = self.args
-        if not self.is_ours or args.embedded:
+        if not self.is_ours or self.args.embedded:
             return None
-        folder = folder_of(args.pretrained_inpaint_model_name_or_path, args.inpaint_revision, args.cache_dir)
-        config = transformer_in(folder) / "config.json" if folder else None
-        found = json.loads(config.read_text("utf-8")) if config and config.is_file() else FLUX_FILL
-        shape = {name: found.get(name, value) for name, value in FLUX_FILL.items()}
+        shape = transformer_shape(self.args)
         return shape if shape["num_layers"] >= FLUX_FILL["num_layers"] else None
 
     def gpu_memory(self) -> str:
@@ -156,7 +150,11 @@ class Preflight:
         free, total = torch.cuda.mem_get_info()
         beside = f"{least / GIB:.1f} GiB at least, by a simulated step; {free / GIB:.1f} of {total / GIB:.1f} are free"
         if least > free * (FILL if args.gradient_checkpointing == "auto" else 1):  # as ``auto`` will see it
-            raise ValueError(f"GPU memory: {beside}: end other programs on it, or see with --plan which flags fit")
+            missing = (least / (FILL if args.gradient_checkpointing == "auto" else 1) - free) / GIB
+            raise ValueError(
+                f"GPU memory: {beside}, {missing:.1f} GiB are missing for {args.height}x{args.width}: end other "
+                "programs on it, or see with --plan which flags fit"
+            )
         return beside
 
     def main_memory(self) -> str:
@@ -166,6 +164,8 @@ class Preflight:
         if not args.embedded and torch.cuda.is_available():
             needed = self.processes * PROCESS_BYTES
             needed += 2 * self.checkpoint_bytes  # tensors that leave the GPU, and the file that is made of them
+            if self.shape and FILL * torch.cuda.mem_get_info()[0] < T5_BYTES:
+                needed += self.processes * T5_BYTES
         beside = (
             f"{needed / GIB:.1f} GiB (estimate); {free / GIB:.1f} are free" if needed else f"{free / GIB:.1f} GiB free"
         )

@@ -176,6 +176,20 @@ def parse(argv: list[str], parser: FlagParser | None = None, *, load: bool = Tru
     return args, script
 
 
+def smaller_steps(argv: list[str]) -> list[dict[str, Any]]:
+    """The steps by which the preset of a command line makes a run smaller, without those that a typed flag is in.
+
+    None for the small model over a preset of the project, which fits anywhere.
+    """
+    parser = build_parser()
+    typed = parser.given(argv)[0]
+    preset = load_preset(typed.get("preset", "full"))
+    if typed.get("embedded") and preset.path.parent == load_preset("embedded").path.parent:
+        return []
+    steps = [preset.values(parser, _of_groups(parser, _TYPED_ONLY), step) for step in preset.smaller]
+    return [step for step in steps if not step.keys() & typed.keys()]
+
+
 def from_anywhere(name: str) -> str:
     """A folder or file by its whole path; a Hub id as it is."""
     return str(Path(name).absolute()) if Path(name).exists() else name
@@ -289,6 +303,16 @@ def process_state() -> Any:
 
 
 # ---- before training
+
+
+def say_what_fits(args: argparse.Namespace, script: Any, steps: list[dict[str, Any]]) -> None:
+    """Take as many of ``steps`` as the GPU needs, and say it; without one ``--check`` says what they do for others."""
+    from deepfashion_training.plan import card_lines, fit_to_gpu
+
+    state = process_state()
+    line = fit_to_gpu(args, steps, script.make_trainable, state)
+    lines = [line] if line else card_lines(args, steps, script.make_trainable) if args.check else []
+    state.print("\n".join(lines), end="\n" * bool(lines), file=sys.stderr)
 
 
 def check(args: argparse.Namespace, script: Any) -> None:
@@ -592,10 +616,13 @@ def work(argv: list[str]) -> int:
 
             sys.stdout.write("\n".join(open_script(args.upstream_check, args.upstream_dataset).notes) + "\n")
             return 0
+        steps = smaller_steps(argv) if isinstance(script, ModuleType) else []
+        if steps:
+            say_what_fits(args, script, steps)
         if args.plan:
             from deepfashion_training.plan import plan
 
-            plan(args, script, process_state())
+            plan(args, script, process_state(), steps)
             return 0
         from training_run.lock import only_writer
 

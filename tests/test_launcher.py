@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -11,11 +12,12 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 
-from deepfashion_training import launch
+from deepfashion_training import launch, plan
 
 ROOT = Path(__file__).resolve().parents[1]
 LAUNCHER = ROOT / "deepfashion_training" / "train_deepfashion_lora.sh"
@@ -88,6 +90,17 @@ def test_a_dry_run_prints_what_can_be_pasted(machine: Machine) -> None:
     machine.gpus()
     out = machine.run("--embedded", "--dry-run")[1]
     assert out.startswith("ACCELERATE_USE_CPU=true OMP_NUM_THREADS=1 ") and "torch.distributed.run" in out
+
+
+def test_a_dry_run_says_what_a_small_card_gets(machine: Machine) -> None:
+    """Of the cards in the table where there is no GPU, beside the command and not in it."""
+    memory = SimpleNamespace(recomputed=lambda *_: 7, peak=lambda _: 8 * 2**30, blocks=(19, 38))
+    machine.patch.setattr(plan, "predict", lambda args, *more: memory)
+    code, out, err = machine.run("--low-vram", "--dry-run")
+    assert code == 0 and shlex.split(out)[-1] == "--low-vram"
+    for card in ("RTX 3060 12 GB", "RTX 4080 16 GB", "RTX 4090 24 GB"):
+        assert re.search(rf"^{card} +512x384: 8.0 of [\d.]+ GiB free .*7 of 57", err, re.M), err
+    assert machine.run("--low-vram", "--embedded", "--dry-run")[2] == ""
 
 
 #: What ``accelerate config`` wrote for another project.
@@ -280,6 +293,7 @@ def test_too_small_a_machine_is_told_what_to_do(
     code, _, err = machine.run(*flags)
     assert (code, machine.calls) == (1, [])
     assert said in err and "--embedded" in err and err.count("\n") == 1
+    machine.patch.setattr(launch, "say_what_fits", lambda *_: None)
     code, out, err = machine.run(*flags, "--dry-run")
     assert code == 0 and TRAIN in out and err.startswith("warning: ") and said in err
 
@@ -367,8 +381,8 @@ def test_works_from_anywhere_through_links_and_odd_names(tmp_path: Path) -> None
     link.symlink_to(os.path.relpath(package / LAUNCHER.name, link.parent))  # relative, and seen from its own folder
     again = tmp_path / "again"
     again.symlink_to(link)
-    said = {from_shell(script, "--low-vram", "--dry-run").stdout for script in (package / LAUNCHER.name, link, again)}
-    inside = f"cd {shlex.quote(str(package))} && bash {LAUNCHER.name} --low-vram --dry-run"
+    said = {from_shell(script, "--h100", "--dry-run").stdout for script in (package / LAUNCHER.name, link, again)}
+    inside = f"cd {shlex.quote(str(package))} && bash {LAUNCHER.name} --h100 --dry-run"
     said.add(from_shell("-c", inside, CDPATH=str(tmp_path)).stdout)
     assert len(said) == 1 and str(package / Path(TRAIN).name) in shlex.split(said.pop())
 

@@ -110,10 +110,19 @@ def test_the_command_on_the_real_model(tmp_path: Path) -> None:
     for name, gib in known.items():
         assert found["block_saved_gib"][name] == pytest.approx(gib, rel=0.03)
         assert found["block_saved_gib"][f"trainer_{name}"] <= 1.01 * gib
+    drawn = found["drawing"][
+        "768x576"
+    ]  # weights of 22.2 or 6.3 GiB, and 1.6 for VAE and activations (benchmarks/README.md)
+    assert drawn == {
+        "bf16": pytest.approx(23.8, abs=0.2),
+        "nf4": pytest.approx(8, abs=0.2),
+        "offload": pytest.approx(2.8, abs=0.2),
+    }
     assert set(found["presets"]) == {"full", "quick_test", "h100", "low_vram"}
     for name, row in found["presets"].items():
         assert row["peak_gib"] <= 0.95 * row["card_gib"]
-        assert row["executed_tflop_a_pair"] <= 1.05 * row["useful_tflop_a_pair"]
+        again = 1.4 if name == "low_vram" else 1.05  # on 12 GB 46 of 57 blocks are recomputed
+        assert row["executed_tflop_a_pair"] <= again * row["useful_tflop_a_pair"]
         text = (PRESETS / f"{name}.yaml").read_text()
         peaks = [float(peak) for peak in re.findall(r"simulated: ([\d.]+) |Simulated: ([\d.]+) ", text)[0] if peak]
         expected = row["peak_gib"] if name == "h100" else row["all_recomputed_gib"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import os
 import re
@@ -16,10 +17,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
+from conftest import forget_accelerator
 
 from deepfashion_training import plan
 from deepfashion_training import train_deepfashion_lora as wrapper
 from deepfashion_training.cli import PRESETS, load_cards
+from deepfashion_training.embedded.wardrobe import write_wardrobe
 from deepfashion_training.plan import GIB, MeasuredRun
 from training_run.flops import FLUX_FILL, useful_flops
 from training_run.memory import StepMemory
@@ -196,7 +199,7 @@ def test_an_estimate_says_that_it_is_one_and_where_it_comes_from(
     args = asked("--preset", preset)
     for card in cards:
         assert f"TFLOP/s, {card['ceiling_source']}" in said and card["share_source"] in said
-        room = math.floor(0.95 * card["memory_gib"] - 23)  # one pair at a time, and a GiB a block
+        room = math.floor(0.95 * (card["memory_gib"] - 0.5) - 23)  # one pair at a time, and a GiB a block
         figures = rows[card["card"]].removeprefix(card["card"])
         if preset == "h100" and room > 0:  # 2 x 4 there, and half of that is kept
             assert figures.endswith("with --train_batch_size 1 --gradient_accumulation_steps 8")
@@ -247,6 +250,135 @@ def test_a_small_model_is_measured_and_a_large_one_is_not() -> None:
     cpu, gpu = (SimpleNamespace(device=torch.device(kind)) for kind in ("cpu", "cuda"))
     assert plan.is_measured(asked("--embedded"), cpu)
     assert not plan.is_measured(asked(), cpu) and plan.is_measured(asked(), gpu)
+
+
+# ---- a run that is made to fit the GPU
+
+
+def of_size(args: argparse.Namespace, make_trainable: object = None, shape: object = None) -> StepMemory:
+    """Takes the place of ``predict``: a GiB for 64 lines of height at least, twice that with all activations kept."""
+    least = args.height * GIB // 64 + (0 if args.cache_latents else GIB // 4)
+    return StepMemory((1, 1), least, 10**6, 0, (least // 2, least // 2), (0, 0), 0, 0, 0)
+
+
+STEPS = [{"cache_latents": True}, {"height": 448, "width": 336}, {"height": 384, "width": 288}]
+
+
+@pytest.mark.parametrize(
+    ("budget", "changes", "recomputed"),
+    [
+        (16.5, {}, 0), (16.4, {}, 1), (8.25, {}, 2), (8.24, STEPS[0], 2), (8, STEPS[0], 2),
+        (7.9, STEPS[0] | STEPS[1], 2), (6, STEPS[0] | STEPS[2], 2), (5.9, STEPS[0] | STEPS[2], None),
+    ],
+)  # fmt: skip
+def test_the_first_step_that_fits_is_taken(
+    budget: float, changes: dict, recomputed: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "predict", of_size)
+    args = asked("--preset", "low_vram")
+    ((found, memory, count),) = plan.fit(args, STEPS, [budget * GIB], lambda *_: [])
+    assert (found, count) == (changes, recomputed)
+    line = plan.fit_line(args, found, memory, count, budget / 0.95 * GIB)
+    assert f"{changes.get('height', 512)}x{changes.get('width', 384)}" in line
+    assert ("GiB are missing" in line) == (recomputed is None) and ("cached" in line) == ("cache_latents" in changes)
+    if recomputed is None:
+        assert "0.1 GiB are missing" in line  # 6 GiB are 95% of 6.3, and 6.2 are free
+
+
+def test_all_cards_are_answered_from_one_prediction_each_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr(plan, "predict", lambda args, *more: seen.append(args.height) or of_size(args))
+    lines = plan.card_lines(asked("--preset", "low_vram"), STEPS, lambda *_: [])
+    assert [line.split(" GB")[0] for line in lines] == [card["card"].split(" GB")[0] for card in load_cards()]
+    assert seen == [512] and all("512x384: " in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("typed", "left"),
+    [([], 4), (["--height", "768"], 1), (["--width=576"], 1), (["--no-cache_latents"], 3), (["--embedded"], 0)],
+)
+def test_a_typed_flag_is_not_taken_back(typed: list[str], left: int) -> None:
+    assert len(wrapper.smaller_steps(["--low-vram", *typed])) == left
+    assert wrapper.smaller_steps(["--h100", *typed]) == []
+
+
+MINE = """
+flags: {height: 128, width: 96, max_train_steps: 2, checkpointing_steps: 1, validation_steps: 0,
+        lr_scheduler: constant, gradient_checkpointing: auto}
+smaller: [{cache_latents: true}, {height: 64, width: 48}]
+"""
+
+
+@pytest.fixture
+def with_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """Trains by a preset of one's own on a GPU with so many GiB free, which is pretended; run.json and stderr."""
+    monkeypatch.setattr(plan, "predict", of_size)
+    (tmp_path / "mine.yaml").write_text(MINE)
+    write_wardrobe(tmp_path / "wardrobe", rows=12, size=(64, 48))
+
+    def trained(gib: float, *flags: str) -> tuple[dict, str]:
+        monkeypatch.setattr(plan, "free_on_gpu", lambda state: int(gib * GIB))
+        forget_accelerator()
+        argv = ["--preset", str(tmp_path / "mine.yaml"), "--embedded", "--train_batch_size=1", "--report_to=none"]
+        argv += ["--dataset_name", str(tmp_path / "wardrobe")]
+        try:
+            code = wrapper.main([*argv, f"--output_dir={tmp_path / 'out'}", *flags])
+        finally:
+            forget_accelerator()
+        error = capsys.readouterr().err
+        assert code == 0, error
+        return json.loads((tmp_path / "out" / "run.json").read_text())["arguments"], error
+
+    return trained
+
+
+@pytest.mark.slow
+def test_a_run_fits_the_gpu_and_keeps_its_size_when_it_goes_on(with_free) -> None:
+    """128 lines take 2 GiB, 64 lines one: with 2.2 free the first fit, with 1.2 the second."""
+    small, said = with_free(1.2)
+    assert (small["height"], small["width"], small["cache_latents"]) == (64, 48, True)
+    assert "mine on this GPU: 64x48" in said and small["fitted"] in said
+    on = ["--resume_from_checkpoint", "latest", "--max_train_steps"]
+    more, said = with_free(100, *on, "3")  # more is free now
+    assert (more["height"], more["width"], more["max_train_steps"]) == (64, 48, 3) and "checkpoint" in more["fitted"]
+    less, said = with_free(0.5, *on, "4")  # and less: it says so and keeps its size
+    assert less["height"] == 64 and "GiB are missing" in said
+
+
+@pytest.mark.slow
+def test_a_run_that_fits_stays_as_it_is_and_one_with_a_typed_size_too(with_free) -> None:
+    args, said = with_free(2.4)
+    assert (args["height"], args["cache_latents"]) == (128, True)  # which embedded.yaml has
+    args, said = with_free(1.2, "--height=128", "--overwrite_output_dir")
+    assert (args["height"], args["width"]) == (128, 96) and "0.9 GiB are missing" in said
+
+
+RANKS = """
+import os, sys
+from deepfashion_training import plan, train_deepfashion_lora as wrapper
+from tests.test_plan import of_size
+plan.predict, plan.free_on_gpu = of_size, lambda state: [100, 1.2][int(os.environ["RANK"])] * 2**30
+sys.exit(wrapper.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.long
+def test_all_ranks_take_the_size_of_the_one_with_the_least_memory(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(MINE)
+    (tmp_path / "ranks.py").write_text(RANKS)
+    write_wardrobe(tmp_path / "wardrobe", rows=12, size=(64, 48))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    flags = ["--preset", str(tmp_path / "mine.yaml"), "--embedded", f"--output_dir={tmp_path / 'out'}"]
+    flags += ["--dataset_name", str(tmp_path / "wardrobe")]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = f"{ROOT}:{ROOT / 'tests'}"
+    done = subprocess.run(
+        [*torchrun, str(tmp_path / "ranks.py"), *flags], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert found["world_size"] == 2 and found["arguments"]["height"] == 64
+    assert done.stderr.count("mine on this GPU: 64x48") == 1
 
 
 # ---- a GPU that is too small, and other flags

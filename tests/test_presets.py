@@ -24,7 +24,7 @@ def test_the_presets_are_these() -> None:
 @pytest.mark.parametrize("name", PRESETS)
 def test_shape(name: str) -> None:
     preset = load(name)
-    assert list(preset) == ["about", "needs", "flags"]
+    assert list(preset) == ["about", "needs", "flags", *(["smaller"] if name == "low_vram" else [])]
     assert isinstance(preset["about"], str) and "\n" not in preset["about"]
     assert list(preset["needs"]) == ["gpu_memory_gib", "disk_gib"]
     assert all(type(value) in (int, float) and value >= 0 for value in preset["needs"].values())
@@ -41,9 +41,10 @@ def test_shape(name: str) -> None:
 def test_every_value_says_why(name: str) -> None:
     lines = [line for line in PRESETS[name].read_text().splitlines() if line.startswith("  ")]
     preset = load(name)
-    assert len(lines) == len(preset["needs"]) + len(preset["flags"])  # nothing hides in a nested or folded value
+    # Nothing hides in a nested or folded value.
+    assert len(lines) == sum(len(preset.get(key, ())) for key in ("needs", "flags", "smaller"))
     for line in lines:
-        assert re.fullmatch(r"  [a-z0-9_]+: \S+  # \S.{3,}", line), line
+        assert re.fullmatch(r"  ([a-z0-9_]+: \S+|- {[a-z0-9_:, ]+})  # \S.{3,}", line), line
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -51,6 +52,9 @@ def test_sizes_fit_the_model(name: str) -> None:
     flags = load(name)["flags"]
     assert flags["height"] % 16 == 0 and flags["width"] % 16 == 0  # VAE 8 x packing 2
     assert flags["height"] * 3 == flags["width"] * 4
+    for step in load(name).get("smaller", ()):
+        assert step.get("height", 64) % 16 == 0 and step.get("width", 48) % 16 == 0
+        assert step.get("height", 4) * 3 == step.get("width", 3) * 4
     assert "lora_alpha" not in flags  # the trainer takes the rank, also where the user changes that
     assert flags["validation_steps"] == flags["checkpointing_steps"]
     assert flags["max_train_steps"] % flags["checkpointing_steps"] == 0
@@ -90,3 +94,13 @@ def test_every_flag_is_known_and_takes_its_value(name: str) -> None:
     assert {flag for flag, value in values.items() if value is None} == {
         flag for flag, value in load(name)["flags"].items() if value is None
     }
+    preset = load_preset(name)
+    assert [preset.values(build_parser(), (), step) for step in preset.smaller] == load(name).get("smaller", [])
+
+
+def test_each_smaller_step_is_smaller() -> None:
+    """Latents are cached first, which changes no result; then the size goes down, never up."""
+    steps = load("low_vram")["smaller"]
+    assert steps[0] == {"cache_latents": True} and all(step.keys() == {"height", "width"} for step in steps[1:])
+    heights = [load("low_vram")["flags"]["height"], *(step["height"] for step in steps[1:])]
+    assert heights == sorted(set(heights), reverse=True)

@@ -341,11 +341,16 @@ def test_alpha_scales_the_update(tiny_flux_fill):
 
 def test_one_constant_prompt_is_encoded_once(tiny_args, accelerator, monkeypatch):
     args, encoded = tiny_args(), []
-    real = FluxFillPipeline.encode_prompt
-    monkeypatch.setattr(FluxFillPipeline, "encode_prompt", lambda *a, **k: encoded.append(k["prompt"]) or real(*a, **k))
+    for name in ("_get_t5_prompt_embeds", "_get_clip_prompt_embeds"):
+        real = getattr(FluxFillPipeline, name)
+        monkeypatch.setattr(
+            FluxFillPipeline,
+            name,
+            lambda self, prompt, real=real, **k: encoded.append(prompt) or real(self, prompt, **k),
+        )
     prompts = tfi.distinct_prompts(args, ["a", "b", "c"])
     table = tfi.prompts_of_run(args, prompts, accelerator)
-    assert prompts == [tfi.DEFAULT_PROMPT] and encoded == [tfi.DEFAULT_PROMPT]
+    assert prompts == [tfi.DEFAULT_PROMPT] and encoded == [tfi.DEFAULT_PROMPT] * 2  # by T5 and by CLIP
     assert table.embeds.shape == (1, 96, 32) and table.pooled.shape == (1, 32)
 
 
@@ -369,6 +374,38 @@ def test_a_prompts_embedding_is_the_pipelines_own(tiny_args, accelerator, tiny_f
     torch.testing.assert_close(table.pooled, pooled, rtol=0, atol=1e-5)
 
 
+def test_text_encoders_that_the_gpu_cannot_hold_give_the_same_from_main_memory(
+    tiny_args, tiny_flux_fill, monkeypatch, caplog
+):
+    """The GPU is a pretended one: an encoder that went there would fail."""
+    args = tiny_args("--use_captions", "--mixed_precision", "bf16")
+    prompts = ["a pair", "a pair. red top", ""]
+    pipeline = FluxFillPipeline.from_pretrained(tiny_flux_fill, torch_dtype=torch.bfloat16)
+    monkeypatch.setattr(tfi.speed, "free_to_use", lambda device: 0)
+    with caplog.at_level("INFO"):
+        there = tfi.encode_prompts(args, prompts, torch.device("cuda"), torch.bfloat16)
+    assert [name for name in ("T5EncoderModel", "CLIPTextModel") if name in caplog.text] == [
+        "T5EncoderModel", "CLIPTextModel",
+    ]  # fmt: skip
+    here = tfi.encode_prompts(args, prompts, torch.device("cpu"), torch.bfloat16)
+    for row, prompt in enumerate(prompts):
+        with torch.no_grad():
+            embeds, pooled, _ = pipeline.encode_prompt(prompt, None, max_sequence_length=96)
+        for table in (there, here):
+            assert torch.equal(table.embeds[row], embeds[0]) and torch.equal(table.pooled[row], pooled[0])
+
+
+@pytest.mark.parametrize(("free", "kind"), [(1000 / 0.95 + 1, "cuda"), (1000 / 0.95 - 1, "cpu")])
+def test_a_text_encoder_goes_to_a_gpu_that_it_fits(free, kind, monkeypatch):
+    """250 weights of 4 bytes may fill 95% of what is free."""
+    monkeypatch.setattr(tfi.speed, "free_to_use", lambda device: free)
+    went = []
+    encoder = SimpleNamespace(parameters=lambda: [torch.zeros(250)])
+    encoder.to = lambda device: went.append(device.type) or encoder
+    assert tfi.speed.place_encoder(encoder, torch.device("cuda")) is encoder
+    assert went == (["cuda"] if kind == "cuda" else [])
+
+
 @pytest.mark.parametrize("captions", [[], ["", "  "]])
 def test_captions_are_not_used_where_there_are_none(captions, tiny_args):
     with pytest.raises(ValueError, match="--use_captions: this data has no captions"):
@@ -379,9 +416,12 @@ def test_the_text_encoders_leave_memory(tiny_args, accelerator, monkeypatch):
     seen, real = [], FluxFillPipeline.from_pretrained
 
     def watched(*args, **parts):
+        gc.collect()
+        assert all(reference() is None for reference in seen)  # one after the other
         pipeline = real(*args, **parts)
         assert pipeline.transformer is None and pipeline.vae is None
-        seen.extend(weakref.ref(module) for module in (pipeline.text_encoder, pipeline.text_encoder_2))
+        (encoder,) = filter(None, (pipeline.text_encoder, pipeline.text_encoder_2))
+        seen.append(weakref.ref(encoder))
         return pipeline
 
     monkeypatch.setattr(FluxFillPipeline, "from_pretrained", watched)

@@ -34,6 +34,8 @@ FLUX_VAE: dict[str, Any] = {
 }  # fmt: skip
 #: Bytes of a frozen weight: nf4 has 4 bits and a scale in fp32 for every 64 weights.
 WEIGHT_BYTES = {"nf4": 0.5 + 4 / 64, "int8": 1.0, "fp8": 1.0}
+#: The text encoder T5-XXL of FLUX.1 in bf16: 24 layers, and 32,128 words, of width 4,096 (4.762e9 weights).
+T5_BYTES = 2 * (24 * (4 * 4096 * 4096 + 3 * 4096 * 10240 + 2 * 4096) + 32128 * 4096 + 32 * 64 + 4096)
 #: Depths of the shallow models: one, the same with a double block more, and with a single block more.
 _SHAPES = ((1, 1), (2, 1), (1, 2))
 
@@ -218,8 +220,6 @@ def trace_step(
 
     Weights and gradients are no activations, whatever they are kept in.
     """
-    rows, columns = args.height // 16, 2 * args.width // 16
-    batch, words, dtype = args.train_batch_size, args.max_sequence_length, _dtype(args)
     model = _on_meta(args, make_trainable, config)
     with FakeTensorMode():
         _make_fake(model)
@@ -227,21 +227,47 @@ def trace_step(
         resident = [tensor for weight in model.parameters() for tensor in (weight, weight.grad) if tensor is not None]
         with _LiveStorages(resident) as live:
             with autocast_as_on_cuda(args):
-                prediction = model(
-                    hidden_states=torch.empty(batch, rows * columns, config["in_channels"], dtype=dtype),
-                    timestep=torch.empty(batch),
-                    guidance=torch.empty(batch) if config["guidance_embeds"] else None,
-                    pooled_projections=torch.empty(batch, config["pooled_projection_dim"], dtype=dtype),
-                    encoder_hidden_states=torch.empty(batch, words, config["joint_attention_dim"], dtype=dtype),
-                    txt_ids=torch.empty(words, 3),
-                    img_ids=torch.empty(rows * columns, 3),
-                    return_dict=False,
-                )[0]
+                prediction = model(**_inputs(args, config))[0]
             loss = (prediction.float() ** 2).mean()
             del prediction
             loss.backward()
     trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     return TracedStep(live.peak, frozen_bytes(model, args), trained)
+
+
+def _inputs(args: argparse.Namespace, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a transformer of ``config`` is called with."""
+    tokens = args.height // 16 * (2 * args.width // 16)
+    batch, words, dtype = args.train_batch_size, args.max_sequence_length, _dtype(args)
+    return {
+        "hidden_states": torch.empty(batch, tokens, config["in_channels"], dtype=dtype),
+        "timestep": torch.empty(batch),
+        "guidance": torch.empty(batch) if config["guidance_embeds"] else None,
+        "pooled_projections": torch.empty(batch, config["pooled_projection_dim"], dtype=dtype),
+        "encoder_hidden_states": torch.empty(batch, words, config["joint_attention_dim"], dtype=dtype),
+        "txt_ids": torch.empty(words, 3),
+        "img_ids": torch.empty(tokens, 3),
+        "return_dict": False,
+    }
+
+
+def trace_drawing(args: argparse.Namespace, add_lora: MakeTrainable, config: Mapping[str, Any]) -> int:
+    """Most bytes of activations at a time of a forward pass that keeps none; they do not grow with the blocks."""
+    model = _on_meta(args, add_lora, config).eval()
+    with FakeTensorMode(), torch.no_grad():
+        _make_fake(model)
+        with _LiveStorages(list(model.parameters())) as live:
+            model(**_inputs(args, config))
+    return live.peak
+
+
+def decoding(args: argparse.Namespace) -> tuple[int, int]:
+    """Bytes of the VAE, and most bytes that it needs while it decodes a pair."""
+    with fake_vae(args) as (vae, pairs):
+        size = (1, FLUX_VAE["latent_channels"], args.height // 8, args.width // 4)
+        with _LiveStorages(list(vae.parameters())) as live:
+            vae.decode(torch.empty(size, dtype=pairs.dtype))
+    return sum(weight.nbytes for weight in vae.parameters()), live.peak
 
 
 class _LiveStorages(TorchDispatchMode):

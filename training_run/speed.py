@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import gc
+import logging
 import math
 from collections.abc import Callable
 from typing import Any
@@ -74,6 +75,18 @@ def shard_frozen(transformer: Any, accelerator: Accelerator) -> None:
 def free_to_use(device: torch.device) -> int:
     """Bytes of a GPU's memory that this process may fill: what is free, and what PyTorch holds already."""
     return int(torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device))
+
+
+def place_encoder(encoder: Any, device: torch.device) -> Any:
+    """Put a text encoder on ``device``, or leave it in main memory where it would not fit what is free of a GPU."""
+    size = sum(weight.nbytes for weight in encoder.parameters())
+    if device.type == "cuda" and size > FILL * (free := free_to_use(device)):
+        logging.getLogger(__name__).warning(  # accelerate's logger wants a run, and pictures are drawn without one
+            f"{type(encoder).__name__} takes {size / 2**30:.1f} GiB, and {free / 2**30:.1f} are free on the GPU: it "
+            "runs in main memory, which may take a minute a prompt"
+        )
+        return encoder
+    return encoder.to(device)
 
 
 def recomputed_by(stride: int, total: int) -> int:
