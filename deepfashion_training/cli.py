@@ -59,6 +59,16 @@ def lora_scales(args: argparse.Namespace) -> list[float]:
     return [scales.get(number + 1, scales.get(0, 1.0)) for number in range(len(args.lora or ()))]
 
 
+class RepeatedFlag(argparse.Action):
+    """A flag that may be repeated: its value is the text that was given, the list of them where there are several."""
+
+    def __call__(self, parser: Any, namespace: Any, value: Any, option_string: str | None = None) -> None:
+        """Add ``value``."""
+        before = getattr(namespace, self.dest)
+        known = before if isinstance(before, list) else [before] if isinstance(before, str) else []
+        setattr(namespace, self.dest, [*known, value] if known else value)
+
+
 class FaultsError(ValueError):
     """Several things to fix, each said in a line of its own."""
 

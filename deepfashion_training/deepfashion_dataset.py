@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import atexit
+import bisect
 import contextlib
 import functools
 import hashlib
+import itertools
 import json
 import logging
 import operator
@@ -13,8 +15,8 @@ import re
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -108,7 +110,8 @@ class DeepFashionDataset(Dataset[dict[str, Any]]):
     Takes the place of an upstream script's ``VitonHDTestDataset``.
 
     Args:
-        dataroot_path: A Hub id, a local folder of parquet files, or a folder written by ``save_to_disk``.
+        dataroot_path: A Hub id, or a folder: of parquet files, written by ``save_to_disk``, or of pairs in files (see
+            ``data.pair_folders``).
         phase: ``"train"`` reads the train split; ``"test"`` the validation split, or, where the data has none, the
             part of the train split that phase ``"train"`` then leaves out (by ``pid`` where there is one).
         order: ``"unpaired"`` gives every person the garment (and its caption) of another row of the same type.
@@ -319,6 +322,116 @@ class DeepFashionDataset(Dataset[dict[str, Any]]):
         """Changes with anything that a sample's tensors and texts are made of, and with nothing else."""
         made_of = (self.fingerprint, self._rows, self._garment_rows, self.options.resize_mode, TORCH_RESIZES)
         return hashlib.sha256(repr(made_of).encode()).hexdigest()
+
+
+class MixedDataset(Dataset[dict[str, Any]]):
+    """Several ``DeepFashionDataset`` one after the other, as one for the trainer.
+
+    Args:
+        parts: The datasets, of one phase.
+        weights: Share of the samples drawn from each part, above 0 and not all in all 1; None for as many as its rows.
+
+    Ranks share a ledger of bad rows for each part.
+    """
+
+    def __init__(self, parts: Sequence[DeepFashionDataset], weights: Sequence[float] | None = None) -> None:
+        self.parts, self.weights = list(parts), None if weights is None else list(weights)
+        self._ends = list(itertools.accumulate(map(len, self.parts)))
+        for number, part in enumerate(self.parts[1:], start=2):
+            if shared := part.options.ledger_dir:
+                part._ledger = BadRowLedger(Path(shared, f"bad_rows-{part.phase}-{number}.jsonl"))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """The sample as of the part that it lies in. ``IndexError`` as of a list."""
+        place = operator.index(index)
+        if not -len(self) <= place < len(self):
+            raise IndexError(f"sample {place} of {len(self)}")
+        place %= len(self)
+        part = bisect.bisect_right(self._ends, place)
+        return self.parts[part][place - self._ends[part]]  # counted from the part's end
+
+    def check_masks(self) -> None:
+        """As of each part."""
+        for part in self.parts:
+            part.check_masks()
+
+    @property
+    def skipped_rows(self) -> list[dict[str, Any]]:
+        """Unreadable rows of all parts, each with its ``source``."""
+        return [{"source": part.source, **row} for part in self.parts for row in part.skipped_rows]
+
+    def captions(self) -> list[str]:
+        """Caption of every sample in order."""
+        return [caption for part in self.parts for caption in part.captions()]
+
+    def cloth_types(self) -> list[int]:
+        """Garment type of every sample in order."""
+        return [kind for part in self.parts for kind in part.cloth_types()]
+
+    def sampling_weights(self) -> list[float] | None:
+        """A weight per sample, summing to 1: within a part its own, between parts ``weights``.
+
+        ``None`` for plain shuffling, where neither parts nor types are weighted.
+        """
+        own = [part.sampling_weights() for part in self.parts]
+        if self.weights is None and all(weights is None for weights in own):
+            return None
+        shares = self.weights or [float(len(part)) for part in self.parts]
+        within = [weights or [1 / len(part)] * len(part) for weights, part in zip(own, self.parts, strict=True)]
+        return [share / sum(shares) * each for share, of_part in zip(shares, within, strict=True) for each in of_part]
+
+    def summary(self) -> dict[str, Any]:
+        """What a run report says about this data, ready for JSON: ``parts`` has that of each."""
+        parts = [part.summary() for part in self.parts]
+        sizes = Counter(self.cloth_types())
+        return {
+            "source": " + ".join(part.source for part in self.parts),
+            "split": " + ".join(dict.fromkeys(part["split"] for part in parts)),
+            "phase": parts[0]["phase"],
+            "order": parts[0]["order"],
+            "rows": len(self),
+            "by_type": {name: sizes[number] for number, name in TYPE_NAMES.items()},
+            "weights": self.weights,
+            "fingerprint": hashlib.sha256(repr([part["fingerprint"] for part in parts]).encode()).hexdigest(),
+            "bad_rows": self.skipped_rows,
+            "options": parts[0]["options"],
+            "parts": parts,
+        }
+
+    def content_key(self) -> str:
+        """Changes with that of any part, and with their order."""
+        return hashlib.sha256(repr([part.content_key() for part in self.parts]).encode()).hexdigest()
+
+
+def mixed_dataset(
+    dataroot_path: str,
+    phase: Literal["train", "test"] = "train",
+    order: Literal["paired", "unpaired"] = "paired",
+    size: tuple[int, int] = (768, 576),
+    data_list: str | None = None,
+    *,
+    sources: Sequence[str],
+    options: DatasetOptions,
+    weights: Sequence[float] | None = None,
+) -> MixedDataset:
+    """What takes the place of ``DeepFashionDataset`` for several ``sources``; ``dataroot_path`` is one of them.
+
+    A number of rows in ``options`` is that of all sources together, which give as many each. Errors as of
+    ``DeepFashionDataset``.
+    """
+    parts = []
+    for place in range(len(sources)):
+        limits: dict[str, Any] = {
+            name: None if count is None else max(1, count * (place + 1) // len(sources) - count * place // len(sources))
+            for name in ("max_train_samples", "max_validation_samples")
+            for count in [getattr(options, name)]
+        }
+        own = replace(options, **limits)
+        parts.append(DeepFashionDataset(sources[place], phase, order, size, data_list, options=own))
+    return MixedDataset(parts, weights)
 
 
 def _named(cloth_types: Iterable[int]) -> str:

@@ -51,18 +51,18 @@ _HUB_FLAGS = ("revision", "inpaint_revision", "cache_dir")
 class Preflight:
     """The checks of the run that ``args`` ask of ``script``.
 
-    ``check_data`` looks at the rows and says what they are; ``pairs_dir`` is where pairs are made of raw rows, None
+    ``check_data`` looks at the rows and says what they are; ``pairs_dirs`` are where pairs are made of raw rows, none
     where the rows are known not to be raw.
     """
 
     def __init__(
-        self, args: argparse.Namespace, script: Any, check_data: Callable[[], str], pairs_dir: Path | None
+        self, args: argparse.Namespace, script: Any, check_data: Callable[[], str], pairs_dirs: list[Path]
     ) -> None:
         self.args = args
         self.is_ours = isinstance(script, ModuleType)
         self.script = script
         self.check_data = check_data
-        self.pairs_dir = pairs_dir
+        self.pairs_dirs = pairs_dirs
         self.raw_bytes = 0  # of rows that pairs are made of
         known = self.is_ours or script.gets_lora  # of another script nothing is known
         # With --check alone there is one process, and a run has one for each GPU.
@@ -228,11 +228,12 @@ class Preflight:
     def data(self) -> str:
         """What the rows are; of those on the Hub, whether they may be read."""
         args, found = self.args, self.check_data()
-        source = local_path(args.dataset_name)
-        if not is_hub_id(args.dataset_name):
-            self.raw_bytes = sum(file.stat().st_size for file in source.rglob("[!.]*.parquet"))
+        names = args.dataset_name if isinstance(args.dataset_name, list) else [args.dataset_name]
+        here = [local_path(name) for name in names if not is_hub_id(name)]
+        self.raw_bytes = sum(file.stat().st_size for source in here for file in source.rglob("[!.]*.parquet"))
+        if len(here) == len(names):
             return found
-        self.raw_bytes = access.dataset_bytes(args.dataset_name, args.dataset_revision)
+        self.raw_bytes += sum(access.dataset_bytes(name, args.dataset_revision) for name in names if is_hub_id(name))
         self.downloads["data"] = (Path(constants.HF_HUB_CACHE), self.raw_bytes)
         self.downloads["data, unpacked"] = (Path(datasets_config.HF_DATASETS_CACHE), self.raw_bytes)
         return f"{found}: {in_words(self.raw_bytes)} to download"
@@ -242,8 +243,8 @@ class Preflight:
     def disk(self) -> str:
         """What will be written, file system by file system."""
         args, needs = self.args, [(what, *need) for what, need in self.downloads.items()]
-        if self.pairs_dir is not None and not (self.pairs_dir / "report.json").exists():
-            needs.append(("pairs", self.pairs_dir, PAIRS_FOR_RAW * self.raw_bytes))
+        if missing := [folder for folder in self.pairs_dirs if not (folder / "report.json").exists()]:
+            needs.append(("pairs", missing[0], PAIRS_FOR_RAW * self.raw_bytes))
         output = Path(args.output_dir)
         if self.trained and args.max_train_steps:
             kept = checkpoints_kept(args, 0.0) * self.checkpoint_bytes + 4 * self.trained

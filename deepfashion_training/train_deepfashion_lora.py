@@ -31,6 +31,7 @@ if __name__ == "__main__":  # run by path: the package is found from here, and i
 
 from deepfashion_training.cli import (  # noqa: E402
     FlagParser,
+    RepeatedFlag,
     describe,
     load_preset,
     number,
@@ -79,7 +80,11 @@ def build_parser() -> FlagParser:
         help="say what the run will take in time, memory, disk and money, from measured steps where there is a GPU, "
         "and train nothing")
     add = parser.add_argument_group("data").add_argument
-    add("--dataset_name", metavar="SRC", help=f"Hub id, parquet folder or save_to_disk folder (default: {HUB_DATASET})")
+    add("--dataset_name", metavar="SRC", action=RepeatedFlag,
+        help="Hub id, or folder: parquet, save_to_disk, VITON-HD, DressCode, or pictures with metadata.jsonl or .csv; "
+        f"several, where it is repeated, are mixed (default: {HUB_DATASET})")
+    add("--dataset_weights", type=weights, metavar="LIST",
+        help="share of the samples from each --dataset_name, as in 2,1 (default: by rows)")
     add("--dataset_revision", help="branch, tag or commit of a Hub dataset")
     add("--pairs_dir", metavar="DIR", help="where pairs made from a raw dataset are kept (default: outputs/pairs/NAME)")
     add("--prepare_limit", type=number(int, 1), help="make pairs from this many raw rows, of all types (default: all)")
@@ -113,6 +118,11 @@ def build_parser() -> FlagParser:
 
 
 # ---- arguments
+
+
+def weights(text: str) -> list[float]:
+    """Numbers above 0 between commas. For argparse."""
+    return [number(float, 0, above=True)(part) for part in text.split(",")]
 
 
 def parse(argv: list[str], parser: FlagParser | None = None, *, load: bool = True) -> tuple[argparse.Namespace, Any]:
@@ -151,7 +161,7 @@ def parse(argv: list[str], parser: FlagParser | None = None, *, load: bool = Tru
     args = argparse.Namespace(**parser.defaults() | preset | follows | typed)
     args.output_dir = str(_output_dir(args))
     args.dataset_name = args.dataset_name or (str(Path(args.output_dir) / "wardrobe") if args.embedded else HUB_DATASET)
-    args.dataroot = args.dataset_name
+    args.dataroot = names_of(args)[0]
     script = None
     if args.upstream_dataset and ours and not args.upstream_check:
         parser.error("--upstream_dataset does nothing without a script of others in --upstream or --upstream_check")
@@ -167,7 +177,7 @@ def parse(argv: list[str], parser: FlagParser | None = None, *, load: bool = Tru
     elif args.plan:
         parser.error("--plan measures the project's own trainer: leave out --upstream")
     elif load or rest or not Path(args.upstream).is_file():
-        follows |= {"output_dir": args.output_dir, "dataroot": args.dataset_name}
+        follows |= {"output_dir": args.output_dir, "dataroot": args.dataroot}
         args, script = _for_other_script(parser, args, (preset, follows, typed), rest)
     for name in (*MODELS, "lora"):  # seen from elsewhere, a folder named from here would look like a repository
         if getattr(args, name, None):
@@ -188,6 +198,24 @@ def smaller_steps(argv: list[str]) -> list[dict[str, Any]]:
         return []
     steps = [preset.values(parser, _of_groups(parser, _TYPED_ONLY), step) for step in preset.smaller]
     return [step for step in steps if not step.keys() & typed.keys()]
+
+
+def names_of(args: argparse.Namespace) -> list[str]:
+    """The datasets of a run."""
+    return args.dataset_name if isinstance(args.dataset_name, list) else [args.dataset_name]
+
+
+def each_source(args: argparse.Namespace) -> list[argparse.Namespace]:
+    """The run's arguments as they are for each of its datasets; for one dataset they themselves."""
+    names = names_of(args)
+    if len(names) == 1:
+        return [args]
+    return [
+        argparse.Namespace(
+            **vars(args) | {"dataset_name": name, "pairs_dir": args.pairs_dir and str(Path(args.pairs_dir, str(place)))}
+        )
+        for place, name in enumerate(names, start=1)
+    ]
 
 
 def from_anywhere(name: str) -> str:
@@ -239,6 +267,16 @@ def _refuse_together(parser: FlagParser, args: argparse.Namespace) -> None:
     whole_base = getattr(args, "train_base_model", False)
     for wrong, message in (
         (args.gpu_hour_price is not None and not args.plan, "--gpu_hour_price does nothing without --plan"),
+        (
+            args.dataset_weights and len(args.dataset_weights) != len(names_of(args)),
+            f"--dataset_weights has {len(args.dataset_weights or ())} numbers for {len(names_of(args))} --dataset_name",
+        ),
+        (args.dataset_weights and len(names_of(args)) == 1, "--dataset_weights weighs several --dataset_name"),
+        (len({*names_of(args)}) < len(names_of(args)), "--dataset_name names one dataset twice: use --dataset_weights"),
+        (
+            args.dataset_revision and len(names_of(args)) > 1,
+            "--dataset_revision is that of one dataset, and --dataset_name names several",
+        ),
         (args.plan and args.publish, "--push_to_hub: --plan trains nothing to upload: leave out one of the two"),
         (args.plan and whole_base, "--plan counts the work of a LoRA, and --train_base_model trains none"),
         (
@@ -323,12 +361,14 @@ def check(args: argparse.Namespace, script: Any) -> None:
     from deepfashion_training.preflight import Preflight
     from training_run.hub import is_hub_id, local_path
 
-    raw = args.dataset_name == HUB_DATASET  # of another dataset on the Hub it is known when it is loaded
-    if not is_hub_id(args.dataset_name) and not draws_wardrobe(args) and local_path(args.dataset_name).is_dir():
-        with contextlib.suppress(ValueError):  # which the check of the data says
-            raw = needs_preparation(args)
-    pairs = pairs_dir(args, preparation_settings(args)) if raw else None
-    lines = Preflight(args, script, functools.partial(check_data, args), pairs).run()
+    pairs = []
+    for one in each_source(args):
+        raw = one.dataset_name == HUB_DATASET  # of another dataset on the Hub it is known when it is loaded
+        if not is_hub_id(one.dataset_name) and not draws_wardrobe(one) and local_path(one.dataset_name).is_dir():
+            with contextlib.suppress(ValueError):  # which the check of the data says
+                raw = needs_preparation(one)
+        pairs += [pairs_dir(one, preparation_settings(one))] if raw else []
+    lines = Preflight(args, script, lambda: "; ".join(map(check_data, each_source(args))), pairs).run()
     if args.check:
         sys.stdout.write("".join(f"{line}\n" for line in lines))
 
@@ -419,13 +459,20 @@ def run(args: argparse.Namespace, script: Any) -> None:
     from deepfashion_training.embedded.wardrobe import draw_wardrobe
     from training_run.hub import is_hub_id
 
-    if draws_wardrobe(args):
-        draw_wardrobe(Path(args.dataset_name), process_state())
-    elif needs_preparation(args):
-        make_pairs(args)
-    elif is_hub_id(args.dataset_name):
-        check_rows(args)
-    split = held_out_split(args) if process_state().is_main_process else None
+    sources = each_source(args)
+    for one in sources:
+        if draws_wardrobe(one):
+            draw_wardrobe(Path(one.dataset_name), process_state())
+        elif needs_preparation(one):
+            make_pairs(one)
+        elif is_hub_id(one.dataset_name):
+            check_rows(one)
+    if len(sources) > 1:
+        if any(hasattr(one, "raw_dataset_name") for one in sources):
+            args.raw_dataset_name = args.dataset_name
+        args.dataset_name = [one.dataset_name for one in sources]
+        args.dataroot = args.dataset_name[0]
+    split = held_out_split(sources[0]) if process_state().is_main_process else None
     train(args, script)
     if process_state().is_main_process:
         finish(args, split)
@@ -461,7 +508,7 @@ def make_pairs(args: argparse.Namespace) -> None:
 
 def train(args: argparse.Namespace, script: Any) -> None:
     """Train with ``script`` on our dataset, unless all steps were taken before."""
-    from deepfashion_training.deepfashion_dataset import DeepFashionDataset
+    from deepfashion_training.deepfashion_dataset import DeepFashionDataset, mixed_dataset
     from deepfashion_training.upstream import script as upstream
     from training_run.output_dir import ROW_LEDGERS, continues, is_done
 
@@ -474,7 +521,11 @@ def train(args: argparse.Namespace, script: Any) -> None:
     if getattr(args, "overwrite_output_dir", False) and not continues(args) and process_state().is_main_process:
         for ledger in Path(args.output_dir).glob(ROW_LEDGERS):  # of the run that goes: its rows are not this run's
             ledger.unlink()
-    upstream.train(script, args, functools.partial(DeepFashionDataset, options=dataset_options(args)))
+    names, options = names_of(args), dataset_options(args)
+    dataset: Any = functools.partial(DeepFashionDataset, options=options)
+    if len(names) > 1:
+        dataset = functools.partial(mixed_dataset, sources=names, options=options, weights=args.dataset_weights)
+    upstream.train(script, args, dataset)
 
 
 def finish(args: argparse.Namespace, split: str | None) -> None:
@@ -525,15 +576,19 @@ def compare_with_base(args: argparse.Namespace, folder: Path, split: str | None)
         return
     free_memory()
     if split is None:
-        sys.stdout.write(f"compared  nothing: {args.dataset_name} has neither a split test nor a validation split\n")
+        name = names_of(args)[0]
+        sys.stdout.write(f"compared  nothing: {name} has neither a split test nor a validation split\n")
         return
     sys.stdout.flush()
     if process_state().device.type == "cpu":  # the processes that trained beside this one have left it their cores
         torch.set_num_threads(min(torch.get_num_threads() * launched_processes(), usable_cores()))
+    name = names_of(args)[0]
+    if len(names_of(args)) > 1:
+        sys.stdout.write(f"comparing on {name}, the first --dataset_name\n")
     evaluate_trained(
         process_state().device,
         lora=[str(folder)],
-        dataset_name=args.dataset_name,
+        dataset_name=name,
         dataset_revision=args.dataset_revision,
         split=split,
         limit=args.evaluate_samples,
@@ -559,7 +614,7 @@ def evaluate_command(args: argparse.Namespace, folder: Path, split: str | None) 
     """The command that compares the LoRA in ``folder`` with its base, to be typed in any folder."""
     words = [sys.executable, "-m", "deepfashion_training.evaluate"]
     words += ["--embedded"] if args.embedded else []
-    words += ["--dataset_name", from_anywhere(args.dataset_name), "--split", split or args.train_split]
+    words += ["--dataset_name", from_anywhere(names_of(args)[0]), "--split", split or args.train_split]
     words += ["--dataset_revision", args.dataset_revision] if args.dataset_revision else []
     words += ["--cloth_types", args.cloth_types]
     words += ["--lora", str(folder), "--output_dir", str(folder / "evaluation")]
@@ -596,9 +651,11 @@ def larger_run(args: argparse.Namespace) -> str:
     if args.upstream:
         words += ["--upstream", str(Path(args.upstream).absolute())]
         words += ["--upstream_dataset", args.upstream_dataset] if args.upstream_dataset else []
-    source = getattr(args, "raw_dataset_name", args.dataset_name)
-    if source != HUB_DATASET and not draws_wardrobe(args):
-        words += ["--dataset_name", from_anywhere(source)]
+    named = argparse.Namespace(dataset_name=getattr(args, "raw_dataset_name", args.dataset_name))
+    if named.dataset_name != HUB_DATASET and not draws_wardrobe(args):
+        words += [word for name in names_of(named) for word in ("--dataset_name", from_anywhere(name))]
+    if args.dataset_weights:
+        words += ["--dataset_weights", ",".join(f"{weight:g}" for weight in args.dataset_weights)]
     preset = "--quick-test  # on a GPU: the real model" if args.embedded else "--h100  # the full run"
     return f"{shlex.join(words)} {preset}"
 

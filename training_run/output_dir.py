@@ -20,7 +20,9 @@ logger = get_logger(__name__)
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 #: Facts about data that do not change what is learned from it.
-PASSING = frozenset("source revision bad_rows options ledger_dir cache_dir max_bad_rows max_validation_samples".split())
+PASSING = frozenset(
+    "source revision bad_rows options parts ledger_dir cache_dir max_bad_rows max_validation_samples".split()
+)
 
 #: Where a dataset may note unusable rows. It may begin before the directory is prepared, so that leaves them alone.
 ROW_LEDGERS = "logs/bad_rows-*.jsonl"

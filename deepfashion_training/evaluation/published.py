@@ -28,13 +28,16 @@ def published_figures(cases: Cases, settings: Mapping[str, Any], measured: Mappi
     listed = {kind: cases.listed[kind] for kind in known["lines"] if cases.listed[kind]}
     whole = [kind for kind, number in listed.items() if measured.get(kind) == number]
     notes = []
-    for kind, number in listed.items():
-        if kind in measured and kind not in whole:
-            notes.append(f"{kind}: {measured[kind]} of the list's {number} people, which published figures are not of")
-        elif kind in whole and number != known["lines"][kind]:
-            notes.append(f"{kind}: the folder's list has {number} people and that of the papers {known['lines'][kind]}")
-    if listed and not whole:
-        notes.append("nothing published is shown beside a part of the test list: --limit all takes the whole of it")
+    if not whole:
+        notes.append(
+            f"{measured['all']} of the {cases.listed['all']} people of {known['name']}'s test list are measured: "
+            "nothing published is comparable with a part of it. --limit all takes the whole list"
+        )
+    for kind in whole:
+        if listed[kind] != known["lines"][kind]:
+            notes.append(
+                f"{kind}: the folder's list has {listed[kind]} people, that of the papers {known['lines'][kind]}"
+            )
     if not cases.lists_unpaired:
         notes.append("the folder has no list of unpaired garments: those of others are a permutation of our own")
     entries = [one for one in table["tables"] if one["dataset"] == cases.layout and one["type"] in whole]
@@ -49,10 +52,11 @@ def published_figures(cases: Cases, settings: Mapping[str, Any], measured: Mappi
         for kind in listed
         if kind in whole
     }
-    repaint = "on" if settings["repaint"] else "off"
-    notes.append(
-        f"measured at {settings['height']}x{settings['width']}, repaint {repaint}; SSIM by scikit-image, LPIPS over "
-        "SqueezeNet, FID and KID by clean-fid"
-    )
+    if whole:
+        repaint = "on" if settings["repaint"] else "off"
+        notes.append(
+            f"measured at {settings['height']}x{settings['width']}, repaint {repaint}; SSIM by scikit-image, LPIPS "
+            "over SqueezeNet, FID and KID by clean-fid"
+        )
     notes += dict.fromkeys(f"{one['source']}: {one['differs']}" for one in entries)
     return {"dataset": known["name"], "columns": list(COLUMNS), "tables": tables, "notes": notes}

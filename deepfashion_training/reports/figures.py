@@ -177,10 +177,10 @@ def published_table(facts: Mapping[str, Any]) -> list[str]:
     """Lines for the terminal: ``published_rows``, and what has to be known beside them; none for other data."""
     if "published" not in facts:
         return []
-    lines = ["", f"test list of {facts['published']['dataset']}, beside published figures"]
+    lines = []
     for kind, rows in published_rows(facts).items():
-        lines += ["", kind, *_aligned(rows)]
-    return [*lines, *(f"note      {note}" for note in facts["published"]["notes"]), ""]
+        lines += ["", f"{facts['published']['dataset']}, {kind}, beside published figures", *_aligned(rows)]
+    return [*lines, "", *(f"note      {note}" for note in facts["published"]["notes"])]
 
 
 def _aligned(rows: list[list[str]]) -> list[str]:

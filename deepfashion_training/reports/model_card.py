@@ -34,6 +34,7 @@ def write_model_card(output_dir: Path, repo_id: str | None = None) -> Path:
     transformer = arguments["pretrained_inpaint_model_name_or_path"]
     pictures = sorted((output_dir / "validation").glob("step-*.png"), key=lambda path: int(path.stem.split("-")[1]))
     card = output_dir / "README.md"
+    sources = [part["source"] for part in run["dataset"]["train"].get("parts", [run["dataset"]["train"]])]
     write_page(
         card,
         "model_card.md.jinja",
@@ -46,7 +47,9 @@ def write_model_card(output_dir: Path, repo_id: str | None = None) -> Path:
         subfolder=subfolder_of_transformer(transformer, arguments.get("inpaint_revision"), arguments.get("cache_dir")),
         here=repo_id or arguments.get("publish_as") or "PATH/TO/THIS/FOLDER",
         base_model=_hub_id(transformer),
-        dataset=_hub_id(arguments.get("raw_dataset_name") or run["dataset"]["train"]["source"]),
+        datasets=[name for name in map(_hub_id, _listed(arguments.get("raw_dataset_name")) or sources) if name],
+        sources=sources,
+        raw_sources=_listed(arguments.get("raw_dataset_name")),
         local_name=local_name,
         source=lambda name: _hub_id(name) or f"PATH/TO/{Path(name).name}",
         evaluation=_evaluation(output_dir),
@@ -58,6 +61,10 @@ def write_model_card(output_dir: Path, repo_id: str | None = None) -> Path:
 def local_name(source: str) -> str:
     """``source`` as others may read it: a repository by its id, a path by its last part alone."""
     return _hub_id(source) or local_path(source).resolve().name
+
+
+def _listed(names: str | list[str] | None) -> list[str]:
+    return names if isinstance(names, list) else [names] if names else []
 
 
 def _hub_id(source: str) -> str | None:
