@@ -31,7 +31,7 @@ def make(tmp_path: Path) -> Callable[..., preflight.Preflight]:
 
     def made(*flags: str, pairs: Path | None = None) -> preflight.Preflight:
         args, script = wrapper.parse([*flags, f"--output_dir={tmp_path / 'out'}"])
-        return preflight.Preflight(args, script, lambda: "rows", pairs)
+        return preflight.Preflight(args, script, lambda: "rows", [pairs] if pairs else [])
 
     return made
 
@@ -182,6 +182,6 @@ def test_what_a_run_writes_is_counted(make, tmp_path: Path, monkeypatch: pytest.
 def test_a_script_of_which_nothing_is_known_is_checked_as_far_as_it_goes(tmp_path: Path) -> None:
     args, _ = wrapper.parse(["--embedded", f"--output_dir={tmp_path / 'out'}"])
     other = SimpleNamespace(gets_lora=False)
-    names = preflight.Preflight(args, other, lambda: "rows", None).checks
+    names = preflight.Preflight(args, other, lambda: "rows", []).checks
     assert not {"compiler", "shared memory", "GPU memory"} & names.keys() and {"models", "disk"} <= names.keys()
-    assert str(TINY_FLUX_FILL) in preflight.Preflight(args, other, lambda: "rows", None).models()
+    assert str(TINY_FLUX_FILL) in preflight.Preflight(args, other, lambda: "rows", []).models()
