@@ -18,7 +18,10 @@ ROOT = Path(__file__).resolve().parents[1]
 #: In the order in which they are read: what a later page uses, an earlier one has made.
 PAGES = ["README.md", *(f"docs/{name}.md" for name in ("data", "training", "evaluation", "upstream", "plan"))]
 #: What a line may call, and whether it is there before the virtual environment is active.
-COMMANDS = {"make": True, "git": True, "bash": True, "hf": False, "pip": False, "python": False, "accelerate": False}
+COMMANDS = {
+    **dict.fromkeys(("make", "git", "bash", "docker", "sky"), True),
+    **dict.fromkeys(("hf", "pip", "python", "accelerate"), False),
+}
 PRESETS = {"--quick-test": "quick_test", "--h100": "h100", "--low-vram": "low_vram"}
 LINK = re.compile(r"\]\(([^)#]+)")
 #: What the test appends to a line of *Without a GPU*, so that it takes seconds. Everything else is as pasted.
