@@ -656,6 +656,8 @@ def larger_run(args: argparse.Namespace) -> str:
         words += [word for name in names_of(named) for word in ("--dataset_name", from_anywhere(name))]
     if args.dataset_weights:
         words += ["--dataset_weights", ",".join(f"{weight:g}" for weight in args.dataset_weights)]
+    if getattr(args, "lora", None) and not args.embedded:
+        words += ["--lora", args.lora]
     preset = "--quick-test  # on a GPU: the real model" if args.embedded else "--h100  # the full run"
     return f"{shlex.join(words)} {preset}"
 

@@ -298,6 +298,20 @@ def test_a_lora_of_zeros_draws_what_its_base_draws(
     assert changed == list(base)  # which the other LoRA changed in every picture
 
 
+@pytest.mark.long
+def test_a_second_lora_of_zeros_changes_nothing_but_the_settings(
+    evaluated: Callable[..., int], lora: Path, make_lora: Callable[..., Path], first: Done, tmp_path: Path
+) -> None:
+    done, zeros = Done(tmp_path / "two"), make_lora(0.0)
+    card = (lora / "README.md").read_bytes()
+    assert evaluated(done.folder, "--lora", lora, "--lora", zeros, "--lora_scale", 0.125, "--no-unpaired") == 0
+    assert done.pictures.items() <= first.pictures.items()
+    assert done.facts["settings"]["lora_scale"] == [1.0, 0.125] and len(done.facts["settings"]["lora_sha256"]) == 2
+    assert "LoRA scale 1 and 0.125" in (done.folder / "report.html").read_text(encoding="utf-8")
+    assert (lora / "README.md").read_bytes() == card
+    assert evaluated(done.folder, "--lora", lora, "--no-unpaired") == 1  # it holds an evaluation with other settings
+
+
 def test_a_lora_against_itself_differs_in_no_metric(
     evaluated: Callable[..., int], lora: Path, dino: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

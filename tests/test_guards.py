@@ -373,7 +373,7 @@ def test_what_a_mac_leaves_beside_weights_changes_nothing(tiny_flux_fill, tmp_pa
     base = Path(shutil.copytree(tiny_flux_fill, tmp_path / "base"))
     args = argparse.Namespace(
         pretrained_model_name_or_path=str(base), pretrained_inpaint_model_name_or_path=str(base), cache_dir=None,
-        revision=None, inpaint_revision=None,
+        revision=None, inpaint_revision=None, lora=None,
     )  # fmt: skip
     before, dtype = bases.base_facts(args), stored_dtype(base / "transformer")
     for file in [path for path in base.rglob("*") if path.is_file()]:

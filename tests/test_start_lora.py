@@ -62,6 +62,9 @@ def files(save_random_lora: Callable[..., Path], tmp_path_factory: pytest.TempPa
         weights[name] = (weights[name][:2] if "lora_A" in name else weights[name][:, :2]).contiguous()
     weights["transformer.proj_out.lora_A.weight"] = torch.ones(4, 192)
     weights["transformer.proj_out.lora_B.weight"] = torch.ones(64, 4)
+    outside = {name: tensor for name, tensor in weights.items() if name.startswith("transformer.proj_out")}
+    found["outside"] = found["kohya"].with_name("outside.safetensors")
+    save_file(outside, found["outside"])
     found["mixed"] = found["kohya"].with_name("mixed.safetensors")
     save_file(weights, found["mixed"])
     return found
@@ -291,8 +294,9 @@ def test_what_cannot_be_started_from(
     mine.mkdir()
     shutil.copy(files["plain"], mine)
     assert f"--output_dir {mine}" in refused(flags("--lora", mine, "--output_dir", mine, "--overwrite_output_dir"))
-    with pytest.raises(ValueError, match=r"--lora_target_modules attn\.to_k"):
-        started(flags("--lora", files["norms"], "--lora_target_modules", "attn.to_k"))
+    for kind, targets in (("norms", "attn.to_k"), ("outside", "all")):
+        message = refused(flags("--lora", files[kind], "--lora_target_modules", targets))
+        assert f"--lora_target_modules {targets}" in message
     with pytest.raises(SystemExit) as ended:
         tfi.parse_args([*flags(), "--train_base_model", "--lora", str(files["plain"])])
     assert ended.value.code == 2 and "--lora" in capsys.readouterr().err

@@ -26,9 +26,14 @@ FEED_FORWARD = "ff.net.0.proj ff.net.2 ff_context.net.0.proj ff_context.net.2 pr
 LORA_TARGETS = {"attention": ATTENTION.split(), "all": f"{ATTENTION} {FEED_FORWARD}".split()}
 
 
+def wanted_layers(target_modules: str) -> list[str]:
+    """Endings of the names of layers inside blocks that ``--lora_target_modules`` asks for."""
+    return LORA_TARGETS.get(target_modules) or [name.strip() for name in target_modules.split(",")]
+
+
 def lora_pattern(target_modules: str, transformer: torch.nn.Module) -> str:
     """Regular expression for layers inside blocks that ``--lora_target_modules`` names; ``ValueError`` for none."""
-    wanted = LORA_TARGETS.get(target_modules) or [name.strip() for name in target_modules.split(",")]
+    wanted = wanted_layers(target_modules)
     inside = re.compile(r"(?:single_)?transformer_blocks\.\d+\.(.+)")
     layers = [name for name, module in transformer.named_modules() if "Linear" in type(module).__name__]
     endings = {match[1] for name in layers if (match := inside.fullmatch(name))}

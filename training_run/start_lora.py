@@ -21,7 +21,7 @@ from peft.tuners.lora import LoraLayer
 from peft.utils.integrations import dequantize_module_weight
 
 from training_run.hub import local_path
-from training_run.lora import LORA_TARGETS
+from training_run.lora import LORA_TARGETS, wanted_layers
 from training_run.lora_formats import LoraFile, find_lora, fitted, read_lora
 from training_run.output_dir import continues
 
@@ -65,7 +65,7 @@ def settings_of_start(name: str, typed: Mapping[str, Any]) -> dict[str, Any]:
     targets are the names of all its layers inside blocks. Raises ``ValueError`` as ``find_lora`` and ``read_lora`` do.
     """
     lora = read_lora(find_lora(name))
-    rank = typed.get("lora_rank", max(_ranks(lora)))
+    rank = typed.get("lora_rank", max(len(lora.weights[f"{layer}.lora_A.weight"]) for layer in lora.layers))
     rslora = typed.get("use_rslora", lora.config.use_rslora)
     scaling = Counter(map(lora.scaling, lora.layers)).most_common(1)[0][0]
     inside = {match[1] for layer in lora.layers if (match := re.match(r"\w*transformer_blocks\.\d+\.(.+)", layer))}
@@ -82,7 +82,8 @@ def settings_of_start(name: str, typed: Mapping[str, Any]) -> dict[str, Any]:
 def read_start(args: argparse.Namespace) -> LoraFile:
     """The LoRA of ``--lora`` for the run that ``args`` ask for; of its transformer the configuration alone is read.
 
-    Raises ``ValueError`` for one that is of another model, that the run would delete, or that its adapter cannot hold.
+    Raises ``ValueError`` for one that is of another model, that the run would delete, or of which the run's adapter can
+    hold nothing.
     """
     lora = read_lora(find_lora(args.lora))
     if lora.config.use_dora and not args.use_dora:
@@ -96,6 +97,9 @@ def read_start(args: argparse.Namespace) -> LoraFile:
             f"--lora {args.lora} lies in --output_dir {args.output_dir}, which --overwrite_output_dir clears: name "
             "another --output_dir"
         )
+    targets = tuple(f".{ending}" for ending in wanted_layers(args.lora_target_modules))
+    if not any(layer.endswith(targets) for layer in lora.layers if "transformer_blocks." in layer):
+        raise ValueError(f"--lora {args.lora} has no layer of --lora_target_modules {args.lora_target_modules}")
     hub = {"revision": args.inpaint_revision, "cache_dir": args.cache_dir}
     flag = "--pretrained_inpaint_model_name_or_path"
     return fitted(lora, args.pretrained_inpaint_model_name_or_path, flag, **hub)
@@ -105,8 +109,7 @@ def start_from(transformer: Any, args: argparse.Namespace) -> Start:
     """Put the update of ``--lora`` into the adapter of ``transformer``, which is as peft has begun it.
 
     A lower rank of the file is filled up with peft's random rows of A and zeros of B, which changes no update; of a
-    higher one the largest singular values of the update are kept. Raises ``ValueError`` as ``read_start`` does, and
-    where the adapter has none of the layers.
+    higher one the largest singular values of the update are kept. Raises ``ValueError`` as ``read_start`` does.
     """
     lora, config = read_start(args), transformer.peft_config["default"]
     scaling = config.lora_alpha / (math.sqrt(config.r) if config.use_rslora else config.r)
@@ -125,25 +128,19 @@ def start_from(transformer: Any, args: argparse.Namespace) -> Start:
         if lora.config.use_dora:
             weights[f"{layer}.lora_magnitude_vector"] = lora.weights[f"{layer}.lora_magnitude_vector"].float()
     layers = {name.rsplit(".lora_", 1)[0] for name in weights}
-    left_out = [layer for layer in lora.layers if layer not in layers]
-    if len(left_out) == len(lora.layers):
-        raise ValueError(
-            f"--lora {args.lora} has none of the layers of --lora_target_modules {args.lora_target_modules}"
-        )
     set_peft_model_state_dict(transformer, weights)
     if config.use_dora and not lora.config.use_dora:
         _set_magnitudes(transformer)
-    kept = sum(sizes[layer] * shares[layer] for layer in sizes) / (sum(sizes.values()) or 1)
+    whole = sum(sizes.values())
     least = min(shares, key=lambda layer: shares[layer])
-    there = local_path(args.lora).exists()
     return Start(
-        name="/".join(lora.path.parts[-2:]) if there else args.lora,
+        name="/".join(lora.path.parts[-2:]) if local_path(args.lora).exists() else args.lora,
         sha256=lora.sha256,
         rank=lora.ranks,
-        kept=kept if sum(sizes.values()) else 1.0,
+        kept=sum(sizes[layer] * shares[layer] for layer in sizes) / whole if whole else 1.0,
         least=(least, shares[least]),
         fresh=len(layers.difference(lora.layers)),
-        left_out=left_out,
+        left_out=[layer for layer in lora.layers if layer not in layers],
     )
 
 
@@ -153,10 +150,6 @@ def _set_magnitudes(transformer: torch.nn.Module) -> None:
         if isinstance(module, LoraLayer) and "default" in module.lora_magnitude_vector:
             weight = dequantize_module_weight(module.get_base_layer()).float() + module.get_delta_weight("default")
             module.lora_magnitude_vector["default"].weight.data.copy_(weight.norm(dim=1))
-
-
-def _ranks(lora: LoraFile) -> list[int]:
-    return [len(tensor) for name, tensor in lora.weights.items() if name.endswith(".lora_A.weight")]
 
 
 def _cut(down: torch.Tensor, up: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor, float]:
