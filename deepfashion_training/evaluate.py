@@ -51,7 +51,8 @@ def build_parser() -> FlagParser:
     parser = FlagParser("evaluate", "Say by garment type what a LoRA changed: base and LoRA from the same noise.")
     switch = argparse.BooleanOptionalAction
     add = parser.add_argument_group("data").add_argument
-    add("--dataset_name", metavar="PAIRS", help="pairs of prepare: parquet folder, save_to_disk folder or Hub id")
+    add("--dataset_name", metavar="PAIRS",
+        help="pairs of prepare, or a Hub id or folder: parquet, save_to_disk, VITON-HD, DressCode, pictures with metadata")
     add("--dataset_revision", help="branch, tag or commit of a Hub dataset")
     add("--split", default="test", help="split to evaluate on")
     add("--limit", type=row_limit, default=LIMIT, metavar="N",

@@ -31,7 +31,12 @@ def build_parser() -> FlagParser:
     parser = FlagParser("prepare", about)
     switch = argparse.BooleanOptionalAction
     add = parser.add_argument_group("rows").add_argument
-    add("--dataset_name", metavar="SRC", required=True, help="Hub id, parquet folder or save_to_disk folder")
+    add(
+        "--dataset_name",
+        metavar="SRC",
+        required=True,
+        help="Hub id, or folder: parquet, save_to_disk, VITON-HD, DressCode, or pictures with metadata.jsonl or .csv",
+    )
     add("--dataset_revision", help="branch, tag or commit of a Hub dataset")
     add("--column", metavar="LIST", help="columns with other names, as in image=photo,cloth=product")
     add("--category_type", metavar="LIST", help="garment types of categories, as in Denim=lower,Suiting=upper")
