@@ -52,7 +52,7 @@ def build_parser() -> FlagParser:
     switch = argparse.BooleanOptionalAction
     add = parser.add_argument_group("data").add_argument
     add("--dataset_name", metavar="PAIRS",
-        help="pairs of prepare, or a Hub id or folder: parquet, save_to_disk, VITON-HD, DressCode, pictures with metadata")
+        help="pairs of prepare, Hub id or folder: parquet, save_to_disk, VITON-HD, DressCode, pictures with metadata")
     add("--dataset_revision", help="branch, tag or commit of a Hub dataset")
     add("--split", default="test", help="split to evaluate on")
     add("--limit", type=row_limit, default=LIMIT, metavar="N",

@@ -75,10 +75,14 @@ PERSON_END, GARMENT_END = "_0", "_1"
 def place_of(layout: str, what: str, name: str, which: int = 0) -> str:
     """Path, below ``train`` or a category, of the picture ``what`` of the person or garment whose file is ``name``."""
     folder, ending = PLACES[layout][what][which]
-    stem = name.rpartition(".")[0] or name
+    stem = _stem(name)
     if ending.startswith("_4"):
         stem = stem.removesuffix(PERSON_END)
     return f"{folder}/{stem}{ending}" if ending else f"{folder}/{name}"
+
+
+def _stem(name: str) -> str:
+    return name.rpartition(".")[0] or name
 
 
 class Lists(NamedTuple):
@@ -263,8 +267,8 @@ class _ListReader:
                 **paths,
                 "caption": [self._caption(line) for line in lines],
                 "cloth_type": [line.cloth_type for line in lines],
-                "pid": [PurePosixPath(line.person).stem for line in lines],
-                "garment_view": [PurePosixPath(line.garment).stem for line in lines],
+                "pid": [_stem(line.person) for line in lines],
+                "garment_view": [_stem(line.garment) for line in lines],
             }
         )
 
@@ -308,8 +312,7 @@ def _text(file: Path) -> str:
 
 
 def _check_name(name: str, where: str) -> None:
-    path = PurePosixPath(name)
-    if not name or path.is_absolute() or ".." in path.parts or "\0" in name:
+    if not name or name.startswith("/") or ".." in name.split("/") or "\0" in name:
         raise ValueError(f"{where}: {name!r} leaves the data root")
 
 
