@@ -146,6 +146,16 @@ _GARMENT = re.compile(rf"\b({'|'.join(sorted(GARMENT_WORDS, key=len, reverse=Tru
 _PHRASE_END = re.compile(r"[.,;]|\b(?:and|or|with|of|in|on|over|under|is|are|has|have|the|his|her|its?)\b")
 
 
+def type_of_name(stem: str) -> int | None:
+    """Garment type that the words of a file's name say: ``red_trousers-2`` is lower. None for no type, and for several.
+
+    ``cloth`` says nothing: it is what any garment picture is called.
+    """
+    words = re.findall(r"[^\W\d_]+", stem.casefold())
+    types = {_TYPES_BY_KEY[word] for word in words if word in _TYPES_BY_KEY and word != "cloth"} - {None}
+    return types.pop() if len(types) == 1 else None
+
+
 class UnknownCategoryError(ValueError):
     """A category that is not in ``CATEGORY_TYPES`` and that no override names."""
 

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deepfashion_training.cli import FlagParser, number, quiet_libraries, run_command
-from deepfashion_training.garment_types import one_type
+from deepfashion_training.garment_types import TYPE_NAMES, one_type
 from deepfashion_training.inference.choice import (
     add_drawing_flags,
     add_model_flags,
@@ -28,9 +28,14 @@ from deepfashion_training.inference.choice import (
 from training_run.lock import only_writer
 
 if TYPE_CHECKING:
+    import numpy as np
+    from PIL import Image
+    from tqdm import tqdm
+
     from deepfashion_training.inference.choice import ModelChoice
     from deepfashion_training.inference.dress import DrawingSettings
     from deepfashion_training.inference.requests import TryOnRequest
+    from deepfashion_training.models.fill import FillModel
 
 #: Suffixes of a single result; another --output is a folder.
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -42,11 +47,14 @@ def build_parser() -> FlagParser:
     group = parser.add_argument_group("pictures")
     add = group.add_argument
     add("--person", type=Path, metavar="P", help="photo of the person")
-    add("--garment", type=Path, metavar="G", help="picture of the garment")
-    add("--mask", type=Path, metavar="M", help="area to repaint, white, on the person's photo")
-    add("--garment_type", type=one_type, metavar="TYPE", help="without a mask, make one for upper, lower or full")
-    add("--caption", default="", help="text of the garment, for a LoRA that was trained with captions")
-    add("--batch", type=Path, metavar="CSV", help="columns person, garment and mask, garment_type, caption, output")
+    worn: dict[str, Any] = {"action": "append", "default": None}  # one for each garment
+    add("--garment", **worn, type=Path, metavar="G", help="picture of the garment; repeat it for an outfit")
+    add("--mask", **worn, type=Path, metavar="M", help="area to repaint, white, on the person's photo")
+    about = "without a mask, make one for upper, lower or full; in an outfit, the names of the pictures may say it"
+    add("--garment_type", **worn, type=one_type, metavar="TYPE", help=about)
+    add("--caption", **worn, metavar="TEXT", help="text of the garment, for a LoRA that was trained with captions")
+    about = "columns person, garment and mask, garment_type, caption, output; garment_2, mask_2... for an outfit"
+    add("--batch", type=Path, metavar="CSV", help=about)
     add_parser_flag(group)
     add_model_flags(parser)
     add_drawing_flags(parser)
@@ -55,6 +63,7 @@ def build_parser() -> FlagParser:
     add("--num_images", type=number(int, 1, 10_000), default=1, metavar="N", help="pictures of seed, seed + 1, ...")
     switch = argparse.BooleanOptionalAction
     add("--repaint", action=switch, default=True, help="paste the result into the photo, unchanged beyond the mask")
+    add("--crop", action=switch, default=True, help="in larger photos draw the part around the mask, and paste it back")
     add("--save_pair", action="store_true", help="also write the pair as the model drew it, as <name>-pair.png")
     add("--save_mask", action="store_true", help="also write the mask, without its seam, as <name>-mask.png")
     add("--overwrite", action="store_true", help="replace existing pictures")
@@ -69,14 +78,19 @@ def parse(argv: list[str]) -> argparse.Namespace:
     if args.batch is not None:
         if args.person or args.garment or args.mask or args.caption:
             parser.error("--batch names its pictures itself: leave out --person, --garment, --mask and --caption")
+        if args.garment_type and len(args.garment_type) > 1:
+            parser.error("--garment_type holds for all rows of --batch: give it once")
         if suffix in SUFFIXES:
             parser.error(f"--output {args.output}: --batch writes into a folder")
     elif args.person is None or args.garment is None:
         parser.error("--person and --garment are needed, or --batch")
-    elif args.mask is None and args.garment_type is None:
+    elif args.mask is None and args.garment_type is None and len(args.garment) == 1:
         parser.error("--mask or --garment_type is needed, to know what to repaint")
     elif args.mask is not None and args.parser is not None:
         parser.error("--parser does nothing with --mask")
+    for name in ("mask", "garment_type", "caption"):
+        if (given := getattr(args, name)) and args.garment and len(given) != len(args.garment):
+            parser.error(f"--{name} comes {len(given)} times and --garment {len(args.garment)} times: one for each")
     if suffix not in SUFFIXES and suffix[1:].isalpha() and not args.output.is_dir():
         parser.error(f"--output {args.output}: pictures end in {', '.join(SUFFIXES)}, folders have no such ending")
     return args
@@ -95,16 +109,23 @@ def _tryon(args: argparse.Namespace) -> None:
     requests = requests_of(args)
     check_outputs(requests, args)
     choice = choose(args)
-    parser = choose_parser(args.parser, choice) if any(request.mask is None for request in requests) else None
-    settings = choice.drawing(repaint=args.repaint)
+    parser = choose_parser(args.parser, choice) if any(one.mask is None for one in _garments(requests)) else None
+    settings = choice.drawing(repaint=args.repaint, crop=args.crop)
     check_writable(requests[0].output.parent, "--output")
     record = choice.record(settings, parser)
     missing = _missing(requests, record, args)
     lines = choice.lines(settings, args.seed)
+    if not args.crop:
+        lines.append("crop      off: photos are drawn whole")
     if parser is not None:
         lines.append(f"masks     made with the human parser {parser}")
-    if not choice.recipe.use_captions and any(request.caption for request in requests):
+    if not choice.recipe.use_captions and any(one.caption for one in _garments(requests)):
         lines.append("note      captions are not used: the LoRA, or the bare base, was trained without them")
+    found = {one.garment.name: TYPE_NAMES[one.cloth_type or 0] for one in _garments(requests) if one.type_found}
+    if found:
+        said = [f"{name} {kind}" for name, kind in found.items()]
+        more = f" and {len(said) - 5} more" if len(said) > 5 else ""
+        lines.append(f"garments  by their names: {', '.join(said[:5])}{more}")
     lines += [f"note      {note}" for note in _notes_on_colours(requests, args.repaint)]
     total, to_draw = len(requests) * args.num_images, sum(len(seeds) for _, seeds in missing)
     if to_draw < total:
@@ -112,6 +133,10 @@ def _tryon(args: argparse.Namespace) -> None:
     sys.stderr.write("".join(f"{line}\n" for line in lines))
     if missing:
         _draw_missing(missing, choice, settings, record, args)
+
+
+def _garments(requests: Iterable[TryOnRequest]) -> list[TryOnRequest]:
+    return [one for request in requests for one in request.outfit.values()]
 
 
 def _notes_on_colours(requests: Sequence[TryOnRequest], repaint: bool) -> list[str]:
@@ -133,25 +158,28 @@ def _notes_on_colours(requests: Sequence[TryOnRequest], repaint: bool) -> list[s
 def requests_of(args: argparse.Namespace) -> list[TryOnRequest]:
     """What is to be drawn; ``ValueError`` for pictures that are missing or cannot be used."""
     from deepfashion_training.inference.picture_files import check_there
-    from deepfashion_training.inference.requests import TryOnRequest, default_name, read_requests
+    from deepfashion_training.inference.requests import default_name, read_requests, request_of
 
     if args.batch is not None:
-        return read_requests(args.batch, args.output, args.garment_type)
+        return read_requests(args.batch, args.output, *(args.garment_type or [None]))
     output = args.output
     if output.suffix.lower() not in SUFFIXES:
-        output = output / default_name(args.person, args.garment)
-    request = TryOnRequest(args.person, args.garment, args.mask, args.garment_type, args.caption, output)
-    for what, path in request.files().items():
-        check_there(path, f"--{what}")
-    return [request]
+        output = output / default_name(args.person, *args.garment)
+    none = [None] * len(args.garment)
+    each = (args.garment, args.mask or none, args.garment_type or none, args.caption or [""] * len(none))
+    for what, paths in (("person", [args.person]), ("garment", args.garment), ("mask", args.mask or [])):
+        for path in paths:
+            check_there(path, f"--{what}")
+    return [request_of(args.person, output, list(zip(*each, strict=True)))]
 
 
 def outputs_of(request: TryOnRequest, args: argparse.Namespace) -> dict[int, dict[str, Path]]:
     """Files by seed: ``pair`` and ``mask`` where they are asked for, and the ``result``.
 
-    The seed is in the name where there are several.
+    The seed is in the name where there are several. Of an outfit's other garments they are ``pair-2``, ``mask-2``...
     """
-    kinds = [kind for kind, wanted in (("pair", args.save_pair), ("mask", args.save_mask)) if wanted]
+    wanted = [kind for kind, asked in (("pair", args.save_pair), ("mask", args.save_mask)) if asked]
+    kinds = [f"{kind}{end.replace('_', '-')}" for end in request.outfit for kind in wanted]
     found = {}
     for seed in range(args.seed, args.seed + args.num_images):
         output = request.output
@@ -194,7 +222,7 @@ def _missing(
             existing = [] if args.overwrite else [path for path in files.values() if path.exists()]
             for path in existing:
                 found = read_record(path) if args.batch is not None else None
-                if found is None or differences(found, request.record(record, seed) | {"lora": found.get("lora")}):
+                if found is None or differences(found, _expected(request.record(record, seed), found, args)):
                     raise ValueError(
                         f"--output {path} exists{' and was made otherwise' if args.batch is not None else ''}: name "
                         "another, or replace it with --overwrite"
@@ -204,6 +232,17 @@ def _missing(
         if seeds:
             missing.append((request, seeds))
     return missing
+
+
+def _expected(made: dict[str, Any], found: Mapping[str, Any], args: argparse.Namespace) -> dict[str, Any]:
+    """The record that a picture with the record ``found`` needs to be kept, where ``made`` says what is asked for.
+
+    What is known only with the pictures open is taken over: of the crop whether one was wanted, False where not.
+    """
+    crop = found.get("crop")
+    wanted = crop is None or (crop is not False) == args.crop
+    crops = {name: value for name, value in found.items() if name.startswith("crop") and wanted}
+    return made | {"lora": found.get("lora")} | crops
 
 
 def _draw_missing(
@@ -217,34 +256,35 @@ def _draw_missing(
 
     A row of a batch that fails does not stop the others, and ends in a ``ValueError`` at the end.
     """
-    from PIL import Image
     from tqdm import tqdm
 
-    from deepfashion_training.inference.dress import dress
+    from deepfashion_training.inference.dress import crop_line, crop_record
     from deepfashion_training.inference.records import save_picture
-    from deepfashion_training.inference.requests import open_pictures
+    from deepfashion_training.inference.requests import open_outfit
     from deepfashion_training.models.human_parser import load_human_parser
 
-    parser, first = None, None
-    if any(request.mask is None for request, _ in missing):
+    parser, first, garments = None, None, _garments(request for request, _ in missing)
+    if any(one.mask is None for one in garments):
         parser = load_human_parser(record["parser"])
     if args.batch is None:  # pictures that cannot be used are known before the large model is loaded
-        first = open_pictures(missing[0][0], parser, settings)
-    model = choice.load([choice.recipe.prompt_of(request.caption) for request, _ in missing])
+        first = open_outfit(missing[0][0], parser, settings)
+    model = choice.load([choice.recipe.prompt_of(one.caption) for one in garments])
     drawn, failed = list[str](), list[str]()
-    steps = settings.num_inference_steps * sum(len(seeds) for _, seeds in missing)
+    steps = settings.num_inference_steps * sum(len(seeds) * len(request.outfit) for request, seeds in missing)
     with tqdm(total=steps, unit="step", desc="drawing", disable=None) as bar:
         for request, seeds in missing:
-            prompt = choice.recipe.prompt_of(request.caption)
+            prompts = [choice.recipe.prompt_of(one.caption) for one in request.outfit.values()]
             try:
-                photo, garment, mask = first or open_pictures(request, parser, settings)
+                photo, worn = first or open_outfit(request, parser, settings)
+                made = dict[str, Any]()
+                for end, (_, mask) in zip(request.outfit, worn, strict=True):
+                    made |= {f"{name}{end}": value for name, value in crop_record(mask, settings).items()}
+                    if told := crop_line(mask, settings):
+                        bar.write(told if args.batch is None else f"{told}: {request.output.name}", file=sys.stderr)
                 for seed in seeds:
-                    picture, pair = dress(
-                        model, photo, garment, mask, settings, prompt, seed, on_step=lambda _: bar.update()
-                    )
-                    pictures = {"pair": pair, "mask": Image.fromarray(mask * 255), "result": picture}
+                    pictures = _drawn(model, photo, worn, settings, prompts, seed, bar)
                     for kind, path in outputs_of(request, args)[seed].items():
-                        save_picture(pictures[kind], path, request.record(record, seed))
+                        save_picture(pictures[kind], path, request.record(record, seed) | made)
                         drawn.append(str(path))
             except (ValueError, OSError) as error:
                 if args.batch is None:
@@ -259,6 +299,30 @@ def _draw_missing(
         raise ValueError(
             f"{len(failed)} of {len(missing)} rows failed, first {failed[0]}; fix them and give the same command again"
         )
+
+
+def _drawn(
+    model: FillModel,
+    photo: Image.Image,
+    worn: Sequence[tuple[Image.Image, np.ndarray]],
+    settings: DrawingSettings,
+    prompts: Sequence[str],
+    seed: int,
+    bar: tqdm[Any],
+) -> dict[str, Image.Image]:
+    """The pictures that ``outputs_of`` names: each garment over what was drawn before, from the same seed."""
+    from PIL import Image
+
+    from deepfashion_training.inference.dress import dress
+
+    pictures = {"result": photo}
+    for place, ((garment, mask), prompt) in enumerate(zip(worn, prompts, strict=True), 1):
+        end = f"-{place}" if place > 1 else ""
+        pictures[f"mask{end}"] = Image.fromarray(mask * 255)
+        pictures["result"], pictures[f"pair{end}"] = dress(
+            model, pictures["result"], garment, mask, settings, prompt, seed, on_step=lambda _: bar.update()
+        )
+    return pictures
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -16,9 +16,9 @@ from deepfashion_training.embedded.figure import Drawing
 from deepfashion_training.embedded.rows import documented_specs
 from deepfashion_training.images.masks import repaint_mask
 from deepfashion_training.images.parts import FACE, GARMENT_LABELS, protected
-from deepfashion_training.images.paste import feathered
+from deepfashion_training.images.paste import feathered, seam_of
 from deepfashion_training.images.pictures import PictureError
-from deepfashion_training.inference.dress import DrawingSettings, dress, mask_given, mask_of_type, picture_of
+from deepfashion_training.inference.dress import DrawingSettings, crop_of, dress, mask_given, mask_of_type, picture_of
 from deepfashion_training.inference.picture_files import read_picture, without_exif
 from deepfashion_training.models.human_parser import HumanParser, load_human_parser
 
@@ -90,7 +90,7 @@ def test_a_type_that_is_not_worn_is_placed_where_it_would_be(people, parser):
 
 def labels(parse: np.ndarray) -> HumanParser:
     """A parser that gives one map."""
-    return SimpleNamespace(parse=lambda photos: [parse])
+    return SimpleNamespace(parse=lambda photos: [parse], size=parse.shape)
 
 
 def test_nobody_in_the_photo(people):
@@ -202,6 +202,55 @@ def test_dress_refuses_a_mask_that_vanishes():
     speck[1501, 1001] = 1
     with pytest.raises(PictureError, match="nothing of it is left at 128x96"):
         dress(Painter(), Image.new("RGB", (2000, 3000)), noise(50, 40), speck, look, "", 0)
+
+
+@pytest.mark.parametrize("repaint", [True, False])
+def test_a_crop_is_drawn_and_pasted_back(repaint):
+    """The model sees the part alone, at its own aspect; beyond it every pixel is the photo's."""
+    photo, mask = noise(300, 1200), np.zeros((300, 1200), np.uint8)
+    mask[60:260, 700:780] = 1
+    look = DrawingSettings((128, 96), 4, 2.5, repaint=repaint, crop=True)
+    box = crop_of(mask, look)
+    assert box is not None and box.height * 3 == box.width * 4
+    painter = Painter()
+    picture, pair = dress(painter, photo, Image.new("RGB", (50, 50), (0, 0, 255)), mask, look, "p", 5)
+    assert picture.size == (1200, 300) and pair.size == (192, 128)
+    changed = np.abs(np.asarray(picture, int) - np.asarray(photo)).max(axis=2) > 0
+    seam = feathered(mask, seam_of((box.height, box.width))) > 0
+    outside = np.ones_like(changed)
+    outside[box.top : box.top + box.height, box.left : box.left + box.width] = False
+    assert not changed[~seam if repaint else outside].any()
+    assert (np.asarray(picture)[80:240, 710:770] == (0, 255, 0)).all()
+    whole, _ = dress(painter, photo, noise(50, 40), mask, dataclasses.replace(look, crop=False), "p", 5)
+    assert not (np.asarray(whole)[80:240, 710:770] == (0, 255, 0)).all()
+
+
+def test_a_mask_that_vanishes_in_the_whole_photo_is_drawn_in_a_crop():
+    line = np.zeros((1000, 4000), np.uint8)
+    line[400:440, 2003:2006] = 1
+    look = DrawingSettings((64, 48), 1, 1.0)
+    with pytest.raises(PictureError, match="nothing of it is left"):
+        dress(Painter(), Image.new("RGB", (4000, 1000)), noise(50, 40), line, look, "", 0)
+    picture, _ = dress(
+        Painter(), Image.new("RGB", (4000, 1000)), noise(50, 40), line, dataclasses.replace(look, crop=True), "", 0
+    )
+    assert np.asarray(picture)[420, 2004, 1] > 240
+
+
+@pytest.mark.parametrize("size", [(256, 1600), (1600, 256)])
+def test_the_mask_of_a_person_in_a_panorama(size, people, parser):
+    """The parser squeezes a panorama; it gets a window with the person in it. The mask is that of the small photo."""
+    for person in people[::2]:
+        photo, place = (
+            Image.new("RGB", size[::-1], person.photo.getpixel((3, 3))),
+            (32, 700) if size[0] > 256 else (700, 0),
+        )
+        photo.paste(person.photo, place)
+        own = np.zeros(size, np.uint8)
+        own[place[1] : place[1] + 256, place[0] : place[0] + 192] = mask_of_type(person.photo, FULL, parser)
+        assert overlap(mask_of_type(photo, FULL, parser), own) > (
+            0.75 if size[1] > 256 else 0.5
+        )  # of a tall one the windows are less close
 
 
 def test_picture_of_rounds_and_clips():

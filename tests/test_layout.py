@@ -10,7 +10,15 @@ import torch
 from PIL import Image
 
 from deepfashion_training.images import layout
-from deepfashion_training.images.layout import Box, fit_box, garment_mask, pair_tensors, place_mask, place_picture
+from deepfashion_training.images.layout import (
+    Box,
+    crop_box,
+    fit_box,
+    garment_mask,
+    pair_tensors,
+    place_mask,
+    place_picture,
+)
 from deepfashion_training.images.masks import align_mask
 from deepfashion_training.images.pictures import PictureError
 
@@ -113,6 +121,48 @@ def test_a_picture_of_the_right_size_stays_as_it_is():
     photo = noise(24, 32)
     tensors = pair_tensors(photo, photo, Image.new("L", (24, 32), 255), (32, 24))
     assert torch.equal(tensors["cloth_pure"], torch.from_numpy(planes(photo) / np.float32(127.5) - 1))
+
+
+def area(size: tuple[int, int], box: tuple[int, int, int, int]) -> np.ndarray:
+    return np.asarray(rectangle(size, box, 1, 0))
+
+
+@pytest.mark.parametrize(
+    ("size", "box"),
+    [
+        ((3000, 384), (1400, 20, 1520, 300)),  # a panorama
+        ((3000, 384), (0, 20, 120, 384)),  # at its left and lower border
+        ((384, 3000), (150, 1000, 270, 1400)),
+        ((4000, 3000), (1000, 1000, 1160, 1300)),  # small in a large photo
+        ((4000, 3000), (3940, 0, 4000, 150)),
+    ],
+)
+def test_a_crop_has_the_canvas_aspect_and_holds_the_mask(size, box):
+    crop = crop_box(area(size, box), (1024, 768))
+    left, top, right, bottom = crop.edges
+    assert crop.height * 3 == crop.width * 4 and fit_box((crop.height, crop.width), (1024, 768)) == (0, 0, 768, 1024)
+    assert 0 <= left <= box[0] and 0 <= top <= box[1] and box[2] <= right <= size[0] and box[3] <= bottom <= size[1]
+
+
+def test_a_crop_that_the_photo_is_too_low_for_is_as_high_as_the_photo():
+    crop = crop_box(area((3000, 384), (1000, 0, 1600, 384)), (1024, 768))
+    assert (crop.top, crop.height) == (0, 384) and crop.left <= 1000 and crop.edges[2] >= 1600
+
+
+@pytest.mark.parametrize(
+    ("size", "box"),
+    [
+        ((768, 1024), (300, 400, 400, 600)),  # as large as the canvas: no pixel of it is lost
+        ((300, 400), (100, 100, 120, 140)),
+        ((3000, 4000), (900, 600, 2100, 2300)),  # a whole person who fills the photo, in a top
+        ((3000, 4000), (900, 1600, 2100, 3800)),  # in trousers
+        ((3000, 4000), (850, 900, 2150, 3800)),  # in a dress
+        ((3000, 4000), (0, 0, 3000, 4000)),
+        ((3000, 4000), (0, 0, 0, 0)),
+    ],
+)
+def test_photos_that_a_crop_gains_little_in_stay_whole(size, box):
+    assert crop_box(area(size, box), (1024, 768)) is None
 
 
 def test_sample_tensors_worked_out_by_hand():

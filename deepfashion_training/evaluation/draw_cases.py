@@ -152,10 +152,10 @@ def _drawn(plan: EvaluationPlan, model: FillModel, opened: Sequence[_Opened]) ->
 def _person(pair: torch.Tensor, sample: dict[str, Any], box: Box, look: DrawingSettings) -> Image.Image:
     """The person's half of a drawn pair without padding, pasted into the photo where the look repaints."""
     width = look.size[1]
-    edges = (box.left, box.top, box.left + box.width, box.top + box.height)
-    drawn = picture_of(pair[..., width:]).crop(edges)
+    left, top, right, bottom = box.edges
+    drawn = picture_of(pair[..., width:]).crop(box.edges)
     if not look.repaint:
         return drawn
-    photo = picture_of((sample["image"][..., width:] + 1) / 2).crop(edges)
+    photo = picture_of((sample["image"][..., width:] + 1) / 2).crop(box.edges)
     mask = sample["inpaint_mask"][0, :, width:].to(torch.uint8).numpy()
-    return repainted(photo, drawn, mask[edges[1] : edges[3], edges[0] : edges[2]])
+    return repainted(photo, drawn, mask[top:bottom, left:right])

@@ -26,7 +26,7 @@ def unplace(half: Image.Image, source: tuple[int, int], resize_mode: ResizeMode 
     ``half`` is RGB, of the size of one half of a pair.
     """
     box = fit_box(source, (half.height, half.width), resize_mode)
-    cut = half.crop((box.left, box.top, box.left + box.width, box.top + box.height))
+    cut = half.crop(box.edges)
     height, width = source
     return cut if cut.size == (width, height) else cut.resize((width, height), Image.Resampling.LANCZOS)
 

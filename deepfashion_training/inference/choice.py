@@ -157,7 +157,7 @@ class ModelChoice:
         loras = self.loras if settings.loras else ()
         models = dataclasses.replace(self, loras=loras, scales=tuple(settings.loras.values())).described()
         drawing = dataclasses.asdict(settings)
-        del drawing["loras"]  # by names inside this program
+        del drawing["loras"], drawing["crop"]  # by names inside this program; known with the mask, see crop_record
         scale = models["lora_scale"] if loras else 1.0  # as records have always had it
         return {**models, **drawing, "lora_scale": scale, "parser": parser}
 

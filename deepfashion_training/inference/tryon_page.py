@@ -21,7 +21,7 @@ from deepfashion_training.embedded.rows import RowSpec, documented_row
 from deepfashion_training.garment_types import FULL, LOWER, UPPER
 from deepfashion_training.images.pictures import PictureError, open_picture
 from deepfashion_training.inference.choice import ModelChoice
-from deepfashion_training.inference.dress import dress, mask_given, mask_of_type
+from deepfashion_training.inference.dress import crop_line, crop_record, dress, mask_given, mask_of_type
 from deepfashion_training.inference.picture_files import read_picture, without_exif
 from deepfashion_training.inference.records import save_picture
 from deepfashion_training.inference.requests import TryOnRequest
@@ -93,7 +93,9 @@ class TryOnPage:
         mask = mask_of(canvas, person, photo)
         seed, steps = seed or 0, int(steps)
         scales = [lora_scale, *more_scales][: len(self.choice.loras)]
-        settings = self.choice.drawing(scales, num_inference_steps=steps, guidance_scale=guidance, repaint=repaint)
+        settings = self.choice.drawing(
+            scales, num_inference_steps=steps, guidance_scale=guidance, repaint=repaint, crop=True
+        )
         by_name = {"base": dataclasses.replace(settings, loras={})}
         if settings.loras:
             by_name["lora"] = settings
@@ -106,9 +108,11 @@ class TryOnPage:
             file = folder / f"tryon-seed{seed}-{name}.png"
             request = TryOnRequest(Path(person), Path(garment), None, cloth_type, "", file)
             record = {**self.choice.record(how), "mask": "painted on the page"}
-            save_picture(picture, file, request.record(record, seed))
+            save_picture(picture, file, request.record(record, seed) | crop_record(mask, how))
             files.append(str(file))
         text = f"Done in {time.monotonic() - began:.1f} s: seed {seed}, {steps} steps, guidance {guidance:g}"
+        if crop := crop_line(mask, settings):
+            text += f", {' '.join(crop.split())}"
         if not settings.loras:
             return text, files[0], None
         return f"{text}, LoRA scale {' and '.join(f'{scale:g}' for scale in scales)}", files[0], files[1]

@@ -33,6 +33,12 @@ class PhotoParser(abc.ABC):
         self.folder = model_folder(_FLAG, model, DEFAULT_PARSER, revision)
         self._prepare = _Preprocessing(self.folder, model)
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width that every photo is brought to."""
+        width, height = self._prepare.size
+        return height, width
+
     @abc.abstractmethod
     def label(self, pixels: np.ndarray, sizes: list[tuple[int, int]]) -> list[np.ndarray]:
         """Labels uint8 [h, w], an array for each of ``sizes``, of photos prepared as float32 [n, 3, height, width]."""
