@@ -2,8 +2,9 @@
 
     python -m deepfashion_training.prepare --dataset_name SRC --output_dir OUT
 
-``OUT`` loads with ``datasets.load_dataset(OUT)``. A run that is stopped continues when the same command is given again.
-Exit codes: 0 done, 1 failed, 2 wrong use, 130 stopped by Ctrl-C, 143 by SIGTERM or SIGHUP.
+``OUT`` loads with ``datasets.load_dataset(OUT)``, unless ``--format`` asks for the folders of another dataset. A run
+that is stopped continues when the same command is given again. Exit codes: 0 done, 1 failed, 2 wrong use, 130
+stopped by Ctrl-C, 143 by SIGTERM or SIGHUP.
 """
 
 # Nothing heavy is imported up here, so that --help answers at once.
@@ -25,7 +26,7 @@ def build_parser() -> FlagParser:
     """The command line."""
     from deepfashion_training.images.masks import MASK_POLICIES
     from deepfashion_training.images.quality import Gates
-    from deepfashion_training.preparation.pair_plan import MASK_POLARITIES, Settings
+    from deepfashion_training.preparation.pair_plan import FORMATS, MASK_POLARITIES, Settings
 
     about = "Turn a dataset's rows into garment/person pairs, with a report to look at."
     parser = FlagParser("prepare", about)
@@ -59,6 +60,7 @@ def build_parser() -> FlagParser:
         add(f"--{gate.name}", type=type(gate.default), default=gate.default, help=gate.metadata["help"])
     add = parser.add_argument_group("run").add_argument
     add("--output_dir", metavar="OUT", required=True, help="folder to write: new, empty, or an earlier result")
+    add("--format", choices=FORMATS, default="parquet", help="parquet, or the folders and lists of another dataset")
     add("--overwrite", action="store_true", help="replace an earlier result that differs")
     add("--num_proc", type=number(int, 1), default=usable_cores(), help="processes")
     return parser
@@ -113,6 +115,7 @@ def work(argv: list[str]) -> None:
         revision=args.dataset_revision,
         num_proc=args.num_proc,
         overwrite=args.overwrite,
+        form=args.format,
         say=lambda line: sys.stderr.write(f"{line}\n"),
     )
     sys.stdout.write(closing_lines(folder, facts, made=made))

@@ -48,16 +48,19 @@ PLACES: dict[str, dict[str, tuple[tuple[str, str], ...]]] = {
 LISTS: dict[str, dict[str, tuple[str, ...]]] = {
     VITON_HD: {
         "train": ("train_pairs.txt",),
+        "validation": ("validation_pairs.txt",),  # which ``prepare`` writes; the pictures lie in train
         "test": ("test_pairs.txt", "test_pairs_paired.txt", "test_pairs_unpaired.txt"),
         "unpaired": ("test_pairs_unpaired.txt", "test_pairs.txt"),
     },
     DRESSCODE: {
         "train": ("train_pairs.txt",),
+        "validation": ("validation_pairs.txt",),  # which ``prepare`` writes; the pictures lie in train
         "test": ("test_pairs_paired.txt",),
         "unpaired": ("test_pairs_unpaired.txt",),
     },
 }
-#: Captions: of VITON-HD the tags of garments as in IDM-VTON, of DressCode a line "GARMENT CAPTION" each.
+#: Captions: of VITON-HD the tags of garments as in IDM-VTON, among which ``prepare`` notes ``cloth_type``; of DressCode
+#: a line "GARMENT CAPTION" each.
 CAPTIONS: dict[str, str] = {VITON_HD: "vitonhd_{base}_tagged.json", DRESSCODE: "dc_caption.txt"}
 #: The tags that make a caption, in this order.
 _TAGS = ("sleeveLength", "neckLine", "item")
@@ -192,11 +195,11 @@ class _ListReader:
 
     def read(self) -> Lists:
         of_lists = self._viton_lines if self.layout == VITON_HD else self._dresscode_lines
-        train, test, unpaired = (of_lists(name) for name in ("train", "test", "unpaired"))
+        train, validation, test, unpaired = (of_lists(name) for name in ("train", "validation", "test", "unpaired"))
         if train is None and test is None:
             names = (name for names in LISTS[self.layout].values() for name in names)
             raise ValueError(f"{self.folder} has no pair list: looked for {', '.join(dict.fromkeys(names))} in it")
-        splits = {} if train is None else {"train": self._rows(train)}
+        splits = {name: self._rows(lines) for name, lines in (("train", train), ("validation", validation)) if lines}
         if test is None:
             return Lists(self.layout, splits, self.lacking, None)
         rows = self._rows([*test, *(unpaired or ())])  # together, so that they have the same columns
@@ -205,19 +208,21 @@ class _ListReader:
         return Lists(self.layout, splits, self.lacking, others)
 
     def _viton_lines(self, name: str) -> list[_Line] | None:
-        base = "train" if name == "train" else "test"
+        base = "train" if name in ("train", "validation") else "test"
         if not any((self.folder / base / place).is_dir() for place in ("image", "cloth")):
             return None
         files = [self.folder / listed for listed in LISTS[VITON_HD][name] if (self.folder / listed).is_file()]
-        if not files and name != "unpaired":
+        if not files and name in ("train", "test"):
             raise ValueError(f"no pair list {self.folder / LISTS[VITON_HD][name][0]}: a VITON-HD folder has one")
         for file in files:
             lines = [_Line(base, words[0], words[1], UPPER, where) for words, where in _words(file, 2)]
             if name != "unpaired":  # each person once, in the own garment
                 _check_any(lines, file)
-                return list({line.person: line._replace(garment=line.person) for line in lines}.values())
-            if any(line.garment != line.person for line in lines):
-                return lines
+                lines = list({line.person: line._replace(garment=line.person) for line in lines}.values())
+            elif all(line.garment == line.person for line in lines):
+                continue
+            types = self._tagged_types(base)
+            return [line._replace(cloth_type=types.get(line.garment, UPPER)) for line in lines]
         return None
 
     def _dresscode_lines(self, name: str) -> list[_Line] | None:
@@ -276,6 +281,11 @@ class _ListReader:
         name = line.garment if what == "cloth" else line.person
         return f"{line.base}/{place_of(self.layout, what, name, way)}"
 
+    def _tagged_types(self, base: str) -> dict[str, int]:
+        """Types of garments that ``prepare`` has noted in their tags."""
+        file = self.folder / base / CAPTIONS[VITON_HD].format(base=base)
+        return _tag_types(file) if file.is_file() else {}
+
     def _caption(self, line: _Line) -> str:
         if line.base not in self.captions:
             file = self.folder / line.base / CAPTIONS[self.layout].format(base=line.base)
@@ -331,6 +341,20 @@ def _tags(file: Path) -> dict[str, str]:
         }
     except (AttributeError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"{file} has no tags of garments ({error!r}): write it again, or move it away") from error
+
+
+def _tag_types(file: Path) -> dict[str, int]:
+    """Types of garments where their tags have them; ``_tags`` has seen to the form."""
+    _tags(file)
+    every = [
+        garment for garments in json.loads(_text(file)).values() for garment in garments if "cloth_type" in garment
+    ]
+    for garment in every:
+        if garment["cloth_type"] not in CATEGORIES.values():
+            raise ValueError(
+                f"{file}: {garment['file_name']} has the cloth_type {garment['cloth_type']!r}, not 1, 2 or 3"
+            )
+    return {garment["file_name"]: garment["cloth_type"] for garment in every}
 
 
 def _caption_lines(file: Path) -> dict[str, str]:

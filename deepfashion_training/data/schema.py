@@ -53,6 +53,7 @@ RAW_COLUMNS: dict[str, str] = {
 
 #: What ``prepare`` writes: pairs, and rows that may not be trained on or have no garment picture.
 PAIR_COLUMNS: dict[str, str] = {**DOCUMENTED_COLUMNS, **PROVENANCE_COLUMNS}
+QUARANTINE, UNPAIRED = "quarantine.parquet", "unpaired.parquet"
 _WHICH_ROW = {
     name: PAIR_COLUMNS[name] for name in ("source_row", "pid", "variant", "view", "gender", "category", "caption")
 }

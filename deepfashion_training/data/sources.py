@@ -16,6 +16,7 @@ import pyarrow.parquet
 from datasets.exceptions import DatasetsError
 
 from deepfashion_training.data.pair_folders import Lists, folder_fingerprint, read_folder
+from deepfashion_training.data.schema import QUARANTINE, UNPAIRED
 from training_run.hub import cache_fault, is_hub_id, local_path, why_not_loaded
 from training_run.not_data import is_no_data, why_damaged
 
@@ -132,7 +133,9 @@ def _files(folder: Path, pattern: str) -> list[Path]:
 
 
 def _parquet_files(folder: Path) -> list[Path]:
-    return _files(folder, "data/*.parquet") or _files(folder, "*.parquet")
+    """Data files; what ``prepare`` writes beside pairs is none."""
+    beside = [file for file in _files(folder, "*.parquet") if file.name not in (QUARANTINE, UNPAIRED)]
+    return _files(folder, "data/*.parquet") or beside
 
 
 def _parquet_columns(folder: Path) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from deepfashion_training.garment_types import TYPE_NAMES
 from deepfashion_training.images.quality import FIXES, REASONS, UNPAIRED_REASONS
+from deepfashion_training.preparation.pair_writer import QUALITY
 from deepfashion_training.preparation.selection import SPLITS, Row
 from deepfashion_training.reports.pairs_report import LEAK_TOLERANCE
 
@@ -103,6 +104,11 @@ def closing_lines(folder: Path, facts: Mapping[str, Any], *, made: bool = True) 
             f"splits    {listed(facts['by_split'])}",
             f"left out  {listed(facts['quarantined'] | facts['unpaired_reasons'])}",
             f"leak      told from the mask alone: {', '.join(leaks) or 'not measured, too few people'}",
+            *(
+                [f"pictures  {rewritten} were no upright RGB JPEG and are JPEG of quality {QUALITY} now"]
+                if (rewritten := facts.get("rewritten_pictures"))
+                else []
+            ),
             *(f"warning   {line}" for line in facts["warnings"]),
             f"look at   {folder / 'report.html'}",
             f"train     --dataset_name {shlex.quote(str(folder))}\n",

@@ -283,7 +283,7 @@ def _garment(photo: _Photo, choice: Choice, photos: Sequence[_Photo], settings: 
 
 def _checked(picture: Image.Image, settings: Settings) -> _Garment | Finding:
     small = _small(picture)
-    return quality.check_garment(small, settings.gates) or _Garment(_jpeg(picture, _CUT_OUT_QUALITY), small)
+    return quality.check_garment(small, settings.gates) or _Garment(jpeg(picture, _CUT_OUT_QUALITY), small)
 
 
 def _pair(photo: _Photo, choice: Choice, garment: _Garment, settings: Settings) -> dict[str, Any]:
@@ -299,7 +299,7 @@ def _pair(photo: _Photo, choice: Choice, garment: _Garment, settings: Settings) 
         "outcome": "pair",
         "image": {"bytes": stored, "path": f"{name}{_ending(stored)}"},
         "cloth": {"bytes": garment.stored, "path": f"{name}_garment{_ending(garment.stored)}"},
-        "mask": {"bytes": _png(mask), "path": f"{name}_mask.png"},
+        "mask": {"bytes": png(mask), "path": f"{name}_mask.png"},
         "garment_source": choice.source,
         "garment_view": choice.view,
         "garment_row": choice.row,
@@ -325,13 +325,14 @@ def _ending(stored: bytes) -> str:
     return next((ending for start, ending in _ENDINGS.items() if stored.startswith(start)), "")
 
 
-def _jpeg(picture: Image.Image, jpeg_quality: int) -> bytes:
+def jpeg(picture: Image.Image, jpeg_quality: int) -> bytes:
+    """A picture as JPEG, 4:4:4."""
     sink = io.BytesIO()
     picture.save(sink, "JPEG", quality=jpeg_quality, subsampling=0)
     return sink.getvalue()
 
 
-def _png(mask: np.ndarray) -> bytes:
+def png(mask: np.ndarray) -> bytes:
     """A mask as 8-bit PNG, white = repaint."""
     sink = io.BytesIO()
     # There is nothing but runs to compress, for which zlib has a fast way.
@@ -343,4 +344,4 @@ def thumbnail(photo: Image.Image, source_row: int) -> dict[str, Any]:
     """An RGB picture as a small JPEG, the cell that a quarantined row shows."""
     small = photo.copy()
     small.thumbnail(_THUMBNAIL)
-    return {"bytes": _jpeg(small, 80), "path": f"row-{source_row}.jpg"}
+    return {"bytes": jpeg(small, 80), "path": f"row-{source_row}.jpg"}

@@ -28,6 +28,7 @@ from deepfashion_training.models.human_parser import check_human_parser, parser_
 from deepfashion_training.preparation import account, output, workers
 from deepfashion_training.preparation.mask_leak import measure_leak
 from deepfashion_training.preparation.pair_plan import PlannedRow, Settings, batches_of, make_plan
+from deepfashion_training.preparation.pair_writer import PairWriter
 from deepfashion_training.preparation.selection import select
 from deepfashion_training.reports.pairs_report import write_pairs_card, write_pairs_report
 from training_run.atomic import put_in_place
@@ -47,13 +48,15 @@ def prepare(
     num_proc: int = 1,
     overwrite: bool = False,
     wait: bool = False,
+    form: str = "parquet",
     say: Say = lambda line: None,
 ) -> tuple[Path, dict[str, Any], bool]:
     """Prepare ``source`` (a Hub id or a local dataset) into ``output_dir``.
 
     Returns the folder, its ``report.json`` and whether it was made now: a folder that already holds just this is left
     as it is. ``overwrite`` allows to replace an earlier result that differs; ``wait`` waits for another process that
-    prepares into the same folder. ``say`` gets lines about what happens.
+    prepares into the same folder. ``form``, of ``FORMATS``, is how the pairs are written. ``say`` gets lines about what
+    happens.
 
     Raises ``ValueError``, one line, for a source that cannot be prepared and for an ``output_dir`` that holds something
     else; ``OSError`` when a worker process was killed.
@@ -70,7 +73,8 @@ def prepare(
             alone.enter_context(only_writer(target))
         splits = None if local.is_dir() else _open(source, revision, settings)
         name = str(local) if local.is_dir() else source
-        key = settings.key(name, source_fingerprint(source, splits))
+        of_rows = settings.key(name, source_fingerprint(source, splits))
+        key = of_rows if form == "parquet" else f"{of_rows}-{form}"
         facts = _report(target)
         if facts and facts["key"] == key and all((target / name).is_file() for name in facts["files"]):
             shutil.rmtree(working, ignore_errors=True)  # from a run that was killed just before its end
@@ -85,7 +89,7 @@ def prepare(
         rows, planned = _plan(splits, source, settings)
         if len(splits) > 1 and not listed_pairs(source):
             say(f"the splits {', '.join(splits)} are taken together and divided anew, by person")
-        files = _do_batches(planned, rows, settings, working / f"{key}-{_code()}", num_proc, say)
+        files = _do_batches(planned, rows, settings, working / f"{of_rows}-{_code()}", num_proc, say)
         say("writing the data files and the report")
         notes = output.read_notes(files)
         select(notes, settings)
@@ -97,6 +101,7 @@ def prepare(
             "parser": settings.parser,
             "parser_revision": settings.parser and parser_revision(settings.parser, settings.parser_revision),
             "settings": settings.as_json(),
+            **({} if form == "parquet" else {"format": form}),
         }
         result = working / "result"
         shutil.rmtree(result, ignore_errors=True)
@@ -170,7 +175,10 @@ def _code() -> str:
 
 def _write(result: Path, files: list[Path], notes: list[output.Row], facts: dict[str, Any], settings: Settings) -> None:
     """Write everything that a prepared folder has; ``facts`` gets what is known only then."""
-    shown = output.write_rows(result, files, notes, settings.seed)
+    pictures = PairWriter(result, facts["format"]) if "format" in facts else None
+    shown = output.write_rows(result, files, notes, settings.seed, pictures)
+    if pictures is not None:
+        facts["rewritten_pictures"] = pictures.rewritten
     facts["leak_score"] = measure_leak(notes, settings.mask_policy, settings.seed)
     facts["warnings"] = account.warnings(facts)
     write_pairs_report(result / "report.html", facts, **shown)

@@ -16,15 +16,17 @@ from deepfashion_training.data.schema import (
     NOTES,
     PAIR_COLUMNS,
     PROVENANCE_COLUMNS,
+    QUARANTINE,
     QUARANTINE_COLUMNS,
+    UNPAIRED,
     UNPAIRED_COLUMNS,
     features_of,
 )
 from deepfashion_training.images.pictures import open_picture, upright
 from deepfashion_training.preparation.batch import thumbnail
+from deepfashion_training.preparation.pair_writer import PairWriter
 from deepfashion_training.preparation.selection import Row
 
-QUARANTINE, UNPAIRED = "quarantine.parquet", "unpaired.parquet"
 #: Rows of a data file: about 100 MB at 512x768.
 SHARD_ROWS = 1000
 #: How many pairs of each type, worst pairs and rejects the report shows at most: it stays below 3 MB.
@@ -50,13 +52,17 @@ def _read(file: Path, columns: Sequence[str] | None = None) -> list[Row]:
         return batch.read(columns, use_threads=False).to_pylist()
 
 
-def write_rows(folder: Path, files: Iterable[Path], notes: Sequence[Row], seed: int) -> dict[str, list[Row]]:
+def write_rows(
+    folder: Path, files: Iterable[Path], notes: Sequence[Row], seed: int, pictures: PairWriter | None = None
+) -> dict[str, list[Row]]:
     """Write ``data/*.parquet``, ``quarantine.parquet`` and ``unpaired.parquet``; returns what the report shows.
 
-    ``notes`` are those of ``read_notes(files)`` with the final outcomes. The result has, with pictures, ``samples``
-    (random pairs of each type), ``worst`` (pairs least alike in colour) and ``rejects``.
+    With ``pictures`` that gets the pairs in place of ``data``. ``notes`` are those of ``read_notes(files)`` with the
+    final outcomes. The result has, with pictures, ``samples`` (random pairs of each type), ``worst`` (pairs least alike
+    in colour) and ``rejects``.
     """
-    (folder / "data").mkdir()
+    if pictures is None:
+        (folder / "data").mkdir()
     chosen = _chosen_to_show(notes, seed)
     shown: dict[str, list[Row]] = {name: [] for name in chosen}
     remaining = zip(notes, _files_of(notes), strict=True)
@@ -80,10 +86,16 @@ def write_rows(folder: Path, files: Iterable[Path], notes: Sequence[Row], seed: 
                         rows.append(row)
             by_file.pop("", None)
             for name, rows in by_file.items():
+                if pictures is not None and name not in writers:
+                    for row in rows:
+                        pictures.write(row, row["split"])
+                    continue
                 if name not in writers:
                     writer = pq.ParquetWriter(folder / name, pairs, **writing_options(pairs))
                     writers[name] = stack.enter_context(writer)
                 writers[name].write_table(pa.Table.from_pylist(rows, schema=writers[name].schema))
+    if pictures is not None:
+        pictures.close(seed)
     shown["worst"].sort(key=lambda row: row["likeness"])
     shown["rejects"].sort(key=lambda row: row["reason"])
     return shown

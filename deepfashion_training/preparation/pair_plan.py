@@ -22,6 +22,9 @@ from deepfashion_training.preparation.garment_views import SOURCES, VIEWS, parse
 MaskPolarity = Literal["auto", "white", "black"]
 MASK_POLARITIES: tuple[str, ...] = get_args(MaskPolarity)
 
+#: How pairs are written: as parquet, or in a layout of ``data/pair_folders.py``, which takes its time to import.
+FORMATS = ("parquet", "viton-hd", "dresscode")
+
 #: Raised when finished results of earlier code should be made again.
 VERSION = 3
 
