@@ -420,3 +420,26 @@ def test_prepare_makes_the_same_masks_and_leaves_the_test_list_alone(
     same(samples(out), samples(root))
     assert json.loads((out / "report.json").read_text())["by_split"] == {"train": 12, "test": 6}
     assert len(splits["test"]) == 6
+
+
+def test_with_a_parser_prepare_makes_the_masks_of_rows_that_have_none() -> None:
+    from deepfashion_training.images.quality import Gates
+    from deepfashion_training.preparation.batch import prepare_batch
+    from deepfashion_training.preparation.pair_plan import Settings, make_plan
+
+    rows = drawn()[:3]
+    maps = [np.asarray(Image.open(io.BytesIO(row["parse"]["bytes"]))) for row in rows]
+
+    class Parser:
+        def parse(self, photos: list[Image.Image]) -> list[np.ndarray]:
+            return [maps[[row["cloth_type"] for row in rows].index(kind)] for kind in kinds.pop(0)[: len(photos)]]
+
+    kinds = [[row["cloth_type"]] for row in rows]
+    columns = {name: [row[name]["bytes"] for row in rows] for name in ("image", "cloth")}
+    texts = {"pid": ["a", "b", "c"], "cloth_type": [row["cloth_type"] for row in rows]}
+    settings = Settings(parser="any", gates=Gates(min_garment_px=16))
+    made = prepare_batch(make_plan(texts, settings, has_cloth=True), columns, settings, Parser())  # type: ignore[arg-type]
+    for row, parse, found in zip(rows, maps, made, strict=True):
+        assert found["outcome"] == "pair", found
+        mask = np.asarray(Image.open(io.BytesIO(found["mask"]["bytes"]))) > 0
+        assert np.array_equal(mask, mask_of_parse(parse, row["cloth_type"]) > 0)

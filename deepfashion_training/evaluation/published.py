@@ -36,7 +36,7 @@ def published_figures(cases: Cases, settings: Mapping[str, Any], measured: Mappi
     for kind in whole:
         if listed[kind] != known["lines"][kind]:
             notes.append(
-                f"{kind}: the folder's list has {listed[kind]} people, that of the papers {known['lines'][kind]}"
+                f"{kind}: the folder's list has {listed[kind]} lines, that of the papers {known['lines'][kind]}"
             )
     if not cases.lists_unpaired:
         notes.append("the folder has no list of unpaired garments: those of others are a permutation of our own")
