@@ -258,6 +258,11 @@ def _numbers(choice: ModelChoice, seed: int) -> list[gr.components.Component]:
     """Seed, steps, guidance, LoRA scale, repaint and the scales of other LoRAs, as ``TryOnPage.dress`` takes them."""
     steps, guidance = choice.recipe.num_inference_steps, choice.recipe.guidance_scale
     labels = [f"Scale of {name}" for name in _names(choice)] if len(choice.loras) > 1 else ["LoRA scale"]
+    numbers = [  # in the order in which the page shows them
+        gr.Number(seed, label="Seed", precision=0, minimum=0, maximum=MAX_SEED, elem_id="seed"),
+        gr.Slider(1, max(MAX_STEPS, steps), value=steps, step=1, label="Steps"),
+        gr.Slider(0, max(MAX_GUIDANCE, guidance), value=guidance, step=0.5, label="Guidance"),
+    ]
     first, *others = [
         gr.Slider(
             min(0, scale),
@@ -269,14 +274,7 @@ def _numbers(choice: ModelChoice, seed: int) -> list[gr.components.Component]:
         )
         for label, scale in zip(labels, choice.scales or (1.0,), strict=True)
     ]
-    return [
-        gr.Number(seed, label="Seed", precision=0, minimum=0, maximum=MAX_SEED, elem_id="seed"),
-        gr.Slider(1, max(MAX_STEPS, steps), value=steps, step=1, label="Steps"),
-        gr.Slider(0, max(MAX_GUIDANCE, guidance), value=guidance, step=0.5, label="Guidance"),
-        first,
-        gr.Checkbox(True, label="Keep the photo outside the mask", elem_id="repaint"),
-        *others,
-    ]
+    return [*numbers, first, gr.Checkbox(True, label="Keep the photo outside the mask", elem_id="repaint"), *others]
 
 
 def _result(label: str, *, visible: bool = True) -> gr.Image:
