@@ -297,9 +297,10 @@ def test_what_cannot_be_started_from(
     for kind, targets in (("norms", "attn.to_k"), ("outside", "all")):
         message = refused(flags("--lora", files[kind], "--lora_target_modules", targets))
         assert f"--lora_target_modules {targets}" in message
-    with pytest.raises(SystemExit) as ended:
-        tfi.parse_args([*flags(), "--train_base_model", "--lora", str(files["plain"])])
-    assert ended.value.code == 2 and "--lora" in capsys.readouterr().err
+    for words in (["--train_base_model"], ["--lora", str(files["dora"])]):
+        with pytest.raises(SystemExit) as ended:
+            tfi.parse_args([*flags(), *words, "--lora", str(files["plain"])])
+        assert ended.value.code == 2 and "--lora" in capsys.readouterr().err
 
 
 # ---- continuing

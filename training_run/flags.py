@@ -39,6 +39,15 @@ DEFAULT_PROMPT = (
 )
 
 
+class _OneLora(argparse.Action):
+    """``--lora`` of a training run, which other commands take several times."""
+
+    def __call__(self, parser: Any, namespace: Any, value: Any, option_string: str | None = None) -> None:
+        if getattr(namespace, self.dest) not in (None, _UNSET, value):
+            raise argparse.ArgumentError(self, f"a run starts from one LoRA, not from {value} too: leave one out")
+        setattr(namespace, self.dest, value)
+
+
 class _Help(argparse.RawDescriptionHelpFormatter):
     """Shows every default that says something, and short names for values."""
 
@@ -184,7 +193,7 @@ def add_trainer_flags(parser: argparse.ArgumentParser) -> None:
     add("--caption_dropout", type=SHARE, default=0.0, help="share of rows with the bare prompt under --use_captions")
     add("--max_sequence_length", type=TOKENS, default=512, help="T5 tokens per prompt, at most 512")
     add = parser.add_argument_group("what is trained").add_argument
-    add("--lora", metavar="LORA",
+    add("--lora", action=_OneLora, metavar="LORA",
         help="LoRA to start from, folder, file or Hub id of any usual format; rank, alpha, targets, DoRA and rsLoRA "
         "are those of the file where they are not typed")
     add("--lora_rank", type=COUNT, default=16, help="rank of the LoRA matrices")
