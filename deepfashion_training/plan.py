@@ -319,7 +319,7 @@ def fit_to_gpu(args: argparse.Namespace, steps: Steps, make_trainable: MakeTrain
 def card_lines(args: argparse.Namespace, steps: Steps, make_trainable: MakeTrainable) -> list[str]:
     """What ``fit`` finds for each card of ``cards.yaml``."""
     cards = load_cards()
-    found = fit(args, steps, [FILL * free_on(card) for card in cards], make_trainable)
+    found = fit(args, steps, [FILL * free_on(card) for card in cards], make_trainable, transformer_shape(args))
     return [f"{card['card']:16}{fit_line(args, *way, free_on(card))}" for card, way in zip(cards, found, strict=True)]
 
 

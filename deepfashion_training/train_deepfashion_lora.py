@@ -138,9 +138,8 @@ def parse(argv: list[str], parser: FlagParser | None = None, *, load: bool = Tru
         parser.error(f"--{min(unread)} does nothing here: use --dataset_name")
     if not typed.get("upstream"):  # a script of others may train so; it is refused a LoRA then
         refuse_other_trainers()  # here, as accelerate's state would load DeepSpeed
-    typed_only = _of_groups(parser, _TYPED_ONLY) | {"output_dir", *_TRAINERS_ALONE}
     chosen = load_preset(typed.get("preset", "full"))
-    preset = chosen.values(parser, typed_only)
+    preset = chosen.values(parser, _typed_only(parser))
     follows: dict[str, Any] = {}
     ours = not typed.get("upstream") or Path(typed["upstream"]).resolve() == REPOSITORY / "train_flux_inpaint.py"
     if typed.get("embedded"):
@@ -196,7 +195,7 @@ def smaller_steps(argv: list[str]) -> list[dict[str, Any]]:
     preset = load_preset(typed.get("preset", "full"))
     if typed.get("embedded") and preset.path.parent == load_preset("embedded").path.parent:
         return []
-    steps = [preset.values(parser, _of_groups(parser, _TYPED_ONLY), step) for step in preset.smaller]
+    steps = [preset.values(parser, _typed_only(parser), step) for step in preset.smaller]
     return [step for step in steps if not step.keys() & typed.keys()]
 
 
@@ -231,6 +230,11 @@ def _of_start(values: dict[str, Any], typed: dict[str, Any]) -> dict[str, Any]:
     from training_run.start_lora import settings_of_start
 
     return settings_of_start(values["lora"], typed)
+
+
+def _typed_only(parser: FlagParser) -> set[str]:
+    """Names of the arguments that belong on the command line, not in a preset."""
+    return _of_groups(parser, _TYPED_ONLY) | {"output_dir", *_TRAINERS_ALONE}
 
 
 def _of_groups(parser: FlagParser, titles: tuple[str, ...]) -> set[str]:

@@ -21,7 +21,7 @@ from conftest import forget_accelerator
 
 from deepfashion_training import plan
 from deepfashion_training import train_deepfashion_lora as wrapper
-from deepfashion_training.cli import PRESETS, load_cards
+from deepfashion_training.cli import PRESETS, WrongUseError, load_cards
 from deepfashion_training.embedded.wardrobe import write_wardrobe
 from deepfashion_training.plan import GIB, MeasuredRun
 from training_run.flops import FLUX_FILL, useful_flops
@@ -300,6 +300,13 @@ def test_all_cards_are_answered_from_one_prediction_each_step(monkeypatch: pytes
 def test_a_typed_flag_is_not_taken_back(typed: list[str], left: int) -> None:
     assert len(wrapper.smaller_steps(["--low-vram", *typed])) == left
     assert wrapper.smaller_steps(["--h100", *typed]) == []
+
+
+@pytest.mark.parametrize("step", ["{output_dir: x}", "{preset: h100}", "{height: 100}", "{heigth: 64}"])
+def test_a_smaller_step_is_read_as_a_presets_flags_are(step: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(f"flags: {{}}\nsmaller: [{{cache_latents: true}}, {step}]\n")
+    with pytest.raises(WrongUseError, match=step.strip("{").split(":")[0]):
+        wrapper.smaller_steps(["--preset", str(tmp_path / "mine.yaml")])
 
 
 MINE = """
