@@ -134,3 +134,15 @@ def test_people_of_a_type_who_are_too_few_get_no_garment_of_their_own(rows: Rows
     assert len(cases.paired) == 4 and len(wearing) == 2  # b gets one of a's, one a gets b's
     groups = [row["pid"] for row in rows.rows]
     assert all(groups[case.garment_row] != groups[case.row] for case in wearing)
+
+
+def test_a_label_map_of_another_size_is_brought_to_the_photos(rows: Rows, tmp_path: Path) -> None:
+    parse = np.zeros((48, 36), np.uint8)
+    parse[15:40, 10:25] = 6
+    rows.add(photo(72, 96), box_mask(72, 96, (10, 20, 60, 70)), parse=Image.fromarray(parse))
+    rows.add(photo(72, 96), box_mask(72, 96, (10, 20, 60, 70)), parse=Image.fromarray(parse[:36]))
+    cases = rows.cases(tmp_path / "rows", (96, 72))
+    area = cases.truth(cases.paired[0]).garment_area
+    assert area[30:70, 20:50].all() and area.sum() == 40 * 30
+    with pytest.raises(PictureError, match="aspect"):
+        cases.truth(cases.paired[1])

@@ -93,15 +93,15 @@ class DocumentedRows:
                 raise PictureError(f"{column}: {error}") from error
         return decoded
 
-    def parse(self, row: int) -> np.ndarray | None:
-        """The map ``[h, w]`` of the 18 ATR labels of one row; None where it has none.
+    def parse(self, row: int, size: tuple[int, int] | None = None) -> np.ndarray | None:
+        """The map ``[h, w]`` of the 18 ATR labels of one row, in the photo's ``size`` (w, h); None where it has none.
 
         Raises ``PictureError`` for one that cannot be used.
         """
         if self.parse_column is None:
             return None
         ((stored,),) = self._rows.pictures([row], [self.parse_column]).values()
-        return None if stored == MISSING else read_parse(stored, lip=self.parse_column == "parse_lip")
+        return None if stored == MISSING else read_parse(stored, size, lip=self.parse_column == "parse_lip")
 
     def stored_bytes(self, row: int) -> list[bytes]:
         """What is stored for ``image``, ``cloth`` and ``mask``; nothing (``b""``) where it cannot be read.

@@ -192,13 +192,10 @@ class Cases:
 
         They come from the column ``parse`` (the 18 ATR labels), or from ``parser`` where the data has none.
         """
-        parse = self.rows.parse(case.row)
-        if parse is not None:
-            if parse.shape != mask.shape:
-                raise PictureError(f"parse: {parse.shape[::-1]} pixels on a photo of {photo.size}")
-        elif self.parser is not None and not self.has_parse:
+        parse = self.rows.parse(case.row, photo.size)
+        if self.parser is not None and not self.has_parse:
             parse = self.parser.parse([photo])[0]
-        else:
+        if parse is None:
             return None
         try:
             return garment_region(mask, case.cloth_type, "", photo, None, parse).mask
