@@ -258,7 +258,7 @@ def _draw_missing(
     """
     from tqdm import tqdm
 
-    from deepfashion_training.inference.dress import crop_line, crop_record
+    from deepfashion_training.inference.dress import crop_lines, crop_record
     from deepfashion_training.inference.records import save_picture
     from deepfashion_training.inference.requests import open_outfit
     from deepfashion_training.models.human_parser import load_human_parser
@@ -276,15 +276,14 @@ def _draw_missing(
             prompts = [choice.recipe.prompt_of(one.caption) for one in request.outfit.values()]
             try:
                 photo, worn = first or open_outfit(request, parser, settings)
-                made = dict[str, Any]()
-                for end, (_, mask) in zip(request.outfit, worn, strict=True):
-                    made |= {f"{name}{end}": value for name, value in crop_record(mask, settings).items()}
-                    if told := crop_line(mask, settings):
-                        bar.write(told if args.batch is None else f"{told}: {request.output.name}", file=sys.stderr)
+                masks = [mask for _, mask in worn]
+                crops = crop_record(masks, settings)
+                for line in crop_lines(masks, settings):
+                    bar.write(line if args.batch is None else f"{line}: {request.output.name}", file=sys.stderr)
                 for seed in seeds:
                     pictures = _drawn(model, photo, worn, settings, prompts, seed, bar)
                     for kind, path in outputs_of(request, args)[seed].items():
-                        save_picture(pictures[kind], path, request.record(record, seed) | made)
+                        save_picture(pictures[kind], path, request.record(record, seed) | crops)
                         drawn.append(str(path))
             except (ValueError, OSError) as error:
                 if args.batch is None:

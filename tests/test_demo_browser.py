@@ -210,6 +210,21 @@ def test_examples_of_every_type_are_drawn_with_base_and_lora(browser: Any, serve
             assert picture.size == (288, 384)
 
 
+def test_a_second_garment_is_put_on(browser: Any, server: Server, tmp_path: Path) -> None:
+    """In a fold of its own; without it the page is as it was."""
+    with opened(browser, server) as page:
+        pick(page, "upper")
+        dress(page)
+        before = results(page)
+        page.locator("#more button").first.click()
+        page.set_input_files("#second input[type=file]", next(server.temporary.glob("*/examples/garment-7.jpg")))
+        page.wait_for_selector("#second img")
+        dress(page)
+        assert results(page) != before
+        record = read_record(download(page, "lora", tmp_path))
+        assert record and (record["garment_type"], record["garment_type_2"]) == (1, 2)
+
+
 def test_uploads_that_cannot_be_used_are_refused_and_the_page_lives_on(
     browser: Any, server: Server, tmp_path: Path
 ) -> None:

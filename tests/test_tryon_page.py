@@ -200,9 +200,9 @@ def test_each_lora_has_a_slider(page: TryOnPage, asked: dict[str, Any], lora: Pa
     assert all(one.value / one.step == pytest.approx(round(one.value / one.step)) for one in sliders)
     both = TryOnPage(choice, choice.load([choice.recipe.prompt_of()]), page.parser, page.folder)
     # In Gradio's order: what it puts in for itself stands before the other scales.
-    text, _, drawn = both.dress(*asked.values(), lambda *_, **__: None, 0.25)
+    text, _, drawn = both.dress(*asked.values(), None, 2, lambda *_, **__: None, 0.25)
     assert "LoRA scale 0.5 and 0.25" in text and read_record(Path(drawn))["lora_scale"] == [0.5, 0.25]
-    *_, without = both.dress(*asked.values(), lambda *_, **__: None, 0)
+    *_, without = both.dress(*asked.values(), None, 2, lambda *_, **__: None, 0)
     assert np.array_equal(pixels(without), pixels(run(page, asked)[2])) and not np.array_equal(
         pixels(drawn), pixels(without)
     )
@@ -223,6 +223,32 @@ def test_without_a_lora_there_is_the_base_alone(page: TryOnPage, asked: dict[str
     bare = TryOnPage(choice, page.model, page.parser, tmp_path)
     text, base, with_lora = run(bare, asked, lora_scale=1.0)
     assert "LoRA" not in text and Path(base).is_file() and with_lora is None
+
+
+def test_a_second_garment_is_drawn_over_the_first(page: TryOnPage, asked: dict[str, Any], examples: Any) -> None:
+    person, second = asked["person"], examples[1][0][0]
+    files = run(page, {**asked, "second": second, "second_type": 1})[1:]
+    photo, first = without_exif(read_picture(person, "the person")), run(page, asked)[1:]
+    mask = mask_of_type(photo, 1, page.parser)
+    for file, below in zip(files, first, strict=True):
+        how = page.choice.drawing([0.5], num_inference_steps=STEPS, guidance_scale=1.5)
+        how = how if file == files[1] else page.choice.drawing(num_inference_steps=STEPS, guidance_scale=1.5, loras={})
+        with Image.open(str(below)) as seen:
+            made, _ = dress(page.model, seen, read_picture(second, "g"), mask, how, page.choice.recipe.prompt_of(), 7)
+        np.testing.assert_array_equal(pixels(file), np.asarray(made))
+        record = read_record(Path(str(file)))
+        assert record is not None and record["garment_type_2"] == 1 and "garment_2" in record["pictures"]
+
+
+def test_the_line_says_that_a_part_was_drawn(page: TryOnPage, asked: dict[str, Any], tmp_path: Path) -> None:
+    with Image.open(asked["person"]) as photo:
+        wide = Image.new("RGB", (2000, photo.height), photo.getpixel((2, 2)))
+        wide.paste(photo, (700, 0))
+    wide.save(tmp_path / "wide.png")
+    person = str(tmp_path / "wide.png")
+    text, base, _ = run(page, asked, person=person, canvas=page.make_mask(person, 2))
+    record = read_record(Path(base))
+    assert record is not None and 600 < record["crop"][0] < 900 and "of the 2000x384 photo" in text
 
 
 @pytest.mark.parametrize(
@@ -266,7 +292,7 @@ def test_events_wait_in_one_queue_and_take_uploads_only(
             with pytest.raises(gr.exceptions.InvalidPathError):
                 await blocks.preprocess_data(make_mask, [field(path), 1], None)
         run = next(one for one in ours if len(one.inputs) > 2)
-        good = [field(tmp_path / "mine.png"), field(tmp_path / "mine.png"), "", 1, 7, 2, 1.5, 0.5, True]
+        good = [field(tmp_path / "mine.png"), field(tmp_path / "mine.png"), "", 1, 7, 2, 1.5, 0.5, True, None, 2]
         for place, bad in ((3, "hat"), (4, -1), (5, 0), (5, 10**6), (6, 101), (7, 2.5)):
             with pytest.raises(gr.Error):
                 await blocks.preprocess_data(run, [*good[:place], bad, *good[place + 1 :]], None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -128,19 +128,27 @@ def crop_of(mask: np.ndarray, settings: DrawingSettings) -> Box | None:
     return crop_box(mask, settings.size, settings.resize_mode) if settings.crop else None
 
 
-def crop_record(mask: np.ndarray, settings: DrawingSettings) -> dict[str, Any]:
-    """What a picture's record says of its crop: its edges, False where none was wanted, nothing where none gains."""
-    box = crop_of(mask, settings)
-    return {"crop": list(box.edges)} if box else {} if settings.crop else {"crop": False}
+def crop_record(masks: Sequence[np.ndarray], settings: DrawingSettings) -> dict[str, Any]:
+    """What a picture's record says of the crops for the masks of its garments, ``crop``, ``crop_2``...
+
+    A crop's edges; False where none was wanted, and nothing where none gains.
+    """
+    if not settings.crop:
+        return {"crop": False}
+    boxes = {
+        f"crop_{number}" if number > 1 else "crop": crop_of(mask, settings) for number, mask in enumerate(masks, 1)
+    }
+    return {name: list(box.edges) for name, box in boxes.items() if box}
 
 
-def crop_line(mask: np.ndarray, settings: DrawingSettings) -> str | None:
-    """What a user is told of the crop; None where the whole photo is drawn."""
-    box = crop_of(mask, settings)
-    if box is None:
-        return None
-    height, width = mask.shape
-    return f"crop      {box.width}x{box.height} at {box.left},{box.top} of the {width}x{height} photo, pasted back"
+def crop_lines(masks: Sequence[np.ndarray], settings: DrawingSettings) -> list[str]:
+    """What a user is told of the crops; nothing where the whole photo is drawn."""
+    return [
+        f"crop      {box.width}x{box.height} at {box.left},{box.top} of the {mask.shape[1]}x{mask.shape[0]} photo, "
+        "pasted back"
+        for mask in masks
+        if (box := crop_of(mask, settings))
+    ]
 
 
 def check_left(mask: np.ndarray, settings: DrawingSettings) -> None:

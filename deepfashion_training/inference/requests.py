@@ -188,14 +188,14 @@ def open_pictures(
     stored = read_picture(request.person, "the person")
     garment = read_picture(request.garment, "the garment")
     drawn_mask = None if request.mask is None else read_picture(request.mask, "the mask")
-    with _naming(f"the person {request.person}"):
+    with naming(f"the person {request.person}"):
         photo = without_exif(stored)
-    with _naming(f"the garment {request.garment}"):
+    with naming(f"the garment {request.garment}"):
         without_exif(garment)
         alpha = opacity(garment)
         if alpha is not None and not alpha.any():
             raise PictureError("it is transparent all over, so there is nothing to put on")
-    with _naming(f"the person {request.person}" if request.mask is None else f"the mask {request.mask}"):
+    with naming(f"the person {request.person}" if request.mask is None else f"the mask {request.mask}"):
         if drawn_mask is not None:
             mask = mask_given(stored, drawn_mask, request.cloth_type)
         else:
@@ -217,7 +217,7 @@ def open_outfit(
 
 
 @contextmanager
-def _naming(what: str) -> Iterator[None]:
+def naming(what: str) -> Iterator[None]:
     """Let a ``PictureError`` begin with ``what`` it is about."""
     try:
         yield

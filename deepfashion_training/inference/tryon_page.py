@@ -21,10 +21,10 @@ from deepfashion_training.embedded.rows import RowSpec, documented_row
 from deepfashion_training.garment_types import FULL, LOWER, UPPER
 from deepfashion_training.images.pictures import PictureError, open_picture
 from deepfashion_training.inference.choice import ModelChoice
-from deepfashion_training.inference.dress import crop_line, crop_record, dress, mask_given, mask_of_type
+from deepfashion_training.inference.dress import crop_lines, crop_record, dress, mask_given, mask_of_type
 from deepfashion_training.inference.picture_files import read_picture, without_exif
 from deepfashion_training.inference.records import save_picture
-from deepfashion_training.inference.requests import TryOnRequest
+from deepfashion_training.inference.requests import TryOnRequest, naming
 from deepfashion_training.models.fill import FillModel
 from deepfashion_training.models.human_parser import HumanParser
 
@@ -78,19 +78,25 @@ class TryOnPage:
         guidance: float,
         lora_scale: float,
         repaint: bool,
+        second: str | None = None,
+        second_type: int = LOWER,
         progress: gr.Progress = _PROGRESS,
         *more_scales: float,
     ) -> tuple[str, str, str | None]:
         """A line on what was drawn, and the PNG files of the base and, where there is one, of the LoRA.
 
-        Both are drawn from the same noise. Their records say how, as those of ``tryon`` do.
+        Both are drawn from the same noise. Their records say how, as those of ``tryon`` do. A ``second`` garment is
+        drawn over the first, in a mask that the parser makes of the photo.
         """
         began = time.monotonic()
         if not person or not garment:
             raise ValueError("a person and a garment are needed: upload pictures or pick examples")
         photo = without_exif(read_picture(person, "the person"))
         cloth = read_picture(garment, "the garment")
-        mask = mask_of(canvas, person, photo)
+        worn = [(cloth, mask_of(canvas, person, photo))]
+        if second:
+            with naming(f"the person {person}"):
+                worn.append((read_picture(second, "the second garment"), mask_of_type(photo, second_type, self.parser)))
         seed, steps = seed or 0, int(steps)
         scales = [lora_scale, *more_scales][: len(self.choice.loras)]
         settings = self.choice.drawing(
@@ -99,20 +105,23 @@ class TryOnPage:
         by_name = {"base": dataclasses.replace(settings, loras={})}
         if settings.loras:
             by_name["lora"] = settings
+        crops = crop_record([mask for _, mask in worn], settings)
         folder = self.folder / secrets.token_hex(16)  # other users cannot guess it
         files = []
         prompt = self.choice.recipe.prompt_of()
         for name, how in by_name.items():
             on_step = functools.partial(_show_step, progress, name, steps)
-            picture, _ = dress(self.model, photo, cloth, mask, how, prompt, seed, on_step)
+            picture = photo
+            for garment_picture, mask in worn:
+                picture, _ = dress(self.model, picture, garment_picture, mask, how, prompt, seed, on_step)
             file = folder / f"tryon-seed{seed}-{name}.png"
-            request = TryOnRequest(Path(person), Path(garment), None, cloth_type, "", file)
-            record = {**self.choice.record(how), "mask": "painted on the page"}
-            save_picture(picture, file, request.record(record, seed) | crop_record(mask, how))
+            more = (TryOnRequest(Path(person), Path(second), None, second_type, "", file),) if second else ()
+            request = TryOnRequest(Path(person), Path(garment), None, cloth_type, "", file, more)
+            record = request.record({**self.choice.record(how), "mask": "painted on the page"}, seed)
+            save_picture(picture, file, record | crops)
             files.append(str(file))
         text = f"Done in {time.monotonic() - began:.1f} s: seed {seed}, {steps} steps, guidance {guidance:g}"
-        if crop := crop_line(mask, settings):
-            text += f", {' '.join(crop.split())}"
+        text = ", ".join([text, *(" ".join(line.split()) for line in crop_lines([mask for _, mask in worn], settings))])
         if not settings.loras:
             return text, files[0], None
         return f"{text}, LoRA scale {' and '.join(f'{scale:g}' for scale in scales)}", files[0], files[1]
@@ -205,6 +214,10 @@ def build(page: TryOnPage, folder: Path, seed: int, max_upload_mb: int) -> gr.Bl
                 gr.HTML(f"<h2>2 · Garment</h2><p>Picture of the garment alone, up to {max_upload_mb} MB</p>")
                 garment = _upload("garment")
                 gr.Examples(garments, [garment, cloth_type], visible_columns=[0], elem_id="garments", **examples)
+                with gr.Accordion("A second garment, over the first", open=False, elem_id="more"):
+                    second = _upload("second")
+                    about = "What it repaints is found when you press “Dress”"
+                    second_type = gr.Radio(types, value=LOWER, label="Its type", info=about, elem_id="second-type")
             with gr.Column(min_width=300):
                 gr.HTML("<h2>3 · What to repaint</h2>")
                 cloth_type.render()
@@ -220,7 +233,7 @@ def build(page: TryOnPage, folder: Path, seed: int, max_upload_mb: int) -> gr.Bl
             results = [_result("Base"), _result("LoRA", visible=bool(page.choice.loras))]
         changes = [person.change, cloth_type.change, make.click]
         gr.on(changes, page.make_mask, [person, cloth_type], canvas, **_QUEUED)
-        inputs = [person, garment, canvas, cloth_type, *numbers]
+        inputs = [person, garment, canvas, cloth_type, *numbers[:5], second, second_type, *numbers[5:]]
         run.click(page.dress, inputs, [status, *results], show_progress_on=results[0], **_QUEUED)
     return blocks
 

@@ -86,8 +86,16 @@ class HumanParser(PhotoParser):
         with torch.inference_mode():
             logits = self._network(pixel_values=values).logits.float()  # [n, 18, h/4, w/4]
             for one, size in zip(logits, sizes, strict=True):
-                full = torch.nn.functional.interpolate(one[None], size, mode="bilinear")
-                maps.append(self._numbers[full[0].argmax(dim=0).cpu().numpy()])
+                # One label after the other: all 18 at once are 3.6 GB of a photo of 50 megapixels.
+                label, highest = torch.zeros(size, dtype=torch.uint8, device=self.device), None
+                for number, channel in enumerate(one):
+                    full = torch.nn.functional.interpolate(channel[None, None], size, mode="bilinear")[0, 0]
+                    if highest is None:
+                        highest = full
+                        continue
+                    label[full > highest] = number
+                    highest = torch.maximum(highest, full)
+                maps.append(self._numbers[label.cpu().numpy()])
         return maps
 
 
