@@ -239,9 +239,9 @@ def _expected(made: dict[str, Any], found: Mapping[str, Any], args: argparse.Nam
 
     What is known only with the pictures open is taken over: of the crop whether one was wanted, False where not.
     """
-    crop = found.get("crop")
-    wanted = crop is None or (crop is not False) == args.crop
-    crops = {name: value for name, value in found.items() if name.startswith("crop") and wanted}
+    crops = {name: value for name, value in found.items() if name.startswith("crop")}
+    if any((value is not False) != args.crop for value in crops.values()):
+        crops = {}
     return made | {"lora": found.get("lora")} | crops
 
 

@@ -115,3 +115,22 @@ def test_a_batch_knows_pictures_that_were_drawn_whole(wardrobe, save, tryon_run,
     tryon_run(*batch, "--no-crop", "--overwrite")
     assert "2 of 2 pictures are drawn already" in tryon_run(*batch, "--no-crop")
     assert "a.png exists and was made otherwise" in tryon_refused(*batch)
+
+
+def test_a_batch_knows_that_a_later_garment_alone_was_cropped(wardrobe, save, tryon_run, tryon_refused, tmp_path):
+    person = larger(pixels(wardrobe / "lower-person.png").astype(np.uint8), (300, 1500), (20, 900))
+    wide = np.zeros(person.shape[:2], np.uint8)
+    wide[40:280, 100:900] = 255
+    save(person, "person.png")
+    save(wide, "wide.png")
+    save(larger(pixels(wardrobe / "lower-mask.png")[..., 0].astype(np.uint8), (300, 1500), (20, 900)), "mask.png")
+    garment = wardrobe / "lower-garment.png"
+    (tmp_path / "t.csv").write_text(
+        f"person,garment,mask,garment_2,mask_2,output\nperson.png,{garment},wide.png,{garment},mask.png,a.png\n"
+    )
+    batch = ["--batch", tmp_path / "t.csv", "--output", tmp_path / "out"]
+    tryon_run(*batch)
+    record = read_record(tmp_path / "out" / "a.png")
+    assert "crop" not in record and record["crop_2"]
+    assert "1 of 1 pictures are drawn already" in tryon_run(*batch)
+    assert "a.png exists and was made otherwise" in tryon_refused(*batch, "--no-crop")
