@@ -122,7 +122,10 @@ def build_parser() -> FlagParser:
 
 def weights(text: str) -> list[float]:
     """Numbers above 0 between commas. For argparse."""
-    return [number(float, 0, above=True)(part) for part in text.split(",")]
+    try:
+        return [number(float, 0, above=True)(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers such as 2,1") from None
 
 
 def parse(argv: list[str], parser: FlagParser | None = None, *, load: bool = True) -> tuple[argparse.Namespace, Any]:
@@ -276,7 +279,11 @@ def _refuse_together(parser: FlagParser, args: argparse.Namespace) -> None:
             f"--dataset_weights has {len(args.dataset_weights or ())} numbers for {len(names_of(args))} --dataset_name",
         ),
         (args.dataset_weights and len(names_of(args)) == 1, "--dataset_weights weighs several --dataset_name"),
-        (len({*names_of(args)}) < len(names_of(args)), "--dataset_name names one dataset twice: use --dataset_weights"),
+        (
+            len({os.path.realpath(name) if Path(name).is_dir() else name for name in names_of(args)})
+            < len(names_of(args)),
+            "--dataset_name names one dataset twice: use --dataset_weights",
+        ),
         (
             args.dataset_revision and len(names_of(args)) > 1,
             "--dataset_revision is that of one dataset, and --dataset_name names several",

@@ -118,6 +118,13 @@ def test_weights_and_names_that_mean_nothing_are_wrong_use(flags: list[str]) -> 
     assert flags[0] in str(error.value)
 
 
+def test_one_folder_by_two_names_is_one_dataset(sources: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path(sources[0]).parent)
+    for other in (f"{sources[0]}/", Path(sources[0]).name):
+        with pytest.raises(WrongUseError, match="--dataset_name"):
+            wrapper.parse(["--embedded", "--dataset_name", sources[0], "--dataset_name", other], load=False)
+
+
 def test_weights_of_one_dataset_are_wrong_use_and_one_name_stays_a_text(tmp_path: Path) -> None:
     with pytest.raises(WrongUseError, match="--dataset_weights"):
         wrapper.parse(["--embedded", "--dataset_name", "a/one", "--dataset_weights", "1"], load=False)

@@ -248,6 +248,10 @@ def test_captions_are_the_tags_of_viton_hd_and_the_lines_of_dresscode(tmp_path: 
     (tmp_path / "d" / "lower_body" / "dc_caption.txt").write_text(f"{names_of(2, 1)[1]} a pleated skirt\n")
     captions = {one["caption_cloth"]: one["cloth_type"] for one in samples(tmp_path / "d")}
     assert captions["a pleated skirt"] == 2 and len(captions) == 2
+    tagged[0]["cloth_type"] = True
+    (tmp_path / "v" / "train" / "vitonhd_train_tagged.json").write_text(json.dumps({"data": tagged}))
+    with pytest.raises(ValueError, match=r"00001_00\.jpg has the cloth_type True"):
+        samples(tmp_path / "v")
     (tmp_path / "v" / "train" / "vitonhd_train_tagged.json").write_text("[]")
     with pytest.raises(ValueError, match=r"vitonhd_train_tagged\.json"):
         samples(tmp_path / "v")
@@ -335,10 +339,14 @@ def test_a_part_of_a_folder_and_a_folder_of_lists_alone_are_told(tmp_path: Path)
         ("jsonl", '{"file_name": "../a.jpg", "cloth": "b.jpg"}', "'../a.jpg'"),
         ("jsonl", '{"file_name": "none.jpg"}', "none.jpg"),
         ("jsonl", '{"file_name": "a.jpg", "cloth": "a.jpg"}', "mask"),
+        ("jsonl", '{"file_name": "a.jpg", "cloth": "a.jpg", "mask": "a.jpg", "caption": NaN}', "caption is nan"),
+        ("jsonl", '{"file_name": "a.jpg", "cloth": "a.jpg", "mask": "a.jpg", "caption": ["a"]}', "caption is ['a']"),
+        ("jsonl", '{"file_name": "a.jpg", "cloth": "a.jpg", "mask": "a.jpg", "caption": "\\ud800"}', "line 1: caption"),
         ("jsonl", "[1]", "line 1"),
         ("jsonl", "\n{", "line 2"),
         ("csv", "file_name;cloth\na.jpg;a.jpg\n", "file_name;cloth"),
         ("csv", "file_name,cloth\na.jpg,a.jpg,1\n", "line 2"),
+        ("csv", "file_name,cloth,caption\na.jpg,a.jpg\n", "line 2 has fewer cells"),
         ("csv", "", "metadata.csv"),
         ("csv", "file_name,cloth,mask,cloth_type\na.jpg,a.jpg,a.jpg,hat\n", "'hat'"),
     ],
@@ -349,6 +357,13 @@ def test_what_is_wrong_with_metadata_is_named(tmp_path: Path, kind: str, text: s
     with pytest.raises(ValueError) as error:
         samples(tmp_path)
     assert named in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_line_separator_in_a_caption_ends_no_row(tmp_path: Path) -> None:
+    described(tmp_path, drawn()[:3], "csv")
+    file = tmp_path / "train" / "metadata.csv"
+    file.write_text(file.read_text("utf-8").replace("The ", "The\u2028", 1), "utf-8")
+    assert [one["caption_cloth"].count("\u2028") for one in samples(tmp_path)] == [1, 0, 0]
 
 
 def test_two_metadata_files_for_the_same_rows_are_refused(tmp_path: Path) -> None:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -350,7 +352,7 @@ def _tag_types(file: Path) -> dict[str, int]:
         garment for garments in json.loads(_text(file)).values() for garment in garments if "cloth_type" in garment
     ]
     for garment in every:
-        if garment["cloth_type"] not in CATEGORIES.values():
+        if type(garment["cloth_type"]) is not int or garment["cloth_type"] not in CATEGORIES.values():
             raise ValueError(
                 f"{file}: {garment['file_name']} has the cloth_type {garment['cloth_type']!r}, not 1, 2 or 3"
             )
@@ -394,7 +396,7 @@ def _described(folder: Path, file: Path) -> datasets.Dataset:
         for name, value in cells.items():
             column = _NAMED.get(name) or name.removesuffix("_file_name")
             if column in _TAKEN and (column == name or column not in cells):
-                row[column] = None if value is None or value == "" else str(value)
+                row[column] = _cell(value, name, where)
         for column in _PICTURES:
             if (path := row.get(column)) is not None:
                 _check_name(path, where)
@@ -406,6 +408,17 @@ def _described(folder: Path, file: Path) -> datasets.Dataset:
         if name not in columns:
             raise ValueError(f"{file} has no column {other} or {name}, only {', '.join(seen) or 'nothing'}")
     return datasets.Dataset.from_dict({name: [row.get(name) for row in rows] for name in columns})
+
+
+def _cell(value: Any, name: str, where: str) -> str | None:
+    """A cell as text, None for an empty one; ``ValueError`` for what is neither a text nor a finite number."""
+    if value is None or value == "":
+        return None
+    text = str(value)
+    finite = isinstance(value, str) or (type(value) in (int, float) and math.isfinite(value))
+    if not finite or text != text.encode("utf-8", "ignore").decode():
+        raise ValueError(f"{where}: {name} is {value!a}: a text or a number is needed, or null for none")
+    return text
 
 
 def _json_rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -421,11 +434,12 @@ def _json_rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _csv_rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    reader = csv.DictReader(_text(file).splitlines(keepends=True))
+    reader = csv.DictReader(io.StringIO(_text(file), newline=""))  # splitlines would also split at U+2028
     try:
         for row in reader:
-            if None in row:
-                raise ValueError(f"{file} line {reader.line_num} has more cells than the first line has names")
+            if None in row or None in row.values():  # which stand for cells too many, and for each that is lacking
+                many = "more" if None in row else "fewer"
+                raise ValueError(f"{file} line {reader.line_num} has {many} cells than the first line has names")
             yield f"{file} line {reader.line_num}", row
     except csv.Error as error:
         raise ValueError(f"{file} line {reader.line_num} cannot be read: {error}") from error
