@@ -178,6 +178,10 @@ def test_half_a_copy_of_a_checkpoint_is_made_anew(tmp_path: Path) -> None:
         done = subprocess.run(["bash", "-c", text], cwd=tmp_path, capture_output=True, text=True)
         assert (done.returncode, done.stdout) == (0, said), done.stderr
         assert (tmp_path / "kept" / "manifest.json").exists() == whole
+    (checkpoint / "a").write_text("2")  # of the same step, made anew
+    seal(checkpoint)
+    subprocess.run(["bash", "-c", script], cwd=tmp_path, check=True)
+    assert (tmp_path / "kept" / "a").read_text() == "2"
 
 
 @pytest.mark.long
