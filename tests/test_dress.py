@@ -88,6 +88,17 @@ def test_a_type_that_is_not_worn_is_placed_where_it_would_be(people, parser):
         assert overlap(mask_of_type(person.photo, UPPER, parser), person.agnostic[UPPER]) > 0.55
 
 
+def test_the_mask_of_somebody_in_a_panorama_is_as_close_as_the_parser_sees_best(parser):
+    """The first part around the person follows from a window in which the person is small, and is too large."""
+    tops = [spec for spec in documented_specs(200, 51515) if spec.cloth_type == UPPER][:2]
+    for spec in tops:
+        person = dataclasses.replace(spec, view="full").draw((256, 192))
+        wide = np.pad(np.asarray(person.photo), ((100, 28), (1700, 1108), (0, 0)), mode="edge")
+        mask = mask_of_type(Image.fromarray(wide), UPPER, parser)
+        assert overlap(mask[100:356, 1700:1892], person.agnostic[UPPER]) > 0.72
+        assert not mask[:, :1700].any() and not mask[:, 1892:].any()
+
+
 def labels(parse: np.ndarray) -> HumanParser:
     """A parser that gives one map."""
     return SimpleNamespace(parse=lambda photos: [parse], size=parse.shape)

@@ -26,6 +26,8 @@ from deepfashion_training.models.human_parser import HumanParser
 LARGEST_MASK_SHARE = 0.9
 #: Share of a window that a part of the body covers where it is seen: a foot of a person who fills it.
 _A_PART = 0.001
+#: Looks at the part around a person at most: the first, in a window, may be far from as close as the parser sees best.
+_LOOKS = 3
 
 
 @dataclass(frozen=True)
@@ -78,23 +80,26 @@ def _look(photo: Image.Image, parser: HumanParser) -> tuple[Box | None, np.ndarr
     """The part of an upright RGB ``photo`` with the person in it, None for the whole, and its parse map ``[h, w]``.
 
     A parser squeezes whatever it gets into one size, in which somebody who is small in the photo is hard to see, and
-    somebody in a panorama is squeezed: it gets the part around the person that it saw first. Of a panorama it first
-    sees windows, of which the one with most parts of a body in it has the person.
+    somebody in a panorama is squeezed: it gets the part around the person that it saw first, and again until that part
+    stays the same. Of a panorama it first sees windows, of which the one with most parts of a body
+    in it has the person.
     """
-    size, windows = parser.size, _windows((photo.height, photo.width))
+    size, windows = (photo.height, photo.width), _windows((photo.height, photo.width))
     if not windows:
-        parse = parser.parse([photo])[0]
-        person = np.isin(parse, ON_THE_PERSON).view(np.uint8)
+        box, parse = None, parser.parse([photo])[0]
     else:
-        looks = parser.parse([photo.resize(size[::-1], Image.Resampling.BILINEAR, box.edges) for box in windows])
+        looks = parser.parse([photo.resize(parser.size[::-1], Image.Resampling.BILINEAR, one.edges) for one in windows])
         best = int(np.argmax([(np.bincount(look.ravel()) > look.size * _A_PART).sum() for look in looks]))
-        person, box = np.zeros((photo.height, photo.width), np.uint8), windows[best]
-        found = Image.fromarray(np.isin(looks[best], ON_THE_PERSON).view(np.uint8))
-        _cut(person, box)[:] = found.resize((box.width, box.height), Image.Resampling.NEAREST)
-    near = crop_box(person, size, "stretch")
-    if near is None:
-        return None, parser.parse([photo])[0] if windows else parse
-    return near, parser.parse([photo.crop(near.edges)])[0]
+        box, parse = windows[best], looks[best]
+    for _ in range(_LOOKS):
+        person, seen = np.zeros(size, np.uint8), box or Box(0, 0, photo.width, photo.height)
+        found = Image.fromarray(np.isin(parse, ON_THE_PERSON).view(np.uint8))
+        _cut(person, seen)[:] = found.resize((seen.width, seen.height), Image.Resampling.NEAREST)
+        near = crop_box(person, parser.size, "stretch")
+        if near == box:
+            break
+        box, parse = near, parser.parse([photo if near is None else photo.crop(near.edges)])[0]
+    return box, parse
 
 
 def _windows(size: tuple[int, int]) -> list[Box]:
