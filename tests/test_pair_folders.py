@@ -257,6 +257,18 @@ def test_captions_are_the_tags_of_viton_hd_and_the_lines_of_dresscode(tmp_path: 
         samples(tmp_path / "v")
 
 
+def test_a_garment_with_blanks_in_its_name_has_its_caption(tmp_path: Path) -> None:
+    dresscode(tmp_path, masks=True)
+    folder = tmp_path / "lower_body"
+    (folder / "images" / "020000_1.jpg").rename(folder / "images" / "my [1] skirt.jpg")
+    listed = folder / "train_pairs.txt"
+    listed.write_text(listed.read_text().replace("020000_1.jpg", "my [1] skirt.jpg"))
+    lines = "my [1] skirt.jpg a skirt vs. it\n\n  020001_1.jpg\tblue  jeans\n020002_1.jpg\n"
+    (folder / "dc_caption.txt").write_text(lines)
+    found = [one["caption_cloth"] for one in samples(tmp_path, cloth_types=(2,))]
+    assert found == ["a skirt vs. it", "blue jeans", "", ""]
+
+
 POINTER = "version https://git-lfs.github.com/spec/v1\nsize 12\n"
 Spoil = Callable[[Path], object]
 

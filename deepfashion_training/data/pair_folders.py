@@ -12,6 +12,7 @@ import io
 import json
 import math
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -360,7 +361,9 @@ def _tag_types(file: Path) -> dict[str, int]:
 
 
 def _caption_lines(file: Path) -> dict[str, str]:
-    return {line.split()[0]: " ".join(line.split()[1:]) for line in _text(file).splitlines() if line.strip()}
+    """Captions by garment. The name ends with the first ending of a file, as there may be blanks in it."""
+    matches = (re.match(r"\s*(.+?\.\w{3,4}|\S+)(?:\s+|$)", line) for line in _text(file).splitlines())
+    return {match[1]: " ".join(match.string[match.end() :].split()) for match in matches if match}
 
 
 # ---- pictures beside a metadata file
