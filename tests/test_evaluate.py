@@ -615,7 +615,7 @@ def test_after_a_training_what_its_flags_leave_out_is_not_told(
     evaluated: Callable[..., int], lora: Path, wardrobe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = {"limit": 3, "cloth_types": "upper,lower,full", "quantize_base": None, "batch_size": 8, "parser": "none"}
-    flags |= {"lora": str(lora), "dataset_name": str(wardrobe), "split": "test", "output_dir": tmp_path / "r"}
+    flags |= {"lora": [str(lora)], "dataset_name": str(wardrobe), "split": "test", "output_dir": tmp_path / "r"}
     command.evaluate_trained(torch.device("cpu"), dino_model="none", extras=False, **flags)
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[:1] for line in lines[2:6]] == [["upper"], ["lower"], ["full"], ["all"]]
