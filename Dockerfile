@@ -1,7 +1,7 @@
 # docker build -t tryon-lora .
 # docker run --rm tryon-lora --quick-test --embedded                              # any machine: the small model
-# docker run --rm --gpus all --shm-size=1g --stop-timeout 120 -e HF_TOKEN \
-#     -v hf:/cache -v "$PWD/outputs:/app/outputs" tryon-lora --h100               # the full run
+# mkdir -p outputs; docker run --rm --gpus all --shm-size=1g --stop-timeout 120 -e HF_TOKEN \
+#     --user "$(id -u):$(id -g)" -v hf:/cache -v "$PWD/outputs:/app/outputs" tryon-lora --h100               # the full run
 #
 # --shm-size: workers hand pictures over in /dev/shm, of which Docker gives 64 MiB. --stop-timeout: a stopped run saves
 # first. -e HF_TOKEN hands the token on when the container starts; none is ever in a layer.

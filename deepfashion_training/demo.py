@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from deepfashion_training.cli import FlagParser, number, quiet_libraries, run_command
 from deepfashion_training.inference.choice import (
+    add_crop_flag,
     add_drawing_flags,
     add_model_flags,
     add_parser_flag,
@@ -44,6 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--host", default="127.0.0.1", metavar="H", help="address to serve at; 0.0.0.0 is everybody")
     add("--port", type=number(int, 1, 65535), default=7860, metavar="P", help="port to serve at")
     add("--max_upload_mb", type=number(int, 1), default=20, metavar="MB", help="largest picture to upload")
+    add_crop_flag(group)
     add_parser_flag(group)
     add_model_flags(parser)
     add_drawing_flags(parser)
@@ -89,7 +91,7 @@ def serve(args: argparse.Namespace, choice: ModelChoice, parser: str, folder: Pa
     for note in choice.notes:
         sys.stderr.write(f"note      {note}\n")
     model = choice.load([choice.recipe.prompt_of()])
-    page = tryon_page.TryOnPage(choice, model, load_human_parser(parser), folder / "results")
+    page = tryon_page.TryOnPage(choice, model, load_human_parser(parser), folder / "results", crop=args.crop)
     blocks = tryon_page.build(page, folder / "examples", args.seed, args.max_upload_mb)
     blocks.queue(max_size=QUEUE_SIZE, api_open=False)
     fonts: dict[str, Any] = {"font": ["system-ui", "sans-serif"], "font_mono": ["monospace"]}  # none is downloaded

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from deepfashion_training.cli import FlagParser, number, quiet_libraries, run_command
 from deepfashion_training.garment_types import TYPE_NAMES, one_type
 from deepfashion_training.inference.choice import (
+    add_crop_flag,
     add_drawing_flags,
     add_model_flags,
     add_parser_flag,
@@ -58,12 +59,13 @@ def build_parser() -> FlagParser:
     add_parser_flag(group)
     add_model_flags(parser)
     add_drawing_flags(parser)
-    add = parser.add_argument_group("output").add_argument
+    group = parser.add_argument_group("output")
+    add = group.add_argument
     add("--output", type=Path, required=True, metavar="O", help="picture (.png, .jpg, .webp) or folder")
     add("--num_images", type=number(int, 1, 10_000), default=1, metavar="N", help="pictures of seed, seed + 1, ...")
     switch = argparse.BooleanOptionalAction
     add("--repaint", action=switch, default=True, help="paste the result into the photo, unchanged beyond the mask")
-    add("--crop", action=switch, default=True, help="in larger photos draw the part around the mask, and paste it back")
+    add_crop_flag(group)
     add("--save_pair", action="store_true", help="also write the pair as the model drew it, as <name>-pair.png")
     add("--save_mask", action="store_true", help="also write the mask, without its seam, as <name>-mask.png")
     add("--overwrite", action="store_true", help="replace existing pictures")

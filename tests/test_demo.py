@@ -88,11 +88,11 @@ def test_the_server_is_told_its_limits(monkeypatch: pytest.MonkeyPatch, tmp_path
         raise KeyboardInterrupt
 
     choice = argparse.Namespace(notes=(), recipe=argparse.Namespace(prompt_of=str), load=lambda prompts: None)
-    monkeypatch.setattr(tryon_page, "build", lambda *_: Blocks())
+    monkeypatch.setattr(tryon_page, "build", lambda page, *_: asked.update(crop=page.crop) or Blocks())
     monkeypatch.setattr(human_parser, "load_human_parser", lambda name: None)
     monkeypatch.setattr(demo.threading.Event, "wait", stop)
-    args = demo.build_parser().parse_args("--embedded --max_upload_mb 7 --port 7".split())
+    args = demo.build_parser().parse_args("--embedded --max_upload_mb 7 --port 7 --no-crop".split())
     with pytest.raises(KeyboardInterrupt):
         demo.serve(args, choice, "", tmp_path)  # type: ignore[arg-type]
     assert asked["max_file_size"] == 7 * 2**20 and asked["max_size"] == 20 and asked["server_name"] == "127.0.0.1"
-    assert not asked.get("share") and asked["closed"]
+    assert not asked.get("share") and asked["closed"] and asked["crop"] is False

@@ -99,6 +99,17 @@ def test_the_mask_of_somebody_in_a_panorama_is_as_close_as_the_parser_sees_best(
         assert not mask[:, :1700].any() and not mask[:, 1892:].any()
 
 
+@pytest.mark.parametrize("left", [0, 2712])
+def test_the_mask_of_somebody_at_the_end_of_a_panorama_has_the_photos_size(parser, left):
+    """There the part around the person is the window itself, in which the parser saw them smaller than they are."""
+    spec = next(spec for spec in documented_specs(30, 51515) if spec.cloth_type == UPPER)
+    person = dataclasses.replace(spec, view="full").draw((384, 288))
+    around = ((0, 0), (left, 2712 - left), (0, 0))
+    mask = mask_of_type(Image.fromarray(np.pad(np.asarray(person.photo), around, mode="edge")), UPPER, parser)
+    assert mask.shape == (384, 3000)
+    assert overlap(mask[:, left : left + 288], person.agnostic[UPPER]) > 0.6
+
+
 def labels(parse: np.ndarray) -> HumanParser:
     """A parser that gives one map."""
     return SimpleNamespace(parse=lambda photos: [parse], size=parse.shape)

@@ -19,7 +19,8 @@ def published_figures(cases: Cases, settings: Mapping[str, Any], measured: Mappi
 
     ``measured`` is the number of paired pictures that were measured by garment type and ``all``. ``tables`` is empty
     where that is not the whole list, and ``notes`` says so; else ``{type: [{"method", "size", "source", "differs",
-    figure: value or None}]}``.
+    figure: value or None}]}``. ``lists`` says of a type whose list is not as long as that of the papers how long both
+    are, as of other data in the same layout.
     """
     table: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("published.yaml").read_text(encoding="utf-8"))
     known = table["datasets"].get(cases.layout)
@@ -27,7 +28,7 @@ def published_figures(cases: Cases, settings: Mapping[str, Any], measured: Mappi
         return None
     listed = {kind: cases.listed[kind] for kind in known["lines"] if cases.listed[kind]}
     whole = [kind for kind, number in listed.items() if measured.get(kind) == number]
-    notes = []
+    notes, lists = list[str](), dict[str, str]()
     if not whole:
         notes.append(
             f"{measured['all']} of the {cases.listed['all']} people of {known['name']}'s test list are measured: "
@@ -35,9 +36,7 @@ def published_figures(cases: Cases, settings: Mapping[str, Any], measured: Mappi
         )
     for kind in whole:
         if listed[kind] != known["lines"][kind]:
-            notes.append(
-                f"{kind}: the folder's list has {listed[kind]} lines, that of the papers {known['lines'][kind]}"
-            )
+            lists[kind] = f"another list: {listed[kind]} lines, the papers' has {known['lines'][kind]}; not comparable"
     if not cases.lists_unpaired:
         notes.append("the folder has no list of unpaired garments: those of others are a permutation of our own")
     entries = [one for one in table["tables"] if one["dataset"] == cases.layout and one["type"] in whole]
@@ -59,4 +58,4 @@ def published_figures(cases: Cases, settings: Mapping[str, Any], measured: Mappi
             "over SqueezeNet, FID and KID by clean-fid"
         )
     notes += dict.fromkeys(f"{one['source']}: {one['differs']}" for one in entries)
-    return {"dataset": known["name"], "columns": list(COLUMNS), "tables": tables, "notes": notes}
+    return {"dataset": known["name"], "columns": list(COLUMNS), "tables": tables, "lists": lists, "notes": notes}

@@ -53,6 +53,12 @@ def add_drawing_flags(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=number(int, 0, 2**63 - 1), default=0, help="seed of the noise")
 
 
+def add_crop_flag(group: argparse._ArgumentGroup) -> None:
+    """The flag of ``DrawingSettings.crop``."""
+    about = "in larger photos draw the part around the mask, and paste it back"
+    group.add_argument("--crop", action=argparse.BooleanOptionalAction, default=True, help=about)
+
+
 def add_parser_flag(group: argparse._ArgumentGroup) -> None:
     """The flag that ``choose_parser`` reads."""
     group.add_argument(

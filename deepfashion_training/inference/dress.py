@@ -96,7 +96,7 @@ def _look(photo: Image.Image, parser: HumanParser) -> tuple[Box | None, np.ndarr
         found = Image.fromarray(np.isin(parse, ON_THE_PERSON).view(np.uint8))
         _cut(person, seen)[:] = found.resize((seen.width, seen.height), Image.Resampling.NEAREST)
         near = crop_box(person, parser.size, "stretch")
-        if near == box:
+        if near == box and parse.shape == (seen.height, seen.width):  # and no smaller, as of a window
             break
         box, parse = near, parser.parse([photo if near is None else photo.crop(near.edges)])[0]
     return box, parse

@@ -49,11 +49,14 @@ class TryOnPage:
     shown on the page.
     """
 
-    def __init__(self, choice: ModelChoice, model: FillModel, parser: HumanParser, folder: Path) -> None:
+    def __init__(
+        self, choice: ModelChoice, model: FillModel, parser: HumanParser, folder: Path, *, crop: bool = True
+    ) -> None:
         self.choice = choice
         self.model = model
         self.parser = parser
         self.folder = folder
+        self.crop = crop
 
     def make_mask(self, person: str | None, cloth_type: int) -> str:
         """Value of the canvas: the photo with the mask for the garment type; empty where there is no photo."""
@@ -100,7 +103,7 @@ class TryOnPage:
         seed, steps = seed or 0, int(steps)
         scales = [lora_scale, *more_scales][: len(self.choice.loras)]
         settings = self.choice.drawing(
-            scales, num_inference_steps=steps, guidance_scale=guidance, repaint=repaint, crop=True
+            scales, num_inference_steps=steps, guidance_scale=guidance, repaint=repaint, crop=self.crop
         )
         by_name = {"base": dataclasses.replace(settings, loras={})}
         if settings.loras:

@@ -179,7 +179,9 @@ def published_table(facts: Mapping[str, Any]) -> list[str]:
         return []
     lines = []
     for kind, rows in published_rows(facts).items():
-        lines += ["", f"{facts['published']['dataset']}, {kind}, beside published figures", *_aligned(rows)]
+        other = f" ({facts['published']['lists'][kind]})" if kind in facts["published"]["lists"] else ""
+        heading = f"{facts['published']['dataset']}, {kind}, beside published figures{other}"
+        lines += ["", heading, *_aligned(rows)]
     return [*lines, "", *(f"note      {note}" for note in facts["published"]["notes"])]
 
 
