@@ -38,9 +38,7 @@ from training_run.lora_formats import find_lora, read_lora
 HEIGHT, WIDTH = SIZE = (128, 96)
 #: No training draws people of this seed.
 SEED = 424242
-
-
-#: The patterns that are told apart; of the others too few are drawn, or they do not repeat.
+#: The patterns that are measured, by group. The others are rare, or do not repeat.
 PATTERNS = {
     **dict.fromkeys(("horizontal", "vertical", "diagonal"), "stripes"),
     **dict.fromkeys(("check", "plaid"), "checks"),

@@ -347,8 +347,8 @@ def _tags(file: Path) -> dict[str, str]:
 
 
 def _tag_types(file: Path) -> dict[str, int]:
-    """Types of garments where their tags have them; ``_tags`` has seen to the form."""
-    _tags(file)
+    """Types of the garments whose tags give one."""
+    _tags(file)  # which checks the form
     every = [
         garment for garments in json.loads(_text(file)).values() for garment in garments if "cloth_type" in garment
     ]

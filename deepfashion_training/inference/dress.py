@@ -147,7 +147,7 @@ def crop_record(masks: Sequence[np.ndarray], settings: DrawingSettings) -> dict[
 
 
 def crop_lines(masks: Sequence[np.ndarray], settings: DrawingSettings) -> list[str]:
-    """What a user is told of the crops; nothing where the whole photo is drawn."""
+    """A line for each crop that is taken; none for a photo that is drawn whole."""
     return [
         f"crop      {box.width}x{box.height} at {box.left},{box.top} of the {mask.shape[1]}x{mask.shape[0]} photo, "
         "pasted back"
