@@ -43,6 +43,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler as FlowScheduler
 from diffusers import training_utils as flow
 from diffusers.models.attention_dispatch import attention_backend
 from diffusers.optimization import get_scheduler
+from diffusers.pipelines.flux.pipeline_flux_fill import calculate_shift
 from peft import set_peft_model_state_dict
 from PIL import Image
 from safetensors.torch import load_file, save
@@ -412,10 +413,34 @@ class FillBatch:
     names: Sequence[str] = ()  # of the rows
 
 
+def training_schedule(scheduler: FlowScheduler, args: argparse.Namespace) -> FlowScheduler:
+    """The steps that timesteps are drawn from: those of ``scheduler``, shifted as ``--timestep_shift`` says.
+
+    "tokens" gives what ``FluxFillPipeline`` draws a pair of this size with, in as many steps as training has. Raises
+    ``ValueError`` where it does not shift by the number of tokens.
+    """
+    config, shift = scheduler.config, args.timestep_shift
+    steps = config.num_train_timesteps
+    if shift == "none":
+        return scheduler
+    if shift != "tokens":
+        return FlowScheduler(steps, shift)
+    if not config.use_dynamic_shifting:
+        raise ValueError(
+            f"--timestep_shift tokens: the scheduler of {args.pretrained_model_name_or_path} has no "
+            "use_dynamic_shifting, so drawing shifts no more than training does: leave the flag out, or give a number"
+        )
+    tokens = args.height // 16 * (2 * args.width // 16)
+    known = (config.base_image_seq_len, config.max_image_seq_len, config.base_shift, config.max_shift)
+    shifted = FlowScheduler.from_config(config)
+    shifted.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps).tolist(), mu=calculate_shift(tokens, *known))
+    return shifted
+
+
 def sample_timesteps(
     scheduler: FlowScheduler, count: int, args: argparse.Namespace, generator: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """``count`` timesteps and their sigmas, drawn from the scheduler's training steps by ``--weighting_scheme``."""
+    """``count`` timesteps and their sigmas, drawn from the scheduler's steps by ``--weighting_scheme``."""
     how = {"logit_mean": args.logit_mean, "logit_std": args.logit_std, "mode_scale": args.mode_scale}
     u = flow.compute_density_for_timestep_sampling(args.weighting_scheme, count, generator=generator, **how)
     steps = scheduler.config.num_train_timesteps
@@ -521,6 +546,7 @@ class Run:
         self.scheduler = FlowScheduler.from_pretrained(
             base, subfolder="scheduler", revision=args.revision, cache_dir=args.cache_dir
         )
+        self.schedule = training_schedule(self.scheduler, args)
         self.vae = load_vae(args, accelerator.device, args.compile_blocks) if vae_config is None else None
         self.vae_config = vae_config if self.vae is None else self.vae.config
         # With --shard_base it goes there in parts.
@@ -560,7 +586,7 @@ class Run:
         masked = draw_latents(posteriors["masked"], self.vae_config, dtype, on_device)
         conditioning = fill_conditioning(masked, mask, dtype)
         noise = torch.randn(pair.shape, generator=on_device, device=device, dtype=dtype)
-        timesteps, sigmas = sample_timesteps(self.scheduler, len(pair), args, on_cpu)
+        timesteps, sigmas = sample_timesteps(self.schedule, len(pair), args, on_cpu)
         keep = (torch.rand(len(pair), generator=on_cpu) >= args.caption_dropout).tolist()
         captions = [caption if kept else "" for caption, kept in zip(samples["caption_cloth"], keep, strict=True)]
         embeds, pooled = self.prompts.look_up([prompt_of(args, caption) for caption in captions], device)

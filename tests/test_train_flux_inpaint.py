@@ -79,6 +79,8 @@ def test_flags_are_not_abbreviated(capsys):
         ("--lr_scheduler triangle", "--lr_scheduler"),
         ("--weighting_scheme flat", "--weighting_scheme"),
         ("--report_to paper", "--report_to"),
+        ("--timestep_shift 0", "--timestep_shift"),
+        ("--timestep_shift token", "--timestep_shift"),
         ("--caption_dropout 0.1", "--caption_dropout"),
         ("--use_captions --caption_dropout 1.5", "--caption_dropout"),
         ("--optimizer prodigy --use_8bit_adam", "--use_8bit_adam"),

@@ -230,6 +230,52 @@ def test_mode_bends_the_draw_by_its_scale(scheduler):
     assert middle[0] == pytest.approx(0.2, abs=0.015) and middle[1] > 0.23
 
 
+def shifted_map(scheduler: FlowScheduler, *flags: object) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sigmas and timesteps that a run with ``flags`` draws from, by falling noise: 1,000 of each."""
+    args = tfi.parse_args([*DATA, "--timestep_shift", *map(str, flags)])
+    schedule = tfi.training_schedule(scheduler, args)
+    return schedule.sigmas[:1000], schedule.timesteps
+
+
+def test_tokens_shift_timesteps_as_the_pipeline_draws(viton_root, tiny_flux_fill):
+    """At 128 x 2 96 pixels a pair has 8 x 12 tokens: mu = 0.5 + (96 - 256) (1.15 - 0.5) / (4096 - 256)."""
+    pipeline = FluxFillPipeline.from_pretrained(tiny_flux_fill, torch_dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    sample = tfi.VitonHDTestDataset(str(viton_root), "train", size=(HEIGHT, WIDTH))[1]
+    pipeline(
+        prompt="top", image=sample["image"][None] / 2 + 0.5, mask_image=sample["inpaint_mask"][None],
+        height=HEIGHT, width=2 * WIDTH, num_inference_steps=4, max_sequence_length=8, output_type="latent",
+    )  # fmt: skip
+    drawn = pipeline.scheduler
+    sigmas, timesteps = shifted_map(drawn, "tokens", "--height", HEIGHT, "--width", WIDTH)
+    places = [0, 250, 500, 750]  # where the unshifted sigma is 1, 3/4, 1/2 and 1/4
+    assert torch.equal(sigmas[places], drawn.sigmas[:4]) and torch.equal(timesteps[places], drawn.timesteps)
+    factor = math.exp(0.5 - 160 * 0.65 / 3840)
+    expected = [factor * s / (1 + (factor - 1) * s) for s in (1, 0.75, 0.5, 0.25)]
+    assert sigmas[places].tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def test_more_tokens_shift_further(scheduler):
+    """768 x 2 576 pixels are 48 x 72 tokens, so mu is 0.5 + 3200 * 0.65 / 3840 = 1.04167 and e^mu 2.83394."""
+    sigmas, timesteps = shifted_map(scheduler, "tokens", "--height", 768, "--width", 576)
+    assert sigmas[500].item() == pytest.approx(2.83394 / 3.83394, abs=1e-5)
+    torch.testing.assert_close(timesteps, 1000 * sigmas)
+    assert torch.equal(scheduler.sigmas, torch.arange(1000, 0, -1) / 1000)  # others go on drawing from theirs
+
+
+def test_a_factor_shifts_alike_at_any_size(scheduler):
+    sigmas, timesteps = shifted_map(scheduler, 3)
+    assert sigmas[[0, 500, 750]].tolist() == pytest.approx([1, 1.5 / 2, 0.75 / 1.5], abs=1e-6)
+    torch.testing.assert_close(timesteps, 1000 * sigmas)
+
+
+def test_tokens_shift_nothing_where_drawing_does_not():
+    fixed = FlowScheduler(shift=3.0)
+    with pytest.raises(ValueError, match="--timestep_shift tokens"):
+        shifted_map(fixed, "tokens")
+    assert torch.equal(shifted_map(fixed, "none")[0], fixed.sigmas)
+
+
 # ------------------------------------------------------------------------------------------------ the model's call
 
 
@@ -291,6 +337,17 @@ def test_draws_follow_from_seed_and_forward_pass(tiny_args, accelerator):
     assert first.noise.mean().abs() < 0.05 and abs(first.noise.std() - 1) < 0.05
     run.args.seed += 1
     assert not torch.equal(first.noise, run.encode(collate(rows[:2]), 0).noise)
+
+
+def test_a_runs_batches_have_shifted_timesteps(tiny_args, accelerator):
+    run, rows = run_on(tiny_args(), accelerator)
+    plain = run.encode(collate(rows[:2]), 0)
+    run.args.timestep_shift = 3.0
+    run.schedule = tfi.training_schedule(run.scheduler, run.args)
+    shifted = run.encode(collate(rows[:2]), 0)
+    torch.testing.assert_close(shifted.sigmas, 3 * plain.sigmas / (1 + 2 * plain.sigmas))
+    torch.testing.assert_close(shifted.timesteps, 1000 * shifted.sigmas)
+    assert torch.equal(shifted.noise, plain.noise)
 
 
 class Captioned(tfi.VitonHDTestDataset):

@@ -162,6 +162,16 @@ def recompute_stride(text: str) -> int | str:
         raise argparse.ArgumentTypeError(f"{text!r} is not auto, none or a number from 1") from None
 
 
+def timestep_shift(text: str) -> str | float:
+    """How drawn timesteps are shifted: 'none', 'tokens', or by a factor above 0."""
+    if text in ("none", "tokens"):
+        return text
+    try:
+        return float(POSITIVE(text))
+    except (ValueError, argparse.ArgumentTypeError):
+        raise argparse.ArgumentTypeError(f"{text!r} is not none, tokens or a number above 0") from None
+
+
 # fmt: off
 def add_trainer_flags(parser: argparse.ArgumentParser) -> None:
     """All flags of the trainer."""
@@ -246,6 +256,9 @@ def add_trainer_flags(parser: argparse.ArgumentParser) -> None:
     add("--logit_mean", type=FINITE, default=0.0, help="mean of logit_normal")
     add("--logit_std", type=AMOUNT, default=1.0, help="standard deviation of logit_normal")
     add("--mode_scale", type=FINITE, default=1.29, help="scale of mode")
+    add("--timestep_shift", type=timestep_shift, default="none", metavar="none|tokens|X",
+        help="move drawn timesteps towards noise: as drawing does for the tokens of the pair, or sigma to "
+        "X sigma / (1 + (X - 1) sigma)")
     add("--garment_loss_weight", type=AMOUNT, default=1.0, help="weight of the loss on the garment half")
     add("--mask_loss_weight", type=AMOUNT, default=1.0, help="weight of the loss on the masked area")
     add("--background_loss_weight", type=AMOUNT, default=1.0, help="weight of the loss on the rest of the person half")
