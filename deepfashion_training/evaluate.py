@@ -92,24 +92,25 @@ def parse(argv: list[str]) -> argparse.Namespace:
     return args
 
 
-def evaluate_trained(device: torch.device, **flags: Any) -> None:
+def evaluate_trained(device: torch.device, **flags: Any) -> Path | None:
     """Evaluate a LoRA that was trained just now, as the command would; ``flags`` are its options by their names.
 
     Other people's garments are not tried on: this is a first look. Only this process draws, as those that trained
-    beside it may have ended. Raises ``ValueError``, one line.
+    beside it may have ended. Returns and raises as ``evaluate`` does.
     """
     values = build_parser().defaults() | {"unpaired": False, "overwrite": True} | flags
     alone = SimpleNamespace(
         device=device, is_main_process=True, process_index=0, num_processes=1,
         wait_for_everyone=lambda: None, main_process_first=nullcontext,
     )  # fmt: skip
-    evaluate(argparse.Namespace(**values), alone)
+    return evaluate(argparse.Namespace(**values), alone)
 
 
-def evaluate(args: argparse.Namespace, processes: Any = None) -> None:
+def evaluate(args: argparse.Namespace, processes: Any = None) -> Path | None:
     """Plan, draw, measure and report, on as many processes as were launched; the first of them measures.
 
-    ``processes`` takes the place of accelerate's state. Raises ``ValueError``, one line, for what cannot be done,
+    Returns where the picture before and after is: None without a LoRA, and on the other processes. ``processes`` takes
+    the place of accelerate's state. Raises ``ValueError``, one line, for what cannot be done,
     before models are loaded where that is possible.
     """
     quiet_libraries()
@@ -118,13 +119,13 @@ def evaluate(args: argparse.Namespace, processes: Any = None) -> None:
 
     state = processes or PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=_PATIENCE)
     with only_writer(args.output_dir) if state.is_main_process else nullcontext():
-        _evaluate(args, state)
+        return _evaluate(args, state)
 
 
-def _evaluate(args: argparse.Namespace, state: PartialState) -> None:
+def _evaluate(args: argparse.Namespace, state: PartialState) -> Path | None:
     """``evaluate`` on the processes ``state``, with the output directory to themselves."""
     from deepfashion_training.evaluation.draw_cases import draw_missing
-    from deepfashion_training.evaluation.evaluation_plan import make_plan
+    from deepfashion_training.evaluation.evaluation_plan import BEFORE_AFTER, make_plan
     from deepfashion_training.evaluation.measure_cases import measure
     from deepfashion_training.evaluation.results import write_results
     from deepfashion_training.models.features import Dino
@@ -138,11 +139,12 @@ def _evaluate(args: argparse.Namespace, state: PartialState) -> None:
     draw_missing(plan, state)
     state.wait_for_everyone()
     if not state.is_main_process:
-        return
+        return None
     measured = [measure(plan, dino, cases, state.device) for cases in plan.sets]
     sys.stdout.write(write_results(plan, dino, measured))
     if plan.publish_as is not None and plan.trained_folder is not None:
         sys.stdout.write(f"published {push(plan.trained_folder, plan.publish_as, args.hub_private)}\n")
+    return plan.folder / BEFORE_AFTER if plan.choice.loras else None
 
 
 def _opening_lines(plan: EvaluationPlan) -> list[str]:
@@ -183,10 +185,16 @@ def _estimate(plan: EvaluationPlan, pictures: int) -> str:
     return f"about {', '.join(each)} (estimates)"
 
 
+def say_picture(picture: Path | None) -> None:
+    """The last line of a comparison, if there is a ``picture`` of it."""
+    if picture is not None:
+        sys.stdout.write(f"picture   {picture}\n")
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     stopped = "the same command, without --overwrite, continues where it stopped"
-    return run_command("evaluate", argv, lambda words: evaluate(parse(words)), stopped)
+    return run_command("evaluate", argv, lambda words: say_picture(evaluate(parse(words))), stopped)
 
 
 if __name__ == "__main__":

@@ -540,10 +540,11 @@ def train(args: argparse.Namespace, script: Any) -> None:
 
 
 def finish(args: argparse.Namespace, split: str | None) -> None:
-    """Write the model card, compare with the base, say where all is, and publish if asked. On rank 0 alone.
+    """Write the model card, compare with the base, publish if asked, and say where all is. On rank 0 alone.
 
     ``split`` is that of ``held_out_split``.
     """
+    from deepfashion_training.evaluate import say_picture
     from deepfashion_training.models.publish import push
     from deepfashion_training.reports.model_card import write_model_card
 
@@ -554,15 +555,16 @@ def finish(args: argparse.Namespace, split: str | None) -> None:
             raise ValueError("--push_to_hub and --evaluate_samples need a run.json, and the script has written none")
         return
     write_model_card(folder)
-    failed = None
+    failed = picture = None
     if args.evaluate_samples:
         try:
-            compare_with_base(args, folder, split)
+            picture = compare_with_base(args, folder, split)
         except Exception as error:
             failed = error  # what was trained is published all the same
     sys.stdout.write(closing_lines(args, folder, split))
     if args.publish:
         sys.stdout.write(f"published {push(folder, args.publish_as, args.publish_private)}\n")
+    say_picture(picture)
     if failed is not None:
         raise ValueError(
             f"the LoRA is in {folder}, but comparing it with its base failed: {describe(failed)}; try again with: "
@@ -570,10 +572,11 @@ def finish(args: argparse.Namespace, split: str | None) -> None:
         ) from failed
 
 
-def compare_with_base(args: argparse.Namespace, folder: Path, split: str | None) -> None:
+def compare_with_base(args: argparse.Namespace, folder: Path, split: str | None) -> Path | None:
     """Say by garment type what the LoRA in ``folder`` changed, on the held-out people of ``split``.
 
-    Raises ``ValueError``, one line, when that fails.
+    Returns where the picture of it is; None where nothing can be compared. Raises ``ValueError``, one line, when that
+    fails.
     """
     import torch
 
@@ -584,19 +587,19 @@ def compare_with_base(args: argparse.Namespace, folder: Path, split: str | None)
 
     if not (folder / LORA_FILE).exists():
         sys.stdout.write("compared  nothing: no LoRA was trained\n")
-        return
+        return None
     free_memory()
     if split is None:
         name = names_of(args)[0]
         sys.stdout.write(f"compared  nothing: {name} has neither a split test nor a validation split\n")
-        return
+        return None
     sys.stdout.flush()
     if process_state().device.type == "cpu":  # the processes that trained beside this one have left it their cores
         torch.set_num_threads(min(torch.get_num_threads() * launched_processes(), usable_cores()))
     name = names_of(args)[0]
     if len(names_of(args)) > 1:
         sys.stdout.write(f"comparing on {name}, the first --dataset_name\n")
-    evaluate_trained(
+    return evaluate_trained(
         process_state().device,
         lora=[str(folder)],
         dataset_name=name,

@@ -616,10 +616,11 @@ def test_after_a_training_what_its_flags_leave_out_is_not_told(
 ) -> None:
     flags = {"limit": 3, "cloth_types": "upper,lower,full", "quantize_base": None, "batch_size": 8, "parser": "none"}
     flags |= {"lora": [str(lora)], "dataset_name": str(wardrobe), "split": "test", "output_dir": tmp_path / "r"}
-    command.evaluate_trained(torch.device("cpu"), dino_model="none", extras=False, **flags)
+    picture = command.evaluate_trained(torch.device("cpu"), dino_model="none", extras=False, **flags)
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[:1] for line in lines[2:6]] == [["upper"], ["lower"], ["full"], ["all"]]
-    assert lines[-1] == f"picture   {tmp_path / 'r' / 'before_after.png'}" and "--" not in "".join(lines[6:])
+    assert "--" not in "".join(lines[6:]) and "before_after" not in "".join(lines)  # the run says it last
+    assert picture == tmp_path / "r" / "before_after.png" and picture.is_file()
     left_out = json.loads((tmp_path / "r" / "metrics.json").read_text(encoding="utf-8"))["left_out"]
     assert (left_out["fid"], left_out["dino"]) == ("--no-extras", "--dino_model none")
 
@@ -683,7 +684,8 @@ def test_the_lora_goes_to_the_hub_with_its_figures(
     assert b"CIEDE2000" in uploaded["README.md"] and b'load_lora_weights("acme/skirts")' in uploaded["README.md"]
     assert json.loads(uploaded["evaluation.json"])["models"]["lora"]["all"]["n"] >= 3
     assert not any(str(tmp_path).encode() in content or TOKEN.encode() in content for content in uploaded.values())
-    assert capsys.readouterr().out.endswith("published https://huggingface.co/acme/skirts\n")
+    said = capsys.readouterr().out.splitlines()[-2:]
+    assert said == ["published https://huggingface.co/acme/skirts", f"picture   {tmp_path / 'r' / 'before_after.png'}"]
 
 
 # ---- several processes

@@ -69,7 +69,6 @@ def write_results(plan: EvaluationPlan, dino: Dino | None, measured: Sequence[Me
     lines.append(f"report    {plan.folder / REPORT}, figures in {plan.folder / METRICS}")
     if plan.choice.loras:
         save_before_after(plan.folder / BEFORE_AFTER, [_shown(plan, paired, case) for case in _of_each_type(order, 1)])
-        lines.append(f"picture   {plan.folder / BEFORE_AFTER}")
     return "\n".join([*lines, ""])
 
 
