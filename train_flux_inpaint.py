@@ -27,7 +27,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -58,7 +58,7 @@ from training_run.flags import OneLineParser, add_trainer_flags, refuse_contradi
 from training_run.hub import subfolder_of_transformer
 from training_run.lock import only_writer
 from training_run.lora import load_transformer_weights, lora_config, read_checkpoint_lora, save_lora
-from training_run.memory import state_bytes
+from training_run.memory import optimizer_bytes
 from training_run.not_data import check_no_pointer
 from training_run.optimizers import check_optimizer_state, make_optimizer, optimizer_settings
 from training_run.output_dir import LORA_FILE as LORA_FILE  # for wrappers of this script
@@ -560,6 +560,7 @@ class Run:
         if args.shard_base:
             for parameter in self.parameters:
                 parameter.data = parameter.data.to(accelerator.device)
+        self.average = self.new_average()
         speed.leave_frozen_out_of_broadcast(transformer)
         self.takes_guidance = transformer.config.guidance_embeds
         optimizer = make_optimizer(transformer, args)
@@ -622,9 +623,28 @@ class Run:
             self.note_skipped(losses[-1][0] / losses[-1][1], norm, gather_object(list(rows)))
         elif not left_out:
             self.moved = self.moved or any(group["lr"] > 0 for group in self.optimizer.param_groups)
+            if self.average:
+                self.average.step(self.parameters)
         if not left_out:
             self.lr_scheduler.step()
         return finite
+
+    def new_average(self) -> flow.EMAModel | None:
+        """For ``--ema_decay``: an average of what is trained that begins with how that is now."""
+        settings = {"decay": self.args.ema_decay, "use_ema_warmup": True, "foreach": True}
+        return flow.EMAModel(self.parameters, **settings) if self.args.ema_decay else None
+
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Let the model have the average of ``--ema_decay``, where there is one, and then what is trained again."""
+        if self.average:
+            self.average.store(self.parameters)
+            self.average.copy_to(self.parameters)
+        try:
+            yield
+        finally:
+            if self.average:
+                self.average.restore(self.parameters)
 
     def note_skipped(self, loss: float, norm: float, rows: Sequence[str]) -> None:
         """Keep a line on a step that was not taken. Raises ``ValueError`` when it is one too many."""
@@ -661,7 +681,8 @@ class Run:
         if not self.pictures or not (shows or self.args.shard_base):
             return
         self.model.eval()
-        results = self.draw_results()
+        with self.averaged():
+            results = self.draw_results()
         self.model.train()
         if not results or not shows:
             return
@@ -750,6 +771,7 @@ class Run:
     def stateful(self) -> dict[str, Any]:
         """What a checkpoint keeps beside the weights."""
         parts = {"optimizer": self.optimizer, "lr_scheduler": self.lr_scheduler, "scaler": self.accelerator.scaler}
+        parts["average"] = self.average
         return {name: part for name, part in parts.items() if part is not None}
 
     def save_weights(self, folder: Path) -> Path:
@@ -768,8 +790,13 @@ class Run:
         else:
             set_peft_model_state_dict(self.model, read_checkpoint_lora(self.model, args, checkpoint))
         check_optimizer_state(self.optimizer, saved["optimizer"], checkpoint)
+        self.average = self.new_average()
         for name, part in self.stateful().items():
-            part.load_state_dict(saved[name])
+            if name != "average" or name in saved:  # one that the run before did without begins here
+                part.load_state_dict(saved[name])
+        if self.average:
+            self.average.to(self.accelerator.device)
+            self.average.decay = args.ema_decay
         if args.allow_changed_arguments:  # what was loaded has the settings of before
             for group in self.optimizer.param_groups:
                 factor = group["lr"] / group["initial_lr"]
@@ -799,7 +826,7 @@ class Run:
 
         state = 0  # of a run that is continued, it is there already
         if self.step == 0:
-            state = state_bytes(self.args) * sum(parameter.numel() for parameter in self.parameters)
+            state = optimizer_bytes(self.args) * sum(parameter.numel() for parameter in self.parameters)
         return speed.choose_recomputed(self.model, attempt, state, self.accelerator)
 
 
@@ -928,7 +955,8 @@ def main(args: argparse.Namespace) -> None:
             with record.ending():
                 train(run, record)
                 if accelerator.is_main_process:
-                    record.facts["weights"] = run.save_weights(run.folder).name
+                    with run.averaged():
+                        record.facts["weights"] = run.save_weights(run.folder).name
                 accelerator.wait_for_everyone()
                 asked, _ = stopping.agreed(accelerator)
         except RuntimeError as error:

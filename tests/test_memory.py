@@ -99,6 +99,11 @@ def test_optimizers_differ_in_what_they_keep() -> None:
     assert kept == [8, 4, 16] and memory.state_bytes(asked("--use_8bit_adam")) == 2
 
 
+def test_an_average_takes_four_bytes_more_that_no_trial_has_to_leave_free() -> None:
+    averaged = asked("--use_8bit_adam", "--ema_decay", "0.99")
+    assert (memory.state_bytes(averaged), memory.optimizer_bytes(averaged)) == (2 + 4, 2)
+
+
 @pytest.mark.long
 def test_the_command_on_the_real_model(tmp_path: Path) -> None:
     """Against figures that were found apart from this code (GiB), and the figures that presets name."""

@@ -80,6 +80,7 @@ def test_flags_are_not_abbreviated(capsys):
         ("--weighting_scheme flat", "--weighting_scheme"),
         ("--report_to paper", "--report_to"),
         ("--timestep_shift 0", "--timestep_shift"),
+        ("--ema_decay 1", "--ema_decay"),
         ("--timestep_shift token", "--timestep_shift"),
         ("--caption_dropout 0.1", "--caption_dropout"),
         ("--use_captions --caption_dropout 1.5", "--caption_dropout"),

@@ -19,6 +19,7 @@ import pytest
 import torch
 from conftest import HEIGHT, ROOT, WIDTH, forget_accelerator
 from diffusers import FluxFillPipeline, FluxTransformer2DModel
+from peft import get_peft_model_state_dict
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -266,6 +267,68 @@ def test_a_plain_pipeline_loads_the_lora_and_draws_otherwise(straight, tiny_flux
 def test_the_frozen_base_is_bit_identical_and_every_matrix_moved(straight):
     for name, parameter in straight.run.model.named_parameters():
         assert torch.equal(parameter, straight.before[name]) == ("lora_" not in name), name
+
+
+# --------------------------------------------------------------------------------------------- the average
+
+
+@pytest.fixture(scope="module")
+def averaged(tiny_args: Callable[..., argparse.Namespace]) -> tuple[Finished, list[dict[str, torch.Tensor]]]:
+    """The straight run with an average, every checkpoint kept, and the LoRA that each validation picture shows."""
+    shown, draw = [], tfi.Run.draw_results
+
+    def seen(run: tfi.Run) -> list[Image.Image]:
+        shown.append({name: tensor.clone() for name, tensor in get_peft_model_state_dict(run.model).items()})
+        return draw(run)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tfi.Run, "draw_results", seen)
+        return drive(tiny_args(*STRAIGHT, "--checkpoints_total_limit", 4, "--ema_decay", 0.5)), shown
+
+
+def lora_in(folder: Path) -> dict[str, torch.Tensor]:
+    """The matrices of a LoRA, under the names that peft has for them."""
+    return {name.removeprefix("transformer."): part for name, part in load_file(folder / tfi.LORA_FILE).items()}
+
+
+def test_an_average_of_the_weights_is_what_is_shown_and_written(straight, averaged):
+    """The average keeps 1 - n^(-2/3) of itself at step n, and at most the decay: 0, 0.370, 0.519 and so 0.5, 0.5."""
+    (run, shown), total = averaged, lora_in(averaged[0].folder / "checkpoint-1")
+    assert run.losses() == straight.losses()  # training does without it
+    for step, kept in ((2, 1 - 2 ** (-2 / 3)), (3, 0.5), (4, 0.5)):
+        trained = lora_in(run.folder / f"checkpoint-{step}")
+        total = {name: kept * part + (1 - kept) * trained[name] for name, part in total.items()}
+        if step in (2, 4):
+            torch.testing.assert_close(shown[step // 2], total, rtol=1e-4, atol=1e-6)
+    scale = 6 / 4  # of alpha / rank, which is in B of what is written at the end
+    written = {name: part * (scale if ".lora_B." in name else 1) for name, part in total.items()}
+    torch.testing.assert_close(lora_in(run.folder), written, rtol=1e-4, atol=1e-6)
+    assert max((total[name] - trained[name]).abs().max() for name in total) > 1e-3
+    for name, part in get_peft_model_state_dict(run.run.model).items():
+        assert torch.equal(part, trained[name]), name
+
+
+def test_an_averaged_run_is_continued_bit_for_bit(averaged, tiny_args, tmp_path):
+    whole, flags = averaged[0], ["--output_dir", tmp_path / "out", "--checkpoints_total_limit", 4, "--ema_decay", 0.5]
+    resumed = drive(tiny_args(*STRAIGHT, *flags, "--resume_from_checkpoint", whole.folder / "checkpoint-2"))
+    assert resumed.losses() == whole.losses()[2:]
+    ours, theirs = lora_in(resumed.folder), lora_in(whole.folder)
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    pictures = [(run.folder / "validation" / "step-4.png").read_bytes() for run in (resumed, whole)]
+    assert pictures[0] == pictures[1]
+
+
+def test_an_average_may_begin_or_change_where_a_run_is_continued(straight, averaged, tiny_args, tmp_path):
+    """Its first step takes the weights as they are, so that after one step it is what the run without it has."""
+    flags = ["--allow_changed_arguments", "--validation_steps", 0, "--output_dir"]
+    begun = ["--ema_decay", 0.5, "--resume_from_checkpoint", straight.folder / "checkpoint-3", *flags, tmp_path / "a"]
+    ours, theirs = lora_in(drive(tiny_args(*STRAIGHT, *begun)).folder), lora_in(straight.folder)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-7)
+    earlier = ["--resume_from_checkpoint", averaged[0].folder / "checkpoint-3", *flags]
+    changed = drive(tiny_args(*STRAIGHT, "--ema_decay", 0.25, *earlier, tmp_path / "b"))
+    assert (changed.run.average.decay, changed.run.average.cur_decay_value) == (0.25, 0.25)
+    dropped = lora_in(drive(tiny_args(*STRAIGHT, *earlier, tmp_path / "c")).folder)
+    assert all(torch.equal(dropped[name], theirs[name]) for name in theirs)
 
 
 # ------------------------------------------------------------------------------------------- resume and failure

@@ -234,6 +234,9 @@ def add_trainer_flags(parser: argparse.ArgumentParser) -> None:
     add("--adam_beta2", type=BETA, default=0.999, help="beta2 of AdamW and Prodigy")
     add("--adam_weight_decay", type=AMOUNT, default=1e-4, help="weight decay")
     add("--adam_epsilon", type=AMOUNT, default=1e-8, help="epsilon")
+    add("--ema_decay", type=BETA, default=0.0,
+        help="decay of a moving average of what is trained, at most; validation pictures and the result are of the "
+        "average; 0: none")
     add("--max_grad_norm", type=AMOUNT, default=1.0, help="gradients are clipped to this norm; 0: not clipped")
     add("--no-gradient_checkpointing", dest="gradient_checkpointing", action="store_const", const=0, default=0,
         help="keep all activations")

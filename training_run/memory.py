@@ -50,7 +50,7 @@ class StepMemory:
     blocks: tuple[int, int]  # in the model
     weights: int  # of transformer and VAE
     parameters: int  # weights that are trained, their number
-    trained: int  # these in fp32, their gradients and the optimizer's state
+    trained: int  # these in fp32, their gradients and state_bytes
     kept: tuple[int, int]  # activations of a block that keeps them for the backward pass
     inputs: tuple[int, int]  # and of one that is recomputed
     work: int  # of the step beside that, when no block is recomputed
@@ -116,6 +116,11 @@ def predict(
 
 
 def state_bytes(args: argparse.Namespace) -> int:
+    """Bytes that a trained weight takes beside itself and its gradient: the optimizer's, and its average in fp32."""
+    return optimizer_bytes(args) + (4 if args.ema_decay else 0)
+
+
+def optimizer_bytes(args: argparse.Namespace) -> int:
     """Bytes of the optimizer's state for a trained weight: AdamW has two moments, Muon one, Prodigy four figures."""
     return 2 if args.use_8bit_adam else {"adamw": 8, "muon": 4, "prodigy": 16}[args.optimizer]
 
