@@ -580,6 +580,8 @@ class Run:
         seed = seed_for(args.seed, self.accelerator.process_index, forward_pass)
         on_device = torch.Generator(device).manual_seed(seed)
         on_cpu = torch.Generator().manual_seed(seed)
+        if args.lora_dropout:
+            torch.manual_seed(seed)  # peft draws from the global generators
         samples = to_floats(samples, device)
         mask = samples["inpaint_mask"]
         posteriors = samples if self.vae is None else encode_rows(self.vae, samples)

@@ -142,11 +142,14 @@ def test_fewer_bytes_are_kept_for_the_backward_pass(tiny_args, norms_as_on_cuda,
     assert kept(transformer(args, torch.bfloat16)) < 0.85 * before
 
 
-def test_what_is_not_a_plain_lora_stays_with_peft(tiny_args):
-    model = transformer(tiny_args("--use_dora"), torch.float32)
+@pytest.mark.parametrize("flags", [["--use_dora"], ["--lora_dropout", "0.3"], ["--use_dora", "--lora_dropout", "0.3"]])
+def test_what_is_not_a_plain_lora_stays_with_peft(flags, tiny_args):
+    model = transformer(tiny_args(*flags), torch.float32)
+    torch.manual_seed(3)
     made, gradients = step(model, torch.float32)
     blocks.in_one_precision(model)
     assert not any(type(module) is blocks._PlainLora for module in model.modules())
+    torch.manual_seed(3)
     ours, found = step(model, torch.float32)
     assert apart([ours], [made]) < 1e-6 and apart(found, gradients) < 1e-5
 

@@ -772,6 +772,28 @@ def main(args):
     assert "without effect in this script: " in done.err and "--max_train_steps " in done.err
 
 
+def test_pictures_are_drawn_without_dropout(tmp_path: Path) -> None:
+    model, modes = torch.nn.Dropout(0.5), []
+
+    class Pipeline:
+        transformer, vae = model, SimpleNamespace(decode=None, dtype=torch.float32)
+
+        def to(self, _: torch.device) -> Pipeline:
+            return self
+
+        def __call__(self, **_: Any) -> SimpleNamespace:
+            modes.append(model.training)
+            return SimpleNamespace(images=[])
+
+    settings = Namespace(num_inference_steps=1, guidance_scale=1.0, max_sequence_length=8, seed=0)
+    alone = SimpleNamespace(device=torch.device("cpu"), is_main_process=True)
+    run: Any = SimpleNamespace(model=model, folder=tmp_path, settings=settings, accelerator=alone)
+    drawing = pipeline_module.PipelineOnDemand(run, "base")
+    vars(drawing)["pipeline"] = Pipeline()
+    drawing()
+    assert modes == [False] and model.training
+
+
 # ---- as a user types it
 
 NOTING = """

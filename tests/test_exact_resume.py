@@ -136,6 +136,18 @@ def test_a_stopped_run_continued_equals_the_undisturbed_one(tiny_args, undisturb
     assert json.loads((folder / "run.json").read_text())["status"] == "done"
 
 
+def test_a_run_with_dropout_goes_on_bit_for_bit(tiny_args, undisturbed):
+    flags = [*FLAGS, "--gradient_accumulation_steps", 2, "--dataloader_num_workers", 0, "--lora_dropout", 0.3]
+    whole, stopped = tiny_args(*flags), tiny_args(*flags)
+    run(whole)
+    with pytest.raises(StoppedError):
+        run(stopped, 4)
+    run(tiny_args(*flags, "--output_dir", stopped.output_dir, "--resume_from_checkpoint", "latest"))
+    wanted, plain = ended(Path(whole.output_dir)), undisturbed(2)
+    assert_same(ended(Path(stopped.output_dir)), wanted)
+    assert not same(wanted["lora"], plain["lora"]) and wanted["lora"].keys() == plain["lora"].keys()
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("place", ["validation", "save"])
 def test_a_signal_while_pictures_are_drawn_or_a_checkpoint_is_written(tiny_args, undisturbed, monkeypatch, place):

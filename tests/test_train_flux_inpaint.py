@@ -72,6 +72,9 @@ def test_flags_are_not_abbreviated(capsys):
         ("--lora_rank 0", "--lora_rank"),
         ("--lora_rank 2.5", "--lora_rank"),
         ("--lora_rank", "--lora_rank"),
+        ("--lora_dropout 1", "--lora_dropout"),
+        ("--lora_dropout -0.1", "--lora_dropout"),
+        ("--train_base_model --lora_dropout 0.1", "--lora_dropout"),
         ("--max_sequence_length 513", "--max_sequence_length"),
         ("--seed -1", "--seed"),
         ("--adam_beta1 2", "--adam_beta1"),
@@ -327,6 +330,19 @@ def test_a_published_lora_means_the_same_to_every_reader(variant, tiny_flux_fill
     again = tfi.read_checkpoint_lora(transformer, args, tfi.save_lora(transformer, args, tmp_path).parent)
     tfi.set_peft_model_state_dict(transformer, again)
     assert torch.equal(forward(transformer), trained)
+
+
+@pytest.mark.parametrize("published", [True, False])
+def test_no_file_has_a_dropout_that_a_reader_applies(published, tiny_flux_fill, tmp_path):
+    transformer, args = trained_lora(tiny_flux_fill, "--lora_rank", "4", "--lora_dropout", "0.5")
+    file = tfi.save_lora(transformer, args, tmp_path, published)
+    with safe_open(file, "pt") as stored:
+        assert json.loads(stored.metadata()["lora_adapter_metadata"])["transformer.lora_dropout"] == 0
+    assert transformer.peft_config["default"].lora_dropout == 0.5
+    assert not torch.equal(forward(transformer), forward(transformer))
+    reader = load(tiny_flux_fill).train()
+    reader.load_lora_adapter(tmp_path, weight_name=file.name)
+    torch.testing.assert_close(forward(reader), forward(transformer.eval()), rtol=0, atol=1e-5)
 
 
 def test_alpha_scales_the_update(tiny_flux_fill):

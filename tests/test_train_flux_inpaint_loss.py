@@ -6,6 +6,7 @@ import argparse
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -337,6 +338,32 @@ def test_draws_follow_from_seed_and_forward_pass(tiny_args, accelerator):
     assert first.noise.mean().abs() < 0.05 and abs(first.noise.std() - 1) < 0.05
     run.args.seed += 1
     assert not torch.equal(first.noise, run.encode(collate(rows[:2]), 0).noise)
+
+
+def test_dropout_follows_from_seed_rank_and_forward_pass(tiny_args, accelerator):
+    run, rows = run_on(tiny_args("--lora_dropout", 0.5), accelerator)
+    for parameter in run.parameters:
+        parameter.data.normal_(std=0.1)
+    batch = run.encode(collate(rows[:2]), 0)
+
+    def loss(rank: int, number: int) -> float:
+        """Of the same batch, with what is left out in this rank's pass."""
+        run.accelerator = SimpleNamespace(process_index=rank, device=accelerator.device)
+        run.encode(collate(rows[:2]), number)
+        return float(run.loss_of(batch)[0])
+
+    places = [(0, 0), (1, 0), (0, 1), (1, 1)]
+    found = [loss(*place) for place in places]
+    assert len(set(found)) == 4 and [loss(*place) for place in places] == found
+    run.model.eval()
+    assert len({loss(*place) for place in places}) == 1
+
+
+def test_without_dropout_the_global_generators_are_left_alone(tiny_args, accelerator):
+    run, rows = run_on(tiny_args(), accelerator)
+    before = torch.get_rng_state()
+    run.loss_of(run.encode(collate(rows[:2]), 3))
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_a_runs_batches_have_shifted_timesteps(tiny_args, accelerator):

@@ -210,6 +210,7 @@ def add_trainer_flags(parser: argparse.ArgumentParser) -> None:
     add("--lora_alpha", type=POSITIVE, help="LoRA alpha; the update is scaled by alpha / rank (default: the rank)")
     add("--lora_target_modules", default="all",
         help="'all': attention and feed-forward of every block; 'attention'; or module names, comma-separated")
+    add("--lora_dropout", type=BETA, default=0.0, help="share of a LoRA's inputs left out in training, below 1")
     add("--use_dora", action=SWITCH, default=False, help="weight-decomposed LoRA (DoRA)")
     add("--use_rslora", action=SWITCH, default=False, help="scale by alpha / sqrt(rank)")
     add("--train_base_model", nargs="?", const="attention", choices=["attention", "all"],
@@ -344,7 +345,7 @@ def refuse_contradictions(parser: argparse.ArgumentParser, args: argparse.Namesp
         ("latents_dir", "without --cache_latents", args.cache_latents),
         ("dataloader_prefetch_factor", "with --dataloader_num_workers 0", args.dataloader_num_workers),
         ("num_validation_images", "with --validation_steps 0", args.validation_steps),
-        ("lora_rank lora_alpha lora_target_modules use_dora use_rslora", "with --train_base_model", lora),
+        ("lora_rank lora_alpha lora_target_modules lora_dropout use_dora use_rslora", "with --train_base_model", lora),
     ):
         for flag in flags.split():
             if flag in typed and getattr(args, flag) and not there:

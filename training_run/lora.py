@@ -50,6 +50,7 @@ def lora_config(args: argparse.Namespace, transformer: torch.nn.Module) -> LoraC
         r=args.lora_rank,
         lora_alpha=args.lora_rank if args.lora_alpha is None else args.lora_alpha,
         target_modules=lora_pattern(args.lora_target_modules, transformer),
+        lora_dropout=args.lora_dropout,
         use_dora=args.use_dora,
         use_rslora=args.use_rslora,
     )
@@ -60,9 +61,9 @@ def lora_metadata(transformer: Any, args: argparse.Namespace, published: bool = 
 
     ``published`` is as in ``save_lora``. A wrapper that does not stretch pictures says so in ``args.resize_mode``.
     """
-    config = transformer.peft_config["default"]
+    config = copy.copy(transformer.peft_config["default"])
+    config.lora_dropout = 0.0  # it is for training; what a reader adds to a model may be in training mode
     if published:
-        config = copy.copy(config)
         config.lora_alpha = config.r
         config.use_rslora = False
     adapter = {f"transformer.{key}": value for key, value in config.to_dict().items()}

@@ -14,7 +14,7 @@ from deepfashion_training.upstream.script import Script
 
 #: Arguments of our trainer that take effect without the script's help when it gets a LoRA.
 FROM_OUTSIDE = frozenset(
-    "lora lora_rank lora_alpha lora_target_modules use_dora use_rslora quantize_base inpaint_revision "
+    "lora lora_rank lora_alpha lora_target_modules lora_dropout use_dora use_rslora quantize_base inpaint_revision "
     "overwrite_output_dir num_validation_images num_inference_steps dataloader_num_workers dataloader_prefetch_factor "
     "checkpoints_total_limit resume_from_checkpoint".split()
 )

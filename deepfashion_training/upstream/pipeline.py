@@ -58,7 +58,9 @@ class PipelineOnDemand:
         kwargs["max_sequence_length"] = settings.max_sequence_length
         if kwargs.get("generator") is None:
             kwargs["generator"] = torch.Generator(run.accelerator.device).manual_seed(settings.seed)
-        decode = pipeline.vae.decode
+        transformer, decode = pipeline.transformer, pipeline.vae.decode
+        trained = transformer.training
+        transformer.eval()  # scripts leave it as it trains, with --lora_dropout
 
         def cast(latents: torch.Tensor, *args: Any, **more: Any) -> Any:
             return decode(latents.to(pipeline.vae.dtype), *args, **more)
@@ -66,6 +68,7 @@ class PipelineOnDemand:
         with torch.no_grad(), mock.patch.object(pipeline.vae, "decode", cast), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*as torch tensor with value range in")  # with every picture
             result = pipeline(**kwargs)
+        transformer.train(trained)
         run.clock = None
         if isinstance(kwargs.get("image"), torch.Tensor) and run.accelerator.is_main_process:
             self._add_to_sheet(kwargs["image"].cpu(), result.images)
