@@ -7,9 +7,10 @@ By default a LoRA is trained over a frozen base; ``--train_base_model`` trains t
 The file reads top to bottom: flags, data, models, what the model sees, loss, the run with ``train``, ``main``. It needs
 only ``training_run`` beside it. A wrapper that brings other data replaces ``VitonHDTestDataset`` in this module and
 calls ``main(parse_args([...]))``. A replacement is built by keyword (``dataroot_path, phase, order, size, data_list``),
-yields the sample dict that ``VitonHDTestDataset`` documents, and may offer four methods, each used when present:
+yields the sample dict that ``VitonHDTestDataset`` documents, and may offer five methods, each used when present:
 ``captions()`` and ``cloth_types()`` (a list with one entry per row, read without opening pictures),
-``sampling_weights()`` (a list, or None for uniform sampling) and ``summary()`` (facts for ``run.json``).
+``sampling_weights()`` (a list, or None for uniform sampling), ``final_sampling_weights()`` (a list to which they move
+linearly over the run, or None) and ``summary()`` (facts for ``run.json``).
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ from training_run.not_data import check_no_pointer
 from training_run.optimizers import check_optimizer_state, make_optimizer, optimizer_settings
 from training_run.output_dir import LORA_FILE as LORA_FILE  # for wrappers of this script
 from training_run.record import RunRecord
-from training_run.row_order import PairStream, seed_for, validation_rows
+from training_run.row_order import PairStream, seed_for, validation_rows, weights_of
 from training_run.sheets import to_picture, write_sheet
 from training_run.start_lora import read_start, settings_of_start, start_from
 from training_run.state import random_state, read_state, set_random_state, write_state
@@ -186,12 +187,12 @@ def make_loader(dataset: Any, args: argparse.Namespace, accelerator: Accelerator
     """Loader of this rank's batches from optimizer step ``first_step`` to the end of the run."""
     passes = args.gradient_accumulation_steps
     workers = args.dataloader_num_workers
-    weights = dataset.sampling_weights() if hasattr(dataset, "sampling_weights") else None
     batches = range(first_step * passes, args.max_train_steps * passes)
     ranks = (accelerator.process_index, accelerator.num_processes)
+    rows = PairStream(len(dataset), args.train_batch_size, batches, args.seed, *ranks, *weights_of(dataset))
     return DataLoader(
-        dataset, batch_sampler=PairStream(len(dataset), args.train_batch_size, batches, args.seed, *ranks, weights),
-        collate_fn=collate, num_workers=workers, prefetch_factor=args.dataloader_prefetch_factor if workers else None,
+        dataset, batch_sampler=rows, collate_fn=collate, num_workers=workers,
+        prefetch_factor=args.dataloader_prefetch_factor if workers else None,
         pin_memory=accelerator.device.type == "cuda", worker_init_fn=worker_ignores_signals if workers else None,
     )  # fmt: skip
 

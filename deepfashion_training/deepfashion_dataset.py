@@ -53,7 +53,11 @@ class DatasetOptions:
     cloth_types: tuple[int, ...] = (1, 2, 3)
     """Garment types to keep: 1 upper, 2 lower, 3 full body."""
     balance_cloth_types: bool = False
-    """Whether ``sampling_weights`` gives every garment type the same mass."""
+    """Whether ``sampling_weights`` gives every garment type that is there the same mass."""
+    cloth_type_shares: tuple[float, ...] | None = None
+    """In its place: the shares of upper, lower and full body, each from 0, in what ``sampling_weights`` draws."""
+    final_cloth_type_shares: tuple[float, ...] | None = None
+    """The same of ``final_sampling_weights``."""
     resize_mode: ResizeMode = "pad"
     """``pad`` keeps the aspect with the picture's background colour, ``stretch`` fills the frame."""
     max_bad_rows: float = 0.01
@@ -148,6 +152,8 @@ class DeepFashionDataset(Dataset[dict[str, Any]]):
         self._data = DocumentedRows(split, self.source, options.cache_dir)
         self._rows = self._choose_rows(derived)  # of each sample: row number in the split
         self._types = [self._data.types[row] for row in self._rows]
+        if phase == "train":
+            _check_shares(options, self._types, self.source)
         self._garment_rows = self._rows
         if order == "unpaired":
             groups = [self._data.group(row) for row in self._rows]
@@ -284,8 +290,16 @@ class DeepFashionDataset(Dataset[dict[str, Any]]):
         return list(self._types)
 
     def sampling_weights(self) -> list[float] | None:
-        """A weight per sample that gives each garment type the same mass, or ``None`` for plain shuffling."""
-        return sampling.balancing_weights(self._types) if self.options.balance_cloth_types else None
+        """A weight per sample that gives each garment type its share, or ``None`` for plain shuffling."""
+        if shares := self.options.cloth_type_shares:
+            return sampling.type_weights(self._types, _by_type(shares))
+        equal = dict.fromkeys(self._types, 1.0)
+        return sampling.type_weights(self._types, equal) if self.options.balance_cloth_types else None
+
+    def final_sampling_weights(self) -> list[float] | None:
+        """The weights at the end of a run whose mixture of garment types moves, else ``None``."""
+        shares = self.options.final_cloth_type_shares
+        return sampling.type_weights(self._types, _by_type(shares)) if shares else None
 
     def summary(self) -> dict[str, Any]:
         """What a run report says about this data, ready for JSON."""
@@ -330,12 +344,21 @@ class MixedDataset(Dataset[dict[str, Any]]):
     Args:
         parts: The datasets, of one phase.
         weights: Share of the samples drawn from each part, above 0 and not all in all 1; None for as many as its rows.
+        options: Shares of garment types in what is drawn of all parts together; all else is the parts' own.
 
-    Ranks share a ledger of bad rows for each part.
+    Ranks share a ledger of bad rows for each part. Raises ``ValueError`` for a share of a type without rows.
     """
 
-    def __init__(self, parts: Sequence[DeepFashionDataset], weights: Sequence[float] | None = None) -> None:
+    def __init__(
+        self,
+        parts: Sequence[DeepFashionDataset],
+        weights: Sequence[float] | None = None,
+        options: DatasetOptions = DatasetOptions(),
+    ) -> None:
         self.parts, self.weights = list(parts), None if weights is None else list(weights)
+        self.options = options
+        if self.parts[0].phase == "train":
+            _check_shares(options, self.cloth_types(), "all --dataset_name together")
         self._ends = list(itertools.accumulate(map(len, self.parts)))
         for number, part in enumerate(self.parts[1:], start=2):
             if shared := part.options.ledger_dir:
@@ -374,11 +397,27 @@ class MixedDataset(Dataset[dict[str, Any]]):
     def sampling_weights(self) -> list[float] | None:
         """A weight per sample, summing to 1: within a part its own, between parts ``weights``.
 
-        ``None`` for plain shuffling, where neither parts nor types are weighted.
+        With shares of types in ``options`` both hold among the rows of a type. ``None`` for plain shuffling, where
+        neither parts nor types are weighted.
         """
+        if shares := self.options.cloth_type_shares:
+            return self._by_shares(shares)
         own = [part.sampling_weights() for part in self.parts]
         if self.weights is None and all(weights is None for weights in own):
             return None
+        return self._of_parts(own)
+
+    def final_sampling_weights(self) -> list[float] | None:
+        """As of one dataset."""
+        shares = self.options.final_cloth_type_shares
+        return self._by_shares(shares) if shares else None
+
+    def _by_shares(self, shares: Sequence[float]) -> list[float]:
+        rows = self._of_parts([None] * len(self.parts))
+        return sampling.type_weights(self.cloth_types(), _by_type(shares), rows)
+
+    def _of_parts(self, own: Sequence[list[float] | None]) -> list[float]:
+        """Weights of all rows, summing to 1, of those of each part; None where its rows weigh alike."""
         shares = self.weights or [float(len(part)) for part in self.parts]
         within = [weights or [1 / len(part)] * len(part) for weights, part in zip(own, self.parts, strict=True)]
         return [share / sum(shares) * each for share, of_part in zip(shares, within, strict=True) for each in of_part]
@@ -397,7 +436,7 @@ class MixedDataset(Dataset[dict[str, Any]]):
             "weights": self.weights,
             "fingerprint": hashlib.sha256(repr([part["fingerprint"] for part in parts]).encode()).hexdigest(),
             "bad_rows": self.skipped_rows,
-            "options": parts[0]["options"],
+            "options": {**parts[0]["options"], **_shares_of(self.options)},
             "parts": parts,
         }
 
@@ -429,9 +468,30 @@ def mixed_dataset(
             for name in ("max_train_samples", "max_validation_samples")
             for count in [getattr(options, name)]
         }
-        own = replace(options, **limits)
+        own = replace(options, **limits | dict.fromkeys(_shares_of(options)))
         parts.append(DeepFashionDataset(sources[place], phase, order, size, data_list, options=own))
-    return MixedDataset(parts, weights)
+    return MixedDataset(parts, weights, options)
+
+
+def _by_type(shares: Sequence[float]) -> dict[int, float]:
+    """Shares of upper, lower and full body by their numbers."""
+    return dict(zip(TYPE_NAMES, shares, strict=True))
+
+
+def _shares_of(options: DatasetOptions) -> dict[str, Any]:
+    """The options of shares of garment types, by their names."""
+    return {name: getattr(options, name) for name in ("cloth_type_shares", "final_cloth_type_shares")}
+
+
+def _check_shares(options: DatasetOptions, types: Iterable[int], source: str) -> None:
+    """Raise ``ValueError`` where a garment type has a share and no rows among ``types``."""
+    there = set(types)
+    for name, shares in _shares_of(options).items():
+        missing = {kind for kind, share in _by_type(shares or (0, 0, 0)).items() if share} - there
+        if missing:
+            raise ValueError(
+                f"--{name} gives {_named(missing)} a share, and {source} has no such row to train on: give it 0"
+            )
 
 
 def _named(cloth_types: Iterable[int]) -> str:

@@ -38,7 +38,7 @@ from deepfashion_training.cli import (  # noqa: E402
     quiet_libraries,
     run_command,
 )
-from deepfashion_training.garment_types import type_list  # noqa: E402
+from deepfashion_training.garment_types import TYPE_NAMES, type_list  # noqa: E402
 from training_run.flags import (  # noqa: E402
     OneLineParser,
     add_trainer_flags,
@@ -55,6 +55,8 @@ OTHERS_WAIT = 15.0
 #: Groups of flags that are not the trainer's; those of the first three belong on the command line, not in a preset.
 _TYPED_ONLY = ("options", "run", "hub")
 _OWN = (*_TYPED_ONLY, "data", "afterwards")
+#: Shares of garment types in what is drawn, at the first and at the last step.
+_SHARES = ("cloth_type_shares", "final_cloth_type_shares")
 #: Flags of the trainer in whose place this command has others.
 _TRAINERS_ALONE = {"dataroot", "train_data_list", "validation_data_list"}
 
@@ -97,6 +99,10 @@ def build_parser() -> FlagParser:
     add("--cloth_types", type=type_list, default="upper,lower,full", metavar="LIST", help="garment types to use")
     add("--balance_cloth_types", action=argparse.BooleanOptionalAction, default=False,
         help="draw every garment type equally often")
+    add("--cloth_type_shares", type=type_shares, metavar="LIST",
+        help="draw upper, lower and full body in these shares, as in 2,1,1; 0: never")
+    add("--final_cloth_type_shares", type=type_shares, metavar="LIST",
+        help="shares at the last step, to which they move from those before or from equal ones")
     add("--resize_mode", choices=["pad", "stretch"], default="pad",
         help="pad keeps the aspect, stretch fills the frame")
     add("--max_bad_rows", type=number(float, 0, 1), default=0.01,
@@ -128,6 +134,17 @@ def weights(text: str) -> list[float]:
         raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers such as 2,1") from None
 
 
+def type_shares(text: str) -> tuple[float, ...]:
+    """Three numbers from 0 between commas, not all 0. For argparse."""
+    try:
+        found = tuple(number(float, 0)(part) for part in text.split(","))
+    except ValueError:
+        found = ()
+    if len(found) != len(TYPE_NAMES) or not any(found):
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of shares of upper, lower and full body, such as 2,1,1")
+    return found
+
+
 def parse(argv: list[str], parser: FlagParser | None = None, *, load: bool = True) -> tuple[argparse.Namespace, Any]:
     """Arguments of the run, and the script that they are for.
 
@@ -157,10 +174,15 @@ def parse(argv: list[str], parser: FlagParser | None = None, *, load: bool = Tru
         preset["train_batch_size"] = math.ceil(preset["train_batch_size"] / launched_processes())
     if "num_train_epochs" in typed:
         preset["max_train_steps"] = None  # the trainer lets steps win over epochs, the user wins over the preset
+    if "balance_cloth_types" in typed:
+        preset["cloth_type_shares"] = None
     preset = {name: value for name, value in preset.items() if value is not None}
     if ours:
         follows |= _of_start(preset | typed, typed)
     args = argparse.Namespace(**parser.defaults() | preset | follows | typed)
+    if typed.get("balance_cloth_types") and args.cloth_type_shares:
+        parser.error("--balance_cloth_types is --cloth_type_shares with equal numbers: leave one of the two out")
+    args.balance_cloth_types = args.balance_cloth_types and not args.cloth_type_shares
     args.output_dir = str(_output_dir(args))
     args.dataset_name = args.dataset_name or (str(Path(args.output_dir) / "wardrobe") if args.embedded else HUB_DATASET)
     args.dataroot = names_of(args)[0]
@@ -214,7 +236,9 @@ def each_source(args: argparse.Namespace) -> list[argparse.Namespace]:
         return [args]
     return [
         argparse.Namespace(
-            **vars(args) | {"dataset_name": name, "pairs_dir": args.pairs_dir and str(Path(args.pairs_dir, str(place)))}
+            **vars(args)
+            | {"dataset_name": name, "pairs_dir": args.pairs_dir and str(Path(args.pairs_dir, str(place)))}
+            | dict.fromkeys(_SHARES)  # which are those of all together
         )
         for place, name in enumerate(names, start=1)
     ]
@@ -264,6 +288,9 @@ def _for_other_script(
     preset, follows, typed = ({name: layer[name] for name in layer if name not in own} for layer in layers)
     if script.gets_lora:
         follows |= _of_start(preset | typed, typed)
+    for name in _SHARES:
+        if getattr(args, name) and not script.gets_lora:
+            parser.error(f"--{name} does nothing here: this --upstream script chooses the order of rows itself")
     found = parse_arguments(script, ours, preset, follows, typed, rest)
     vars(found).update({name: value for name, value in vars(args).items() if name in own})
     return found, script
@@ -272,6 +299,10 @@ def _for_other_script(
 def _refuse_together(parser: FlagParser, args: argparse.Namespace) -> None:
     """Raise ``WrongUseError`` for flags of this command that cannot mean anything together."""
     whole_base = getattr(args, "train_base_model", False)
+    for flag in _SHARES:
+        for name, share in zip(TYPE_NAMES.values(), getattr(args, flag) or (0, 0, 0), strict=True):
+            if share and name not in args.cloth_types.split(","):
+                parser.error(f"--{flag} gives {name} a share, and --cloth_types leaves it out: give it 0")
     for wrong, message in (
         (args.gpu_hour_price is not None and not args.plan, "--gpu_hour_price does nothing without --plan"),
         (
@@ -287,6 +318,11 @@ def _refuse_together(parser: FlagParser, args: argparse.Namespace) -> None:
         (
             args.dataset_revision and len(names_of(args)) > 1,
             "--dataset_revision is that of one dataset, and --dataset_name names several",
+        ),
+        (
+            args.final_cloth_type_shares and not (args.cloth_type_shares or args.balance_cloth_types),
+            "--final_cloth_type_shares needs the shares at the first step: add --cloth_type_shares or "
+            "--balance_cloth_types",
         ),
         (args.plan and args.publish, "--push_to_hub: --plan trains nothing to upload: leave out one of the two"),
         (args.plan and whole_base, "--plan counts the work of a LoRA, and --train_base_model trains none"),
@@ -416,7 +452,7 @@ def dataset_options(args: argparse.Namespace) -> Any:
     from deepfashion_training.garment_types import parse_cloth_types
 
     same = "train_split validation_split validation_fraction max_train_samples max_validation_samples".split()
-    same += "balance_cloth_types resize_mode max_bad_rows".split()
+    same += ["balance_cloth_types", *_SHARES, "resize_mode", "max_bad_rows"]
     return DatasetOptions(
         cloth_types=parse_cloth_types(args.cloth_types),
         ledger_dir=str(Path(args.output_dir) / "logs"),

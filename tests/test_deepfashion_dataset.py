@@ -286,6 +286,23 @@ def test_balanced_weights_draw_each_type_as_often(tmp_path):
     assert weights == pytest.approx([{1: 1 / 21, 2: 1 / 12, 3: 1 / 3}[number] for number in TYPES])
 
 
+def test_shares_of_types_at_first_and_in_the_end(tmp_path):
+    source = write(tmp_path, train=rows(), validation=rows((1, 2)))
+    data = build(source, cloth_type_shares=(0, 2, 2), final_cloth_type_shares=(1, 0, 3))
+    assert data.sampling_weights() == pytest.approx([{1: 0, 2: 1 / 8, 3: 1 / 2}[number] for number in TYPES])
+    assert data.final_sampling_weights() == pytest.approx([{1: 1 / 28, 2: 0, 3: 3 / 4}[number] for number in TYPES])
+    assert build(source, balance_cloth_types=True).final_sampling_weights() is None
+
+
+@pytest.mark.parametrize("flag", ["cloth_type_shares", "final_cloth_type_shares"])
+def test_a_share_of_a_type_without_rows_is_refused(flag, tmp_path):
+    source = write(tmp_path, train=rows((1, 1, 2)), validation=rows((1, 2)))
+    with pytest.raises(ValueError, match=f"--{flag} .*full"):
+        build(source, **{flag: (1, 1, 1)})
+    assert build(source, **{flag: (1, 1, 0)}).cloth_types() == [1, 1, 2]
+    assert build(source, "test", **{flag: (1, 1, 1)}).cloth_types() == [1, 2]  # nothing is drawn from it
+
+
 def test_derived_split_is_by_person_and_stays_when_rows_are_appended(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     source = write(tmp_path / "a", train=rows((1,) * 100))

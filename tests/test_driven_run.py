@@ -542,8 +542,8 @@ def test_a_checkpoint_that_cannot_be_continued_is_named(
 class Rows:
     """A dataset of a hundred rows, with sampling weights."""
 
-    def __init__(self, weights: list[float] | None) -> None:
-        self.weights = weights
+    def __init__(self, weights: list[float] | None, final: list[float] | None = None) -> None:
+        self.weights, self.final = weights, final
 
     def __len__(self) -> int:
         return 100
@@ -554,13 +554,16 @@ class Rows:
     def sampling_weights(self) -> list[float] | None:
         return self.weights
 
+    def final_sampling_weights(self) -> list[float] | None:
+        return self.final
 
-def rows_given(weights: list[float] | None, **settings: Any) -> list[int]:
+
+def rows_given(weights: list[float] | None, final: list[float] | None = None, **settings: Any) -> list[int]:
     """Training rows that a script gets for 150 steps of batches of 4."""
     values = {"train_batch_size": 4, "gradient_accumulation_steps": 1, "max_train_steps": 150, "seed": 3}
     values |= {"output_dir": "out", "resume_from_checkpoint": None, "num_train_epochs": 1}
     values |= {"validation_steps": 5, "checkpointing_steps": 0, "max_grad_norm": 1.0, **settings}
-    run = run_module.DrivenRun(Namespace(**values), lambda *_: Rows(weights), {})
+    run = run_module.DrivenRun(Namespace(**values), lambda *_: Rows(weights, final), {})
     rows = run.build_dataset("anywhere", "train", data_list=run_module.TRAIN_LIST)
     return [rows[place] for place in range(len(rows))]
 
@@ -571,6 +574,10 @@ def test_rows_are_shuffled_whole_epochs_or_balanced() -> None:
     assert plain[:100] != plain[100:200]
     rare = [row < 10 for row in rows_given([1 / 10] * 10 + [1 / 90] * 90)]
     assert 240 < sum(rare) < 360
+    moving = [row < 10 for row in rows_given([0] * 10 + [1] * 90, [1] * 10 + [0] * 90)]
+    assert not moving[0] and moving[-1] and 50 < sum(moving[200:400]) < 150 and sum(moving[500:]) > 80
+    later = rows_given([0] * 10 + [1] * 90, [1] * 10 + [0] * 90, resume_from_checkpoint="x/checkpoint-149")
+    assert all(row < 10 for row in later[3:])  # those after the run, too, which no step takes
 
 
 def test_rows_are_as_many_as_the_run_takes_on_all_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -738,6 +745,12 @@ def test_a_script_that_does_not_train_is_no_success(
 
 
 # ---- scripts of other kinds
+
+
+def test_shares_of_types_are_refused_where_the_order_is_the_scripts(wardrobe: Path, tmp_path: Path) -> None:
+    for flag in ("--cloth_type_shares", "--final_cloth_type_shares"):
+        done = train(wardrobe, tmp_path / "out", flag, "1,1,1", script=SCRIPTS / "native_lora.py")
+        assert done.code == 2 and flag in done.err and not (tmp_path / "out").exists()
 
 
 def test_a_script_with_a_lora_of_its_own_trains_it_itself(wardrobe: Path, tmp_path: Path) -> None:

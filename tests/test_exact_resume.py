@@ -148,6 +148,30 @@ def test_a_run_with_dropout_goes_on_bit_for_bit(tiny_args, undisturbed):
     assert not same(wanted["lora"], plain["lora"]) and wanted["lora"].keys() == plain["lora"].keys()
 
 
+class Moving(tfi.VitonHDTestDataset):
+    """From even rows to odd ones."""
+
+    def sampling_weights(self) -> list[float]:
+        return [1 - row % 2 for row in range(len(self))]
+
+    def final_sampling_weights(self) -> list[float]:
+        return [row % 2 for row in range(len(self))]
+
+
+def test_a_moving_mixture_goes_on_bit_for_bit_and_not_over_other_steps(tiny_args, monkeypatch):
+    monkeypatch.setattr(tfi, "VitonHDTestDataset", Moving)
+    flags = [*FLAGS, "--lr_scheduler", "constant", "--dataloader_num_workers", 0]
+    whole, stopped = tiny_args(*flags), tiny_args(*flags)
+    run(whole)
+    with pytest.raises(StoppedError):
+        run(stopped, 2)
+    again = [*flags, "--output_dir", stopped.output_dir, "--resume_from_checkpoint", "latest"]
+    with pytest.raises(ValueError, match="max_train_steps"):
+        run(tiny_args(*again, "--max_train_steps", 7))
+    run(tiny_args(*again))
+    assert_same(ended(Path(stopped.output_dir)), ended(Path(whole.output_dir)))
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("place", ["validation", "save"])
 def test_a_signal_while_pictures_are_drawn_or_a_checkpoint_is_written(tiny_args, undisturbed, monkeypatch, place):

@@ -72,6 +72,21 @@ def test_types_are_balanced_within_each_source(sources: list[str]) -> None:
     assert by_rows is not None and sum(by_rows[:12]) == pytest.approx(12 / 16)
 
 
+def test_shares_of_types_are_those_of_all_sources_together(sources: list[str]) -> None:
+    data = mixed(sources, [3, 1], cloth_type_shares=(1, 2, 5), final_cloth_type_shares=(1, 0, 0))
+    weights, final, types = data.sampling_weights(), data.final_sampling_weights(), data.cloth_types()
+    assert weights is not None and final is not None
+    for kind, share in ((1, 1 / 8), (2, 2 / 8), (3, 5 / 8)):
+        assert sum(w for w, t in zip(weights, types, strict=True) if t == kind) == pytest.approx(share)
+    assert {t for w, t in zip(final, types, strict=True) if w} == {1}
+    # Of tops the first source draws 4 of 12 rows with weight 3, the second 4 of 4 with weight 1.
+    assert sum(final[:12]) == pytest.approx(0.5) and sum(weights[12:]) == pytest.approx(0.5 / 8)
+    assert data.summary()["options"]["cloth_type_shares"] == (1, 2, 5)
+    assert data_facts(mixed(sources, [3, 1], cloth_type_shares=(1, 2, 4))) != data_facts(data)
+    with pytest.raises(ValueError, match=r"--cloth_type_shares .*full"):
+        mixed([sources[1]], [1], cloth_type_shares=(1, 0, 1))
+
+
 def test_a_number_of_rows_is_that_of_all_together(sources: list[str]) -> None:
     assert [len(part) for part in mixed(sources, max_train_samples=7).parts] == [3, 4]
     assert [len(part) for part in mixed(sources, max_train_samples=1).parts] == [1, 1]

@@ -6,13 +6,7 @@ from collections import Counter
 
 import pytest
 
-from deepfashion_training.data.sampling import (
-    balancing_weights,
-    held_out,
-    stratified_subset,
-    unit_hash,
-    unpaired_partners,
-)
+from deepfashion_training.data.sampling import held_out, stratified_subset, type_weights, unit_hash, unpaired_partners
 
 PIDS = [f"id_{number // 3:08d}" for number in range(3000)]  # 1000 people, three rows each
 
@@ -70,10 +64,13 @@ def test_equal_subset_takes_more_of_others_where_a_type_has_too_few(count, quota
     assert chosen == sorted(set(chosen)) and Counter(types[position] for position in chosen) == quotas
 
 
-def test_weights_give_each_type_the_same_mass():
+def test_weights_give_each_type_its_share():
     types = [1] * 6 + [3] * 2
-    weights = balancing_weights(types)
-    assert weights == pytest.approx([1 / 12] * 6 + [1 / 4] * 2)
+    assert type_weights(types, {1: 1, 3: 1}) == [1 / 12] * 6 + [1 / 4] * 2
+    assert type_weights(types, {1: 3, 2: 0, 3: 0.6}) == pytest.approx([5 / 36] * 6 + [1 / 12] * 2)
+    assert type_weights(types, {1: 0, 3: 2}) == [0] * 6 + [0.5] * 2
+    within = [1, 0, 1, 0, 2, 0, 3, 1]
+    assert type_weights(types, {1: 1, 3: 1}, within) == [0.125, 0, 0.125, 0, 0.25, 0, 0.375, 0.125]
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -114,6 +114,19 @@ def test_a_presets_values_make_no_flag_of_the_user_impossible(tmp_path: Path) ->
     assert parsed(tmp_path, "--lr_scheduler", "constant").lr_warmup_steps == 200
 
 
+def test_shares_of_types_take_the_place_of_a_presets_and_of_equal_ones(tmp_path: Path) -> None:
+    args = parsed(tmp_path, *QUICK, "--cloth_type_shares", "2,1,.5")
+    assert (args.cloth_type_shares, args.balance_cloth_types) == ((2, 1, 0.5), False)
+    options = wrapper.dataset_options(args)
+    assert (options.cloth_type_shares, options.balance_cloth_types) == ((2, 1, 0.5), False)
+    args = parsed(tmp_path, *QUICK, "--final_cloth_type_shares", "1,0,0")
+    assert args.balance_cloth_types and wrapper.dataset_options(args).final_cloth_type_shares == (1, 0, 0)
+    mine = preset(tmp_path, "flags: {cloth_type_shares: '1,2,3'}")
+    assert parsed(tmp_path, "--preset", mine).cloth_type_shares == (1, 2, 3)
+    args = parsed(tmp_path, "--preset", mine, "--balance_cloth_types")
+    assert (args.cloth_type_shares, args.balance_cloth_types) == (None, True)
+
+
 def test_alpha_follows_the_users_rank(tmp_path: Path) -> None:
     for preset_name in ("quick_test", "full", "h100", "low_vram"):
         assert parsed(tmp_path, "--preset", preset_name, "--lora_rank", "64").lora_alpha is None
@@ -186,6 +199,14 @@ def test_check_names_a_missing_package(
         (["--hub_private"], "do nothing without --push_to_hub"),
         (["--hub_model_id", "me/lora"], "do nothing without --push_to_hub"),
         (["--push_to_hu"], "did you mean --push_to_hub?"),
+        (["--cloth_type_shares", "1,1"], "--cloth_type_shares"),
+        (["--cloth_type_shares", "0,0,0"], "--cloth_type_shares"),
+        (["--cloth_type_shares=-1,1,1"], "--cloth_type_shares"),
+        (["--cloth_type_shares", "a,1,1"], "--cloth_type_shares"),
+        (["--cloth_type_shares", "1,1,nan"], "--cloth_type_shares"),
+        (["--cloth_type_shares", "1,1,0", "--balance_cloth_types"], "--balance_cloth_types"),
+        (["--cloth_type_shares", "1,1,0", "--cloth_types", "lower"], "--cloth_types leaves it out"),
+        (["--final_cloth_type_shares", "1,1,0", "--no-balance_cloth_types"], "--final_cloth_type_shares needs"),
         (["--height", "100"], "--height: 100 is not at least 16 and a multiple of 16"),
     ],
 )

@@ -182,9 +182,11 @@ def test_a_data_root_behind_a_link_is_inside_itself(viton_copy, tmp_path):
 # ------------------------------------------------------------------------------------------------- order of rows
 
 
-def rows_of(rows: int, batch: int, passes: range, seed: int = 0, world: int = 1, weights=None) -> list[list[int]]:
+def rows_of(
+    rows: int, batch: int, passes: range, seed: int = 0, world: int = 1, weights=None, final=None
+) -> list[list[int]]:
     """What all ranks see together, one list per forward pass, rank after rank."""
-    ranks = [PairStream(rows, batch, passes, seed, rank, world, weights) for rank in range(world)]
+    ranks = [PairStream(rows, batch, passes, seed, rank, world, weights, final) for rank in range(world)]
     return [list(itertools.chain(*together)) for together in zip(*ranks, strict=True)]
 
 
@@ -241,6 +243,49 @@ def test_a_row_without_weight_is_never_drawn():
     assert drawn == {1, 2}
 
 
+@pytest.mark.parametrize("weights", [[1 / 3, 2, 0, 0.7, 5, 1e-9, 0], [1] * 7])
+def test_weighted_rows_are_those_that_numpy_chooses(weights):
+    """As in every version so far: a run that is continued sees the rows that it would have seen."""
+    shares = np.array(weights) / np.sum(weights)
+    chosen = [np.random.default_rng([5, epoch]).choice(7, 7, p=shares).tolist() for epoch in range(40)]
+    assert rows_of(7, 7, range(40), seed=5, weights=weights) == chosen
+
+
+#: Weights of four rows at first and in the end; the second row is never drawn.
+FIRST, FINAL = [3, 0, 0, 1], [2, 0, 5, 1]
+
+
+def test_shares_move_linearly_from_the_first_place_to_the_last():
+    drawn = np.array(list(itertools.chain(*rows_of(4, 4, range(6000), weights=FIRST, final=FINAL))))
+    for tenth, part in enumerate(np.split(drawn, 10)):
+        moved = (tenth + 0.5) / 10  # on average over 2,400 draws, whose standard deviation is 0.01 at most
+        wanted = (1 - moved) * np.array(FIRST) / 4 + moved * np.array(FINAL) / 8
+        assert np.bincount(part, minlength=4) / len(part) == pytest.approx(wanted, abs=0.045)
+    assert 1 not in drawn
+
+
+def test_a_row_is_drawn_as_soon_as_it_has_a_share_and_no_longer():
+    stream = PairStream(2, 1, range(2), 0, weights=[1, 0], final_weights=[0, 1])
+    assert list(stream) == [[0], [1]]
+    assert list(PairStream(2, 1, range(2), 0, weights=[0, 1], final_weights=[1, 0])) == [[1], [0]]
+    assert set(itertools.chain(*rows_of(2, 1, range(200), final=[0, 1])[:100])) == {0, 1}  # from equal shares
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_a_moving_mixture_is_the_same_on_any_number_of_ranks_and_goes_on(world):
+    whole = rows_of(4, 8, range(50), seed=2, weights=FIRST, final=FINAL)
+    assert rows_of(4, 8 // world, range(50), 2, world, FIRST, FINAL) == whole
+    assert rows_of(4, 8 // world, range(31, 50), 2, world, FIRST, FINAL) == whole[31:]
+    assert rows_of(4, 8, range(60), seed=2, weights=FIRST, final=FINAL)[:50] != whole  # a longer run moves later
+
+
+@pytest.mark.parametrize("weights", [[1, 1], [1, 1, -1], [0, 0, 0], [1, float("nan"), 1], []])
+def test_weights_that_are_none_are_refused(weights):
+    for given in ({"weights": weights}, {"final_weights": weights}):
+        with pytest.raises(ValueError, match="weights"), np.errstate(invalid="ignore"):
+            PairStream(3, 1, range(1), 0, **given)
+
+
 def test_the_loader_starts_at_the_forward_pass_of_a_step_and_ends_with_the_run(tiny_args, viton_root):
     args = tiny_args("--gradient_accumulation_steps", 2, "--max_train_steps", 5, "--seed", 7)
     data = VitonHDTestDataset(str(viton_root), "train", size=SIZE)
@@ -255,12 +300,19 @@ def test_the_loader_samples_by_a_datasets_own_weights(tiny_args):
         def sampling_weights(self) -> list[float]:
             return [0, 0, 1, 0]
 
+    class FromTwoToOne(OnlyRowTwo):
+        def final_sampling_weights(self) -> list[float]:
+            return [0, 1, 0, 0]
+
     args, place = (
         tiny_args("--max_train_steps", 3),
         SimpleNamespace(process_index=0, num_processes=1, device=torch.device("cpu")),
     )
     loader = tfi.make_loader(OnlyRowTwo({"im_name": name} for name in "abcd"), args, place, first_step=0)
     assert list(loader) == [{"im_name": ["c", "c"]}] * 3
+    loader = tfi.make_loader(FromTwoToOne({"im_name": name} for name in "abcd"), args, place, first_step=0)
+    seen = "".join(name for batch in loader for name in batch["im_name"])
+    assert seen[0] == "c" and seen[-1] == "b" and set(seen) == {"b", "c"}
 
 
 def test_seeds_are_distinct_by_seed_rank_and_step():

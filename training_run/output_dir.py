@@ -14,6 +14,7 @@ from accelerate.utils import broadcast_object_list
 from training_run.atomic import clear_leftovers, remove, write_file
 from training_run.bases import base_facts
 from training_run.checkpoints import checkpoints_in, newest_whole, step_of, verify
+from training_run.row_order import weights_of
 from training_run.state import FREE, changed
 
 logger = get_logger(__name__)
@@ -162,7 +163,8 @@ def refuse_changes(args: Namespace, saved: dict[str, Any], data: Any, base: dict
     """
     changes: list[str] = []
     if accelerator.is_main_process:
-        steps = {"max_train_steps"} if args.lr_scheduler.startswith("constant") else set()
+        moving = not args.lr_scheduler.startswith("constant") or weights_of(data)[1] is not None
+        steps = set() if moving else {"max_train_steps"}
         changes = changed(saved["arguments"], vars(args), FREE | steps)
         changes += changed(saved["data"], data_facts(data)) + changed(saved["base"], base)
         changes += changed({"processes": saved["processes"]}, {"processes": accelerator.num_processes})

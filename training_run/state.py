@@ -102,9 +102,13 @@ def changed(before: dict[str, Any], now: dict[str, Any], free: frozenset[str] | 
     """What differs between two sets of facts, as ``name was x and is y``.
 
     With ``free`` they are arguments: names in it may differ, and a name that only one of the two has is a flag of
-    another version, which does not keep a run from going on. Without it every name has to be on both sides.
+    another version, which does not keep a run from going on. Without it every name counts, and one that is not there
+    is None.
     """
     names = sorted(set(before) | set(now)) if free is None else sorted((set(before) & set(now)) - free)
     now = json.loads(json.dumps(now, default=str))  # as facts come back from a checkpoint
-    pairs = {name: (before.get(name, "not known"), now.get(name, "not known")) for name in names}
-    return [f"{name} was {was!r} and is {here!r}" for name, (was, here) in pairs.items() if was != here]
+    return [
+        f"{name} was {before.get(name, 'not known')!r} and is {now.get(name, 'not known')!r}"
+        for name in names
+        if before.get(name) != now.get(name)
+    ]

@@ -1,4 +1,4 @@
-"""Which rows: splits by hash, subsets by garment type, balancing weights and unpaired partners.
+"""Which rows: splits by hash, subsets and weights by garment type, and unpaired partners.
 
 Everything here is decided by hashes of a seed and a key, never by a random generator's state, so that the answer
 for one row does not depend on how many others there are.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 
 def unit_hash(seed: int, key: object) -> float:
@@ -68,10 +68,19 @@ def _quotas(sizes: Counter[int], shares: Counter[int], count: int) -> Counter[in
     return quotas
 
 
-def balancing_weights(types: Sequence[int]) -> list[float]:
-    """A weight per row, summing to 1, that gives each type present the same mass."""
-    sizes = Counter(types)
-    return [1.0 / (len(sizes) * sizes[kind]) for kind in types]
+def type_weights(
+    types: Sequence[int], shares: Mapping[int, float], within: Sequence[float] | None = None
+) -> list[float]:
+    """A weight per row, summing to 1, that gives each type its part of the sum of ``shares``.
+
+    Rows of one type weigh as ``within`` says, alike where it is None. Every type with a share has to have a row.
+    """
+    within = within or [1.0] * len(types)
+    masses = dict.fromkeys(types, 0.0)
+    for kind, weight in zip(types, within, strict=True):
+        masses[kind] += weight
+    total = sum(shares.values())
+    return [shares[kind] * weight / (total * masses[kind]) for kind, weight in zip(types, within, strict=True)]
 
 
 def unpaired_partners(types: Sequence[int], groups: Sequence[Hashable], seed: int) -> list[int]:

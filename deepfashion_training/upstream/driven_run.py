@@ -20,7 +20,7 @@ from training_run.checkpoints import step_of
 from training_run.lora import save_lora
 from training_run.output_dir import LORA_FILE, find_checkpoint, forget_future, refuse_finished
 from training_run.record import RunRecord
-from training_run.row_order import PairStream, seed_for, validation_rows
+from training_run.row_order import PairStream, seed_for, validation_rows, weights_of
 from training_run.start_lora import Start
 from training_run.stopping import StoppedError, Stopping
 
@@ -109,7 +109,7 @@ class DrivenRun:
         per_step = settings.train_batch_size * settings.gradient_accumulation_steps * ranks
         steps = settings.max_train_steps or math.ceil(settings.num_train_epochs * len(data) / per_step)
         settings.max_train_steps = self.script_args.max_train_steps = steps
-        order = PairStream(len(data), 1, range(0), settings.seed, weights=data.sampling_weights())
+        order = PairStream(len(data), 1, range(steps * per_step), settings.seed, 0, 1, *weights_of(data))
         first = self.step * per_step
         return TrainingRows(data, [order.row_at(place) for place in range(first, first + steps * per_step)])
 
