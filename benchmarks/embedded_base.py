@@ -1,43 +1,56 @@
 """How well the small base dresses drawn people that it never saw, by garment type, with and without a LoRA.
 
-    python benchmarks/embedded_base.py [--lora FOLDER] [--people 60] [--json F]
+    python benchmarks/embedded_base.py [--lora FOLDER] [--people 80] [--seeds 11 12 13] [--json F]
 
-Mean CIEDE2000 and 1-SSIM over the area to repaint, of people of another seed than any training, and over patterned
-garments how much of the pattern is there (see ``pattern_kept``). Beside them are a grey fill, the photo through the
-VAE, and results for another person's garment of the same type.
+Figures are those of ``evaluate`` with its defaults, by its own code, on people of seeds that nothing is trained on:
+mean CIEDE2000 of the garment and 1-SSIM over the area to repaint. Over patterned garments comes how much of the pattern
+is there (see ``pattern_kept``). Beside them are a grey fill, the photo through the VAE, and results for another
+person's garment of the same type. Last is what the LoRA changed, by seed, with mean and range over the seeds.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+import tempfile
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
-from PIL import Image
 from scipy import ndimage
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a command, from anywhere
 
-from deepfashion_training.embedded import TINY_FLUX_FILL
-from deepfashion_training.embedded.rows import RowSpec, documented_specs, draw_all
-from deepfashion_training.evaluation.metrics import ciede2000_masked, ssim
+from deepfashion_training.cli import number, quiet_libraries
+from deepfashion_training.embedded.make.make_base import PAIRS_SEED, TOPS_SEED
+from deepfashion_training.embedded.rows import RowSpec, documented_specs, split_of_pids
+from deepfashion_training.embedded.wardrobe import OWN_SEED, write_wardrobe
+from deepfashion_training.evaluate import alone, arguments
+from deepfashion_training.evaluation.draw_cases import draw_missing
+from deepfashion_training.evaluation.evaluation_plan import EvaluationPlan, make_plan
+from deepfashion_training.evaluation.measure_cases import measure, read_result
 from deepfashion_training.garment_types import TYPE_NAMES
-from deepfashion_training.images.layout import pair_tensors
-from deepfashion_training.models.fill import FillModel, Recipe
-from training_run.cores import usable_cores
-from training_run.lora_formats import find_lora, read_lora
+from deepfashion_training.inference.choice import choose
+from deepfashion_training.inference.dress import picture_of
+from deepfashion_training.inference.records import save_picture
 
-HEIGHT, WIDTH = SIZE = (128, 96)
-#: No training draws people of this seed.
+#: People to choose by. Those of other seeds are for telling how good the choice is.
 SEED = 424242
+#: Seeds of the people that something is trained on.
+TRAINED_ON = {OWN_SEED: "the wardrobe of --embedded", PAIRS_SEED: "the small VAE", TOPS_SEED: "the small base"}
+#: Figures of a result by garment type that are better when they are lower, and all of them.
+ERRORS = {"dssim_masked": "1-SSIM", "ciede2000_masked": "CIEDE2000"}
+FIGURES = {**ERRORS, "patterns": "pattern kept"}
+#: Pictures that are drawn at once: with more, a picture takes no less time.
+BATCH = 16
 #: The patterns that are measured, by group. The others are rare, or do not repeat.
 PATTERNS = {
     **dict.fromkeys(("horizontal", "vertical", "diagonal"), "stripes"),
@@ -49,145 +62,170 @@ PATTERNS = {
 BLUR, REACH = 3.0, 3
 
 
-@dataclass(frozen=True)
-class Drawn:
-    """A row to draw: ``sample`` is that of ``pair_tensors``, ``area`` [H,W] is where the garment is to be drawn."""
-
-    kind: int
-    pattern: str | None  # of PATTERNS
-    sample: dict[str, Any]
-    area: np.ndarray
+def unseen_seed(text: str) -> int:
+    """A seed of people that nothing is trained on. For argparse."""
+    seed = int(number(int, 0)(text))
+    if seed in TRAINED_ON:
+        raise argparse.ArgumentTypeError(f"{seed} draws the people that {TRAINED_ON[seed]} learns from: take another")
+    return seed
 
 
-def drawn(spec: RowSpec) -> Drawn | None:
-    """What is to be drawn of a row; None where nothing of the garment is to be repainted."""
-    drawing = spec.draw(SIZE)
-    mask = drawing.agnostic[spec.cloth_type]
-    area = np.asarray(drawing.garment_mask(spec.cloth_type) & mask)
-    if not area.any():
-        return None
-    flat, _ = spec.draw_garment(SIZE)
-    sample = pair_tensors(drawing.photo, flat, Image.fromarray(mask.astype(np.uint8) * 255), SIZE)
-    return Drawn(spec.cloth_type, PATTERNS.get(spec.garment().pattern.kind), sample, area)
-
-
-def in_garment(row: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
-    """The sample of ``row`` with the garment of ``other``."""
-    halves = {
-        name: torch.cat([other[name][..., :WIDTH], row[name][..., WIDTH:]], dim=2) for name in ("image", "im_mask")
-    }
-    return {**row, **halves, "cloth_pure": other["cloth_pure"], "cloth_mask": other["cloth_mask"]}
-
-
-def errors(picture: torch.Tensor, truth: torch.Tensor, mask: torch.Tensor) -> tuple[float, float]:
-    """CIEDE2000 and 1-SSIM of pictures [3,H,W] in [0,1], means over where ``mask`` [1,H,W] is 1."""
-    one, other = (tensor.double().permute(1, 2, 0).numpy() for tensor in (picture, truth))
-    inside = mask[0].numpy() > 0
-    return ciede2000_masked(one, other, inside), 1 - ssim(one, other)[1][inside].mean()
-
-
-def pattern_kept(picture: torch.Tensor, truth: torch.Tensor, area: np.ndarray) -> float:
-    """How much of the truth's pattern a picture has, at most 1: both [3,H,W] in [0,1], ``area`` bool [H,W].
+def pattern_kept(picture: np.ndarray, truth: np.ndarray, area: np.ndarray) -> float:
+    """How much of the truth's pattern a picture has, at most 1: both [h,w,3] of any scale, ``area`` bool [h,w].
 
     The correlation in ``area`` of their high-pass pictures (what a blur of ``BLUR`` takes away), at the best of all
     shifts of up to ``REACH`` pixels to each side. The best of 49 shifts lies above 0 for pictures that have nothing in
     common, so a figure has to be read beside that of another garment. A pattern that is only paler counts as whole.
     """
-    one, other = (tensor.double().numpy() for tensor in (picture, truth))
-    one, other = (values - ndimage.gaussian_filter(values, (0, BLUR, BLUR)) for values in (one, other))
-    wanted, best = other[:, area] - other[:, area].mean(), 0.0
+    pair = (values.astype(float) for values in (picture, truth))
+    one, other = (values - ndimage.gaussian_filter(values, (BLUR, BLUR, 0)) for values in pair)
+    wanted, best = other[area] - other[area].mean(), 0.0
     rows, columns = np.nonzero(area)
     for down in range(-REACH, REACH + 1):
         for right in range(-REACH, REACH + 1):
-            found = one[:, (rows + down) % area.shape[0], (columns + right) % area.shape[1]]
+            found = one[(rows + down) % area.shape[0], (columns + right) % area.shape[1]]
             found = found - found.mean()
             size = np.sqrt((found**2).sum() * (wanted**2).sum())
             best = max(best, float((found * wanted).sum() / size)) if size else best
     return best
 
 
-def _by_pattern(rows: Sequence[Drawn], kept: np.ndarray, kind: int) -> dict[str, Any]:
-    """The mean of ``kept`` over the patterned garments of a type, all and apart, each with its number."""
-    found = {}
-    for name in ("patterns", *dict.fromkeys(PATTERNS.values())):
-        of_name = [row.kind == kind and row.pattern is not None and name in ("patterns", row.pattern) for row in rows]
-        if any(of_name):
-            found[name] = {"kept": round(float(kept[of_name].mean()), 4), "n": sum(of_name)}
-    return found
+def save_references(plan: EvaluationPlan) -> list[str]:
+    """Save what results are to be seen beside, as if models had drawn it; returns the names of these."""
+    vae = AutoencoderKL.from_pretrained(plan.choice.recipe.pipeline, subfolder="vae")
+    width = plan.choice.recipe.width
+    for case in plan.sets[0]:
+        sample, box = plan.cases.sample(case)
+        coded = vae.decode(vae.encode(sample["image"][None]).latent_dist.mean).sample[0].clamp(-1, 1)
+        for name, pair in (("grey fill", sample["im_mask"]), ("photo through the VAE", coded)):
+            picture = picture_of((pair[..., width:] + 1) / 2).crop(box.edges)
+            save_picture(picture, plan.picture(name, case), {"row": case.row})
+    return ["grey fill", "photo through the VAE"]
 
 
-@torch.inference_mode()
-def judge(lora_folder: Path | None, people: int) -> dict[str, Any]:
-    """Draw and measure ``people`` of each type: figures by result and garment type, and ``n`` by garment type.
+def in_other_garments(plan: EvaluationPlan) -> EvaluationPlan:
+    """The base on the same people in garments of others, measured against the photos all the same."""
+    cases = [replace(case, unpaired=False) for case in plan.cases.unpaired]
+    return replace(plan, folder=plan.folder / "others", drawing={"base": plan.drawing["base"]}, sets=[cases])
 
-    Of results in the garment itself, ``patterns``, ``stripes``, ``checks`` and ``dots`` are ``{"kept", "n"}``.
-    """
-    rows = [row for row in draw_all(drawn, documented_specs(3 * people, SEED), usable_cores()) if row]
-    kinds, samples = np.array([row.kind for row in rows]), [row.sample for row in rows]
-    partner = np.empty(len(rows), int)  # the next person of the same type
-    for kind in TYPE_NAMES:
-        places = np.flatnonzero(kinds == kind)
-        partner[places] = np.roll(places, -1)
-    swapped = [in_garment(sample, samples[other]) for sample, other in zip(samples, partner, strict=True)]
-    pairs, masked, masks = (
-        torch.stack([sample[name] for sample in samples]) for name in ("image", "im_mask", "inpaint_mask")
-    )
-    lora = read_lora(find_lora(str(lora_folder))) if lora_folder else None
-    base = str(TINY_FLUX_FILL)
-    recipe = Recipe(pipeline=base, transformer=base, height=HEIGHT, width=WIDTH, max_sequence_length=8)
-    prompt = recipe.prompt_of()
-    model = FillModel(recipe, [prompt], loras={"lora": lora} if lora else {})
 
-    def results(given: list[dict[str, Any]], name: str | None) -> torch.Tensor:
-        parts = []
-        for first in range(0, len(given), 16):
-            some = given[first : first + 16]
-            seeds = list(range(first, first + len(some)))
-            loras = {name: 1.0} if name else None
-            parts.append(model.draw(some, seeds, prompts=[prompt] * len(some), steps=1, guidance_scale=1, loras=loras))
-        return torch.cat(parts)
-
-    vae = AutoencoderKL.from_pretrained(base, subfolder="vae")
-    coded = torch.cat([vae.decode(vae.encode(some).latent_dist.mean).sample for some in pairs.split(16)])
-    made = {
-        "grey fill": masked / 2 + 0.5,
-        "photo through the VAE": (coded / 2 + 0.5).clamp(0, 1),
-        "base": results(samples, None),
-        "base, wrong garment": results(swapped, None),
-    }
-    if lora:
-        made["LoRA"] = results(samples, "lora")
-    found: dict[str, Any] = {"n": {name: int((kinds == kind).sum()) for kind, name in TYPE_NAMES.items()}}
-    persons = (pairs / 2 + 0.5)[..., WIDTH:], masks[..., WIDTH:]
-    for result, pictures in made.items():
-        halves = pictures[..., WIDTH:]
-        measured = np.array([errors(*one) for one in zip(halves, *persons, strict=True)])
-        kept = [
-            pattern_kept(half, photo, row.area) if row.pattern else math.nan
-            for half, photo, row in zip(halves, persons[0], rows, strict=True)
-        ]
-        found[result] = {
-            name: dict(
-                zip(("ciede2000_masked", "dssim_masked"), measured[kinds == kind].mean(axis=0).round(4), strict=True)
-            )
-            | _by_pattern(rows, np.array(kept), kind)
-            for kind, name in TYPE_NAMES.items()
+def _by_type(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Means of the rows of one result by garment type; of patterns also the number of garments."""
+    found: dict[str, dict[str, Any]] = {}
+    for kind in TYPE_NAMES.values():
+        own = [row for row in rows if row["type"] == kind]
+        figures = {
+            "dssim_masked": 1 - float(np.mean([row["figures"]["ssim_masked"] for row in own])),
+            "ciede2000_masked": float(np.mean([row["figures"]["ciede2000_masked"] for row in own])),
         }
+        found[kind] = {name: round(value, 5) for name, value in figures.items()}
+        for name in ("patterns", *dict.fromkeys(PATTERNS.values())):
+            kept = [row["kept"] for row in own if row["pattern"] and name in ("patterns", row["pattern"])]
+            if kept:
+                found[kind][name] = {"kept": round(float(np.mean(kept)), 4), "n": len(kept)}
     return found
+
+
+def figures_of(plan: EvaluationPlan, specs: Sequence[RowSpec]) -> dict[str, dict[str, Any]]:
+    """The pictures of ``plan``, which are drawn, measured: figures by name in ``plan.drawing`` and garment type.
+
+    ``n`` are the people of each type that could be measured.
+    """
+    measured = measure(plan, None, plan.sets[0], torch.device("cpu"))
+    rows = iter(measured.rows)
+    for case in measured.cases:
+        truth, spec = plan.cases.truth(case), specs[plan.cases.rows.provenance(case.row, "source_row")]
+        pattern = PATTERNS.get(spec.garment().pattern.kind)
+        for name in plan.drawing:
+            row = next(rows)
+            row["pattern"] = pattern
+            if pattern:
+                row["kept"] = pattern_kept(read_result(plan.picture(name, case)), truth.photo, truth.garment_area)
+    found: dict[str, dict[str, Any]] = {"n": dict(Counter(case.type_name for case in measured.cases))}
+    return found | {name: _by_type([row for row in measured.rows if row["model"] == name]) for name in plan.drawing}
+
+
+def judge(lora: Path | None, people: int, seed: int = SEED, *, beside: bool = True) -> dict[str, Any]:
+    """Draw and measure ``people`` of each type as ``evaluate`` does: figures by result and garment type, ``n`` by type.
+
+    Results are ``base`` and, with a ``lora``, ``LoRA``; ``beside`` adds those to compare with. Their figures are those
+    of ``ERRORS``, and ``patterns``, ``stripes``, ``checks`` and ``dots``, each ``{"kept", "n"}``. Raises ``ValueError``
+    for a LoRA that does not fit the small base.
+    """
+    state = alone(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    pids = next(count for count in itertools.count(people) if split_of_pids(3 * count, seed).count("train") >= people)
+    with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
+        flags = arguments(
+            lora=[str(lora)] if lora else None, embedded=True, dataset_name=f"{folder}/people", split="train",
+            limit=3 * people, batch_size=BATCH, parser="none", dino_model="none", extras=False,
+            output_dir=Path(folder, "own"),
+        )  # fmt: skip
+        write_wardrobe(flags.dataset_name, rows=3 * pids, seed=seed, size=choose(flags).drawing().size)
+        specs = list(documented_specs(3 * pids, seed))
+        plan = make_plan(flags, state)
+        plan = replace(plan, sets=[plan.cases.paired])
+        draw_missing(plan, state)
+        names, others = list(plan.drawing), {}
+        if beside:
+            names = [*save_references(plan), *names]
+            draw_missing(in_other_garments(plan), state)
+            others = {"base, wrong garment": figures_of(in_other_garments(plan), specs)["base"]}
+        found = figures_of(replace(plan, drawing=dict.fromkeys(names, plan.drawing["base"])), specs) | others
+    if "lora" in found:
+        found["LoRA"] = found.pop("lora")
+    return found
+
+
+def value(judged: Mapping[str, Any], result: str, kind: str, figure: str) -> float:
+    """A figure of ``FIGURES`` of what ``judge`` has found; NaN where nobody wears a pattern."""
+    found = judged[result][kind].get(figure, {"kept": math.nan})
+    return float(found["kept"] if figure == "patterns" else found)
+
+
+def change(judged: Mapping[str, Any], kind: str, figure: str) -> float:
+    """What a LoRA changed of the base: of errors a share of them, -0.4 being 40% less; of patterns the correlation."""
+    base, lora = (value(judged, result, kind, figure) for result in ("base", "LoRA"))
+    return lora - base if figure == "patterns" else lora / base - 1
+
+
+def shown(changed: float, figure: str, unit: str = "%") -> str:
+    """A change, or a difference of changes, as text: errors in percent."""
+    return f"{changed:+.3f}" if figure == "patterns" else f"{100 * changed:+.1f}{unit}"
+
+
+def spread(by_seed: Mapping[int, Mapping[str, Any]]) -> str:
+    """A Markdown table of what the LoRA changed by seed of the people, with mean and range."""
+    lines = ["| LoRA against base | " + " | ".join(f"seed {seed}" for seed in by_seed) + " | mean | range |"]
+    lines.append("|---" * (len(by_seed) + 3) + "|")
+    for kind, figure in itertools.product(TYPE_NAMES.values(), FIGURES):
+        values = [change(judged, kind, figure) for judged in by_seed.values()]
+        cells = [shown(each, figure) for each in (*values, float(np.mean(values)), min(values), max(values))]
+        ends = " to ".join(cells[-2:])
+        lines.append(f"| {kind}, {FIGURES[figure]} | {' | '.join([*cells[:-2], ends])} |")
+    return "\n".join(lines)
 
 
 def main() -> int:
     """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--lora", type=Path, help="folder of a LoRA")
-    parser.add_argument("--people", type=int, default=60, help="people of each type")
-    parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("--people", type=number(int, 2), default=80, help="people of each type (default: %(default)s)")
+    about = "people of these seeds, none of which anything is trained on (default: %(default)s)"
+    parser.add_argument("--seeds", type=unseen_seed, nargs="+", default=[SEED], metavar="SEED", help=about)
+    about = "also measure a grey fill, the photo through the VAE and other people's garments"
+    parser.add_argument("--beside", action=argparse.BooleanOptionalAction, default=True, help=about)
+    parser.add_argument("--json", type=Path, help="write the figures here, by seed")
     args = parser.parse_args()
-    found = judge(args.lora, args.people)
-    for name, by_type in found.items():
-        sys.stdout.write(f"{name:<20} {json.dumps(by_type)}\n")
+    quiet_libraries()
+    by_seed = {}
+    for seed in dict.fromkeys(args.seeds):
+        by_seed[seed] = judge(args.lora, args.people, seed, beside=args.beside)
+        sys.stdout.write(f"people of seed {seed}\n")
+        sys.stdout.write("".join(f"{name:<22} {json.dumps(by_type)}\n" for name, by_type in by_seed[seed].items()))
+    if args.lora:
+        sys.stdout.write(f"\n{spread(by_seed)}\n")
     if args.json:
-        args.json.write_text(json.dumps(found, indent=1), "utf-8")
+        args.json.write_text(json.dumps(by_seed, indent=1), "utf-8")
     return 0
 
 

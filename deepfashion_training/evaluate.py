@@ -92,18 +92,26 @@ def parse(argv: list[str]) -> argparse.Namespace:
     return args
 
 
+def arguments(**flags: Any) -> argparse.Namespace:
+    """The options of a command line that gives ``flags``, which have the names that ``parse`` has for them."""
+    return argparse.Namespace(**build_parser().defaults() | flags)
+
+
+def alone(device: torch.device) -> Any:
+    """What stands in the place of accelerate's state where this process alone draws, and measures, on ``device``."""
+    return SimpleNamespace(
+        device=device, is_main_process=True, process_index=0, num_processes=1,
+        wait_for_everyone=lambda: None, main_process_first=nullcontext,
+    )  # fmt: skip
+
+
 def evaluate_trained(device: torch.device, **flags: Any) -> Path | None:
     """Evaluate a LoRA that was trained just now, as the command would; ``flags`` are its options by their names.
 
     Other people's garments are not tried on: this is a first look. Only this process draws, as those that trained
     beside it may have ended. Returns and raises as ``evaluate`` does.
     """
-    values = build_parser().defaults() | {"unpaired": False, "overwrite": True} | flags
-    alone = SimpleNamespace(
-        device=device, is_main_process=True, process_index=0, num_processes=1,
-        wait_for_everyone=lambda: None, main_process_first=nullcontext,
-    )  # fmt: skip
-    return evaluate(argparse.Namespace(**values), alone)
+    return evaluate(arguments(**{"unpaired": False, "overwrite": True} | flags), alone(device))
 
 
 def evaluate(args: argparse.Namespace, processes: Any = None) -> Path | None:

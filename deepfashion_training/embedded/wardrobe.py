@@ -40,8 +40,8 @@ if TYPE_CHECKING:
 #: The rows of each schema, and what draws one.
 SCHEMAS: dict[str, tuple[Any, Any]] = {"documented": (documented_specs, documented_row), "hub": (raw_specs, raw_row)}
 
-#: Rows of the wardrobe that ``--embedded`` draws for itself.
-OWN_ROWS = 4500
+#: Rows and seed of the wardrobe that ``--embedded`` draws for itself.
+OWN_ROWS, OWN_SEED = 4500, 0
 
 #: Rows of a row group: as many are held in memory.
 _GROUP_ROWS = 50
@@ -108,7 +108,7 @@ def draw_wardrobe(folder: Path, state: PartialState) -> None:
     """The drawn wardrobe of ``--embedded`` in ``folder``, unless it is there; the first process draws it."""
     with state.main_process_first():
         if not folder.exists():
-            write_wardrobe(folder, rows=OWN_ROWS, seed=0, size=(128, 96), num_proc=usable_cores())
+            write_wardrobe(folder, rows=OWN_ROWS, seed=OWN_SEED, size=(128, 96), num_proc=usable_cores())
 
 
 def size_of(text: str) -> tuple[int, int]:
