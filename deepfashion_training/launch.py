@@ -34,19 +34,11 @@ from deepfashion_training.train_deepfashion_lora import (  # noqa: E402
     say_what_fits,
     smaller_steps,
 )
-from training_run.cores import usable_cores  # noqa: E402
+from training_run.cores import ON_CPU, usable_cores  # noqa: E402
 from training_run.stopping import LAUNCHER  # noqa: E402
 
 TRAIN = HERE / "train_deepfashion_lora.py"
 ACCELERATE_CONFIG = HERE / "accelerate.yaml"
-#: Two processes of one thread share the small model's steps best on a CPU: benchmarks/README.md has figures. Without
-#: the last two glibc gives memory back after every layer and takes it again, which costs more than the layer.
-ON_CPU = {
-    "ACCELERATE_USE_CPU": "true",
-    "OMP_NUM_THREADS": "1",
-    "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TRIM_THRESHOLD_": str(2**29),
-}
 #: Exit codes of a process that a signal has stopped: by itself, after saving, or at once.
 STOPPED = (130, 143, -signal.SIGINT, -signal.SIGTERM, -signal.SIGHUP)
 #: Seconds that other processes have to end after one has failed.

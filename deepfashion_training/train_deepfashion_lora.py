@@ -159,7 +159,7 @@ def parse(argv: list[str], parser: FlagParser | None = None, *, load: bool = Tru
     if not typed.get("upstream"):  # a script of others may train so; it is refused a LoRA then
         refuse_other_trainers()  # here, as accelerate's state would load DeepSpeed
     chosen = load_preset(typed.get("preset", "full"))
-    preset = chosen.values(parser, _typed_only(parser))
+    preset = chosen.values(parser, typed_only(parser))
     follows: dict[str, Any] = {}
     ours = not typed.get("upstream") or Path(typed["upstream"]).resolve() == REPOSITORY / "train_flux_inpaint.py"
     if typed.get("embedded"):
@@ -220,7 +220,7 @@ def smaller_steps(argv: list[str]) -> list[dict[str, Any]]:
     preset = load_preset(typed.get("preset", "full"))
     if typed.get("embedded") and preset.path.parent == load_preset("embedded").path.parent:
         return []
-    steps = [preset.values(parser, _typed_only(parser), step) for step in preset.smaller]
+    steps = [preset.values(parser, typed_only(parser), step) for step in preset.smaller]
     return [step for step in steps if not step.keys() & typed.keys()]
 
 
@@ -259,7 +259,7 @@ def _of_start(values: dict[str, Any], typed: dict[str, Any]) -> dict[str, Any]:
     return settings_of_start(values["lora"], typed)
 
 
-def _typed_only(parser: FlagParser) -> set[str]:
+def typed_only(parser: FlagParser) -> set[str]:
     """Names of the arguments that belong on the command line, not in a preset."""
     return _of_groups(parser, _TYPED_ONLY) | {"output_dir", *_TRAINERS_ALONE}
 
