@@ -50,6 +50,8 @@ from training_run.stopping import LAUNCHER
 
 #: What every run has beside its recipe: no picture and no comparison of its own, and it goes on where it stopped.
 ALWAYS = {"validation_steps": 0, "evaluate_samples": 0, "resume_from_checkpoint": "latest"}
+#: What else is the same for all: people of another size would be other people.
+SAME = {"latents_dir", "height", "width"}
 #: Seeds without which nothing is said of differences: the interval of two is 12.7 standard errors to each side.
 FEWEST_SEEDS, LEVEL = 3, 0.95
 
@@ -72,9 +74,9 @@ def words_of(name: str, flags: Sequence[str], ours: Mapping[str, Any], latents_d
     """
     try:
         parser = build_parser()
-        taken = parser.given(flags)[0].keys() & (typed_only(parser) | ours.keys() | {"latents_dir"})
+        taken = parser.given(flags)[0].keys() & (typed_only(parser) | ours.keys() | SAME)
         for flag in (action.option_strings[0] for action in parser._actions if action.dest in taken):
-            parser.error(f"{flag} is not for a recipe: this command gives it itself, or it changes no training")
+            parser.error(f"{flag} is not for a recipe: it is the same for all of them, or no flag of training")
         words = ["--quick-test", "--embedded", *flags]
         words += [word for flag, value in ours.items() for word in (f"--{flag}", str(value))]
         args = parse(words, load=False)[0]
@@ -176,11 +178,13 @@ def difference(values: Sequence[float] | np.ndarray, below: str, above: str) -> 
 def compare(judged: Mapping[tuple[str, int], Any], names: Sequence[str], seeds: Sequence[int]) -> list[dict[str, Any]]:
     """A row for each garment type and figure: ``base``, and by recipe ``changes`` by seed and ``differences``.
 
+    Changes are from the base as the first recipe draws it, since one that draws it worse gains nothing by that.
     Differences are to the first recipe. In the rows of tops' errors ``losses`` has, for recipes beside a first one that
     loses: ``share`` of its mean loss, and the ``difference`` of a loss to half of it.
     """
     rows: list[dict[str, Any]] = []
     first = judged[names[0], seeds[0]]
+    judged = {run: {**found, "base": first["base"]} for run, found in judged.items()}
     for kind in TYPE_NAMES.values():
         for figure in FIGURES:
             base = value(first, "base", kind, figure)

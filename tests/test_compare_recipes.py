@@ -73,6 +73,7 @@ def test_runs_differ_in_recipe_and_seed_alone(tmp_path: Path) -> None:
         ("--dataset_name x", "--dataset_name"),
         ("--h100", "--preset"),
         ("--push_to_hub", "--push_to_hub"),
+        ("--height 64", "--height"),
         ("--check", "--check"),
         ("--train_base_model", "--train_base_model"),
         ("--lr_power 2", "--lr_power"),  # does nothing beside the preset's schedule
@@ -135,6 +136,15 @@ def test_recipes_are_compared_seed_by_seed() -> None:
     assert lines[0] == "| | base | plain | keep | keep - plain |"
     assert "| lower, 1-SSIM | 0.5 | -40.0% | -38.0% | +2.0 [-0.5, +4.5] open |" in lines
     assert len({line.count("|") for line in lines}) == 1
+
+
+def test_a_recipe_gains_nothing_by_a_base_that_it_draws_worse() -> None:
+    figures = {("plain", 0): judged(1.0, 0.5), ("odd", 0): judged(1.0, 0.5)}
+    figures["odd", 0]["base"] = {
+        kind: dict.fromkeys(("dssim_masked", "ciede2000_masked"), 99.0) | {"patterns": {"kept": 0.0, "n": 9}}
+        for kind in TYPES
+    }
+    assert all(row["differences"]["odd"]["mean"] == 0 for row in compare(figures, ["plain", "odd"], [0]))
 
 
 def test_more_of_a_pattern_is_better_and_tops_that_gain_have_no_loss() -> None:
