@@ -199,6 +199,8 @@ def spread(by_seed: Mapping[int, Mapping[str, Any]]) -> str:
     lines.append("|---" * (len(by_seed) + 3) + "|")
     for kind, figure in itertools.product(TYPE_NAMES.values(), FIGURES):
         values = [change(judged, kind, figure) for judged in by_seed.values()]
+        if math.isnan(sum(values)):  # none of so few people wears a pattern
+            continue
         cells = [shown(each, figure) for each in (*values, float(np.mean(values)), min(values), max(values))]
         ends = " to ".join(cells[-2:])
         lines.append(f"| {kind}, {FIGURES[figure]} | {' | '.join([*cells[:-2], ends])} |")
