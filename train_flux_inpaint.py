@@ -183,6 +183,22 @@ def build_datasets(args: argparse.Namespace) -> tuple[Any, Any]:
     return train, VitonHDTestDataset(phase="test", data_list=args.validation_data_list, **common)
 
 
+def types_to_keep(args: argparse.Namespace) -> set[int]:
+    """Garment types whose rows ``--prior_loss_weight`` is for; none without it."""
+    return {int(number) for number in args.prior_cloth_types.split(",")} if args.prior_loss_weight else set()
+
+
+def check_types_to_keep(args: argparse.Namespace, data: Any) -> None:
+    """Raise ``ValueError`` where ``--prior_loss_weight`` would do nothing, as no row is of its garment types."""
+    types = set(data.cloth_types()) if hasattr(data, "cloth_types") else {1}
+    if args.prior_loss_weight and not types & types_to_keep(args):
+        found = ", ".join(map(str, sorted(types)))
+        raise ValueError(
+            f"--prior_loss_weight: no row is of --prior_cloth_types {args.prior_cloth_types}, all are of {found} "
+            "(1 upper, 2 lower, 3 full): add such rows, name other types, or leave the flag out"
+        )
+
+
 def make_loader(dataset: Any, args: argparse.Namespace, accelerator: Accelerator, first_step: int) -> DataLoader:
     """Loader of this rank's batches from optimizer step ``first_step`` to the end of the run."""
     passes = args.gradient_accumulation_steps
@@ -412,6 +428,11 @@ class FillBatch:
     timesteps: torch.Tensor  # [B] in (0, 1000]
     sigmas: torch.Tensor  # [B], the share of noise at that timestep
     names: Sequence[str] = ()  # of the rows
+    known: torch.Tensor | None = None  # [K] numbers of the rows of --prior_cloth_types; None without a prior loss
+
+    def rows(self, numbers: torch.Tensor) -> FillBatch:
+        """These rows alone."""
+        return FillBatch(**{k: part[numbers] for k, part in vars(self).items() if k not in ("names", "known")})
 
 
 def training_schedule(scheduler: FlowScheduler, args: argparse.Namespace) -> FlowScheduler:
@@ -482,6 +503,14 @@ def predict_velocity(
     return FluxFillPipeline._unpack_latents(packed, *batch.latents.shape[-2:], vae_scale_factor=1)
 
 
+def loss_weights(batch: FillBatch, args: argparse.Namespace) -> torch.Tensor:
+    """Weights of squared errors, [B,1,h,w]: that of ``--weighting_scheme`` times that of the region."""
+    weights = (args.garment_loss_weight, args.mask_loss_weight, args.background_loss_weight)
+    weighted = [weight * batch.regions[:, k : k + 1] for k, weight in enumerate(weights)]
+    scheme = flow.compute_loss_weighting_for_sd3(args.weighting_scheme, sigmas=batch.sigmas).view(-1, 1, 1, 1)
+    return scheme.float() * (weighted[0] + weighted[1] + weighted[2])
+
+
 def flow_matching_loss(
     prediction: torch.Tensor, batch: FillBatch, args: argparse.Namespace
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -491,15 +520,24 @@ def flow_matching_loss(
     of ``--weighting_scheme``, times the weight of the region. With region weights 1 it is plain flow matching.
     """
     error = (prediction.float() - (batch.noise.float() - batch.latents.float())) ** 2
-    weights = (args.garment_loss_weight, args.mask_loss_weight, args.background_loss_weight)
-    weighted = [weight * batch.regions[:, k : k + 1] for k, weight in enumerate(weights)]
-    region_weight = weighted[0] + weighted[1] + weighted[2]
-    scheme = flow.compute_loss_weighting_for_sd3(args.weighting_scheme, sigmas=batch.sigmas).view(-1, 1, 1, 1)
-    loss = (scheme.float() * region_weight * error).mean()
+    loss = (loss_weights(batch, args) * error).mean()
     with torch.no_grad():
         sums = (error.sum(dim=1, keepdim=True) * batch.regions).sum(dim=(0, 2, 3))
         counts = batch.regions.sum(dim=(0, 2, 3)) * error.shape[1]
     return loss, torch.stack([sums, counts], dim=1)
+
+
+def prior_loss(
+    prediction: torch.Tensor, of_base: torch.Tensor, batch: FillBatch, args: argparse.Namespace
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Distance to the base on the rows ``batch.known``, and a [1,2] tensor of its squares' sum and count, unweighted.
+
+    ``of_base`` [K,16,h,w] is what the base predicts for them. The distance is weighted as ``flow_matching_loss`` is,
+    and a mean over the whole batch, to which other rows add 0.
+    """
+    squares = (prediction[batch.known].float() - of_base.float()) ** 2
+    distance = (loss_weights(batch, args)[batch.known] * squares).sum() / prediction.numel()
+    return distance, torch.stack([squares.detach().sum(), squares.new_full((), squares.numel())])[None]
 
 
 def start(args: argparse.Namespace) -> Accelerator:
@@ -594,16 +632,48 @@ class Run:
         keep = (torch.rand(len(pair), generator=on_cpu) >= args.caption_dropout).tolist()
         captions = [caption if kept else "" for caption, kept in zip(samples["caption_cloth"], keep, strict=True)]
         embeds, pooled = self.prompts.look_up([prompt_of(args, caption) for caption in captions], device)
+        known, kept = None, types_to_keep(args)
+        if kept:
+            rows = [row for row, kind in enumerate(samples["cloth_type"]) if int(kind) in kept]
+            known = speed.to_device(torch.tensor(rows, dtype=torch.long), device)
         return FillBatch(
             latents=pair, conditioning=conditioning, regions=region_maps(mask, *pair.shape[-2:]), prompt_embeds=embeds,
             pooled_embeds=pooled, noise=noise, timesteps=speed.to_device(timesteps, device),
-            sigmas=speed.to_device(sigmas, device), names=samples.get("im_name", ()),
+            sigmas=speed.to_device(sigmas, device), names=samples.get("im_name", ()), known=known,
         )  # fmt: skip
 
     def loss_of(self, batch: FillBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """A forward pass: what ``flow_matching_loss`` returns for the prediction on ``batch``."""
-        prediction = predict_velocity(self.transformer, batch, self.args.guidance_scale, self.takes_guidance)
-        return flow_matching_loss(prediction, batch, self.args)
+        """A forward pass on ``batch``: the loss to minimise, and a [4,2] tensor of squared error and count.
+
+        These are of the three regions, and of the distance to the base where ``--prior_loss_weight`` asks for it.
+        """
+        args = self.args
+        of_base = None if batch.known is None else self.predict_as_base(batch)  # first: nothing is kept for it
+        prediction = predict_velocity(self.transformer, batch, args.guidance_scale, self.takes_guidance)
+        loss, regions = flow_matching_loss(prediction, batch, args)
+        if of_base is None:
+            return loss, torch.cat([regions, regions.new_zeros(1, 2)])
+        distance, sums = prior_loss(prediction, of_base, batch, args)
+        return loss + args.prior_loss_weight * distance, torch.cat([regions, sums])
+
+    @torch.no_grad()
+    def predict_as_base(self, batch: FillBatch) -> torch.Tensor:
+        """What the base without any LoRA predicts on the rows ``batch.known``, [K,16,h,w].
+
+        With ``--shard_base`` each rank has a part of the base, so that none may leave a pass out.
+        """
+        assert batch.known is not None
+        count, rows = len(batch.known), batch.known
+        if not count and not self.args.shard_base:
+            return batch.latents[:0]
+        rows = rows if count else rows.new_zeros(1)
+        self.model.eval()
+        self.model.disable_adapters()
+        try:
+            return predict_velocity(self.model, batch.rows(rows), self.args.guidance_scale, self.takes_guidance)[:count]
+        finally:
+            self.model.enable_adapters()
+            self.model.train()
 
     def optimizer_step(self, losses: Sequence[Sequence[float]], norm: float, rows: Sequence[str]) -> bool:
         """Take an optimizer step, unless the ``losses`` of all ranks or the ``norm`` of the gradient are not finite.
@@ -665,8 +735,8 @@ class Run:
             )
 
     def log(self, losses: Sequence[Sequence[float]], progress: tqdm) -> None:
-        """Log the losses of a step, sum and count of each; a region without pixels is left out."""
-        names = ("loss_garment", "loss_mask", "loss_background", "loss")
+        """Log the losses of a step, sum and count of each; what has a count of 0 is left out."""
+        names = ("loss_garment", "loss_mask", "loss_background", "loss_prior", "loss")
         curves = {name: total / count for name, (total, count) in zip(names, losses, strict=True) if count}
         curves["lr"] = self.lr_scheduler.get_last_lr()[0]
         progress.set_postfix_str(f"loss {curves['loss']:.4f}, lr {curves['lr']:.2g}")
@@ -846,6 +916,7 @@ def build_run(args: argparse.Namespace, accelerator: Accelerator, stopping: Stop
     checkpoint = output_dir.find_checkpoint(args)
     saved = read_state(checkpoint) if checkpoint else None
     train_data, validation_data = build_datasets(args)
+    check_types_to_keep(args, train_data)
     rows_per_step = args.train_batch_size * args.gradient_accumulation_steps * accelerator.num_processes
     args.max_train_steps = args.max_train_steps or math.ceil(args.num_train_epochs * len(train_data) / rows_per_step)
     base = bases.base_facts(args)
@@ -899,16 +970,16 @@ def train(run: Run, record: RunRecord) -> None:
             while run.step < args.max_train_steps:
                 began = time.perf_counter()
                 before = random_state()
-                sums = torch.zeros(4, 2, device=accelerator.device)  # error and count of 3 regions, loss and passes
+                sums = torch.zeros(5, 2, device=accelerator.device)  # those of loss_of, then loss and passes
                 names: list[str] = []
                 for number in range(passes):
                     run.stop_if_asked(before)
                     batch = run.encode(next(batches), run.step * passes + number)
                     with accelerator.accumulate(run.transformer):
-                        loss, regions = run.loss_of(batch)
+                        loss, parts = run.loss_of(batch)
                         accelerator.backward(loss)
-                    sums[:3] += regions
-                    sums[3] += torch.stack([loss.detach(), torch.ones_like(loss)])
+                    sums[:4] += parts
+                    sums[4] += torch.stack([loss.detach(), torch.ones_like(loss)])
                     names += batch.names
                 norm = accelerator.clip_grad_norm_(run.parameters, args.max_grad_norm or math.inf)
                 losses = accelerator.reduce(sums, "sum").tolist()

@@ -344,9 +344,14 @@ def useful_tflop(args: argparse.Namespace) -> float:
 
 
 def executed_tflop(args: argparse.Namespace, recomputed: int) -> float:
-    """What a step of FLUX.1-Fill multiplies on one GPU with so many recomputed blocks, in TFLOP."""
-    tokens = (args.height // 16) * (2 * args.width // 16) + args.max_sequence_length
-    again = recomputed_flops(FLUX_FILL, tokens, args.lora_rank, recomputed, pairs_per_step(args))
+    """What a step of FLUX.1-Fill multiplies on one GPU with so many recomputed blocks, in TFLOP.
+
+    With ``--prior_loss_weight`` at most: as if all its rows were of ``--prior_cloth_types``.
+    """
+    picture, text = (args.height // 16) * (2 * args.width // 16), args.max_sequence_length
+    again = recomputed_flops(FLUX_FILL, picture + text, args.lora_rank, recomputed, pairs_per_step(args))
+    if args.prior_loss_weight:
+        again += useful_flops(FLUX_FILL, picture, text, 0, pairs_per_step(args)).forward
     return useful_tflop(args) + again / 1e12
 
 

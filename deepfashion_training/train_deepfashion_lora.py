@@ -38,7 +38,7 @@ from deepfashion_training.cli import (  # noqa: E402
     quiet_libraries,
     run_command,
 )
-from deepfashion_training.garment_types import TYPE_NAMES, type_list  # noqa: E402
+from deepfashion_training.garment_types import TYPE_NAMES, parse_cloth_types, type_list  # noqa: E402
 from training_run.flags import (  # noqa: E402
     OneLineParser,
     add_trainer_flags,
@@ -325,6 +325,12 @@ def _refuse_together(parser: FlagParser, args: argparse.Namespace) -> None:
             "--balance_cloth_types",
         ),
         (args.plan and args.publish, "--push_to_hub: --plan trains nothing to upload: leave out one of the two"),
+        (
+            getattr(args, "prior_loss_weight", 0)
+            and not {str(kind) for kind in parse_cloth_types(args.cloth_types)} & {*args.prior_cloth_types.split(",")},
+            f"--prior_loss_weight: --cloth_types {args.cloth_types} leaves no row of the --prior_cloth_types "
+            "(default: 1, which is upper)",
+        ),
         (args.plan and whole_base, "--plan counts the work of a LoRA, and --train_base_model trains none"),
         (
             args.plan and args.max_train_steps is None,
@@ -449,7 +455,6 @@ def check_rows(args: argparse.Namespace) -> None:
 def dataset_options(args: argparse.Namespace) -> Any:
     """The ``DatasetOptions`` that the flags ask for; raises ``ValueError`` for a value out of range."""
     from deepfashion_training.deepfashion_dataset import DatasetOptions
-    from deepfashion_training.garment_types import parse_cloth_types
 
     same = "train_split validation_split validation_fraction max_train_samples max_validation_samples".split()
     same += ["balance_cloth_types", *_SHARES, "resize_mode", "max_bad_rows"]

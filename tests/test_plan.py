@@ -220,6 +220,14 @@ def test_an_estimate_says_that_it_is_one_and_where_it_comes_from(
         assert float(price) == pytest.approx(2 * float(per_step) * args.max_train_steps / 3600, rel=0.01)
 
 
+def test_the_bases_own_pass_counts() -> None:
+    """A forward pass without a LoRA for each pair, at most."""
+    words = ("--preset", "h100", "--cloth_types", "upper,full")
+    plain, held = (plan.executed_tflop(asked(*words, *more), 7) for more in ((), ("--prior_loss_weight", "1")))
+    tokens = (768 // 16) * (2 * 576 // 16)
+    assert held - plain == pytest.approx(8 * useful_flops(FLUX_FILL, tokens, 512, 0).forward / 1e12)
+
+
 def test_estimates_agree_with_what_the_presets_say() -> None:
     rates = {card["card"]: card["share"] * card["ceiling_tflops"] for card in load_cards()}
     for preset, card in (
@@ -540,6 +548,7 @@ def test_on_several_gpus_the_users_flags_alone_are_measured(on_a_gpu) -> None:
         (["--plan", "--check"], "argument --check: not allowed with argument --plan"),
         (["--plan", "--num_train_epochs", "2"], "give --max_train_steps"),
         (["--plann"], "did you mean --plan?"),
+        (["--cloth_types", "lower,full", "--prior_loss_weight", "1"], "--prior_loss_weight: --cloth_types lower,full"),
     ],
 )
 def test_wrong_use(argv: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -39,6 +39,14 @@ speed.shard_frozen = told
 if "GPUS" in os.environ:  # what accelerate does with several GPUs; DDP gets no device ids
     accelerate.Accelerator.multi_device = property(lambda self: True)
 
+class SomeTops(tfi.VitonHDTestDataset):
+    def cloth_types(self):
+        return [1 if row < 3 else 2 for row in range(len(self))]
+    def __getitem__(self, row):
+        return {**super().__getitem__(row), "cloth_type": self.cloth_types()[row]}
+if "TOPS" in os.environ:
+    tfi.VitonHDTestDataset = SomeTops
+
 interrupt, calls = tfi.Run.interrupt, []
 def told_to_stop(run, pipeline, *rest):
     calls.append(run.step)
@@ -93,6 +101,20 @@ def test_two_ranks_train_the_same_lora_with_half_of_the_base_each(two_ranks, spl
         here, whole = map(int, (split.parent / "split-held" / rank).read_text().split())
         assert 0.49 < here / whole < 0.51
     assert json.loads((split / "run.json").read_text())["world_size"] == 2
+
+
+@pytest.mark.long
+def test_ranks_ask_the_base_together_also_where_one_has_no_row_for_it(two_ranks):
+    """In step 1 rank 0 has rows 3 and 4, and tops are 0 to 2: with half of the base it has to help rank 1 all the same.
+
+    Without --shard_base it does not, so the same result also says that a row that helps counts nothing.
+    """
+    flags = ["--prior_loss_weight", 50]
+    split, whole = two_ranks("split-prior", *flags, "--shard_base", TOPS=""), two_ranks("prior", *flags, TOPS="")
+    same(split, whole)
+    lines = [json.loads(line) for line in (whole / "logs" / "losses.jsonl").read_text().splitlines()]
+    assert lines[0]["loss_prior"] < 1e-9  # rounding: rows alone, and in a batch
+    assert min(line["loss_prior"] for line in lines[1:]) > 1e-3
 
 
 @pytest.mark.long

@@ -107,6 +107,13 @@ def test_compiled_blocks_give_the_same_up_to_rounding(run, batch):
     torch.testing.assert_close(compiled[0], plain[0], rtol=1e-5, atol=1e-6)
     for one, other in zip(compiled[1], plain[1], strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-6 + 1e-4 * float(other.abs().max()))
+    known = replace(batch, known=torch.tensor([1]))
+    base = run.predict_as_base(known)
+    run.model.disable_adapters()
+    torch.testing.assert_close(base, tfi.predict_velocity(run.model, batch, 1.0, True)[1:].detach())
+    run.model.enable_adapters()
+    compiled = gradients(run, known)
+    torch.testing.assert_close(compiled[0], plain[0], rtol=1e-5, atol=1e-6)
     assert set(run.model.state_dict()) == set(copy.deepcopy(run.model).state_dict())
     assert not any("_orig_mod" in name for name in run.model.state_dict())
 

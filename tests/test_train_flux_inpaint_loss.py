@@ -188,6 +188,21 @@ def test_a_bf16_prediction_is_compared_in_fp32():
     assert loss.item() == pytest.approx(((prediction.float() - target) ** 2).mean().item(), rel=1e-6)
 
 
+def test_the_prior_loss_is_a_mean_over_all_rows_with_the_weights_of_the_loss():
+    batch = replace(random_batch(4), known=torch.tensor([0, 3]))
+    prediction, of_base = torch.randn(4, 16, 4, 8), torch.randn(2, 16, 4, 8)
+    flags = "--weighting_scheme sigma_sqrt --garment_loss_weight 0.25 --mask_loss_weight 3 --prior_loss_weight 5"
+    distance, sums = tfi.prior_loss(prediction, of_base, batch, tfi.parse_args([*DATA, *flags.split()]))
+    total = 0.0
+    for row, base in ((0, 0), (3, 1)):
+        squares = (prediction[row] - of_base[base]) ** 2
+        for region, weight in enumerate((0.25, 3, 1)):
+            total += weight / batch.sigmas[row].item() ** 2 * (squares * batch.regions[row, region]).sum().item()
+    assert distance.item() == pytest.approx(total / (4 * 16 * 4 * 8), rel=1e-5)
+    expected = ((prediction[[0, 3]] - of_base) ** 2).sum().item()
+    assert sums.tolist() == [[pytest.approx(expected, rel=1e-5), 2 * 16 * 4 * 8]]
+
+
 # ----------------------------------------------------------------------------------------------------- timesteps
 
 
@@ -375,6 +390,46 @@ def test_a_runs_batches_have_shifted_timesteps(tiny_args, accelerator):
     torch.testing.assert_close(shifted.sigmas, 3 * plain.sigmas / (1 + 2 * plain.sigmas))
     torch.testing.assert_close(shifted.timesteps, 1000 * shifted.sigmas)
     assert torch.equal(shifted.noise, plain.noise)
+
+
+def of_types(rows: list[dict], *types: int) -> dict:
+    """The first rows with these garment types, collated."""
+    return collate([{**row, "cloth_type": kind} for row, kind in zip(rows, types, strict=False)])
+
+
+def test_rows_of_known_types_are_held_to_the_base_without_its_lora(tiny_args, accelerator, monkeypatch):
+    run, rows = run_on(tiny_args("--prior_loss_weight", 3, "--prior_cloth_types", "3,1"), accelerator)
+    batch = run.encode(of_types(rows, 2, 1, 3), 0)
+    assert batch.known.tolist() == [1, 2]
+    loss, sums = run.loss_of(batch)
+    assert sums[3].tolist() == [0, 2 * 16 * 16 * 24]  # a LoRA that begins changes nothing
+    plain, _ = tfi.flow_matching_loss(tfi.predict_velocity(run.model, batch, 1.0, True), batch, run.args)
+    assert loss.item() == plain.item()
+
+    torch.manual_seed(0)
+    for parameter in run.parameters:
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    base = FluxTransformer2DModel.from_pretrained(run.args.pretrained_model_name_or_path, subfolder="transformer")
+    with torch.no_grad():
+        of_base = tfi.predict_velocity(base, batch, 1.0, True)[1:]
+    modes = []
+    run.model.register_forward_pre_hook(lambda model, *_: modes.append((model.training, torch.is_grad_enabled())))
+    loss, sums = run.loss_of(batch)
+    assert modes == [(False, False), (True, True)]
+    trained = tfi.predict_velocity(run.model, batch, 1.0, True)
+    squares = (trained[1:] - of_base) ** 2
+    assert sums[3, 0].item() == pytest.approx(squares.sum().item(), rel=1e-4) and squares.mean() > 1e-3
+    expected = tfi.flow_matching_loss(trained, batch, run.args)[0] + 3 * squares.sum() / trained.numel()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    ours, theirs = (torch.autograd.grad(each, run.parameters) for each in (loss, expected))
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+
+    modes.clear()  # no row of these types: no second pass, and the loss of a run without the flag
+    others = run.encode(of_types(rows, 2, 2), 0)
+    loss, sums = run.loss_of(others)
+    assert modes == [(True, True)] and sums[3].tolist() == [0, 0]
+    assert loss.item() == run.loss_of(replace(others, known=None))[0].item()
 
 
 class Captioned(tfi.VitonHDTestDataset):

@@ -269,6 +269,41 @@ def test_the_frozen_base_is_bit_identical_and_every_matrix_moved(straight):
         assert torch.equal(parameter, straight.before[name]) == ("lora_" not in name), name
 
 
+# ------------------------------------------------------------------------------------- distance to the base
+
+
+class Dressed(tfi.VitonHDTestDataset):
+    """The first three rows are tops, the others trousers."""
+
+    def cloth_types(self) -> list[int]:
+        return [1 if row < 3 else 2 for row in range(len(self))]
+
+    def __getitem__(self, index: int) -> dict:
+        return {**super().__getitem__(index), "cloth_type": self.cloth_types()[index]}
+
+
+def test_a_run_that_is_held_to_its_base_logs_how_far_it_is(straight, tiny_args, monkeypatch):
+    """Rows 3, 4 | 2, 7 | 6, 1 | 5, 0 are drawn. At step 2 the LoRA has made one step, as without the flag."""
+    monkeypatch.setattr(tfi, "VitonHDTestDataset", Dressed)
+    flags = [*STRAIGHT, "--prior_loss_weight", 100, "--validation_steps", 0]
+    held, cached = drive(tiny_args(*flags)), drive(tiny_args(*flags, "--cache_latents", "--gradient_checkpointing"))
+    assert held.losses() == cached.losses()  # whatever the samples hold, and what is recomputed
+    lines, plain = held.losses(), straight.losses()
+    assert lines[0] == plain[0]
+    assert all(line.get("loss_prior", 1e-4) > 1e-5 for line in lines)
+    assert [line["step"] for line in lines if "loss_prior" in line] == [2, 3, 4]
+    assert lines[1]["loss"] == pytest.approx(plain[1]["loss"] + 100 / 2 * lines[1]["loss_prior"], rel=1e-5)
+
+
+def test_an_unknown_type_is_told_before_models_are_loaded(tiny_args, monkeypatch):
+    monkeypatch.setattr(tfi, "VitonHDTestDataset", Dressed)
+    monkeypatch.setattr(tfi, "Run", lambda *_: pytest.fail("loaded"))
+    args = tiny_args("--prior_loss_weight", 1, "--prior_cloth_types", 3)
+    with pytest.raises(ValueError, match="--prior_cloth_types 3, all are of 1, 2"):
+        drive(args)
+    assert not Path(args.output_dir).exists()
+
+
 # --------------------------------------------------------------------------------------------- the average
 
 

@@ -62,6 +62,7 @@ def test_embedded_and_the_users_flags_win() -> None:
         (["--lerning_rate=1"], "--lerning_rate: did you mean --learning_rate?"),
         (["--garment_loss_weight", "2"], "--garment_loss_weight 2.0 does nothing here"),
         (["--ema_decay", "0.9"], "--ema_decay 0.9 does nothing here"),
+        (["--prior_loss_weight", "1"], "--prior_loss_weight 1.0 does nothing here"),
         (["--timestep_shift", "tokens"], "--timestep_shift tokens does nothing here"),
         (["--optimizer", "Muon"], "--optimizer muon does nothing here"),
         (["--lora_rank", "0"], "--lora_rank"),

@@ -162,6 +162,14 @@ def recompute_stride(text: str) -> int | str:
         raise argparse.ArgumentTypeError(f"{text!r} is not auto, none or a number from 1") from None
 
 
+def type_numbers(text: str) -> str:
+    """Garment types by number, 1 upper, 2 lower and 3 full, comma-separated: in ascending order and each once."""
+    numbers = {number.strip() for number in text.split(",")}
+    if not numbers <= {"1", "2", "3"}:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of 1 (upper), 2 (lower) and 3 (full), such as 1,3")
+    return ",".join(sorted(numbers))
+
+
 def timestep_shift(text: str) -> str | float:
     """How drawn timesteps are shifted: 'none', 'tokens', or by a factor above 0."""
     if text in ("none", "tokens"):
@@ -254,6 +262,11 @@ def add_trainer_flags(parser: argparse.ArgumentParser) -> None:
     add("--shard_base", action=SWITCH, default=False, help="split the frozen base over all processes (FSDP2)")
     add("--seed", type=SEED, default=42, help="seed of LoRA weights, row order, noise, timesteps and validation")
     add = parser.add_argument_group("loss").add_argument
+    add("--prior_loss_weight", type=AMOUNT, default=0.0,
+        help="weight of the squared distance to the base's own prediction, without any LoRA, on rows of "
+        "--prior_cloth_types; 0: none")
+    add("--prior_cloth_types", type=type_numbers, default="1", metavar="LIST",
+        help="garment types that the base knows and is to keep: 1 upper, 2 lower, 3 full, comma-separated")
     add("--guidance_scale", type=AMOUNT, default=1.0, help="embedded guidance, in training and validation pictures")
     add("--weighting_scheme", default="none", choices=["sigma_sqrt", "logit_normal", "mode", "cosmap", "none"],
         help="how timesteps are drawn and weighted")
@@ -313,6 +326,8 @@ def refuse_contradictions(parser: argparse.ArgumentParser, args: argparse.Namesp
         parser.error("--dataroot is needed: the folder to train on")
     if args.train_base_model and args.quantize_base:
         parser.error("--train_base_model cannot train a base that --quantize_base has quantized")
+    if args.train_base_model and args.prior_loss_weight:
+        parser.error("--train_base_model leaves no base whose predictions --prior_loss_weight could keep")
     if args.train_base_model and args.lora:
         parser.error("--train_base_model trains no LoRA that --lora could start: leave one of the two out")
     if args.compile_blocks and args.quantize_base in NOT_COMPILED:
@@ -338,6 +353,7 @@ def refuse_contradictions(parser: argparse.ArgumentParser, args: argparse.Namesp
         ("lr_num_cycles", "without --lr_scheduler cosine_with_restarts", args.lr_scheduler == "cosine_with_restarts"),
         ("lr_power", "without --lr_scheduler polynomial", args.lr_scheduler == "polynomial"),
         ("logit_mean logit_std", "without --weighting_scheme logit_normal", args.weighting_scheme == "logit_normal"),
+        ("prior_cloth_types", "without --prior_loss_weight", args.prior_loss_weight),
         ("mode_scale", "without --weighting_scheme mode", args.weighting_scheme == "mode"),
         ("muon_ns_steps", "without --optimizer muon", args.optimizer == "muon"),
         ("num_train_epochs", "beside --max_train_steps", args.max_train_steps is None),
