@@ -588,8 +588,10 @@ class Run:
         self.schedule = training_schedule(self.scheduler, args)
         self.vae = load_vae(args, accelerator.device, args.compile_blocks) if vae_config is None else None
         self.vae_config = vae_config if self.vae is None else self.vae.config
-        # With --shard_base it goes there in parts.
-        transformer = load_transformer(args, dtype, None if args.shard_base else accelerator.device)
+        # Weights that are trained are fp32, and read so: rounded first, they would begin elsewhere. With --shard_base
+        # the base goes to its device in parts.
+        kept = torch.float32 if args.train_base_model == "all" else dtype
+        transformer = load_transformer(args, kept, None if args.shard_base else accelerator.device)
         if args.attention_backend != "native":
             with attention_backend("native"):  # else it would be the default of every other model in the process
                 transformer.set_attention_backend(args.attention_backend)

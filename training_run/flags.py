@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 #: diffusers' names of those that have a backward pass and need no download, with the package that each one needs.
 BACKENDS = {
     "native": "torch", "_native_cudnn": "torch", "_native_flash": "torch", "_native_efficient": "torch",
-    "flash": "flash_attn", "_flash_3": "flash_attn_interface",
+    "_native_math": "torch", "flash": "flash_attn", "_flash_3": "flash_attn_interface",
 }  # fmt: skip
 #: What ``--quantize_base`` chooses from, with the package that each kind needs.
 QUANTIZED_BY = {"nf4": "bitsandbytes", "int8": "torchao", "fp8": "torchao"}

@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, FluxFillPipeline, FluxTransformer2DModel
 from PIL import Image, ImageOps
-from tqdm import tqdm
+from tqdm import tqdm, trange
 
 import train_flux_inpaint as trainer
 from deepfashion_training.embedded import TINY_FLUX_FILL
@@ -43,18 +43,29 @@ from training_run.cores import usable_cores
 SIZE = (128, 96)  # height and width of one half of a pair
 
 #: People that the VAE and the transformer learn from: others than those of every wardrobe that evaluates.
-PAIRS_SEED, TOPS_SEED = 1007, 1008
+PAIRS_SEED, TOPS_SEED, PAINTED_SEED = 1007, 1009, 1010
 VAE_ROWS = 876
 #: Steps of encoder and decoder together, and of the decoder alone.
 VAE_STEPS = (1500, 1200)
 #: People in tops that the transformer learns from, those of its validation, and the share that is plain inpainting.
-ROWS, TEST_ROWS, ELSEWHERE = 10_000, 16, 0.4
+ROWS, TEST_ROWS, PLAIN_INPAINTING = 30_000, 16, 0.4
+#: People in tops whose painted latents the decoder learns from, and its steps.
+PAINTED_ROWS, PAINTED_STEPS = 1500, 1500
+#: Share of the garments drawn with a pattern that keep it.
+PATTERNED = 0.75
+#: Share of the people, and of the garment pictures, that are at another size and place than in the wardrobe. What the
+#: model learns there holds wherever garment and body are, so that a LoRA finds it useful for legs, too.
+ELSEWHERE = 0.35
+#: Height and width of the drawings of those people, and which share of both sides the picture shows.
+LARGE, NEARNESS = (192, 144), (0.6, 1.0)
 #: How the transformer is trained. The area to repaint counts most; the garment half is there to be copied from. Nearly
-#: all steps see almost pure noise: a small model tells shapes by the condition alone, and draws in one step.
+#: all steps see almost pure noise: a small model tells shapes by the condition alone, and draws in one step. In bf16,
+#: with attention as plain products, CPUs with AMX take half the time.
 STEPS = 6000
 TRAINING = (
-    f"--train_base_model all --height {SIZE[0]} --width {SIZE[1]} --max_sequence_length 8 --train_batch_size 16 "
-    "--optimizer muon --learning_rate 3e-3 --lr_scheduler cosine --lr_warmup_steps 50 --adam_beta2 0.99 "
+    f"--train_base_model all --height {SIZE[0]} --width {SIZE[1]} --max_sequence_length 8 --train_batch_size 32 "
+    "--mixed_precision bf16 --attention_backend _native_math "
+    "--optimizer muon --learning_rate 2e-3 --lr_scheduler cosine --lr_warmup_steps 100 --adam_beta2 0.99 "
     "--weighting_scheme logit_normal --logit_mean -4 --logit_std 0.8 --compile_blocks --cache_latents "
     "--garment_loss_weight 0.2 --background_loss_weight 0.5 --mask_loss_weight 2 --dataloader_num_workers 0 "
     "--checkpointing_steps 250 --checkpoints_total_limit 1 --validation_steps 1000 --num_inference_steps 1 "
@@ -140,18 +151,51 @@ def make_vae(num_proc: int) -> Any:
 
 
 def top_specs(rows: int) -> Iterator[RowSpec]:
-    """``rows`` people, each once, in an outfit drawn around a top, from head to thighs; views as in the wardrobe."""
-    shares = {view: share for view, share in zip(PERSON_VIEWS, STUDIO_SHARES, strict=True) if view != "full"}
-    chances = np.array(list(shares.values())) / sum(shares.values())
+    """``rows`` people, each once, in an outfit drawn around a top; views as in the wardrobe, patterns more often."""
     for index in range(rows):
-        view = str(np.random.default_rng([TOPS_SEED, index, 9]).choice(list(shares), p=chances))
-        yield RowSpec(TOPS_SEED, index, index, 1, view, UPPER, UPPER, studio=True)
+        view = str(np.random.default_rng([TOPS_SEED, index, 9]).choice(PERSON_VIEWS, p=STUDIO_SHARES))
+        yield RowSpec(TOPS_SEED, index, index, 1, view, UPPER, UPPER, studio=True, patterned=PATTERNED)
 
 
 def repainted_type(spec: RowSpec) -> int:
-    """Garment type whose area is to be repainted: the top's, or for a share ``ELSEWHERE`` of the rows another's."""
+    """Garment type whose area is to be repainted: the top's, or in ``PLAIN_INPAINTING`` of the rows another's."""
     draw = spec.generator(11).random(2)
-    return UPPER if draw[0] >= ELSEWHERE else (LOWER if draw[1] < 0.5 else FULL)
+    return UPPER if draw[0] >= PLAIN_INPAINTING else (LOWER if draw[1] < 0.5 else FULL)
+
+
+def elsewhere(spec: RowSpec) -> tuple[bool, bool]:
+    """Whether the person, and whether the garment, of a row are at another size and place than usual."""
+    person, garment = spec.generator(14).random(2) < ELSEWHERE
+    return bool(person), bool(garment)
+
+
+def drawn_elsewhere(spec: RowSpec, cloth_type: int) -> tuple[Image.Image, np.ndarray]:
+    """The person nearer or farther and anywhere in the picture: photo, and bool [H,W], the area to repaint.
+
+    A part of a larger drawing, around a point of that area.
+    """
+    rng = spec.generator(12)
+    drawing = replace(spec, cloth_type=cloth_type).draw(LARGE)
+    rows, columns = np.nonzero(drawing.agnostic[cloth_type])
+    point = rng.integers(len(rows))
+    share = rng.uniform(*NEARNESS)
+    height, width = (share * side for side in LARGE)
+    top = min(max(rows[point] - height * rng.uniform(0.2, 0.8), 0), LARGE[0] - height)
+    left = min(max(columns[point] - width * rng.uniform(0.2, 0.8), 0), LARGE[1] - width)
+    box, mask = (left, top, left + width, top + height), Image.fromarray(drawing.agnostic[cloth_type])
+    photo = drawing.photo.resize(SIZE[::-1], Image.Resampling.LANCZOS, box)
+    return photo, np.asarray(mask.resize(SIZE[::-1], Image.Resampling.NEAREST, box))
+
+
+def garment_elsewhere(spec: RowSpec, flat: Image.Image, lies: np.ndarray) -> tuple[Image.Image, np.ndarray]:
+    """The flat garment and where it lies, smaller and anywhere on its white ground."""
+    rng = spec.generator(13)
+    width, height = (round(side * rng.uniform(0.6, 1)) for side in flat.size)
+    place = (int(rng.integers(flat.width - width + 1)), int(rng.integers(flat.height - height + 1)))
+    ground, mask = Image.new("RGB", flat.size, (255, 255, 255)), Image.new("L", flat.size)
+    ground.paste(flat.resize((width, height), Image.Resampling.LANCZOS), place)
+    mask.paste(Image.fromarray(lies).resize((width, height), Image.Resampling.NEAREST), place)
+    return ground, np.asarray(mask) > 0
 
 
 def write_tops_folder(target: Path, rows: int, num_proc: int = 1) -> None:
@@ -174,12 +218,19 @@ def write_tops_folder(target: Path, rows: int, num_proc: int = 1) -> None:
 def _write_row(target: Path, rows: int, spec: RowSpec) -> list[str]:
     """Draw one row and write its four pictures, in training their mirror images, too; returns the pairs' names."""
     repainted = repainted_type(spec)
-    drawing = replace(spec, cloth_type=repainted).draw(SIZE)  # shows the part of the body that is repainted
+    person_moves, garment_moves = elsewhere(spec)
+    if person_moves:
+        photo, area = drawn_elsewhere(spec, repainted)
+    else:
+        drawing = replace(spec, cloth_type=repainted).draw(SIZE)  # shows the part of the body that is repainted
+        photo, area = drawing.photo, drawing.agnostic[repainted]
     flat, lies = spec.draw_garment(SIZE)
-    masks = [Image.fromarray(mask.astype(np.uint8) * np.uint8(255)) for mask in (lies, drawing.agnostic[repainted])]
-    pictures = {f"{spec.index:06d}": [drawing.photo, flat, *masks]}
+    if garment_moves:
+        flat, lies = garment_elsewhere(spec, flat, lies)
+    masks = [Image.fromarray(mask.astype(np.uint8) * np.uint8(255)) for mask in (lies, area)]
+    pictures = {f"{spec.index:06d}": [photo, flat, *masks]}
     if spec.index < rows:
-        pictures[f"{spec.index:06d}m"] = [ImageOps.mirror(picture) for picture in (drawing.photo, flat, *masks)]
+        pictures[f"{spec.index:06d}m"] = [ImageOps.mirror(picture) for picture in (photo, flat, *masks)]
     phase = target / ("train" if spec.index < rows else "test")
     for name, parts in pictures.items():
         for folder, picture in zip(FOLDERS[:3], parts, strict=False):
@@ -188,10 +239,38 @@ def _write_row(target: Path, rows: int, spec: RowSpec) -> list[str]:
     return list(pictures)
 
 
-def save_base(start: Path, transformer: Path, output_dir: Path) -> None:
-    """Write the pipeline of folder ``start`` with the trained ``transformer``, this and the VAE in fp16."""
+@torch.no_grad()
+def painted_pairs(pipeline: Any, rows: int, num_proc: int) -> Pairs:
+    """Drawn pairs of people in tops that nothing was trained on, with the latents that ``pipeline`` paints of them."""
+    specs = [replace(spec, seed=PAINTED_SEED) for spec in top_specs(rows)]
+    drawn = draw_all(functools.partial(_drawn_pair, SIZE), specs, num_proc)
+    pictures, masks = map(np.stack, zip(*tqdm(drawn, "drawing pairs", rows, unit="row"), strict=True))
+    latents, width = [], SIZE[1]
+    pipeline.set_progress_bar_config(disable=True)
+    for first in trange(0, rows, 16, desc="painting"):
+        some = slice(first, first + 16)
+        area = torch.from_numpy(masks[some]).float()[:, None]
+        area = torch.cat([torch.zeros_like(area), area], dim=3)
+        pair = torch.from_numpy(pictures[some]).permute(0, 3, 1, 2) / 255
+        packed = pipeline(
+            prompt=[trainer.DEFAULT_PROMPT] * len(pair), image=pair * (1 - area) + 0.5 * area, mask_image=area,
+            height=SIZE[0], width=2 * width, num_inference_steps=1, guidance_scale=1, max_sequence_length=8,
+            generator=torch.Generator().manual_seed(first), output_type="latent",
+        ).images  # fmt: skip
+        latents.append(pipeline._unpack_latents(packed, SIZE[0], 2 * width, pipeline.vae_scale_factor))
+    config = pipeline.vae.config
+    return Pairs(pictures, masks, torch.cat(latents) / config.scaling_factor + config.shift_factor)
+
+
+def save_base(start: Path, transformer: Path, output_dir: Path, num_proc: int) -> None:
+    """Write the pipeline of folder ``start`` with the trained ``transformer``, this and the VAE in fp16.
+
+    The decoder first learns to make pictures of what the transformer paints.
+    """
     trained = FluxTransformer2DModel.from_pretrained(transformer)
     pipeline = FluxFillPipeline.from_pretrained(start, transformer=trained)
+    pairs = painted_pairs(pipeline, PAINTED_ROWS, num_proc)
+    train_vae(pipeline.vae, pairs, PAINTED_STEPS, seed=2, decoder_only=True)
     # diffusers loads half-precision files as fp32 by default, transformers leaves them as they are: with the text
     # encoders kept in fp32, a plain from_pretrained gives one precision throughout.
     pipeline.transformer.to(torch.float16)
@@ -209,18 +288,22 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--output_dir", type=Path, default=TINY_FLUX_FILL, help="folder to write the pipeline to")
     parser.add_argument("--work_dir", type=Path, required=True, help="new folder for what is made on the way")
+    parser.add_argument("--start", type=Path, help="pipeline folder to go on from (default: random weights)")
     args = parser.parse_args(argv)
     args.work_dir.mkdir(parents=True)
     num_proc = usable_cores()
     start, tops, run = (args.work_dir / name for name in ("start", "tops", "train"))
-    parts: dict[str, Any] = {"vae": make_vae(num_proc), "transformer": untrained_transformer()}
-    FluxFillPipeline.from_pretrained(TINY_FLUX_FILL, **parts).save_pretrained(start)
+    if args.start:
+        start = args.start
+    else:
+        parts: dict[str, Any] = {"vae": make_vae(num_proc), "transformer": untrained_transformer()}
+        FluxFillPipeline.from_pretrained(TINY_FLUX_FILL, **parts).save_pretrained(start)
     write_tops_folder(tops, ROWS, num_proc=num_proc)
     flags = {"dataroot": tops, "output_dir": run, "max_train_steps": STEPS}
     flags |= dict.fromkeys(("pretrained_model_name_or_path", "pretrained_inpaint_model_name_or_path"), start)
     given = [text for name, value in flags.items() for text in (f"--{name}", str(value))]
     subprocess.run([sys.executable, trainer.__file__, *given, *TRAINING], check=True)
-    save_base(start, run / "transformer", args.output_dir)
+    save_base(start, run / "transformer", args.output_dir, num_proc)
     sys.stdout.write(f"small FLUX-Fill written to {args.output_dir}\n")
     return 0
 

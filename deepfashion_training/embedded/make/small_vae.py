@@ -26,14 +26,20 @@ _CONSTANT = 32.0  # of the last channel: far above the 0.1 to 6 of the others
 _OFFSET = 3.0  # SiLU is nearly linear around it
 #: Of the posterior: a standard deviation of 0.05, where the weakest of the latents' components have about 0.5.
 _POSTERIOR_LOG_VARIANCE = -6.0
+#: Weight of 1-SSIM beside the absolute errors, where the decoder learns from what a transformer painted.
+STRUCTURE = 0.2
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Drawn pairs: ``pictures`` uint8 [n,H,2W,3], garment left; ``masks`` bool [n,H,W], the area to repaint."""
+    """Drawn pairs: ``pictures`` uint8 [n,H,2W,3], garment left; ``masks`` bool [n,H,W], the area to repaint.
+
+    ``painted`` are latents [n,16,H/8,2W/8] of what a transformer makes of the masked pairs, unscaled.
+    """
 
     pictures: np.ndarray
     masks: np.ndarray
+    painted: torch.Tensor | None = None
 
     def batch(
         self, rng: np.random.Generator, size: int, crop: int | None = None, on_clothes: float = 1.0
@@ -61,6 +67,21 @@ class Pairs:
                 pair = pair[top : top + crop, left : left + crop]
             batch.append(pair[:, :: rng.choice((-1, 1)), rng.permutation(3)])
         return torch.from_numpy(np.stack(batch)).permute(0, 3, 1, 2).contiguous()
+
+    def painted_batch(self, rng: np.random.Generator, size: int, crop: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """``size`` crops of ``painted`` around areas to repaint, and of the pictures that they stand for."""
+        assert self.painted is not None
+        height, width = self.masks.shape[1:]
+        latents, pictures = [], []
+        for row in rng.integers(len(self.pictures), size=size):
+            ys, xs = np.nonzero(self.masks[row])
+            point = rng.integers(len(ys))
+            corner = np.array([ys[point], width + xs[point]]) - crop // 2 + rng.integers(-16, 17, 2)
+            top, left = np.clip(corner, (0, width), (height - crop, 2 * width - crop)) // 8  # latents are whole
+            latents.append(self.painted[row, :, top : top + crop // 8, left : left + crop // 8])
+            pictures.append(self.pictures[row, 8 * top : 8 * top + crop, 8 * left : 8 * left + crop])
+        wanted = torch.from_numpy(np.stack(pictures).astype(np.float32) / 127.5 - 1)
+        return torch.stack(latents), wanted.permute(0, 3, 1, 2)
 
 
 def _principal(maps: torch.Tensor, count: int) -> torch.Tensor:
@@ -177,11 +198,18 @@ def standardize_latents(vae: Any, pictures: torch.Tensor) -> None:
     vae.register_to_config(shift_factor=latents.mean().item(), scaling_factor=1 / latents.std().item())
 
 
-def reconstruction_loss(made: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-    """Mean absolute error, and that of the differences between neighbours: edges count once more."""
+def reconstruction_loss(made: torch.Tensor, wanted: torch.Tensor, structure: float = 0.0) -> torch.Tensor:
+    """Mean absolute error, and that of the differences between neighbours: edges count once more.
+
+    ``structure`` times 1-SSIM is added: the absolute error alone makes grey of a pattern that lies a pixel beside.
+    """
     loss = (made - wanted).abs().mean()
     for dim in (2, 3):
         loss = loss + 0.5 * (made.diff(dim=dim) - wanted.diff(dim=dim)).abs().mean()
+    if structure:
+        from torchmetrics.functional.image import structural_similarity_index_measure as ssim
+
+        loss = loss + structure * (1 - ssim(made, wanted, data_range=2.0))
     return loss
 
 
@@ -190,8 +218,9 @@ def train_vae(
 ) -> None:
     """Train ``vae`` on crops of clothes, or with ``decoder_only`` its decoder alone, on walls, too; latents then stay.
 
-    AdamW with a cosine schedule. The noise of the posterior keeps its variance: the decoder has to bear it, which keeps
-    neighbouring latents alike. The constant channel is held.
+    The decoder alone also learns to make pictures of ``pairs.painted``, where there are any: half of its batches then,
+    and 1-SSIM counts. AdamW with a cosine schedule. The noise of the posterior keeps its variance: the decoder has to
+    bear it, which keeps neighbouring latents alike. The constant channel is held.
     """
     rng = np.random.default_rng([seed, 21])
     torch.manual_seed(seed)
@@ -219,12 +248,16 @@ def train_vae(
     schedule = get_scheduler("cosine", optimizer, num_warmup_steps=max(1, steps // 50), num_training_steps=steps)
     progress = trange(steps, desc="training the VAE", unit="step", mininterval=5)
     for _ in progress:
-        pictures = pairs.batch(rng, batch_size, crop, 0.5 if decoder_only else 1.0)
+        paints = decoder_only and pairs.painted is not None
+        pictures = pairs.batch(rng, batch_size // 2 if paints else batch_size, crop, 0.5 if decoder_only else 1.0)
         pictures = pictures.to(memory_format=torch.channels_last)
         with torch.set_grad_enabled(not decoder_only):
             mean = vae.encode(pictures).latent_dist.mean
-        noise = torch.randn_like(mean) * np.exp(_POSTERIOR_LOG_VARIANCE / 2)
-        loss = reconstruction_loss(vae.decode(mean + noise).sample, pictures)
+        latents = mean + torch.randn_like(mean) * np.exp(_POSTERIOR_LOG_VARIANCE / 2)
+        if paints:
+            painted, wanted = pairs.painted_batch(rng, batch_size // 2, crop)
+            latents, pictures = torch.cat([latents, painted]), torch.cat([pictures, wanted])
+        loss = reconstruction_loss(vae.decode(latents).sample, pictures, STRUCTURE if paints else 0.0)
         vae.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
