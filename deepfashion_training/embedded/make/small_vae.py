@@ -209,7 +209,8 @@ def reconstruction_loss(made: torch.Tensor, wanted: torch.Tensor, structure: flo
     if structure:
         from torchmetrics.functional.image import structural_similarity_index_measure as ssim
 
-        loss = loss + structure * (1 - ssim(made, wanted, data_range=2.0))
+        similarity: Any = ssim(made, wanted, data_range=2.0)
+        loss = loss + structure * (1 - similarity)
     return loss
 
 
