@@ -30,7 +30,7 @@ from scipy import ndimage
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a command, from anywhere
 
 from deepfashion_training.cli import number, quiet_libraries
-from deepfashion_training.embedded.make.make_base import PAIRS_SEED, TOPS_SEED
+from deepfashion_training.embedded.make.make_base import FIRST_TOPS_SEED, PAINTED_SEED, PAIRS_SEED, TOPS_SEED
 from deepfashion_training.embedded.rows import RowSpec, documented_specs, split_of_pids
 from deepfashion_training.embedded.wardrobe import OWN_SEED, write_wardrobe
 from deepfashion_training.evaluate import alone, arguments
@@ -45,7 +45,9 @@ from deepfashion_training.inference.records import save_picture
 #: People to choose by. Those of other seeds are for telling how good the choice is.
 SEED = 424242
 #: Seeds of the people that something is trained on.
-TRAINED_ON = {OWN_SEED: "the wardrobe of --embedded", PAIRS_SEED: "the small VAE", TOPS_SEED: "the small base"}
+TRAINED_ON = {OWN_SEED: "the wardrobe of --embedded"}
+TRAINED_ON |= dict.fromkeys((PAIRS_SEED, PAINTED_SEED), "the small VAE")
+TRAINED_ON |= dict.fromkeys((FIRST_TOPS_SEED, TOPS_SEED), "the small base")
 #: Figures of a result by garment type that are better when they are lower, and all of them.
 ERRORS = {"dssim_masked": "1-SSIM", "ciede2000_masked": "CIEDE2000"}
 FIGURES = {**ERRORS, "patterns": "pattern kept"}

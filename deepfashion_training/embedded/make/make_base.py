@@ -42,8 +42,10 @@ from training_run.cores import usable_cores
 
 SIZE = (128, 96)  # height and width of one half of a pair
 
-#: People that the VAE and the transformer learn from: others than those of every wardrobe that evaluates.
+#: Seeds of people that VAE, transformer and decoder learn from: others than those of every wardrobe that evaluates.
 PAIRS_SEED, TOPS_SEED, PAINTED_SEED = 1007, 1009, 1010
+#: That of the transformer's people before it could go on from a base.
+FIRST_TOPS_SEED = 1008
 VAE_ROWS = 876
 #: Steps of encoder and decoder together, and of the decoder alone.
 VAE_STEPS = (1500, 1200)
