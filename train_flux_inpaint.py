@@ -189,13 +189,15 @@ def types_to_keep(args: argparse.Namespace) -> set[int]:
 
 
 def check_types_to_keep(args: argparse.Namespace, data: Any) -> None:
-    """Raise ``ValueError`` where ``--prior_loss_weight`` would do nothing, as no row is of its garment types."""
-    types = set(data.cloth_types()) if hasattr(data, "cloth_types") else {1}
-    if args.prior_loss_weight and not types & types_to_keep(args):
-        found = ", ".join(map(str, sorted(types)))
+    """Raise ``ValueError`` where ``--prior_loss_weight`` would do nothing, as no row drawn is of its garment types."""
+    types = data.cloth_types() if hasattr(data, "cloth_types") else [1] * len(data)
+    weights = [some for some in weights_of(data) if some is not None] or [[1.0] * len(types)]
+    drawn = {kind for kind, *of_row in zip(types, *weights, strict=True) if any(of_row)}
+    if args.prior_loss_weight and not drawn & types_to_keep(args):
+        found = ", ".join(map(str, sorted(drawn)))
         raise ValueError(
-            f"--prior_loss_weight: no row is of --prior_cloth_types {args.prior_cloth_types}, all are of {found} "
-            "(1 upper, 2 lower, 3 full): add such rows, name other types, or leave the flag out"
+            f"--prior_loss_weight: no row is of --prior_cloth_types {args.prior_cloth_types}, all that are drawn are "
+            f"of {found} (1 upper, 2 lower, 3 full): add such rows, name other types, or leave the flag out"
         )
 
 
@@ -435,6 +437,12 @@ class FillBatch:
         return FillBatch(**{k: part[numbers] for k, part in vars(self).items() if k not in ("names", "known")})
 
 
+def load_scheduler(args: argparse.Namespace) -> FlowScheduler:
+    """The scheduler of the base pipeline."""
+    where = {"revision": args.revision, "cache_dir": args.cache_dir}
+    return FlowScheduler.from_pretrained(args.pretrained_model_name_or_path, subfolder="scheduler", **where)
+
+
 def training_schedule(scheduler: FlowScheduler, args: argparse.Namespace) -> FlowScheduler:
     """The steps that timesteps are drawn from: those of ``scheduler``, shifted as ``--timestep_shift`` says.
 
@@ -580,16 +588,13 @@ class Run:
         self.skipped_steps = 0  # as their loss or gradient was not finite
         self.stopping = Stopping()
         self.random_state: dict[str, Any] | None = None  # to go on from, of a run that is continued
-        base = args.pretrained_model_name_or_path
         dtype = DTYPES[args.mixed_precision]
-        self.scheduler = FlowScheduler.from_pretrained(
-            base, subfolder="scheduler", revision=args.revision, cache_dir=args.cache_dir
-        )
+        self.scheduler = load_scheduler(args)
         self.schedule = training_schedule(self.scheduler, args)
         self.vae = load_vae(args, accelerator.device, args.compile_blocks) if vae_config is None else None
         self.vae_config = vae_config if self.vae is None else self.vae.config
-        # Weights that are trained are fp32, and read so: rounded first, they would begin elsewhere. With --shard_base
-        # the base goes to its device in parts.
+        # Where all weights are trained, in fp32, they are read so: rounded first, they would begin elsewhere. With
+        # --shard_base the base goes to its device in parts.
         kept = torch.float32 if args.train_base_model == "all" else dtype
         transformer = load_transformer(args, kept, None if args.shard_base else accelerator.device)
         if args.attention_backend != "native":
@@ -622,7 +627,8 @@ class Run:
         on_device = torch.Generator(device).manual_seed(seed)
         on_cpu = torch.Generator().manual_seed(seed)
         if args.lora_dropout:
-            torch.manual_seed(seed)  # peft draws from the global generators
+            # peft draws from the global generators, and must not repeat the draws of these two.
+            torch.manual_seed(seed_for(args.seed, self.accelerator.process_index, forward_pass, 1))
         samples = to_floats(samples, device)
         mask = samples["inpaint_mask"]
         posteriors = samples if self.vae is None else encode_rows(self.vae, samples)
@@ -668,11 +674,14 @@ class Run:
         count, rows = len(batch.known), batch.known
         if not count and not self.args.shard_base:
             return batch.latents[:0]
-        rows = rows if count else rows.new_zeros(1)
+        # Compiled blocks are compiled for each number of rows: there all rows go through, as in training.
+        compiled = self.args.compile_blocks
+        part = batch if compiled else batch.rows(rows if count else rows.new_zeros(1))
         self.model.eval()
         self.model.disable_adapters()
         try:
-            return predict_velocity(self.model, batch.rows(rows), self.args.guidance_scale, self.takes_guidance)[:count]
+            predicted = predict_velocity(self.model, part, self.args.guidance_scale, self.takes_guidance)
+            return predicted[rows] if compiled else predicted[:count]
         finally:
             self.model.enable_adapters()
             self.model.train()
@@ -919,6 +928,7 @@ def build_run(args: argparse.Namespace, accelerator: Accelerator, stopping: Stop
     saved = read_state(checkpoint) if checkpoint else None
     train_data, validation_data = build_datasets(args)
     check_types_to_keep(args, train_data)
+    training_schedule(load_scheduler(args), args)  # refuses what it cannot shift
     rows_per_step = args.train_batch_size * args.gradient_accumulation_steps * accelerator.num_processes
     args.max_train_steps = args.max_train_steps or math.ceil(args.num_train_epochs * len(train_data) / rows_per_step)
     base = bases.base_facts(args)

@@ -51,7 +51,8 @@ from training_run.stopping import LAUNCHER
 #: What every run has beside its recipe: no picture and no comparison of its own, and it goes on where it stopped.
 ALWAYS = {"validation_steps": 0, "evaluate_samples": 0, "resume_from_checkpoint": "latest"}
 #: What else is the same for all: people of another size would be other people.
-SAME = {"latents_dir", "height", "width"}
+SAME = {"latents_dir", "height", "width", "revision", "inpaint_revision", "variant"}
+SAME |= {"pretrained_model_name_or_path", "pretrained_inpaint_model_name_or_path"}
 #: Seeds without which nothing is said of differences: the interval of two is 12.7 standard errors to each side.
 FEWEST_SEEDS, LEVEL = 3, 0.95
 

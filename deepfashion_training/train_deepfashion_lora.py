@@ -57,6 +57,8 @@ _TYPED_ONLY = ("options", "run", "hub")
 _OWN = (*_TYPED_ONLY, "data", "afterwards")
 #: Shares of garment types in what is drawn, at the first and at the last step.
 _SHARES = ("cloth_type_shares", "final_cloth_type_shares")
+#: Flags of ours that decide what a run is trained on: with others it is another run.
+WHICH_ROWS = {"balance_cloth_types", *_SHARES, "cloth_types", "dataset_weights", "max_train_samples", "resize_mode"}
 #: Flags of the trainer in whose place this command has others.
 _TRAINERS_ALONE = {"dataroot", "train_data_list", "validation_data_list"}
 
@@ -567,7 +569,7 @@ def train(args: argparse.Namespace, script: Any) -> None:
     say = functools.partial(process_state().print, file=sys.stderr)
     if not isinstance(script, ModuleType):
         say("\n".join(script.notes))
-    elif is_done(args, script.OWN_ARGUMENTS):
+    elif is_done(args, script.OWN_ARGUMENTS | WHICH_ROWS):
         say(f"{args.output_dir}: all {args.max_train_steps} steps are taken; going on after training")
         return
     if getattr(args, "overwrite_output_dir", False) and not continues(args) and process_state().is_main_process:

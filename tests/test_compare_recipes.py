@@ -76,6 +76,7 @@ def test_runs_differ_in_recipe_and_seed_alone(tmp_path: Path) -> None:
         ("--h100", "--preset"),
         ("--push_to_hub", "--push_to_hub"),
         ("--height 64", "--height"),
+        ("--pretrained_inpaint_model_name_or_path x", "--pretrained_inpaint_model_name_or_path"),  # another base
         ("--check", "--check"),
         ("--train_base_model", "--train_base_model"),
         ("--lr_power 2", "--lr_power"),  # does nothing beside the preset's schedule
@@ -163,6 +164,7 @@ def test_no_run_starts_after_one_that_failed(tmp_path: Path, monkeypatch: pytest
 
     def fails(name: str, seed: int, *_: Any) -> None:
         started.append(seed)
+        time.sleep(0.01)
         raise ValueError(f"{name} {seed}")
 
     monkeypatch.setattr(compare_recipes, "train_and_judge", fails)

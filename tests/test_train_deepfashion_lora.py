@@ -678,7 +678,8 @@ def test_a_run_that_was_stopped_after_its_last_step_is_completed(
     assert (tmp_path / "out" / "evaluation" / "report.html").exists()
     assert "## " in (tmp_path / "out" / "README.md").read_text()
     figures = (tmp_path / "out" / "evaluation.json").read_bytes()
-    assert wrapper.main([*flags, "--resume_from_checkpoint", "latest", "--seed", "8"]) == 1  # another run
+    for other in (["--seed", "8"], ["--cloth_type_shares", "1,2,2"]):  # another run
+        assert wrapper.main([*flags, "--resume_from_checkpoint", "latest", *other]) == 1
     assert (tmp_path / "out" / "evaluation.json").read_bytes() == figures
 
 

@@ -299,9 +299,26 @@ def test_an_unknown_type_is_told_before_models_are_loaded(tiny_args, monkeypatch
     monkeypatch.setattr(tfi, "VitonHDTestDataset", Dressed)
     monkeypatch.setattr(tfi, "Run", lambda *_: pytest.fail("loaded"))
     args = tiny_args("--prior_loss_weight", 1, "--prior_cloth_types", 3)
-    with pytest.raises(ValueError, match="--prior_cloth_types 3, all are of 1, 2"):
+    with pytest.raises(ValueError, match="--prior_cloth_types 3, all that are drawn are of 1, 2"):
         drive(args)
     assert not Path(args.output_dir).exists()
+    tops = [float(kind == 1) for kind in Dressed(args.dataroot, "train").cloth_types()]
+    others = [1 - weight for weight in tops]
+    monkeypatch.setattr(Dressed, "sampling_weights", lambda _: others, raising=False)
+    args = tiny_args("--prior_loss_weight", 1, "--prior_cloth_types", 1)
+    with pytest.raises(ValueError, match="--prior_cloth_types 1, all that are drawn are of 2"):
+        drive(args)
+    monkeypatch.setattr(Dressed, "final_sampling_weights", lambda _: tops, raising=False)
+    with pytest.raises(pytest.fail.Exception, match="loaded"):  # they are drawn in the end
+        drive(args)
+
+
+def test_a_base_that_shifts_nothing_is_told_before_models_are_loaded(tiny_args, monkeypatch):
+    monkeypatch.setattr(tfi, "Run", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr(tfi, "prompts_of_run", lambda *_: pytest.fail("encoded"))
+    monkeypatch.setattr(tfi, "load_scheduler", lambda _: tfi.FlowScheduler())
+    with pytest.raises(ValueError, match="--timestep_shift tokens"):
+        drive(tiny_args("--timestep_shift", "tokens"))
 
 
 # --------------------------------------------------------------------------------------------- the average

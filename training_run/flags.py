@@ -253,7 +253,7 @@ def add_trainer_flags(parser: argparse.ArgumentParser) -> None:
         help="activation checkpointing of every N-th block (no value: all): less memory, slower; auto: as few as fit "
         "(default: none)")
     add("--attention_backend", choices=list(BACKENDS), default="native",
-        help="diffusers' name of an implementation of attention")
+        help="diffusers' name of an implementation of attention; _native_math keeps all scores: for small models")
     add("--compile_blocks", action=SWITCH, default=False,
         help="compile blocks and the VAE's encoder: minutes once, then faster")
     add("--activation_memory_budget", type=SHARE, default=1.0,

@@ -172,7 +172,7 @@ def elsewhere(spec: RowSpec) -> tuple[bool, bool]:
 
 
 def drawn_elsewhere(spec: RowSpec, cloth_type: int) -> tuple[Image.Image, np.ndarray]:
-    """The person nearer or farther and anywhere in the picture: photo, and bool [H,W], the area to repaint.
+    """The person nearer and anywhere in the picture: photo, and bool [H,W], the area to repaint.
 
     A part of a larger drawing, around a point of that area.
     """
@@ -292,6 +292,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--work_dir", type=Path, required=True, help="new folder for what is made on the way")
     parser.add_argument("--start", type=Path, help="pipeline folder to go on from (default: random weights)")
     args = parser.parse_args(argv)
+    if args.start and not (args.start / "model_index.json").is_file():
+        parser.error(f"--start {args.start} is no pipeline folder: it has no model_index.json")
     args.work_dir.mkdir(parents=True)
     num_proc = usable_cores()
     start, tops, run = (args.work_dir / name for name in ("start", "tops", "train"))
