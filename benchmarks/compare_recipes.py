@@ -116,7 +116,7 @@ def runs_of(args: argparse.Namespace) -> dict[tuple[str, int], list[str]]:
 
 
 def call(command: Sequence[Any], sink: IO[str], stop: threading.Event) -> int:
-    """Run a Python command with one thread; returns its exit code. When ``stop`` is set it is told to save and end."""
+    """Run a Python command in one thread and return its exit code; once ``stop`` is set, send it SIGTERM."""
     environment = {**os.environ, **({} if torch.cuda.is_available() else ON_CPU), LAUNCHER: str(os.getpid())}
     child = subprocess.Popen(
         [sys.executable, *map(str, command)], stdin=subprocess.DEVNULL, stdout=sink, stderr=subprocess.STDOUT,

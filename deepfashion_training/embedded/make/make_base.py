@@ -61,8 +61,8 @@ ELSEWHERE = 0.35
 #: Height and width of the drawings of those people, and which share of both sides the picture shows.
 LARGE, NEARNESS = (192, 144), (0.6, 1.0)
 #: How the transformer is trained. The area to repaint counts most; the garment half is there to be copied from. Nearly
-#: all steps see almost pure noise: a small model tells shapes by the condition alone, and draws in one step. In bf16,
-#: with attention as plain products, CPUs with AMX take half the time.
+#: all steps see almost pure noise: a small model tells shapes by the condition alone, and draws in one step. CPUs
+#: with AMX are quickest in bf16, and with attention as plain products.
 STEPS = 6000
 TRAINING = (
     f"--train_base_model all --height {SIZE[0]} --width {SIZE[1]} --max_sequence_length 8 --train_batch_size 32 "
@@ -128,8 +128,12 @@ def untrained_transformer(seed: int = 0) -> Any:
 def drawn_pairs(rows: int, seed: int, num_proc: int, size: tuple[int, int] = SIZE) -> Pairs:
     """Pairs of all garment types, with all their patterns and seen anywhere: plain cloth in a studio is easy."""
     specs = [replace(spec, patterned=1.0, studio=False) for spec in documented_specs(rows, seed)]
+    return _pairs_of(specs, num_proc, size)
+
+
+def _pairs_of(specs: list[RowSpec], num_proc: int, size: tuple[int, int]) -> Pairs:
     drawn = draw_all(functools.partial(_drawn_pair, size), specs, num_proc)
-    pictures, masks = zip(*tqdm(drawn, "drawing pairs", rows, unit="row"), strict=True)
+    pictures, masks = zip(*tqdm(drawn, "drawing pairs", len(specs), unit="row"), strict=True)
     return Pairs(np.stack(pictures), np.stack(masks))
 
 
@@ -244,16 +248,14 @@ def _write_row(target: Path, rows: int, spec: RowSpec) -> list[str]:
 @torch.no_grad()
 def painted_pairs(pipeline: Any, rows: int, num_proc: int) -> Pairs:
     """Drawn pairs of people in tops that nothing was trained on, with the latents that ``pipeline`` paints of them."""
-    specs = [replace(spec, seed=PAINTED_SEED) for spec in top_specs(rows)]
-    drawn = draw_all(functools.partial(_drawn_pair, SIZE), specs, num_proc)
-    pictures, masks = map(np.stack, zip(*tqdm(drawn, "drawing pairs", rows, unit="row"), strict=True))
+    pairs = _pairs_of([replace(spec, seed=PAINTED_SEED) for spec in top_specs(rows)], num_proc, SIZE)
     latents, width = [], SIZE[1]
     pipeline.set_progress_bar_config(disable=True)
     for first in trange(0, rows, 16, desc="painting"):
         some = slice(first, first + 16)
-        area = torch.from_numpy(masks[some]).float()[:, None]
+        area = torch.from_numpy(pairs.masks[some]).float()[:, None]
         area = torch.cat([torch.zeros_like(area), area], dim=3)
-        pair = torch.from_numpy(pictures[some]).permute(0, 3, 1, 2) / 255
+        pair = torch.from_numpy(pairs.pictures[some]).permute(0, 3, 1, 2) / 255
         packed = pipeline(
             prompt=[trainer.DEFAULT_PROMPT] * len(pair), image=pair * (1 - area) + 0.5 * area, mask_image=area,
             height=SIZE[0], width=2 * width, num_inference_steps=1, guidance_scale=1, max_sequence_length=8,
@@ -261,7 +263,7 @@ def painted_pairs(pipeline: Any, rows: int, num_proc: int) -> Pairs:
         ).images  # fmt: skip
         latents.append(pipeline._unpack_latents(packed, SIZE[0], 2 * width, pipeline.vae_scale_factor))
     config = pipeline.vae.config
-    return Pairs(pictures, masks, torch.cat(latents) / config.scaling_factor + config.shift_factor)
+    return replace(pairs, painted=torch.cat(latents) / config.scaling_factor + config.shift_factor)
 
 
 def save_base(start: Path, transformer: Path, output_dir: Path, num_proc: int) -> None:
