@@ -96,7 +96,7 @@ def test_matrices_of_one_shape_move_together_as_each_would_alone(monkeypatch: py
     """Wide and tall ones, more than are taken at once, and one without a gradient."""
     monkeypatch.setattr("training_run.optimizers.AT_ONCE", 100)  # two matrices of 48 elements
     generator = torch.Generator().manual_seed(0)
-    shapes = [(4, 12), (12, 4), (4, 12), (4, 12), (12, 4), (5, 7)]
+    shapes = [(4, 12), (12, 4), (4, 12), (4, 12), (12, 4), (5, 7), (4, 12)]
     start = [torch.randn(shape, generator=generator) for shape in shapes]
     ours, theirs = ([torch.nn.Parameter(weight.clone()) for weight in start] for _ in range(2))
     settings = {"lr": 0.01, "weight_decay": 0.1, "eps": 1e-8}
@@ -105,7 +105,7 @@ def test_matrices_of_one_shape_move_together_as_each_would_alone(monkeypatch: py
         torch.optim.Muon(theirs, adjust_lr_fn="match_rms_adamw", ns_steps=5, **settings),
     )
     for _ in range(3):
-        for one, other in zip(ours[:-1], theirs[:-1], strict=True):
+        for one, other in list(zip(ours, theirs, strict=True))[1:]:  # the first has no gradient
             one.grad = torch.randn(one.shape, generator=generator)
             other.grad = one.grad.clone()
         for optimizer in pair:
@@ -114,6 +114,20 @@ def test_matrices_of_one_shape_move_together_as_each_would_alone(monkeypatch: py
         moved = (other - begun).abs().max()
         assert (one - other).abs().max() <= 0.02 * moved  # products of a batch are rounded to bf16 in another order
         assert (moved > 0.01) == (one.grad is not None)
+
+
+def test_a_gradient_that_is_not_finite_breaks_no_other_matrix() -> None:
+    moved = []
+    for broken in (False, True):
+        weights = [torch.nn.Parameter(torch.ones(4, 12)) for _ in range(3)]
+        for number, weight in enumerate(weights):
+            weight.grad = torch.randn(4, 12, generator=torch.Generator().manual_seed(number))
+        if broken:
+            weights[1].grad[0, 0] = torch.nan  # type: ignore[index]
+        Muon(weights, [], **SETTINGS).step()
+        moved.append(weights)
+    assert torch.equal(moved[0][0], moved[1][0]) and torch.equal(moved[0][2], moved[1][2])
+    assert moved[1][1].isnan().any()
 
 
 def ended(folder: Path) -> dict[str, Any]:

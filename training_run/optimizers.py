@@ -20,17 +20,16 @@ IN_BLOCKS = re.compile(r"blocks\.\d+\.(?!norm)")
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 #: Share of the momentum that a step keeps.
 MOMENTUM = 0.95
-#: Most elements of matrices that are made orthogonal at once, which takes three times their 128 MiB in bf16.
-AT_ONCE = 2**26
+#: Most elements of matrices that are made orthogonal at once, 16 MiB in bf16, so that what a step needs meanwhile stays
+#: small. A larger matrix goes alone.
+AT_ONCE = 2**23
 
 
 def orthogonalized(matrices: torch.Tensor, steps: int, eps: float) -> torch.Tensor:
-    """``matrices`` ``[n, rows, columns]``, each with singular values near 1 and directions as they were, in bf16."""
+    """``matrices`` ``[n, rows, columns]``, each with its directions and singular values that ``steps`` bring near 1."""
     linear, cubic, quintic = NEWTON_SCHULZ
     upright = matrices.shape[1] > matrices.shape[2]
-    found = matrices.bfloat16()
-    if upright:
-        found = found.mT
+    found = matrices.mT if upright else matrices
     found = found / found.norm(dim=(1, 2), keepdim=True).clamp(min=eps)
     for _ in range(steps):
         gram = found @ found.mT
@@ -75,7 +74,7 @@ class Muon(torch.optim.Optimizer):
             if "momentum_buffer" not in self.state[weight]:
                 self.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
             momentum = self.state[weight]["momentum_buffer"].lerp_(gradient, 1 - MOMENTUM)
-            ahead.append(gradient.lerp(momentum, MOMENTUM))  # Nesterov's
+            ahead.append(gradient.lerp(momentum, MOMENTUM).bfloat16())  # Nesterov's
         updates = orthogonalized(torch.stack(ahead), self.ns_steps, group["eps"])
         step = group["lr"] * 0.2 * math.sqrt(max(weights[0].shape))
         for weight, update in zip(weights, updates, strict=True):
@@ -83,7 +82,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def _of_one_shape(weights: list[torch.nn.Parameter]) -> Iterator[list[torch.nn.Parameter]]:
-    """``weights`` by shape and device, no more than ``AT_ONCE`` elements at a time, or a single one."""
+    """``weights`` by shape, type and device, no more than ``AT_ONCE`` elements at a time, or a single one."""
     alike: dict[Any, list[torch.nn.Parameter]] = {}
     for weight in weights:
         alike.setdefault((weight.shape, weight.dtype, weight.device), []).append(weight)
