@@ -63,7 +63,7 @@ LARGE, NEARNESS = (192, 144), (0.6, 1.0)
 #: How the transformer is trained. The area to repaint counts most; the garment half is there to be copied from. Nearly
 #: all steps see almost pure noise: a small model tells shapes by the condition alone, and draws in one step. CPUs
 #: with AMX are quickest in bf16, and with attention as plain products.
-STEPS = 6000
+STEPS = 7400
 TRAINING = (
     f"--train_base_model all --height {SIZE[0]} --width {SIZE[1]} --max_sequence_length 8 --train_batch_size 32 "
     "--mixed_precision bf16 --attention_backend _native_math "
