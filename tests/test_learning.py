@@ -22,11 +22,12 @@ from benchmarks import embedded_base
 LAUNCHER = Path(__file__).resolve().parents[1] / "deepfashion_training" / "train_deepfashion_lora.sh"
 #: People that nothing was tuned on.
 SEED = 11
-#: Errors of the LoRA as a share of the base's, at most, by the figures of ``evaluate``. The goal is 0.60 and
-#: 0.65 for 1-SSIM and 1.03 for tops; a first measurement on other people gave 0.70, 0.74 and 1.02.
+#: Errors of the LoRA as a share of the base's, at most, by the figures of ``evaluate``. The goal is also 0.65 for
+#: 1-SSIM of full body, and 1.03 for CIEDE2000 of tops. On people of seeds 11, 12 and 13 a LoRA had 0.59, 0.62 and 0.61
+#: for 1-SSIM of lower body, and 0.73, 0.70 and 0.68 for that of full body (benchmarks/README.md).
 BOUNDS = {
     "ciede2000_masked": {"lower": 0.45, "full": 0.45, "upper": 1.05},
-    "dssim_masked": {"lower": 0.75, "full": 0.80, "upper": 1.05},
+    "dssim_masked": {"lower": 0.60, "full": 0.75, "upper": 1.03},
 }
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]
@@ -70,8 +71,8 @@ def test_the_base_dresses_people_in_the_tops_that_it_is_given(judged: dict[str, 
 def test_the_base_fails_at_trousers_and_dresses(judged: dict[str, Any], kind: str) -> None:
     for figure, factor in (("ciede2000_masked", 1.8), ("dssim_masked", 1.6)):
         assert judged["base"][kind][figure] > factor * judged["base"]["upper"][figure], figure
-    # It matters little which garment is given, where a wrong top makes the error four times as large.
-    assert judged["base"][kind]["ciede2000_masked"] > judged["base, wrong garment"][kind]["ciede2000_masked"] / 2
+    # It matters little which garment is given, where a wrong top makes the error seven times as large.
+    assert judged["base"][kind]["ciede2000_masked"] > 0.4 * judged["base, wrong garment"][kind]["ciede2000_masked"]
 
 
 def test_the_quick_test_says_the_table_then_where_all_is_and_last_the_picture(quick: tuple[Path, str]) -> None:
