@@ -71,8 +71,10 @@ def test_the_base_dresses_people_in_the_tops_that_it_is_given(judged: dict[str, 
 def test_the_base_fails_at_trousers_and_dresses(judged: dict[str, Any], kind: str) -> None:
     for figure, factor in (("ciede2000_masked", 1.8), ("dssim_masked", 1.6)):
         assert judged["base"][kind][figure] > factor * judged["base"]["upper"][figure], figure
-    # It matters little which garment is given, where a wrong top makes the error seven times as large.
-    assert judged["base"][kind]["ciede2000_masked"] > 0.4 * judged["base, wrong garment"][kind]["ciede2000_masked"]
+    # It matters little which garment is given, where a wrong top makes the error seven times as large. Of a dress the
+    # base copies the upper half: on people of seeds 11, 12 and 13 the share was 0.50, 0.52 and 0.48.
+    share = {"lower": 0.5, "full": 0.4}[kind]
+    assert judged["base"][kind]["ciede2000_masked"] > share * judged["base, wrong garment"][kind]["ciede2000_masked"]
 
 
 def test_the_quick_test_says_the_table_then_where_all_is_and_last_the_picture(quick: tuple[Path, str]) -> None:

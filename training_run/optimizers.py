@@ -14,7 +14,6 @@ import torch
 #: Matrices that Muon is for: those of a block's layers. What reads or writes pictures, conditions or modulates is not.
 IN_BLOCKS = re.compile(r"blocks\.\d+\.(?!norm)")
 
-
 #: A Newton-Schulz step turns a singular value s into a s + b s^3 + c s^5: these grow small ones quickest (Jordan et al.
 #: 2024), and end between about 0.7 and 1.2.
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
@@ -26,7 +25,10 @@ AT_ONCE = 2**23
 
 
 def orthogonalized(matrices: torch.Tensor, steps: int, eps: float) -> torch.Tensor:
-    """``matrices`` ``[n, rows, columns]``, each with its directions and singular values that ``steps`` bring near 1."""
+    """``matrices`` ``[n, rows, columns]``, each with its directions and singular values that ``steps`` bring near 1.
+
+    ``steps`` are those of Newton-Schulz. A matrix is divided by its Frobenius norm first, or by a larger ``eps``.
+    """
     linear, cubic, quintic = NEWTON_SCHULZ
     upright = matrices.shape[1] > matrices.shape[2]
     found = matrices.mT if upright else matrices
