@@ -723,40 +723,32 @@ def test_ranks_that_leave_their_group_do_not_wait_for_each_other_for_ever(tmp_pa
     assert left.returncode == 0, said[-3000:]
 
 
-KILLED = f"""
-import os, signal, sys, threading
-sys.path.insert(0, {str(ROOT)!r})
-import train_flux_inpaint as tfi
-delay, train = float(sys.argv[1]), tfi.train
-
-def killed(*given):
-    if delay:
-        threading.Timer(delay, os.kill, (os.getpid(), signal.SIGKILL)).start()
-    return train(*given)
-
-tfi.train = killed
-tfi.main(tfi.parse_args(sys.argv[2:]))
-"""
-
-
 @pytest.mark.long
 def test_a_run_that_is_killed_again_and_again_ends_as_if_nothing_had_been(tiny_flags, tmp_path):
     """SIGKILL at a random moment while every step saves: each checkpoint is whole, and the end is the same."""
-    flags = [*FLAGS, "--max_train_steps", 30, "--checkpointing_steps", 1, "--checkpoints_total_limit", 2]
-    moments = random.Random(0)
+    flags = [*FLAGS, "--max_train_steps", 40, "--checkpointing_steps", 1, "--checkpoints_total_limit", 2]
+    moments, said = random.Random(0), tmp_path / "said"
 
-    def train(folder: Path, delay: float) -> int:
+    def start(folder: Path) -> subprocess.Popen:
         words = tiny_flags(*flags, "--output_dir", folder, "--resume_from_checkpoint", "latest")
-        return subprocess.run([sys.executable, "-c", KILLED, str(delay), *words], capture_output=True).returncode
+        command = [sys.executable, str(ROOT / "train_flux_inpaint.py"), *words]
+        return subprocess.Popen(command, stdout=said.open("w"), stderr=subprocess.STDOUT)
 
-    assert train(tmp_path / "straight", 0) == 0
-    reached = []
-    for _ in range(5):
-        assert train(tmp_path / "killed", moments.uniform(0.3, 2)) == -signal.SIGKILL
+    def reached() -> int:
         found = checkpoints_in(tmp_path / "killed")
-        for checkpoint in found:
+        return step_of(found[-1]) if found else 0
+
+    assert start(tmp_path / "straight").wait() == 0, said.read_text()
+    for _ in range(5):
+        # From where it is now, not after so many seconds: a fast machine would be done before the last of them.
+        run, step = start(tmp_path / "killed"), reached() + moments.randint(1, 3)
+        while run.poll() is None and reached() < step:
+            time.sleep(0.001)
+        time.sleep(moments.uniform(0, 0.1))
+        run.kill()
+        assert run.wait() == -signal.SIGKILL, said.read_text()
+        for checkpoint in checkpoints_in(tmp_path / "killed"):
             verify(checkpoint)
-        reached.append(step_of(found[-1]) if found else 0)
-    assert 0 < reached[-1] < 30 and reached == sorted(reached)
-    assert train(tmp_path / "killed", 0) == 0
+        assert step <= reached() < 40
+    assert start(tmp_path / "killed").wait() == 0, said.read_text()
     assert_same(ended(tmp_path / "killed"), ended(tmp_path / "straight"))
