@@ -602,6 +602,8 @@ class Run:
                 transformer.set_attention_backend(args.attention_backend)
         set_seed(args.seed)  # whatever was loaded or encoded before, on every rank: the LoRA begins the same
         self.parameters = make_trainable(transformer, args)
+        if accelerator.device.type == "cpu":
+            blocks.attend_in_fp32(transformer)
         self.start = start_from(transformer, args) if args.lora else None
         if args.shard_base:
             for parameter in self.parameters:

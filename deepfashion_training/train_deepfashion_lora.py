@@ -39,6 +39,7 @@ from deepfashion_training.cli import (  # noqa: E402
     run_command,
 )
 from deepfashion_training.garment_types import TYPE_NAMES, parse_cloth_types, type_list  # noqa: E402
+from training_run.cores import has_amx  # noqa: E402
 from training_run.flags import (  # noqa: E402
     OneLineParser,
     add_trainer_flags,
@@ -169,7 +170,7 @@ def parse(argv: list[str], parser: FlagParser | None = None, *, load: bool = Tru
 
         follows = dict.fromkeys(MODELS, str(TINY_FLUX_FILL))
         embedded = load_preset("embedded")
-        small = embedded.values(parser)
+        small = embedded.values(parser) | _not_for(typed)
         # Over a preset of the project, and under a file of the user's own.
         preset = preset | small if chosen.path.parent == embedded.path.parent else small | preset
         # A step has as many pairs, or hardly more, however many processes share it.
@@ -210,6 +211,16 @@ def parse(argv: list[str], parser: FlagParser | None = None, *, load: bool = Tru
             setattr(args, name, from_anywhere(getattr(args, name)))
     _refuse_together(parser, args)
     return args, script
+
+
+def _not_for(typed: dict[str, Any]) -> dict[str, None]:
+    """What the small model's preset sets for all types, for a LoRA or for AMX, and ``typed`` or this CPU rules out."""
+    ruled_out = {
+        "mixed_precision": not has_amx(),
+        "cloth_type_shares": not {"cloth_types", "balance_cloth_types"}.isdisjoint(typed),
+        "prior_loss_weight": typed.get("train_base_model") or "upper" not in typed.get("cloth_types", "upper"),
+    }
+    return {name: None for name, wrong in ruled_out.items() if wrong}
 
 
 def smaller_steps(argv: list[str]) -> list[dict[str, Any]]:

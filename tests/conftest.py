@@ -141,6 +141,14 @@ def forget_accelerator() -> None:
     GradientState._reset_state()
 
 
+@pytest.fixture(autouse=True)
+def _own_precision() -> Iterator[None]:
+    """No test finds the precision of one before it."""
+    yield
+    if "accelerate.state" in sys.modules:
+        forget_accelerator()
+
+
 @pytest.fixture
 def accelerator() -> Iterator[Any]:
     """An ``Accelerator`` of one CPU process, forgotten after the test."""

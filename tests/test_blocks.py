@@ -104,6 +104,38 @@ def test_bf16_stays_bf16_and_is_no_less_exact(tiny_args, norms_as_on_cuda, plain
         assert theirs / 3 < ours < 1.5 * theirs < 0.05
 
 
+def test_attention_alone_in_fp32_is_no_less_exact(tiny_args, monkeypatch):
+    exact_made, exact = step(transformer(tiny_args(), torch.float32), torch.float32)
+    kinds, attend = [], blocks.dispatch_attention_fn
+
+    def noted(query, key, value, **more):
+        kinds.append((query.dtype, key.dtype, value.dtype, torch.is_autocast_enabled("cpu")))
+        return attend(query, key, value, **more)
+
+    monkeypatch.setattr(blocks, "dispatch_attention_fn", noted)
+    model = transformer(tiny_args("--mixed_precision", "bf16"), torch.bfloat16)
+    made, gradients = step(model, torch.bfloat16)
+    assert set(kinds) == {(*[torch.bfloat16] * 3, True)}
+    blocks.attend_in_fp32(model)
+    kinds.clear()
+    kept: list[torch.Tensor] = []
+    for block in model.transformer_blocks:
+        block.register_forward_hook(lambda _, __, made: kept.extend(made))
+    ours_made, ours = step(model, torch.bfloat16)
+    assert set(kinds) == {(*[torch.float32] * 3, False)}
+    assert {part.dtype for part in kept} == {torch.bfloat16}  # nothing else
+    assert apart([ours_made], [exact_made]) < 1.2 * apart([made], [exact_made])
+    assert apart(ours, exact) < 1.2 * apart(gradients, exact)
+
+
+def test_the_trainer_attends_so_on_a_cpu(tiny_args, monkeypatch):
+    told = []
+    monkeypatch.setattr(blocks, "attend_in_fp32", told.append)
+    args = tiny_args("--mixed_precision", "bf16")
+    run = tfi.Run(args, tfi.start(args), tfi.PromptTable([""], torch.zeros(1, 1, 1), torch.zeros(1, 1)))
+    assert told == [run.model]
+
+
 def test_norms_that_are_trained_get_their_gradient(tiny_args, norms_as_on_cuda):
     model = transformer(tiny_args("--mixed_precision", "bf16", "--train_base_model"), torch.bfloat16)
     exact = transformer(tiny_args("--train_base_model"), torch.float32)

@@ -20,14 +20,16 @@ from PIL import Image
 from benchmarks import embedded_base
 
 LAUNCHER = Path(__file__).resolve().parents[1] / "deepfashion_training" / "train_deepfashion_lora.sh"
-#: People that nothing was tuned on.
+#: People that no training draws. Quick tests of three recipes were measured on seeds 11 to 13 before one was chosen
+#: (docs/recipe.md).
 SEED = 11
 #: Errors of the LoRA as a share of the base's, at most, by the figures of ``evaluate``. The goal is also 0.65 for
-#: 1-SSIM of full body, and 1.03 for CIEDE2000 of tops. On people of seeds 11, 12 and 13 a LoRA had 0.59, 0.62 and 0.61
-#: for 1-SSIM of lower body, and 0.73, 0.70 and 0.68 for that of full body (benchmarks/README.md).
+#: 1-SSIM of full body, and 1.03 for CIEDE2000 of tops. On people of seeds 11, 12 and 13 a LoRA had 0.56, 0.60 and 0.59
+#: for 1-SSIM of lower body, and 0.71, 0.68 and 0.66 for that of full body; of seeds not looked at before see
+#: benchmarks/README.md.
 BOUNDS = {
     "ciede2000_masked": {"lower": 0.45, "full": 0.45, "upper": 1.05},
-    "dssim_masked": {"lower": 0.60, "full": 0.75, "upper": 1.03},
+    "dssim_masked": {"lower": 0.60, "full": 0.73, "upper": 1.03},
 }
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]

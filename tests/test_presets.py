@@ -81,10 +81,9 @@ def test_real_presets_draw_as_many_pairs_as_they_say(name: str) -> None:
 def test_embedded_over_any_preset_needs_no_gpu(name: str) -> None:
     flags = {**load(name)["flags"], **load("embedded")["flags"]}
     assert flags["quantize_base"] is None  # null: the flag is dropped
-    assert flags["mixed_precision"] == "no"
     assert not flags["use_8bit_adam"] and not flags["gradient_checkpointing"] and not flags["compile_blocks"]
     assert (flags["height"], flags["width"], flags["max_sequence_length"]) == (128, 96, 8)
-    assert flags["lr_warmup_steps"] < flags["max_train_steps"] <= 950
+    assert flags["lr_warmup_steps"] < flags["max_train_steps"] <= 600
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -63,15 +63,21 @@ def test_the_users_flag_beats_the_preset_which_beats_the_trainer(tmp_path: Path)
     assert parsed(tmp_path, "--preset", mine, "--cloth_types", "full,upper").cloth_types == "upper,full"
 
 
-def test_embedded_lies_over_the_preset_and_under_the_user(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("amx", "precision"), [(True, "bf16"), (False, "no")])
+def test_embedded_lies_over_the_preset_and_under_the_user(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, amx: bool, precision: str
+) -> None:
+    monkeypatch.setattr(wrapper, "has_amx", lambda: amx)
     args = parsed(tmp_path, "--preset", "low_vram", "--embedded", "--max_train_steps", "7")
-    assert (args.height, args.width, args.mixed_precision, args.quantize_base) == (128, 96, "no", None)
+    assert (args.height, args.width, args.mixed_precision, args.quantize_base) == (128, 96, precision, None)
+    chosen = parsed(tmp_path, "--preset", "low_vram", "--embedded", "--mixed_precision", "no" if amx else "bf16")
+    assert chosen.mixed_precision != precision
     assert args.pretrained_model_name_or_path == args.pretrained_inpaint_model_name_or_path == str(TINY_FLUX_FILL)
     assert args.dataset_name == args.dataroot == str(tmp_path / "out" / "wardrobe")
     assert args.max_train_steps == 7
 
 
-@pytest.mark.parametrize(("processes", "each"), [("1", 8), ("2", 4), ("3", 3)])
+@pytest.mark.parametrize(("processes", "each"), [("1", 16), ("2", 8), ("3", 6)])
 def test_processes_share_the_pairs_of_a_step_of_the_small_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processes: str, each: int
 ) -> None:
@@ -119,12 +125,23 @@ def test_shares_of_types_take_the_place_of_a_presets_and_of_equal_ones(tmp_path:
     assert (args.cloth_type_shares, args.balance_cloth_types) == ((2, 1, 0.5), False)
     options = wrapper.dataset_options(args)
     assert (options.cloth_type_shares, options.balance_cloth_types) == ((2, 1, 0.5), False)
-    args = parsed(tmp_path, *QUICK, "--final_cloth_type_shares", "1,0,0")
+    args = parsed(tmp_path, *QUICK, "--balance_cloth_types", "--final_cloth_type_shares", "1,0,0")
     assert args.balance_cloth_types and wrapper.dataset_options(args).final_cloth_type_shares == (1, 0, 0)
     mine = preset(tmp_path, "flags: {cloth_type_shares: '1,2,3'}")
     assert parsed(tmp_path, "--preset", mine).cloth_type_shares == (1, 2, 3)
     args = parsed(tmp_path, "--preset", mine, "--balance_cloth_types")
     assert (args.cloth_type_shares, args.balance_cloth_types) == (None, True)
+
+
+def test_what_the_small_models_preset_says_of_tops_goes_where_there_are_none(tmp_path: Path) -> None:
+    args = parsed(tmp_path, *QUICK)
+    assert args.cloth_type_shares == (1, 2, 2) and args.prior_loss_weight > 0
+    without = parsed(tmp_path, *QUICK, "--cloth_types", "lower,full")
+    assert without.cloth_type_shares is None and without.balance_cloth_types and not without.prior_loss_weight
+    some = parsed(tmp_path, *QUICK, "--cloth_types", "upper,lower")
+    assert some.cloth_type_shares is None and some.prior_loss_weight == args.prior_loss_weight
+    whole = parsed(tmp_path, *QUICK, "--train_base_model")
+    assert whole.cloth_type_shares == (1, 2, 2) and not whole.prior_loss_weight
 
 
 def test_alpha_follows_the_users_rank(tmp_path: Path) -> None:
@@ -372,7 +389,7 @@ def test_the_run_is_on_record(quick_test) -> None:
     assert sum(counts.values()) == 64
     assert run["dataset"]["train"]["fingerprint"] != run["dataset"]["validation"]["fingerprint"]
     assert run["dataset"]["train"]["bad_rows"] == []
-    assert run["world_size"] == 2 and run["arguments"]["train_batch_size"] == 4  # 8 pairs a step
+    assert run["world_size"] == 2 and run["arguments"]["train_batch_size"] == 8  # 16 pairs a step
     assert run["seconds_per_step"] > 0
     assert len(run["git_revision"].removesuffix("-dirty")) == 40
 
@@ -678,7 +695,7 @@ def test_a_run_that_was_stopped_after_its_last_step_is_completed(
     assert (tmp_path / "out" / "evaluation" / "report.html").exists()
     assert "## " in (tmp_path / "out" / "README.md").read_text()
     figures = (tmp_path / "out" / "evaluation.json").read_bytes()
-    for other in (["--seed", "8"], ["--cloth_type_shares", "1,2,2"]):  # another run
+    for other in (["--seed", "8"], ["--cloth_type_shares", "2,1,1"]):  # another run
         assert wrapper.main([*flags, "--resume_from_checkpoint", "latest", *other]) == 1
     assert (tmp_path / "out" / "evaluation.json").read_bytes() == figures
 

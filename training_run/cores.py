@@ -9,6 +9,8 @@ from pathlib import Path
 
 #: Where Linux mounts control groups, and where it says which ones this process is in.
 CGROUPS, OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+#: Where Linux says what its processors can do.
+CPU_FACTS = Path("/proc/cpuinfo")
 #: The environment of a process that trains on a CPU. Two processes of one thread share the small model's steps best:
 #: benchmarks/README.md has figures. Without the last two glibc gives memory back after every layer and takes it again,
 #: which costs more than the layer.
@@ -31,6 +33,14 @@ def usable_cores() -> int:
     A part of a core counts as one. ``os.cpu_count`` knows no quota, ``os.process_cpu_count`` of Python 3.13 neither.
     """
     return max(1, min([allowed_cores(), *(math.ceil(quota) for quota in _quotas())]))
+
+
+def has_amx() -> bool:
+    """Whether the CPU has units for products in bf16 (AMX). One without takes longer in bf16 than in fp32.
+
+    Only Linux is asked.
+    """
+    return CPU_FACTS.is_file() and "amx_bf16" in CPU_FACTS.read_text("utf-8", errors="replace").split()
 
 
 def _quotas() -> Iterator[float]:

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 #: diffusers' names of those that have a backward pass and need no download, with the package that each one needs.
 BACKENDS = {
     "native": "torch", "_native_cudnn": "torch", "_native_flash": "torch", "_native_efficient": "torch",
-    "_native_math": "torch", "flash": "flash_attn", "_flash_3": "flash_attn_interface",
+    "flash": "flash_attn", "_flash_3": "flash_attn_interface",
 }  # fmt: skip
 #: What ``--quantize_base`` chooses from, with the package that each kind needs.
 QUANTIZED_BY = {"nf4": "bitsandbytes", "int8": "torchao", "fp8": "torchao"}
@@ -253,7 +253,7 @@ def add_trainer_flags(parser: argparse.ArgumentParser) -> None:
         help="activation checkpointing of every N-th block (no value: all): less memory, slower; auto: as few as fit "
         "(default: none)")
     add("--attention_backend", choices=list(BACKENDS), default="native",
-        help="diffusers' name of an implementation of attention; _native_math keeps all scores: for small models")
+        help="diffusers' name of an implementation of attention")
     add("--compile_blocks", action=SWITCH, default=False,
         help="compile blocks and the VAE's encoder: minutes once, then faster")
     add("--activation_memory_budget", type=SHARE, default=1.0,

@@ -62,11 +62,11 @@ ELSEWHERE = 0.35
 LARGE, NEARNESS = (192, 144), (0.6, 1.0)
 #: How the transformer is trained. The area to repaint counts most; the garment half is there to be copied from. Nearly
 #: all steps see almost pure noise: a small model tells shapes by the condition alone, and draws in one step. CPUs
-#: with AMX are quickest in bf16, and with attention as plain products.
+#: with AMX are quickest in bf16.
 STEPS = 7400
 TRAINING = (
     f"--train_base_model all --height {SIZE[0]} --width {SIZE[1]} --max_sequence_length 8 --train_batch_size 32 "
-    "--mixed_precision bf16 --attention_backend _native_math "
+    "--mixed_precision bf16 "
     "--optimizer muon --learning_rate 2e-3 --lr_scheduler cosine --lr_warmup_steps 100 --adam_beta2 0.99 "
     "--weighting_scheme logit_normal --logit_mean -4 --logit_std 0.8 --compile_blocks --cache_latents "
     "--garment_loss_weight 0.2 --background_loss_weight 0.5 --mask_loss_weight 2 --dataloader_num_workers 0 "
