@@ -170,7 +170,7 @@ def parse(argv: list[str], parser: FlagParser | None = None, *, load: bool = Tru
 
         follows = dict.fromkeys(MODELS, str(TINY_FLUX_FILL))
         embedded = load_preset("embedded")
-        small = embedded.values(parser) | _not_for(typed)
+        small = embedded.values(parser) | _not_for(typed, ours)
         # Over a preset of the project, and under a file of the user's own.
         preset = preset | small if chosen.path.parent == embedded.path.parent else small | preset
         # A step has as many pairs, or hardly more, however many processes share it.
@@ -213,14 +213,15 @@ def parse(argv: list[str], parser: FlagParser | None = None, *, load: bool = Tru
     return args, script
 
 
-def _not_for(typed: dict[str, Any]) -> dict[str, None]:
-    """What the small model's preset sets for all types, for a LoRA or for AMX, and ``typed`` or this CPU rules out."""
+def _not_for(typed: dict[str, Any], ours: bool) -> dict[str, None]:
+    """What the small model's preset sets for our trainer, AMX, a LoRA and all garment types, where one is missing."""
+    no_prior = typed.get("train_base_model") or "upper" not in typed.get("cloth_types", "upper")
     ruled_out = {
         "mixed_precision": not has_amx(),
         "cloth_type_shares": not {"cloth_types", "balance_cloth_types"}.isdisjoint(typed),
-        "prior_loss_weight": typed.get("train_base_model") or "upper" not in typed.get("cloth_types", "upper"),
+        "prior_loss_weight": no_prior,
     }
-    return {name: None for name, wrong in ruled_out.items() if wrong}
+    return {name: None for name, wrong in ruled_out.items() if wrong or not ours}
 
 
 def smaller_steps(argv: list[str]) -> list[dict[str, Any]]:

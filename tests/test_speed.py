@@ -253,6 +253,7 @@ def card(monkeypatch):
     return peak
 
 
+@pytest.mark.usefixtures("accelerator")  # whose logger wants a state
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError(), RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED")])
 def test_what_others_hold_and_errors_of_libraries_count(card, error):
     """A step takes 20 GiB and one for each kept block; from 44 on, a library finds no memory. 0.95 of 50 are 47."""
