@@ -316,7 +316,8 @@ def test_a_failed_upload_loses_nothing_and_ends_with_1(
 def test_a_script_that_leaves_no_record_keeps_its_lora_to_itself(
     hub: Hub, wardrobe: Path, tmp_path: Path, forgotten: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    argv = ["--preset", "embedded", "--upstream", str(NATIVE), "--dataset_name", str(wardrobe), "--push_to_hub"]
+    argv = ["--preset", "embedded", "--balance_cloth_types", "--upstream", str(NATIVE)]
+    argv += ["--dataset_name", str(wardrobe), "--push_to_hub"]
     args, script = wrapper.parse([*argv, "--output_dir", str(tmp_path / "out"), "--max_train_steps", "1"])
     with pytest.raises(ValueError, match="--push_to_hub"):
         wrapper.run(args, script)
