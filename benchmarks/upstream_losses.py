@@ -39,6 +39,7 @@ from deepfashion_training.embedded.wardrobe import write_wardrobe
 TOLERANCE = {"no": 1e-5, "bf16": 2e-3}
 #: What the preset has and a script does not know, as it is in a script.
 PLAIN = ["--optimizer=adamw", "--mask_loss_weight=1", "--garment_loss_weight=1", "--no-cache_latents"]
+PLAIN += ["--prior_loss_weight=0", "--balance_cloth_types"]
 
 
 def train(flags: list[str], replay: bool = False) -> Path:
@@ -141,7 +142,7 @@ def main(argv: list[str] | None = None) -> int:
         flags = ["--preset=quick_test", "--embedded", f"--dataset_name={folder}/pairs", "--validation_steps=0"]
         flags += [f"--max_train_steps={args.steps}", "--checkpointing_steps=0", "--gradient_accumulation_steps=2"]
         flags += [f"--mixed_precision={args.mixed_precision}", f"--learning_rate={args.learning_rate}"]
-        flags += ["--evaluate_samples=0"]
+        flags += ["--evaluate_samples=0", "--train_batch_size=8", "--lora_rank=32"]
         theirs = f"--upstream={args.upstream}"
         ours = losses_of([*flags, *PLAIN, f"--output_dir={folder}/ours"])
         replay = losses_of([*flags, theirs, f"--output_dir={folder}/replayed"], replay=True)

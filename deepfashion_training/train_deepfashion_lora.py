@@ -170,9 +170,9 @@ def parse(argv: list[str], parser: FlagParser | None = None, *, load: bool = Tru
 
         follows = dict.fromkeys(MODELS, str(TINY_FLUX_FILL))
         embedded = load_preset("embedded")
-        small = embedded.values(parser) | _not_for(typed, ours)
-        # Over a preset of the project, and under a file of the user's own.
-        preset = preset | small if chosen.path.parent == embedded.path.parent else small | preset
+        of_project = chosen.path.parent == embedded.path.parent
+        small = embedded.values(parser) | _not_for(typed if of_project else preset | typed, ours)
+        preset = preset | small if of_project else small | preset  # under a file of the user's own
         # A step has as many pairs, or hardly more, however many processes share it.
         preset["train_batch_size"] = math.ceil(preset["train_batch_size"] / launched_processes())
     if "num_train_epochs" in typed:
@@ -213,15 +213,17 @@ def parse(argv: list[str], parser: FlagParser | None = None, *, load: bool = Tru
     return args, script
 
 
-def _not_for(typed: dict[str, Any], ours: bool) -> dict[str, None]:
-    """What the small model's preset sets for our trainer, AMX, a LoRA and all garment types, where one is missing."""
-    no_prior = typed.get("train_base_model") or "upper" not in typed.get("cloth_types", "upper")
-    ruled_out = {
-        "mixed_precision": not has_amx(),
-        "cloth_type_shares": not {"cloth_types", "balance_cloth_types"}.isdisjoint(typed),
-        "prior_loss_weight": no_prior,
-    }
-    return {name: None for name, wrong in ruled_out.items() if wrong or not ours}
+def _not_for(given: dict[str, Any], ours: bool) -> dict[str, Any]:
+    """What the small model's preset has otherwise where something is missing that it is made for.
+
+    It is made for our trainer, a CPU with AMX, a LoRA and all garment types; the user has ``given`` these values.
+    """
+    changes: dict[str, Any] = {} if ours and has_amx() else {"mixed_precision": "no"}
+    if not ours or not {"cloth_types", "balance_cloth_types"}.isdisjoint(given):
+        changes["cloth_type_shares"] = None
+    if not ours or given.get("train_base_model") or "upper" not in given.get("cloth_types", "upper"):
+        changes["prior_loss_weight"] = None
+    return changes
 
 
 def smaller_steps(argv: list[str]) -> list[dict[str, Any]]:

@@ -144,6 +144,22 @@ def test_what_the_small_models_preset_says_of_tops_goes_where_there_are_none(tmp
     assert whole.cloth_type_shares == (1, 2, 2) and not whole.prior_loss_weight
 
 
+@pytest.mark.parametrize(
+    ("mine", "shares", "balanced", "prior"),
+    [
+        ("lora_rank: 4", (1, 2, 2), False, 3),
+        ("balance_cloth_types: true", None, True, 3),
+        ("cloth_types: 'lower,full'", None, False, 0),
+        ("train_base_model: all", (1, 2, 2), False, 0),
+    ],
+)
+def test_what_it_says_of_tops_gives_way_to_a_users_preset(
+    tmp_path: Path, mine: str, shares: object, balanced: bool, prior: float
+) -> None:
+    args = parsed(tmp_path, "--preset", preset(tmp_path, f"flags: {{{mine}}}"), "--embedded")
+    assert (args.cloth_type_shares, args.balance_cloth_types, args.prior_loss_weight) == (shares, balanced, prior)
+
+
 def test_alpha_follows_the_users_rank(tmp_path: Path) -> None:
     for preset_name in ("quick_test", "full", "h100", "low_vram"):
         assert parsed(tmp_path, "--preset", preset_name, "--lora_rank", "64").lora_alpha is None
