@@ -34,7 +34,7 @@ def in_one_precision(transformer: torch.nn.Module) -> None:
 def attend_in_fp32(transformer: torch.nn.Module) -> None:
     """Let blocks that are ``in_one_precision`` compute attention in fp32, and all else as before.
 
-    On a CPU PyTorch's fused attention takes twice as long in bf16, forwards and backwards.
+    On a CPU PyTorch's fused attention takes some four times as long in bf16, forwards and backwards.
     """
     for module in transformer.modules():
         if type(processor := getattr(module, "processor", None)) is _Attention:

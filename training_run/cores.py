@@ -1,4 +1,4 @@
-"""Processor cores that this process may use, and how a training process uses one."""
+"""Processor cores that this process may use, what they can do, and how a training process uses one."""
 
 from __future__ import annotations
 
