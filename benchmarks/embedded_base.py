@@ -11,13 +11,14 @@ person's garment of the same type. Last is what the LoRA changed, by seed, with 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import json
 import math
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from scipy import ndimage
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a command, from anywhere
 
 from deepfashion_training.cli import number, quiet_libraries
-from deepfashion_training.embedded.make.make_base import FIRST_TOPS_SEED, PAINTED_SEED, PAIRS_SEED, TOPS_SEED
+from deepfashion_training.embedded.make.make_base import FORMER_TOPS_SEEDS, PAINTED_SEED, PAIRS_SEED, TOPS_SEED
 from deepfashion_training.embedded.rows import RowSpec, documented_specs, split_of_pids
 from deepfashion_training.embedded.wardrobe import OWN_SEED, write_wardrobe
 from deepfashion_training.evaluate import alone, arguments
@@ -47,10 +48,11 @@ SEED = 424242
 #: Seeds of the people that something is trained on.
 TRAINED_ON = {OWN_SEED: "the wardrobe of --embedded"}
 TRAINED_ON |= dict.fromkeys((PAIRS_SEED, PAINTED_SEED), "the small VAE")
-TRAINED_ON |= dict.fromkeys((FIRST_TOPS_SEED, TOPS_SEED), "the small base")
+TRAINED_ON |= dict.fromkeys((*FORMER_TOPS_SEEDS, TOPS_SEED), "the small base")
 #: Figures of a result by garment type that are better when they are lower, and all of them.
 ERRORS = {"dssim_masked": "1-SSIM", "ciede2000_masked": "CIEDE2000"}
 FIGURES = {**ERRORS, "patterns": "pattern kept"}
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 #: Pictures that are drawn at once: with more, a picture takes no less time.
 BATCH = 16
 #: The patterns that are measured, by group. The others are rare, or do not repeat.
@@ -105,10 +107,12 @@ def save_references(plan: EvaluationPlan) -> list[str]:
     return ["grey fill", "photo through the VAE"]
 
 
-def in_other_garments(plan: EvaluationPlan) -> EvaluationPlan:
-    """The base on the same people in garments of others, measured against the photos all the same."""
+def in_other_garments(plan: EvaluationPlan, *names: str) -> EvaluationPlan:
+    """The models ``names`` on the same people in garments of others, measured against the photos all the same."""
     cases = [replace(case, unpaired=False) for case in plan.cases.unpaired]
-    return replace(plan, folder=plan.folder / "others", drawing={"base": plan.drawing["base"]}, sets=[cases])
+    return replace(
+        plan, folder=plan.folder / "others", drawing={name: plan.drawing[name] for name in names}, sets=[cases]
+    )
 
 
 def _by_type(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -147,14 +151,12 @@ def figures_of(plan: EvaluationPlan, specs: Sequence[RowSpec]) -> dict[str, dict
     return found | {name: _by_type([row for row in measured.rows if row["model"] == name]) for name in plan.drawing}
 
 
-def judge(lora: Path | None, people: int, seed: int = SEED, *, beside: bool = True) -> dict[str, Any]:
-    """Draw and measure ``people`` of each type as ``evaluate`` does: figures by result and garment type, ``n`` by type.
+@contextlib.contextmanager
+def drawn_people(lora: Path | None, people: int, seed: int) -> Iterator[tuple[EvaluationPlan, list[RowSpec]]]:
+    """``people`` of each type, dressed by base and LoRA as ``evaluate`` does it, and what their rows show.
 
-    Results are ``base`` and, with a ``lora``, ``LoRA``; ``beside`` adds those to compare with. Their figures are those
-    of ``ERRORS``, and ``patterns``, ``stripes``, ``checks`` and ``dots``, each ``{"kept", "n"}``. Raises ``ValueError``
-    for a LoRA that does not fit the small base.
+    The pictures are there as long as the context is. Raises ``ValueError`` for a LoRA that does not fit the small base.
     """
-    state = alone(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     pids = next(count for count in itertools.count(people) if split_of_pids(3 * count, seed).count("train") >= people)
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
         flags = arguments(
@@ -163,15 +165,26 @@ def judge(lora: Path | None, people: int, seed: int = SEED, *, beside: bool = Tr
             output_dir=Path(folder, "own"),
         )  # fmt: skip
         write_wardrobe(flags.dataset_name, rows=3 * pids, seed=seed, size=choose(flags).drawing().size)
-        specs = list(documented_specs(3 * pids, seed))
-        plan = make_plan(flags, state)
+        plan = make_plan(flags, alone(DEVICE))
         plan = replace(plan, sets=[plan.cases.paired])
-        draw_missing(plan, state)
+        draw_missing(plan, alone(DEVICE))
+        yield plan, list(documented_specs(3 * pids, seed))
+
+
+def judge(lora: Path | None, people: int, seed: int = SEED, *, beside: bool = True) -> dict[str, Any]:
+    """Draw and measure ``people`` of each type as ``evaluate`` does: figures by result and garment type, ``n`` by type.
+
+    Results are ``base`` and, with a ``lora``, ``LoRA``; ``beside`` adds those to compare with. Their figures are those
+    of ``ERRORS``, and ``patterns``, ``stripes``, ``checks`` and ``dots``, each ``{"kept", "n"}``. Raises ``ValueError``
+    for a LoRA that does not fit the small base.
+    """
+    with drawn_people(lora, people, seed) as (plan, specs):
         names, others = list(plan.drawing), {}
         if beside:
             names = [*save_references(plan), *names]
-            draw_missing(in_other_garments(plan), state)
-            others = {"base, wrong garment": figures_of(in_other_garments(plan), specs)["base"]}
+            apart = in_other_garments(plan, "base")
+            draw_missing(apart, alone(DEVICE))
+            others = {"base, wrong garment": figures_of(apart, specs)["base"]}
         found = figures_of(replace(plan, drawing=dict.fromkeys(names, plan.drawing["base"])), specs) | others
     if "lora" in found:
         found["LoRA"] = found.pop("lora")
