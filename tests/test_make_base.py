@@ -20,8 +20,10 @@ from deepfashion_training.embedded.make.make_base import (
     drawn_elsewhere,
     elsewhere,
     garment_elsewhere,
+    rectangle_around,
     repainted_type,
     top_specs,
+    without_garment,
     write_tops_folder,
 )
 from deepfashion_training.garment_types import FULL, LOWER, UPPER
@@ -88,7 +90,8 @@ def test_the_trainer_reads_it(folder: Path) -> None:
     assert [person for person, _ in train.pairs] == [f"00000{n}{m}.jpg" for n in range(3) for m in ("", "m")]
     test = tfi.VitonHDTestDataset(str(folder), "test")
     assert [person for person, _ in test.pairs] == [f"{n:06d}.jpg" for n in range(3, 19)]
-    spec = next(spec for spec in top_specs(3) if repainted_type(spec) == UPPER)
+    usual = (spec for spec in top_specs(3) if not (without_garment(spec) or any(elsewhere(spec))))
+    spec = next(spec for spec in usual if repainted_type(spec) == UPPER)
     drawing = spec.draw((128, 96))
     flat, lies = spec.draw_garment((128, 96))
     sample = train[2 * spec.index]
@@ -107,11 +110,13 @@ def test_mirror_images_are_mirrored_in_all_parts(folder: Path) -> None:
         assert (plain["image"][..., half].flip(2) - mirrored["image"][..., half]).abs().mean() < 0.03
 
 
-def test_two_rows_in_five_repaint_other_clothes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_row_in_five_repaints_other_clothes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     specs = list(top_specs(1000))
     kinds = [repainted_type(spec) for spec in specs]
-    assert 150 < kinds.count(LOWER) < 250 and 150 < kinds.count(FULL) < 250
+    assert 70 < kinds.count(LOWER) < 130 and 70 < kinds.count(FULL) < 130
     monkeypatch.setattr(make_base, "PLAIN_INPAINTING", 1.0)
+    monkeypatch.setattr(make_base, "WITHOUT_GARMENT", 0.0)
+    monkeypatch.setattr(make_base, "ELSEWHERE", 0.0)
     write_tops_folder(tmp_path / "it", rows=1)
     repainted = repainted_type(specs[0])
     drawing = replace(specs[0], cloth_type=repainted).draw((128, 96))
@@ -121,13 +126,37 @@ def test_two_rows_in_five_repaint_other_clothes(tmp_path: Path, monkeypatch: pyt
     assert np.abs((sample["cloth_pure"].permute(1, 2, 0).numpy() + 1) * 127.5 - np.asarray(flat)).mean() < 3
 
 
-def test_people_and_garments_are_elsewhere_in_a_third_of_the_rows() -> None:
+def test_one_row_in_five_has_no_garment_beside_other_clothes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [row for row in map(without_garment, top_specs(1000)) if row]
+    assert 160 < len(found) < 240
+    kinds = [row.cloth_type for row in found]
+    assert kinds.count(FULL) + kinds.count(LOWER) == len(found) and 0.55 < kinds.count(FULL) / len(found) < 0.75
+    assert all(row.garment().cloth_type == row.cloth_type for row in found)  # worn, and so to be seen
+    monkeypatch.setattr(make_base, "WITHOUT_GARMENT", 1.0)
+    write_tops_folder(tmp_path / "it", rows=2)
+    sample = tfi.VitonHDTestDataset(str(tmp_path / "it"), "train", size=(128, 96))[2]
+    assert (sample["cloth_pure"] == 1).all() and sample["inpaint_mask"].any()
+
+
+def test_rectangles_lie_around_what_is_worn_in_half_of_the_rows() -> None:
+    area = np.zeros((128, 96), bool)
+    area[50:60, 20:70] = True
+    made = [rectangle_around(spec, area) for spec in top_specs(200)]
+    other = [mask for mask in made if mask is not area]
+    assert 80 < len(other) < 120
+    for mask in other:
+        rows, columns = np.nonzero(mask)
+        assert mask[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1].all()
+        assert (mask & area).any() and np.ptp(rows) < 0.8 * 128 and np.ptp(columns) < 0.8 * 96
+
+
+def test_people_and_garments_are_elsewhere_in_half_of_the_rows() -> None:
     specs = list(top_specs(600))
     moved = np.array([elsewhere(spec) for spec in specs])
     assert (abs(moved.mean(axis=0) - make_base.ELSEWHERE) < 0.06).all()
     centres = []
     for spec in specs[:12]:
-        photo, area = drawn_elsewhere(spec, UPPER)
+        photo, area = drawn_elsewhere(spec)
         assert photo.size == (96, 128) and area.shape == (128, 96) and area.mean() > 0.02
         flat, lies = spec.draw_garment((128, 96))
         ground, there = garment_elsewhere(spec, flat, lies)

@@ -6,7 +6,8 @@ The VAE is trained here on drawn pairs of all garment types, the transformer by 
 folder of drawn people in drawn tops, both from random weights: like catvton-flux-alpha it has never seen trousers or a
 dress being put on. As in VITON-HD, people are shown from head to thighs, wear whatever goes with the top, and the area
 to repaint is the upper body's. A share of the rows is plain inpainting, as FLUX.1-Fill learned it before CatVTON-Flux:
-legs or all clothes are to be repainted, and the top in the garment half says nothing about them.
+legs or all clothes are to be repainted, and the top in the garment half says nothing about them, or the garment half is
+empty, and people in dresses and trousers are repainted, in part or all.
 
 Configurations, scheduler, tokenizers and text encoders are those of the base that ships. The text encoders are random,
 because every prompt is the same.
@@ -43,30 +44,33 @@ from training_run.cores import usable_cores
 SIZE = (128, 96)  # height and width of one half of a pair
 
 #: Seeds of people that VAE, transformer and decoder learn from: others than those of every wardrobe that evaluates.
-PAIRS_SEED, TOPS_SEED, PAINTED_SEED = 1007, 1009, 1010
-#: That of the transformer's people before it could go on from a base.
-FIRST_TOPS_SEED = 1008
+PAIRS_SEED, TOPS_SEED, PAINTED_SEED = 1007, 1011, 1010
+#: Those of people that the transformer learned from before, see the README beside.
+FORMER_TOPS_SEEDS = (1008, 1009)
 VAE_ROWS = 876
 #: Steps of encoder and decoder together, and of the decoder alone.
 VAE_STEPS = (1500, 1200)
-#: People in tops that the transformer learns from, those of its validation, and the share that is plain inpainting.
-ROWS, TEST_ROWS, PLAIN_INPAINTING = 30_000, 16, 0.4
+#: People that the transformer learns from, and those of its validation.
+ROWS, TEST_ROWS = 30_000, 16
+#: Shares of plain inpainting: beside the top, which says nothing about it, and beside an empty garment half.
+PLAIN_INPAINTING, WITHOUT_GARMENT = 0.2, 0.2
+#: Sides of the rectangles that half of the latter repaint, as shares of the picture's.
+RECTANGLE = (0.3, 0.8)
 #: People in tops whose painted latents the decoder learns from, and its steps.
 PAINTED_ROWS, PAINTED_STEPS = 1500, 1500
 #: Share of the garments drawn with a pattern that keep it.
 PATTERNED = 0.75
 #: Share of the people, and of the garment pictures, that are at another size and place than in the wardrobe. What the
 #: model learns there holds wherever garment and body are, so that a LoRA finds it useful for legs, too.
-ELSEWHERE = 0.35
+ELSEWHERE = 0.5
 #: Height and width of the drawings of those people, and which share of both sides the picture shows.
 LARGE, NEARNESS = (192, 144), (0.6, 1.0)
 #: How the transformer is trained. The area to repaint counts most; the garment half is there to be copied from. Nearly
 #: all steps see almost pure noise: a small model tells shapes by the condition alone, and draws in one step. CPUs
-#: with AMX are quickest in bf16.
-STEPS = 7400
+#: with AMX are quickest in bf16. ``PAIRS`` of a step are shared by the processes, one for each core or one on a GPU.
+STEPS, PAIRS = 7500, 48
 TRAINING = (
-    f"--train_base_model all --height {SIZE[0]} --width {SIZE[1]} --max_sequence_length 8 --train_batch_size 32 "
-    "--mixed_precision bf16 "
+    f"--train_base_model all --height {SIZE[0]} --width {SIZE[1]} --max_sequence_length 8 --mixed_precision bf16 "
     "--optimizer muon --learning_rate 2e-3 --lr_scheduler cosine --lr_warmup_steps 100 --adam_beta2 0.99 "
     "--weighting_scheme logit_normal --logit_mean -4 --logit_std 0.8 --compile_blocks --cache_latents "
     "--garment_loss_weight 0.2 --background_loss_weight 0.5 --mask_loss_weight 2 --dataloader_num_workers 0 "
@@ -169,26 +173,53 @@ def repainted_type(spec: RowSpec) -> int:
     return UPPER if draw[0] >= PLAIN_INPAINTING else (LOWER if draw[1] < 0.5 else FULL)
 
 
+def without_garment(spec: RowSpec) -> RowSpec | None:
+    """The person in a dress, a jumpsuit, trousers or a skirt, where the row has no garment in its other half.
+
+    That is in ``WITHOUT_GARMENT`` of the rows.
+    """
+    draw = spec.generator(15).random(2)
+    kind = FULL if draw[1] < 0.65 else LOWER
+    return replace(spec, cloth_type=kind, around=kind) if draw[0] < WITHOUT_GARMENT else None
+
+
+def rectangle_around(spec: RowSpec, area: np.ndarray) -> np.ndarray:
+    """Bool [H,W]: in half of the rows a rectangle around a point of ``area``, which then shows some of its fabric."""
+    rng = spec.generator(16)
+    if rng.random() < 0.5:
+        return area
+    rows, columns = np.nonzero(area)
+    point = rng.integers(len(rows))
+    found = np.zeros_like(area)
+    edges = []
+    for place, side in zip((rows[point], columns[point]), area.shape, strict=True):
+        length = round(side * rng.uniform(*RECTANGLE))
+        first = place - rng.integers(length)
+        edges.append(slice(max(0, first), max(1, first + length)))
+    found[tuple(edges)] = True
+    return found
+
+
 def elsewhere(spec: RowSpec) -> tuple[bool, bool]:
     """Whether the person, and whether the garment, of a row are at another size and place than usual."""
     person, garment = spec.generator(14).random(2) < ELSEWHERE
     return bool(person), bool(garment)
 
 
-def drawn_elsewhere(spec: RowSpec, cloth_type: int) -> tuple[Image.Image, np.ndarray]:
+def drawn_elsewhere(spec: RowSpec) -> tuple[Image.Image, np.ndarray]:
     """The person nearer and anywhere in the picture: photo, and bool [H,W], the area to repaint.
 
     A part of a larger drawing, around a point of that area.
     """
     rng = spec.generator(12)
-    drawing = replace(spec, cloth_type=cloth_type).draw(LARGE)
-    rows, columns = np.nonzero(drawing.agnostic[cloth_type])
+    drawing = spec.draw(LARGE)
+    rows, columns = np.nonzero(drawing.agnostic[spec.cloth_type])
     point = rng.integers(len(rows))
     share = rng.uniform(*NEARNESS)
     height, width = (share * side for side in LARGE)
     top = min(max(rows[point] - height * rng.uniform(0.2, 0.8), 0), LARGE[0] - height)
     left = min(max(columns[point] - width * rng.uniform(0.2, 0.8), 0), LARGE[1] - width)
-    box, mask = (left, top, left + width, top + height), Image.fromarray(drawing.agnostic[cloth_type])
+    box, mask = (left, top, left + width, top + height), Image.fromarray(drawing.agnostic[spec.cloth_type])
     photo = drawing.photo.resize(SIZE[::-1], Image.Resampling.LANCZOS, box)
     return photo, np.asarray(mask.resize(SIZE[::-1], Image.Resampling.NEAREST, box))
 
@@ -223,16 +254,22 @@ def write_tops_folder(target: Path, rows: int, num_proc: int = 1) -> None:
 
 def _write_row(target: Path, rows: int, spec: RowSpec) -> list[str]:
     """Draw one row and write its four pictures, in training their mirror images, too; returns the pairs' names."""
-    repainted = repainted_type(spec)
     person_moves, garment_moves = elsewhere(spec)
+    wears = without_garment(spec)
+    # The drawing shows the part of the body that is repainted.
+    shown = wears or replace(spec, cloth_type=repainted_type(spec))
     if person_moves:
-        photo, area = drawn_elsewhere(spec, repainted)
+        photo, area = drawn_elsewhere(shown)
     else:
-        drawing = replace(spec, cloth_type=repainted).draw(SIZE)  # shows the part of the body that is repainted
-        photo, area = drawing.photo, drawing.agnostic[repainted]
-    flat, lies = spec.draw_garment(SIZE)
-    if garment_moves:
-        flat, lies = garment_elsewhere(spec, flat, lies)
+        drawing = shown.draw(SIZE)
+        photo, area = drawing.photo, drawing.agnostic[shown.cloth_type]
+    if wears:
+        area = rectangle_around(spec, area)
+        flat, lies = Image.new("RGB", SIZE[::-1], (255, 255, 255)), np.zeros(SIZE, bool)
+    else:
+        flat, lies = spec.draw_garment(SIZE)
+        if garment_moves:
+            flat, lies = garment_elsewhere(spec, flat, lies)
     masks = [Image.fromarray(mask.astype(np.uint8) * np.uint8(255)) for mask in (lies, area)]
     pictures = {f"{spec.index:06d}": [photo, flat, *masks]}
     if spec.index < rows:
@@ -308,7 +345,10 @@ def main(argv: list[str] | None = None) -> int:
     flags = {"dataroot": tops, "output_dir": run, "max_train_steps": STEPS}
     flags |= dict.fromkeys(("pretrained_model_name_or_path", "pretrained_inpaint_model_name_or_path"), start)
     given = [text for name, value in flags.items() for text in (f"--{name}", str(value))]
-    subprocess.run([sys.executable, trainer.__file__, *given, *TRAINING], check=True)
+    count = 1 if torch.cuda.is_available() else num_proc
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
+    size = ["--train_batch_size", str(max(1, PAIRS // count))]
+    subprocess.run([*torchrun, trainer.__file__, *given, *TRAINING, *size], check=True)
     save_base(start, run / "transformer", args.output_dir, num_proc)
     sys.stdout.write(f"small FLUX-Fill written to {args.output_dir}\n")
     return 0
