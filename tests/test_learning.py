@@ -24,12 +24,11 @@ LAUNCHER = Path(__file__).resolve().parents[1] / "deepfashion_training" / "train
 #: (docs/recipe.md).
 SEED = 11
 #: Errors of the LoRA as a share of the base's, at most, by the figures of ``evaluate``. The goal is also 0.65 for
-#: 1-SSIM of full body, and 1.03 for CIEDE2000 of tops. On people of seeds 11, 12 and 13 a LoRA had 0.56, 0.60 and 0.59
-#: for 1-SSIM of lower body, and 0.71, 0.68 and 0.66 for that of full body; of seeds not looked at before see
-#: benchmarks/README.md.
+#: 1-SSIM of full body. On people of seeds 11, 12 and 13 a LoRA had 0.57, 0.60 and 0.58 for 1-SSIM of lower body, and
+#: 0.70, 0.68 and 0.65 for that of full body; of seeds not looked at before see benchmarks/README.md.
 BOUNDS = {
-    "ciede2000_masked": {"lower": 0.45, "full": 0.45, "upper": 1.05},
-    "dssim_masked": {"lower": 0.60, "full": 0.73, "upper": 1.03},
+    "ciede2000_masked": {"lower": 0.45, "full": 0.45, "upper": 1.03},
+    "dssim_masked": {"lower": 0.60, "full": 0.72, "upper": 1.03},
 }
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]
@@ -74,7 +73,7 @@ def test_the_base_fails_at_trousers_and_dresses(judged: dict[str, Any], kind: st
     for figure, factor in (("ciede2000_masked", 1.8), ("dssim_masked", 1.6)):
         assert judged["base"][kind][figure] > factor * judged["base"]["upper"][figure], figure
     # It matters little which garment is given, where a wrong top makes the error seven times as large. Of a dress the
-    # base copies the upper half: on people of seeds 11, 12 and 13 the share was 0.50, 0.52 and 0.48.
+    # base copies the upper half: on people of seeds 14, 15 and 16 the share was 0.52, 0.53 and 0.51.
     share = {"lower": 0.5, "full": 0.4}[kind]
     assert judged["base"][kind]["ciede2000_masked"] > share * judged["base, wrong garment"][kind]["ciede2000_masked"]
 
