@@ -20,7 +20,8 @@ from deepfashion_training.embedded.make.make_base import (
     drawn_elsewhere,
     elsewhere,
     garment_elsewhere,
-    rectangle_around,
+    part_of,
+    processes_for,
     repainted_type,
     top_specs,
     without_garment,
@@ -131,17 +132,32 @@ def test_one_row_in_five_has_no_garment_beside_other_clothes(tmp_path: Path, mon
     assert 160 < len(found) < 240
     kinds = [row.cloth_type for row in found]
     assert kinds.count(FULL) + kinds.count(LOWER) == len(found) and 0.55 < kinds.count(FULL) / len(found) < 0.75
-    assert all(row.garment().cloth_type == row.cloth_type for row in found)  # worn, and so to be seen
     monkeypatch.setattr(make_base, "WITHOUT_GARMENT", 1.0)
-    write_tops_folder(tmp_path / "it", rows=2)
-    sample = tfi.VitonHDTestDataset(str(tmp_path / "it"), "train", size=(128, 96))[2]
-    assert (sample["cloth_pure"] == 1).all() and sample["inpaint_mask"].any()
+    monkeypatch.setattr(make_base, "ELSEWHERE", 0.0)
+    write_tops_folder(tmp_path / "it", rows=4)
+    train = tfi.VitonHDTestDataset(str(tmp_path / "it"), "train", size=(128, 96))
+    parts = 0
+    for spec, sample in zip(top_specs(4), list(train)[::2], strict=True):
+        shown = without_garment(spec)
+        assert shown is not None
+        drawing = shown.draw((128, 96))
+        area = drawing.agnostic[shown.cloth_type]
+        photo = (sample["image"][..., 96:].permute(1, 2, 0).numpy() + 1) * 127.5
+        assert np.abs(photo - np.asarray(drawing.photo)).mean() < 3  # JPEG
+        assert np.array_equal(sample["inpaint_mask"][0, :, 96:].numpy() == 1, part_of(spec, area))
+        assert (sample["cloth_pure"] == 1).all()
+        parts += not np.array_equal(part_of(spec, area), area)
+    assert 0 < parts < 4
+
+
+def test_pairs_of_a_step_are_shared_evenly_by_as_many_processes_as_cores_allow() -> None:
+    assert [processes_for(cores) for cores in (1, 2, 5, 7, 16, 64)] == [1, 2, 4, 6, 16, 48]
 
 
 def test_rectangles_lie_around_what_is_worn_in_half_of_the_rows() -> None:
     area = np.zeros((128, 96), bool)
     area[50:60, 20:70] = True
-    made = [rectangle_around(spec, area) for spec in top_specs(200)]
+    made = [part_of(spec, area) for spec in top_specs(200)]
     other = [mask for mask in made if mask is not area]
     assert 80 < len(other) < 120
     for mask in other:
@@ -190,12 +206,14 @@ def test_the_command_makes_a_pipeline(tmp_path: Path, monkeypatch: pytest.Monkey
         monkeypatch.setattr(make_base, name, number)
     monkeypatch.setattr(make_base, "TEST_ROWS", 2)
     monkeypatch.setattr(make_base, "TRAINING", [word for word in make_base.TRAINING if word != "--compile_blocks"])
+    monkeypatch.setattr(make_base, "usable_cores", lambda: 2)
     work, out = tmp_path / "work", tmp_path / "out"
     flags = f"--output_dir {out} --work_dir {work}".split()
     assert make_base.main(flags) == 0
     facts = json.loads((work / "train" / "run.json").read_text("utf-8"))
     assert (facts["arguments"]["train_base_model"], facts["trainable_parameters"]) == ("all", 5_269_440)
     assert (facts["arguments"]["optimizer"], facts["step"]) == ("muon", 1)
+    assert (facts["world_size"], facts["arguments"]["train_batch_size"]) == (2, make_base.PAIRS // 2)
     made = FluxFillPipeline.from_pretrained(out)
     assert made.transformer.dtype == made.text_encoder.dtype == torch.float32
     ours = AutoencoderKL.from_pretrained(work / "start" / "vae")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from training_run.hub import local_path, transformer_in
 
-#: A FLUX-Fill pipeline folder of a few MB, which knows tops only.
+#: A FLUX-Fill pipeline folder of a few MB, which puts on tops only.
 TINY_FLUX_FILL = Path(__file__).parent / "tiny_flux_fill"
 #: A human parser for drawn people.
 DRAWN_PARSER = Path(__file__).parent / "drawn_parser"

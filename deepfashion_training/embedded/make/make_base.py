@@ -3,7 +3,7 @@
     python -m deepfashion_training.embedded.make.make_base --work_dir W [--output_dir D]
 
 The VAE is trained here on drawn pairs of all garment types, the transformer by ``train_flux_inpaint.py`` on a VITON-HD
-folder of drawn people in drawn tops, both from random weights: like catvton-flux-alpha it has never seen trousers or a
+folder of drawn people, both from random weights: like catvton-flux-alpha it has never seen trousers or a
 dress being put on. As in VITON-HD, people are shown from head to thighs, wear whatever goes with the top, and the area
 to repaint is the upper body's. A share of the rows is plain inpainting, as FLUX.1-Fill learned it before CatVTON-Flux:
 legs or all clothes are to be repainted, and the top in the garment half says nothing about them, or the garment half is
@@ -19,6 +19,7 @@ import argparse
 import functools
 import json
 import math
+import os
 import re
 import subprocess
 import sys
@@ -39,23 +40,25 @@ from deepfashion_training.embedded.body import PERSON_VIEWS
 from deepfashion_training.embedded.make.small_vae import Pairs, linear_start, standardize_latents, train_vae
 from deepfashion_training.embedded.rows import STUDIO_SHARES, RowSpec, documented_specs, draw_all
 from deepfashion_training.garment_types import FULL, LOWER, UPPER
-from training_run.cores import usable_cores
+from training_run.cores import ON_CPU, usable_cores
 
 SIZE = (128, 96)  # height and width of one half of a pair
 
 #: Seeds of people that VAE, transformer and decoder learn from: others than those of every wardrobe that evaluates.
 PAIRS_SEED, TOPS_SEED, PAINTED_SEED = 1007, 1011, 1010
-#: Those of people that the transformer learned from before, see the README beside.
+#: Those of people that the transformer learned from before: at first, and when it went on once.
 FORMER_TOPS_SEEDS = (1008, 1009)
 VAE_ROWS = 876
 #: Steps of encoder and decoder together, and of the decoder alone.
 VAE_STEPS = (1500, 1200)
 #: People that the transformer learns from, and those of its validation.
 ROWS, TEST_ROWS = 30_000, 16
-#: Shares of plain inpainting: beside the top, which says nothing about it, and beside an empty garment half.
-PLAIN_INPAINTING, WITHOUT_GARMENT = 0.2, 0.2
-#: Sides of the rectangles that half of the latter repaint, as shares of the picture's.
-RECTANGLE = (0.3, 0.8)
+#: Share of the rows that have an empty garment half, and of the people in them those in a dress or a jumpsuit; others
+#: are seen for their trousers or skirt. Then the share that repaints a rectangle, and its sides as shares of the
+#: picture's.
+WITHOUT_GARMENT, IN_DRESSES, IN_PART, RECTANGLE = 0.2, 0.65, 0.5, (0.3, 0.8)
+#: Share of the rows with a garment that are plain inpainting: the top in the garment half says nothing about it.
+PLAIN_INPAINTING = 0.2
 #: People in tops whose painted latents the decoder learns from, and its steps.
 PAINTED_ROWS, PAINTED_STEPS = 1500, 1500
 #: Share of the garments drawn with a pattern that keep it.
@@ -67,7 +70,8 @@ ELSEWHERE = 0.5
 LARGE, NEARNESS = (192, 144), (0.6, 1.0)
 #: How the transformer is trained. The area to repaint counts most; the garment half is there to be copied from. Nearly
 #: all steps see almost pure noise: a small model tells shapes by the condition alone, and draws in one step. CPUs
-#: with AMX are quickest in bf16. ``PAIRS`` of a step are shared by the processes, one for each core or one on a GPU.
+#: with AMX are quickest in bf16. ``PAIRS`` of a step are shared evenly by as many processes as cores allow, one on
+#: a GPU.
 STEPS, PAIRS = 7500, 48
 TRAINING = (
     f"--train_base_model all --height {SIZE[0]} --width {SIZE[1]} --max_sequence_length 8 --mixed_precision bf16 "
@@ -168,34 +172,37 @@ def top_specs(rows: int) -> Iterator[RowSpec]:
 
 
 def repainted_type(spec: RowSpec) -> int:
-    """Garment type whose area is to be repainted: the top's, or in ``PLAIN_INPAINTING`` of the rows another's."""
+    """Garment type whose area is to be repainted beside a top: the top's, or in ``PLAIN_INPAINTING`` another's."""
     draw = spec.generator(11).random(2)
     return UPPER if draw[0] >= PLAIN_INPAINTING else (LOWER if draw[1] < 0.5 else FULL)
 
 
 def without_garment(spec: RowSpec) -> RowSpec | None:
-    """The person in a dress, a jumpsuit, trousers or a skirt, where the row has no garment in its other half.
+    """What is seen of the person where the garment half is empty, as in ``WITHOUT_GARMENT`` of the rows; else None.
 
-    That is in ``WITHOUT_GARMENT`` of the rows.
+    That is a dress or jumpsuit, trousers or a skirt.
     """
     draw = spec.generator(15).random(2)
-    kind = FULL if draw[1] < 0.65 else LOWER
+    kind = FULL if draw[1] < IN_DRESSES else LOWER
     return replace(spec, cloth_type=kind, around=kind) if draw[0] < WITHOUT_GARMENT else None
 
 
-def rectangle_around(spec: RowSpec, area: np.ndarray) -> np.ndarray:
-    """Bool [H,W]: in half of the rows a rectangle around a point of ``area``, which then shows some of its fabric."""
+def part_of(spec: RowSpec, area: np.ndarray) -> np.ndarray:
+    """What is repainted beside an empty garment half, bool [H,W]: ``area``, or in ``IN_PART`` of the rows a rectangle.
+
+    The rectangle lies around a point of ``area``, which needs one at least, and ends where the picture does. What it
+    leaves of a garment tells how the rest looks.
+    """
     rng = spec.generator(16)
-    if rng.random() < 0.5:
+    if rng.random() < 1 - IN_PART:
         return area
-    rows, columns = np.nonzero(area)
-    point = rng.integers(len(rows))
-    found = np.zeros_like(area)
+    points = np.argwhere(area)
     edges = []
-    for place, side in zip((rows[point], columns[point]), area.shape, strict=True):
+    for place, side in zip(points[rng.integers(len(points))], area.shape, strict=True):
         length = round(side * rng.uniform(*RECTANGLE))
         first = place - rng.integers(length)
-        edges.append(slice(max(0, first), max(1, first + length)))
+        edges.append(slice(max(0, first), first + length))
+    found = np.zeros_like(area)
     found[tuple(edges)] = True
     return found
 
@@ -264,7 +271,7 @@ def _write_row(target: Path, rows: int, spec: RowSpec) -> list[str]:
         drawing = shown.draw(SIZE)
         photo, area = drawing.photo, drawing.agnostic[shown.cloth_type]
     if wears:
-        area = rectangle_around(spec, area)
+        area = part_of(spec, area)
         flat, lies = Image.new("RGB", SIZE[::-1], (255, 255, 255)), np.zeros(SIZE, bool)
     else:
         flat, lies = spec.draw_garment(SIZE)
@@ -324,6 +331,11 @@ def save_base(start: Path, transformer: Path, output_dir: Path, num_proc: int) -
         file.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
+def processes_for(cores: int) -> int:
+    """The most processes, no more than ``cores``, that share the ``PAIRS`` of a step evenly."""
+    return max(count for count in range(1, min(cores, PAIRS) + 1) if PAIRS % count == 0)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Write the pipeline folder; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
@@ -345,10 +357,12 @@ def main(argv: list[str] | None = None) -> int:
     flags = {"dataroot": tops, "output_dir": run, "max_train_steps": STEPS}
     flags |= dict.fromkeys(("pretrained_model_name_or_path", "pretrained_inpaint_model_name_or_path"), start)
     given = [text for name, value in flags.items() for text in (f"--{name}", str(value))]
-    count = 1 if torch.cuda.is_available() else num_proc
+    count = 1 if torch.cuda.is_available() else processes_for(num_proc)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
-    size = ["--train_batch_size", str(max(1, PAIRS // count))]
-    subprocess.run([*torchrun, trainer.__file__, *given, *TRAINING, *size], check=True)
+    size = ["--train_batch_size", str(PAIRS // count)]
+    on_cpu = {} if torch.cuda.is_available() else {name: os.environ.get(name, word) for name, word in ON_CPU.items()}
+    environment = {**os.environ, **on_cpu}
+    subprocess.run([*torchrun, trainer.__file__, *given, *TRAINING, *size], check=True, env=environment)
     save_base(start, run / "transformer", args.output_dir, num_proc)
     sys.stdout.write(f"small FLUX-Fill written to {args.output_dir}\n")
     return 0
