@@ -688,7 +688,7 @@ def test_mixed_ranks_and_alphas_draw_what_they_do_with_alpha_in_b(reference, dra
         scaled[f"{layer}.lora_B.weight"] = mixed[f"{layer}.lora_B.weight"] * alphas[f"{layer}.alpha"] / rank
     wanted = draws(lora_of(tmp_path / "s.safetensors", renamed(scaled, "transformer.NAME")))
     got = draws(lora_of(tmp_path / "m.safetensors", renamed(mixed, "transformer.NAME") | renamed_dora(alphas)))
-    assert abs(wanted - draws(None)).max() > 20 and abs(got - wanted).max() <= 1
+    assert abs(wanted - draws(None)).max() > 10 and abs(got - wanted).max() <= 1
 
     back = read_lora(lora_of(tmp_path / "k.safetensors", to_kohya(read_lora(tmp_path / "m.safetensors"))))
     wanted_updates = updates(scaled, lambda _: 1.0)
