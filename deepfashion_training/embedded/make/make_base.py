@@ -357,11 +357,11 @@ def main(argv: list[str] | None = None) -> int:
     flags = {"dataroot": tops, "output_dir": run, "max_train_steps": STEPS}
     flags |= dict.fromkeys(("pretrained_model_name_or_path", "pretrained_inpaint_model_name_or_path"), start)
     given = [text for name, value in flags.items() for text in (f"--{name}", str(value))]
-    count = 1 if torch.cuda.is_available() else processes_for(num_proc)
+    on_cpu = not torch.cuda.is_available()
+    count = processes_for(num_proc) if on_cpu else 1
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
     size = ["--train_batch_size", str(PAIRS // count)]
-    on_cpu = {} if torch.cuda.is_available() else {name: os.environ.get(name, word) for name, word in ON_CPU.items()}
-    environment = {**os.environ, **on_cpu}
+    environment = {**(ON_CPU if on_cpu else {}), **os.environ}
     subprocess.run([*torchrun, trainer.__file__, *given, *TRAINING, *size], check=True, env=environment)
     save_base(start, run / "transformer", args.output_dir, num_proc)
     sys.stdout.write(f"small FLUX-Fill written to {args.output_dir}\n")
