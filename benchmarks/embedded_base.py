@@ -31,7 +31,8 @@ from scipy import ndimage
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a command, from anywhere
 
 from deepfashion_training.cli import number, quiet_libraries
-from deepfashion_training.embedded.make.make_base import FORMER_TOPS_SEEDS, PAINTED_SEED, PAIRS_SEED, TOPS_SEED
+from deepfashion_training.embedded.make.make_base import PAINTED_SEED, PAIRS_SEED
+from deepfashion_training.embedded.make.top_rows import FORMER_TOPS_SEEDS, TOPS_SEED
 from deepfashion_training.embedded.rows import RowSpec, documented_specs, split_of_pids
 from deepfashion_training.embedded.wardrobe import OWN_SEED, write_wardrobe
 from deepfashion_training.evaluate import alone, arguments

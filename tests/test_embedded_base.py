@@ -13,7 +13,8 @@ import pytest
 from benchmarks import embedded_base
 from benchmarks.embedded_base import REACH, SEED, pattern_kept, spread, unseen_seed
 from deepfashion_training import evaluate
-from deepfashion_training.embedded.make.make_base import FORMER_TOPS_SEEDS, PAINTED_SEED, PAIRS_SEED, TOPS_SEED
+from deepfashion_training.embedded.make.make_base import PAINTED_SEED, PAIRS_SEED
+from deepfashion_training.embedded.make.top_rows import FORMER_TOPS_SEEDS, TOPS_SEED
 from deepfashion_training.embedded.wardrobe import OWN_SEED, write_wardrobe
 
 AREA = np.zeros((128, 96), bool)

@@ -3,11 +3,8 @@
     python -m deepfashion_training.embedded.make.make_base --work_dir W [--output_dir D]
 
 The VAE is trained here on drawn pairs of all garment types, the transformer by ``train_flux_inpaint.py`` on a VITON-HD
-folder of drawn people, both from random weights: like catvton-flux-alpha it has never seen trousers or a
-dress being put on. As in VITON-HD, people are shown from head to thighs, wear whatever goes with the top, and the area
-to repaint is the upper body's. A share of the rows is plain inpainting, as FLUX.1-Fill learned it before CatVTON-Flux:
-legs or all clothes are to be repainted, and the top in the garment half says nothing about them, or the garment half is
-empty, and people in dresses and trousers are repainted, in part or all.
+folder of drawn people in tops (``top_rows.py``), both from random weights: like catvton-flux-alpha it has never seen
+trousers or a dress being put on.
 
 Configurations, scheduler, tokenizers and text encoders are those of the base that ships. The text encoders are random,
 because every prompt is the same.
@@ -23,7 +20,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,43 +28,25 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, FluxFillPipeline, FluxTransformer2DModel
-from PIL import Image, ImageOps
+from PIL import Image
 from tqdm import tqdm, trange
 
 import train_flux_inpaint as trainer
 from deepfashion_training.embedded import TINY_FLUX_FILL
-from deepfashion_training.embedded.body import PERSON_VIEWS
 from deepfashion_training.embedded.make.small_vae import Pairs, linear_start, standardize_latents, train_vae
-from deepfashion_training.embedded.rows import STUDIO_SHARES, RowSpec, documented_specs, draw_all
-from deepfashion_training.garment_types import FULL, LOWER, UPPER
+from deepfashion_training.embedded.make.top_rows import SIZE, drawn_person, top_specs, write_tops_folder
+from deepfashion_training.embedded.rows import RowSpec, documented_specs, draw_all
 from training_run.cores import ON_CPU, usable_cores
 
-SIZE = (128, 96)  # height and width of one half of a pair
-
-#: Seeds of people that VAE, transformer and decoder learn from: others than those of every wardrobe that evaluates.
-PAIRS_SEED, TOPS_SEED, PAINTED_SEED = 1007, 1011, 1010
-#: Those of people that the transformer learned from before: at first, and when it went on once.
-FORMER_TOPS_SEEDS = (1008, 1009)
+#: Seeds of people that VAE and decoder learn from: others than those of every wardrobe that evaluates.
+PAIRS_SEED, PAINTED_SEED = 1007, 1010
 VAE_ROWS = 876
 #: Steps of encoder and decoder together, and of the decoder alone.
 VAE_STEPS = (1500, 1200)
-#: People that the transformer learns from, and those of its validation.
-ROWS, TEST_ROWS = 30_000, 16
-#: Share of the rows that have an empty garment half, and of the people in them those in a dress or a jumpsuit; others
-#: are seen for their trousers or skirt. Then the share that repaints a rectangle, and its sides as shares of the
-#: picture's.
-WITHOUT_GARMENT, IN_DRESSES, IN_PART, RECTANGLE = 0.2, 0.65, 0.5, (0.3, 0.8)
-#: Share of the rows with a garment that are plain inpainting: the top in the garment half says nothing about it.
-PLAIN_INPAINTING = 0.2
+#: People that the transformer learns from.
+ROWS = 30_000
 #: People in tops whose painted latents the decoder learns from, and its steps.
 PAINTED_ROWS, PAINTED_STEPS = 1500, 1500
-#: Share of the garments drawn with a pattern that keep it.
-PATTERNED = 0.75
-#: Share of the people, and of the garment pictures, that are at another size and place than in the wardrobe. What the
-#: model learns there holds wherever garment and body are, so that a LoRA finds it useful for legs, too.
-ELSEWHERE = 0.5
-#: Height and width of the drawings of those people, and which share of both sides the picture shows.
-LARGE, NEARNESS = (192, 144), (0.6, 1.0)
 #: How the transformer is trained. The area to repaint counts most; the garment half is there to be copied from. Nearly
 #: all steps see almost pure noise: a small model tells shapes by the condition alone, and draws in one step. CPUs
 #: with AMX are quickest in bf16. ``PAIRS`` of a step are shared evenly by as many processes as cores allow, one on
@@ -82,8 +61,6 @@ TRAINING = (
     "--logging_steps 10 --report_to none --seed 0"
 ).split()
 
-#: Folders of a phase of VITON-HD that the trainer reads.
-FOLDERS = ("image", "cloth", "cloth-mask", "agnostic-mask")
 #: How the transformer begins, see ``untrained_transformer``.
 ANCHOR = 12.0
 SHARPNESS = 2.0
@@ -136,19 +113,27 @@ def untrained_transformer(seed: int = 0) -> Any:
 def drawn_pairs(rows: int, seed: int, num_proc: int, size: tuple[int, int] = SIZE) -> Pairs:
     """Pairs of all garment types, with all their patterns and seen anywhere: plain cloth in a studio is easy."""
     specs = [replace(spec, patterned=1.0, studio=False) for spec in documented_specs(rows, seed)]
-    return _pairs_of(specs, num_proc, size)
+    return _pairs_of(functools.partial(_drawn_pair, size), specs, num_proc)
 
 
-def _pairs_of(specs: list[RowSpec], num_proc: int, size: tuple[int, int]) -> Pairs:
-    drawn = draw_all(functools.partial(_drawn_pair, size), specs, num_proc)
+def _pairs_of(draw: Callable[[RowSpec], Any], specs: list[RowSpec], num_proc: int) -> Pairs:
+    drawn = draw_all(draw, specs, num_proc)
     pictures, masks = zip(*tqdm(drawn, "drawing pairs", len(specs), unit="row"), strict=True)
     return Pairs(np.stack(pictures), np.stack(masks))
 
 
 def _drawn_pair(size: tuple[int, int], spec: RowSpec) -> tuple[np.ndarray, np.ndarray]:
     drawing = spec.draw(size)
-    flat, _ = spec.draw_garment(size)
-    return np.concatenate([np.asarray(flat), np.asarray(drawing.photo)], axis=1), drawing.agnostic[spec.cloth_type]
+    return _beside(spec.draw_garment(size)[0], drawing.photo), drawing.agnostic[spec.cloth_type]
+
+
+def _pair_to_paint(spec: RowSpec) -> tuple[np.ndarray, np.ndarray]:
+    photo, area = drawn_person(spec)
+    return _beside(spec.draw_garment(SIZE)[0], photo), area
+
+
+def _beside(garment: Image.Image, photo: Image.Image) -> np.ndarray:
+    return np.concatenate([np.asarray(garment), np.asarray(photo)], axis=1)
 
 
 def make_vae(num_proc: int) -> Any:
@@ -164,135 +149,13 @@ def make_vae(num_proc: int) -> Any:
     return vae
 
 
-def top_specs(rows: int) -> Iterator[RowSpec]:
-    """``rows`` people, each once, in an outfit drawn around a top; views as in the wardrobe, patterns more often."""
-    for index in range(rows):
-        view = str(np.random.default_rng([TOPS_SEED, index, 9]).choice(PERSON_VIEWS, p=STUDIO_SHARES))
-        yield RowSpec(TOPS_SEED, index, index, 1, view, UPPER, UPPER, studio=True, patterned=PATTERNED)
-
-
-def repainted_type(spec: RowSpec) -> int:
-    """Garment type whose area is to be repainted beside a top: the top's, or in ``PLAIN_INPAINTING`` another's."""
-    draw = spec.generator(11).random(2)
-    return UPPER if draw[0] >= PLAIN_INPAINTING else (LOWER if draw[1] < 0.5 else FULL)
-
-
-def without_garment(spec: RowSpec) -> RowSpec | None:
-    """What is seen of the person where the garment half is empty, as in ``WITHOUT_GARMENT`` of the rows; else None.
-
-    That is a dress or jumpsuit, trousers or a skirt.
-    """
-    draw = spec.generator(15).random(2)
-    kind = FULL if draw[1] < IN_DRESSES else LOWER
-    return replace(spec, cloth_type=kind, around=kind) if draw[0] < WITHOUT_GARMENT else None
-
-
-def part_of(spec: RowSpec, area: np.ndarray) -> np.ndarray:
-    """What is repainted beside an empty garment half, bool [H,W]: ``area``, or in ``IN_PART`` of the rows a rectangle.
-
-    The rectangle lies around a point of ``area``, which needs one at least, and ends where the picture does. What it
-    leaves of a garment tells how the rest looks.
-    """
-    rng = spec.generator(16)
-    if rng.random() < 1 - IN_PART:
-        return area
-    points = np.argwhere(area)
-    edges = []
-    for place, side in zip(points[rng.integers(len(points))], area.shape, strict=True):
-        length = round(side * rng.uniform(*RECTANGLE))
-        first = place - rng.integers(length)
-        edges.append(slice(max(0, first), first + length))
-    found = np.zeros_like(area)
-    found[tuple(edges)] = True
-    return found
-
-
-def elsewhere(spec: RowSpec) -> tuple[bool, bool]:
-    """Whether the person, and whether the garment, of a row are at another size and place than usual."""
-    person, garment = spec.generator(14).random(2) < ELSEWHERE
-    return bool(person), bool(garment)
-
-
-def drawn_elsewhere(spec: RowSpec) -> tuple[Image.Image, np.ndarray]:
-    """The person nearer and anywhere in the picture: photo, and bool [H,W], the area to repaint.
-
-    A part of a larger drawing, around a point of that area.
-    """
-    rng = spec.generator(12)
-    drawing = spec.draw(LARGE)
-    rows, columns = np.nonzero(drawing.agnostic[spec.cloth_type])
-    point = rng.integers(len(rows))
-    share = rng.uniform(*NEARNESS)
-    height, width = (share * side for side in LARGE)
-    top = min(max(rows[point] - height * rng.uniform(0.2, 0.8), 0), LARGE[0] - height)
-    left = min(max(columns[point] - width * rng.uniform(0.2, 0.8), 0), LARGE[1] - width)
-    box, mask = (left, top, left + width, top + height), Image.fromarray(drawing.agnostic[spec.cloth_type])
-    photo = drawing.photo.resize(SIZE[::-1], Image.Resampling.LANCZOS, box)
-    return photo, np.asarray(mask.resize(SIZE[::-1], Image.Resampling.NEAREST, box))
-
-
-def garment_elsewhere(spec: RowSpec, flat: Image.Image, lies: np.ndarray) -> tuple[Image.Image, np.ndarray]:
-    """The flat garment and where it lies, smaller and anywhere on its white ground."""
-    rng = spec.generator(13)
-    width, height = (round(side * rng.uniform(0.6, 1)) for side in flat.size)
-    place = (int(rng.integers(flat.width - width + 1)), int(rng.integers(flat.height - height + 1)))
-    ground, mask = Image.new("RGB", flat.size, (255, 255, 255)), Image.new("L", flat.size)
-    ground.paste(flat.resize((width, height), Image.Resampling.LANCZOS), place)
-    mask.paste(Image.fromarray(lies).resize((width, height), Image.Resampling.NEAREST), place)
-    return ground, np.asarray(mask) > 0
-
-
-def write_tops_folder(target: Path, rows: int, num_proc: int = 1) -> None:
-    """Draw a VITON-HD folder with ``rows`` people in ``train/`` and ``TEST_ROWS`` others in ``test/``.
-
-    Each training pair is there a second time as its mirror image, so the list has twice as many lines. The same bytes
-    for the same arguments, whatever ``num_proc`` is.
-    """
-    for phase in ("train", "test"):
-        for folder in FOLDERS:
-            (target / phase / folder).mkdir(parents=True)
-    count = rows + TEST_ROWS
-    draw = functools.partial(_write_row, target, rows)
-    written = tqdm(draw_all(draw, top_specs(count), num_proc), total=count, desc="drawing tops", unit="row")
-    names = [name for of_row in written for name in of_row]
-    for phase, some in (("train", names[: 2 * rows]), ("test", names[2 * rows :])):
-        (target / f"{phase}_pairs.txt").write_text("".join(f"{name}.jpg {name}.jpg\n" for name in some), "utf-8")
-
-
-def _write_row(target: Path, rows: int, spec: RowSpec) -> list[str]:
-    """Draw one row and write its four pictures, in training their mirror images, too; returns the pairs' names."""
-    person_moves, garment_moves = elsewhere(spec)
-    wears = without_garment(spec)
-    # The drawing shows the part of the body that is repainted.
-    shown = wears or replace(spec, cloth_type=repainted_type(spec))
-    if person_moves:
-        photo, area = drawn_elsewhere(shown)
-    else:
-        drawing = shown.draw(SIZE)
-        photo, area = drawing.photo, drawing.agnostic[shown.cloth_type]
-    if wears:
-        area = part_of(spec, area)
-        flat, lies = Image.new("RGB", SIZE[::-1], (255, 255, 255)), np.zeros(SIZE, bool)
-    else:
-        flat, lies = spec.draw_garment(SIZE)
-        if garment_moves:
-            flat, lies = garment_elsewhere(spec, flat, lies)
-    masks = [Image.fromarray(mask.astype(np.uint8) * np.uint8(255)) for mask in (lies, area)]
-    pictures = {f"{spec.index:06d}": [photo, flat, *masks]}
-    if spec.index < rows:
-        pictures[f"{spec.index:06d}m"] = [ImageOps.mirror(picture) for picture in (photo, flat, *masks)]
-    phase = target / ("train" if spec.index < rows else "test")
-    for name, parts in pictures.items():
-        for folder, picture in zip(FOLDERS[:3], parts, strict=False):
-            picture.save(phase / folder / f"{name}.jpg", quality=95, subsampling=0)
-        parts[3].save(phase / "agnostic-mask" / f"{name}_mask.png", compress_level=1)
-    return list(pictures)
-
-
 @torch.no_grad()
 def painted_pairs(pipeline: Any, rows: int, num_proc: int) -> Pairs:
-    """Drawn pairs of people in tops that nothing was trained on, with the latents that ``pipeline`` paints of them."""
-    pairs = _pairs_of([replace(spec, seed=PAINTED_SEED) for spec in top_specs(rows)], num_proc, SIZE)
+    """Drawn pairs of people in tops that nothing was trained on, with the latents that ``pipeline`` paints of them.
+
+    People are seen as often whole, and nearer, as those that the transformer learns from: small ones are blurred more.
+    """
+    pairs = _pairs_of(_pair_to_paint, [replace(spec, seed=PAINTED_SEED) for spec in top_specs(rows)], num_proc)
     latents, width = [], SIZE[1]
     pipeline.set_progress_bar_config(disable=True)
     for first in trange(0, rows, 16, desc="painting"):
