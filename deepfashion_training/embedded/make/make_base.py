@@ -20,7 +20,6 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,13 +27,12 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, FluxFillPipeline, FluxTransformer2DModel
-from PIL import Image
 from tqdm import tqdm, trange
 
 import train_flux_inpaint as trainer
 from deepfashion_training.embedded import TINY_FLUX_FILL
 from deepfashion_training.embedded.make.small_vae import Pairs, linear_start, standardize_latents, train_vae
-from deepfashion_training.embedded.make.top_rows import SIZE, drawn_person, top_specs, write_tops_folder
+from deepfashion_training.embedded.make.top_rows import SIZE, top_specs, write_tops_folder
 from deepfashion_training.embedded.rows import RowSpec, documented_specs, draw_all
 from training_run.cores import ON_CPU, usable_cores
 
@@ -51,7 +49,7 @@ PAINTED_ROWS, PAINTED_STEPS = 1500, 1500
 #: all steps see almost pure noise: a small model tells shapes by the condition alone, and draws in one step. CPUs
 #: with AMX are quickest in bf16. ``PAIRS`` of a step are shared evenly by as many processes as cores allow, one on
 #: a GPU.
-STEPS, PAIRS = 7500, 48
+STEPS, PAIRS = 7000, 48
 TRAINING = (
     f"--train_base_model all --height {SIZE[0]} --width {SIZE[1]} --max_sequence_length 8 --mixed_precision bf16 "
     "--optimizer muon --learning_rate 2e-3 --lr_scheduler cosine --lr_warmup_steps 100 --adam_beta2 0.99 "
@@ -113,27 +111,19 @@ def untrained_transformer(seed: int = 0) -> Any:
 def drawn_pairs(rows: int, seed: int, num_proc: int, size: tuple[int, int] = SIZE) -> Pairs:
     """Pairs of all garment types, with all their patterns and seen anywhere: plain cloth in a studio is easy."""
     specs = [replace(spec, patterned=1.0, studio=False) for spec in documented_specs(rows, seed)]
-    return _pairs_of(functools.partial(_drawn_pair, size), specs, num_proc)
+    return _pairs_of(specs, num_proc, size)
 
 
-def _pairs_of(draw: Callable[[RowSpec], Any], specs: list[RowSpec], num_proc: int) -> Pairs:
-    drawn = draw_all(draw, specs, num_proc)
+def _pairs_of(specs: list[RowSpec], num_proc: int, size: tuple[int, int]) -> Pairs:
+    drawn = draw_all(functools.partial(_drawn_pair, size), specs, num_proc)
     pictures, masks = zip(*tqdm(drawn, "drawing pairs", len(specs), unit="row"), strict=True)
     return Pairs(np.stack(pictures), np.stack(masks))
 
 
 def _drawn_pair(size: tuple[int, int], spec: RowSpec) -> tuple[np.ndarray, np.ndarray]:
     drawing = spec.draw(size)
-    return _beside(spec.draw_garment(size)[0], drawing.photo), drawing.agnostic[spec.cloth_type]
-
-
-def _pair_to_paint(spec: RowSpec) -> tuple[np.ndarray, np.ndarray]:
-    photo, area = drawn_person(spec)
-    return _beside(spec.draw_garment(SIZE)[0], photo), area
-
-
-def _beside(garment: Image.Image, photo: Image.Image) -> np.ndarray:
-    return np.concatenate([np.asarray(garment), np.asarray(photo)], axis=1)
+    flat, _ = spec.draw_garment(size)
+    return np.concatenate([np.asarray(flat), np.asarray(drawing.photo)], axis=1), drawing.agnostic[spec.cloth_type]
 
 
 def make_vae(num_proc: int) -> Any:
@@ -151,11 +141,8 @@ def make_vae(num_proc: int) -> Any:
 
 @torch.no_grad()
 def painted_pairs(pipeline: Any, rows: int, num_proc: int) -> Pairs:
-    """Drawn pairs of people in tops that nothing was trained on, with the latents that ``pipeline`` paints of them.
-
-    People are seen as often whole, and nearer, as those that the transformer learns from: small ones are blurred more.
-    """
-    pairs = _pairs_of(_pair_to_paint, [replace(spec, seed=PAINTED_SEED) for spec in top_specs(rows)], num_proc)
+    """Drawn pairs of people in tops that nothing was trained on, with the latents that ``pipeline`` paints of them."""
+    pairs = _pairs_of([replace(spec, seed=PAINTED_SEED) for spec in top_specs(rows)], num_proc, SIZE)
     latents, width = [], SIZE[1]
     pipeline.set_progress_bar_config(disable=True)
     for first in trange(0, rows, 16, desc="painting"):
