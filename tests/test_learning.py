@@ -20,15 +20,16 @@ from PIL import Image
 from benchmarks import embedded_base
 
 LAUNCHER = Path(__file__).resolve().parents[1] / "deepfashion_training" / "train_deepfashion_lora.sh"
-#: People that no training draws. Quick tests of three recipes were measured on seeds 11 to 13 before one was chosen
-#: (docs/recipe.md).
-SEED = 11
+#: People that no training draws, the first seed of those by whom nothing was chosen. Quick tests of three recipes were
+#: measured on seeds 11 to 13 before one was chosen (docs/recipe.md).
+SEED = 14
 #: Errors of the LoRA as a share of the base's, at most, by the figures of ``evaluate``. The goal is also 0.65 for
-#: 1-SSIM of full body. On people of seeds 11, 12 and 13 a LoRA had 0.57, 0.60 and 0.58 for 1-SSIM of lower body, and
-#: 0.70, 0.68 and 0.65 for that of full body; of others see benchmarks/README.md.
+#: 1-SSIM of full body. On people of seeds 14, 15 and 16 a LoRA had 0.58, 0.57 and 0.57 for 1-SSIM of lower body, 0.67,
+#: 0.69 and 0.67 for that of full body, 0.44, 0.42 and 0.40 for CIEDE2000 of full body, and 1.00, 1.03 and 1.02 for that
+#: of tops (benchmarks/README.md).
 BOUNDS = {
     "ciede2000_masked": {"lower": 0.45, "full": 0.45, "upper": 1.03},
-    "dssim_masked": {"lower": 0.60, "full": 0.72, "upper": 1.03},
+    "dssim_masked": {"lower": 0.60, "full": 0.69, "upper": 1.03},
 }
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]
