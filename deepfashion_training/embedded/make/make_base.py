@@ -3,8 +3,8 @@
     python -m deepfashion_training.embedded.make.make_base --work_dir W [--output_dir D]
 
 The VAE is trained here on drawn pairs of all garment types, the transformer by ``train_flux_inpaint.py`` on a VITON-HD
-folder of drawn people in tops (``top_rows.py``), both from random weights: like catvton-flux-alpha it has never seen
-trousers or a dress being put on.
+folder of drawn people, most of them about a top (``top_rows.py``), both from random weights: like catvton-flux-alpha it
+has never seen trousers or a dress being put on.
 
 Configurations, scheduler, tokenizers and text encoders are those of the base that ships. The text encoders are random,
 because every prompt is the same.

@@ -1,9 +1,9 @@
 """The drawn people that the small base's transformer learns from, written as a VITON-HD folder.
 
-As in VITON-HD they wear whatever goes with the top, and in most rows the top is put on. Other than there, most are seen
-from head to foot, as small as the wardrobe shows dresses. A share of the rows is plain inpainting, as FLUX.1-Fill
-learned it before CatVTON-Flux: legs or all clothes are to be repainted, and the top in the garment half says nothing
-about them, or the garment half is empty, and people in dresses and trousers are repainted, in part or all.
+As in VITON-HD they wear whatever goes with the top, and in most rows the top is put on. Unlike there, most people are
+drawn as far away as the wardrobe shows dresses. A share of the rows is plain inpainting, as FLUX.1-Fill learned it
+before CatVTON-Flux: legs or all clothes are to be repainted, and the top in the garment half says nothing about them,
+or the garment half is empty, and people in dresses and trousers are repainted, in part or all.
 """
 
 from __future__ import annotations
@@ -37,12 +37,13 @@ WITHOUT_GARMENT, IN_DRESSES, IN_PART, RECTANGLE = 0.15, 0.65, 0.5, (0.3, 0.8)
 PLAIN_INPAINTING = 0.15
 #: Share of the garments drawn with a pattern that keep it.
 PATTERNED = 1.0
-#: Share of the people that are seen from head to foot in whatever view; those in the view "full" always are. On them a
-#: dress and its pattern are two thirds as large as laid out flat, and trousers half. A top that is seen as shops show
-#: it is as large as flat.
+#: Share of the people that are drawn as far away as the wardrobe shows dresses, whatever is repainted; so are those in
+#: the view "full". There garments and their patterns are smaller than laid out flat, by area a dress 0.73 times and
+#: trousers 0.58 times as long and wide (medians of 200 rows), where tops as shops show them are as large.
 WHOLE = 0.6
-#: Share of those people, and of the garment pictures, that are at another size and place than in the wardrobe. What the
-#: model learns there holds wherever garment and body are, so that a LoRA finds it useful for legs, too.
+#: Share of the people of ``WHOLE`` of whom only a part is shown, nearer and anywhere, and of the garment pictures that
+#: are smaller and anywhere. What the model learns there holds wherever garment and body are, so that a LoRA finds it
+#: useful for legs, too.
 ELSEWHERE = 0.5
 #: Height and width of the drawings of those people, and which share of both sides the picture shows.
 LARGE, NEARNESS = (192, 144), (0.6, 1.0)
@@ -94,7 +95,10 @@ def part_of(spec: RowSpec, area: np.ndarray) -> np.ndarray:
 
 
 def seen_from(spec: RowSpec) -> tuple[bool, bool, bool]:
-    """Whether a row's person is seen whole, and then nearer and elsewhere; and whether the garment is elsewhere."""
+    """Of a row: whether the person is drawn whole, whether only a part of that is shown, and whether the garment moves.
+
+    As ``WHOLE`` and ``ELSEWHERE`` say.
+    """
     whole, near = spec.generator(14).random(2) < (WHOLE, ELSEWHERE)
     return bool(whole), bool(whole and near), bool(spec.generator(17).random() < ELSEWHERE)
 
@@ -102,8 +106,8 @@ def seen_from(spec: RowSpec) -> tuple[bool, bool, bool]:
 def drawn_person(spec: RowSpec) -> tuple[Image.Image, np.ndarray]:
     """Photo, and bool [H,W], the area of ``spec.cloth_type`` to repaint, seen as ``seen_from`` says.
 
-    Whoever is nearer and elsewhere is a part of a larger drawing, around a point of that area. People who are not seen
-    whole are as in the wardrobe.
+    A part that is shown is one of a larger drawing, around a point of that area. People who are not drawn whole are as
+    in the wardrobe.
     """
     whole, near, _ = seen_from(spec)
     drawing = (replace(spec, cloth_type=FULL) if whole else spec).draw(LARGE if near else SIZE)
