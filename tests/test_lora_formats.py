@@ -614,13 +614,16 @@ def draws(tryon_run, person, tmp_path) -> Callable[..., np.ndarray]:
     return draw
 
 
+#: Levels of 255 by which a LoRA has to change the picture, where formats may differ by 1. How much it is depends on the
+#: base: over today's a random LoRA changes the picture by 15.
+SEEN = 3
 SHOWN = ["kohya", "simpletuner", "peft"]
 
 
 def check_picture(draws, reference: Tensors, lora: Path, folder: Path) -> None:
     weights = reference
     wanted = draws(FORMATS["diffusers"](folder / "wanted", weights))
-    assert abs(wanted - draws(None)).max() > 20
+    assert abs(wanted - draws(None)).max() > SEEN
     assert abs(draws(lora) - wanted).max() <= 1
 
 
@@ -650,7 +653,7 @@ def test_a_dora_of_kohya_draws_what_it_draws_in_diffusers(save_random_lora, draw
     # Without alpha keys a joined layer of n parts of rank r has the scale 1, as each of them alone.
     wanted = draws(lora_of(tmp_path / "d.safetensors", renamed_dora(weights)))
     without = draws(lora_of(tmp_path / "p.safetensors", renamed(plain, "transformer.NAME")))
-    assert abs(wanted - without).max() > 3
+    assert abs(wanted - without).max() > SEEN
     assert abs(draws(lora_of(tmp_path / "k.safetensors", stored)) - wanted).max() <= 1
 
 
@@ -670,7 +673,7 @@ def test_xlabs_draws_what_diffusers_makes_of_it(draws, tmp_path):
         weights[f"{block}.processor.{layer}.down.weight"] = torch.randn(4, columns, generator=draw) / columns**0.5
         weights[f"{block}.processor.{layer}.up.weight"] = 0.2 * torch.randn(rows, 4, generator=draw)
     wanted = draws(lora_of(tmp_path / "d.safetensors", FluxLoraLoaderMixin.lora_state_dict(dict(weights))))
-    assert abs(wanted - draws(None)).max() > 20
+    assert abs(wanted - draws(None)).max() > SEEN
     assert abs(draws(lora_of(tmp_path / "x.safetensors", weights)) - wanted).max() <= 1
 
 
@@ -688,7 +691,7 @@ def test_mixed_ranks_and_alphas_draw_what_they_do_with_alpha_in_b(reference, dra
         scaled[f"{layer}.lora_B.weight"] = mixed[f"{layer}.lora_B.weight"] * alphas[f"{layer}.alpha"] / rank
     wanted = draws(lora_of(tmp_path / "s.safetensors", renamed(scaled, "transformer.NAME")))
     got = draws(lora_of(tmp_path / "m.safetensors", renamed(mixed, "transformer.NAME") | renamed_dora(alphas)))
-    assert abs(wanted - draws(None)).max() > 10 and abs(got - wanted).max() <= 1
+    assert abs(wanted - draws(None)).max() > SEEN and abs(got - wanted).max() <= 1
 
     back = read_lora(lora_of(tmp_path / "k.safetensors", to_kohya(read_lora(tmp_path / "m.safetensors"))))
     wanted_updates = updates(scaled, lambda _: 1.0)
