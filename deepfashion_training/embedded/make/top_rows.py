@@ -52,7 +52,7 @@ FOLDERS = ("image", "cloth", "cloth-mask", "agnostic-mask")
 
 
 def top_specs(rows: int) -> Iterator[RowSpec]:
-    """``rows`` people, each once, in an outfit drawn around a top; views as in the wardrobe, patterns more often."""
+    """``rows`` people, each once, in an outfit drawn around a top; views as in the wardrobe, twice its patterns."""
     for index in range(rows):
         view = str(np.random.default_rng([TOPS_SEED, index, 9]).choice(PERSON_VIEWS, p=STUDIO_SHARES))
         yield RowSpec(TOPS_SEED, index, index, 1, view, UPPER, UPPER, studio=True, patterned=PATTERNED)
