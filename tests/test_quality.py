@@ -142,7 +142,7 @@ def test_nor_are_people_whose_photo_ends_at_the_neck(drawn):
 
 def test_drawn_garments_alone_are(drawn):
     for spec, _ in drawn[:40]:
-        photo, mask = draw_flat(spec.garment(), spec.person().gender, SIZE)
+        photo, mask = draw_flat(spec.garment(), spec.person.gender, SIZE)
         for parse in (None, np.where(mask, 4, 0)):
             finding = looks_like_product_shot(photo, mask.astype(np.uint8), parse, GATES)
             assert finding.reason == "product_shot", spec
@@ -188,7 +188,7 @@ def test_the_right_garment_has_the_likelier_colours(drawn):
             continue
         # The photo in another light than the product shot.
         photo = ImageEnhance.Brightness(drawing.photo).enhance(float(rng.uniform(0.85, 1.1)))
-        garments = [draw_flat(one.garment(), one.person().gender, SIZE)[0] for one in (spec, other)]
+        garments = [draw_flat(one.garment(), one.person.gender, SIZE)[0] for one in (spec, other)]
         scores.append([colour_likeness(garment, photo, worn) for garment in garments])
     right, wrong = np.array(scores).T
     assert len(right) > 40

@@ -132,8 +132,8 @@ def test_garment_types_come_in_turn():
 def test_views_of_a_variant_show_one_outfit():
     outfits = defaultdict(set)
     for spec in documented_specs(90, 1):
-        assert spec.cloth_type in [garment.cloth_type for garment in spec.outfit().garments]
-        outfits[spec.pid, spec.variant].add(repr(spec.outfit()))
+        assert spec.cloth_type in [garment.cloth_type for garment in spec.outfit.garments]
+        outfits[spec.pid, spec.variant].add(repr(spec.outfit))
     assert len(outfits) < 90
     assert all(len(worn) == 1 for worn in outfits.values())
     assert len({worn for found in outfits.values() for worn in found}) == len(outfits)

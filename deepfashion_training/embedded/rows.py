@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import multiprocessing
 from collections.abc import Callable, Iterable, Iterator
@@ -57,13 +58,15 @@ class RowSpec:
         """Random numbers that belong to this row's person and to one purpose."""
         return np.random.default_rng([self.seed, self.pid_index, *purpose])
 
+    @functools.cached_property
     def person(self) -> Person:
         """The person, the same in all rows of a pid."""
         return random_person(self.generator(0))
 
+    @functools.cached_property
     def outfit(self) -> Outfit:
         """The outfit, the same in all rows of a variant."""
-        outfit = random_outfit(self.generator(1, self.variant), self.person().gender, self.around, self.category)
+        outfit = random_outfit(self.generator(1, self.variant), self.person.gender, self.around, self.category)
         keep = self.generator(4, self.variant).random(2) < self.patterned
         # The first draw is for the garment that the outfit is drawn around: it looks alike whatever else is worn.
         garments = tuple(
@@ -74,7 +77,7 @@ class RowSpec:
 
     def garment(self) -> Garment:
         """The garment that the row is about."""
-        return next(garment for garment in self.outfit().garments if garment.cloth_type == self.cloth_type)
+        return next(garment for garment in self.outfit.garments if garment.cloth_type == self.cloth_type)
 
     def draw(self, size: tuple[int, int]) -> Drawing:
         """The person's picture: rows of one pid, variant and view show the same one."""
@@ -82,17 +85,17 @@ class RowSpec:
         half = {UPPER: "upper", LOWER: "lower"}.get(self.cloth_type) if self.studio else None
         pose = random_pose(place, self.view, half, calm=self.studio)
         wall_seed = int(place.integers(1 << 30))
-        return draw_person(self.person(), self.outfit(), pose, size, wall_seed, bare_wall=self.studio)
+        return draw_person(self.person, self.outfit, pose, size, wall_seed, bare_wall=self.studio)
 
     def draw_garment(self, size: tuple[int, int]) -> tuple[Image.Image, Mask]:
         """The garment laid out flat, and where it lies."""
-        return draw_flat(self.garment(), self.person().gender, size, self.outfit().inner)
+        return draw_flat(self.garment(), self.person.gender, size, self.outfit.inner)
 
     def caption(self) -> str:
         """The caption, the same for all views of a variant."""
         if self.view == "flat":
             return f"The picture shows {describe(self.garment())}."
-        return caption(self.person(), self.outfit(), self.generator(3, self.variant))
+        return caption(self.person, self.outfit, self.generator(3, self.variant))
 
 
 def documented_specs(rows: int, seed: int) -> Iterator[RowSpec]:
@@ -181,7 +184,7 @@ def documented_row(spec: RowSpec, size: tuple[int, int]) -> dict[str, Any]:
         "pid": spec.pid,
         "variant": f"{spec.variant:02d}",
         "view": spec.view,
-        "gender": spec.person().gender,
+        "gender": spec.person.gender,
         "category": spec.garment().category,
         "garment_source": "flat",
         "garment_view": "flat",
@@ -202,7 +205,7 @@ def raw_row(spec: RowSpec, size: tuple[int, int]) -> dict[str, Any]:
     tint = Image.blend(photo, Image.new("RGB", photo.size, (230, 30, 60)), 0.5)
     return {
         "images": _encoded(photo, name),
-        "gender": spec.person().gender,
+        "gender": spec.person.gender,
         "pose": spec.pose_name,
         "cloth_type": spec.garment().category,
         "pid": spec.pid,
