@@ -20,16 +20,16 @@ from PIL import Image
 from benchmarks import embedded_base
 
 LAUNCHER = Path(__file__).resolve().parents[1] / "deepfashion_training" / "train_deepfashion_lora.sh"
-#: People that no training draws, the first seed of those by whom nothing was chosen. Quick tests of three recipes were
-#: measured on seeds 11 to 13 before one was chosen (docs/recipe.md).
-SEED = 14
-#: Errors of the LoRA as a share of the base's, at most, by the figures of ``evaluate``. The goal is also 0.65 for
-#: 1-SSIM of full body. On people of seeds 14, 15 and 16 a LoRA had 0.58, 0.57 and 0.57 for 1-SSIM of lower body, 0.67,
-#: 0.69 and 0.67 for that of full body, 0.44, 0.42 and 0.40 for CIEDE2000 of full body, and 1.00, 1.032 and 1.02 for
-#: that of tops, so that one seed of the three does not hold the bound on tops (benchmarks/README.md).
+#: People that no training draws, the first seed of those by whom nothing was chosen. Quick tests had been measured on
+#: seeds 11 to 16 before a recipe was chosen (docs/recipe.md).
+SEED = 17
+#: Errors of the LoRA as a share of the base's, at most, by the figures of ``evaluate``. On people of seeds 17, 18 and 19
+#: a LoRA had 0.52, 0.57 and 0.54 for 1-SSIM of lower body, 0.63, 0.64 and 0.61 for that of full body, 0.42, 0.39 and
+#: 0.33 for CIEDE2000 of full body, and 1.00, 1.02 and 1.04 for 1-SSIM of tops, so that one seed of the three does not
+#: hold the bound on tops (benchmarks/README.md).
 BOUNDS = {
     "ciede2000_masked": {"lower": 0.45, "full": 0.45, "upper": 1.03},
-    "dssim_masked": {"lower": 0.60, "full": 0.69, "upper": 1.03},
+    "dssim_masked": {"lower": 0.60, "full": 0.65, "upper": 1.03},
 }
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]
@@ -74,7 +74,7 @@ def test_the_base_fails_at_trousers_and_dresses(judged: dict[str, Any], kind: st
     for figure, factor in (("ciede2000_masked", 1.8), ("dssim_masked", 1.6)):
         assert judged["base"][kind][figure] > factor * judged["base"]["upper"][figure], figure
     # It matters little which garment is given, where a wrong top makes the error six times as large. Of a dress the
-    # base copies the upper half: on people of seeds 14, 15 and 16 the share was 0.51.
+    # base copies the upper half: on people of seeds 17, 18 and 19 the share was 0.49 to 0.54.
     share = {"lower": 0.5, "full": 0.4}[kind]
     assert judged["base"][kind]["ciede2000_masked"] > share * judged["base, wrong garment"][kind]["ciede2000_masked"]
 

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 SCHEMAS: dict[str, tuple[Any, Any]] = {"documented": (documented_specs, documented_row), "hub": (raw_specs, raw_row)}
 
 #: Rows and seed of the wardrobe that ``--embedded`` draws for itself.
-OWN_ROWS, OWN_SEED = 4500, 0
+OWN_ROWS, OWN_SEED = 6000, 0
 
 #: Rows of a row group: as many are held in memory.
 _GROUP_ROWS = 50
