@@ -23,8 +23,8 @@ LAUNCHER = Path(__file__).resolve().parents[1] / "deepfashion_training" / "train
 #: People that no training draws, the first seed of those by whom nothing was chosen. Quick tests had been measured on
 #: seeds 11 to 16 before a recipe was chosen (docs/recipe.md).
 SEED = 17
-#: Errors of the LoRA as a share of the base's, at most, by the figures of ``evaluate``. On people of seeds 17, 18 and 19
-#: a LoRA had 0.52, 0.57 and 0.54 for 1-SSIM of lower body, 0.63, 0.64 and 0.61 for that of full body, 0.42, 0.39 and
+#: Errors of the LoRA as a share of the base's, at most, by the figures of ``evaluate``. On people of seeds 17, 18 and
+#: 19 a LoRA had 0.52, 0.57 and 0.54 for 1-SSIM of lower body, 0.63, 0.64 and 0.61 for that of full body, 0.42, 0.39 and
 #: 0.33 for CIEDE2000 of full body, and 1.00, 1.02 and 1.04 for 1-SSIM of tops, so that one seed of the three does not
 #: hold the bound on tops (benchmarks/README.md).
 BOUNDS = {
