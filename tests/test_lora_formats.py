@@ -615,7 +615,7 @@ def draws(tryon_run, person, tmp_path) -> Callable[..., np.ndarray]:
 
 
 #: Levels of 255 by which a LoRA has to change the picture, where formats may differ by 1. How much it is depends on the
-#: base: over today's a random LoRA changes the picture by 15.
+#: base.
 SEEN = 3
 SHOWN = ["kohya", "simpletuner", "peft"]
 
