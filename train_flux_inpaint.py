@@ -63,12 +63,13 @@ from training_run.memory import optimizer_bytes
 from training_run.not_data import check_no_pointer
 from training_run.optimizers import check_optimizer_state, make_optimizer, optimizer_settings
 from training_run.output_dir import LORA_FILE as LORA_FILE  # for wrappers of this script
+from training_run.processes import RANKS_WAIT
 from training_run.record import RunRecord
 from training_run.row_order import PairStream, seed_for, validation_rows, weights_of
 from training_run.sheets import to_picture, write_sheet
 from training_run.start_lora import read_start, settings_of_start, start_from
 from training_run.state import random_state, read_state, set_random_state, write_state
-from training_run.stopping import RANKS_WAIT, StoppedError, Stopping, settle_gloo, worker_ignores_signals
+from training_run.stopping import StoppedError, Stopping, settle_gloo, worker_ignores_signals
 from training_run.transfer import bytes_of_pair, collate, to_floats
 
 logger = get_logger(__name__)

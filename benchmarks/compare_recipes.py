@@ -42,7 +42,7 @@ from deepfashion_training.cli import WrongUseError, number, run_command
 from deepfashion_training.embedded.wardrobe import draw_wardrobe
 from deepfashion_training.evaluate import alone
 from deepfashion_training.garment_types import TYPE_NAMES
-from deepfashion_training.train_deepfashion_lora import REPOSITORY, build_parser, parse, typed_only
+from deepfashion_training.run_arguments import REPOSITORY, build_parser, parse, typed_only
 from training_run.atomic import write_file
 from training_run.cores import ON_CPU
 from training_run.flags import SEED as TRAINING_SEED

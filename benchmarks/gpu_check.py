@@ -64,7 +64,7 @@ from torch.utils.data import default_collate  # noqa: E402
 
 import train_flux_inpaint as trainer  # noqa: E402
 from benchmarks.train_step import EMBEDDED, NoiseRows, random_models, transformer_config  # noqa: E402
-from deepfashion_training import train_deepfashion_lora, tryon  # noqa: E402
+from deepfashion_training import run_arguments, tryon  # noqa: E402
 from training_run import guards, speed  # noqa: E402
 from training_run.atomic import write_file  # noqa: E402
 from training_run.flags import QUANTIZED_BY, number  # noqa: E402
@@ -283,10 +283,10 @@ def training(trial: Trial, *words: object, small: bool = False) -> argparse.Name
         given += "--height 64 --width 48 --max_sequence_length 32 --dataloader_num_workers 0".split()
     if not on_gpu():
         given += "--mixed_precision no --no-use_8bit_adam --no-compile_blocks".split()
-    args, _ = train_deepfashion_lora.parse([*given, *map(str, words)], load=False)
+    args, _ = run_arguments.parse([*given, *map(str, words)], load=False)
     if not on_gpu() and args.quantize_base == "nf4":
         args.quantize_base = None
-    for name in train_deepfashion_lora.MODELS:
+    for name in run_arguments.MODELS:
         setattr(args, name, str(EMBEDDED))
     return args
 
@@ -312,7 +312,7 @@ def models(trial: Trial, args: argparse.Namespace) -> Iterator[None]:
     with mock.patch.object(trainer, "VitonHDTestDataset", NoiseRows), contextlib.ExitStack() as made:
         if trial.size == "full":
             pipeline = made.enter_context(random_models(FLUX_FILL))
-            for name in train_deepfashion_lora.MODELS:
+            for name in run_arguments.MODELS:
                 setattr(args, name, str(pipeline))
         yield
 

@@ -19,7 +19,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # `python benchmarks/predict_memory.py` has only this folder on its path
-from deepfashion_training import train_deepfashion_lora as wrapper  # noqa: E402
+from deepfashion_training import run_arguments  # noqa: E402
 from deepfashion_training.cli import load_cards, load_preset, quiet_libraries  # noqa: E402
 
 quiet_libraries()
@@ -33,7 +33,7 @@ from training_run.lora import lora_config  # noqa: E402
 from training_run.memory import predict, saved_by_blocks  # noqa: E402
 
 GIB = 2**30
-PRESETS = ["full", *wrapper.PRESET_FLAGS.values()]
+PRESETS = ["full", *run_arguments.PRESET_FLAGS.values()]
 #: Of one half, in pixels.
 DRAWN = ((512, 384), (768, 576), (1024, 768))
 
@@ -59,7 +59,7 @@ def saved_gib() -> dict[str, float]:
 
 def figures_of(preset: str) -> dict[str, Any]:
     """What a step of ``preset`` takes on its card. ``ValueError`` where it does not fit."""
-    args, _ = wrapper.parse(["--preset", preset], load=False)
+    args, _ = run_arguments.parse(["--preset", preset], load=False)
     needed = load_preset(preset).gpu_memory_gib or 0
     card = min((card for card in load_cards() if card["memory_gib"] >= needed), key=lambda card: card["memory_gib"])
     memory = predict(args, trainer.make_trainable)

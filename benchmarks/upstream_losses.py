@@ -31,6 +31,7 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import train_flux_inpaint as trainer
+from deepfashion_training import run_arguments
 from deepfashion_training import train_deepfashion_lora as wrapper
 from deepfashion_training.cli import quiet_libraries
 from deepfashion_training.embedded.wardrobe import write_wardrobe
@@ -48,7 +49,7 @@ def train(flags: list[str], replay: bool = False) -> Path:
 
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
-    args, script = wrapper.parse(flags)
+    args, script = run_arguments.parse(flags)
     wrapper.check(args, script)
     with mock.patch.multiple(script.module, **replayed(script.module, args.seed)) if replay else nullcontext():
         wrapper.run(args, script)

@@ -171,7 +171,7 @@ def load_preset(name: str) -> Preset:
         smaller = tuple(content.get("smaller", ()))
         if all(isinstance(value, str) for step in (flags, *smaller) for value in step.values()):
             numbers = {need: float(gib) for need, gib in needs.items()}
-            return Preset(path.stem, path, str(content.get("about", "")), flags, smaller=smaller, **numbers)
+            return Preset(path.stem, path.resolve(), str(content.get("about", "")), flags, smaller=smaller, **numbers)
     except (AttributeError, TypeError, ValueError):
         pass
     raise WrongUseError(

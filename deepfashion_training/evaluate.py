@@ -24,6 +24,7 @@ from deepfashion_training.cli import FlagParser, load_cards, number, quiet_libra
 from deepfashion_training.garment_types import TYPE_NAMES, type_list
 from deepfashion_training.inference.choice import add_drawing_flags, add_model_flags
 from training_run.lock import only_writer
+from training_run.processes import process_state
 
 if TYPE_CHECKING:
     import torch
@@ -122,10 +123,7 @@ def evaluate(args: argparse.Namespace, processes: Any = None) -> Path | None:
     before models are loaded where that is possible.
     """
     quiet_libraries()
-    from accelerate import PartialState
-    from accelerate.utils import parse_flag_from_env
-
-    state = processes or PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=_PATIENCE)
+    state = processes or process_state(_PATIENCE)
     with only_writer(args.output_dir) if state.is_main_process else nullcontext():
         return _evaluate(args, state)
 

@@ -27,14 +27,9 @@ if __name__ == "__main__":  # run by path: the package is found from here, and i
     sys.path[0] = str(HERE.parent)
 
 from deepfashion_training.cli import PRESETS, FlagParser, Preset, load_preset, run_command  # noqa: E402
-from deepfashion_training.train_deepfashion_lora import (  # noqa: E402
-    PRESET_FLAGS,
-    build_parser,
-    parse,
-    say_what_fits,
-    smaller_steps,
-)
+from deepfashion_training.run_arguments import PRESET_FLAGS, build_parser, parse, smaller_steps  # noqa: E402
 from training_run.cores import ON_CPU, usable_cores  # noqa: E402
+from training_run.processes import process_state  # noqa: E402
 from training_run.stopping import LAUNCHER  # noqa: E402
 
 TRAIN = HERE / "train_deepfashion_lora.py"
@@ -165,9 +160,11 @@ def work(argv: list[str]) -> int:
     command, environments = [sys.executable, str(TRAIN), *words], processes(count, on_cpu=on_cpu)
     if args.dry_run:
         if (steps := smaller_steps(words)) and not args.upstream:
+            from deepfashion_training.plan import say_what_fits
+
             args, script = parse(words)
             args.check = True  # which is to say it for cards that are not here, too
-            say_what_fits(args, script, steps)
+            say_what_fits(args, script, process_state(), steps)
         sys.stdout.write(f"{as_one_command(command, environments)}\n")
         return 0
     return supervise(command, environments)

@@ -12,6 +12,7 @@ import json
 import math
 import shutil
 import statistics
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -321,6 +322,13 @@ def card_lines(args: argparse.Namespace, steps: Steps, make_trainable: MakeTrain
     cards = load_cards()
     found = fit(args, steps, [FILL * free_on(card) for card in cards], make_trainable, transformer_shape(args))
     return [f"{card['card']:16}{fit_line(args, *way, free_on(card))}" for card, way in zip(cards, found, strict=True)]
+
+
+def say_what_fits(args: argparse.Namespace, script: Any, state: Any, steps: Steps) -> None:
+    """Take as many of ``steps`` as the GPU needs, and say it; without one ``--check`` says what they do for others."""
+    line = fit_to_gpu(args, steps, script.make_trainable, state)
+    lines = [line] if line else card_lines(args, steps, script.make_trainable) if args.check else []
+    state.print("\n".join(lines), end="\n" * bool(lines), file=sys.stderr)
 
 
 def free_on(card: dict[str, Any]) -> float:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from deepfashion_training.cli import FlagParser, WrongUseError, describe, in_one_line, load_preset, number, run_command
-from deepfashion_training.train_deepfashion_lora import build_parser
+from deepfashion_training.run_arguments import build_parser
 
 
 def preset(folder: Path, text: str) -> str:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from deepfashion_training import evaluate as evaluate_command
+from deepfashion_training import run_arguments
 from deepfashion_training import train_deepfashion_lora as wrapper
 from deepfashion_training.embedded.wardrobe import write_wardrobe
 from deepfashion_training.evaluation import evaluation_plan as plan_module
@@ -92,7 +93,7 @@ def test_a_failed_comparison_keeps_nothing_from_the_hub(
     monkeypatch.setattr(model_card, "write_model_card", lambda *_: tmp_path / "README.md")
     monkeypatch.setattr(publish, "push", lambda *_: "https://huggingface.co/me/it")
     monkeypatch.setattr(wrapper, "compare_with_base", fails)
-    args, script = wrapper.parse(["--preset", "quick_test", "--embedded", "--output_dir", str(tmp_path)])
+    args, script = run_arguments.parse(["--preset", "quick_test", "--embedded", "--output_dir", str(tmp_path)])
     args.publish, args.dataset_name = True, "some/pairs"
     monkeypatch.setattr(wrapper, "needs_preparation", lambda _: False)
     monkeypatch.setattr(wrapper, "check_rows", lambda _: None)  # which would be downloaded

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from deepfashion_training import train_deepfashion_lora as wrapper
+from deepfashion_training import run_arguments
 from deepfashion_training.embedded.wardrobe import write_wardrobe
 from training_run.checkpoints import newest_whole, seal
 
@@ -93,7 +93,7 @@ def command(**environment: str) -> list[str]:
 def test_the_task_trains_with_flags_that_are_known_and_goes_on_from_the_newest_checkpoint() -> None:
     words = command()
     assert words[:2] == ["bash", TRAINER] and (ROOT / TRAINER).is_file()
-    args, _ = wrapper.parse(words[2:], load=False)
+    args, _ = run_arguments.parse(words[2:], load=False)
     assert (args.preset, args.resume_from_checkpoint, args.output_dir) == ("h100", "latest", "x/out")
     assert args.save_every_minutes > 0
     assert TASK["resources"]["accelerators"] == "H100:1" and TASK["secrets"] == {"HF_TOKEN": None}

@@ -293,7 +293,7 @@ def test_too_small_a_machine_is_told_what_to_do(
     code, _, err = machine.run(*flags)
     assert (code, machine.calls) == (1, [])
     assert said in err and "--embedded" in err and err.count("\n") == 1
-    machine.patch.setattr(launch, "say_what_fits", lambda *_: None)
+    machine.patch.setattr(plan, "say_what_fits", lambda *_: None)
     code, out, err = machine.run(*flags, "--dry-run")
     assert code == 0 and TRAIN in out and err.startswith("warning: ") and said in err
 

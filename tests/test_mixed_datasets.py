@@ -12,6 +12,7 @@ import pytest
 from conftest import forget_accelerator
 from test_pair_folders import SIZE, described, drawn, dresscode, of_type, parquet, same, viton
 
+from deepfashion_training import run_arguments
 from deepfashion_training import train_deepfashion_lora as wrapper
 from deepfashion_training.cli import WrongUseError
 from deepfashion_training.deepfashion_dataset import DatasetOptions, DeepFashionDataset, MixedDataset, mixed_dataset
@@ -129,7 +130,7 @@ def test_bad_rows_are_noted_for_each_source(sources: list[str], tmp_path: Path) 
 )
 def test_weights_and_names_that_mean_nothing_are_wrong_use(flags: list[str]) -> None:
     with pytest.raises((WrongUseError, SystemExit)) as error:
-        wrapper.parse(["--embedded", "--dataset_name", "a/one", "--dataset_name", "a/two", *flags], load=False)
+        run_arguments.parse(["--embedded", "--dataset_name", "a/one", "--dataset_name", "a/two", *flags], load=False)
     assert flags[0] in str(error.value)
 
 
@@ -137,19 +138,19 @@ def test_one_folder_by_two_names_is_one_dataset(sources: list[str], monkeypatch:
     monkeypatch.chdir(Path(sources[0]).parent)
     for other in (f"{sources[0]}/", Path(sources[0]).name):
         with pytest.raises(WrongUseError, match="--dataset_name"):
-            wrapper.parse(["--embedded", "--dataset_name", sources[0], "--dataset_name", other], load=False)
+            run_arguments.parse(["--embedded", "--dataset_name", sources[0], "--dataset_name", other], load=False)
 
 
 def test_weights_of_one_dataset_are_wrong_use_and_one_name_stays_a_text(tmp_path: Path) -> None:
     with pytest.raises(WrongUseError, match="--dataset_weights"):
-        wrapper.parse(["--embedded", "--dataset_name", "a/one", "--dataset_weights", "1"], load=False)
-    args, _ = wrapper.parse(["--embedded", "--dataset_name", "a/one"], load=False)
+        run_arguments.parse(["--embedded", "--dataset_name", "a/one", "--dataset_weights", "1"], load=False)
+    args, _ = run_arguments.parse(["--embedded", "--dataset_name", "a/one"], load=False)
     assert args.dataset_name == args.dataroot == "a/one"
     preset = tmp_path / "mine.yaml"
     preset.write_text("flags:\n  dataset_name: a/of-preset\n")
-    assert wrapper.parse(["--preset", str(preset), "--embedded"], load=False)[0].dataset_name == "a/of-preset"
+    assert run_arguments.parse(["--preset", str(preset), "--embedded"], load=False)[0].dataset_name == "a/of-preset"
     typed = ["--preset", str(preset), "--embedded", "--dataset_name", "a/one", "--dataset_name", "b/two"]
-    assert wrapper.parse(typed, load=False)[0].dataset_name == ["a/one", "b/two"]
+    assert run_arguments.parse(typed, load=False)[0].dataset_name == ["a/one", "b/two"]
 
 
 def run(capsys: pytest.CaptureFixture[str], *flags: object) -> str:

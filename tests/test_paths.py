@@ -12,6 +12,7 @@ from pathlib import Path
 import datasets
 import pytest
 
+from deepfashion_training import run_arguments
 from deepfashion_training import train_deepfashion_lora as wrapper
 from deepfashion_training.cli import load_preset
 from deepfashion_training.data.sources import open_splits, source_columns
@@ -131,7 +132,7 @@ def test_what_is_printed_to_be_typed_is_quoted(tmp_path: Path) -> None:
     folder.mkdir()
     (folder / "x.py").touch()
     script = ["--upstream", str(folder / "x.py"), "--upstream_dataset", "Shop", "--dataset_name", str(folder)]
-    args, _ = wrapper.parse(["--embedded", "--output_dir", str(folder), *script], load=False)
+    args, _ = run_arguments.parse(["--embedded", "--output_dir", str(folder), *script], load=False)
     assert shlex.split(wrapper.larger_run(args), comments=True)[2:8] == script
     command = shlex.split(wrapper.evaluate_command(args, folder, "test"))
     assert command[command.index("--lora") + 1] == str(folder)

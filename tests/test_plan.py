@@ -19,13 +19,14 @@ import torch
 import yaml
 from conftest import forget_accelerator
 
-from deepfashion_training import plan
+from deepfashion_training import plan, run_arguments
 from deepfashion_training import train_deepfashion_lora as wrapper
 from deepfashion_training.cli import PRESETS, WrongUseError, load_cards
 from deepfashion_training.embedded.wardrobe import write_wardrobe
 from deepfashion_training.plan import GIB, MeasuredRun
 from training_run.flops import FLUX_FILL, useful_flops
 from training_run.memory import StepMemory
+from training_run.processes import process_state
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICK = ["--preset", "quick_test", "--embedded", "--plan"]
@@ -33,7 +34,7 @@ FREE = 100 * GIB
 
 
 def asked(*argv: str) -> argparse.Namespace:
-    return wrapper.parse([*argv, "--plan"])[0]
+    return run_arguments.parse([*argv, "--plan"])[0]
 
 
 def measured(seconds: float, peak: float | None = 40.0) -> MeasuredRun:
@@ -92,7 +93,7 @@ def test_a_plan_is_measured_and_leaves_nothing(
 def test_what_encoded_rows_and_checkpoints_take_is_what_they_took(
     own_temp: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    args, script = wrapper.parse([*QUICK, f"--output_dir={tmp_path / 'out'}", "--cache_latents"])
+    args, script = run_arguments.parse([*QUICK, f"--output_dir={tmp_path / 'out'}", "--cache_latents"])
     sizes = {}
 
     def train(short: argparse.Namespace, dataset: object) -> None:
@@ -104,7 +105,7 @@ def test_what_encoded_rows_and_checkpoints_take_is_what_they_took(
         sizes["row"] = shards / len(dataset("/".join((short.dataroot,)), "train"))  # type: ignore[operator]
         sizes["checkpoint"] = sum(path.stat().st_size for path in (run / "checkpoint-6").rglob("*") if path.is_file())
 
-    found = plan.measure(args, train, wrapper.process_state())
+    found = plan.measure(args, train, process_state())
     assert found is not None
     assert plan.latents_row_bytes(args) == pytest.approx(sizes["row"], rel=0.02)
     assert found.checkpoint_bytes == sizes["checkpoint"] > 2 * found.weights_bytes  # weights and Muon's moment
@@ -309,15 +310,15 @@ def test_all_cards_are_answered_from_one_prediction_each_step(monkeypatch: pytes
     [([], 4), (["--height", "768"], 1), (["--width=576"], 1), (["--no-cache_latents"], 3), (["--embedded"], 0)],
 )
 def test_a_typed_flag_is_not_taken_back(typed: list[str], left: int) -> None:
-    assert len(wrapper.smaller_steps(["--low-vram", *typed])) == left
-    assert wrapper.smaller_steps(["--h100", *typed]) == []
+    assert len(run_arguments.smaller_steps(["--low-vram", *typed])) == left
+    assert run_arguments.smaller_steps(["--h100", *typed]) == []
 
 
 @pytest.mark.parametrize("step", ["{output_dir: x}", "{preset: h100}", "{height: 100}", "{heigth: 64}"])
 def test_a_smaller_step_is_read_as_a_presets_flags_are(step: str, tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text(f"flags: {{}}\nsmaller: [{{cache_latents: true}}, {step}]\n")
     with pytest.raises(WrongUseError, match=step.strip("{").split(":")[0]):
-        wrapper.smaller_steps(["--preset", str(tmp_path / "mine.yaml")])
+        run_arguments.smaller_steps(["--preset", str(tmp_path / "mine.yaml")])
 
 
 MINE = """
@@ -425,7 +426,7 @@ def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[list[str], 
 
     def planned(fits: Callable[[argparse.Namespace], float | None], *argv: str, processes: int = 1):
         state = SimpleNamespace(device=torch.device("cuda"), num_processes=processes, is_main_process=True)
-        args, script = wrapper.parse([*argv, "--plan"])
+        args, script = run_arguments.parse([*argv, "--plan"])
         stand_in, lines = OutOfMemory(fits), list[str]()
         monkeypatch.setattr(plan, "measure", stand_in)
         try:

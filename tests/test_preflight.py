@@ -14,7 +14,7 @@ from huggingface_hub import constants
 from torch.utils.data import default_collate
 
 import train_flux_inpaint as trainer
-from deepfashion_training import preflight
+from deepfashion_training import preflight, run_arguments
 from deepfashion_training import train_deepfashion_lora as wrapper
 from deepfashion_training.embedded import TINY_FLUX_FILL
 from training_run import guards
@@ -30,7 +30,7 @@ def make(tmp_path: Path) -> Callable[..., preflight.Preflight]:
     """The checks of a run with these flags, into a new folder."""
 
     def made(*flags: str, pairs: Path | None = None) -> preflight.Preflight:
-        args, script = wrapper.parse([*flags, f"--output_dir={tmp_path / 'out'}"])
+        args, script = run_arguments.parse([*flags, f"--output_dir={tmp_path / 'out'}"])
         return preflight.Preflight(args, script, lambda: "rows", [pairs] if pairs else [])
 
     return made
@@ -180,7 +180,7 @@ def test_what_a_run_writes_is_counted(make, tmp_path: Path, monkeypatch: pytest.
 
 
 def test_a_script_of_which_nothing_is_known_is_checked_as_far_as_it_goes(tmp_path: Path) -> None:
-    args, _ = wrapper.parse(["--embedded", f"--output_dir={tmp_path / 'out'}"])
+    args, _ = run_arguments.parse(["--embedded", f"--output_dir={tmp_path / 'out'}"])
     other = SimpleNamespace(gets_lora=False)
     names = preflight.Preflight(args, other, lambda: "rows", []).checks
     assert not {"compiler", "shared memory", "GPU memory"} & names.keys() and {"models", "disk"} <= names.keys()

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from deepfashion_training.cli import load_preset
-from deepfashion_training.train_deepfashion_lora import build_parser
+from deepfashion_training.run_arguments import build_parser
 
 ROOT = Path(__file__).resolve().parents[1]
 PRESETS = {path.stem: path for path in sorted((ROOT / "deepfashion_training" / "presets").glob("*.yaml"))}

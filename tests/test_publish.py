@@ -18,6 +18,7 @@ from huggingface_hub import HfApi, constants
 from huggingface_hub.utils import filter_repo_objects
 from safetensors.numpy import save_file
 
+from deepfashion_training import run_arguments
 from deepfashion_training import train_deepfashion_lora as wrapper
 from deepfashion_training.embedded import TINY_FLUX_FILL
 from deepfashion_training.embedded.wardrobe import write_wardrobe
@@ -318,7 +319,7 @@ def test_a_script_that_leaves_no_record_keeps_its_lora_to_itself(
 ) -> None:
     argv = ["--preset", "embedded", "--balance_cloth_types", "--upstream", str(NATIVE)]
     argv += ["--dataset_name", str(wardrobe), "--push_to_hub"]
-    args, script = wrapper.parse([*argv, "--output_dir", str(tmp_path / "out"), "--max_train_steps", "1"])
+    args, script = run_arguments.parse([*argv, "--output_dir", str(tmp_path / "out"), "--max_train_steps", "1"])
     with pytest.raises(ValueError, match="--push_to_hub"):
         wrapper.run(args, script)
     assert (tmp_path / "out" / LORA).is_file() and hub.uploads == {}

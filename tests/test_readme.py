@@ -12,6 +12,7 @@ from unittest import mock
 
 import pytest
 
+from deepfashion_training import run_arguments
 from deepfashion_training import train_deepfashion_lora as wrapper
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -93,7 +94,7 @@ def test_every_line_is_found_in_the_clone_and_knows_its_flags(called):
     for argv in trained:
         if not any(part.startswith("--upstream") for part in argv):  # a checkout that is not here
             with mock.patch.object(wrapper, "_of_start", return_value={}):  # nor are LoRAs to start from
-                wrapper.parse(argv)
+                run_arguments.parse(argv)
     modules = [found for found in map(module, called) if found is not None]
     assert len(modules) >= 8
     for name, argv in modules:

@@ -22,6 +22,7 @@ from diffusers import FluxFillPipeline
 from PIL import Image
 from safetensors.torch import load_file
 
+from deepfashion_training import run_arguments
 from deepfashion_training import train_deepfashion_lora as wrapper
 from deepfashion_training.embedded import TINY_FLUX_FILL
 from deepfashion_training.embedded.wardrobe import write_wardrobe
@@ -58,7 +59,7 @@ def train(pairs: Path, out: Path, *flags: str) -> tuple[torch.nn.Module, dict]:
 
     original = DrivenRun.end
     argv = ["--preset=quick_test", "--embedded", f"--dataset_name={pairs}", f"--output_dir={out}", *flags]
-    args, script = wrapper.parse([*argv, f"--upstream={SCRIPT}", "--num_inference_steps=2"])
+    args, script = run_arguments.parse([*argv, f"--upstream={SCRIPT}", "--num_inference_steps=2"])
     wrapper.check(args, script)
     with mock.patch.object(DrivenRun, "end", end):
         wrapper.run(args, script)

@@ -18,6 +18,7 @@ from peft import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
 import train_flux_inpaint as tfi
+from deepfashion_training import run_arguments
 from deepfashion_training import train_deepfashion_lora as wrapper
 from deepfashion_training.embedded.wardrobe import write_wardrobe
 from deepfashion_training.models.lora_files import write_fused, write_kohya
@@ -180,12 +181,14 @@ def test_the_file_beats_the_preset_and_the_user_the_file(
 
     def values(*words: str) -> tuple[Any, ...]:
         named = ["--preset", str(tmp_path / "mine.yaml"), "--output_dir", str(tmp_path / "out"), *words]
-        args = wrapper.parse(named, load=False)[0]
+        args = run_arguments.parse(named, load=False)[0]
         return args.lora_rank, args.lora_alpha, args.use_dora, args.use_rslora
 
     assert values() == (4, 3, False, True)
     assert values("--lora", str(files["dora"]), "--lora_rank", "6", "--no-use_rslora") == (6, 9, True, False)
-    args = wrapper.parse(["--embedded", "--lora", str(files["alpha"]), "--output_dir", str(tmp_path)], load=False)[0]
+    args = run_arguments.parse(
+        ["--embedded", "--lora", str(files["alpha"]), "--output_dir", str(tmp_path)], load=False
+    )[0]
     assert (args.lora_rank, args.lora_alpha) == (4, 7)  # and 32 in the embedded preset
     args = tfi.parse_args(flags("--lora", files["alpha"], "--lora_alpha", 2))
     assert (args.lora_rank, args.lora_alpha) == (4, 2)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from deepfashion_training import run_arguments
 from deepfashion_training import train_deepfashion_lora as wrapper
 from deepfashion_training.embedded import TINY_FLUX_FILL
 from deepfashion_training.upstream.arguments import settings_of, words_of
@@ -18,7 +19,7 @@ SIZES = {"quick_test": (512, 384), "full": (768, 576), "h100": (768, 576), "low_
 
 
 def resolve(*argv: object) -> tuple[argparse.Namespace, Script]:
-    args, script = wrapper.parse([*map(str, argv), f"--upstream={SCRIPT}", "--output_dir=/nowhere/out"])
+    args, script = run_arguments.parse([*map(str, argv), f"--upstream={SCRIPT}", "--output_dir=/nowhere/out"])
     assert isinstance(script, Script) and script.gets_lora
     return args, script
 
@@ -29,7 +30,7 @@ def resolve(*argv: object) -> tuple[argparse.Namespace, Script]:
 @pytest.mark.parametrize("name", SIZES)
 def test_every_preset_holds_in_the_script(name: str) -> None:
     args, script = resolve("--preset", name, "--dataset_name", "some/rows")
-    flags = wrapper.load_preset(name).values(wrapper.build_parser())
+    flags = run_arguments.load_preset(name).values(run_arguments.build_parser())
     # A script compiles or it does not, and recomputes every block or none.
     compiles = name in ("full", "h100")
     assert ("--compile_blocks True" in script.notes[-1]) == compiles

@@ -19,10 +19,11 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from datetime import timedelta
 from pathlib import Path
 from types import FrameType
 from typing import Any
+
+from training_run.processes import launched_processes
 
 #: The variable by which our launcher tells the processes that it starts which process it is.
 LAUNCHER = "DEEPFASHION_LAUNCHER_PID"
@@ -35,9 +36,6 @@ _LAUNCHERS = {
 _LOOK_EVERY = 0.5
 #: How long the processes that load rows outlive a SIGTERM; the run has ended by then.
 WORKERS_STAY = 30
-#: How long ranks wait for one that checks, draws, saves or reads a base: NCCL's own 10 minutes can be too short. It
-#: counts where the process group is made first.
-RANKS_WAIT = timedelta(hours=2)
 #: Seconds between the last word of a rank to the others and its leaving them, where they speak through Gloo.
 GLOO_SETTLES = 0.5
 
@@ -69,7 +67,7 @@ def terminable() -> Iterator[None]:
 
     One of several ranks is ended by the system as ever: while it waits for the others no Python would run in it.
     """
-    if threading.current_thread() is not threading.main_thread() or int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if threading.current_thread() is not threading.main_thread() or launched_processes() > 1:
         yield
         return
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import json
 import math
-import os
 import time
 from argparse import Namespace
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from torch.utils.data import Subset
 from training_run.checkpoints import step_of
 from training_run.lora import save_lora
 from training_run.output_dir import LORA_FILE, find_checkpoint, forget_future, refuse_finished
+from training_run.processes import launched_processes
 from training_run.record import RunRecord
 from training_run.row_order import PairStream, seed_for, validation_rows, weights_of
 from training_run.start_lora import Start
@@ -105,7 +105,7 @@ class DrivenRun:
 
         A loader in batches, dealt to the ranks in turn, gives every rank of every step the same rows.
         """
-        settings, ranks = self.settings, int(os.environ.get("WORLD_SIZE", "1"))
+        settings, ranks = self.settings, launched_processes()
         per_step = settings.train_batch_size * settings.gradient_accumulation_steps * ranks
         steps = settings.max_train_steps or math.ceil(settings.num_train_epochs * len(data) / per_step)
         settings.max_train_steps = self.script_args.max_train_steps = steps
