@@ -118,7 +118,8 @@ TELL = """
 import os
 names = "CUDA_VISIBLE_DEVICES OMP_NUM_THREADS WORLD_SIZE ACCELERATE_DYNAMO_BACKEND ACCELERATE_MIXED_PRECISION".split()
 names += [name for name in os.environ if name.startswith(("ACCELERATE_USE", "FSDP"))]
-print(*sorted(f"{name}={os.environ[name]}" for name in names if name in os.environ), flush=True)
+told = " ".join(sorted(f"{name}={os.environ[name]}" for name in names if name in os.environ))
+os.write(1, f"{told}\\n".encode())  # at once, as print does not in two processes that are not buffered
 """
 
 
