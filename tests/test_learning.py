@@ -20,13 +20,12 @@ from PIL import Image
 from benchmarks import embedded_base
 
 LAUNCHER = Path(__file__).resolve().parents[1] / "deepfashion_training" / "train_deepfashion_lora.sh"
-#: People that no training draws, the first seed of those by whom nothing was chosen. Quick tests had been measured on
-#: seeds 11 to 16 before a recipe was chosen (docs/recipe.md).
-SEED = 17
-#: Errors of the LoRA as a share of the base's, at most, by the figures of ``evaluate``. On people of seeds 17, 18 and
-#: 19 a LoRA had 0.52, 0.57 and 0.54 for 1-SSIM of lower body, 0.63, 0.64 and 0.61 for that of full body, 0.42, 0.39 and
-#: 0.33 for CIEDE2000 of full body, and 1.00, 1.02 and 1.04 for 1-SSIM of tops, so that one seed of the three does not
-#: hold the bound on tops. Of seeds 14 to 22 three do not hold that of 1-SSIM of full body (benchmarks/README.md).
+#: People that no training draws, the first seed of those on whom nothing had been measured when the preset was chosen.
+SEED = 44
+#: Errors of the LoRA as a share of the base's, at most, by the figures of ``evaluate``. On people of seeds 44, 45 and
+#: 46 a LoRA had 0.59, 0.59 and 0.55 for 1-SSIM of lower body, 0.62, 0.63 and 0.63 for that of full body, 0.37, 0.40 and
+#: 0.46 for CIEDE2000 of full body, and 1.01, 1.01 and 1.02 for 1-SSIM of tops. Not every seed holds every bound
+#: (benchmarks/README.md).
 BOUNDS = {
     "ciede2000_masked": {"lower": 0.45, "full": 0.45, "upper": 1.03},
     "dssim_masked": {"lower": 0.60, "full": 0.65, "upper": 1.03},
@@ -74,7 +73,7 @@ def test_the_base_fails_at_trousers_and_dresses(judged: dict[str, Any], kind: st
     for figure, factor in (("ciede2000_masked", 1.8), ("dssim_masked", 1.6)):
         assert judged["base"][kind][figure] > factor * judged["base"]["upper"][figure], figure
     # It matters little which garment is given, where a wrong top makes the error seven times as large. Of a dress the
-    # base copies the upper half: on people of seeds 17, 18 and 19 the share was 0.49 to 0.54.
+    # base copies the upper half: on people of seeds 44, 45 and 46 the share was 0.49.
     share = {"lower": 0.5, "full": 0.4}[kind]
     assert judged["base"][kind]["ciede2000_masked"] > share * judged["base, wrong garment"][kind]["ciede2000_masked"]
 

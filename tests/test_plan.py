@@ -75,13 +75,13 @@ def test_a_plan_is_measured_and_leaves_nothing(
     said = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in said] == "plan speed memory time disk price choose".split()
     assert said[0] == (
-        "plan      quick_test, embedded: 640 steps of 16 pairs at 128x96, 10,240 pairs in all, on the CPU"
+        "plan      quick_test, embedded: 600 steps of 16 pairs at 128x96, 9,600 pairs in all, on the CPU"
     )
     seconds, pairs = map(float, re.findall(r"([\d.]+) s a step, ([\d.]+) pairs/s", said[1])[0])
     assert 0 < seconds < 60 and pairs == pytest.approx(16 / seconds, rel=0.01)
     assert "no GPU: not measured" in said[2]
     assert "encoded rows (97 MiB a thousand)" in said[4]
-    assert float(said[5].split()[1].rstrip(",")) == pytest.approx(640 * seconds, rel=0.01)
+    assert float(said[5].split()[1].rstrip(",")) == pytest.approx(600 * seconds, rel=0.01)
     # The real trainer took the steps, on the user's flags but for what keeps them short, and all of it is gone.
     ((short, files),) = trained
     assert {"checkpoint-6", "latents", "pytorch_lora_weights.safetensors", "run.json"} <= set(files)
@@ -119,7 +119,7 @@ def test_of_two_processes_one_speaks(tmp_path: Path) -> None:
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path)}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("plan      quick_test, embedded: 640 steps of 16 pairs") == 1
+    assert done.stdout.count("plan      quick_test, embedded: 600 steps of 16 pairs") == 1
     assert done.stdout.count("speed     ") == 1
     assert not (tmp_path / "out").exists() and not list(tmp_path.glob("plan-*"))
 

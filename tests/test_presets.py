@@ -83,7 +83,7 @@ def test_embedded_over_any_preset_needs_no_gpu(name: str) -> None:
     assert flags["quantize_base"] is None  # null: the flag is dropped
     assert not flags["use_8bit_adam"] and not flags["gradient_checkpointing"] and not flags["compile_blocks"]
     assert (flags["height"], flags["width"], flags["max_sequence_length"]) == (128, 96, 8)
-    assert flags["lr_warmup_steps"] < flags["max_train_steps"] <= 640
+    assert flags["lr_warmup_steps"] < flags["max_train_steps"] <= 600
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -113,22 +113,22 @@ def test_shares_of_types_take_the_place_of_a_presets_and_of_equal_ones(tmp_path:
 
 def test_what_the_small_models_preset_says_of_tops_goes_where_there_are_none(tmp_path: Path) -> None:
     args = parsed(tmp_path, *QUICK)
-    assert args.cloth_type_shares == (1, 3, 4) and args.prior_loss_weight > 0
+    assert args.cloth_type_shares == (2, 3, 5) and args.prior_loss_weight > 0
     without = parsed(tmp_path, *QUICK, "--cloth_types", "lower,full")
     assert without.cloth_type_shares is None and without.balance_cloth_types and not without.prior_loss_weight
     some = parsed(tmp_path, *QUICK, "--cloth_types", "upper,lower")
     assert some.cloth_type_shares is None and some.prior_loss_weight == args.prior_loss_weight
     whole = parsed(tmp_path, *QUICK, "--train_base_model")
-    assert whole.cloth_type_shares == (1, 3, 4) and not whole.prior_loss_weight
+    assert whole.cloth_type_shares == (2, 3, 5) and not whole.prior_loss_weight
 
 
 @pytest.mark.parametrize(
     ("mine", "shares", "balanced", "prior"),
     [
-        ("lora_rank: 4", (1, 3, 4), False, 1),
-        ("balance_cloth_types: true", None, True, 1),
+        ("lora_rank: 4", (2, 3, 5), False, 2),
+        ("balance_cloth_types: true", None, True, 2),
         ("cloth_types: 'lower,full'", None, False, 0),
-        ("train_base_model: all", (1, 3, 4), False, 0),
+        ("train_base_model: all", (2, 3, 5), False, 0),
     ],
 )
 def test_what_it_says_of_tops_gives_way_to_a_users_preset(

@@ -49,7 +49,7 @@ PAINTED_ROWS, PAINTED_STEPS = 1500, 1500
 #: all steps see almost pure noise: a small model tells shapes by the condition alone, and draws in one step. CPUs
 #: with AMX are quickest in bf16. ``PAIRS`` of a step are shared evenly by as many processes as cores allow, one on
 #: a GPU.
-STEPS, PAIRS = 6800, 48
+STEPS, PAIRS = 8000, 48
 TRAINING = (
     f"--train_base_model all --height {SIZE[0]} --width {SIZE[1]} --max_sequence_length 8 --mixed_precision bf16 "
     "--optimizer muon --learning_rate 2e-3 --lr_scheduler cosine --lr_warmup_steps 100 --adam_beta2 0.99 "
