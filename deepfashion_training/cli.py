@@ -109,6 +109,11 @@ class Preset:
     smaller: tuple[dict[str, str], ...] = ()
     """Flags for a GPU on which the run does not fit, each step beside those before it."""
 
+    @property
+    def of_project(self) -> bool:
+        """Whether it is one of ``presets/``, by name or by path, and no file of the user's own."""
+        return self.path.resolve().parent == PRESETS
+
     def values(
         self, parser: FlagParser, typed_only: Collection[str] = (), flags: dict[str, str] | None = None
     ) -> dict[str, Any]:
@@ -171,7 +176,7 @@ def load_preset(name: str) -> Preset:
         smaller = tuple(content.get("smaller", ()))
         if all(isinstance(value, str) for step in (flags, *smaller) for value in step.values()):
             numbers = {need: float(gib) for need, gib in needs.items()}
-            return Preset(path.stem, path.resolve(), str(content.get("about", "")), flags, smaller=smaller, **numbers)
+            return Preset(path.stem, path, str(content.get("about", "")), flags, smaller=smaller, **numbers)
     except (AttributeError, TypeError, ValueError):
         pass
     raise WrongUseError(

@@ -26,7 +26,7 @@ HERE = Path(__file__).resolve().parent
 if __name__ == "__main__":  # run by path: the package is found from here, and its folders do not become top-level names
     sys.path[0] = str(HERE.parent)
 
-from deepfashion_training.cli import PRESETS, FlagParser, Preset, load_preset, run_command  # noqa: E402
+from deepfashion_training.cli import FlagParser, Preset, load_preset, run_command  # noqa: E402
 from deepfashion_training.run_arguments import PRESET_FLAGS, build_parser, parse, smaller_steps  # noqa: E402
 from training_run.cores import ON_CPU, usable_cores  # noqa: E402
 from training_run.processes import process_state  # noqa: E402
@@ -144,7 +144,7 @@ def work(argv: list[str]) -> int:
     (gpus, fault), preset, complaint = look_at_gpus(args), load_preset(args.preset), None
     if not (args.embedded or args.upstream_check or fault):
         complaint = too_small(preset, gpus)
-    if complaint and preset.path == PRESETS / "quick_test.yaml":
+    if complaint and preset.of_project and preset.name == "quick_test":
         sys.stderr.write(f"note: {complaint}, so this quick test runs --embedded: the small model of the project\n")
         complaint, args.embedded, words = None, True, ["--embedded", *words]
     # A plan without a GPU is an estimate, by one process. A GPU that is too small is measured: other flags may fit.
@@ -160,9 +160,9 @@ def work(argv: list[str]) -> int:
     command, environments = [sys.executable, str(TRAIN), *words], processes(count, on_cpu=on_cpu)
     if args.dry_run:
         if (steps := smaller_steps(words)) and not args.upstream:
-            from deepfashion_training.plan import say_what_fits
-
             args, script = parse(words)
+            from deepfashion_training.plan import say_what_fits  # after parse, which keeps its libraries quiet
+
             args.check = True  # which is to say it for cards that are not here, too
             say_what_fits(args, script, process_state(), steps)
         sys.stdout.write(f"{as_one_command(command, environments)}\n")

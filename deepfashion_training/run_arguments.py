@@ -13,7 +13,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from deepfashion_training.cli import PRESETS, FlagParser, RepeatedFlag, load_preset, number, quiet_libraries
+from deepfashion_training.cli import FlagParser, RepeatedFlag, load_preset, number, quiet_libraries
 from deepfashion_training.garment_types import TYPE_NAMES, parse_cloth_types, type_list
 from training_run.cores import has_amx
 from training_run.flags import OneLineParser, add_trainer_flags, refuse_contradictions, refuse_other_trainers
@@ -130,8 +130,10 @@ def parse(argv: list[str], parser: FlagParser | None = None, *, load: bool = Tru
     if not typed.get("upstream"):  # a script of others may train so; it is refused a LoRA then
         refuse_other_trainers()  # here, as accelerate's state would load DeepSpeed
     chosen = load_preset(typed.get("preset", "full"))
-    if chosen.path == PRESETS / "embedded.yaml":  # alone it would train FLUX.1 as the small model is trained
-        parser.error(f"--preset {typed['preset']} is for the small model and is no preset of its own: type --embedded")
+    if chosen.of_project and chosen.name == "embedded":  # alone it would train FLUX.1 as the small model is trained
+        parser.error(
+            f"--preset {typed['preset']} is for the small model and is no preset of its own: type --embedded alone"
+        )
     preset = chosen.values(parser, typed_only(parser))
     follows: dict[str, Any] = {}
     ours = not typed.get("upstream") or Path(typed["upstream"]).resolve() == REPOSITORY / "train_flux_inpaint.py"
@@ -140,9 +142,8 @@ def parse(argv: list[str], parser: FlagParser | None = None, *, load: bool = Tru
 
         follows = dict.fromkeys(MODELS, str(TINY_FLUX_FILL))
         embedded = load_preset("embedded")
-        of_project = chosen.path.parent == embedded.path.parent
-        small = embedded.values(parser) | _not_for(typed if of_project else preset | typed, ours)
-        preset = preset | small if of_project else small | preset  # under a file of the user's own
+        small = embedded.values(parser) | _not_for(typed if chosen.of_project else preset | typed, ours)
+        preset = preset | small if chosen.of_project else small | preset  # under a file of the user's own
         # A step has as many pairs, or hardly more, however many processes share it.
         preset["train_batch_size"] = math.ceil(preset["train_batch_size"] / launched_processes())
     if "num_train_epochs" in typed:
@@ -204,7 +205,7 @@ def smaller_steps(argv: list[str]) -> list[dict[str, Any]]:
     parser = build_parser()
     typed = parser.given(argv)[0]
     preset = load_preset(typed.get("preset", "full"))
-    if typed.get("embedded") and preset.path.parent == load_preset("embedded").path.parent:
+    if typed.get("embedded") and preset.of_project:
         return []
     steps = [preset.values(parser, typed_only(parser), step) for step in preset.smaller]
     return [step for step in steps if not step.keys() & typed.keys()]

@@ -32,7 +32,7 @@ MAY_IMPORT = {
     "prepare": {"preparation", "models", "data", "images", "reports", "garment_types", "cli", "training_run"},
     "plan": {"upstream", "models", "deepfashion_dataset", "embedded", "cli", "training_run"},
     "preflight": {"plan", "upstream", "models", "cli", "training_run"},
-    "run_arguments": {"upstream", "embedded", "garment_types", "cli", "training_run"},
+    "run_arguments": {"train_flux_inpaint", "upstream", "embedded", "garment_types", "cli", "training_run"},
     "evaluate": {"evaluation", "inference", "models", "embedded", "garment_types", "cli", "training_run"},
 }
 #: May import everything below them, and are imported by nothing but what stands behind the name.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from safetensors.numpy import save_file
 
 from deepfashion_training import run_arguments
 from deepfashion_training import train_deepfashion_lora as wrapper
+from deepfashion_training.cli import PRESETS
 from deepfashion_training.embedded import TINY_FLUX_FILL
 from deepfashion_training.embedded.wardrobe import write_wardrobe
 from deepfashion_training.models import publish
@@ -264,10 +266,15 @@ def forgotten() -> Iterator[None]:
     forget_accelerator()
 
 
+def small_preset(wardrobe: Path) -> str:
+    """The small model's preset as a file of one's own: with ``--embedded`` nothing is published."""
+    return str(shutil.copy(PRESETS / "embedded.yaml", wardrobe.with_name("small.yaml")))
+
+
 def flags(wardrobe: Path, out: Path, *more: str) -> list[str]:
     base = str(TINY_FLUX_FILL)
     return [
-        *("--preset", "embedded", "--pretrained_model_name_or_path", base),
+        *("--preset", small_preset(wardrobe), "--pretrained_model_name_or_path", base),
         *("--pretrained_inpaint_model_name_or_path", base, "--dataset_name", str(wardrobe), "--output_dir", str(out)),
         *"--max_train_steps 2 --checkpointing_steps 1 --validation_steps 1".split(),
         *"--num_inference_steps 1 --lora_rank 4 --train_batch_size 2 --evaluate_samples 0 --push_to_hub".split(),
@@ -317,7 +324,7 @@ def test_a_failed_upload_loses_nothing_and_ends_with_1(
 def test_a_script_that_leaves_no_record_keeps_its_lora_to_itself(
     hub: Hub, wardrobe: Path, tmp_path: Path, forgotten: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    argv = ["--preset", "embedded", "--balance_cloth_types", "--upstream", str(NATIVE)]
+    argv = ["--preset", small_preset(wardrobe), "--balance_cloth_types", "--upstream", str(NATIVE)]
     argv += ["--dataset_name", str(wardrobe), "--push_to_hub"]
     args, script = run_arguments.parse([*argv, "--output_dir", str(tmp_path / "out"), "--max_train_steps", "1"])
     with pytest.raises(ValueError, match="--push_to_hub"):

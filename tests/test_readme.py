@@ -13,7 +13,6 @@ from unittest import mock
 import pytest
 
 from deepfashion_training import run_arguments
-from deepfashion_training import train_deepfashion_lora as wrapper
 
 ROOT = Path(__file__).resolve().parents[1]
 #: In the order in which they are read: what a later page uses, an earlier one has made.
@@ -93,7 +92,7 @@ def test_every_line_is_found_in_the_clone_and_knows_its_flags(called):
     assert len(trained) >= 8
     for argv in trained:
         if not any(part.startswith("--upstream") for part in argv):  # a checkout that is not here
-            with mock.patch.object(wrapper, "_of_start", return_value={}):  # nor are LoRAs to start from
+            with mock.patch.object(run_arguments, "_of_start", return_value={}):  # nor are LoRAs to start from
                 run_arguments.parse(argv)
     modules = [found for found in map(module, called) if found is not None]
     assert len(modules) >= 8
