@@ -374,7 +374,7 @@ def test_works_from_anywhere_through_links_and_odd_names(tmp_path: Path) -> None
     shutil.copy(ROOT / "requirements.txt", home)
     package = home / "deepfashion_training"
     package.mkdir()
-    for name in ("__init__.py", "cli.py", "garment_types.py", "launch.py", TRAIN, LAUNCHER):
+    for name in ("__init__.py", "cli.py", "garment_types.py", "launch.py", "run_arguments.py", TRAIN, LAUNCHER):
         shutil.copy(ROOT / "deepfashion_training" / name, package)
     shutil.copytree(ROOT / "deepfashion_training" / "presets", package / "presets")
     link = tmp_path / "links" / "train"
