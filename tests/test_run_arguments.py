@@ -158,7 +158,7 @@ def test_a_models_folder_is_the_same_from_everywhere(tmp_path: Path, monkeypatch
         (["--cloth_type=lower"], "unknown argument --cloth_type: did you mean --cloth_types?"),
         (["stray"], "unknown argument stray"),
         (["--preset", "fulll"], "the presets are full, h100, low_vram, quick_test"),
-        (["--preset", "embedded"], "--preset embedded is for the small model"),
+        (["--preset", "embedded"], "--preset embedded is no preset of its own"),
         (["--preset", os.path.relpath(PRESETS / "embedded.yaml")], "type --embedded"),
         (["--cloth_types", "socks"], "unknown garment type 'socks'"),
         (["--max_train_samples", "x"], "invalid int value: 'x'"),
