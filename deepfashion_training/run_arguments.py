@@ -131,7 +131,9 @@ def parse(argv: list[str], parser: FlagParser | None = None, *, load: bool = Tru
         refuse_other_trainers()  # here, as accelerate's state would load DeepSpeed
     chosen = load_preset(typed.get("preset", "full"))
     if chosen.of_project and chosen.name == "embedded":  # alone it would train FLUX.1 as the small model is trained
-        parser.error(f"--preset {typed['preset']} is no preset of its own, but the small model's: type --embedded instead")
+        parser.error(
+            f"--preset {typed['preset']} is no preset of its own, but the small model's: type --embedded instead"
+        )
     preset = chosen.values(parser, typed_only(parser))
     follows: dict[str, Any] = {}
     ours = not typed.get("upstream") or Path(typed["upstream"]).resolve() == REPOSITORY / "train_flux_inpaint.py"
