@@ -1,6 +1,8 @@
 """How a command line becomes the arguments of a training run: its flags, the preset, and what follows from both.
 
-A value is taken from the command line, else from the preset, else from the trainer's own default.
+A value is taken from the command line, else from the preset, else from the trainer's own default. What is done with
+them is in ``train_deepfashion_lora.py``, and what needs data, models or a GPU to be known in ``preflight.py`` and
+``plan.py``; the trainer's own flags are in ``training_run/flags.py``.
 """
 
 # Nothing heavy is imported up here, so that a command line is answered at once.

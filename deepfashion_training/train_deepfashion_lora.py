@@ -2,8 +2,8 @@
 
     accelerate launch deepfashion_training/train_deepfashion_lora.py --preset quick_test --embedded
 
-A value is taken from the command line, else from the preset, else from the trainer's own default. Exit codes: 0 done,
-1 failed, 2 wrong use, 143 stopped by SIGTERM or SIGHUP and 130 by Ctrl-C, after saving a checkpoint.
+Where its arguments come from, says ``run_arguments.py``. Exit codes: 0 done, 1 failed, 2 wrong use, 143 stopped by
+SIGTERM or SIGHUP and 130 by Ctrl-C, after saving a checkpoint.
 """
 
 # Nothing heavy is imported up here, so that a command line is answered at once.
