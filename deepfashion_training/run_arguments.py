@@ -150,8 +150,8 @@ def parse(argv: list[str], parser: FlagParser | None = None, *, load: bool = Tru
         preset["train_batch_size"] = math.ceil(preset["train_batch_size"] / launched_processes())
     if "num_train_epochs" in typed:
         preset["max_train_steps"] = None  # the trainer lets steps win over epochs, the user wins over the preset
-    if "balance_cloth_types" in typed:
-        preset["cloth_type_shares"] = None
+    if not typed.keys().isdisjoint({"balance_cloth_types", "cloth_type_shares"}):
+        preset |= dict.fromkeys(SHARES)  # a mixture that the user begins does not move on to that of a preset
     preset = {name: value for name, value in preset.items() if value is not None}
     if ours:
         follows |= _of_start(preset | typed, typed)
@@ -192,8 +192,8 @@ def _not_for(given: dict[str, Any], ours: bool) -> dict[str, Any]:
     It is made for our trainer, a CPU with AMX, a LoRA and all garment types; the user has ``given`` these values.
     """
     changes: dict[str, Any] = {} if ours and has_amx() else {"mixed_precision": "no"}
-    if not ours or not {"cloth_types", "balance_cloth_types"}.isdisjoint(given):
-        changes["cloth_type_shares"] = None
+    if not ours or not given.keys().isdisjoint({"cloth_types", "balance_cloth_types", "cloth_type_shares"}):
+        changes |= dict.fromkeys(SHARES)
     if not ours or given.get("train_base_model") or "upper" not in given.get("cloth_types", "upper"):
         changes["prior_loss_weight"] = None
     return changes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,6 +15,7 @@ from deepfashion_training.embedded import TINY_FLUX_FILL
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICK = ["--preset", "quick_test", "--embedded"]
+OF_SMALL_MODEL = ((1, 10, 9), (4, 3, 4))  # its mixture of garment types, at the first step and the last
 
 
 def parsed(tmp_path: Path, *argv: str):
@@ -24,6 +26,11 @@ def preset(tmp_path: Path, text: str) -> str:
     path = tmp_path / "mine.yaml"
     path.write_text(text, encoding="utf-8")
     return str(path)
+
+
+def mixture(args: Any) -> tuple[object, object]:
+    """The shares of garment types at the first step, and at the last where they move."""
+    return args.cloth_type_shares, args.final_cloth_type_shares
 
 
 def test_the_users_flag_beats_the_preset_which_beats_the_trainer(tmp_path: Path) -> None:
@@ -111,31 +118,47 @@ def test_shares_of_types_take_the_place_of_a_presets_and_of_equal_ones(tmp_path:
     assert (args.cloth_type_shares, args.balance_cloth_types) == (None, True)
 
 
+def test_a_mixture_that_the_user_begins_does_not_move_on_to_that_of_a_preset(tmp_path: Path) -> None:
+    mine = ["--preset", preset(tmp_path, "flags: {cloth_type_shares: '1,2,3', final_cloth_type_shares: '3,2,1'}")]
+    for words in (mine, [*mine, "--embedded"], QUICK):
+        begun, final = mixture(parsed(tmp_path, *words))
+        assert (begun, final) == (OF_SMALL_MODEL if words is QUICK else ((1, 2, 3), (3, 2, 1)))
+        for more, found in (
+            (["--cloth_type_shares", "2,1,1"], ((2, 1, 1), None)),
+            (["--balance_cloth_types"], (None, None)),
+            (["--final_cloth_type_shares", "0,0,1"], (begun, (0, 0, 1))),
+            (["--cloth_type_shares", "2,1,1", "--final_cloth_type_shares", "0,0,1"], ((2, 1, 1), (0, 0, 1))),
+        ):
+            args = parsed(tmp_path, *words, *more)
+            assert mixture(args) == mixture(wrapper.dataset_options(args)) == found
+
+
 def test_what_the_small_models_preset_says_of_tops_goes_where_there_are_none(tmp_path: Path) -> None:
     args = parsed(tmp_path, *QUICK)
-    assert args.cloth_type_shares == (2, 3, 5) and args.prior_loss_weight > 0
+    assert mixture(args) == OF_SMALL_MODEL and args.prior_loss_weight > 0
     without = parsed(tmp_path, *QUICK, "--cloth_types", "lower,full")
-    assert without.cloth_type_shares is None and without.balance_cloth_types and not without.prior_loss_weight
+    assert mixture(without) == (None, None) and without.balance_cloth_types and not without.prior_loss_weight
     some = parsed(tmp_path, *QUICK, "--cloth_types", "upper,lower")
-    assert some.cloth_type_shares is None and some.prior_loss_weight == args.prior_loss_weight
+    assert mixture(some) == (None, None) and some.prior_loss_weight == args.prior_loss_weight
     whole = parsed(tmp_path, *QUICK, "--train_base_model")
-    assert whole.cloth_type_shares == (2, 3, 5) and not whole.prior_loss_weight
+    assert mixture(whole) == OF_SMALL_MODEL and not whole.prior_loss_weight
 
 
 @pytest.mark.parametrize(
     ("mine", "shares", "balanced", "prior"),
     [
-        ("lora_rank: 4", (2, 3, 5), False, 2),
-        ("balance_cloth_types: true", None, True, 2),
-        ("cloth_types: 'lower,full'", None, False, 0),
-        ("train_base_model: all", (2, 3, 5), False, 0),
+        ("lora_rank: 4", OF_SMALL_MODEL, False, 1),
+        ("balance_cloth_types: true", (None, None), True, 1),
+        ("cloth_type_shares: '1,2,3'", ((1, 2, 3), None), False, 1),
+        ("cloth_types: 'lower,full'", (None, None), False, 0),
+        ("train_base_model: all", OF_SMALL_MODEL, False, 0),
     ],
 )
 def test_what_it_says_of_tops_gives_way_to_a_users_preset(
     tmp_path: Path, mine: str, shares: object, balanced: bool, prior: float
 ) -> None:
     args = parsed(tmp_path, "--preset", preset(tmp_path, f"flags: {{{mine}}}"), "--embedded")
-    assert (args.cloth_type_shares, args.balance_cloth_types, args.prior_loss_weight) == (shares, balanced, prior)
+    assert (mixture(args), args.balance_cloth_types, args.prior_loss_weight) == (shares, balanced, prior)
 
 
 def test_alpha_follows_the_users_rank(tmp_path: Path) -> None:
