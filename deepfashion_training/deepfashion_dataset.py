@@ -490,8 +490,8 @@ def _check_shares(options: DatasetOptions, types: Iterable[int], source: str) ->
         missing = {kind for kind, share in _by_type(shares or (0, 0, 0)).items() if share} - there
         if missing:
             raise ValueError(
-                f"--{name} gives {_named(missing)} a share, and {source} has no such row to train on: give it 0, "
-                "or name the types that are there with --cloth_types"
+                f"--{name} gives {_named(missing)} a share, and {source} has no such row to train on: name the types "
+                "that are there with --cloth_types, or give it 0"
             )
 
 

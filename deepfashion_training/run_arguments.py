@@ -145,6 +145,8 @@ def parse(argv: list[str], parser: FlagParser | None = None, *, load: bool = Tru
         follows = dict.fromkeys(MODELS, str(TINY_FLUX_FILL))
         embedded = load_preset("embedded")
         small = embedded.values(parser) | _not_for(typed if chosen.of_project else preset | typed, ours)
+        if not chosen.of_project and not preset.keys().isdisjoint(SHARES):
+            small |= dict.fromkeys(SHARES)  # a mixture is that of one preset, from its first step to its last
         preset = preset | small if chosen.of_project else small | preset  # under a file of the user's own
         # A step has as many pairs, or hardly more, however many processes share it.
         preset["train_batch_size"] = math.ceil(preset["train_batch_size"] / launched_processes())
@@ -192,9 +194,11 @@ def _not_for(given: dict[str, Any], ours: bool) -> dict[str, Any]:
     It is made for our trainer, a CPU with AMX, a LoRA and all garment types; the user has ``given`` these values.
     """
     changes: dict[str, Any] = {} if ours and has_amx() else {"mixed_precision": "no"}
-    if not ours or not given.keys().isdisjoint({"cloth_types", "balance_cloth_types", "cloth_type_shares"}):
+    every_type = ",".join(TYPE_NAMES.values())
+    types = given.get("cloth_types") or every_type
+    if not ours or types != every_type or "balance_cloth_types" in given:
         changes |= dict.fromkeys(SHARES)
-    if not ours or given.get("train_base_model") or "upper" not in given.get("cloth_types", "upper"):
+    if not ours or given.get("train_base_model") or "upper" not in types:
         changes["prior_loss_weight"] = None
     return changes
 

@@ -15,7 +15,7 @@ from deepfashion_training.embedded import TINY_FLUX_FILL
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICK = ["--preset", "quick_test", "--embedded"]
-OF_SMALL_MODEL = ((0, 9, 11), (4, 3, 4))  # its mixture of garment types, at the first step and the last
+OF_SMALL_MODEL = ((1, 10, 9), (4, 3, 4))  # its mixture of garment types, at the first step and the last
 
 
 def parsed(tmp_path: Path, *argv: str):
@@ -140,6 +140,7 @@ def test_what_the_small_models_preset_says_of_tops_goes_where_there_are_none(tmp
     assert mixture(without) == (None, None) and without.balance_cloth_types and not without.prior_loss_weight
     some = parsed(tmp_path, *QUICK, "--cloth_types", "upper,lower")
     assert mixture(some) == (None, None) and some.prior_loss_weight == args.prior_loss_weight
+    assert mixture(parsed(tmp_path, *QUICK, "--cloth_types", "full,upper,lower")) == OF_SMALL_MODEL  # all of them
     whole = parsed(tmp_path, *QUICK, "--train_base_model")
     assert mixture(whole) == OF_SMALL_MODEL and not whole.prior_loss_weight
 
@@ -150,6 +151,9 @@ def test_what_the_small_models_preset_says_of_tops_goes_where_there_are_none(tmp
         ("lora_rank: 4", OF_SMALL_MODEL, False, 1),
         ("balance_cloth_types: true", (None, None), True, 1),
         ("cloth_type_shares: '1,2,3'", ((1, 2, 3), None), False, 1),
+        ("cloth_type_shares: '1,2,3', final_cloth_type_shares: null", ((1, 2, 3), None), False, 1),
+        ("final_cloth_type_shares: null", (None, None), False, 1),
+        ("cloth_types: 'upper,lower,full'", OF_SMALL_MODEL, False, 1),
         ("cloth_types: 'lower,full'", (None, None), False, 0),
         ("train_base_model: all", OF_SMALL_MODEL, False, 0),
     ],
