@@ -187,7 +187,9 @@ def test_half_a_copy_of_a_checkpoint_is_made_anew(tmp_path: Path) -> None:
 @pytest.mark.long
 def test_a_run_goes_on_on_another_machine(tmp_path: Path) -> None:
     write_wardrobe(tmp_path / "wardrobe", rows=12, size=(64, 48))
-    flags = "--quick-test --embedded --height 64 --width 48 --lr_scheduler constant --validation_steps 0 "
+    # Schedules and a mixture that moves depend on --max_train_steps.
+    flags = "--quick-test --embedded --height 64 --width 48 --lr_scheduler constant --balance_cloth_types "
+    flags += "--validation_steps 0 "
     flags += f"--evaluate_samples 0 --report_to none --checkpointing_steps 2 --dataset_name {tmp_path / 'wardrobe'}"
     for machine, steps, resumed in (("first", 2, None), ("second", 4, 2)):
         done = start(tmp_path, machine, f"{flags} --max_train_steps {steps}")

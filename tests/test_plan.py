@@ -323,7 +323,7 @@ def test_a_smaller_step_is_read_as_a_presets_flags_are(step: str, tmp_path: Path
 
 MINE = """
 flags: {height: 128, width: 96, max_train_steps: 2, checkpointing_steps: 1, validation_steps: 0,
-        lr_scheduler: constant, gradient_checkpointing: auto}
+        lr_scheduler: constant, balance_cloth_types: true, gradient_checkpointing: auto}
 smaller: [{cache_latents: true}, {height: 64, width: 48}]
 """
 
