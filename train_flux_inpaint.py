@@ -66,7 +66,7 @@ from training_run.output_dir import LORA_FILE as LORA_FILE  # for wrappers of th
 from training_run.processes import RANKS_WAIT
 from training_run.record import RunRecord
 from training_run.row_order import PairStream, seed_for, validation_rows, weights_of
-from training_run.sheets import to_picture, write_sheet
+from training_run.sheets import sheet_path, to_picture, write_sheet
 from training_run.start_lora import read_start, settings_of_start, start_from
 from training_run.state import random_state, read_state, set_random_state, write_state
 from training_run.stopping import StoppedError, Stopping, settle_gloo, worker_ignores_signals
@@ -759,6 +759,11 @@ class Run:
             with (self.folder / "logs" / "losses.jsonl").open("a", encoding="utf-8") as lines:
                 lines.write(json.dumps({"step": self.step, **curves}) + "\n")
 
+    def validation_due(self) -> bool:
+        """Whether the step just taken is one whose validation picture ``--validation_steps`` asks for."""
+        every, last = self.args.validation_steps, self.step == self.args.max_train_steps
+        return bool(every) and (self.step % every == 0 or last)
+
     def validate(self) -> None:
         """Draw the validation picture of this step, on fixed samples and seeds; none when the run is to stop.
 
@@ -977,7 +982,8 @@ def train(run: Run, record: RunRecord) -> None:
     if run.random_state is not None:
         set_random_state(run.random_state)
     run.stopping.saving = True
-    if run.step == 0:
+    # That of a checkpoint is drawn after it is written: a run that was killed in between continues without.
+    if run.step == 0 or (run.validation_due() and not sheet_path(run.folder, run.step).is_file()):
         run.validate()
     hidden = not accelerator.is_main_process
     try:
@@ -1008,7 +1014,7 @@ def train(run: Run, record: RunRecord) -> None:
                 if due or run.stopping.agreed(accelerator)[1]:
                     run.save_checkpoint(random_state())
                     record.write()
-                if args.validation_steps and (run.step % args.validation_steps == 0 or last):
+                if run.validation_due():
                     run.validate()
                 accelerator.wait_for_everyone()
     finally:

@@ -23,6 +23,7 @@ import torch
 from conftest import forget_accelerator
 from PIL import Image, ImageOps
 from safetensors import safe_open
+from safetensors.torch import load_file
 
 from deepfashion_training import evaluate, run_arguments
 from deepfashion_training import train_deepfashion_lora as wrapper
@@ -538,6 +539,27 @@ def test_a_run_that_was_stopped_after_its_last_step_is_completed(
     for other in (["--seed", "8"], ["--cloth_type_shares", "2,1,1"]):  # another run
         assert wrapper.main([*flags, "--resume_from_checkpoint", "latest", *other]) == 1
     assert (tmp_path / "out" / "evaluation.json").read_bytes() == figures
+
+
+def test_a_run_that_was_killed_after_its_last_checkpoint_is_completed(small_rows: Path, tmp_path: Path) -> None:
+    """No step is left to take or to time; the LoRA, the last validation picture and the card are as they would be."""
+    flags = [*QUICK, "--dataset_name", str(small_rows), "--output_dir", str(tmp_path / "out")]
+    flags += "--train_batch_size 2 --max_train_steps 2 --report_to none --evaluate_samples 0".split()
+    flags += "--checkpointing_steps 1 --validation_steps 2 --num_validation_images 1".split()
+    assert wrapper.main(flags) == 0
+    out = tmp_path / "out"
+    lora, card = load_file(out / LORA_FILE), (out / "README.md").read_text()
+    picture = (out / "validation" / "step-2.png").read_bytes()
+    for name in (LORA_FILE, "validation/step-2.png", "README.md", "run.json"):
+        (out / name).unlink()
+    assert wrapper.main([*flags, "--resume_from_checkpoint", "latest"]) == 0
+    again = load_file(out / LORA_FILE)
+    assert lora.keys() == again.keys() and all(torch.equal(lora[name], again[name]) for name in lora)
+    assert (out / "validation" / "step-2.png").read_bytes() == picture
+    record, card_again = ((out / name).read_text() for name in ("run.json", "README.md"))
+    assert "seconds_per_step" not in json.loads(record)
+    steps = [next(line for line in text.splitlines() if "| Steps |" in line) for text in (card, card_again)]
+    assert " s each on 1 x " in steps[0] and steps[1].startswith("| Steps | 2 on 1 x ")
 
 
 def test_an_empty_name_of_a_checkpoint_is_wrong_use(capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from training_run.atomic import replacing
+
 
 def to_picture(tensor: torch.Tensor) -> Image.Image:
     """Picture of a [3,H,W] tensor in [-1,1]."""
@@ -16,10 +18,15 @@ def to_picture(tensor: torch.Tensor) -> Image.Image:
     return Image.fromarray(pixels.permute(1, 2, 0).numpy())
 
 
+def sheet_path(folder: Path, step: int) -> Path:
+    """Where a run in ``folder`` has its sheet of a step."""
+    return folder / "validation" / f"step-{step}.png"
+
+
 def write_sheet(
     folder: Path, step: int, samples: Sequence[dict[str, Any]], results: Sequence[Image.Image]
 ) -> Image.Image:
-    """Write ``validation/step-<step>.png`` to a run's ``folder``, and return it.
+    """Write the sheet of a step to a run's ``folder``, and return it.
 
     A row is a sample: garment, masked person, the person of the same size in ``results`` pasted into the photo where
     the mask is, as try-on gives it, and the photo itself.
@@ -32,9 +39,8 @@ def write_sheet(
         rows.append([garment, masked, Image.composite(result, truth, mask), truth])
     labels = [f"{sample['im_name']}  {sample['caption_cloth']}" for sample in samples]
     sheet = labelled_grid(rows, ["garment", "masked person", f"step {step}, in the photo", "photo"], labels)
-    path = folder / "validation" / f"step-{step}.png"
-    path.parent.mkdir(exist_ok=True)
-    sheet.save(path)
+    with replacing(sheet_path(folder, step)) as draft:
+        sheet.save(draft)
     return sheet
 
 
