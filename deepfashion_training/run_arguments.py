@@ -17,7 +17,7 @@ from typing import Any
 
 from deepfashion_training.cli import FlagParser, RepeatedFlag, load_preset, number, quiet_libraries
 from deepfashion_training.garment_types import TYPE_NAMES, parse_cloth_types, type_list
-from training_run.cores import has_amx
+from training_run.cores import has_bf16_products
 from training_run.flags import OneLineParser, add_trainer_flags, refuse_contradictions, refuse_other_trainers
 from training_run.processes import launched_processes, process_state
 
@@ -191,9 +191,10 @@ def parse(argv: list[str], parser: FlagParser | None = None, *, load: bool = Tru
 def _not_for(given: dict[str, Any], ours: bool) -> dict[str, Any]:
     """What the small model's preset has otherwise where something is missing that it is made for.
 
-    It is made for our trainer, a CPU with AMX, a LoRA and all garment types; the user has ``given`` these values.
+    It is made for our trainer, a CPU that has products in bf16, a LoRA and all garment types; the user has ``given``
+    these values.
     """
-    changes: dict[str, Any] = {} if ours and has_amx() else {"mixed_precision": "no"}
+    changes: dict[str, Any] = {} if ours and has_bf16_products() else {"mixed_precision": "no"}
     every_type = ",".join(TYPE_NAMES.values())
     types = given.get("cloth_types") or every_type
     if not ours or types != every_type or "balance_cloth_types" in given:

@@ -67,13 +67,18 @@ def test_without_control_groups_the_affinity_counts(machine, tmp_path, monkeypat
 
 @pytest.mark.parametrize(
     ("said", "there"),
-    [("flags\t\t: fpu amx_bf16 avx512f\n", True), ("flags\t\t: fpu avx512_bf16\n", False), (None, False)],
+    [
+        ("flags\t\t: fpu amx_bf16 avx512f\n", True),
+        ("flags\t\t: fpu avx512_bf16 avx512f\n", True),
+        ("flags\t\t: fpu avx512f amx_tile\n", False),
+        (None, False),
+    ],
 )
-def test_units_for_bf16_are_where_linux_says_so(tmp_path, monkeypatch, said, there):
+def test_products_in_bf16_are_where_linux_says_so(tmp_path, monkeypatch, said, there):
     monkeypatch.setattr(cores, "CPU_FACTS", tmp_path / "cpuinfo")
     if said is not None:
         cores.CPU_FACTS.write_text(said)
-    assert cores.has_amx() is there
+    assert cores.has_bf16_products() is there
 
 
 def test_processes_of_prepare_and_threads_of_torch_follow(machine, tiny_args, accelerator, monkeypatch):

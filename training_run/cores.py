@@ -35,12 +35,13 @@ def usable_cores() -> int:
     return max(1, min([allowed_cores(), *(math.ceil(quota) for quota in _quotas())]))
 
 
-def has_amx() -> bool:
-    """Whether the CPU has units for products in bf16 (AMX). One without takes longer in bf16 than in fp32.
+def has_bf16_products() -> bool:
+    """Whether the CPU multiplies matrices in bf16 (AMX, AVX-512 BF16). One that does not takes longer than in fp32.
 
     Only Linux is asked.
     """
-    return CPU_FACTS.is_file() and "amx_bf16" in CPU_FACTS.read_text("utf-8", errors="replace").split()
+    flags = CPU_FACTS.read_text("utf-8", errors="replace").split() if CPU_FACTS.is_file() else []
+    return "amx_bf16" in flags or "avx512_bf16" in flags
 
 
 def _quotas() -> Iterator[float]:

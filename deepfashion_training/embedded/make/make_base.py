@@ -47,8 +47,8 @@ ROWS = 30_000
 PAINTED_ROWS, PAINTED_STEPS = 1500, 1500
 #: How the transformer is trained. The area to repaint counts most; the garment half is there to be copied from. Nearly
 #: all steps see almost pure noise: a small model tells shapes by the condition alone, and draws in one step. CPUs
-#: with AMX are quickest in bf16. ``PAIRS`` of a step are shared evenly by as many processes as cores allow, one on
-#: a GPU.
+#: with products in bf16 are quickest in it. ``PAIRS`` of a step are shared evenly by as many processes as cores
+#: allow, one on a GPU.
 STEPS, PAIRS = 8000, 48
 TRAINING = (
     f"--train_base_model all --height {SIZE[0]} --width {SIZE[1]} --max_sequence_length 8 --mixed_precision bf16 "
