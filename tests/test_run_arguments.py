@@ -15,7 +15,7 @@ from deepfashion_training.embedded import TINY_FLUX_FILL
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICK = ["--preset", "quick_test", "--embedded"]
-OF_SMALL_MODEL = ((1, 10, 9), (4, 3, 4))  # its mixture of garment types, at the first step and the last
+OF_SMALL_MODEL = ((1, 9, 11), (4, 3, 4))  # its mixture of garment types, at the first step and the last
 
 
 def parsed(tmp_path: Path, *argv: str):
@@ -41,14 +41,14 @@ def test_the_users_flag_beats_the_preset_which_beats_the_trainer(tmp_path: Path)
     assert parsed(tmp_path, "--preset", mine, "--cloth_types", "full,upper").cloth_types == "upper,full"
 
 
-@pytest.mark.parametrize(("amx", "precision"), [(True, "bf16"), (False, "no")])
+@pytest.mark.parametrize(("products", "precision"), [(True, "bf16"), (False, "no")])
 def test_embedded_lies_over_the_preset_and_under_the_user(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, amx: bool, precision: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, products: bool, precision: str
 ) -> None:
-    monkeypatch.setattr(run_arguments, "has_amx", lambda: amx)
+    monkeypatch.setattr(run_arguments, "has_bf16_products", lambda: products)
     args = parsed(tmp_path, "--preset", "low_vram", "--embedded", "--max_train_steps", "7")
     assert (args.height, args.width, args.mixed_precision, args.quantize_base) == (128, 96, precision, None)
-    chosen = parsed(tmp_path, "--preset", "low_vram", "--embedded", "--mixed_precision", "no" if amx else "bf16")
+    chosen = parsed(tmp_path, "--preset", "low_vram", "--embedded", "--mixed_precision", "no" if products else "bf16")
     assert chosen.mixed_precision != precision
     assert args.pretrained_model_name_or_path == args.pretrained_inpaint_model_name_or_path == str(TINY_FLUX_FILL)
     assert args.dataset_name == args.dataroot == str(tmp_path / "out" / "wardrobe")
