@@ -38,7 +38,13 @@ import torch
 import torch._functorch.config
 from accelerate import Accelerator
 from accelerate.logging import get_logger
-from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration, gather_object, set_seed
+from accelerate.utils import (
+    InitProcessGroupKwargs,
+    ProjectConfiguration,
+    broadcast_object_list,
+    gather_object,
+    set_seed,
+)
 from diffusers import AutoencoderKL, FluxFillPipeline, FluxTransformer2DModel
 from diffusers import FlowMatchEulerDiscreteScheduler as FlowScheduler
 from diffusers import training_utils as flow
@@ -764,6 +770,12 @@ class Run:
         every, last = self.args.validation_steps, self.step == self.args.max_train_steps
         return bool(every) and (self.step % every == 0 or last)
 
+    def lacks_picture(self) -> bool:
+        """Whether this step's validation picture is due and not there; on every rank as the main process finds it."""
+        there = sheet_path(self.folder, self.step).is_file() or not self.pictures
+        (lacks,) = broadcast_object_list([self.validation_due() and not there])
+        return bool(lacks)
+
     def validate(self) -> None:
         """Draw the validation picture of this step, on fixed samples and seeds; none when the run is to stop.
 
@@ -960,8 +972,7 @@ def build_run(args: argparse.Namespace, accelerator: Accelerator, stopping: Stop
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         output_dir.prepare_output_dir(args)
-        if output_dir.continues(args):
-            output_dir.forget_future(run.folder, run.step)
+        output_dir.forget_future(run.folder, run.step if output_dir.continues(args) else 0)
     accelerator.wait_for_everyone()
     return run, RunRecord(run, {"train": train_data, "validation": validation_data})
 
@@ -982,8 +993,7 @@ def train(run: Run, record: RunRecord) -> None:
     if run.random_state is not None:
         set_random_state(run.random_state)
     run.stopping.saving = True
-    # That of a checkpoint is drawn after it is written: a run that was killed in between continues without.
-    if run.step == 0 or (run.validation_due() and not sheet_path(run.folder, run.step).is_file()):
+    if run.step == 0 or run.lacks_picture():  # of a checkpoint it is drawn last: a run may have ended in between
         run.validate()
     hidden = not accelerator.is_main_process
     try:
@@ -1054,6 +1064,8 @@ def main(args: argparse.Namespace) -> None:
                         record.facts["weights"] = run.save_weights(run.folder).name
                 accelerator.wait_for_everyone()
                 asked, _ = stopping.agreed(accelerator)
+                if asked and run.lacks_picture():  # it was being drawn: not done yet
+                    raise StoppedError(asked)
         except RuntimeError as error:
             if guards.is_out_of_memory(error):
                 raise guards.training_out_of_memory(args, error) from error

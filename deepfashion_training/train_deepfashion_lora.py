@@ -321,8 +321,9 @@ def evaluate_command(args: argparse.Namespace, folder: Path, split: str | None) 
 def closing_lines(args: argparse.Namespace, folder: Path, split: str | None) -> str:
     """Where LoRA, pictures and report of a run are, and the command to type next."""
     from training_run.output_dir import LORA_FILE
+    from training_run.sheets import sheets_in
 
-    pictures = sorted((folder / "validation").glob("step-*.png"), key=lambda path: path.stat().st_mtime)
+    pictures = sheets_in(folder)
     is_lora = (folder / LORA_FILE).exists()
     here = shlex.quote(str(folder))
     lines = [

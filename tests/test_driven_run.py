@@ -478,6 +478,25 @@ def test_a_finished_run_is_not_continued(whole: Trained, wardrobe: Path) -> None
     assert (whole.folder / "run.json").read_bytes() == record
 
 
+def test_a_run_that_was_killed_after_its_last_checkpoint_is_completed(
+    begun: Trained, wardrobe: Path, tmp_path: Path
+) -> None:
+    """No step is left in which the script would encode its prompt, or that could be timed."""
+    folder = copied(begun, tmp_path / "out")
+    for name in (LORA, "README.md"):
+        (folder / name).unlink()
+    (folder / "run.json").write_text(json.dumps(begun.record | {"status": "running"}))
+    flags = ["--max_train_steps", 2, *NO_PICTURES, "--resume_from_checkpoint", "latest"]
+    done = train(wardrobe, folder, *SAME, *flags)
+    assert done.code == 0, done.err
+    assert_same_lora(done.lora(), begun.lora())
+    said = [metadata(each) for each in (folder, begun.folder)]
+    assert said[0] == said[1] and said[0]["prompt"]
+    cards = [(each / "README.md").read_text() for each in (folder, begun.folder)]
+    assert cards[0] == cards[1]
+    assert done.record["status"] == "done"
+
+
 @pytest.fixture(scope="module")
 def refused(begun: Trained, wardrobe: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """``begun``, which is not continued with another LoRA."""
@@ -695,6 +714,10 @@ def test_ctrl_c_leaves_nothing_patched(
     assert done.run.global_args is not None
     assert not list(done.folder.glob("checkpoint-*"))
     assert_nothing_stays(module, before)
+    flags = ["--max_train_steps", 1, *NO_PICTURES, "--resume_from_checkpoint", "latest"]  # as a queue starts it again
+    again = train(wardrobe, tmp_path / "out", *flags)
+    assert again.code == 0, again.err
+    assert [step for step, _ in again.losses] == [1] and again.record["status"] == "done"
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_in_one_line(

@@ -29,6 +29,8 @@ import train_flux_inpaint as tfi
 from training_run import bases, stopping
 from training_run.checkpoints import checkpoints_in, seal, step_of, verify
 from training_run.lora import load_transformer_weights
+from training_run.output_dir import forget_future
+from training_run.sheets import sheets_in
 from training_run.state import read_state, write_state
 from training_run.stopping import StoppedError
 
@@ -305,6 +307,90 @@ def test_a_run_that_lost_only_its_last_file_is_finished_and_not_refused(tiny_arg
     assert_same(ended(folder), undisturbed(2))
     with pytest.raises(ValueError, match="at step 6 of 6: raise --max_train_steps"):
         run(tiny_args(*FLAGS, *again))
+
+
+def test_a_signal_in_the_last_validation_leaves_a_run_that_is_not_done(tiny_args, monkeypatch):
+    shown = [*FLAGS, "--max_train_steps", 2, "--validation_steps", 2, "--num_validation_images", 1]
+    whole = tiny_args(*shown)
+    run(whole)
+    args, draw = tiny_args(*shown), tfi.Run.draw_results
+
+    def signalled(self: tfi.Run) -> list:
+        if self.step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return draw(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tfi.Run, "draw_results", signalled)
+        with pytest.raises(StoppedError):
+            run(args)
+    folder = Path(args.output_dir)
+    assert (folder / tfi.LORA_FILE).exists()  # what is made is not lost
+    assert json.loads((folder / "run.json").read_text())["status"] == "stopped by SIGTERM"
+    assert [path.name for path in sheets_in(folder)] == ["step-0.png"]
+    drawn: list[int] = []
+    monkeypatch.setattr(tfi.Run, "draw_results", lambda self: drawn.append(self.step) or draw(self))
+    again = [*shown, "--output_dir", folder, "--resume_from_checkpoint", "latest"]
+    run(tiny_args(*again))
+    facts = json.loads((folder / "run.json").read_text())
+    assert facts["status"] == "done" and drawn == [2]
+    assert [(folder / "validation" / "step-2.png").read_bytes()] == [
+        (Path(whole.output_dir) / "validation" / "step-2.png").read_bytes()
+    ]
+    (folder / "run.json").write_text(json.dumps(facts | {"status": "running"}))
+    run(tiny_args(*again))
+    assert drawn == [2]  # a picture that is there is not drawn again
+
+
+def test_what_lies_after_the_step_that_a_run_goes_on_from_is_set_aside(tmp_path, accelerator):
+    """Pictures of another branch, or of a run killed before its first checkpoint, are not taken for its own."""
+    (tmp_path / "validation").mkdir()
+    (tmp_path / "logs").mkdir()
+    for step in (0, 2, 4, 10):
+        (tmp_path / "validation" / f"step-{step}.png").write_text(f"picture of {step}")
+    (tmp_path / "validation" / "step-mine.png").write_text("the user's own")
+    lines = [json.dumps({"step": step}) + "\n" for step in (1, 2, 3)]
+    (tmp_path / "logs" / "losses.jsonl").write_text("".join(lines) + '{"step": 4')
+    forget_future(tmp_path, 2)
+    assert [path.name for path in sheets_in(tmp_path)] == ["step-0.png", "step-2.png"]
+    assert (tmp_path / "before-2" / "validation" / "step-10.png").read_text() == "picture of 10"
+    assert (tmp_path / "logs" / "losses.jsonl").read_text() == "".join(lines[:2])
+    forget_future(tmp_path, 0)
+    assert [path.name for path in sheets_in(tmp_path)] == ["step-0.png"]
+    assert (tmp_path / "logs" / "losses.jsonl").read_text() == ""
+    assert (tmp_path / "validation" / "step-mine.png").exists()
+
+
+def test_what_was_made_of_weights_goes_before_them(tmp_path, monkeypatch, accelerator):
+    """A kill in between leaves no figures beside weights that they are not of."""
+    for name in ("README.md", "evaluation.json", tfi.LORA_FILE):
+        (tmp_path / name).write_text(name)
+    rename, moved = Path.rename, []
+
+    def dies(self: Path, target: Path) -> Path:
+        if moved:
+            raise KeyboardInterrupt
+        moved.append(self.name)
+        return rename(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", dies)
+        with pytest.raises(KeyboardInterrupt):
+            forget_future(tmp_path, 0)
+    forget_future(tmp_path, 0)
+    assert {path.name for path in tmp_path.iterdir()} == {"before-0", "before-0-2"}
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_leaves_nothing_in_the_next_one(tiny_args, tmp_path):
+    (tmp_path / "validation").mkdir()
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "validation" / "step-200.png").write_text("of the run before")
+    (tmp_path / "validation" / ".saving-999999999-step-400.png").write_text("half")
+    (tmp_path / "logs" / "losses.jsonl").write_text('{"step": 1, "loss": 9.0}\n{"step": 2, "lo')
+    run(tiny_args(*FLAGS, "--max_train_steps", 1, "--logging_steps", 1, "--output_dir", tmp_path))
+    (line,) = (tmp_path / "logs" / "losses.jsonl").read_text().splitlines()
+    assert json.loads(line)["step"] == 1 and json.loads(line)["loss"] != 9.0
+    assert not list((tmp_path / "validation").iterdir())
 
 
 def dies_outside(part: str) -> Callable[[tfi.Run, Path], Path]:

@@ -541,25 +541,32 @@ def test_a_run_that_was_stopped_after_its_last_step_is_completed(
     assert (tmp_path / "out" / "evaluation.json").read_bytes() == figures
 
 
-def test_a_run_that_was_killed_after_its_last_checkpoint_is_completed(small_rows: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("recorded", [True, False])  # killed after run.json was written, too, or before
+def test_a_run_that_was_killed_after_its_last_checkpoint_is_completed(
+    small_rows: Path, tmp_path: Path, recorded: bool
+) -> None:
     """No step is left to take or to time; the LoRA, the last validation picture and the card are as they would be."""
     flags = [*QUICK, "--dataset_name", str(small_rows), "--output_dir", str(tmp_path / "out")]
     flags += "--train_batch_size 2 --max_train_steps 2 --report_to none --evaluate_samples 0".split()
     flags += "--checkpointing_steps 1 --validation_steps 2 --num_validation_images 1".split()
     assert wrapper.main(flags) == 0
     out = tmp_path / "out"
-    lora, card = load_file(out / LORA_FILE), (out / "README.md").read_text()
+    lora, card, facts = load_file(out / LORA_FILE), (out / "README.md").read_text(), (out / "run.json").read_text()
     picture = (out / "validation" / "step-2.png").read_bytes()
     for name in (LORA_FILE, "validation/step-2.png", "README.md", "run.json"):
         (out / name).unlink()
+    if recorded:
+        (out / "run.json").write_text(facts.replace('"status": "done"', '"status": "running"'))
     assert wrapper.main([*flags, "--resume_from_checkpoint", "latest"]) == 0
     again = load_file(out / LORA_FILE)
     assert lora.keys() == again.keys() and all(torch.equal(lora[name], again[name]) for name in lora)
     assert (out / "validation" / "step-2.png").read_bytes() == picture
-    record, card_again = ((out / name).read_text() for name in ("run.json", "README.md"))
-    assert "seconds_per_step" not in json.loads(record)
-    steps = [next(line for line in text.splitlines() if "| Steps |" in line) for text in (card, card_again)]
-    assert " s each on 1 x " in steps[0] and steps[1].startswith("| Steps | 2 on 1 x ")
+    record, card_again = json.loads((out / "run.json").read_text()), (out / "README.md").read_text()
+    assert record["status"] == "done"
+    if recorded:
+        assert card_again == card and record["seconds_per_step"] == json.loads(facts)["seconds_per_step"]
+    else:
+        assert "| Steps | 2 on 1 x " in card_again and "seconds_per_step" not in record
 
 
 def test_an_empty_name_of_a_checkpoint_is_wrong_use(capsys: pytest.CaptureFixture[str]) -> None:

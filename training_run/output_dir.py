@@ -15,6 +15,7 @@ from training_run.atomic import clear_leftovers, remove, write_file
 from training_run.bases import base_facts
 from training_run.checkpoints import checkpoints_in, newest_whole, step_of, verify
 from training_run.row_order import weights_of
+from training_run.sheets import sheets_in, step_of_sheet
 from training_run.state import FREE, changed
 
 logger = get_logger(__name__)
@@ -27,8 +28,8 @@ PASSING = frozenset(
 
 #: Where a dataset may note unusable rows. It may begin before the directory is prepared, so that leaves them alone.
 ROW_LEDGERS = "logs/bad_rows-*.jsonl"
-#: What is made of the weights of a run, beside them: it goes where they go.
-MADE_OF_WEIGHTS = (LORA_FILE, "transformer", "README.md", "evaluation", "evaluation.json")
+#: The weights of a run and what is made of them, which goes where they go; before them, in case only some of it goes.
+MADE_OF_WEIGHTS = ("README.md", "evaluation.json", "evaluation", LORA_FILE, "transformer")
 
 
 def trained_in(folder: Path) -> list[Path]:
@@ -67,6 +68,7 @@ def prepare_output_dir(args: Namespace) -> None:
     refuse_earlier_run(args)
     folder = Path(args.output_dir)
     clear_leftovers(folder)
+    clear_leftovers(folder / "validation")
     if earlier_run(folder) and not continues(args):
         names = (*MADE_OF_WEIGHTS, "run.json", "validation")
         logs = [path for path in folder.glob("logs/*") if not path.match(ROW_LEDGERS)]
@@ -127,19 +129,22 @@ def is_done(args: Namespace, own: frozenset[str]) -> bool:
 
 
 def forget_future(folder: Path, step: int) -> None:
-    """Set aside what lies after ``step`` in a directory that is continued from there, and forget its curves.
+    """Set aside what lies after ``step`` in a directory that goes on from there, and forget its curves.
 
-    Checkpoints, weights and what was made of them move to a folder ``before-<step>``; nothing is deleted.
+    Checkpoints, validation pictures, weights and what was made of them move to a folder ``before-<step>``; nothing is
+    deleted. Step 0 is a fresh start, in a directory that a run may have left before its first checkpoint.
     """
     later = [path for path in checkpoints_in(folder) if (step_of(path) or 0) > step]
+    later += [path for path in sheets_in(folder) if step_of_sheet(path) > step]
     if trained_in(folder):
         later += [folder / name for name in MADE_OF_WEIGHTS if (folder / name).exists()]
     if later:
         number = 1 + len(list(folder.glob(f"before-{step}*")))
         aside = folder / (f"before-{step}" if number == 1 else f"before-{step}-{number}")
-        aside.mkdir()
         for path in later:
-            path.rename(aside / path.name)
+            there = aside / path.relative_to(folder)
+            there.parent.mkdir(parents=True, exist_ok=True)
+            path.rename(there)
         logger.info(f"What lay after step {step} is in {aside}")
     for path in (folder / "logs" / "losses.jsonl", folder / "logs" / "skipped.jsonl"):
         if path.exists():

@@ -28,6 +28,8 @@ from training_run.stopping import StoppedError
 
 logger = logging.getLogger(__name__)
 
+#: What a run has measured of its own steps.
+RATES = "seconds_per_step pairs_per_second last_step_seconds peak_gpu_memory_gib".split()
 #: Packages that decide what a run computes; their versions go on record.
 PACKAGES = "torch diffusers transformers accelerate peft safetensors numpy Pillow"
 
@@ -95,6 +97,14 @@ class RunRecord:
             "resumed_from_step": run.step or None,
             "trainable_parameters": sum(parameter.numel() for parameter in run.parameters),
         }
+        self.facts |= self._rates_before()
+
+    def _rates_before(self) -> dict[str, Any]:
+        """What the run that is continued has measured on the same devices: all there is where no step is left."""
+        path = self.run.folder / "run.json"
+        before = json.loads(path.read_text(encoding="utf-8")) if self.run.step and path.is_file() else {}
+        same = all(before.get(name) == self.facts[name] for name in ("device", "world_size"))
+        return {name: before[name] for name in RATES if same and name in before}
 
     @contextlib.contextmanager
     def ending(self) -> Iterator[None]:
@@ -143,7 +153,7 @@ class RunRecord:
             self.facts["seconds_per_step"] = sum(steady) / len(steady)
             self.facts["pairs_per_second"] = rows * len(steady) / sum(steady)
             self.facts["last_step_seconds"] = [round(each, 4) for each in self.seconds[-10:]]
-        if torch.cuda.is_available():
+        if steady and torch.cuda.is_available():
             self.facts["peak_gpu_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
         self.facts["step"] = self.run.step
         self.facts["skipped_steps"] = self.run.skipped_steps

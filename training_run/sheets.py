@@ -23,6 +23,17 @@ def sheet_path(folder: Path, step: int) -> Path:
     return folder / "validation" / f"step-{step}.png"
 
 
+def sheets_in(folder: Path) -> list[Path]:
+    """The sheets of a run in ``folder``, by step."""
+    found = [path for path in folder.glob("validation/step-*.png") if path.stem.removeprefix("step-").isdecimal()]
+    return sorted(found, key=step_of_sheet)
+
+
+def step_of_sheet(path: Path) -> int:
+    """The step of a sheet that ``sheets_in`` has found."""
+    return int(path.stem.removeprefix("step-"))
+
+
 def write_sheet(
     folder: Path, step: int, samples: Sequence[dict[str, Any]], results: Sequence[Image.Image]
 ) -> Image.Image:

@@ -13,6 +13,7 @@ from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from deepfashion_training.reports.figures import Figure, figure_of, figures_in, verdict
 from deepfashion_training.reports.page import write_page
 from training_run.hub import is_hub_id, local_path, subfolder_of_transformer
+from training_run.sheets import sheets_in
 
 #: Arguments that a reader of the card wants to know, in this order.
 SHOWN_ARGUMENTS = (
@@ -32,7 +33,7 @@ def write_model_card(output_dir: Path, repo_id: str | None = None) -> Path:
     run: dict[str, Any] = json.loads((output_dir / "run.json").read_text(encoding="utf-8"))
     arguments = run["arguments"]
     transformer = arguments["pretrained_inpaint_model_name_or_path"]
-    pictures = sorted((output_dir / "validation").glob("step-*.png"), key=lambda path: int(path.stem.split("-")[1]))
+    pictures = sheets_in(output_dir)
     card = output_dir / "README.md"
     sources = [part["source"] for part in run["dataset"]["train"].get("parts", [run["dataset"]["train"]])]
     write_page(

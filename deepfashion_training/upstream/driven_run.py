@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import set_seed
+from safetensors import safe_open
 from torch.utils.data import Subset
 
 from training_run.checkpoints import step_of
@@ -58,7 +59,7 @@ class DrivenRun:
         self.optimizer: Any = None
         self.datasets: dict[str, Any] = {}
         self.samples: list[dict[str, Any]] = []
-        self.prompt = ""
+        self.prompt = prompt_in(Path(checkpoint)) if self.first_step else ""
         self.losses: list[torch.Tensor] = []
         self.record: RunRecord | None = None
         self.clock: float | None = None
@@ -74,6 +75,7 @@ class DrivenRun:
             "checkpointing_steps": settings.checkpointing_steps or NEVER,
             "checkpoints_total_limit": None,  # old ones go when the new one is complete
             "max_grad_norm": settings.max_grad_norm or math.inf,
+            "resume_from_checkpoint": checkpoint if self.first_step else None,  # "latest" of none is a fresh start
         }
         self.script_args = Namespace(**{**vars(settings), **changed})
         """The arguments that the script gets; ``settings`` keep what the user has asked for."""
@@ -145,7 +147,7 @@ class DrivenRun:
             self.settings.instance_prompt = self.prompt
             self.record = RunRecord(self, self.datasets)
             self.record.facts["upstream"] = self.facts
-            if self.step and self.accelerator.is_main_process:
+            if self.accelerator.is_main_process:
                 forget_future(self.folder, self.step)
         return self.record
 
@@ -192,6 +194,12 @@ class DrivenRun:
             if (self.folder / LORA_FILE).exists():
                 self.record.facts["weights"] = LORA_FILE
             self.record.end(status)
+
+
+def prompt_in(checkpoint: Path) -> str:
+    """The prompt that a checkpoint's LoRA was trained with; a script may encode none where no step is left."""
+    with safe_open(checkpoint / LORA_FILE, "pt") as file:
+        return str((file.metadata() or {}).get("prompt", ""))
 
 
 def checkpoint_of(settings: Namespace) -> Path | None:

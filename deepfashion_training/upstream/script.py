@@ -284,7 +284,8 @@ def _place(error: KeyError) -> tuple[str, str, str]:
 def _train_lora(script: Script, settings: argparse.Namespace, dataset: Any) -> None:
     """Train through a script that gets a LoRA."""
     found = checkpoint_of(settings)
-    settings.resume_from_checkpoint = str(found) if found else None
+    if found:
+        settings.resume_from_checkpoint = str(found)
     file = script.imports.file
     facts = {"script": str(file), "sha256": hashlib.sha256(file.read_bytes()).hexdigest(), "lora": "adapter"}
     run, status = DrivenRun(settings, dataset, facts), "failed"
