@@ -1064,8 +1064,8 @@ def main(args: argparse.Namespace) -> None:
                         record.facts["weights"] = run.save_weights(run.folder).name
                 accelerator.wait_for_everyone()
                 asked, _ = stopping.agreed(accelerator)
-                if asked and run.lacks_picture():  # it was being drawn: not done yet
-                    raise StoppedError(asked)
+                if asked and run.lacks_picture():  # it was being drawn: not done yet, and to be continued
+                    run.stop_if_asked(random_state())
         except RuntimeError as error:
             if guards.is_out_of_memory(error):
                 raise guards.training_out_of_memory(args, error) from error

@@ -309,8 +309,10 @@ def test_a_run_that_lost_only_its_last_file_is_finished_and_not_refused(tiny_arg
         run(tiny_args(*FLAGS, *again))
 
 
-def test_a_signal_in_the_last_validation_leaves_a_run_that_is_not_done(tiny_args, monkeypatch):
+@pytest.mark.parametrize("every", [1, 0])  # with a checkpoint of the last step, and without
+def test_a_signal_in_the_last_validation_leaves_a_run_that_is_not_done(tiny_args, monkeypatch, every):
     shown = [*FLAGS, "--max_train_steps", 2, "--validation_steps", 2, "--num_validation_images", 1]
+    shown += ["--checkpointing_steps", every]
     whole = tiny_args(*shown)
     run(whole)
     args, draw = tiny_args(*shown), tfi.Run.draw_results
@@ -355,10 +357,33 @@ def test_what_lies_after_the_step_that_a_run_goes_on_from_is_set_aside(tmp_path,
     assert [path.name for path in sheets_in(tmp_path)] == ["step-0.png", "step-2.png"]
     assert (tmp_path / "before-2" / "validation" / "step-10.png").read_text() == "picture of 10"
     assert (tmp_path / "logs" / "losses.jsonl").read_text() == "".join(lines[:2])
-    forget_future(tmp_path, 0)
-    assert [path.name for path in sheets_in(tmp_path)] == ["step-0.png"]
-    assert (tmp_path / "logs" / "losses.jsonl").read_text() == ""
+    forget_future(tmp_path, 0)  # a fresh start
+    assert sheets_in(tmp_path) == [] and list((tmp_path / "logs").iterdir()) == []
+    assert (tmp_path / "before-0" / "logs" / "losses.jsonl").read_text() == "".join(lines[:2])
     assert (tmp_path / "validation" / "step-mine.png").exists()
+
+
+def test_what_was_set_aside_is_never_written_over(tmp_path, accelerator):
+    for number in ("", "-2", "-3"):
+        (tmp_path / f"before-2{number}").mkdir()
+    (tmp_path / "before-2").rmdir()
+    (tmp_path / "before-2-2").rmdir()
+    (tmp_path / "before-2-3" / tfi.LORA_FILE).write_text("of a third branch")
+    for content in ("of a fourth", "of a fifth", "of a sixth"):
+        (tmp_path / tfi.LORA_FILE).write_text(content)
+        forget_future(tmp_path, 2)
+    kept = {path.parent.name: path.read_text() for path in tmp_path.glob(f"*/{tfi.LORA_FILE}")}
+    branches = {"before-2": "of a fourth", "before-2-2": "of a fifth", "before-2-3": "of a third branch"}
+    assert kept == branches | {"before-2-4": "of a sixth"}
+
+
+def test_a_record_that_cannot_be_read_is_named(tiny_args):
+    args = tiny_args(*FLAGS, "--max_train_steps", 1, "--checkpointing_steps", 1)
+    run(args)
+    (Path(args.output_dir) / "run.json").write_text("{")
+    again = [*FLAGS, "--max_train_steps", 1, "--output_dir", args.output_dir, "--resume_from_checkpoint", "latest"]
+    with pytest.raises(ValueError, match=r"run\.json is not readable .*: move it away"):
+        run(tiny_args(*again))
 
 
 def test_what_was_made_of_weights_goes_before_them(tmp_path, monkeypatch, accelerator):
@@ -391,6 +416,7 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_leaves_nothing_in_the
     (line,) = (tmp_path / "logs" / "losses.jsonl").read_text().splitlines()
     assert json.loads(line)["step"] == 1 and json.loads(line)["loss"] != 9.0
     assert not list((tmp_path / "validation").iterdir())
+    assert (tmp_path / "before-0" / "validation" / "step-200.png").exists()
 
 
 def dies_outside(part: str) -> Callable[[tfi.Run, Path], Path]:

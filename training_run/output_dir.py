@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from argparse import Namespace
@@ -26,6 +27,8 @@ PASSING = frozenset(
     "source revision bad_rows options parts ledger_dir cache_dir max_bad_rows max_validation_samples".split()
 )
 
+#: What a run writes to ``logs`` step by step.
+CURVES = ("losses.jsonl", "skipped.jsonl")
 #: Where a dataset may note unusable rows. It may begin before the directory is prepared, so that leaves them alone.
 ROW_LEDGERS = "logs/bad_rows-*.jsonl"
 #: The weights of a run and what is made of them, which goes where they go; before them, in case only some of it goes.
@@ -109,9 +112,18 @@ def refuse_finished(args: Namespace, step: int) -> None:
 
 def _is_finished(folder: Path) -> bool:
     """Whether the run in ``folder`` has written its weights and said so."""
-    record = folder / "run.json"
-    facts = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {"status": "done"}
+    facts = read_record(folder) or {"status": "done"}
     return bool(trained_in(folder)) and facts.get("status") == "done"
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """``run.json`` of the run in ``folder``, empty where there is none. Raises ``ValueError`` for an unreadable one."""
+    path = folder / "run.json"
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        return found
+    except ValueError as error:
+        raise ValueError(f"{path} is not readable ({error}): move it away to go on from the checkpoint") from error
 
 
 def is_done(args: Namespace, own: frozenset[str]) -> bool:
@@ -119,10 +131,9 @@ def is_done(args: Namespace, own: frozenset[str]) -> bool:
 
     Such a run may have been stopped while its LoRA was compared or published.
     """
-    record = Path(args.output_dir) / "run.json"
-    if not continues(args) or not record.is_file() or not trained_in(record.parent):
+    folder = Path(args.output_dir)
+    if not continues(args) or not trained_in(folder) or not (run := read_record(folder)):
         return False
-    run = json.loads(record.read_text(encoding="utf-8"))
     arguments = {name: value for name, value in vars(args).items() if name in own}
     finished = run.get("status") == "done" and run.get("step") == args.max_train_steps
     return finished and not changed(run["arguments"], arguments, FREE) and not changed(run["base"], base_facts(args))
@@ -131,25 +142,26 @@ def is_done(args: Namespace, own: frozenset[str]) -> bool:
 def forget_future(folder: Path, step: int) -> None:
     """Set aside what lies after ``step`` in a directory that goes on from there, and forget its curves.
 
-    Checkpoints, validation pictures, weights and what was made of them move to a folder ``before-<step>``; nothing is
-    deleted. Step 0 is a fresh start, in a directory that a run may have left before its first checkpoint.
+    Checkpoints, validation pictures, weights and what was made of them move to a new folder ``before-<step>``. At step
+    0, a fresh start in a directory that a run may have left before its first checkpoint, so do all pictures and curves.
     """
+    curves = [path for name in CURVES if (path := folder / "logs" / name).exists()]
     later = [path for path in checkpoints_in(folder) if (step_of(path) or 0) > step]
-    later += [path for path in sheets_in(folder) if step_of_sheet(path) > step]
+    later += [path for path in sheets_in(folder) if step_of_sheet(path) > step or not step]
+    later += [] if step else curves
     if trained_in(folder):
         later += [folder / name for name in MADE_OF_WEIGHTS if (folder / name).exists()]
     if later:
-        number = 1 + len(list(folder.glob(f"before-{step}*")))
-        aside = folder / (f"before-{step}" if number == 1 else f"before-{step}-{number}")
+        names = (f"before-{step}" + (f"-{number}" if number > 1 else "") for number in itertools.count(1))
+        aside = next(path for name in names if not (path := folder / name).exists())
         for path in later:
             there = aside / path.relative_to(folder)
             there.parent.mkdir(parents=True, exist_ok=True)
             path.rename(there)
         logger.info(f"What lay after step {step} is in {aside}")
-    for path in (folder / "logs" / "losses.jsonl", folder / "logs" / "skipped.jsonl"):
-        if path.exists():
-            lines = path.read_text("utf-8", errors="replace").splitlines(keepends=True)
-            write_file(path, "".join(line for line in lines if _step_in(line) <= step))
+    for path in curves if step else ():
+        lines = path.read_text("utf-8", errors="replace").splitlines(keepends=True)
+        write_file(path, "".join(line for line in lines if _step_in(line) <= step))
 
 
 def _step_in(line: str) -> float:

@@ -23,6 +23,7 @@ from accelerate import Accelerator
 
 from training_run.atomic import write_file
 from training_run.bases import base_facts
+from training_run.output_dir import read_record
 from training_run.start_lora import Start
 from training_run.stopping import StoppedError
 
@@ -101,8 +102,7 @@ class RunRecord:
 
     def _rates_before(self) -> dict[str, Any]:
         """What the run that is continued has measured on the same devices: all there is where no step is left."""
-        path = self.run.folder / "run.json"
-        before = json.loads(path.read_text(encoding="utf-8")) if self.run.step and path.is_file() else {}
+        before = read_record(self.run.folder) if self.run.step else {}
         same = all(before.get(name) == self.facts[name] for name in ("device", "world_size"))
         return {name: before[name] for name in RATES if same and name in before}
 
@@ -153,7 +153,7 @@ class RunRecord:
             self.facts["seconds_per_step"] = sum(steady) / len(steady)
             self.facts["pairs_per_second"] = rows * len(steady) / sum(steady)
             self.facts["last_step_seconds"] = [round(each, 4) for each in self.seconds[-10:]]
-        if steady and torch.cuda.is_available():
+        if torch.cuda.is_available() and (steady or self.run.step < args.max_train_steps):
             self.facts["peak_gpu_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
         self.facts["step"] = self.run.step
         self.facts["skipped_steps"] = self.run.skipped_steps

@@ -25,8 +25,8 @@ def sheet_path(folder: Path, step: int) -> Path:
 
 def sheets_in(folder: Path) -> list[Path]:
     """The sheets of a run in ``folder``, by step."""
-    found = [path for path in folder.glob("validation/step-*.png") if path.stem.removeprefix("step-").isdecimal()]
-    return sorted(found, key=step_of_sheet)
+    found = {path: path.stem.removeprefix("step-") for path in folder.glob("validation/step-*.png")}
+    return sorted((path for path, step in found.items() if step.isdecimal()), key=step_of_sheet)
 
 
 def step_of_sheet(path: Path) -> int:

@@ -59,7 +59,7 @@ class DrivenRun:
         self.optimizer: Any = None
         self.datasets: dict[str, Any] = {}
         self.samples: list[dict[str, Any]] = []
-        self.prompt = prompt_in(Path(checkpoint)) if self.first_step else ""
+        self.prompt = ""
         self.losses: list[torch.Tensor] = []
         self.record: RunRecord | None = None
         self.clock: float | None = None
@@ -144,6 +144,8 @@ class DrivenRun:
         """``run.json``, which begins with the first step, when nothing can be refused any more."""
         if self.record is None:
             self.settings.mixed_precision = self.accelerator.mixed_precision
+            if not self.prompt and self.first_step:  # a script may encode none where no step is left
+                self.prompt = prompt_in(self.folder / f"checkpoint-{self.first_step}")
             self.settings.instance_prompt = self.prompt
             self.record = RunRecord(self, self.datasets)
             self.record.facts["upstream"] = self.facts
@@ -197,7 +199,7 @@ class DrivenRun:
 
 
 def prompt_in(checkpoint: Path) -> str:
-    """The prompt that a checkpoint's LoRA was trained with; a script may encode none where no step is left."""
+    """The prompt that a checkpoint's LoRA was trained with."""
     with safe_open(checkpoint / LORA_FILE, "pt") as file:
         return str((file.metadata() or {}).get("prompt", ""))
 
