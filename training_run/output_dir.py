@@ -1,4 +1,4 @@
-"""The output directory of a run: an earlier run in it, and the checkpoint that a run continues from."""
+"""The output directory of a run: an earlier run in it, what of it is set aside, and the checkpoint to continue from."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ PASSING = frozenset(
 CURVES = ("losses.jsonl", "skipped.jsonl")
 #: Where a dataset may note unusable rows. It may begin before the directory is prepared, so that leaves them alone.
 ROW_LEDGERS = "logs/bad_rows-*.jsonl"
-#: The weights of a run and what is made of them, which goes where they go; before them, in case only some of it goes.
+#: What is made of a run's weights, and the weights. They go together, weights last: a kill in between leaves no figures
+#: beside weights that they are not of.
 MADE_OF_WEIGHTS = ("README.md", "evaluation.json", "evaluation", LORA_FILE, "transformer")
 
 
@@ -145,21 +146,21 @@ def forget_future(folder: Path, step: int) -> None:
     Checkpoints, validation pictures, weights and what was made of them move to a new folder ``before-<step>``. At step
     0, a fresh start in a directory that a run may have left before its first checkpoint, so do all pictures and curves.
     """
-    curves = [path for name in CURVES if (path := folder / "logs" / name).exists()]
+    curves = [folder / "logs" / name for name in CURVES]
     later = [path for path in checkpoints_in(folder) if (step_of(path) or 0) > step]
     later += [path for path in sheets_in(folder) if step_of_sheet(path) > step or not step]
-    later += [] if step else curves
+    later += [] if step else filter(Path.exists, curves)
     if trained_in(folder):
         later += [folder / name for name in MADE_OF_WEIGHTS if (folder / name).exists()]
     if later:
-        names = (f"before-{step}" + (f"-{number}" if number > 1 else "") for number in itertools.count(1))
+        names = itertools.chain([f"before-{step}"], (f"before-{step}-{number}" for number in itertools.count(2)))
         aside = next(path for name in names if not (path := folder / name).exists())
         for path in later:
             there = aside / path.relative_to(folder)
             there.parent.mkdir(parents=True, exist_ok=True)
             path.rename(there)
         logger.info(f"What lay after step {step} is in {aside}")
-    for path in curves if step else ():
+    for path in filter(Path.exists, curves):
         lines = path.read_text("utf-8", errors="replace").splitlines(keepends=True)
         write_file(path, "".join(line for line in lines if _step_in(line) <= step))
 

@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 from accelerate.utils import set_seed
-from safetensors import safe_open
 from torch.utils.data import Subset
 
 from training_run.checkpoints import step_of
 from training_run.lora import save_lora
+from training_run.lora_formats import read_lora
 from training_run.output_dir import LORA_FILE, find_checkpoint, forget_future, refuse_finished
 from training_run.processes import launched_processes
 from training_run.record import RunRecord
@@ -145,7 +145,8 @@ class DrivenRun:
         if self.record is None:
             self.settings.mixed_precision = self.accelerator.mixed_precision
             if not self.prompt and self.first_step:  # a script may encode none where no step is left
-                self.prompt = prompt_in(self.folder / f"checkpoint-{self.first_step}")
+                trained = read_lora(self.folder / f"checkpoint-{self.first_step}" / LORA_FILE)
+                self.prompt = trained.metadata.get("prompt", "")
             self.settings.instance_prompt = self.prompt
             self.record = RunRecord(self, self.datasets)
             self.record.facts["upstream"] = self.facts
@@ -196,12 +197,6 @@ class DrivenRun:
             if (self.folder / LORA_FILE).exists():
                 self.record.facts["weights"] = LORA_FILE
             self.record.end(status)
-
-
-def prompt_in(checkpoint: Path) -> str:
-    """The prompt that a checkpoint's LoRA was trained with."""
-    with safe_open(checkpoint / LORA_FILE, "pt") as file:
-        return str((file.metadata() or {}).get("prompt", ""))
 
 
 def checkpoint_of(settings: Namespace) -> Path | None:
