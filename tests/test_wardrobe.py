@@ -12,6 +12,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
+from accelerate import PartialState
 from PIL import Image, ImageFilter
 
 from deepfashion_training.data.schema import PAIR_COLUMNS, RAW_COLUMNS
@@ -123,6 +124,28 @@ def test_split_sizes_follow_from_the_number_of_pids(rows, held_out):
     assert counts["test"] == counts["validation"] == held_out
     assert sum(counts.values()) == -(-rows // 3)
     assert split_of_pids(rows, seed=5) == split_of_pids(rows, seed=5) != split_of_pids(rows, seed=6)
+
+
+def test_the_wardrobe_of_embedded_is_for_learning_first(monkeypatch, tmp_path):
+    monkeypatch.setattr(wardrobe, "OWN_ROWS", 300)
+    wardrobe.draw_wardrobe(tmp_path / "own", PartialState())
+    data = load(tmp_path / "own", tmp_path)
+    # 300 rows are 100 people, 3% of those are three.
+    assert {split: len(rows) for split, rows in data.items()} == {"train": 282, "validation": 9, "test": 9}
+    assert all(set(Counter(rows["cloth_type"]).values()) == {len(rows) // 3} for rows in data.values())
+
+
+def test_more_patterns_to_learn_from_change_training_rows_alone(tmp_path):
+    usual = load(write_wardrobe(tmp_path / "a", rows=90, seed=2, size=SMALL), tmp_path)
+    plain = load(write_wardrobe(tmp_path / "b", rows=90, seed=2, size=SMALL, patterned=0.0), tmp_path)
+    rich = load(write_wardrobe(tmp_path / "c", rows=90, seed=2, size=SMALL, patterned=1.0), tmp_path)
+
+    def with_pattern(rows):
+        return {row["source_row"] for row in rows if re.search(r" and \w+ [\w-]+ patterns", row["caption"])}
+
+    for split in ("validation", "test"):
+        assert usual[split]["caption"] == plain[split]["caption"] == rich[split]["caption"]
+    assert set() == with_pattern(plain["train"]) < with_pattern(usual["train"]) < with_pattern(rich["train"])
 
 
 def test_garment_types_come_in_turn():

@@ -113,10 +113,13 @@ def documented_specs(rows: int, seed: int) -> Iterator[RowSpec]:
         yield RowSpec(seed, index, pid_index, variant, views[place], (UPPER, LOWER, FULL)[place], around, studio=True)
 
 
-def split_of_pids(rows: int, seed: int) -> list[str]:
-    """The split of each documented pid, by its index: 80/10/10, each split non-empty from three pids on."""
+def split_of_pids(rows: int, seed: int, held_out_share: float = 0.1) -> list[str]:
+    """The split of each documented pid, by its index: 80/10/10, each split non-empty from three pids on.
+
+    ``held_out_share``, below 0.5, is the share of validation, and of test.
+    """
     count = -(-rows // 3)
-    held_out = max(1, round(count * 0.1)) if count >= 3 else 0
+    held_out = max(1, round(count * held_out_share)) if count >= 3 else 0
     order = np.random.default_rng([seed, 8]).permutation(count)
     # A last pid with fewer rows stays in training, so that the held-out splits are balanced.
     order = order[order != count - 1]
