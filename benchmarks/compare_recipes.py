@@ -180,8 +180,9 @@ def compare(judged: Mapping[tuple[str, int], Any], names: Sequence[str], seeds: 
     """A row for each garment type and figure: ``base``, and by recipe ``changes`` by seed and ``differences``.
 
     Changes are from the base as the first recipe draws it, since one that draws it worse gains nothing by that.
-    Differences are to the first recipe. In the rows of tops' errors ``losses`` has, for recipes beside a first one that
-    loses: ``share`` of its mean loss, and the ``difference`` of a loss to half of it.
+    Differences are to the first recipe. In the rows of tops' errors ``losses`` has by recipe the ``difference`` of a
+    loss to half of the first one's, and the ``share`` of its mean loss. Where the first one loses nothing in the mean,
+    half of its loss is 0, and there is no share.
     """
     rows: list[dict[str, Any]] = []
     first = judged[names[0], seeds[0]]
@@ -197,11 +198,12 @@ def compare(judged: Mapping[tuple[str, int], Any], names: Sequence[str], seeds: 
             row["changes"] = {name: values.tolist() for name, values in of.items()}
             row["differences"] = {name: difference(of[name] - of[names[0]], *words) for name in names[1:]}
             lost = float(of[names[0]].mean())
-            if kind == "upper" and figure in ERRORS and lost > 0:
+            if kind == "upper" and figure in ERRORS:
+                half = of[names[0]] / 2 if lost > 0 else 0
                 row["losses"] = {
                     name: {
-                        "share": float(of[name].mean() / lost),
-                        "difference": difference(of[name] - of[names[0]] / 2, "at most half", "more than half"),
+                        "share": float(of[name].mean() / lost) if lost > 0 else None,
+                        "difference": difference(of[name] - half, "at most half", "more than half"),
                     }
                     for name in names[1:]
                 }
@@ -226,8 +228,10 @@ def table(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
         cells += [_cell(row["differences"][name], figure) for name in names[1:]]
         lines.append(f"| {' | '.join(cells)} |")
         if losses := row.get("losses"):
-            cells = [f"loss, and less half of {names[0]}'s", "", "100%"]
-            cells += [f"{losses[name]['share']:.0%}" for name in names[1:]]
+            shares = [losses[name]["share"] for name in names[1:]]
+            of_first = "none" if None in shares else "100%"
+            cells = [f"loss, and less half of {names[0]}'s", "", of_first]
+            cells += ["" if share is None else f"{share:.0%}" for share in shares]
             cells += [_cell(losses[name]["difference"], figure) for name in names[1:]]
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -150,13 +150,24 @@ def test_a_recipe_gains_nothing_by_a_base_that_it_draws_worse() -> None:
     assert all(row["differences"]["odd"]["mean"] == 0 for row in compare(figures, ["plain", "odd"], [0]))
 
 
-def test_more_of_a_pattern_is_better_and_tops_that_gain_have_no_loss() -> None:
+def test_more_of_a_pattern_is_better() -> None:
     figures = {(name, seed): judged(0.9, 0.5, kept) for name, kept in (("a", 0.3), ("b", 0.4)) for seed in range(3)}
     for seed in range(3):
         figures["b", seed] = judged(0.9, 0.5, 0.4 + seed / 1000)
     rows = {(row["type"], row["figure"]): row for row in compare(figures, ["a", "b"], range(3))}
     assert rows["lower", "patterns"]["differences"]["b"]["verdict"] == "better"
-    assert "losses" not in rows["upper", "dssim_masked"]
+
+
+@pytest.mark.parametrize(("keep", "word"), [(0.97, "at most half"), (0.995, "open"), (1.02, "more than half")])
+def test_beside_tops_that_gain_half_of_the_loss_is_none(keep: float, word: str) -> None:
+    figures = {("plain", seed): judged(0.96 + seed / 100, 0.5) for seed in range(3)}
+    figures |= {("keep", seed): judged(keep + seed / 200, 0.5) for seed in range(3)}
+    rows = compare(figures, ["plain", "keep"], range(3))
+    loss = next(row["losses"]["keep"] for row in rows if (row["type"], row["figure"]) == ("upper", "dssim_masked"))
+    assert loss["share"] is None and loss["difference"]["verdict"] == word
+    assert loss["difference"]["mean"] == pytest.approx(keep + 1 / 200 - 1)
+    line = next(line for line in table(rows, ["plain", "keep"]).splitlines() if line.startswith("| loss"))
+    assert line.startswith("| loss, and less half of plain's |  | none |  |") and word in line
 
 
 def test_no_run_starts_after_one_that_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
