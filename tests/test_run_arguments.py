@@ -15,7 +15,7 @@ from deepfashion_training.embedded import TINY_FLUX_FILL
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICK = ["--preset", "quick_test", "--embedded"]
-OF_SMALL_MODEL = ((1, 9, 11), (4, 3, 4))  # its mixture of garment types, at the first step and the last
+OF_SMALL_MODEL = ((1, 10, 11), (5, 3, 3))  # its mixture of garment types, at the first step and the last
 
 
 def parsed(tmp_path: Path, *argv: str):
