@@ -142,7 +142,7 @@ def quick_test(tmp_path_factory: pytest.TempPathFactory) -> tuple[subprocess.Com
     """The launcher's quick test as a user types it, from its own folder, into a path with a space."""
     folder = tmp_path_factory.mktemp("quick test") / "the run"
     folder.mkdir()
-    write_wardrobe(folder / "wardrobe", rows=240, size=(128, 96))  # the run would draw 6,000 rows
+    write_wardrobe(folder / "wardrobe", rows=240, size=(128, 96))  # the run would draw 6,300 rows
     steps = ["--max_train_steps", "8", "--validation_steps", "4", "--checkpointing_steps", "4", "--lora_rank", "16"]
     steps += ["--max_train_samples", "64", "--evaluate_samples", "6"]
     arguments = ["bash", LAUNCHER.name, "--quick-test", "--embedded", "--output_dir", folder, *steps]
