@@ -1,6 +1,6 @@
 """How well the small base dresses drawn people that it never saw, by garment type, with and without a LoRA.
 
-    python benchmarks/embedded_base.py [--lora FOLDER] [--people 80] [--seeds 67 68 69] [--json F]
+    python benchmarks/embedded_base.py [--lora FOLDER] [--people 80] [--seeds 79 80 81] [--json F]
 
 Figures are those of ``evaluate`` with its defaults, by its own code, on people of seeds that nothing is trained on:
 mean CIEDE2000 of the garment and 1-SSIM over the area to repaint. Over patterned garments comes how much of the pattern
