@@ -133,6 +133,10 @@ def test_the_wardrobe_of_embedded_is_for_learning_first(monkeypatch, tmp_path):
     # 300 rows are 100 people, 3% of those are three.
     assert {split: len(rows) for split, rows in data.items()} == {"train": 282, "validation": 9, "test": 9}
     assert all(set(Counter(rows["cloth_type"]).values()) == {len(rows) // 3} for rows in data.values())
+    specs = list(documented_specs(300, wardrobe.OWN_SEED))
+    for split, patterned in {"train": wardrobe.OWN_PATTERNED, "validation": 0.5, "test": 0.5}.items():
+        drawn = [replace(specs[number], patterned=patterned).caption() for number in data[split]["source_row"]]
+        assert data[split]["caption"] == drawn
 
 
 def test_more_patterns_to_learn_from_change_training_rows_alone(tmp_path):

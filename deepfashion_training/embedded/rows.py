@@ -114,9 +114,9 @@ def documented_specs(rows: int, seed: int) -> Iterator[RowSpec]:
 
 
 def split_of_pids(rows: int, seed: int, held_out_share: float = 0.1) -> list[str]:
-    """The split of each documented pid, by its index: 80/10/10, each split non-empty from three pids on.
+    """The split of each documented pid, by its index, each split non-empty from three pids on.
 
-    ``held_out_share``, below 0.5, is the share of validation, and of test.
+    ``held_out_share`` of the pids, rounded, are in validation, and as many in test; 0.1 gives 80/10/10.
     """
     count = -(-rows // 3)
     held_out = max(1, round(count * held_out_share)) if count >= 3 else 0
