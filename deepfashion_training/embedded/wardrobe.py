@@ -3,8 +3,8 @@
     python -m deepfashion_training.embedded.wardrobe --output_dir D --schema documented|hub --rows N --seed S
 
 ``documented`` is what training reads, split 80/10/10 by pid; ``hub`` has the columns of
-``SaffalPoosh/deepFashion-with-masks``. Both need no network, and are the same bytes for the same arguments, whatever
-``num_proc`` is.
+``SaffalPoosh/deepFashion-with-masks``. Of what ``--embedded`` draws for itself, ``documented`` too, more is to learn
+from (``OWN_ROWS``). All need no network, and are the same bytes for the same arguments, whatever ``num_proc`` is.
 """
 
 from __future__ import annotations
@@ -66,14 +66,14 @@ def write_wardrobe(
     size: tuple[int, int] = (384, 288),
     num_proc: int = 1,
     held_out_share: float = 0.1,
-    patterned: float = 0.5,
+    patterned: float = RowSpec.patterned,
 ) -> Path:
     """Draw ``rows`` rows into ``output_dir``/data and return ``output_dir``.
 
     ``schema`` is ``documented`` or ``hub``, ``size`` is (height, width) in pixels, at least 64 each. Of the documented
     schema ``held_out_share`` of the people are in validation, and as many in test; ``patterned`` is the share of the
-    garments drawn with a pattern that keep it in training (0.5 in the other splits). The folder appears only once it is
-    complete. Raises ``FileExistsError`` where ``output_dir`` holds anything already.
+    garments drawn with a pattern that keep it in training; in all other rows it is the default. The folder appears only
+    once it is complete. Raises ``FileExistsError`` where ``output_dir`` holds anything already.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
